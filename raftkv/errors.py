@@ -1,0 +1,165 @@
+"""The one taxonomy of outcomes: codes on the wire, exceptions in Python, and what each of them promises.
+
+Every code is either *definite* (the operation surely did not take effect) or *indefinite* (it may have). Server, client,
+history recorder and checker read the same table, :data:`OUTCOMES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+
+class Code(IntEnum):
+    """Outcome of one operation as it travels between nodes and to clients."""
+
+    OK = 0
+    CONDITION_FAILED = 1
+    INVALID_ARGUMENT = 2
+    TOO_LARGE = 3
+    NOT_LEADER = 4
+    SLOT_MOVING = 5
+    MOVED = 6
+    UNAVAILABLE = 7
+    OVERLOADED = 8
+    NO_SPACE = 9
+    UNKNOWN = 10
+    SESSION_EXPIRED = 11
+    NOT_CAUGHT_UP = 12
+    DEADLINE_EXCEEDED = 13
+    WRONG_CLUSTER = 14
+    INTERNAL = 15
+
+
+class RaftKVError(Exception):
+    """Base of everything that raftkv raises."""
+
+    code: Code = Code.INTERNAL
+
+
+class NotApplied(RaftKVError):
+    """The operation surely did not take effect."""
+
+    code = Code.UNAVAILABLE
+
+
+class OutcomeUnknown(RaftKVError):
+    """The operation may or may not have taken effect; a later read tells."""
+
+    code = Code.UNKNOWN
+
+
+class InvalidArgument(NotApplied):
+    """The request can never succeed as it is: an empty key, a negative TTL, an unknown consistency."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class TooLarge(InvalidArgument):
+    """A key, a value or a batch is over its limit (see :mod:`raftkv.limits`)."""
+
+    code = Code.TOO_LARGE
+
+
+class ConditionFailed(NotApplied):
+    """The record's version was not the one asked for.
+
+    ``version`` is the record's version at that moment, 0 if it was absent.
+    """
+
+    code = Code.CONDITION_FAILED
+
+    def __init__(self, message: str = "", version: int = 0) -> None:
+        super().__init__(message)
+        self.version = version
+
+
+class Unavailable(NotApplied):
+    """No replica could serve the operation before the deadline, and none executed it."""
+
+    code = Code.UNAVAILABLE
+
+
+class Overloaded(NotApplied):
+    """The node has more outstanding work than it accepts."""
+
+    code = Code.OVERLOADED
+
+
+class NoSpace(NotApplied):
+    """The node's disk is full: writes are refused, reads and deletes go on."""
+
+    code = Code.NO_SPACE
+
+
+class WrongCluster(NotApplied):
+    """The endpoint belongs to another cluster than the one this client spoke to before."""
+
+    code = Code.WRONG_CLUSTER
+
+
+class SessionExpired(OutcomeUnknown):
+    """A retry came after its request's dedupe record had gone; whether an earlier attempt took effect is not known."""
+
+    code = Code.SESSION_EXPIRED
+
+
+class DeadlineExceeded(OutcomeUnknown):
+    """The budget ran out while an attempt was under way that may still take effect."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+class ConfigError(RaftKVError):
+    """A configuration file or option is wrong; the message names it."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class StorageError(RaftKVError):
+    """The data folder cannot be used; the message names file, offset and what to do."""
+
+    code = Code.INTERNAL
+
+
+class DataFolderInUse(StorageError):
+    """Another process holds the data folder's lock."""
+
+
+class CorruptData(StorageError):
+    """Stored data was damaged; nothing was changed on disk."""
+
+    def __init__(self, path: str, offset: int, problem: str) -> None:
+        super().__init__(f"{path}: damaged at byte {offset}: {problem}")
+        self.path = path
+        self.offset = offset
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a code promises: ``definite`` = surely not applied; ``retry`` = the same request may succeed later."""
+
+    definite: bool
+    retry: bool
+    grpc_status: str
+    error: type[RaftKVError]
+
+
+OUTCOMES: Final[dict[Code, Outcome]] = {
+    Code.CONDITION_FAILED: Outcome(True, False, "FAILED_PRECONDITION", ConditionFailed),
+    Code.INVALID_ARGUMENT: Outcome(True, False, "INVALID_ARGUMENT", InvalidArgument),
+    Code.TOO_LARGE: Outcome(True, False, "INVALID_ARGUMENT", TooLarge),
+    Code.NOT_LEADER: Outcome(True, True, "UNAVAILABLE", Unavailable),
+    Code.SLOT_MOVING: Outcome(True, True, "UNAVAILABLE", Unavailable),
+    Code.MOVED: Outcome(True, True, "UNAVAILABLE", Unavailable),
+    Code.UNAVAILABLE: Outcome(True, True, "UNAVAILABLE", Unavailable),
+    Code.OVERLOADED: Outcome(True, True, "RESOURCE_EXHAUSTED", Overloaded),
+    Code.NO_SPACE: Outcome(True, False, "RESOURCE_EXHAUSTED", NoSpace),
+    Code.UNKNOWN: Outcome(False, True, "UNAVAILABLE", OutcomeUnknown),
+    Code.SESSION_EXPIRED: Outcome(True, False, "ABORTED", SessionExpired),
+    Code.NOT_CAUGHT_UP: Outcome(True, True, "UNAVAILABLE", Unavailable),
+    Code.DEADLINE_EXCEEDED: Outcome(False, False, "DEADLINE_EXCEEDED", DeadlineExceeded),
+    Code.WRONG_CLUSTER: Outcome(True, False, "FAILED_PRECONDITION", WrongCluster),
+    Code.INTERNAL: Outcome(False, False, "INTERNAL", OutcomeUnknown),
+}

@@ -1,0 +1,65 @@
+"""Every bound of raftkv, with its unit and its reason.
+
+Sizes are in bytes, times in seconds unless a name says otherwise. Client and server read the same constants, so a
+request that passes the client's check is never refused by the server for its size.
+"""
+
+from typing import Final
+
+MAX_KEY_BYTES: Final = 8 * 1024
+"""Keys live in memory on every replica and in every index of a slot; long keys belong into values."""
+
+MAX_VALUE_BYTES: Final = 1024 * 1024
+"""One value must fit many times into a frame, a log window and a snapshot chunk."""
+
+MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+"""Payload of one client batch; also gRPC's own default message limit."""
+
+MAX_MESSAGE_BYTES: Final = MAX_BATCH_BYTES + 256 * 1024
+"""gRPC message limit: a full batch and its framing."""
+
+MAX_ENTRY_BYTES: Final = MAX_BATCH_BYTES
+"""Commands gathered into one log entry stop here; one more command starts the next entry."""
+
+MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+"""A frame between nodes: several full entries. A longer announcement is garbage or an attack."""
+
+SNAPSHOT_CHUNK_BYTES: Final = 256 * 1024
+"""A chunk is built between two turns of the loop: about a millisecond of work."""
+
+MAX_INFLIGHT_APPEND_BYTES: Final = 2 * MAX_ENTRY_BYTES
+"""Per follower: what may be sent before the first acknowledgement. Must hold at least one full entry."""
+
+MAX_INFLIGHT_APPENDS: Final = 64
+"""Per follower: messages sent before the first acknowledgement."""
+
+MAX_PENDING_OPS: Final = 20_000
+"""Operations accepted by a node and not yet answered; beyond it, Overloaded."""
+
+MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
+"""Payload of the operations counted by MAX_PENDING_OPS."""
+
+MAX_PEER_BUFFER_BYTES: Final = 64 * 1024 * 1024
+"""Unsent bytes on one link to a peer; beyond it the link is closed and dialled anew (Raft tolerates loss)."""
+
+WAL_SEGMENT_BYTES: Final = 16 * 1024 * 1024
+"""Preallocated: fdatasync of overwritten blocks is about three times faster than of appended ones."""
+
+MAX_TTL: Final = 10 * 365 * 24 * 3600
+"""Ten years; longer is a unit mistake."""
+
+MAX_TIMEOUT: Final = 600
+"""Longest total budget of one call; sessions live longer than any retry."""
+
+SESSION_IDLE: Final = 3600
+"""A client's dedupe records in a slot go after this much group time without a write; more than MAX_TIMEOUT."""
+
+MAX_SESSIONS_PER_SLOT: Final = 4096
+"""Beyond it the least recently used session goes, and its late retries get SessionExpired."""
+
+MAX_EXPIRED_PER_ENTRY: Final = 1000
+"""Records removed for their expiry while one entry is applied: bounds the time an entry takes."""
+
+assert MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_BATCH_BYTES <= MAX_ENTRY_BYTES
+assert MAX_INFLIGHT_APPEND_BYTES + MAX_BATCH_BYTES < MAX_FRAME_BYTES
+assert SESSION_IDLE > MAX_TIMEOUT

@@ -1,0 +1,76 @@
+"""Operations and results: one pair of shapes from the front end through forwarding and the log to the state machine.
+
+Both are named tuples, so msgpack carries them as arrays in frames between nodes and in log entries.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+
+class Kind(IntEnum):
+    """What an operation does. Numbers are part of the log's format and never reused."""
+
+    GET = 0
+    PUT = 1
+    DELETE = 2
+    CAS = 3
+    SCAN = 4
+    # Replicated housekeeping of a group, proposed by its leader.
+    TICK = 10
+    GENESIS = 11
+    # Commands of the meta group.
+    MAP_INIT = 20
+
+
+class Mode(IntEnum):
+    """Consistency of a read."""
+
+    LINEARIZABLE = 0
+    QUORUM = 1
+    STALE = 2
+
+
+ANY_VERSION: Final = -1
+"""``Op.expect`` of an unconditional write."""
+
+ABSENT_VERSION: Final = 0
+"""``Op.expect`` of a write that wants the key to be absent; also the version reported for an absent record."""
+
+
+class Op(NamedTuple):
+    """One operation.
+
+    ``expect``: version wanted by a conditional PUT or DELETE. ``expected``: value wanted by CAS, None = absent.
+    ``ttl``: milliseconds, 0 = for ever. ``client``, ``seq``, ``first``: request id (16 bytes, number, first number that
+    the client still waits for); ``client`` empty for reads. ``mode``: of reads. A SCAN reads the records of ``slot``
+    whose keys are greater than ``key``, up to ``ttl`` bytes.
+    """
+
+    kind: int
+    slot: int
+    key: bytes
+    value: bytes | None = None
+    expect: int = ANY_VERSION
+    expected: bytes | None = None
+    ttl: int = 0
+    client: bytes = b""
+    seq: int = 0
+    first: int = 0
+    mode: int = 0
+
+
+class Result(NamedTuple):
+    """Outcome of one operation.
+
+    ``version``: of the record written or read, 0 = absent (DELETE: of the record removed, 0 = there was none).
+    ``ttl``: milliseconds left, -1 = for ever. ``hint``: node believed to lead the slot's group, 0 = none.
+    """
+
+    code: int
+    version: int = 0
+    value: bytes | None = None
+    ttl: int = -1
+    hint: int = 0
+    detail: str = ""
