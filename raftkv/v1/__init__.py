@@ -1,0 +1,1 @@
+"""Generated from proto/raftkv/v1 by .ci/generate; do not edit."""
