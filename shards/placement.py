@@ -1,0 +1,48 @@
+"""The first placement of a new cluster: slots on groups by the ring, replicas spread evenly over nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from shards.map import META_GROUP, Group, MapError, Node, ShardMap
+from shards.ring import Ring
+from shards.slots import DEFAULT_SLOTS
+
+MAX_META_VOTERS: Final = 5
+
+
+def initial_map(
+    cluster_id: str, nodes: Sequence[Node], groups: int, slots: int = DEFAULT_SLOTS, replicas: int = 3
+) -> ShardMap:
+    """Map of epoch 1 with data groups 1..``groups`` of ``replicas`` voters each and the meta group.
+
+    The same arguments give the same map on every node, whatever the order of ``nodes``. Raises MapError if there are
+    fewer nodes than replicas, more groups than slots, or an argument is out of range.
+    """
+    if not 1 <= groups <= slots:
+        raise MapError(f"groups must be from 1 to {slots}")
+    if not 1 <= replicas <= len(nodes):
+        raise MapError(f"{replicas} replicas need as many nodes, there are {len(nodes)}")
+    ordered = sorted(nodes, key=lambda node: node.id)
+    ids = [node.id for node in ordered]
+    owners = Ring(range(1, groups + 1)).assign(slots)
+    meta = Group(META_GROUP, tuple(ids[: _meta_voters(len(ids))]))
+    return ShardMap(cluster_id, 1, slots, tuple(ordered), (meta, *_spread(ids, groups, replicas)), owners)
+
+
+def _meta_voters(nodes: int) -> int:
+    # A fourth voter would make majorities bigger and tolerate no more failures than three.
+    return 3 if nodes == 4 else min(nodes, MAX_META_VOTERS)
+
+
+def _spread(nodes: list[int], groups: int, replicas: int) -> list[Group]:
+    """Deal replicas out in turn, so nodes differ by one at most, and so do their numbers of first voters."""
+    preferred = dict.fromkeys(nodes, 0)
+    spread: list[Group] = []
+    for index in range(groups):
+        voters = [nodes[(index * replicas + turn) % len(nodes)] for turn in range(replicas)]
+        first = min(range(replicas), key=lambda turn: preferred[voters[turn]])
+        preferred[voters[first]] += 1
+        spread.append(Group(index + 1, tuple(voters[first:] + voters[:first])))
+    return spread
