@@ -1,0 +1,59 @@
+# raftkv: make setup, make up, make test. Needs python3 >= 3.11 and make, nothing else.
+.DEFAULT_GOAL := help
+.PHONY: help setup up down status test quick check format generate bench clean
+
+PY := .venv/bin/python
+NODES ?= 3
+GROUPS ?= 3
+PORT ?= 7401
+DATA ?= ./data
+ARGS ?=
+
+help:
+	@echo "make setup     prepare .venv (PYTHON=... to choose the interpreter)"
+	@echo "make up        start a local cluster and wait for it (NODES=3 GROUPS=3 PORT=7401 DATA=./data)"
+	@echo "make status    show the local cluster"
+	@echo "make down      stop the local cluster; its data stay"
+	@echo "make test      all tests (ARGS=... goes to pytest)"
+	@echo "make quick     all tests but the slow ones"
+	@echo "make check     format, lint, types, import contracts, generated code"
+	@echo "make format    format the sources and mend what ruff can mend"
+	@echo "make generate  make raftkv/v1 from proto/"
+	@echo "make bench     a short measurement on a cluster of its own (ARGS=... goes to python -m bench load)"
+	@echo "make clean     remove caches and .venv; data stay"
+
+setup:
+	@PYTHON="$(PYTHON)" sh .ci/setup
+
+up: setup
+	@$(PY) -m raftkv.cli.main up --nodes $(NODES) --groups $(GROUPS) --port $(PORT) --data-dir $(DATA)
+
+down: setup
+	@$(PY) -m raftkv.cli.main down --data-dir $(DATA)
+
+status: setup
+	@$(PY) -m raftkv.cli.main status --data-dir $(DATA)
+
+test: setup
+	$(PY) -m pytest $(ARGS)
+
+quick: setup
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+check: setup
+	@sh .ci/check
+
+format: setup
+	$(PY) -m ruff check --fix --quiet . || true
+	$(PY) -m ruff format .
+
+generate: setup
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .ci/generate
+
+bench: setup
+	$(PY) -m bench load --cluster 3 --groups 3 --op set $(ARGS)
+	$(PY) -m bench load --cluster 3 --groups 3 --op get $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,226 @@
+"""Configuration of one node: a TOML file, checked completely before anything starts."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raftkv.errors import ConfigError
+
+DEFAULT_SLOTS: Final = 1024
+DEFAULT_GROUPS: Final = 3
+DEFAULT_REPLICAS: Final = 3
+MIN_SLOTS: Final = 256
+MAX_SLOTS: Final = 16384
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split ``host:port`` (an IPv6 host in brackets) into host and port.
+
+    Raises ValueError that says what is wrong.
+    """
+    host, colon, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{address!r} is not host:port (put an IPv6 host into brackets)")
+    if not colon or not host or any(c.isspace() or c == "/" for c in host):
+        raise ValueError(f"{address!r} is not host:port")
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(f"{address!r} has no port from 1 to 65535")
+    return host, int(port)
+
+
+def _address(value: str) -> str:
+    split_address(value)
+    return value
+
+
+def _uuid(value: str) -> str:
+    try:
+        return str(uuid.UUID(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not a UUID") from None
+
+
+def _slots(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("must be a power of two")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+NodeId = Annotated[int, Field(ge=1, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ClusterSection(_Section):
+    """What all nodes of a cluster agree on; fixed when the cluster is made."""
+
+    id: Annotated[str, AfterValidator(_uuid)]
+    slots: Annotated[int, Field(ge=MIN_SLOTS, le=MAX_SLOTS), AfterValidator(_slots)] = DEFAULT_SLOTS
+    groups: Annotated[int, Field(ge=1, le=256)] = DEFAULT_GROUPS
+    replicas: Annotated[int, Field(ge=1, le=9)] = DEFAULT_REPLICAS
+
+
+class NodeSection(_Section):
+    """This node. ``listen`` and ``peer_listen`` differ from the advertised addresses behind a NAT or in a container."""
+
+    id: NodeId
+    data_dir: Annotated[str, Field(min_length=1)]
+    address: Address
+    listen: Address
+    peer_address: Address
+    peer_listen: Address
+    reads: Literal["lease", "quorum"] = "lease"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class RaftSection(_Section):
+    """Times in seconds, sizes in bytes. The time-outs must be the same on all nodes: leases rest on them."""
+
+    election_min: Annotated[float, Field(ge=0.1, le=60)] = 0.5
+    election_max: Annotated[float, Field(ge=0.1, le=120)] = 0.9
+    heartbeat: Annotated[float, Field(ge=0.01, le=10)] = 0.1
+    snapshot_bytes: Annotated[int, Field(ge=64 * 1024)] = 64 * 1024 * 1024
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.election_max < 1.2 * self.election_min:
+            raise ValueError("election_max must be at least 1.2 times election_min")
+        if self.heartbeat > self.election_min / 2:
+            raise ValueError("heartbeat must be at most half of election_min")
+        return self
+
+
+class PeerSection(_Section):
+    """One node of the cluster. ``dial``: where this node reaches that peer, if not at its ``peer_address``."""
+
+    id: NodeId
+    address: Address
+    peer_address: Address
+    dial: Address | None = None
+
+
+class NodeConfig(_Section):
+    """Everything that one node needs to know to start."""
+
+    cluster: ClusterSection
+    node: NodeSection
+    raft: RaftSection = RaftSection()
+    nodes: Annotated[tuple[PeerSection, ...], Field(strict=False, min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ids = [peer.id for peer in self.nodes]
+        _unique("nodes: id", ids)
+        _unique("nodes: address", [peer.address for peer in self.nodes] + [peer.peer_address for peer in self.nodes])
+        if self.node.id not in ids:
+            raise ValueError(f"nodes: there is no entry for this node, id {self.node.id}")
+        me = self.peer(self.node.id)
+        for name in ("address", "peer_address"):
+            if getattr(me, name) != getattr(self.node, name):
+                raise ValueError(f"node.{name} is not the {name} of node {me.id} in nodes")
+        if self.cluster.replicas > len(ids):
+            raise ValueError(f"cluster.replicas: {self.cluster.replicas} replicas need more than {len(ids)} nodes")
+        if self.cluster.groups > self.cluster.slots:
+            raise ValueError("cluster.groups: more groups than slots")
+        return self
+
+    def peer(self, node: int) -> PeerSection:
+        """The entry of ``node``; KeyError if there is none."""
+        for peer in self.nodes:
+            if peer.id == node:
+                return peer
+        raise KeyError(node)
+
+    def dial_addresses(self) -> dict[int, str]:
+        """Where this node reaches each of the others: node id -> host:port."""
+        return {peer.id: peer.dial or peer.peer_address for peer in self.nodes if peer.id != self.node.id}
+
+
+def _unique(what: str, values: Iterable[object]) -> None:
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{what} {value} appears twice")
+        seen.add(value)
+
+
+def _fill(raw: dict[str, Any]) -> dict[str, Any]:
+    """Defaults that depend on other keys; anything malformed is left for the models to name."""
+    node = raw.get("node")
+    if not isinstance(node, dict):
+        return raw
+    node = dict(node)
+    peers = raw.get("nodes")
+    for peer in peers if isinstance(peers, list) else ():
+        if isinstance(peer, dict) and peer.get("id") == node.get("id"):
+            for name in ("address", "peer_address"):
+                if name in peer:
+                    node.setdefault(name, peer[name])
+    for name, source in (("listen", "address"), ("peer_listen", "peer_address")):
+        if source in node:
+            node.setdefault(name, node[source])
+    return {**raw, "node": node}
+
+
+def parse_config(raw: dict[str, Any], where: str) -> NodeConfig:
+    """Check a configuration given as plain data; ``where`` names its origin in errors.
+
+    Raises ConfigError that names origin and key of every problem.
+    """
+    try:
+        return NodeConfig.model_validate(_fill(raw))
+    except ValidationError as error:
+        problems = []
+        for item in error.errors(include_url=False, include_context=False):
+            key = ".".join(str(part) for part in item["loc"])
+            text = {"extra_forbidden": "unknown key", "missing": "is missing"}.get(item["type"], item["msg"])
+            text = text.removeprefix("Value error, ")
+            problems.append(f"{key}: {text}" if key else text)
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from None
+
+
+def load_config(path: str | Path) -> NodeConfig:
+    """Read and check a node's configuration file. A relative ``data_dir`` counts from the file's folder.
+
+    Raises ConfigError that names file and key.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read it: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    config = parse_config(raw, str(path))
+    data_dir = str((path.absolute().parent / config.node.data_dir).resolve())
+    return config.model_copy(update={"node": config.node.model_copy(update={"data_dir": data_dir})})
+
+
+def _toml(value: str | float) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def render(config: NodeConfig) -> str:
+    """Write ``config`` as TOML; :func:`load_config` reads the same configuration back."""
+    lines: list[str] = []
+    for name in ("cluster", "node", "raft"):
+        section: _Section = getattr(config, name)
+        lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in section.model_dump().items()]
+    for peer in config.nodes:
+        values = peer.model_dump(exclude_none=True)
+        lines += ["", "[[nodes]]"] + [f"{key} = {_toml(value)}" for key, value in values.items()]
+    return "\n".join(lines[1:]) + "\n"
