@@ -1,0 +1,36 @@
+"""Settings of a Raft group. Times in seconds, sizes in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RaftConfig:
+    """Timing and sizes of one group.
+
+    ``election_min``/``election_max``: bounds of the random election time-out. ``heartbeat``: longest silence of a leader.
+    ``lease_share``: the leader's lease as a share of ``election_min``; the rest is the allowance for clocks that run at
+    different rates. ``snapshot_bytes``: log bytes after which a snapshot is taken. ``keep_entries``: entries kept in
+    memory behind a snapshot for followers that are a little behind. ``max_open_entries``: entries proposed and not yet
+    committed while commands gather for the next one.
+    """
+
+    election_min: float = 0.5
+    election_max: float = 0.9
+    heartbeat: float = 0.1
+    lease_share: float = 0.9
+    snapshot_bytes: int = 64 * 1024 * 1024
+    keep_entries: int = 1000
+    max_open_entries: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < 3 * self.heartbeat < self.election_min < self.election_max:
+            raise ValueError("need 3 x heartbeat < election_min < election_max")
+        if not 0 < self.lease_share < 1:
+            raise ValueError("lease_share must be between 0 and 1")
+
+    @property
+    def lease(self) -> float:
+        """Seconds for which a confirmed contact with a majority allows local reads."""
+        return self.election_min * self.lease_share

@@ -1,0 +1,278 @@
+"""PySyncObj's core, driven by hand.
+
+What the library still decides: terms, whether a vote is granted, when an election is won, whether a follower's log
+matches and where it must be cut, the entry that opens a term.
+
+What is decided here and in the rest of this package instead: when anything is durable, what counts as committed, what is
+sent when, who may stand for election, reads, snapshots, time and randomness. The library's methods for those are
+replaced below; ``library.py`` lists every private name that is used.
+
+The two meet in :class:`Core`: events go in through its methods, and what the library wants to send comes out as their
+return values. Nothing here awaits, logs or sends.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Final
+
+from raftkv.clock import Clock
+from raftkv.raft.config import RaftConfig
+from raftkv.raft.library import Node, SyncObj, SyncObjConf, Transport, set_clock
+from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
+
+FOLLOWER: Final = 0
+CANDIDATE: Final = 1
+LEADER: Final = 2
+
+
+class _Peer(Node):  # type: ignore[misc]
+    """A member of the group. The library keeps members in sets: a fixed hash fixes their order."""
+
+    def __hash__(self) -> int:
+        return int(self._id)
+
+    def __str__(self) -> str:
+        return str(self._id)
+
+
+class _Capture(Transport):  # type: ignore[misc]
+    """Takes what the library sends and keeps it for the method that entered the library."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None, [])
+        self.sent: list[tuple[int, dict[str, Any]]] = []
+
+    def send(self, node: Any, message: dict[str, Any]) -> bool:
+        self.sent.append((node.id, message))
+        return True
+
+    def take(self) -> list[tuple[int, dict[str, Any]]]:
+        sent, self.sent = self.sent, []
+        return sent
+
+
+class Core(SyncObj):  # type: ignore[misc]
+    """One replica's Raft state."""
+
+    def __init__(
+        self, node: int, voters: Sequence[int], log: GroupLog, clock: Clock, rng: random.Random, config: RaftConfig
+    ) -> None:
+        set_clock(clock)
+        self._clock = clock
+        self._rng = rng
+        self._timing = config
+        self._log = log
+        self._won = False
+        self._votes: set[tuple[int, int]] = set()
+        self._capture = _Capture()
+        self._peers = {peer: _Peer(peer) for peer in sorted(voters) if peer != node}
+        if node not in voters:
+            raise BrokenInvariant(f"node {node} is not among the voters {sorted(voters)}")
+        conf = SyncObjConf(
+            autoTick=False,
+            appendEntriesUseBatch=True,
+            commandsWaitLeader=False,
+            dynamicMembershipChange=False,
+            raftMinTimeout=config.election_min,
+            raftMaxTimeout=config.election_max,
+            appendEntriesPeriod=config.heartbeat,
+            leaderFallbackTimeout=config.election_max,
+            connectionTimeout=config.election_max,
+            logCompactionMinEntries=2**62,
+            logCompactionMinTime=2**62,
+            useFork=False,
+            journalFile=log,
+        )
+        super().__init__(_Peer(node), list(self._peers.values()), conf, nodeClass=_Peer, transport=self._capture)
+        for peer in self._peers.values():
+            self._capture._onNodeConnected(peer)
+        self._SyncObj__raftLastApplied = log.base_index
+
+    # -- views
+
+    def term(self) -> int:
+        return int(self._SyncObj__raftCurrentTerm)
+
+    def role(self) -> int:
+        return int(self._SyncObj__raftState)
+
+    def leader(self) -> int:
+        """Node that leads as far as this replica knows, 0 = nobody."""
+        leader: Any = self._SyncObj__raftLeader
+        return 0 if leader is None else int(leader.id)
+
+    def peers(self) -> list[int]:
+        return list(self._peers)
+
+    def commit_index(self) -> int:
+        return int(self._SyncObj__raftCommitIndex)
+
+    def applied_index(self) -> int:
+        return int(self._SyncObj__raftLastApplied)
+
+    def no_op_index(self) -> int:
+        """Index of the entry that opened this leader's term."""
+        return int(self._SyncObj__noopIDx)
+
+    def election_deadline(self) -> float:
+        return float(self._SyncObj__raftElectionDeadline)
+
+    def next_index(self, peer: int) -> int:
+        return int(self._SyncObj__raftNextIndex[self._peers[peer]])
+
+    def match_index(self, peer: int) -> int:
+        return int(self._SyncObj__raftMatchIndex.get(self._peers[peer], 0))
+
+    # -- elections
+
+    def postpone_election(self) -> None:
+        self._SyncObj__raftElectionDeadline = self._clock.now() + self._SyncObj__generateRaftTimeout()
+
+    def campaign(self) -> list[dict[str, Any]]:
+        """Start an election in the next term. Returns the vote request, once for each peer."""
+        if self.role() == LEADER:
+            raise BrokenInvariant("a leader does not campaign")
+        set_clock(self._clock)
+        self._votes.clear()
+        self._SyncObj__raftElectionDeadline = -1.0
+        self._onTick(0.0)
+        sent = self._capture.take()
+        self._finish_election()
+        return [message for _, message in sent if message["type"] == "request_vote"]
+
+    def receive_vote_request(self, peer: int, term: int, last_index: int, last_term: int) -> bool:
+        """Returns whether the vote is granted (and recorded in the log storage)."""
+        self._deliver(
+            peer, {"type": "request_vote", "term": term, "last_log_index": last_index, "last_log_term": last_term}
+        )
+        return any(message["type"] == "response_vote" for _, message in self._capture.take())
+
+    def receive_vote(self, peer: int, term: int) -> None:
+        """Count a vote: once for each voter and term, whatever the network repeats."""
+        if self.role() != CANDIDATE or term != self.term() or (term, peer) in self._votes:
+            return
+        self._votes.add((term, peer))
+        self._deliver(peer, {"type": "response_vote", "term": term})
+        self._finish_election()
+
+    def _finish_election(self) -> None:
+        # Deferred until the library's tick is over: within it, the rest of the tick would count this node's log as
+        # stored by a majority of one before it is durable.
+        if self._won:
+            self._won = False
+            SyncObj._SyncObj__onBecomeLeader(self)
+
+    def adopt_term(self, term: int) -> None:
+        """Another node is at a later term: follow it."""
+        if term > self.term():
+            self._SyncObj__setCurrentTerm(term, None)
+            self.step_down()
+
+    def step_down(self) -> None:
+        self._SyncObj__setState(FOLLOWER)
+        self._set_leader(None)
+
+    def _set_leader(self, leader: _Peer | None) -> None:
+        self._SyncObj__raftLeader = leader
+
+    # -- replication
+
+    def append(self, command: bytes) -> int:
+        """Leader: add an entry of the current term. Returns its index."""
+        index = self._log.last_index + 1
+        self._log.add(command, index, self.term())
+        return index
+
+    def receive_append(
+        self, peer: int, term: int, previous: int, previous_term: int, entries: list[Entry], commit: int
+    ) -> dict[str, Any]:
+        """Hand an append to the library. Returns its acknowledgement."""
+        if self.role() == LEADER and term == self.term():
+            raise BrokenInvariant(f"two leaders in term {term}: this node and node {peer}")
+        self._deliver(
+            peer,
+            {
+                "type": "append_entries",
+                "term": term,
+                "commit_index": commit,
+                "entries": entries,
+                "prevLogIdx": previous,
+                "prevLogTerm": previous_term,
+            },
+        )
+        replies = [message for _, message in self._capture.take() if message["type"] == "next_node_idx"]
+        if len(replies) != 1:
+            raise BrokenInvariant(f"an append was answered {len(replies)} times")
+        return replies[0]
+
+    def follow(self, peer: int, term: int) -> None:
+        """A leader of this or a later term was heard without an append (it offers a snapshot)."""
+        if self.role() == LEADER and term == self.term():
+            raise BrokenInvariant(f"two leaders in term {term}: this node and node {peer}")
+        if term > self.term():
+            self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__setState(FOLLOWER)
+        self._set_leader(self._peers[peer])
+        self.postpone_election()
+
+    def receive_match(self, peer: int, match: int) -> None:
+        """Leader: ``peer`` holds this log up to ``match``. What was sent beyond it stays in flight."""
+        ahead = self.next_index(peer)
+        self._deliver(peer, {"type": "next_node_idx", "next_node_idx": match + 1, "reset": False, "success": True})
+        self.set_next_index(peer, max(ahead, match + 1))
+
+    def set_next_index(self, peer: int, index: int) -> None:
+        """Clamped: never below what is known to match, never past the end of the own log."""
+        low, high = self.match_index(peer) + 1, self._log.last_index + 1
+        self._SyncObj__raftNextIndex[self._peers[peer]] = max(low, min(index, high))
+
+    def set_commit_index(self, index: int) -> None:
+        if index < self.commit_index():
+            raise BrokenInvariant(f"commit index would go back from {self.commit_index()} to {index}")
+        self._SyncObj__raftCommitIndex = index
+        self._log.setRaftCommitIndex(index)
+
+    def set_applied_index(self, index: int) -> None:
+        self._SyncObj__raftLastApplied = index
+
+    def install_snapshot(self, index: int, term: int) -> None:
+        """The state machine holds the state of ``index``: start the log there."""
+        if index <= self.commit_index():
+            raise BrokenInvariant(f"snapshot {index} is not beyond the commit index {self.commit_index()}")
+        self._log.reset(index, term)
+        self._SyncObj__raftCommitIndex = index
+        self._SyncObj__raftLastApplied = index
+
+    def _deliver(self, peer: int, message: dict[str, Any]) -> None:
+        set_clock(self._clock)
+        self._SyncObj__onMessageReceived(self._peers[peer], message)
+
+    # -- what the library would do by itself and must not
+
+    def _SyncObj__generateRaftTimeout(self) -> float:
+        timing = self._timing
+        return timing.election_min + (timing.election_max - timing.election_min) * self._rng.random()
+
+    def _SyncObj__onBecomeLeader(self) -> None:
+        self._won = True
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        """Sending is ours (``replication.py``): a window, no copies of the tail, no time box."""
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        """Applying is ours (``group.py``): the index advances first, and no exception is retried for ever."""
+        return False
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """Snapshots are ours (``snapshots.py``)."""
+
+    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
+        raise BrokenInvariant("the library's own snapshots are off")
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> None:
+        raise BrokenInvariant("the library never applies commands")
+
+    def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:
+        """Entries never pass through pickle."""

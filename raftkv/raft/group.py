@@ -1,0 +1,668 @@
+"""A Raft group's replica on this node: proposals, reads, elections, replication.
+
+Events come in by ``receive``, ``propose``, ``read``, ``tick`` and ``on_durable``; each only changes memory and asks for a
+``step``. The node calls ``step`` once at the end of the loop's turn for every group that asked, so that everything that
+arrived in a turn shares one log entry, one message to each follower and one sync of the WAL.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from raftkv import limits
+from raftkv.clock import Clock
+from raftkv.errors import Code
+from raftkv.raft.config import RaftConfig
+from raftkv.raft.core import CANDIDATE, FOLLOWER, LEADER, Core
+from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
+from raftkv.raft.messages import Type, check
+from raftkv.raft.ports import LogWriter, Outbox, Sink, StateMachine
+from raftkv.raft.reads import ReadDone, ReadQueue
+from raftkv.raft.replication import Progress, majority_value
+from raftkv.raft.snapshots import GroupSnapshots, SnapshotFiles, align
+from raftkv.store.operations import Op, Result
+
+log = logging.getLogger(__name__)
+
+_BATCH: Final = b"\x00"
+"""First byte of an entry's command that carries proposals; the library's own kinds are 1 to 3."""
+
+_APPLY_BYTES: Final = 1024 * 1024
+"""Applied in one turn; the rest waits for the next, so that heartbeats go on while a node catches up."""
+
+_OP_OVERHEAD: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """A replica as an operator sees it. ``match`` is empty unless this replica leads."""
+
+    group: int
+    role: int
+    leader: int
+    term: int
+    last_index: int
+    commit_index: int
+    applied_index: int
+    snapshot_index: int
+    match: dict[int, int]
+    voters: tuple[int, ...]
+    amnesia: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Open:
+    """An entry of this leader that is not yet applied."""
+
+    index: int
+    time: int
+    ops: list[Op]
+    sinks: list[tuple[Sink, int]]
+
+
+@dataclass(slots=True)
+class _Transfer:
+    target: int
+    deadline: float
+    sent: bool = False
+
+
+class RaftGroup:
+    """One replica of one group.
+
+    ``wake`` asks for a ``step`` at the end of this turn. ``fatal`` stops the node: called when going on could break a
+    promise.
+    """
+
+    def __init__(
+        self,
+        group: int,
+        node: int,
+        voters: Sequence[int],
+        *,
+        hard_state: tuple[int, int],
+        compacted: int,
+        entries: Sequence[Entry],
+        machine: StateMachine,
+        wal: LogWriter,
+        files: SnapshotFiles,
+        outbox: Outbox,
+        clock: Clock,
+        rng: random.Random,
+        config: RaftConfig,
+        wake: Callable[[], None],
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.group = group
+        self.node = node
+        self.voters = tuple(sorted(voters))
+        self.machine = machine
+        self._outbox = outbox
+        self._clock = clock
+        self._config = config
+        self._wake = wake
+        self._fatal = fatal
+        base, kept = align(group, files.latest(group), compacted, entries, wal, machine, files)
+        self.log = GroupLog(group, wal, base, kept, hard_state[0], hard_state[1] or None)
+        self.core = Core(node, self.voters, self.log, clock, rng, config)
+        self.snapshots = GroupSnapshots(self, wal, files, outbox, clock, config)
+        self._start = rng.getrandbits(32)
+        self._replies = 0
+        self._heard = float("-inf")
+        self._silent_until = clock.now() + config.election_min
+        self._prevotes: set[int] | None = None
+        self._pending: deque[tuple[Op, Sink, int]] = deque()
+        self._leading = False
+        self._target_commit: int | None = None
+        self.caught_up = False
+        self._reset_leadership()
+
+    def _reset_leadership(self) -> None:
+        self._lead_term = 0
+        self._lead_since = 0.0
+        self._ready = False
+        self._progress: dict[int, Progress] = {}
+        self._seq = getattr(self, "_seq", 0)
+        self._round_seq = 0
+        self._open: deque[_Open] = deque()
+        self._reads = ReadQueue()
+        self._lease_off = False
+        self._transfer: _Transfer | None = None
+        self._time_base = (0, 0.0)
+
+    # -- views
+
+    def leads(self) -> bool:
+        return self._leading
+
+    def leader(self) -> int:
+        """Node believed to lead, 0 = unknown."""
+        return self.core.leader()
+
+    def status(self) -> GroupStatus:
+        core = self.core
+        match = {peer: core.match_index(peer) for peer in core.peers()} if self._leading else {}
+        if self._leading:
+            match[self.node] = self.log.durable_index
+        return GroupStatus(
+            group=self.group,
+            role=core.role(),
+            leader=core.leader(),
+            term=core.term(),
+            last_index=self.log.last_index,
+            commit_index=core.commit_index(),
+            applied_index=core.applied_index(),
+            snapshot_index=self.snapshots.index,
+            match=match,
+            voters=self.voters,
+            amnesia=tuple(peer for peer, progress in self._progress.items() if progress.amnesia),
+        )
+
+    # -- proposals
+
+    def propose(self, op: Op, sink: Sink, tag: int) -> None:
+        """Replicate ``op``; ``sink(tag, result)`` is called once.
+
+        NOT_LEADER and UNAVAILABLE are answered only to operations that never reached the log; UNKNOWN if this node lost
+        the leadership before it saw the outcome.
+        """
+        if not self._leading:
+            sink(tag, self._not_leader())
+            return
+        self._pending.append((op, sink, tag))
+        self._wake()
+
+    def _not_leader(self) -> Result:
+        leader = self.core.leader()
+        if leader and leader != self.node:
+            return Result(Code.NOT_LEADER, hint=leader)
+        return Result(Code.UNAVAILABLE, detail=f"group {self.group} has no leader")
+
+    def _flush_proposals(self) -> None:
+        if not self._ready or self._transfer is not None:
+            return
+        while self._pending and len(self._open) < self._config.max_open_entries:
+            ops: list[Op] = []
+            sinks: list[tuple[Sink, int]] = []
+            size = 0
+            while self._pending:
+                op, sink, tag = self._pending[0]
+                size += len(op.key) + len(op.value or b"") + len(op.expected or b"") + _OP_OVERHEAD
+                if size > limits.MAX_ENTRY_BYTES and ops:
+                    break
+                self._pending.popleft()
+                ops.append(op)
+                sinks.append((sink, tag))
+            now = self.time()
+            index = self.core.append(_BATCH + msgpack.packb((now, ops)))
+            self._open.append(_Open(index, now, ops, sinks))
+
+    def time(self) -> int:
+        """Group time in milliseconds: that of the last entry plus what has passed on this leader's own clock.
+
+        Wall clocks play no part, so a record never expires early; while a group has no leader, its time stands still.
+        """
+        base, since = self._time_base
+        return max(self.machine.time, base + int((self._clock.now() - since) * 1000))
+
+    # -- reads
+
+    def lease_holds(self) -> bool:
+        """Whether the state machine may be read at once."""
+        return (
+            self._ready
+            and not self._lease_off
+            and self.core.applied_index() == self.core.commit_index()
+            and self._clock.now() < self._contact() + self._config.lease
+        )
+
+    def read(self, quorum: bool, done: ReadDone) -> None:
+        """Call ``done(OK)`` once a linearizable read may be served, or ``done(why not)``."""
+        if not self._leading:
+            done(Code(self._not_leader().code))
+            return
+        # Before the entry that opens the term is committed, this leader does not know which entries are.
+        index = max(self.core.commit_index(), self.core.no_op_index())
+        self._reads.add(self._seq, index, quorum, done)
+        self._wake()
+
+    def _contact(self) -> float:
+        """Latest moment after which a majority has heard this leader (send time of an acknowledged append)."""
+        return majority_value([self._clock.now(), *(p.contact for p in self._progress.values())])
+
+    def _confirmed(self) -> int:
+        """Latest append that a majority has acknowledged, itself included."""
+        return int(majority_value([self._seq + 1, *(p.acked for p in self._progress.values())]))
+
+    # -- the turn's end
+
+    def step(self) -> None:
+        """Do what the events of this turn have made possible."""
+        if self._leading:
+            self._advance_commit()
+        self._apply()
+        if self._leading:
+            self._flush_proposals()
+            self._continue_transfer()
+            self._replicate()
+            if len(self._reads):
+                self._reads.serve(self.core.applied_index(), self._confirmed(), self.lease_holds())
+        elif self._pending:
+            self._refuse_pending()
+        self.snapshots.maybe_take()
+
+    def tick(self) -> None:
+        """Called every few milliseconds: time-outs and heartbeats."""
+        now = self._clock.now()
+        if not self._leading:
+            if now >= self.core.election_deadline():
+                self._start_prevote()
+            return
+        if now - max(self._contact(), self._lead_since) > self._config.election_max:
+            log.warning("group %d: no contact with a majority, stepping down in term %d", self.group, self._lead_term)
+            self.core.step_down()
+            self._observe()
+            return
+        if self._transfer is not None and now > self._transfer.deadline:
+            self._transfer = None
+            self._wake()
+        if len(self._reads) or any(now >= progress.heartbeat_due for progress in self._progress.values()):
+            self._wake()
+
+    def on_durable(self, lsn: int) -> None:
+        """The node's WAL is on stable storage up to record ``lsn``."""
+        before = self.log.durable_index
+        self.log.on_durable(lsn)
+        if self._leading and self.log.durable_index != before:
+            self._wake()
+
+    def _advance_commit(self) -> None:
+        core = self.core
+        held = [0 if progress.amnesia else core.match_index(peer) for peer, progress in self._progress.items()]
+        index = int(majority_value([self.log.durable_index, *held]))
+        # Only an entry of the own term proves that all before it are committed (Raft, figure 8).
+        if index > core.commit_index() and self.log.term_at(index) == self._lead_term:
+            core.set_commit_index(index)
+
+    def _apply(self) -> None:
+        core = self.core
+        applied, commit = core.applied_index(), core.commit_index()
+        if applied < commit:
+            for command, index, term in self.log.between(applied + 1, commit + 1, _APPLY_BYTES):
+                core.set_applied_index(index)
+                self._apply_entry(command, index, term)
+            if core.applied_index() < core.commit_index():
+                self._wake()
+        if not self.caught_up and self._target_commit is not None:
+            self.caught_up = core.applied_index() >= self._target_commit
+
+    def _apply_entry(self, command: bytes, index: int, term: int) -> None:
+        self.snapshots.bytes_since += len(command)
+        if command[:1] != _BATCH:
+            if self._leading and index == self.core.no_op_index() and term == self._lead_term:
+                self._ready = True
+                self._target_commit = index
+                self._time_base = (self.machine.time, self._clock.now())
+            return
+        opened = self._open.popleft() if self._open and self._open[0].index == index else None
+        try:
+            if opened is None:
+                time, ops = msgpack.unpackb(command[1:], use_list=False)
+                self.machine.apply(time, ops)
+                return
+            results = self.machine.apply(opened.time, opened.ops)
+        except Exception as error:
+            self._fatal(error)
+            raise BrokenInvariant(f"group {self.group}: entry {index} cannot be applied: {error!r}") from error
+        for (sink, tag), result in zip(opened.sinks, results, strict=True):
+            sink(tag, result)
+
+    # -- replication, as leader
+
+    def _replicate(self) -> None:
+        core, now = self.core, self._clock.now()
+        force = self._reads.wants_round(self._round_seq, self._confirmed())
+        last = self.log.last_index
+        if force:
+            self._round_seq = self._seq + 1
+        for peer, progress in self._progress.items():
+            epoch = self._outbox.epoch(peer)
+            if epoch == 0 or progress.amnesia:
+                continue
+            if epoch != progress.epoch:
+                progress.forget_sent(epoch, self._seq + 1)
+                if core.match_index(peer):
+                    core.set_next_index(peer, core.match_index(peer) + 1)
+            first = core.next_index(peer)
+            if first <= self.log.base_index:
+                self.snapshots.offer(peer, progress, self._lead_term, now)
+                continue
+            idle = True
+            while first <= last and progress.window_open():
+                entries = self.log.between(first, last + 1, limits.MAX_ENTRY_BYTES)
+                self._send_append(peer, progress, first, entries, now)
+                first += len(entries)
+                core.set_next_index(peer, first)
+                idle = False
+            if idle and (force or now >= progress.heartbeat_due):
+                self._send_append(peer, progress, first, [], now)
+
+    def _send_append(self, peer: int, progress: Progress, first: int, entries: list[Entry], now: float) -> None:
+        self._seq += 1
+        progress.on_sent(self._seq, now, sum(len(entry[0]) for entry in entries))
+        progress.heartbeat_due = now + self._config.heartbeat
+        self._outbox.send(
+            peer,
+            [
+                self.group,
+                Type.APPEND,
+                self._lead_term,
+                self._seq,
+                progress.epoch,
+                first - 1,
+                self.log.term_at(first - 1),
+                self.core.commit_index(),
+                [(entry[2], entry[0]) for entry in entries],
+            ],
+        )
+
+    def _on_ack(
+        self, peer: int, term: int, seq: int, epoch: int, matches: bool, index: int, last: int, stored: Sequence[int]
+    ) -> None:
+        if term > self.core.term():
+            self._adopt(term)
+        if not self._leading or term != self._lead_term:
+            return
+        progress, core = self._progress[peer], self.core
+        if progress.amnesia or seq > self._seq:
+            return
+        at = (stored[0], stored[1])
+        if matches:
+            if index - 1 > self.log.last_index:
+                raise BrokenInvariant(f"node {peer} claims entry {index - 1} of {self.log.last_index}")
+            progress.on_ack(seq)
+            if index - 1 > core.match_index(peer):
+                core.receive_match(peer, index - 1)
+            progress.stored = at
+        elif epoch == progress.epoch and seq >= progress.probe:
+            if last < core.match_index(peer) and (at[0] != progress.stored[0] or at[1] > progress.stored[1]):
+                log.error(
+                    "group %d: node %d has lost entries that it had acknowledged (%d of %d): it no longer counts",
+                    self.group,
+                    peer,
+                    last,
+                    core.match_index(peer),
+                )
+                progress.amnesia = True
+                return
+            progress.on_ack(seq)
+            progress.forget_sent(epoch, self._seq + 1)
+            core.set_next_index(peer, index)
+        self._wake()
+
+    # -- replication, as follower
+
+    def _on_append(
+        self,
+        peer: int,
+        term: int,
+        seq: int,
+        epoch: int,
+        previous: int,
+        previous_term: int,
+        commit: int,
+        raw: Sequence[tuple[int, bytes]],
+    ) -> None:
+        """The append guard: only a true conflict ever removes an entry, and only what is verified is committed."""
+        core = self.core
+        if term < core.term():
+            self._outbox.send_when_durable(peer, [self.group, Type.STALE, core.term()])
+            return
+        self._hear_leader()
+        entries: list[Entry] = [(item[1], previous + 1 + at, item[0]) for at, item in enumerate(raw)]
+        vouched = previous + len(entries)
+        committed = core.commit_index()
+        if previous < committed:
+            # Every leader holds the committed prefix, so it matches without looking.
+            entries = entries[committed - previous :]
+            previous, previous_term = committed, self._term_at(committed)
+            vouched = max(vouched, committed)
+        held_term = self.log.term_at(previous)
+        if held_term != previous_term:
+            core.receive_append(peer, term, previous, previous_term, [], 0)
+            hint = self.log.last_index + 1
+            if held_term is not None:
+                hint = max(committed + 1, self.log.first_of_term(previous))
+            self._acknowledge(peer, seq, epoch, matches=False, index=hint)
+            return
+        held = 0
+        for entry in entries:
+            if self.log.term_at(entry[1]) != entry[2]:
+                break
+            held += 1
+        entries = entries[held:]
+        at = entries[0][1] - 1 if entries else self.log.last_index
+        core.receive_append(peer, term, at, self._term_at(at), entries, min(commit, vouched))
+        if self._target_commit is None:
+            self._target_commit = commit
+        self._acknowledge(peer, seq, epoch, matches=True, index=vouched + 1)
+        self._wake()
+
+    def _term_at(self, index: int) -> int:
+        term = self.log.term_at(index)
+        if term is None:
+            raise BrokenInvariant(f"group {self.group}: entry {index} is missing")
+        return term
+
+    def _acknowledge(self, peer: int, seq: int, epoch: int, *, matches: bool, index: int) -> None:
+        self._replies += 1
+        self._outbox.send_when_durable(
+            peer,
+            [
+                self.group,
+                Type.ACK,
+                self.core.term(),
+                seq,
+                epoch,
+                matches,
+                index,
+                self.log.last_index,
+                (self._start, self._replies),
+            ],
+        )
+
+    def _hear_leader(self) -> None:
+        self._heard = self._clock.now()
+        # A pre-vote won from now on would depose a leader that this node has just heard.
+        self._prevotes = None
+
+    def acknowledge_snapshot(self, peer: int, index: int) -> None:
+        """This log and state hold everything up to ``index``; seq 0 answers no append."""
+        self._acknowledge(peer, 0, 0, matches=True, index=index + 1)
+
+    def on_offer(self, peer: int, term: int) -> bool:
+        """A leader offers a snapshot: whether it is to be listened to."""
+        if term < self.core.term():
+            self._outbox.send_when_durable(peer, [self.group, Type.STALE, self.core.term()])
+            return False
+        self._hear_leader()
+        self.core.follow(peer, term)
+        return True
+
+    # -- elections
+
+    def _sticky(self) -> bool:
+        """Whether a leader was heard so recently that it may hold a lease: then no vote is given."""
+        now, calm = self._clock.now(), self._config.election_min
+        if self._leading:
+            return now < self._contact() + calm
+        return now < self._heard + calm or now < self._silent_until
+
+    def _majority(self, count: int) -> bool:
+        return count > len(self.voters) // 2
+
+    def _start_prevote(self) -> None:
+        self.core.step_down()
+        self.core.postpone_election()
+        self._prevotes = {self.node}
+        if self._majority(1):
+            self._campaign(transfer=False)
+            return
+        message = [self.group, Type.PREVOTE, self.core.term() + 1, self.log.last_index, self.log.last_term]
+        for peer in self.core.peers():
+            self._outbox.send(peer, message)
+
+    def _on_prevote(self, peer: int, term: int, last_index: int, last_term: int) -> None:
+        up_to_date = (last_term, last_index) >= (self.log.last_term, self.log.last_index)
+        granted = term > self.core.term() and up_to_date and not self._sticky()
+        self._outbox.send_when_durable(peer, [self.group, Type.PREVOTE_REPLY, term, granted, self.core.term()])
+
+    def _on_prevote_reply(self, peer: int, term: int, granted: bool, own_term: int) -> None:
+        if own_term > self.core.term():
+            self._adopt(own_term)
+        elif granted and self._prevotes is not None and term == self.core.term() + 1:
+            self._prevotes.add(peer)
+            if self._majority(len(self._prevotes)):
+                self._campaign(transfer=False)
+
+    def _campaign(self, *, transfer: bool) -> None:
+        self._prevotes = None
+        requests = self.core.campaign()
+        for peer, request in zip(self.core.peers(), requests, strict=True):
+            self._outbox.send_when_durable(
+                peer,
+                [
+                    self.group,
+                    Type.VOTE,
+                    request["term"],
+                    request["last_log_index"],
+                    request["last_log_term"],
+                    transfer,
+                ],
+            )
+        self._observe()
+
+    def _on_vote(self, peer: int, term: int, last_index: int, last_term: int, transfer: bool) -> None:
+        if term < self.core.term():
+            self._outbox.send_when_durable(peer, [self.group, Type.STALE, self.core.term()])
+        elif transfer or not self._sticky():
+            if self.core.receive_vote_request(peer, term, last_index, last_term):
+                self._outbox.send_when_durable(peer, [self.group, Type.VOTE_REPLY, term])
+            self._observe()
+
+    def _adopt(self, term: int) -> None:
+        self.core.adopt_term(term)
+        self._observe()
+
+    def _observe(self) -> None:
+        """Notice that this replica has become or stopped being the leader."""
+        leads = self.core.role() == LEADER
+        if self._leading and not (leads and self.core.term() == self._lead_term):
+            self._stop_leading()
+        if leads and not self._leading:
+            self._start_leading()
+
+    def _start_leading(self) -> None:
+        now = self._clock.now()
+        self._leading = True
+        self._lead_term = self.core.term()
+        self._lead_since = now
+        self._prevotes = None
+        self._seq += 1
+        for peer in self.core.peers():
+            self._progress[peer] = Progress(
+                self._outbox.epoch(peer), contact=float("-inf"), probe=self._seq, acked=0, heartbeat_due=now
+            )
+        log.info("group %d: leading in term %d", self.group, self._lead_term)
+        self._wake()
+
+    def _stop_leading(self) -> None:
+        log.info("group %d: no longer leading in term %d", self.group, self._lead_term)
+        self._leading = False
+        opened, reads = self._open, self._reads
+        self._reset_leadership()
+        self.core.postpone_election()
+        for entry in opened:
+            for sink, tag in entry.sinks:
+                sink(tag, Result(Code.UNKNOWN, detail="the leader lost its term before it saw the outcome"))
+        reads.fail(Code.NOT_LEADER)
+        self._refuse_pending()
+        self._wake()
+
+    def _refuse_pending(self) -> None:
+        pending, self._pending = self._pending, deque()
+        refusal = self._not_leader()
+        for _, sink, tag in pending:
+            sink(tag, refusal)
+
+    # -- leadership transfer
+
+    def transfer(self, target: int) -> bool:
+        """Hand the leadership to ``target``, as soon as it holds the whole log. Returns whether it was started."""
+        if not self._ready or target not in self._progress or self._transfer is not None:
+            return False
+        self._transfer = _Transfer(target, self._clock.now() + self._config.election_max)
+        self._wake()
+        return True
+
+    def best_target(self) -> int:
+        """The follower that holds most of the log among those in contact, 0 = none."""
+        now = self._clock.now()
+        live = [
+            (self.core.match_index(peer), peer)
+            for peer, progress in self._progress.items()
+            if not progress.amnesia and now < progress.contact + self._config.election_max
+        ]
+        return max(live)[1] if live else 0
+
+    def _continue_transfer(self) -> None:
+        transfer = self._transfer
+        if transfer is None or transfer.sent or self.core.match_index(transfer.target) != self.log.last_index:
+            return
+        transfer.sent = True
+        # The successor will be elected within the followers' calm: no local read for the rest of this term.
+        self._lease_off = True
+        self._outbox.send_when_durable(transfer.target, [self.group, Type.TIMEOUT_NOW, self._lead_term])
+
+    def _on_timeout_now(self, peer: int, term: int) -> None:
+        if term == self.core.term() and peer == self.core.leader() and self.core.role() == FOLLOWER:
+            self._campaign(transfer=True)
+
+    # -- messages
+
+    def receive(self, peer: int, message: list[Any]) -> bool:
+        """Take a message of this group. Returns False if it is malformed; then nothing was changed."""
+        if peer not in self.voters or peer == self.node:
+            return True
+        if not check(message):
+            return False
+        kind, fields = message[1], message[2:]
+        if kind == Type.APPEND:
+            self._on_append(peer, *fields)
+        elif kind == Type.ACK:
+            self._on_ack(peer, *fields)
+        elif kind == Type.STALE:
+            if fields[0] > self.core.term():
+                self._adopt(fields[0])
+        elif kind == Type.PREVOTE:
+            self._on_prevote(peer, *fields)
+        elif kind == Type.PREVOTE_REPLY:
+            self._on_prevote_reply(peer, *fields)
+        elif kind == Type.VOTE:
+            self._on_vote(peer, *fields)
+        elif kind == Type.VOTE_REPLY:
+            if self.core.role() == CANDIDATE:
+                self.core.receive_vote(peer, *fields)
+        elif kind == Type.TIMEOUT_NOW:
+            self._on_timeout_now(peer, *fields)
+        else:
+            self.snapshots.receive(peer, kind, fields)
+        self._observe()
+        return True

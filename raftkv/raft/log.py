@@ -1,0 +1,172 @@
+"""The log of one group: entries in memory, every change also recorded in the node's WAL."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, overload
+
+from raftkv.errors import RaftKVError
+from raftkv.raft.library import Journal
+from raftkv.raft.ports import LogWriter
+
+Entry = tuple[bytes, int, int]
+"""(command, index, term): the library's own shape of a log entry."""
+
+NO_OP: Final = b"\x01"
+"""Command of the entry with which a leader opens its term, and of the log's base."""
+
+FIRST_INDEX: Final = 1
+"""Index of the base of a log that was never compacted; its term is 0. The empty state is its snapshot."""
+
+
+class BrokenInvariant(RaftKVError):
+    """Something that must never happen happened; the node stops instead of spreading it."""
+
+
+class GroupLog(Journal):  # type: ignore[misc]
+    """Log storage as PySyncObj wants it.
+
+    Position 0 is the base: the last entry covered by the snapshot (or entry 1, term 0, of every fresh log). ``add`` and
+    truncation touch memory and the WAL's buffer only, so they never fail; a failing disk stops the node elsewhere.
+    The commit index is never stored: a restarted node learns it again from a leader.
+    """
+
+    def __init__(
+        self, group: int, wal: LogWriter, base: tuple[int, int], entries: Sequence[Entry], term: int, vote: int | None
+    ) -> None:
+        self._group = group
+        self._wal = wal
+        self._entries: list[Entry] = [(NO_OP, base[0], base[1]), *entries]
+        self._term = term
+        self._vote = vote
+        self._commit = base[0]
+        self._syncing: deque[tuple[int, int]] = deque()
+        self.durable_index = self.last_index
+        self.bytes = sum(len(entry[0]) for entry in entries)
+        for position, entry in enumerate(self._entries):
+            if entry[1] != base[0] + position:
+                raise BrokenInvariant(f"group {group}: entry {entry[1]} at position {position} after base {base[0]}")
+
+    # -- what the adapter asks
+
+    @property
+    def base_index(self) -> int:
+        return self._entries[0][1]
+
+    @property
+    def last_index(self) -> int:
+        return self._entries[-1][1]
+
+    @property
+    def last_term(self) -> int:
+        return self._entries[-1][2]
+
+    def term_at(self, index: int) -> int | None:
+        """Term of entry ``index``, None if the log does not hold it (the base counts as held)."""
+        position = index - self._entries[0][1]
+        if 0 <= position < len(self._entries):
+            return self._entries[position][2]
+        return None
+
+    def between(self, start: int, stop: int, max_bytes: int | None = None) -> list[Entry]:
+        """Entries ``start`` to ``stop`` - 1, at least one if there is one, else up to ``max_bytes`` of commands."""
+        base = self._entries[0][1]
+        entries = self._entries[start - base : stop - base]
+        if max_bytes is not None:
+            size = 0
+            for count, entry in enumerate(entries):
+                size += len(entry[0])
+                if size > max_bytes and count:
+                    return entries[:count]
+        return entries
+
+    def first_of_term(self, index: int) -> int:
+        """Smallest index above the base from which on all entries up to ``index`` have its term."""
+        term = self.term_at(index)
+        while index - 1 > self.base_index and self.term_at(index - 1) == term:
+            index -= 1
+        return index
+
+    def on_durable(self, lsn: int) -> None:
+        """The WAL is on stable storage up to record ``lsn``."""
+        while self._syncing and self._syncing[0][0] <= lsn:
+            self.durable_index = self._syncing.popleft()[1]
+
+    def compact(self, index: int) -> None:
+        """Forget entries before ``index``, which becomes the base. The caller has a durable snapshot up to there."""
+        count = index - self.base_index
+        if count <= 0:
+            return
+        self.bytes -= sum(len(entry[0]) for entry in self._entries[1 : count + 1])
+        base = self._entries[count]
+        del self._entries[:count]
+        self._entries[0] = (NO_OP, base[1], base[2])
+
+    def reset(self, index: int, term: int) -> None:
+        """Replace the whole log by the base (``index``, ``term``) of a snapshot that was just installed."""
+        self._entries = [(NO_OP, index, term)]
+        self._syncing.clear()
+        self.durable_index = index
+        self._commit = index
+        self.bytes = 0
+
+    # -- the library's interface
+
+    def add(self, command: bytes, idx: int, term: int) -> None:
+        if idx != self.last_index + 1:
+            raise BrokenInvariant(f"group {self._group}: entry {idx} added after {self.last_index}")
+        self._entries.append((command, idx, term))
+        self.bytes += len(command)
+        self._wal.entry(self._group, idx, term, command)
+        self._syncing.append((self._wal.appended, idx))
+
+    def deleteEntriesFrom(self, position: int) -> None:
+        first = self.base_index + position
+        if first <= self._commit:
+            raise BrokenInvariant(
+                f"group {self._group}: truncation from {first} would remove committed entries up to {self._commit}"
+            )
+        self.bytes -= sum(len(entry[0]) for entry in self._entries[position:])
+        del self._entries[position:]
+        self._wal.truncate(self._group, first)
+        while self._syncing and self._syncing[-1][1] >= first:
+            self._syncing.pop()
+        self.durable_index = min(self.durable_index, first - 1)
+
+    def deleteEntriesTo(self, position: int) -> None:
+        self.compact(self.base_index + position)
+
+    def clear(self) -> None:
+        raise BrokenInvariant("the library's own snapshots are off")
+
+    @overload
+    def __getitem__(self, item: int) -> Entry: ...
+    @overload
+    def __getitem__(self, item: slice) -> list[Entry]: ...
+    def __getitem__(self, item: Any) -> Any:
+        return self._entries[item]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _destroy(self) -> None:
+        pass
+
+    def setRaftCommitIndex(self, index: int) -> None:
+        self._commit = max(self._commit, index)
+
+    def getRaftCommitIndex(self) -> int:
+        return self.base_index
+
+    def setCurrentTerm(self, term: int, vote: int | None) -> None:
+        if (term, vote) == (self._term, self._vote):
+            return
+        self._term, self._vote = term, vote
+        self._wal.hard_state(self._group, term, vote or 0)
+
+    def getCurrentTerm(self) -> int:
+        return self._term
+
+    def getVotedForNodeId(self) -> int | None:
+        return self._vote

@@ -1,0 +1,75 @@
+"""Messages between the replicas of a group, as they travel: msgpack arrays ``[group, type, ...]``.
+
+A peer is trusted to run raftkv but not to be free of faults: :func:`check` says whether a message has the right shape.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final
+
+
+class Type(IntEnum):
+    """Numbers are part of the protocol between nodes and never reused."""
+
+    APPEND = 1
+    """term, seq, epoch, previous index, previous term, commit index, [[term, command], ...]"""
+    ACK = 2
+    """term, seq, epoch, matches, next index (or hint), last index, [start, counter]"""
+    STALE = 3
+    """term: the sender of an append is deposed"""
+    PREVOTE = 4
+    """term that would be campaigned for, last index, last term"""
+    PREVOTE_REPLY = 5
+    """that term, granted, own term"""
+    VOTE = 6
+    """term, last index, last term, on request of the leader"""
+    VOTE_REPLY = 7
+    """term"""
+    TIMEOUT_NOW = 8
+    """term"""
+    SNAPSHOT_OFFER = 9
+    """term, index, term of index, size in bytes"""
+    SNAPSHOT_PULL = 10
+    """term, index, offset"""
+    SNAPSHOT_CHUNK = 11
+    """term, index, offset, data"""
+
+
+_INT = (int,)
+_SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
+    Type.APPEND: (_INT, _INT, _INT, _INT, _INT, _INT, (list, tuple)),
+    Type.ACK: (_INT, _INT, _INT, (bool,), _INT, _INT, (list, tuple)),
+    Type.STALE: (_INT,),
+    Type.PREVOTE: (_INT, _INT, _INT),
+    Type.PREVOTE_REPLY: (_INT, (bool,), _INT),
+    Type.VOTE: (_INT, _INT, _INT, (bool,)),
+    Type.VOTE_REPLY: (_INT,),
+    Type.TIMEOUT_NOW: (_INT,),
+    Type.SNAPSHOT_OFFER: (_INT, _INT, _INT, _INT),
+    Type.SNAPSHOT_PULL: (_INT, _INT, _INT),
+    Type.SNAPSHOT_CHUNK: (_INT, _INT, _INT, (bytes,)),
+}
+
+
+def check(message: list[Any]) -> bool:
+    """Whether ``message`` (with its group already known to be an int) has the shape of its type."""
+    shape = _SHAPES.get(message[1]) if len(message) > 1 and type(message[1]) is int else None
+    if shape is None or len(message) != len(shape) + 2:
+        return False
+    for value, types in zip(message[2:], shape, strict=True):
+        if type(value) not in types or (types is _INT and value < 0):
+            return False
+    if message[1] == Type.APPEND:
+        return all(
+            type(entry) in (list, tuple)
+            and len(entry) == 2
+            and type(entry[0]) is int
+            and type(entry[1]) is bytes
+            and entry[1] != b""
+            for entry in message[8]
+        )
+    if message[1] == Type.ACK:
+        start = message[8]
+        return len(start) == 2 and type(start[0]) is int and type(start[1]) is int
+    return True

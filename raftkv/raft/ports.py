@@ -1,0 +1,76 @@
+"""What a Raft group needs from the rest of the node, each as small as its use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from raftkv.store.operations import Result
+
+
+class Snapshot(Protocol):
+    """A state as of one moment; later applies do not change it."""
+
+    def chunks(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None: ...
+
+
+class Restore(Protocol):
+    """A state being built from a snapshot's chunks; nothing is visible before ``finish``."""
+
+    def feed(self, chunk: bytes) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class StateMachine(Protocol):
+    """What a group replicates. Deterministic and total: ``apply`` never raises for anything that was proposed."""
+
+    time: int
+    """Group time of the last entry, in milliseconds."""
+
+    def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]: ...
+
+    def snapshot(self) -> Snapshot: ...
+
+    def begin_restore(self) -> Restore: ...
+
+
+class LogWriter(Protocol):
+    """The node's WAL as one group sees it: memory only, never raises; durability is announced later by lsn."""
+
+    @property
+    def appended(self) -> int:
+        """Number of the last record appended."""
+
+    @property
+    def durable(self) -> int:
+        """Number of the last record on stable storage."""
+
+    def hard_state(self, group: int, term: int, vote: int) -> None: ...
+
+    def entry(self, group: int, index: int, term: int, command: bytes) -> None: ...
+
+    def truncate(self, group: int, from_index: int) -> None: ...
+
+    def snapshot(self, group: int, index: int, term: int) -> None: ...
+
+
+class Outbox(Protocol):
+    """Messages to other nodes.
+
+    The ordering law of the whole store: a message that speaks of entries, terms or votes of this node leaves by
+    ``send_when_durable``, only after everything appended to the WAL so far is on stable storage.
+    """
+
+    def send(self, node: int, message: list[Any]) -> None: ...
+
+    def send_when_durable(self, node: int, message: list[Any]) -> None: ...
+
+    def epoch(self, node: int) -> int:
+        """Number of the link to ``node``; another number means that messages may have been lost in between."""
+
+
+Sink = Callable[[int, Result], None]
+"""Takes the result of the proposal that was given with this tag. Called exactly once."""

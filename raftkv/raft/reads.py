@@ -1,0 +1,63 @@
+"""Reads that wait until a leader may answer them.
+
+Both modes ask one question: was this node still the leader after the read had arrived? ``lease`` answers it from the time
+of the last contact with a majority (Ongaro, dissertation, 6.4.1); ``quorum`` from a round of appends sent after the read
+arrived (ReadIndex, 6.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from raftkv.errors import Code
+
+ReadDone = Callable[[Code], None]
+"""Called once: OK = read the state machine now, in this very call; else why not."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    seq: int
+    index: int
+    quorum: bool
+    done: ReadDone
+
+
+@dataclass(slots=True)
+class ReadQueue:
+    """Reads of one leader. ``seq`` numbers the leader's appends: a round that starts later has a greater one."""
+
+    _waiting: list[_Waiting] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, seq: int, commit: int, quorum: bool, done: ReadDone) -> None:
+        """A read arrived while ``seq`` was the last append sent and ``commit`` the commit index."""
+        self._waiting.append(_Waiting(seq, commit, quorum, done))
+
+    def wants_round(self, round_seq: int, confirmed: int) -> bool:
+        """Whether a round of appends has to be sent: none later than some read is under way."""
+        if not self._waiting or round_seq > confirmed:
+            return False
+        return any(read.seq >= round_seq for read in self._waiting)
+
+    def serve(self, applied: int, confirmed: int, lease: bool) -> None:
+        """Answer what may be answered.
+
+        ``confirmed``: the latest seq that a majority has acknowledged; ``lease``: whether the lease holds now.
+        """
+        ready: list[_Waiting] = []
+        kept: list[_Waiting] = []
+        for read in self._waiting:
+            sure = read.seq < confirmed or (lease and not read.quorum)
+            (ready if sure and read.index <= applied else kept).append(read)
+        self._waiting = kept
+        for read in ready:
+            read.done(Code.OK)
+
+    def fail(self, code: Code) -> None:
+        waiting, self._waiting = self._waiting, []
+        for read in waiting:
+            read.done(code)

@@ -1,0 +1,57 @@
+"""A leader's view of its followers: what was sent, what was acknowledged, and when a majority was last heard."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from raftkv import limits
+
+
+@dataclass(slots=True)
+class Progress:
+    """One follower in the current term.
+
+    ``sent``: appends not yet acknowledged: (seq, send time, bytes). ``acked``: the latest append that was acknowledged,
+    ``contact``: when it was sent. ``probe``: rejections of appends before this seq are old news. ``stored``: the follower's (start,
+    counter) when it last acknowledged a match. ``amnesia``: it has forgotten what it had acknowledged.
+    """
+
+    epoch: int
+    contact: float
+    probe: int = 0
+    heartbeat_due: float = 0.0
+    sent: deque[tuple[int, float, int]] = field(default_factory=deque)
+    bytes: int = 0
+    acked: int = 0
+    stored: tuple[int, int] = (0, 0)
+    amnesia: bool = False
+    offer_due: float = 0.0
+
+    def window_open(self) -> bool:
+        return len(self.sent) < limits.MAX_INFLIGHT_APPENDS and self.bytes < limits.MAX_INFLIGHT_APPEND_BYTES
+
+    def on_sent(self, seq: int, now: float, size: int) -> None:
+        self.sent.append((seq, now, size))
+        self.bytes += size
+
+    def on_ack(self, seq: int) -> None:
+        """Links keep order, so an acknowledgement answers for everything sent before it too."""
+        while self.sent and self.sent[0][0] <= seq:
+            number, sent_at, size = self.sent.popleft()
+            self.bytes -= size
+            if number == seq:
+                self.acked = seq
+                self.contact = sent_at
+
+    def forget_sent(self, epoch: int, seq: int) -> None:
+        """What is in flight is lost or useless; ``seq`` is the next number to be sent."""
+        self.epoch = epoch
+        self.probe = seq
+        self.sent.clear()
+        self.bytes = 0
+
+
+def majority_value(values: list[float] | list[int]) -> float:
+    """The greatest value that a majority of ``values`` reaches."""
+    return sorted(values, reverse=True)[len(values) // 2]

@@ -1,0 +1,357 @@
+"""Snapshots of one group: taken, sent, received, and the log aligned with them.
+
+The library's own dump files are off. A snapshot is a file of chunks; a leader offers its latest one to a follower whose
+next entry is no longer in the log, the follower pulls it piece by piece, verifies the whole file, and only then does the
+state machine take it over and the log start anew behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from raftkv import limits
+from raftkv.clock import Clock
+from raftkv.errors import CorruptData
+from raftkv.raft.config import RaftConfig
+from raftkv.raft.log import FIRST_INDEX, Entry
+from raftkv.raft.messages import Type
+from raftkv.raft.ports import LogWriter, Outbox, Restore, StateMachine
+from raftkv.raft.replication import Progress
+
+if TYPE_CHECKING:
+    from raftkv.raft.group import RaftGroup
+
+log = logging.getLogger(__name__)
+
+_STALLED: Final = 1.0
+"""Seconds without a chunk after which a repeated offer makes the follower pull again."""
+
+
+class SnapshotInfo(Protocol):
+    """A verified, durable snapshot file."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+
+
+class SnapshotWriter(Protocol):
+    def add(self, chunk: bytes, done: Callable[[BaseException | None], None]) -> None: ...
+
+    def commit(self, done: Callable[[Any, BaseException | None], None]) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Incoming(Protocol):
+    def write(self, offset: int, data: bytes, done: Callable[[BaseException | None], None]) -> None: ...
+
+    def commit(self, done: Callable[[Any, BaseException | None], None]) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class SnapshotFiles(Protocol):
+    """The node's snapshot files; callbacks come from the loop."""
+
+    def latest(self, group: int) -> Any: ...
+
+    def open(self, info: Any) -> Iterator[bytes]: ...
+
+    def read_raw(self, info: Any, offset: int, size: int) -> bytes: ...
+
+    def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> SnapshotWriter: ...
+
+    def incoming(self, group: int, index: int, term: int, size: int) -> Incoming: ...
+
+    def prune(self, group: int, keep_index: int) -> None: ...
+
+
+def align(
+    group: int,
+    info: SnapshotInfo | None,
+    compacted: int,
+    entries: Sequence[Entry],
+    wal: LogWriter,
+    machine: StateMachine,
+    files: SnapshotFiles,
+) -> tuple[tuple[int, int], list[Entry]]:
+    """At start: load the snapshot into the state machine and fit the WAL's entries to it.
+
+    A crash may have come between the snapshot's rename and its mention in the WAL. The acknowledged tail behind the
+    snapshot is kept; entries are dropped only where they contradict it. Returns the log's base (index, term) and entries.
+
+    ``compacted``: the index up to which the WAL says that a snapshot covers the log.
+
+    Raises CorruptData if the snapshot is missing or there is a hole between it and the entries.
+    """
+    if compacted > (FIRST_INDEX if info is None else info.index):
+        where = "the snapshot folder" if info is None else info.path
+        raise CorruptData(where, 0, f"group {group}'s snapshot of entry {compacted} is missing; replace this node")
+    if info is None:
+        base = (FIRST_INDEX, 0)
+    else:
+        base = (info.index, info.term)
+        restore = machine.begin_restore()
+        for chunk in files.open(info):
+            restore.feed(chunk)
+        restore.finish()
+        at_base = next((entry for entry in entries if entry[1] == info.index), None)
+        if at_base is not None and at_base[2] != info.term:
+            wal.truncate(group, entries[0][1])
+            entries = []
+        wal.snapshot(group, info.index, info.term)
+    kept = [entry for entry in entries if entry[1] > base[0]]
+    if kept and kept[0][1] != base[0] + 1:
+        where = "the start of the log" if info is None else info.path
+        raise CorruptData(
+            where, 0, f"group {group} has no entries between {base[0]} and {kept[0][1]}; replace this node"
+        )
+    return base, kept
+
+
+class _Receiving:
+    """A snapshot on its way in."""
+
+    def __init__(self, peer: int, index: int, term: int, size: int, incoming: Incoming, now: float) -> None:
+        self.peer = peer
+        self.index = index
+        self.term = term
+        self.size = size
+        self.incoming = incoming
+        self.offset = 0
+        self.busy = False
+        self.moved_at = now
+
+
+class GroupSnapshots:
+    """Everything about snapshots of one replica."""
+
+    def __init__(
+        self, group: RaftGroup, wal: LogWriter, files: SnapshotFiles, outbox: Outbox, clock: Clock, config: RaftConfig
+    ) -> None:
+        self._group = group
+        self._wal = wal
+        self._files = files
+        self._outbox = outbox
+        self._clock = clock
+        self._config = config
+        self._info: SnapshotInfo | None = files.latest(group.group)
+        self._taking = False
+        self._wanted = False
+        self._receiving: _Receiving | None = None
+        self.bytes_since = 0
+
+    @property
+    def index(self) -> int:
+        return 0 if self._info is None else self._info.index
+
+    # -- taking
+
+    def want(self) -> None:
+        """Take one soon, however short the log is: it holds up the removal of old WAL segments."""
+        self._wanted = True
+
+    def maybe_take(self) -> None:
+        """Take a snapshot if enough was applied since the last one."""
+        core = self._group.core
+        if self._taking or not (self._wanted or self.bytes_since > self._config.snapshot_bytes):
+            return
+        self._wanted = False
+        index = core.applied_index()
+        if index <= max(self.index, FIRST_INDEX):
+            return
+        term = self._group.log.term_at(index)
+        assert term is not None
+        self._taking = True
+        self.bytes_since = 0
+        snapshot = self._group.machine.snapshot()
+        chunks = snapshot.chunks()
+        writer = self._files.writer(self._group.group, index, term, self._group.voters)
+
+        def finish(problem: BaseException | None) -> None:
+            self._taking = False
+            snapshot.close()
+            if problem is not None:
+                log.error("group %d: snapshot at %d failed: %s", self._group.group, index, problem)
+                writer.abort()
+
+        def proceed(problem: BaseException | None) -> None:
+            if problem is not None:
+                finish(problem)
+                return
+            chunk = next(chunks, None)
+            if chunk is None:
+                snapshot.close()
+                writer.commit(committed)
+            else:
+                writer.add(chunk, proceed)
+
+        def committed(info: Any, problem: BaseException | None) -> None:
+            finish(problem)
+            if problem is None and index > self.index:
+                self._adopt(info)
+                keep = max(self._group.log.base_index, index - self._config.keep_entries)
+                self._group.log.compact(min(keep, index))
+
+        proceed(None)
+
+    def _adopt(self, info: SnapshotInfo) -> None:
+        """``info`` is durable: it may replace the older one and the entries it covers."""
+        self._info = info
+        self._wal.snapshot(self._group.group, info.index, info.term)
+        self._files.prune(self._group.group, info.index)
+
+    # -- sending
+
+    def offer(self, peer: int, progress: Progress, term: int, now: float) -> None:
+        """Leader: tell ``peer`` that only a snapshot helps it. Repeated as a heartbeat until it has it."""
+        if self._info is None or now < progress.offer_due:
+            return
+        progress.offer_due = progress.heartbeat_due = now + self._config.heartbeat
+        self._outbox.send(
+            peer,
+            [self._group.group, Type.SNAPSHOT_OFFER, term, self._info.index, self._info.term, self._info.size],
+        )
+
+    def _on_pull(self, peer: int, term: int, index: int, offset: int) -> None:
+        info = self._info
+        if not self._group.leads() or info is None or info.index != index or offset >= info.size:
+            return
+        data = self._files.read_raw(info, offset, limits.SNAPSHOT_CHUNK_BYTES)
+        self._outbox.send(peer, [self._group.group, Type.SNAPSHOT_CHUNK, self._group.core.term(), index, offset, data])
+
+    # -- receiving
+
+    def receive(self, peer: int, kind: int, fields: list[Any]) -> None:
+        if kind == Type.SNAPSHOT_OFFER:
+            self._on_offer(peer, *fields)
+        elif kind == Type.SNAPSHOT_PULL:
+            self._on_pull(peer, *fields)
+        elif kind == Type.SNAPSHOT_CHUNK:
+            self._on_chunk(peer, *fields)
+
+    def _on_offer(self, peer: int, term: int, index: int, snapshot_term: int, size: int) -> None:
+        group = self._group
+        if not group.on_offer(peer, term):
+            return
+        if self._held(index, snapshot_term):
+            self._drop_receiving()
+            group.acknowledge_snapshot(peer, max(group.core.commit_index(), index))
+            return
+        now = self._clock.now()
+        receiving = self._receiving
+        if receiving is None or (receiving.peer, receiving.index, receiving.term, receiving.size) != (
+            peer,
+            index,
+            snapshot_term,
+            size,
+        ):
+            self._drop_receiving()
+            incoming = self._files.incoming(group.group, index, snapshot_term, size)
+            self._receiving = _Receiving(peer, index, snapshot_term, size, incoming, now)
+            self._pull()
+        elif not receiving.busy and now > receiving.moved_at + _STALLED:
+            receiving.moved_at = now
+            self._pull()
+
+    def _held(self, index: int, term: int) -> bool:
+        # A log that holds the snapshot's last entry holds all that the snapshot covers: dropping its tail would
+        # drop entries that were acknowledged.
+        return index <= self._group.core.commit_index() or self._group.log.term_at(index) == term
+
+    def _pull(self) -> None:
+        receiving = self._receiving
+        if receiving is not None:
+            self._outbox.send(
+                receiving.peer,
+                [
+                    self._group.group,
+                    Type.SNAPSHOT_PULL,
+                    self._group.core.term(),
+                    receiving.index,
+                    receiving.offset,
+                ],
+            )
+
+    def _on_chunk(self, peer: int, term: int, index: int, offset: int, data: bytes) -> None:
+        receiving = self._receiving
+        if (
+            receiving is None
+            or receiving.busy
+            or (receiving.peer, receiving.index, receiving.offset) != (peer, index, offset)
+            or not data
+        ):
+            return
+        receiving.busy = True
+
+        def written(problem: BaseException | None) -> None:
+            if self._receiving is not receiving:
+                return
+            if problem is not None:
+                self._give_up(problem)
+                return
+            receiving.offset += len(data)
+            receiving.moved_at = self._clock.now()
+            if receiving.offset >= receiving.size:
+                receiving.incoming.commit(verified)
+            else:
+                receiving.busy = False
+                self._pull()
+
+        def verified(info: Any, problem: BaseException | None) -> None:
+            if self._receiving is not receiving:
+                return
+            if problem is not None:
+                self._give_up(problem)
+                return
+            self._load(receiving, info)
+
+        receiving.incoming.write(offset, data, written)
+
+    def _load(self, receiving: _Receiving, info: SnapshotInfo) -> None:
+        """Rebuild the state from the verified file, a chunk a turn, then switch to it at once."""
+        restore: Restore = self._group.machine.begin_restore()
+        chunks = self._files.open(info)
+
+        def proceed() -> None:
+            if self._receiving is not receiving:
+                return
+            chunk = next(chunks, None)
+            if chunk is not None:
+                restore.feed(chunk)
+                self._clock.call_later(0.0, proceed)
+                return
+            self._receiving = None
+            if not self._held(info.index, info.term):
+                self._install(restore, info)
+            self._group.acknowledge_snapshot(receiving.peer, info.index)
+
+        proceed()
+
+    def _install(self, restore: Restore, info: SnapshotInfo) -> None:
+        group = self._group
+        if group.log.last_index > group.log.base_index:
+            # What the log holds contradicts the snapshot; it must not come back from the WAL behind it.
+            self._wal.truncate(group.group, group.log.base_index + 1)
+        restore.finish()
+        group.core.install_snapshot(info.index, info.term)
+        self._adopt(info)
+        self.bytes_since = 0
+        log.info("group %d: installed the snapshot of entry %d from node %d", group.group, info.index, group.leader())
+
+    def _give_up(self, problem: BaseException) -> None:
+        log.error("group %d: incoming snapshot dropped: %s", self._group.group, problem)
+        self._drop_receiving()
+
+    def _drop_receiving(self) -> None:
+        if self._receiving is not None:
+            self._receiving.incoming.abort()
+            self._receiving = None
