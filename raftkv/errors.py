@@ -1,7 +1,7 @@
 """The one taxonomy of outcomes: codes on the wire, exceptions in Python, and what each of them promises.
 
-Every code is either *definite* (the operation surely did not take effect) or *indefinite* (it may have). Server, client,
-history recorder and checker read the same table, :data:`OUTCOMES`.
+Every code is either *definite* (the operation surely did not take effect) or *indefinite* (it may have). Server,
+client, history recorder and checker read the same table, :data:`OUTCOMES`.
 """
 
 from __future__ import annotations
@@ -111,10 +111,22 @@ class DeadlineExceeded(OutcomeUnknown):
     code = Code.DEADLINE_EXCEEDED
 
 
+class UsageError(NotApplied):
+    """The client cannot be used here: it is closed, belongs to another event loop, or was made before a fork."""
+
+    code = Code.INVALID_ARGUMENT
+
+
 class ConfigError(RaftKVError):
     """A configuration file or option is wrong; the message names it."""
 
     code = Code.INVALID_ARGUMENT
+
+
+class ListenError(RaftKVError):
+    """The address for clients cannot be listened on: it is in use or not this machine's; the message names it."""
+
+    code = Code.INTERNAL
 
 
 class StorageError(RaftKVError):

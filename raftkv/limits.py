@@ -18,6 +18,21 @@ MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 MAX_MESSAGE_BYTES: Final = MAX_BATCH_BYTES + 256 * 1024
 """gRPC message limit: a full batch and its framing."""
 
+MAX_BATCH_OPS: Final = 4096
+"""Operations of one Pipeline message: a few milliseconds of the loop; their framing fits MAX_MESSAGE_BYTES."""
+
+MAX_STREAM_OPS: Final = 8192
+"""Operations of one Pipeline stream read and not yet answered; beyond it the node reads no further message of it."""
+
+MAX_STREAM_BYTES: Final = 16 * 1024 * 1024
+"""Payload of one Pipeline stream, arrived or to be sent; beyond it the node reads no further message of it."""
+
+SCAN_PAGE_BYTES: Final = 256 * 1024
+"""A page of a scan unless the caller asks for another size: about a millisecond of work."""
+
+MAX_SCAN_PAGE_BYTES: Final = 2 * 1024 * 1024
+"""Largest page of a scan; with one more record of the largest size it still fits a message."""
+
 MAX_ENTRY_BYTES: Final = MAX_BATCH_BYTES
 """Commands gathered into one log entry stop here; one more command starts the next entry."""
 
@@ -51,15 +66,24 @@ MAX_TTL: Final = 10 * 365 * 24 * 3600
 MAX_TIMEOUT: Final = 600
 """Longest total budget of one call; sessions live longer than any retry."""
 
+DEFAULT_TIMEOUT: Final = 5.0
+"""Total budget of a call that names none: covers a failover several times."""
+
 SESSION_IDLE: Final = 3600
 """A client's dedupe records in a slot go after this much group time without a write; more than MAX_TIMEOUT."""
 
 MAX_SESSIONS_PER_SLOT: Final = 4096
 """Beyond it the least recently used session goes, and its late retries get SessionExpired."""
 
+MAX_RESULTS_PER_SESSION: Final = MAX_PENDING_OPS
+"""Results kept for one client in one slot: more than a node lets be outstanding, so only a client that never raises its
+first incomplete number loses the oldest."""
+
 MAX_EXPIRED_PER_ENTRY: Final = 1000
 """Records removed for their expiry while one entry is applied: bounds the time an entry takes."""
 
 assert MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_BATCH_BYTES <= MAX_ENTRY_BYTES
 assert MAX_INFLIGHT_APPEND_BYTES + MAX_BATCH_BYTES < MAX_FRAME_BYTES
+assert MAX_BATCH_BYTES + 56 * MAX_BATCH_OPS < MAX_MESSAGE_BYTES
+assert MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_MESSAGE_BYTES
 assert SESSION_IDLE > MAX_TIMEOUT

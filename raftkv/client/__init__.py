@@ -1,1 +1,1 @@
-
+"""The clients: asyncio first, a synchronous one on top of it."""

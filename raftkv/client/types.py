@@ -1,0 +1,45 @@
+"""What calls of the client take and return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from raftkv.rpc.frontend import NodeStatus
+
+Consistency: TypeAlias = Literal["linearizable", "quorum", "stale"]
+"""How fresh a read is.
+
+``linearizable``: sees every write acknowledged before it started. ``quorum``: the same, confirmed by a majority
+whatever the nodes are configured for. ``stale``: from any replica, may be old."""
+
+ABSENT: Final = 0
+"""``if_version=ABSENT``: only if there is no record of the key."""
+
+
+class Record(NamedTuple):
+    """A record as it was read.
+
+    ``version`` is never reused for the key. ``expires_at``: Unix time in seconds by this machine's clock, None = never.
+    """
+
+    key: bytes
+    value: bytes
+    version: int
+    expires_at: float | None = None
+
+
+class WriteResult(NamedTuple):
+    """``version``: the version that the write gave to the record."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """What one endpoint said about itself: ``status``, or why it said nothing in ``error``."""
+
+    address: str
+    status: NodeStatus | None
+    error: str = ""

@@ -1,0 +1,112 @@
+"""Results to gRPC statuses and back, and results to exceptions: the one place where the two vocabularies meet.
+
+A failed unary RPC carries ErrorDetail in ``grpc-status-details-bin``, where gRPC's libraries of all languages look.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, cast
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import status_pb2  # type: ignore[import-untyped]
+
+from raftkv.errors import OUTCOMES, Code, ConditionFailed, NotApplied, RaftKVError
+from raftkv.store.operations import Result
+from raftkv.v1 import error_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from grpc import aio
+
+DETAILS_KEY: Final = "grpc-status-details-bin"
+CLUSTER_KEY: Final = "raftkv-cluster-id"
+"""Initial metadata of a Pipeline: the cluster that the node belongs to."""
+NODE_KEY: Final = "raftkv-node-id"
+"""Initial metadata of a Pipeline: the node that answers."""
+
+_STATUSES: Final = {code: grpc.StatusCode[outcome.grpc_status] for code, outcome in OUTCOMES.items()}
+_TRANSIENT: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.ABORTED,
+)
+
+
+def known_code(code: int) -> Code:
+    """``code`` as Code; a code of a newer version is INTERNAL, which promises nothing."""
+    try:
+        return Code(code)
+    except ValueError:
+        return Code.INTERNAL
+
+
+def failure_of(error: RaftKVError) -> Result:
+    """The result that says what ``error`` says."""
+    version = error.version if isinstance(error, ConditionFailed) else 0
+    return Result(int(error.code), version, detail=str(error))
+
+
+def error_of(result: Result) -> RaftKVError:
+    """The exception for a failed ``result``, as :data:`raftkv.errors.OUTCOMES` has it."""
+    code = known_code(result.code)
+    kind = OUTCOMES[code].error
+    text = result.detail or code.name.lower().replace("_", " ")
+    if kind is ConditionFailed:
+        return ConditionFailed(text, result.version)
+    return kind(text)
+
+
+def status_of(result: Result) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
+    """Status code, message and trailing metadata for a failed ``result``."""
+    code = known_code(result.code)
+    status = _STATUSES[code]
+    text = result.detail or code.name.lower().replace("_", " ")
+    detail = error_pb2.ErrorDetail(
+        code=error_pb2.Code.ValueType(int(code)),
+        definite=OUTCOMES[code].definite,
+        version=result.version,
+        leader_hint=result.hint,
+    )
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    carried = status_pb2.Status(code=status.value[0], message=text, details=[packed])
+    return status, text, ((DETAILS_KEY, carried.SerializeToString()),)
+
+
+def result_of(error: aio.AioRpcError) -> Result:
+    """The result that a failed RPC stands for.
+
+    Without our detail the failure comes from the transport: nothing is promised unless the status is one that only a
+    refusal can have.
+    """
+    text = error.details() or error.code().name
+    trailing = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    for key, value in trailing:
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            found = _detail(value)
+            if found is not None:
+                return Result(int(known_code(found.code)), found.version, None, -1, found.leader_hint, text)
+    if error.code() in _TRANSIENT:
+        return Result(int(Code.UNKNOWN), detail=text)
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return Result(int(Code.INVALID_ARGUMENT), detail=f"the endpoint is not a raftkv node: {text}")
+    return Result(int(Code.INTERNAL), detail=text)
+
+
+def _detail(data: bytes) -> error_pb2.ErrorDetail | None:
+    found = error_pb2.ErrorDetail()
+    try:
+        for packed in status_pb2.Status.FromString(data).details:
+            if packed.Unpack(found):
+                return found
+    except ValueError:  # DecodeError is one
+        return None
+    return None
+
+
+def surely_refused(error: RaftKVError) -> bool:
+    """Whether ``error`` promises that the operation did not take effect."""
+    return isinstance(error, NotApplied)

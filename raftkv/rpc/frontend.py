@@ -1,0 +1,83 @@
+"""What the gRPC services ask of a node.
+
+The port belongs to its consumer: the services know nothing of Raft, of links to peers or of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from raftkv.store.operations import Op, Result
+    from shards.map import ShardMap
+
+
+class Role(IntEnum):
+    """Part that a replica plays in its group."""
+
+    FOLLOWER = 0
+    CANDIDATE = 1
+    LEADER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica of this node.
+
+    ``leader``: node, 0 = unknown. ``match``: on the leader, per voter the highest index that it is known to hold.
+    """
+
+    group: int
+    role: Role
+    leader: int
+    term: int
+    last_index: int
+    commit_index: int
+    applied_index: int
+    snapshot_index: int
+    records: int
+    voters: tuple[int, ...]
+    match: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node.
+
+    ``ready``: the map is known and every group that the node belongs to has a leader. ``uptime``: seconds.
+    """
+
+    node: int
+    cluster_id: str
+    version: str
+    map_epoch: int
+    ready: bool
+    uptime: float
+    replicas: tuple[ReplicaStatus, ...] = ()
+
+
+class Frontend(Protocol):
+    """A node as its clients see it."""
+
+    def submit(self, ops: Sequence[Op], timeout: float, reply: Callable[[int, Result], None]) -> None:
+        """Execute ``ops`` in any order.
+
+        ``reply(i, result)`` is called exactly once per operation, perhaps before this call returns, and within
+        ``timeout`` seconds and a little. The node fills in ``Op.slot`` except for SCAN, and stamps writes that carry no
+        client id with its own. Never raises: failures are results.
+
+        A SCAN's ``Result.value`` is msgpack of [[key, value, version, ttl_ms_left or -1], ...]; its ``version`` is 1 if
+        more records follow, else 0.
+        """
+
+    def cluster_map(self) -> ShardMap | None:
+        """The node's copy of the shard map; None until it knows one."""
+
+    def leaders(self) -> dict[int, int]:
+        """Group -> node that leads it, as far as known."""
+
+    def status(self) -> NodeStatus:
+        """State of this node and its replicas."""

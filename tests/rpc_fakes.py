@@ -1,0 +1,171 @@
+"""A node in memory behind a real gRPC server: the front end that tests of rpc/ and client/ script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import msgpack
+
+from raftkv.clock import SystemClock
+from raftkv.errors import Code
+from raftkv.rpc.frontend import NodeStatus, ReplicaStatus, Role
+from raftkv.rpc.server import RpcServer
+from raftkv.store.operations import ANY_VERSION, Kind, Op, Result
+from shards.map import Group, Node, ShardMap
+from shards.slots import slot_of
+
+SLOTS = 256
+CLUSTER = "4d4f7c52-9a3e-4a8e-8c0f-0a3a1b2c3d4e"
+Reply = Callable[[int, Result], None]
+Script = Callable[[Op], Result | None]
+
+
+def failed(code: Code, detail: str = "", hint: int = 0, version: int = 0) -> Result:
+    return Result(int(code), version, None, -1, hint, detail)
+
+
+@dataclass
+class Shared:
+    """The state that all fake nodes of one fake cluster share; dedupes by (client, sequence) as the store does."""
+
+    records: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
+    done: dict[tuple[bytes, int], Result] = field(default_factory=dict)
+    applied: list[Op] = field(default_factory=list)
+    version: int = 0
+
+    def execute(self, op: Op) -> Result:
+        if op.kind == Kind.SCAN:
+            return self._scan(op)
+        if op.kind == Kind.GET:
+            value, version = self.records.get(op.key, (None, 0))
+            return Result(0, version, value)
+        name = (op.client, op.seq)
+        if op.client and name in self.done:
+            return self.done[name]
+        result = self._write(op)
+        if op.client:
+            self.done[name] = result
+        return result
+
+    def _write(self, op: Op) -> Result:
+        self.applied.append(op)
+        value, version = self.records.get(op.key, (None, 0))
+        if op.expect not in (ANY_VERSION, version) or (op.kind == Kind.CAS and op.expected != value):
+            return failed(Code.CONDITION_FAILED, version=version)
+        if op.kind == Kind.DELETE:
+            self.records.pop(op.key, None)
+            return Result(0, version)
+        self.version += 1
+        assert op.value is not None
+        self.records[op.key] = (op.value, self.version)
+        return Result(0, self.version)
+
+    def _scan(self, op: Op) -> Result:
+        keys = sorted(key for key in self.records if key > op.key and slot_of(key, SLOTS) == op.slot)
+        rows: list[tuple[bytes, bytes, int, int]] = []
+        size = 0
+        for key in keys:
+            value, version = self.records[key]
+            size += len(key) + len(value)
+            rows.append((key, value, version, -1))
+            if size >= op.ttl:
+                break
+        return Result(0, int(len(rows) < len(keys)), msgpack.packb(rows))
+
+
+class FakeFrontend:
+    """Executes at once, unless ``script`` answers for it or says None: no answer until ``release``."""
+
+    def __init__(self, node: int = 1, shared: Shared | None = None, shard_map: ShardMap | None = None) -> None:
+        self.node = node
+        self.shared = shared or Shared()
+        self.map = shard_map
+        self.leading: dict[int, int] = {}
+        self.ready = True
+        self.cluster_id = CLUSTER
+        self.script: Script | None = None
+        self.batches: list[tuple[list[Op], float]] = []
+        self.held: list[tuple[Op, int, Reply]] = []
+
+    @property
+    def ops(self) -> list[Op]:
+        return [op for batch, _ in self.batches for op in batch]
+
+    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply) -> None:
+        self.batches.append((list(ops), timeout))
+        for index, op in enumerate(ops):
+            result = self.script(op) if self.script is not None else self.shared.execute(op)
+            if result is None:
+                self.held.append((op, index, reply))
+            else:
+                reply(index, result)
+
+    def release(self) -> None:
+        """Execute what was held back and answer it."""
+        held, self.held = self.held, []
+        for op, index, reply in held:
+            reply(index, self.shared.execute(op))
+
+    def cluster_map(self) -> ShardMap | None:
+        return self.map
+
+    def leaders(self) -> dict[int, int]:
+        return self.leading
+
+    def status(self) -> NodeStatus:
+        replica = ReplicaStatus(1, Role.LEADER, self.node, 3, 10, 9, 8, 5, 7, (1, 2, 3), {2: 10, 3: 9})
+        epoch = 0 if self.map is None else self.map.epoch
+        return NodeStatus(self.node, self.cluster_id, "0.1.0", epoch, self.ready, 1.5, (replica,))
+
+
+def one_group_map(addresses: Sequence[str], epoch: int = 1, cluster: str = CLUSTER) -> ShardMap:
+    """All slots in group 1, which has a replica on every node; node i has the i-th address."""
+    nodes = tuple(Node(index + 1, address, address, "") for index, address in enumerate(addresses))
+    voters = tuple(node.id for node in nodes)
+    return ShardMap(cluster, epoch, SLOTS, nodes, (Group(0, voters), Group(1, voters)), (1,) * SLOTS)
+
+
+class FakeCluster:
+    """Nodes 1 to ``count`` on free loopback ports; node 1 leads. Use as an asynchronous context manager."""
+
+    def __init__(self, count: int = 1, shared: Shared | None = None) -> None:
+        self.shared = shared or Shared()
+        self.frontends = [FakeFrontend(index + 1, self.shared) for index in range(count)]
+        self.servers = [RpcServer(frontend, "127.0.0.1:0", SystemClock()) for frontend in self.frontends]
+        self.addresses: list[str] = []
+
+    @property
+    def endpoints(self) -> str:
+        return ",".join(self.addresses)
+
+    async def __aenter__(self) -> Self:
+        for server in self.servers:
+            await server.start()
+            self.addresses.append(f"127.0.0.1:{server.port}")
+        self.set_map(one_group_map(self.addresses))
+        self.lead(1)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*(server.stop(0.1) for server in self.servers))
+
+    def set_map(self, shard_map: ShardMap) -> None:
+        for frontend in self.frontends:
+            frontend.map = shard_map
+
+    def lead(self, node: int) -> None:
+        for frontend in self.frontends:
+            frontend.leading = {0: node, 1: node}
+
+    async def stop(self, node: int) -> None:
+        """Stop one node; its port stays free for :meth:`start`."""
+        await self.servers[node - 1].stop(0)
+
+    async def start(self, node: int) -> None:
+        """Start one node again at its old address."""
+        server = RpcServer(self.frontends[node - 1], self.addresses[node - 1], SystemClock())
+        await server.start()
+        self.servers[node - 1] = server
