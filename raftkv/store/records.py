@@ -1,0 +1,374 @@
+"""The state machine of a data group: records with versions and expiry, owned slots, exactly-once writes.
+
+Everything here follows from the log alone. The group's time stands still between entries; the leader puts its time into
+each, so a record expires on all replicas at the same entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from heapq import heapify, heappop, heappush, nsmallest
+from typing import Any, Final, NamedTuple
+
+from raftkv import limits
+from raftkv.errors import Code
+from raftkv.store.codec import pack, unpack
+from raftkv.store.expiry import Due, ExpiryQueue
+from raftkv.store.operations import ANY_VERSION, Kind, Op, Result
+from raftkv.store.sessions import CLIENT_BYTES, IDLE_MS, Session, code_and_version, failed
+from raftkv.store.slot import Slot, SlotState
+from raftkv.store.snapshot import StoreRestore, StoreSnapshot, StoreState, store_digest
+
+MAX_GROUP_TIME: Final = 2**60
+"""Milliseconds; a later time is refused, so that times and expiries always fit into 64 bits."""
+
+MAX_TTL_MS: Final = limits.MAX_TTL * 1000
+MAX_COUNT: Final = 2**62
+_MAX_SLOT: Final = 65535
+_EVICTED_AT_ONCE: Final = limits.MAX_SESSIONS_PER_SLOT // 16
+# Not counted against a page of a scan by the records themselves: framing, version, TTL.
+_SCAN_OVERHEAD: Final = 24
+
+_PUT: Final = int(Kind.PUT)
+_DELETE: Final = int(Kind.DELETE)
+_CAS: Final = int(Kind.CAS)
+_OWNED: Final = SlotState.OWNED
+_OP_FIELDS: Final = len(Op._fields)
+_OP_DEFAULTS: Final = tuple(Op._field_defaults.values())
+
+_MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed command")
+_TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="key or value too large")
+_EXPIRED_SESSION: Final = Result(Code.SESSION_EXPIRED, detail="the request's dedupe record has gone")
+_MOVED: Final = Result(Code.MOVED, detail="the slot is not this group's")
+_MOVING: Final = Result(Code.SLOT_MOVING, detail="the slot is moving")
+_NO_RECORD: Final = Result(Code.OK)
+_DONE: Final = Result(Code.OK)
+
+
+class Stats(NamedTuple):
+    """Size of a store: physical records, bytes of their keys and values, sessions, slots."""
+
+    records: int
+    bytes: int
+    sessions: int
+    slots: int
+
+
+class Store:
+    """One data group's replicated state. Not thread-safe.
+
+    ``time``: group time of the last entry, in milliseconds; only :meth:`apply` and a restore change it.
+    """
+
+    def __init__(self) -> None:
+        self.time = 0
+        self._genesis = False
+        self._slots: dict[int, Slot] = {}
+        self._expiry = ExpiryQueue(self._is_live)
+        # (session.queued, slot, client), one for each session; items of evicted sessions are stale.
+        self._idle: list[tuple[int, int, bytes]] = []
+
+    @property
+    def genesis(self) -> bool:
+        """Whether the group has got its first slots."""
+        return self._genesis
+
+    def slot_state(self, slot: int) -> SlotState | None:
+        """State of a slot, None if the group does not have it."""
+        found = self._slots.get(slot)
+        return None if found is None else found.state
+
+    def owned_slots(self) -> list[int]:
+        """Slots that the group serves, ascending."""
+        return sorted(slot.number for slot in self._slots.values() if slot.state is _OWNED)
+
+    def next_expiry(self) -> int | None:
+        """Group time (ms) when the next record expires. If it has come, a TICK removes records."""
+        return self._expiry.first()
+
+    def stats(self) -> Stats:
+        slots = self._slots.values()
+        return Stats(
+            records=sum(len(slot.records) for slot in slots),
+            bytes=sum(slot.bytes for slot in slots),
+            sessions=sum(len(slot.sessions) for slot in slots),
+            slots=len(slots),
+        )
+
+    # Reads
+
+    def read(self, slot: int, key: bytes) -> Result:
+        """The record of ``key``; version 0 and no value if there is none. MOVED or SLOT_MOVING if not served here."""
+        home = self._slots.get(slot)
+        if home is None or home.state is not _OWNED:
+            return _not_served(home)
+        record = home.records.get(key)
+        if record is None:
+            return _NO_RECORD
+        value, version, expires = record
+        if not expires:
+            return tuple.__new__(Result, (0, version, value, -1, 0, ""))
+        left = expires - self.time
+        return Result(Code.OK, version, value, left) if left > 0 else _NO_RECORD
+
+    def scan(self, slot: int, after: bytes, limit_bytes: int) -> Result:
+        """Records of ``slot`` with keys greater than ``after`` in key order, as much as fits into ``limit_bytes``.
+
+        At least one record, if there is any. ``value`` is msgpack of [[key, value, version, ttl_ms or -1], ...];
+        ``version`` is 1 if more records follow, else 0. Limit 0 means SCAN_PAGE_BYTES; MAX_SCAN_PAGE_BYTES caps it.
+        """
+        home = self._slots.get(slot)
+        if home is None or home.state is not _OWNED:
+            return _not_served(home)
+        budget = min(limit_bytes, limits.MAX_SCAN_PAGE_BYTES) if limit_bytes > 0 else limits.SCAN_PAGE_BYTES
+        now, records = self.time, home.records
+        page: list[tuple[bytes, bytes, int, int]] = []
+        for key in home.keys_after(after):
+            value, version, expires = records[key]
+            if 0 < expires <= now:
+                continue
+            budget -= len(key) + len(value) + _SCAN_OVERHEAD
+            if budget < 0 and page:
+                return Result(Code.OK, 1, pack(page))
+            page.append((key, value, version, expires - now if expires else -1))
+        return Result(Code.OK, 0, pack(page))
+
+    # Writes
+
+    def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
+        """Apply one log entry: its time in ms and its commands. Call it once for each entry, with all its commands.
+
+        Total: never raises for what msgpack can decode. A malformed command gives INVALID_ARGUMENT and changes nothing.
+        """
+        if type(now) is int and self.time < now <= MAX_GROUP_TIME:
+            self.time = now
+        results = [self._execute(command) for command in commands] if isinstance(commands, list | tuple) else []
+        if self._expiry.live:
+            self._remove_expired()
+        if self._idle and self._idle[0][0] <= self.time - IDLE_MS:
+            self._remove_idle()
+        return results
+
+    def _execute(self, command: Sequence[Any]) -> Result:
+        try:
+            kind, number, key, value, expect, expected, ttl, client, seq, first, _ = command
+        except (TypeError, ValueError):
+            return self._execute_short(command)
+        if not (
+            type(number) is int
+            and type(key) is bytes
+            and type(ttl) is int
+            and type(expect) is int
+            and type(client) is bytes
+            and key
+            and 0 <= ttl <= MAX_TTL_MS
+            and expect >= ANY_VERSION
+            and (
+                not client
+                or (
+                    len(client) == CLIENT_BYTES
+                    and type(seq) is int
+                    and type(first) is int
+                    and 0 < seq <= MAX_COUNT
+                    and 0 <= first <= seq
+                )
+            )
+            and (
+                (kind == _PUT and type(value) is bytes)
+                or kind == _DELETE
+                or (kind == _CAS and type(value) is bytes and (expected is None or type(expected) is bytes))
+            )
+        ):
+            return self._housekeeping(kind, value)
+        if len(key) > limits.MAX_KEY_BYTES or (kind != _DELETE and len(value) > limits.MAX_VALUE_BYTES):
+            return _TOO_LARGE
+        slot = self._slots.get(number)
+        if slot is None or slot.state is not _OWNED:
+            return _not_served(slot)
+        if slot.pins:
+            slot.detach()
+        if not client:
+            return _replay(self._write(slot, kind, key, value, expect, expected, ttl))
+        session = slot.sessions.get(client)
+        if session is None:
+            if client <= slot.floor:
+                return _EXPIRED_SESSION
+            session = self._open_session(slot, client, first)
+        else:
+            if first > session.first:
+                session.raise_first(first)
+            done = session.find(seq)
+            if done is not None:
+                session.last = self.time
+                return _replay(done)
+            if seq < session.first:
+                return _EXPIRED_SESSION
+            session.last = self.time
+        outcome = self._write(slot, kind, key, value, expect, expected, ttl)
+        session.record(seq, outcome)
+        return _replay(outcome)
+
+    def _write(
+        self, slot: Slot, kind: int, key: bytes, value: bytes, expect: int, expected: bytes | None, ttl: int
+    ) -> int:
+        """Execute a write and return its outcome."""
+        now = self.time
+        old = slot.records.get(key)
+        current = old[1] if old is not None and not 0 < old[2] <= now else 0
+        if kind == _CAS:
+            if (old is None or old[0] != expected) if current else expected is not None:
+                return failed(current)
+        elif expect != ANY_VERSION and expect != current:
+            return failed(current)
+        if kind == _DELETE:
+            if old is not None and current:
+                slot.counter += 1
+                self._remove(slot, key, old)
+            return current
+        version = slot.counter = slot.counter + 1
+        if old is None:
+            slot.order = None
+            slot.bytes += len(key) + len(value)
+        else:
+            slot.bytes += len(value) - len(old[0])
+            if old[2]:
+                self._expiry.live -= 1
+        if ttl:
+            slot.records[key] = (value, version, now + ttl)
+            self._expiry.push((now + ttl, slot.number, key, version))
+        else:
+            slot.records[key] = (value, version, 0)
+        return version
+
+    def _remove(self, slot: Slot, key: bytes, record: tuple[bytes, int, int]) -> None:
+        del slot.records[key]
+        slot.order = None
+        slot.bytes -= len(key) + len(record[0])
+        if record[2]:
+            self._expiry.live -= 1
+
+    def _execute_short(self, command: object) -> Result:
+        """Fields at the end of a command that have their defaults may be left out."""
+        if isinstance(command, list | tuple):
+            missing = _OP_FIELDS - len(command)
+            if 0 < missing <= len(_OP_DEFAULTS):
+                return self._execute((*command, *_OP_DEFAULTS[-missing:]))
+        return _MALFORMED
+
+    def _housekeeping(self, kind: object, value: object) -> Result:
+        if kind == Kind.TICK:
+            return _DONE
+        if kind == Kind.GENESIS and isinstance(value, bytes):
+            return self._begin(value)
+        return _MALFORMED
+
+    def _begin(self, value: bytes) -> Result:
+        try:
+            numbers = unpack(value)
+        except ValueError:
+            return _MALFORMED
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n <= _MAX_SLOT for n in numbers):
+            return _MALFORMED
+        if not self._genesis:
+            self._genesis = True
+            self._slots = {number: Slot(number) for number in sorted(set(numbers))}
+        return _DONE
+
+    # Sessions
+
+    def _open_session(self, slot: Slot, client: bytes, first: int) -> Session:
+        if len(slot.sessions) >= limits.MAX_SESSIONS_PER_SLOT:
+            # Several at once, so that many short-lived clients on one slot do not pay for a search each.
+            ages = ((session.last, name) for name, session in slot.sessions.items())
+            for _, oldest in nsmallest(_EVICTED_AT_ONCE, ages):
+                self._close_session(slot, oldest)
+        session = slot.sessions[client] = Session(first, self.time)
+        heappush(self._idle, (self.time, slot.number, client))
+        return session
+
+    @staticmethod
+    def _close_session(slot: Slot, client: bytes) -> None:
+        del slot.sessions[client]
+        slot.floor = max(slot.floor, client)
+
+    def _remove_idle(self) -> None:
+        """Close idle sessions, the longest idle first; look at a bounded number of them."""
+        horizon = self.time - IDLE_MS
+        looked_at = 0
+        while self._idle and self._idle[0][0] <= horizon and looked_at < limits.MAX_EXPIRED_PER_ENTRY:
+            queued, number, client = heappop(self._idle)
+            slot = self._slots.get(number)
+            session = None if slot is None else slot.sessions.get(client)
+            if slot is None or session is None or session.queued != queued:
+                continue
+            looked_at += 1
+            if slot.pins:
+                slot.detach()
+                session = slot.sessions[client]
+            if session.last > horizon:
+                # Used since it was queued: writes only note the time, which is what keeps them cheap.
+                session.queued = session.last
+                heappush(self._idle, (session.queued, number, client))
+            else:
+                self._close_session(slot, client)
+
+    # Expiry
+
+    def _is_live(self, due: Due) -> bool:
+        _, number, key, version = due
+        slot = self._slots.get(number)
+        record = None if slot is None else slot.records.get(key)
+        return record is not None and record[1] == version
+
+    def _remove_expired(self) -> None:
+        for _ in range(limits.MAX_EXPIRED_PER_ENTRY):
+            due = self._expiry.pop_due(self.time)
+            if due is None:
+                return
+            slot = self._slots[due[1]]
+            if slot.pins:
+                slot.detach()
+            self._remove(slot, due[2], slot.records[due[2]])
+
+    # The whole state
+
+    def snapshot(self) -> StoreSnapshot:
+        """The state as of this call, for as long as the snapshot is open; writes go on meanwhile."""
+        return StoreSnapshot(self.time, self._genesis, [self._slots[number].image() for number in sorted(self._slots)])
+
+    def begin_restore(self) -> StoreRestore:
+        """Collects a snapshot's chunks; ``finish`` replaces the whole state by it."""
+        return StoreRestore(self._install)
+
+    def digest(self) -> bytes:
+        """16 bytes; equal for equal states, however they came about."""
+        return store_digest(self.time, self._genesis, self._slots.values())
+
+    def _install(self, state: StoreState) -> None:
+        self.time = state.time
+        self._genesis = state.genesis
+        self._slots = {slot.number: slot for slot in state.slots}
+        self._expiry = ExpiryQueue(self._is_live, _due_records(state.slots))
+        self._idle = [
+            (session.queued, slot.number, client) for slot in state.slots for client, session in slot.sessions.items()
+        ]
+        heapify(self._idle)
+
+
+def _due_records(slots: Iterable[Slot]) -> Iterable[Due]:
+    for slot in slots:
+        for key, (_, version, expires) in slot.records.items():
+            if expires:
+                yield expires, slot.number, key, version
+
+
+def _not_served(slot: Slot | None) -> Result:
+    return _MOVING if slot is not None and slot.state is SlotState.FROZEN else _MOVED
+
+
+def _replay(outcome: int) -> Result:
+    """The result that an outcome stands for: of an execution and of each of its retries."""
+    if outcome >= 0:
+        return tuple.__new__(Result, (0, outcome, None, -1, 0, ""))
+    code, version = code_and_version(outcome)
+    return Result(code, version)

@@ -1,0 +1,117 @@
+"""Sessions: how a write that is sent several times takes effect once.
+
+A write names itself (client, seq) and says ``first``, the lowest number that its client still waits for. For each slot,
+the state machine keeps a :class:`Session` per client: the outcomes of executed writes, and ``first``, the highest one
+heard. A write meets exactly one of these cases, and all replicas decide alike since all of it is replicated state:
+
+1. Its outcome is recorded: it is answered again and not executed.
+2. It is below the session's ``first`` (and not recorded): refused, SESSION_EXPIRED.
+3. There is no session, and the client's id is not above the slot's ``floor``: refused, SESSION_EXPIRED.
+4. Otherwise it is executed, and its outcome is recorded by the same entry.
+
+Why nothing executes twice: an execution records its outcome (4), so a second one needs that record to be gone. A record
+goes either with ``first`` raised above it, and then 2 holds for ever, as ``first`` never falls in a living session; or
+with its whole session, and then ``floor`` is raised to the client's id, so 3 holds for ever, as ``floor`` never falls.
+Other outcomes than executions (MOVED, malformed commands) are not recorded: they changed nothing and may be retried.
+
+Why nothing is refused that should not be: a client raises ``first`` past a number only when it no longer waits for it.
+Client ids begin with the client's wall time, so new clients are above the ids of sessions that went idle long ago. A
+client that is refused at its first attempt surely had no effect and takes a new id. A clock that is wrong costs
+refusals, never a second execution.
+
+Sessions are per slot, not per group, because they move with the slot. Most hold one outcome, so the latest one is kept
+inline and a dict is made only for clients with several writes in flight to one slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from raftkv import limits
+from raftkv.errors import Code
+
+CLIENT_BYTES: Final = 16
+IDLE_MS: Final = limits.SESSION_IDLE * 1000
+
+
+def failed(version: int) -> int:
+    """Outcome of a write whose condition failed on a record of ``version``. Outcomes >= 0: versions of writes done."""
+    return -1 - version
+
+
+def code_and_version(outcome: int) -> tuple[Code, int]:
+    """What an outcome stands for."""
+    return (Code.OK, outcome) if outcome >= 0 else (Code.CONDITION_FAILED, -1 - outcome)
+
+
+class Session:
+    """What a slot remembers of one client. Times are group time in ms.
+
+    ``first``: numbers below it are answered for good. ``last``: when it was last used. ``queued``: the time under which
+    it stands in the queue of sessions that may be idle, at most ``last``. ``seq`` and ``outcome``: the latest write
+    executed (0 = none). ``more``: outcomes of others, in the order of execution.
+    """
+
+    __slots__ = ("first", "last", "more", "outcome", "queued", "seq")
+
+    def __init__(self, first: int, now: int) -> None:
+        self.first = first
+        self.last = now
+        self.queued = now
+        self.seq = 0
+        self.outcome = 0
+        self.more: dict[int, int] | None = None
+
+    def copy(self) -> Session:
+        other = Session(self.first, self.last)
+        other.queued = self.queued
+        other.seq = self.seq
+        other.outcome = self.outcome
+        other.more = None if self.more is None else dict(self.more)
+        return other
+
+    def find(self, seq: int) -> int | None:
+        """Recorded outcome of ``seq``."""
+        if seq == self.seq:
+            return self.outcome
+        return None if self.more is None else self.more.get(seq)
+
+    def record(self, seq: int, outcome: int) -> None:
+        """Remember an execution."""
+        if self.seq and self.seq >= self.first:
+            if self.more is None:
+                self.more = {}
+            self.more[self.seq] = self.outcome
+            if len(self.more) >= limits.MAX_RESULTS_PER_SESSION:
+                self.raise_first(next(iter(self.more)) + 1)
+        self.seq = seq
+        self.outcome = outcome
+
+    def load(self, results: list[tuple[int, int]]) -> None:
+        """Take over what :meth:`results` gave, as it was, into a fresh session."""
+        if results:
+            *more, (self.seq, self.outcome) = results
+            self.more = dict(more) or None
+
+    def raise_first(self, first: int) -> None:
+        """Forget outcomes below ``first``, if it is higher than before."""
+        self.first = max(self.first, first)
+        more = self.more
+        if more is None:
+            return
+        # Executions come nearly in the order of their numbers, so what can go stands in front. One that a higher
+        # number hides stays until that goes: harmless, and no write costs more than what it removes.
+        while more:
+            oldest = next(iter(more))
+            if oldest >= self.first:
+                return
+            del more[oldest]
+        self.more = None
+
+    def results(self) -> Iterator[tuple[int, int]]:
+        """(seq, outcome) in the order of execution."""
+        if self.more is not None:
+            yield from self.more.items()
+        if self.seq:
+            yield self.seq, self.outcome
