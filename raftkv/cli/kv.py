@@ -1,0 +1,114 @@
+"""``raftkv get|put|delete``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import raftkv
+from raftkv.cli.common import (
+    Exit,
+    argument_bytes,
+    complain,
+    endpoints_option,
+    field,
+    output_option,
+    print_json,
+    run,
+    stdout_is_terminal,
+    timeout_option,
+)
+
+
+@click.command()
+@click.argument("key")
+@click.option(
+    "--consistency",
+    type=click.Choice(["linearizable", "quorum", "stale"]),
+    default="linearizable",
+    show_default=True,
+    help="How fresh the answer must be.",
+)
+@endpoints_option
+@timeout_option(5.0)
+@output_option
+def get(key: str, consistency: raftkv.Consistency, endpoints: str, timeout: float, output: str) -> int:
+    """Write the value of KEY to stdout, byte for byte. Exits with 4 if there is no such key."""
+
+    async def ask() -> raftkv.Record | None:
+        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+            return await client.get(argument_bytes(key), consistency=consistency)
+
+    record = run(ask())
+    if record is None:
+        complain("no such key")
+        return Exit.NOT_MET
+    if output == "json":
+        shown = {**field("key", record.key), **field("value", record.value), "version": record.version}
+        print_json({**shown, "expires_at": record.expires_at})
+    else:
+        sys.stdout.buffer.write(record.value + (b"\n" if stdout_is_terminal() else b""))
+        sys.stdout.buffer.flush()
+    return Exit.DONE
+
+
+@click.command()
+@click.argument("key")
+@click.argument("value")
+@click.option(
+    "--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Remove it after this time."
+)
+@click.option("--if-version", type=click.IntRange(min=1), metavar="N", help="Only if the record has this version.")
+@click.option("--if-absent", is_flag=True, help="Only if there is no such key.")
+@endpoints_option
+@timeout_option(5.0)
+@output_option
+def put(
+    key: str,
+    value: str,
+    ttl: float | None,
+    if_version: int | None,
+    if_absent: bool,
+    endpoints: str,
+    timeout: float,
+    output: str,
+) -> None:
+    """Set KEY to VALUE; `-` reads the value from stdin. Exits with 4 if the condition is not met."""
+    if if_absent and if_version is not None:
+        raise click.UsageError("--if-version and --if-absent exclude each other")
+    condition = raftkv.ABSENT if if_absent else if_version
+    data = sys.stdin.buffer.read() if value == "-" else argument_bytes(value)
+
+    async def ask() -> raftkv.WriteResult:
+        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+            return await client.put(argument_bytes(key), data, ttl=ttl, if_version=condition)
+
+    version = run(ask()).version
+    if output == "json":
+        print_json({"version": version})
+    else:
+        click.echo(f"version {version}")
+
+
+@click.command()
+@click.argument("key")
+@click.option("--if-version", type=click.IntRange(min=1), metavar="N", help="Only if the record has this version.")
+@endpoints_option
+@timeout_option(5.0)
+@output_option
+def delete(key: str, if_version: int | None, endpoints: str, timeout: float, output: str) -> int:
+    """Remove KEY. Exits with 4 if there was no such key or the condition is not met."""
+
+    async def ask() -> bool:
+        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+            return await client.delete(argument_bytes(key), if_version=if_version)
+
+    existed = run(ask())
+    if output == "json":
+        print_json({"existed": existed})
+    elif existed:
+        click.echo("deleted")
+    else:
+        complain("no such key")
+    return Exit.DONE if existed else Exit.NOT_MET

@@ -1,0 +1,227 @@
+"""Real clusters for tests: node processes on free loopback ports, with their data in a temporary folder.
+
+    with LocalCluster(nodes=3, groups=2) as cluster:
+        with raftkv.Client(cluster.endpoints) as kv:
+            kv.put("k", b"v")
+            cluster.kill(cluster.leader(group=1))
+            assert kv.get("k").value == b"v"
+
+With pytest, ask for the fixture ``raftkv_cluster``. All methods block; from a coroutine call them with
+``asyncio.to_thread``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from raftkv.cli.local import (
+    PEER_PORT_OFFSET,
+    READY_TIMEOUT,
+    STOP_TIMEOUT,
+    LocalError,
+    LocalNode,
+    LocalProcesses,
+    Place,
+    free_ports,
+    new_shape,
+    places_from,
+)
+from raftkv.cli.process import pause
+from raftkv.clock import SystemClock
+from raftkv.node.config import DEFAULT_GROUPS, DEFAULT_SLOTS
+
+__all__ = ["LocalCluster"]
+
+_POLL: Final = 0.02
+
+
+class LocalCluster:
+    """A cluster of ``nodes`` processes with ``groups`` shard groups of ``replicas`` each (default: up to three).
+
+    ``folder`` keeps data and logs, and one that holds a cluster already is used with the shape that it remembers;
+    without a folder, a temporary one is used and removed by :meth:`close`. ``port``: as of ``raftkv up``; without one,
+    free ports are found. ``node`` and ``raft``: keys of those sections of the node's configuration, for instance
+    ``node={"reads": "quorum"}``. ``dial[a, b]``: address at which node a reaches node b, so that a proxy can stand
+    between them. Raises ConfigError for options that do not fit together.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 3,
+        groups: int = DEFAULT_GROUPS,
+        replicas: int | None = None,
+        *,
+        slots: int = DEFAULT_SLOTS,
+        folder: str | Path | None = None,
+        port: int | None = None,
+        node: Mapping[str, Any] | None = None,
+        raft: Mapping[str, Any] | None = None,
+        dial: Mapping[tuple[int, int], str] | None = None,
+    ) -> None:
+        self._temporary = folder is None
+        self.folder = Path(tempfile.mkdtemp(prefix="raftkv-") if folder is None else folder).absolute()
+        try:
+            self._processes = LocalProcesses.open(self.folder) or LocalProcesses.create(
+                self.folder,
+                new_shape(_places(nodes, port), groups, min(3, nodes) if replicas is None else replicas, slots),
+                node_options=node,
+                raft_options=raft,
+                dial=dial,
+            )
+        except BaseException:
+            self._clean()
+            raise
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            for name, text in self.logs().items():
+                print(f"--- {name}\n{text}", file=sys.stderr)  # noqa: T201
+        self.close()
+
+    @property
+    def endpoints(self) -> str:
+        """Addresses for clients, separated by commas."""
+        return self._processes.endpoints
+
+    @property
+    def nodes(self) -> list[int]:
+        """Ids of the nodes."""
+        return [node.id for node in self._processes.nodes]
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster's id, a UUID."""
+        return self._processes.shape.cluster_id
+
+    def address(self, node: int) -> str:
+        """Address of ``node`` for clients."""
+        return self._node(node).address
+
+    def peer_address(self, node: int) -> str:
+        """Address of ``node`` for the other nodes."""
+        return self._node(node).peer_address
+
+    def pid(self, node: int) -> int | None:
+        """Process id of ``node``, None if it does not run."""
+        process = self._node(node).process()
+        return process.pid if process else None
+
+    def start(self, timeout: float = READY_TIMEOUT) -> None:
+        """Start every node that does not run and wait until all serve. Raises LocalError with the end of a log."""
+        self._processes.start_missing()
+        self.wait_ready(timeout)
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> dict[int, bool]:
+        """Stop all nodes; the data stay. Node -> whether it ended by itself within ``timeout`` seconds."""
+        return self._processes.stop(timeout)
+
+    def close(self) -> None:
+        """Kill what still runs and remove the temporary folder."""
+        for node in self._processes.nodes:
+            node.kill()
+            node.pid_file.remove()
+        self._clean()
+
+    def stop_node(self, node: int, timeout: float = STOP_TIMEOUT) -> bool:
+        """SIGTERM and wait. Whether the node ended by itself within ``timeout`` seconds."""
+        return self._node(node).stop(timeout)
+
+    def kill(self, node: int) -> None:
+        """SIGKILL: what was not on disk is lost as in a crash of the process."""
+        self._node(node).kill()
+
+    def kill_all(self) -> None:
+        """SIGKILL to all nodes before any of them is waited for."""
+        for node in self._processes.nodes:
+            self._signal(node.id, signal.SIGKILL)
+        for node in self._processes.nodes:
+            node.kill()
+
+    def restart(self, node: int, timeout: float = READY_TIMEOUT, *, wait: bool = True) -> None:
+        """Start ``node`` again (after killing it if it still runs) and, if ``wait``, wait until it serves."""
+        target = self._node(node)
+        target.kill()
+        target.start()
+        if wait:
+            self._processes.wait_ready(timeout, [target])
+
+    def pause(self, node: int) -> None:
+        """SIGSTOP: the process stands still, its connections stay open."""
+        self._signal(node, signal.SIGSTOP)
+
+    def resume(self, node: int) -> None:
+        """SIGCONT after :meth:`pause`."""
+        self._signal(node, signal.SIGCONT)
+
+    def wait_ready(self, timeout: float = READY_TIMEOUT) -> None:
+        """Wait until every node serves. Raises LocalError."""
+        self._processes.wait_ready(timeout)
+
+    def leader(self, group: int, timeout: float = 10.0) -> int:
+        """The node that leads ``group``; waits for one up to ``timeout`` seconds, then raises LocalError."""
+        clock = SystemClock()
+        end = clock.now() + timeout
+        while (leader := self._processes.leader(group)) is None:
+            if clock.now() >= end:
+                raise LocalError(f"group {group} had no leader for {timeout:g} s")
+            pause(_POLL)
+        return leader
+
+    def status(self) -> dict[str, Any]:
+        """What ``raftkv status -o json`` prints."""
+        return self._processes.status()
+
+    def log(self, node: int, lines: int = 50) -> str:
+        """The last lines of the node's log."""
+        return self._node(node).log_tail(lines)
+
+    def logs(self, lines: int = 30) -> dict[str, str]:
+        """The last lines of every node's log, by a name for people."""
+        return {f"node {node.id} ({node.log})": node.log_tail(lines) for node in self._processes.nodes}
+
+    def data_dir(self, node: int) -> Path:
+        """The data folder of ``node``."""
+        return self._node(node).data
+
+    def _node(self, node: int) -> LocalNode:
+        for candidate in self._processes.nodes:
+            if candidate.id == node:
+                return candidate
+        raise LocalError(f"there is no node {node} in this cluster")
+
+    def _signal(self, node: int, number: signal.Signals) -> None:
+        process = self._node(node).process()
+        if process is not None:
+            process.signal(number)
+
+    def _clean(self) -> None:
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _places(nodes: int, port: int | None) -> tuple[Place, ...]:
+    if nodes < 1:
+        raise LocalError(f"a cluster of {nodes} nodes is none")
+    if port is not None:
+        return places_from(port, nodes)
+    # Clusters of test processes that run side by side search from different ports on.
+    ports = free_ports(2 * nodes, os.getpid() * 2 * (PEER_PORT_OFFSET + 1))
+    return tuple(Place(i + 1, f"127.0.0.1:{ports[i]}", f"127.0.0.1:{ports[nodes + i]}") for i in range(nodes))
