@@ -19,7 +19,7 @@ from typing import Final
 import msgpack
 
 from raftkv import limits
-from raftkv.errors import CorruptData
+from raftkv.errors import CorruptData, StorageError
 from raftkv.storage import wal_format as fmt
 from raftkv.storage.fs import File, FileSystem, Worker
 from raftkv.storage.wal_recovery import GroupState, Recovered, Segment, cut_segments, recover
@@ -134,7 +134,15 @@ class Wal:
     # Appending: memory only.
 
     def entry(self, group: int, index: int, term: int, command: bytes) -> None:
-        """Append a log entry. ``index`` follows the group's last one, or replaces it and all after it."""
+        """Append a log entry. ``index`` follows the group's last one, or replaces an entry and all after it.
+
+        A gap would make the log unreadable, so it ends the log instead.
+        """
+        last = self._batch.get(group)
+        if last is None:
+            last = self._tracked(group).last
+        if index > last + 1:
+            self._fail(StorageError(f"group {group}: entry {index} appended after entry {last}"))
         if len(command) < _LARGE_COMMAND:
             self._parts.append(self._pack((fmt.ENTRY, group, index, term, command)))
         else:
