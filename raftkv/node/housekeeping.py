@@ -1,0 +1,79 @@
+"""What leaders propose on their own: the first shard map, a group's first slots, the passing of time.
+
+Every step looks only at replicated state and may be repeated by any later leader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgpack
+
+from raftkv.node.replicas import Replica, Replicas
+from raftkv.raft import RaftGroup
+from raftkv.store.operations import Kind, Op, Result
+from shards.map import META_GROUP, Node, ShardMap
+from shards.placement import initial_map
+
+_PATIENCE: Final = 1.0
+"""Seconds before a proposal whose outcome is unknown is made again."""
+
+
+class Housekeeping:
+    """``members`` returns the configured nodes with their incarnations once all of them were met, else None."""
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        *,
+        cluster_id: str,
+        slots: int,
+        groups: int,
+        copies: int,
+        members: Callable[[], list[Node] | None],
+        now: Callable[[], float],
+    ) -> None:
+        self._replicas = replicas
+        self._cluster_id = cluster_id
+        self._slots = slots
+        self._groups = groups
+        self._copies = copies
+        self._members = members
+        self._now = now
+        self._asked: dict[int, float] = {}
+
+    def run(self, shard_map: ShardMap | None) -> None:
+        """Propose what is due. Called about ten times a second with the node's copy of the map."""
+        meta = self._replicas.get(META_GROUP)
+        if meta is not None and self._replicas.meta.map is None:
+            self._form(meta)
+        if shard_map is not None:
+            for number, replica in self._replicas.data.items():
+                self._tend(number, replica, shard_map)
+
+    def _form(self, meta: RaftGroup) -> None:
+        members = self._members()
+        if members is not None:
+            first = initial_map(self._cluster_id, members, self._groups, self._slots, self._copies)
+            self._propose(meta, Op(Kind.MAP_INIT, 0, b"map", msgpack.packb(first.to_wire())))
+
+    def _tend(self, number: int, replica: Replica, shard_map: ShardMap) -> None:
+        store = replica.store
+        if not store.genesis:
+            # Every group has its first slots before any can be moved away, so epoch 1 is still true here.
+            self._propose(replica.group, Op(Kind.GENESIS, 0, b"slots", msgpack.packb(shard_map.slots_of(number))))
+            return
+        due = store.next_expiry()
+        if due is not None and replica.group.leads() and due <= replica.group.time():
+            self._propose(replica.group, Op(Kind.TICK, 0, b"time"))
+
+    def _propose(self, group: RaftGroup, op: Op) -> None:
+        if not group.leads() or self._asked.get(group.group, 0.0) > self._now():
+            return
+        self._asked[group.group] = self._now() + _PATIENCE
+
+        def done(_: int, _result: Result) -> None:
+            self._asked.pop(group.group, None)
+
+        group.propose(op, done, 0)

@@ -1,0 +1,93 @@
+"""A node as a process: real ports, signals, logging."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import sys
+from typing import Final
+
+import uvloop
+
+from raftkv.clock import SystemClock
+from raftkv.errors import RaftKVError
+from raftkv.node.config import NodeConfig
+from raftkv.node.node import RaftNode
+from raftkv.peer.network import TcpNetwork
+from raftkv.rpc.server import RpcServer
+from raftkv.storage.fs import OsFileSystem, ThreadWorker
+
+log = logging.getLogger(__name__)
+
+_HAND_OVER: Final = 2.0
+"""Seconds for giving leaderships away at the end."""
+
+_GRACE: Final = 3.0
+"""Seconds for answering what is in flight at the end."""
+
+_SWITCH_INTERVAL: Final = 0.0005
+"""Seconds: the worker thread must get the interpreter soon after a sync, also while the loop is busy."""
+
+
+def serve(config: NodeConfig) -> int:
+    """Run one node until SIGTERM or SIGINT. Returns the process's exit code.
+
+    Raises RaftKVError (with a message for people) if the node cannot start.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=config.node.log_level.upper(),
+        format=f"%(asctime)s %(levelname).1s node {config.node.id} %(name)s: %(message)s",
+    )
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    return uvloop.run(_serve(config))
+
+
+async def _serve(config: NodeConfig) -> int:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[BaseException | None] = loop.create_future()
+
+    def finish(problem: BaseException | None) -> None:
+        if not stop.done():
+            stop.set_result(problem)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, finish, None)
+    clock = SystemClock()
+    worker, background = ThreadWorker(loop, "raftkv-wal"), ThreadWorker(loop, "raftkv-files")
+    node = RaftNode(
+        config,
+        fs=OsFileSystem(),
+        worker=worker,
+        background=background,
+        network=TcpNetwork(),
+        clock=clock,
+        rng=random.Random(),
+        on_fatal=finish,
+    )
+    server = RpcServer(node, config.node.listen, clock)
+    try:
+        await node.start()
+        await server.start()
+        log.info("serving clients at %s, nodes at %s", config.node.listen, config.node.peer_listen)
+        problem = await stop
+        if problem is None:
+            log.info("stopping: handing leaderships over")
+            await node.hand_over(_HAND_OVER)
+            await server.stop(_GRACE)
+        else:
+            await server.stop(0)
+    finally:
+        await node.close()
+        worker.close()
+        background.close()
+    if problem is None:
+        log.info("stopped")
+        return 0
+    if isinstance(problem, RaftKVError):
+        log.critical("node stopped: %s", problem)
+    else:
+        log.critical("node stopped: %r", problem, exc_info=problem)
+    return 1

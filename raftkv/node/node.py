@@ -1,0 +1,371 @@
+"""One node: the composition root of everything below it.
+
+All of it runs in one thread on one event loop. The ports (file system, worker, network, clock, randomness) come from
+the caller, so that a simulator runs the same node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgpack
+
+from raftkv import __version__, limits
+from raftkv.clock import Clock, Timer
+from raftkv.errors import RaftKVError
+from raftkv.node import messages
+from raftkv.node.config import NodeConfig
+from raftkv.node.housekeeping import Housekeeping
+from raftkv.node.replicas import Replicas
+from raftkv.node.router import Reply, Router
+from raftkv.peer.frames import ProtocolViolation
+from raftkv.peer.hello import Hello, Identity
+from raftkv.peer.links import Links
+from raftkv.peer.network import Network
+from raftkv.raft import RaftConfig
+from raftkv.rpc.frontend import NodeStatus, ReplicaStatus, Role
+from raftkv.storage.folder import DataFolder
+from raftkv.storage.fs import FileSystem, Worker
+from raftkv.storage.snapshots import SnapshotStore
+from raftkv.storage.wal import Wal
+from raftkv.store.operations import Op
+from shards.map import META_GROUP, MapError, ShardMap
+from shards.map import Node as MapNode
+from shards.placement import meta_voters
+
+log = logging.getLogger(__name__)
+
+_TICK: Final = 0.02
+"""Seconds between looks at election deadlines and heartbeats: a fifth of a heartbeat."""
+
+_TICKS_PER_ROUND: Final = 5
+"""Housekeeping runs every so many ticks."""
+
+_ROUNDS_PER_SPACE_CHECK: Final = 10
+
+_FULL_BELOW: Final = 4 * limits.WAL_SEGMENT_BYTES
+_FREE_ABOVE: Final = 8 * limits.WAL_SEGMENT_BYTES
+"""Free bytes at which new data is refused, and at which it is taken again."""
+
+_REPLACED: Final = "replaced data folder"
+
+
+class NodeRefused(RaftKVError):
+    """Another node knows this one by another data folder: it must not vote again under its old name."""
+
+
+class RaftNode:
+    """A node with its replicas, links and router; serves the front end's port.
+
+    ``on_fatal`` is called once when the node must stop at once. The constructor raises DataFolderInUse, CorruptData or
+    StorageError.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        *,
+        fs: FileSystem,
+        worker: Worker,
+        background: Worker,
+        network: Network,
+        clock: Clock,
+        rng: random.Random,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._fs = fs
+        self._on_fatal = on_fatal
+        self._failed = False
+        self._started_at = clock.now()
+        self.id = config.node.id
+        self._folder = DataFolder.open(fs, config.node.data_dir, config.cluster.id, self.id, rng)
+        try:
+            self._compose(worker, background, network, rng)
+        except BaseException:
+            self._folder.close()
+            raise
+
+    def _compose(self, worker: Worker, background: Worker, network: Network, rng: random.Random) -> None:
+        config, fs, folder = self._config, self._fs, self._folder
+        self._wal = Wal.open(
+            fs,
+            worker,
+            folder.wal_path,
+            self._fatal,
+            background=background,
+            identity=folder.incarnation.encode(),
+        )
+        files = SnapshotStore(fs, background, folder.snapshot_path)
+        identity = Identity(config.cluster.id, self.id, folder.incarnation, f"{rng.getrandbits(64):016x}")
+        self._links = Links(
+            network,
+            self._clock,
+            identity,
+            config.node.peer_listen,
+            config.dial_addresses(),
+            self._admit,
+            self._on_message,
+            self._on_link,
+            self._on_refused,
+            rng,
+            self._fatal,
+        )
+        self._replicas = Replicas(
+            self.id,
+            wal=self._wal,
+            files=files,
+            links=self._links,
+            clock=self._clock,
+            rng=rng,
+            config=RaftConfig(
+                election_min=config.raft.election_min,
+                election_max=config.raft.election_max,
+                heartbeat=config.raft.heartbeat,
+                snapshot_bytes=config.raft.snapshot_bytes,
+            ),
+            fatal=self._fatal,
+        )
+        self._router = Router(
+            self.id,
+            data=self._replicas.data,
+            peers=self._links,
+            clock=self._clock,
+            rng=rng,
+            quorum_reads=config.node.reads == "quorum",
+        )
+        self._housekeeping = Housekeeping(
+            self._replicas,
+            cluster_id=config.cluster.id,
+            slots=config.cluster.slots,
+            groups=config.cluster.groups,
+            copies=config.cluster.replicas,
+            members=self._members,
+            now=self._clock.now,
+        )
+        self._timer: Timer | None = None
+        self._ticks = 0
+        self._replicas.recover()
+        founders = meta_voters([node.id for node in config.nodes])
+        if self.id in founders:
+            self._replicas.ensure(META_GROUP, founders)
+        saved = folder.load_map()
+        if saved is not None:
+            self._take_map(saved)
+        self._look_at_meta()
+
+    # -- life
+
+    async def start(self) -> None:
+        """Talk to the other nodes. Raises CannotListen."""
+        await self._links.start()
+        self._tick()
+
+    async def hand_over(self, patience: float) -> None:
+        """Give the leaderships of this node away, within ``patience`` seconds."""
+        until = self._clock.now() + patience
+        while True:
+            leading = [group for group in self._replicas.all() if group.leads() and len(group.voters) > 1]
+            if not leading or self._clock.now() >= until:
+                return
+            for group in leading:
+                target = group.best_target()
+                if target:
+                    group.transfer(target)
+            await asyncio.sleep(_TICK)
+
+    async def close(self) -> None:
+        """Stop everything and let go of the data folder."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await self._links.close()
+        self._wal.close()
+        self._folder.close()
+
+    def _fatal(self, problem: BaseException) -> None:
+        if not self._failed:
+            self._failed = True
+            self._on_fatal(problem)
+
+    def _tick(self) -> None:
+        if self._failed:
+            return
+        self._timer = self._clock.call_later(_TICK, self._tick)
+        try:
+            self._replicas.tick()
+            self._router.sweep()
+            self._ticks += 1
+            if self._ticks % _TICKS_PER_ROUND == 0:
+                self._look_at_meta()
+                self._housekeeping.run(self._router.map)
+                self._replicas.reclaim()
+                if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_SPACE_CHECK) == 0:
+                    self._look_at_space()
+        except Exception as error:
+            self._fatal(error)
+            raise
+
+    def _look_at_space(self) -> None:
+        free = self._fs.free_space(self._config.node.data_dir)
+        full = free < (_FREE_ABOVE if self._router.disk_full else _FULL_BELOW)
+        if full != self._router.disk_full:
+            self._router.disk_full = full
+            log.warning(
+                "disk %s: %d bytes free", "nearly full, writes are refused" if full else "has space again", free
+            )
+
+    # -- the shard map
+
+    def _look_at_meta(self) -> None:
+        """This node's replica of the meta group may have a newer map than the copy in use."""
+        known = self._replicas.meta.map
+        if known is not None and (self._router.map is None or known.epoch > self._router.map.epoch):
+            self._use_map(known)
+
+    def _take_map(self, data: bytes) -> None:
+        """A copy from another node or from this node's own folder."""
+        try:
+            shard_map = ShardMap.from_wire(msgpack.unpackb(data))
+        except (MapError, ValueError, msgpack.UnpackException) as problem:
+            raise messages.Malformed(f"malformed shard map: {problem}") from None
+        if shard_map.cluster_id != self._config.cluster.id:
+            raise messages.Malformed(f"shard map of another cluster, {shard_map.cluster_id}")
+        if self._router.map is None or shard_map.epoch > self._router.map.epoch:
+            self._use_map(shard_map)
+
+    def _use_map(self, shard_map: ShardMap) -> None:
+        self._router.map = shard_map
+        self._folder.save_map(msgpack.packb(shard_map.to_wire()))
+        for group in shard_map.groups_on(self.id):
+            self._replicas.ensure(group.id, group.voters)
+        for peer in self._links.peers:
+            self._links.send(peer, ["epoch", shard_map.epoch])
+        log.info("shard map of epoch %d in use", shard_map.epoch)
+
+    def _members(self) -> list[MapNode] | None:
+        """The configured nodes, once the data folder of each is known."""
+        found = []
+        for peer in self._config.nodes:
+            incarnation = self._folder.incarnation if peer.id == self.id else self._folder.peers.get(peer.id)
+            if incarnation is None:
+                return None
+            found.append(MapNode(peer.id, peer.address, peer.peer_address, incarnation))
+        return found
+
+    # -- other nodes
+
+    def _admit(self, hello: Hello) -> str | None:
+        known = self._folder.peers.get(hello.node)
+        if self._router.map is not None:
+            entry = next((node for node in self._router.map.nodes if node.id == hello.node), None)
+            if entry is None:
+                return f"node {hello.node} is not a member of the cluster"
+            known = entry.incarnation
+        elif hello.node not in {node.id for node in self._config.nodes}:
+            return f"node {hello.node} is not among the configured nodes"
+        if known is None:
+            self._folder.remember_peer(hello.node, hello.incarnation)
+        elif known != hello.incarnation:
+            return (
+                f"{_REPLACED}: node {hello.node} was known by data folder {known} and came back with {hello.incarnation}; "
+                "what it had promised is lost with the old one, so it must be replaced by a node of a new id"
+            )
+        return None
+
+    def _on_refused(self, node: int, reason: str) -> None:
+        log.error("node %d refuses this node: %s", node, reason)
+        if reason.startswith(_REPLACED):
+            self._fatal(NodeRefused(f"node {node} refuses this node: {reason}"))
+
+    def _on_link(self, node: int, epoch: int, up: bool) -> None:
+        log.info("link to node %d is %s (connection %d)", node, "up" if up else "down", epoch)
+        if not up:
+            self._router.on_link_down(node)
+        elif self._router.map is not None:
+            self._links.send(node, ["epoch", self._router.map.epoch])
+
+    def _on_message(self, peer: int, message: list[Any]) -> None:
+        try:
+            if not message:
+                raise messages.Malformed("empty message")
+            kind = message[0]
+            if type(kind) is int:
+                if not self._replicas.receive(peer, message):
+                    raise messages.Malformed("malformed Raft message")
+            elif kind == "op":
+                self._router.on_forwarded(peer, *messages.operations(message))
+            elif kind == "re":
+                self._router.on_answers(peer, messages.answers(message))
+            elif kind == "epoch":
+                mine = self._router.map
+                if mine is not None and messages.epoch(message) < mine.epoch:
+                    self._links.send(peer, ["map", msgpack.packb(mine.to_wire())])
+                elif mine is None or messages.epoch(message) > mine.epoch:
+                    self._links.send(peer, ["epoch", 0 if mine is None else mine.epoch])
+            elif kind == "map" and len(message) == 2 and isinstance(message[1], bytes):
+                self._take_map(message[1])
+            else:
+                raise messages.Malformed(f"unknown message {kind!r:.40}")
+        except messages.Malformed as problem:
+            raise ProtocolViolation(str(problem)) from None
+
+    # -- the front end's port
+
+    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply) -> None:
+        self._router.submit(ops, timeout, reply)
+
+    def cluster_map(self) -> ShardMap | None:
+        return self._router.map
+
+    def leaders(self) -> dict[int, int]:
+        shard_map = self._router.map
+        groups = [] if shard_map is None else [group.id for group in shard_map.groups]
+        found = {}
+        for group in groups:
+            replica = self._replicas.get(group)
+            leader = self._router.leader_of(group) if replica is None else replica.leader()
+            if leader:
+                found[group] = leader
+        return found
+
+    def status(self) -> NodeStatus:
+        replicas = []
+        for group in self._replicas.all():
+            state = group.status()
+            data = self._replicas.data.get(group.group)
+            replicas.append(
+                ReplicaStatus(
+                    group=state.group,
+                    role=Role(state.role),
+                    leader=state.leader,
+                    term=state.term,
+                    last_index=state.last_index,
+                    commit_index=state.commit_index,
+                    applied_index=state.applied_index,
+                    snapshot_index=state.snapshot_index,
+                    records=0 if data is None else data.store.stats().records,
+                    voters=state.voters,
+                    match=state.match,
+                )
+            )
+        shard_map = self._router.map
+        ready = shard_map is not None and all(
+            replica.leader
+            and (group.group not in self._replicas.data or self._replicas.data[group.group].store.genesis)
+            for replica, group in zip(replicas, self._replicas.all(), strict=True)
+        )
+        return NodeStatus(
+            node=self.id,
+            cluster_id=self._config.cluster.id,
+            version=__version__,
+            map_epoch=0 if shard_map is None else shard_map.epoch,
+            ready=ready,
+            uptime=self._clock.now() - self._started_at,
+            replicas=tuple(replicas),
+        )

@@ -1,0 +1,171 @@
+"""The replicas on this node and the turn that drives them.
+
+Everything that happens to a group (a message, a proposal, a sync) only marks it. At the end of the loop's turn each
+marked group takes one step, then the links send what was queued and the WAL syncs what was appended: all groups share
+both.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from raftkv.clock import Clock
+from raftkv.node.outbox import DurableOutbox
+from raftkv.peer.links import Links
+from raftkv.raft import RaftConfig, RaftGroup
+from raftkv.raft.log import FIRST_INDEX
+from raftkv.storage.snapshots import SnapshotStore
+from raftkv.storage.wal import Wal
+from raftkv.store.meta import MetaStore
+from raftkv.store.records import Store
+from shards.map import META_GROUP
+
+_WAL_BYTES_PER_SNAPSHOT: Final = 4
+"""The WAL may hold this many times ``snapshot_bytes`` before the group that pins its oldest segment must take one."""
+
+
+@dataclass(slots=True)
+class Replica:
+    """A group's Raft state and its state machine."""
+
+    group: RaftGroup
+    store: Store
+
+
+class Replicas:
+    """All replicas of this node. ``fatal`` stops the node."""
+
+    def __init__(
+        self,
+        node: int,
+        *,
+        wal: Wal,
+        files: SnapshotStore,
+        links: Links,
+        clock: Clock,
+        rng: random.Random,
+        config: RaftConfig,
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._node = node
+        self._wal = wal
+        self._files = files
+        self._links = links
+        self._clock = clock
+        self._rng = rng
+        self._config = config
+        self._fatal = fatal
+        self._outbox = DurableOutbox(wal, links)
+        self._awake: dict[int, None] = {}
+        self._turn_due = False
+        self._groups: dict[int, RaftGroup] = {}
+        self.data: dict[int, Replica] = {}
+        self.meta = MetaStore()
+        wal.on_durable.append(self._on_durable)
+
+    def recover(self) -> None:
+        """Start the groups that the WAL knows. Raises CorruptData."""
+        for group, state in sorted(self._wal.recovered.items()):
+            if state.voters:
+                self._start(group, state.voters)
+
+    def ensure(self, group: int, voters: Sequence[int]) -> None:
+        """Host ``group`` from now on, with an empty log if it is new here."""
+        if group not in self._groups:
+            self._wal.group(group, voters)
+            # Every log starts behind entry 1, the empty state.
+            self._wal.snapshot(group, FIRST_INDEX, 0)
+            self._start(group, voters)
+
+    def _start(self, group: int, voters: Sequence[int]) -> None:
+        info = self._files.latest(group)
+        state = self._wal.align(group, *((info.index, info.term) if info else (FIRST_INDEX, 0)))
+        store: Store | MetaStore = self.meta if group == META_GROUP else Store()
+        replica = RaftGroup(
+            group,
+            self._node,
+            voters,
+            hard_state=(state.term, state.vote),
+            compacted=state.snapshot_index,
+            entries=state.entries,
+            machine=store,
+            wal=self._wal,
+            files=self._files,
+            outbox=self._outbox,
+            clock=self._clock,
+            rng=self._rng,
+            config=self._config,
+            wake=lambda: self._wake(group),
+            fatal=self._fatal,
+        )
+        self._groups[group] = replica
+        if isinstance(store, Store):
+            self.data[group] = Replica(replica, store)
+        self._wake(group)
+
+    def get(self, group: int) -> RaftGroup | None:
+        return self._groups.get(group)
+
+    def all(self) -> list[RaftGroup]:
+        return [self._groups[group] for group in sorted(self._groups)]
+
+    # -- events
+
+    def receive(self, peer: int, message: list[Any]) -> bool:
+        """A Raft message, its first item being the group. Returns False if it is malformed."""
+        group = self._groups.get(message[0])
+        if group is None:
+            return True
+        well_formed = group.receive(peer, message)
+        self._wake(message[0])
+        return well_formed
+
+    def tick(self) -> None:
+        """Called every few milliseconds."""
+        for group in self._groups.values():
+            group.tick()
+        # A message may wait for the WAL although its group had nothing to do.
+        if self._wal.durable < self._wal.appended:
+            self._schedule()
+
+    def _on_durable(self, lsn: int) -> None:
+        self._outbox.on_durable(lsn)
+        for group in self._groups.values():
+            group.on_durable(lsn)
+        self._links.flush()
+
+    def _wake(self, group: int) -> None:
+        self._awake[group] = None
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self._clock.call_later(0.0, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        awake, self._awake = self._awake, {}
+        try:
+            for group in awake:
+                self._groups[group].step()
+            self._links.flush()
+            self._wal.flush()
+        except Exception as error:
+            self._fatal(error)
+            raise
+
+    # -- disk space
+
+    def reclaim(self) -> None:
+        """Remove WAL segments that snapshots cover; ask for the snapshot that holds up the oldest one."""
+        self._wal.collect()
+        size, holder = self._wal.pinned_by()
+        if holder is not None and size > _WAL_BYTES_PER_SNAPSHOT * self._config.snapshot_bytes:
+            group = self._groups.get(holder)
+            if group is not None:
+                group.snapshots.want()
+                self._wake(holder)
