@@ -156,7 +156,7 @@ class LocalNode:
             process.signal(signal.SIGCONT)
 
     def finish(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for a node that was asked to stop, then kill it; whether that was not needed."""
+        """Wait up to ``timeout`` seconds for a node that was asked to stop, then kill it; True if it had ended."""
         process = self.process()
         by_itself = process is None or process.wait(timeout)
         if process is not None and not by_itself:

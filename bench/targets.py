@@ -1,0 +1,72 @@
+"""What a worker calls: one get or one set, by the client's Pipeline stream or by unary RPCs."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, Self, TypeAlias
+
+import grpc
+
+import raftkv
+from raftkv.v1 import kv_pb2, kv_pb2_grpc
+
+Api: TypeAlias = Literal["pipeline", "unary"]
+
+
+class Target(Protocol):
+    """One connection's worth of client. Errors are those of raftkv or of gRPC."""
+
+    async def get(self, key: bytes) -> None: ...
+
+    async def set(self, key: bytes, value: bytes) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class PipelineTarget:
+    """raftkv.AsyncClient."""
+
+    def __init__(self, client: raftkv.AsyncClient) -> None:
+        self._client = client
+
+    @classmethod
+    async def connect(cls, endpoints: str, timeout: float) -> Self:
+        client = raftkv.AsyncClient(endpoints, timeout=timeout)
+        await client.__aenter__()
+        return cls(client)
+
+    async def get(self, key: bytes) -> None:
+        await self._client.get(key)
+
+    async def set(self, key: bytes, value: bytes) -> None:
+        await self._client.put(key, value)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+class UnaryTarget:
+    """The generated stubs, without routing: the node that is asked forwards to the leader."""
+
+    def __init__(self, address: str, timeout: float, number: int) -> None:
+        # Channels of one process share a connection unless their options differ.
+        options = [("bench.client", number), ("grpc.enable_http_proxy", 0)]
+        self._channel = grpc.aio.insecure_channel(address, options=options)
+        self._stub = kv_pb2_grpc.KVStub(self._channel)
+        self._timeout = timeout
+
+    async def get(self, key: bytes) -> None:
+        await self._stub.Get(kv_pb2.GetRequest(key=key), timeout=self._timeout)
+
+    async def set(self, key: bytes, value: bytes) -> None:
+        await self._stub.Put(kv_pb2.PutRequest(key=key, value=value), timeout=self._timeout)
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+
+async def connect(api: Api, endpoints: str, timeout: float, number: int) -> Target:
+    """Client ``number`` (from 0): unary ones take the endpoints in turn."""
+    if api == "pipeline":
+        return await PipelineTarget.connect(endpoints, timeout)
+    addresses = endpoints.split(",")
+    return UnaryTarget(addresses[number % len(addresses)].strip(), timeout, number)
