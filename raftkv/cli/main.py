@@ -26,6 +26,7 @@ _COMMANDS = {
     "down": "raftkv.cli.cluster",
     "status": "raftkv.cli.cluster",
     "serve": "raftkv.cli.serve",
+    "health": "raftkv.cli.serve",
     "get": "raftkv.cli.kv",
     "put": "raftkv.cli.kv",
     "delete": "raftkv.cli.kv",
