@@ -163,14 +163,14 @@ class Wal:
         state.term, state.vote = term, vote
         self._append((fmt.HARD_STATE, group, term, vote))
 
-    def truncate(self, group: int, first: int) -> None:
-        """Remove the entries from index ``first`` on."""
+    def truncate(self, group: int, from_index: int) -> None:
+        """Remove the entries from index ``from_index`` on."""
         state = self._tracked(group)
-        state.last = min(state.last, first - 1)
-        if self._batch.get(group, 0) >= first:
-            self._batch[group] = first - 1
-        cut_segments(self._segments, group, first)
-        self._append((fmt.TRUNCATE, group, first))
+        state.last = min(state.last, from_index - 1)
+        if self._batch.get(group, 0) >= from_index:
+            self._batch[group] = from_index - 1
+        cut_segments(self._segments, group, from_index)
+        self._append((fmt.TRUNCATE, group, from_index))
 
     def snapshot(self, group: int, index: int, term: int) -> None:
         """Note that a snapshot covers the log up to ``index``. The snapshot must be durable already.

@@ -1,0 +1,182 @@
+"""The data folder: its lock, whose it is, which incarnations of the peers it has met, and the last shard map seen."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any, Final
+from zlib import crc32
+
+from raftkv.errors import CorruptData, StorageError
+from raftkv.storage.fs import FileSystem, Lock
+
+FORMAT: Final = 1
+
+_IDENTITY: Final = "identity.json"
+_MAP: Final = "map"
+_LOCK: Final = "lock"
+_TEMPORARY: Final = ".tmp"
+_CRC_BYTES: Final = 4
+
+_ADVICE: Final = "replace the node: remove it and add a new node with an empty data folder, its peers have the data"
+
+
+class DataFolder:
+    """A node's folder, locked while this object lives.
+
+    The incarnation is drawn when the folder is made: a node that lost its disk comes back with another one, and its
+    peers refuse it, since it may have forgotten a vote or an acknowledgement.
+    """
+
+    path: str
+    cluster_id: str
+    node_id: int
+    incarnation: str
+    """32 hex digits."""
+    peers: dict[int, str]
+    """Incarnation of each other node met so far. Change it with :meth:`remember_peer`."""
+    started: bool
+    """The node has started from this folder before: its log must be there."""
+
+    def __init__(self, fs: FileSystem, path: str, lock: Lock, identity: dict[str, Any]) -> None:
+        self._fs = fs
+        self._lock = lock
+        self.path = path
+        self.cluster_id = identity["cluster_id"]
+        self.node_id = identity["node_id"]
+        self.incarnation = identity["incarnation"]
+        self.peers = {int(node): incarnation for node, incarnation in identity["peers"].items()}
+        self.started = identity["started"]
+
+    @classmethod
+    def open(cls, fs: FileSystem, path: str, cluster_id: str, node_id: int, rng: random.Random) -> DataFolder:
+        """Lock the folder and check whose it is; make it if it is missing or empty; blocks.
+
+        Raises DataFolderInUse; StorageError if it belongs to another cluster or node, has data without an identity, or
+        cannot be used; CorruptData.
+        """
+        try:
+            fs.makedirs(path)
+            lock = fs.lock(f"{path}/{_LOCK}")
+        except OSError as error:
+            raise StorageError(f"{path}: this data folder cannot be used: {error.strerror or error}") from error
+        try:
+            identity = _read_identity(fs, path)
+            if identity is None:
+                incarnation = f"{rng.getrandbits(128):032x}"
+                identity = {
+                    "format": FORMAT,
+                    "cluster_id": cluster_id,
+                    "node_id": node_id,
+                    "incarnation": incarnation,
+                    "started": False,
+                    "peers": {},
+                }
+                folder = cls(fs, path, lock, identity)
+                folder._save_identity()
+                return folder
+            _check_identity(path, identity, cluster_id, node_id)
+            fs.sync_dir(path)
+            return cls(fs, path, lock, identity)
+        except OSError as error:
+            lock.release()
+            raise StorageError(f"{path}: this data folder cannot be used: {error.strerror or error}") from error
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def wal_path(self) -> str:
+        return f"{self.path}/wal"
+
+    @property
+    def snapshot_path(self) -> str:
+        return f"{self.path}/snapshots"
+
+    def mark_started(self) -> None:
+        """Note durably that the log exists from now on. Raises OSError."""
+        if not self.started:
+            self.started = True
+            self._save_identity()
+
+    def remember_peer(self, node: int, incarnation: str) -> None:
+        """Note durably which incarnation of a peer was met. Raises StorageError if another one is known, OSError."""
+        known = self.peers.get(node)
+        if known == incarnation:
+            return
+        if known is not None:
+            raise StorageError(f"{self.path}: node {node} is known by incarnation {known}, not {incarnation}")
+        self.peers[node] = incarnation
+        try:
+            self._save_identity()
+        except BaseException:
+            del self.peers[node]
+            raise
+
+    def save_map(self, data: bytes) -> None:
+        """Keep the latest shard map, as bytes, durably. Raises OSError."""
+        self._replace(_MAP, crc32(data).to_bytes(_CRC_BYTES, "little") + data)
+
+    def load_map(self) -> bytes | None:
+        """The map last saved. None if there is none or it is damaged: it is a hint, peers tell it anew."""
+        path = f"{self.path}/{_MAP}"
+        if not self._fs.exists(path):
+            return None
+        stored = self._fs.read(path, 0, self._fs.size(path))
+        data = stored[_CRC_BYTES:]
+        return data if stored[:_CRC_BYTES] == crc32(data).to_bytes(_CRC_BYTES, "little") else None
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.release()
+
+    def _save_identity(self) -> None:
+        identity = {
+            "format": FORMAT,
+            "cluster_id": self.cluster_id,
+            "node_id": self.node_id,
+            "incarnation": self.incarnation,
+            "started": self.started,
+            "peers": {str(node): incarnation for node, incarnation in sorted(self.peers.items())},
+        }
+        text = json.dumps(identity, indent=1).encode()
+        self._replace(_IDENTITY, b"%b\ncrc32 %08x\n" % (text, crc32(text)))
+
+    def _replace(self, name: str, data: bytes) -> None:
+        path = f"{self.path}/{name}"
+        temporary = path + _TEMPORARY
+        if self._fs.exists(temporary):
+            self._fs.remove(temporary)
+        file = self._fs.create(temporary, 0)
+        try:
+            file.write_at(0, data)
+            file.sync()
+        finally:
+            file.close()
+        self._fs.rename(temporary, path)
+        self._fs.sync_dir(self.path)
+
+
+def _read_identity(fs: FileSystem, path: str) -> dict[str, Any] | None:
+    file = f"{path}/{_IDENTITY}"
+    if not fs.exists(file):
+        for name in ("wal", "snapshots"):
+            if fs.exists(f"{path}/{name}"):
+                raise StorageError(f"{file}: missing, although {path}/{name} exists; {_ADVICE}")
+        return None
+    data = fs.read(file, 0, fs.size(file))
+    text, _, rest = data.rpartition(b"\ncrc32 ")
+    if rest != b"%08x\n" % crc32(text):
+        raise CorruptData(file, 0, f"the node's identity is not valid; nothing was changed; {_ADVICE}")
+    identity: dict[str, Any] = json.loads(text)
+    if identity["format"] != FORMAT:
+        raise StorageError(f"{file}: format {identity['format']}, this version of raftkv reads format {FORMAT}")
+    return identity
+
+
+def _check_identity(path: str, identity: dict[str, Any], cluster_id: str, node_id: int) -> None:
+    found = identity["cluster_id"]
+    if found != cluster_id:
+        raise StorageError(f"{path}: this data folder belongs to cluster {found!r}, not {cluster_id!r}")
+    if identity["node_id"] != node_id:
+        raise StorageError(f"{path}: this data folder belongs to node {identity['node_id']}, not {node_id}")
