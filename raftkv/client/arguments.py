@@ -1,0 +1,75 @@
+"""The arguments of calls, checked before anything is sent: with the server's own limits and errors. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from raftkv.client.types import Consistency
+from raftkv.errors import InvalidArgument
+from raftkv.limits import MAX_KEY_BYTES, MAX_TIMEOUT, MAX_TTL, MAX_VALUE_BYTES
+from raftkv.rpc.convert import check_key, check_ttl, check_value
+from raftkv.store.operations import ANY_VERSION, Mode
+
+MODES: Final[dict[str, int]] = {mode.name.lower(): int(mode) for mode in Mode}
+
+
+def encode_key(key: bytes | str) -> bytes:
+    """Raises InvalidArgument or TooLarge, as all functions here do."""
+    data = key if type(key) is bytes else _encode(key, "key")
+    if not 0 < len(data) <= MAX_KEY_BYTES:
+        check_key(data)
+    return data
+
+
+def encode_value(value: bytes | str, name: str = "value") -> bytes:
+    data = value if type(value) is bytes else _encode(value, name)
+    if len(data) > MAX_VALUE_BYTES:
+        check_value(data, name)
+    return data
+
+
+def mode_of(consistency: Consistency) -> int:
+    """The number of a consistency."""
+    mode = MODES.get(consistency) if isinstance(consistency, str) else None
+    if mode is None:
+        raise InvalidArgument(f"consistency {consistency!r} is none of {', '.join(MODES)}")
+    return mode
+
+
+def ttl_ms_of(ttl: float | None) -> int:
+    """Milliseconds for ``ttl`` seconds, rounded up; None = for ever = 0."""
+    if ttl is None:
+        return 0
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl <= MAX_TTL:
+        raise InvalidArgument(f"a TTL of {ttl!r} s; it must be over 0 and at most {MAX_TTL}")
+    milliseconds = math.ceil(ttl * 1000)
+    check_ttl(milliseconds)
+    return milliseconds
+
+
+def expect_of(if_version: int | None) -> int:
+    """``Op.expect`` for ``if_version``."""
+    if if_version is None:
+        return ANY_VERSION
+    if isinstance(if_version, bool) or not isinstance(if_version, int) or not 0 <= if_version < 1 << 63:
+        raise InvalidArgument(f"if_version {if_version!r} is no version")
+    return if_version
+
+
+def check_timeout(timeout: float) -> float:
+    """Seconds as float."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
+        raise InvalidArgument(f"a timeout of {timeout!r} s; it must be over 0 and at most {MAX_TIMEOUT}")
+    return float(timeout)
+
+
+def _encode(data: object, name: str) -> bytes:
+    if isinstance(data, str):
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(f"the {name} is not encodable as UTF-8: {error.reason}") from None
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    raise InvalidArgument(f"the {name} is of type {type(data).__name__}; bytes or str are taken")

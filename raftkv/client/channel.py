@@ -1,0 +1,343 @@
+"""One Pipeline to one node: all calls of one turn of the loop share a message.
+
+A writer task takes what has gathered, a reader task hands results out. When the stream is lost, operations that were
+written have an unknown outcome; those that still waited here surely did not reach the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from raftkv.client.timing import wait
+from raftkv.client.transport import TransportError
+from raftkv.errors import Code
+from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
+from raftkv.rpc import convert
+from raftkv.store.operations import ANY_VERSION, Result
+from raftkv.v1 import kv_pb2
+
+if TYPE_CHECKING:
+    from raftkv.client.session import Session
+    from raftkv.client.transport import Endpoint, Stream
+    from raftkv.clock import Clock
+
+_OK: Final = int(Code.OK)
+_CONDITION_FAILED: Final = int(Code.CONDITION_FAILED)
+_CONNECT_TIMEOUT: Final = 2.0
+_SILENCE: Final = 3.0
+_NOT_SENT: Final = int(Code.UNAVAILABLE)
+_UNKNOWN: Final = int(Code.UNKNOWN)
+
+
+class Call:
+    """One operation and its attempts.
+
+    ``budget``: seconds that the node is given for the attempt under way. ``limit``: monotonic time at which it is given
+    up. ``sent``: the attempt may have reached the node. ``silent``: it was given up. ``done``: nobody waits any more.
+    """
+
+    __slots__ = (
+        "budget",
+        "done",
+        "expect",
+        "expected",
+        "future",
+        "key",
+        "kind",
+        "limit",
+        "mode",
+        "number",
+        "sent",
+        "seq",
+        "session",
+        "silent",
+        "slot",
+        "ttl_ms",
+        "value",
+    )
+
+    future: asyncio.Future[Result]
+
+    def __init__(self, kind: int, key: bytes, slot: int, mode: int = 0) -> None:
+        self.kind = kind
+        self.key = key
+        self.slot = slot
+        self.mode = mode
+        self.value: bytes | None = None
+        self.expect = ANY_VERSION
+        self.expected: bytes | None = None
+        self.ttl_ms = 0
+        self.session: Session | None = None
+        self.seq = 0
+        self.number = 0
+        self.sent = False
+        self.silent = False
+        self.done = False
+        self.budget = 0.0
+        self.limit = 0.0
+
+
+class Channel:
+    """The Pipeline to one address, opened when there is something to send and again after a loss.
+
+    ``on_state(address, ok)`` hears whether the node answers; ``on_epoch(epoch)`` the epoch of the node's map.
+    ``check_cluster(id)`` says why a node of that cluster is refused, or None.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        endpoint: Endpoint,
+        clock: Clock,
+        on_state: Callable[[str, bool], None],
+        on_epoch: Callable[[int], None],
+        check_cluster: Callable[[str], str | None],
+    ) -> None:
+        self.address = address
+        self.endpoint = endpoint
+        self._clock = clock
+        self._on_state = on_state
+        self._on_epoch = on_epoch
+        self._check_cluster = check_cluster
+        self._loop = asyncio.get_running_loop()
+        self._out: deque[tuple[int, Call]] = deque()
+        self._pending: dict[int, Call] = {}
+        self._wake: asyncio.Future[None] | None = None
+        self._stream: Stream | None = None
+        self._lost: Result | None = None
+        self._heard = 0.0
+        self._epoch = 0
+        self._closed = False
+        self._writer = asyncio.create_task(self._write_all())
+
+    def send(self, call: Call, number: int) -> None:
+        """Start an attempt; its result goes to ``call.future``."""
+        call.number = number
+        call.sent = call.silent = False
+        self._pending[number] = call
+        self._out.append((number, call))
+        wake = self._wake
+        if wake is not None:
+            self._wake = None
+            if not wake.done():
+                wake.set_result(None)
+
+    def sweep(self, now: float) -> bool:
+        """Give up attempts whose time is over. Returns whether attempts are still under way."""
+        oldest = now
+        for number, call in list(self._pending.items()):
+            if call.done:
+                if now > call.limit + _SILENCE:
+                    del self._pending[number]
+                continue
+            if call.number != number or call.future.done():
+                continue
+            if now >= call.limit:
+                self._give_up(number, call)
+                oldest = min(oldest, call.limit - call.budget)
+        if oldest < now and self._heard < oldest:
+            # Not a word since those attempts began: others are better asked, and the connection may be half open.
+            self._on_state(self.address, False)
+            if now - self._heard > _SILENCE and self._stream is not None:
+                self._stream.cancel()
+        return bool(self._pending)
+
+    async def close(self) -> None:
+        """End at once; outstanding attempts end as lost."""
+        if self._closed:
+            return
+        self._closed = True
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+        self._fail_sent(Result(_UNKNOWN, detail="the client was closed"))
+        self._fail_unsent(Result(_NOT_SENT, detail="the client was closed"))
+        await self.endpoint.close()
+
+    def _give_up(self, number: int, call: Call) -> None:
+        call.silent = True
+        if call.sent:
+            # It stays pending: a late answer is still the answer.
+            result = Result(_UNKNOWN, detail=f"{self.address} did not answer")
+        else:
+            del self._pending[number]
+            result = Result(_NOT_SENT, detail=f"{self.address} could not be reached")
+        _finish(call, result)
+
+    async def _write_all(self) -> None:
+        while True:
+            if not self._out:
+                await self._sleep()
+                continue
+            try:
+                stream = await self._open()
+            except TransportError as error:
+                self._on_state(self.address, False)
+                self._fail_unsent(error.result)
+                continue
+            self._stream, self._lost = stream, None
+            self._heard = self._clock.now()
+            self._on_state(self.address, True)
+            reader = asyncio.create_task(self._read_all(stream))
+            try:
+                await self._write_stream(stream)
+            finally:
+                self._stream = None
+                stream.cancel()
+                await self._end(reader)
+            lost = self._lost or Result(_UNKNOWN, detail=f"the connection to {self.address} was lost")
+            self._on_state(self.address, False)
+            self._fail_sent(lost if lost.code == _UNKNOWN else lost._replace(code=_UNKNOWN))
+            self._fail_unsent(lost._replace(code=_NOT_SENT))
+
+    async def _open(self) -> Stream:
+        opening = asyncio.ensure_future(self.endpoint.open())
+        try:
+            if not await wait(self._clock, opening, _CONNECT_TIMEOUT):
+                raise TransportError(Result(_NOT_SENT, detail=f"{self.address} did not answer"))
+        finally:
+            if not opening.done():
+                opening.cancel()
+                await asyncio.gather(opening, return_exceptions=True)
+        stream = opening.result()
+        refusal = self._check_cluster(stream.cluster_id)
+        if refusal is not None:
+            stream.cancel()
+            raise TransportError(Result(int(Code.WRONG_CLUSTER), detail=f"{self.address}: {refusal}"))
+        return stream
+
+    async def _write_stream(self, stream: Stream) -> None:
+        while self._lost is None:
+            if not self._out:
+                await self._sleep()
+                continue
+            request = self._batch()
+            if request is None:
+                continue
+            try:
+                await stream.write(request)
+            except TransportError as error:
+                if self._lost is None:
+                    self._lost = error.result
+                return
+
+    async def _read_all(self, stream: Stream) -> None:
+        pending = self._pending
+        decode = convert.result
+        try:
+            while True:
+                response = await stream.read()
+                if response is None:
+                    self._lost = Result(_UNKNOWN, detail=f"{self.address} ended the stream")
+                    return
+                self._heard = self._clock.now()
+                for message in response.results:
+                    number = message.id
+                    call = pending.pop(number, None)
+                    if call is None or call.done:
+                        continue
+                    result = decode(message)
+                    # An answer to an earlier attempt counts if it settles the matter.
+                    if call.number == number or result.code in (_OK, _CONDITION_FAILED):
+                        _finish(call, result)
+                self._on_state(self.address, True)
+                if response.map_epoch > self._epoch:
+                    self._epoch = response.map_epoch
+                    self._on_epoch(response.map_epoch)
+        except TransportError as error:
+            self._lost = error.result
+        finally:
+            if self._lost is None:
+                self._lost = Result(_UNKNOWN, detail=f"the connection to {self.address} was lost")
+            self._notify()
+
+    def _batch(self) -> kv_pb2.PipelineRequest | None:
+        """The next message from what has gathered: bounded in bytes and operations, writes of one session only."""
+        out = self._out
+        request = kv_pb2.PipelineRequest()
+        add = request.operations.add
+        session: Session | None = None
+        size = count = 0
+        budget = 0.0
+        while out and count < MAX_BATCH_OPS:
+            number, call = out[0]
+            if call.done or call.number != number or call.future.done():
+                out.popleft()
+                self._pending.pop(number, None)
+                continue
+            if call.session is not None and call.session is not session:
+                if session is not None:
+                    break
+                session = call.session
+            if call.kind == 0:
+                size += len(call.key)
+                if size > MAX_BATCH_BYTES and count:
+                    break
+                message = add(id=number, key=call.key)
+                if call.mode:
+                    message.consistency = kv_pb2.Consistency.ValueType(call.mode)
+            else:
+                size += len(call.key) + len(call.value or b"") + len(call.expected or b"")
+                if size > MAX_BATCH_BYTES and count:
+                    break
+                message = add(
+                    id=number,
+                    kind=kv_pb2.Kind.ValueType(call.kind),
+                    key=call.key,
+                    sequence=call.seq,
+                )
+                if call.value is not None:
+                    message.value = call.value
+                if call.expect != ANY_VERSION:
+                    message.if_version = call.expect
+                if call.expected is not None:
+                    message.expected = call.expected
+                if call.ttl_ms:
+                    message.ttl_ms = call.ttl_ms
+            out.popleft()
+            call.sent = True
+            count += 1
+            budget = max(budget, call.budget)
+        if not count:
+            return None
+        request.timeout_ms = max(1, int(budget * 1000))
+        if session is not None:
+            request.client_id = session.id
+            request.first_incomplete = session.first_incomplete()
+        return request
+
+    def _fail_sent(self, result: Result) -> None:
+        failed = [(number, call) for number, call in self._pending.items() if call.number != number or call.sent]
+        for number, call in failed:
+            del self._pending[number]
+            if call.number == number:
+                _finish(call, result)
+
+    def _fail_unsent(self, result: Result) -> None:
+        out, self._out = self._out, deque()
+        for number, call in out:
+            self._pending.pop(number, None)
+            if call.number == number:
+                _finish(call, result)
+
+    async def _end(self, reader: asyncio.Task[None]) -> None:
+        reader.cancel()
+        for problem in await asyncio.gather(reader, return_exceptions=True):
+            if isinstance(problem, Exception):
+                self._loop.call_exception_handler({"message": "raftkv: reading results failed", "exception": problem})
+
+    async def _sleep(self) -> None:
+        self._wake = self._loop.create_future()
+        await self._wake
+
+    def _notify(self) -> None:
+        wake, self._wake = self._wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)
+
+
+def _finish(call: Call, result: Result) -> None:
+    if not call.done and not call.future.done():
+        call.future.set_result(result)

@@ -1,0 +1,332 @@
+"""Carries calls through their attempts: picks a node, sends, judges the result, waits, tries again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from raftkv.client.channel import Call, Channel
+from raftkv.client.retry import Progress, Step, attempt_timeout
+from raftkv.client.routing import Routing, View
+from raftkv.client.session import Sessions
+from raftkv.client.timing import sleep, wait
+from raftkv.client.transport import TransportError
+from raftkv.client.types import EndpointStatus, Record
+from raftkv.errors import Code, InvalidArgument, UsageError
+from raftkv.limits import MAX_KEY_BYTES
+from raftkv.store.operations import Kind, Mode, Result
+from raftkv.v1 import kv_pb2
+
+if TYPE_CHECKING:
+    from raftkv.client.transport import Transport
+    from raftkv.clock import Clock, Timer
+
+_GET: Final = int(Kind.GET)
+_STALE: Final = int(Mode.STALE)
+_MOVED: Final = int(Code.MOVED)
+_SWEEP: Final = 0.02
+_SLACK: Final = 0.25
+"""Seconds by which the client waits longer for an attempt than the node takes for it: the node's answer says more."""
+_ASKED_AT_ONCE: Final = 3
+_MAP_TIMEOUT: Final = 1.0
+
+
+class Engine:
+    """The state of a client: routing, session, channels. All of it belongs to one event loop of one process."""
+
+    def __init__(self, seeds: Sequence[str], transport: Transport, clock: Clock, rng: Random) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._rng = rng
+        self._routing = Routing(seeds, rng)
+        self._channels: dict[str, Channel] = {}
+        self._sessions: Sessions | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._numbers = 0
+        self._cluster_id = ""
+        self._wanted_epoch = 0
+        self._refreshing: asyncio.Task[Result | None] | None = None
+        self._sweeper: Timer | None = None
+
+    def check_usable(self) -> None:
+        """Raises UsageError in a forked process, in another event loop and after :meth:`close`."""
+        if os.getpid() != self._pid:
+            raise UsageError("this client was made before a fork: make a new one in the new process")
+        if self._closed:
+            raise UsageError("the client is closed")
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._loop is not None:
+                raise UsageError("the client belongs to another event loop: make one client per loop")
+            self._loop = loop
+
+    async def run(self, call: Call, timeout: float, accept: int = 0) -> Result:
+        """The result of ``call`` within ``timeout`` seconds, its code OK or ``accept``. Raises RaftKVError."""
+        self.check_usable()
+        routing = self._routing
+        now = self._clock.now()
+        deadline = now + timeout
+        progress: Progress | None = None
+        if routing.view is None:
+            progress = Progress(call.kind != _GET)
+            await self._first_view(deadline, timeout, progress)
+            now = self._clock.now()
+        call.slot = routing.slot(call.key)
+        if call.kind != _GET:
+            self._begin(call)
+        address = ""
+        try:
+            while True:
+                address = routing.pick(call.slot, now, call.mode == _STALE, address)
+                remaining = deadline - now
+                attempt = attempt_timeout(timeout, remaining, progress.silent if progress is not None else 0)
+                # The node's own answer says more than the client's giving up: let it come first.
+                call.budget = min(attempt, remaining * 0.9)
+                call.limit = min(now + attempt + _SLACK, deadline)
+                result = await self._attempt(address, call)
+                if result.hint:
+                    routing.hint(call.slot, result.hint)
+                if not result.code or result.code == accept:
+                    return result
+                if progress is None:
+                    progress = Progress(call.kind != _GET)
+                now = await self._after(call, result, progress, deadline, timeout)
+                if result.code in (Code.NOT_LEADER, Code.MOVED):
+                    address = ""
+        finally:
+            call.done = True
+            if call.session is not None:
+                call.session.end(call.seq)
+
+    async def scan(self, slot: int, after: bytes, limit: int, mode: int, timeout: float) -> tuple[list[Record], bool]:
+        """One page of ``slot``, as AsyncClient.scan_slot."""
+        self.check_usable()
+        if not 0 <= limit < 1 << 32:
+            raise InvalidArgument(f"limit_bytes {limit} is out of range")
+        if len(after) > MAX_KEY_BYTES:
+            raise InvalidArgument(f"a key of {len(after)} bytes; at most {MAX_KEY_BYTES} are taken")
+        slots = await self.slots(timeout)
+        if not 0 <= slot < slots:
+            raise InvalidArgument(f"no slot {slot}: there are {slots}")
+        progress = Progress(write=False)
+        call = Call(int(Kind.SCAN), after, slot, mode)
+        request = kv_pb2.ScanRequest(
+            slot=slot, after=after, limit_bytes=limit, consistency=kv_pb2.Consistency.ValueType(mode)
+        )
+        now = self._clock.now()
+        deadline = now + timeout
+        address = ""
+        while True:
+            address = self._routing.pick(slot, now, mode == _STALE, address)
+            attempt = attempt_timeout(timeout, deadline - now, progress.silent)
+            try:
+                page = await self._channel(address).endpoint.scan(request, attempt)
+            except TransportError as error:
+                if error.result.hint:
+                    self._routing.hint(slot, error.result.hint)
+                elif error.result.code == Code.UNKNOWN:
+                    self._routing.failed(address, self._clock.now())
+                now = await self._after(call, error.result, progress, deadline, timeout)
+                continue
+            wall = self._clock.wall()
+            found = [
+                Record(row.key, row.value, row.version, wall + row.ttl_ms / 1000 if row.HasField("ttl_ms") else None)
+                for row in page.records
+            ]
+            return found, page.more
+
+    async def slots(self, timeout: float) -> int:
+        """Number of slots of the cluster."""
+        self.check_usable()
+        if self._routing.view is None:
+            await self._first_view(self._clock.now() + timeout, timeout, Progress(write=False))
+        assert self._routing.view is not None
+        return self._routing.view.slots
+
+    async def status(self, timeout: float) -> list[EndpointStatus]:
+        """As AsyncClient.status."""
+        self.check_usable()
+        self._refresh()
+        if self._refreshing is not None:
+            await wait(self._clock, self._refreshing, min(_MAP_TIMEOUT, timeout))
+        return list(await asyncio.gather(*(self._status_of(one, timeout) for one in self._routing.endpoints())))
+
+    async def close(self) -> None:
+        """End everything. Raises UsageError in a forked process or another loop."""
+        if self._closed:
+            return
+        self.check_usable()
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+
+    def _begin(self, call: Call) -> None:
+        if self._sessions is None:
+            self._sessions = Sessions(int(self._clock.wall() * 1000), self._rng)
+        call.session = self._sessions.current
+        call.seq = call.session.begin()
+
+    async def _attempt(self, address: str, call: Call) -> Result:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channel(address)
+        assert self._loop is not None
+        call.future = self._loop.create_future()
+        self._numbers = number = self._numbers + 1
+        channel.send(call, number)
+        if self._sweeper is None:
+            self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
+        return await call.future
+
+    async def _after(self, call: Call, result: Result, progress: Progress, deadline: float, timeout: float) -> float:
+        """Prepare the next attempt after ``result``; the time then. Raises if there is none."""
+        step = progress.judge(result)
+        if self._closed:
+            raise progress.deadline_error(timeout) if progress.maybe else UsageError("the client was closed")
+        if step is Step.RAISE:
+            raise progress.final_error(result)
+        if result.code == _MOVED:
+            self._refresh()
+        if step is Step.RENEW:
+            self._renew(call, progress)
+        elif step is Step.RETRY:
+            progress.silent += call.silent
+            delay = progress.delay(self._rng)
+            if self._clock.now() + delay >= deadline:
+                raise progress.deadline_error(timeout)
+            await sleep(self._clock, delay)
+            if self._closed:
+                raise progress.deadline_error(timeout) if progress.maybe else UsageError("the client was closed")
+        now = self._clock.now()
+        if now >= deadline:
+            raise progress.deadline_error(timeout)
+        return now
+
+    def _renew(self, call: Call, progress: Progress) -> None:
+        assert self._sessions is not None
+        assert call.session is not None
+        call.session.end(call.seq)
+        wall_ms = int(self._clock.wall() * 1000)
+        call.session = self._sessions.renew(call.session, wall_ms, progress.renewals - 1)
+        call.seq = call.session.begin()
+
+    def _channel(self, address: str) -> Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            endpoint = self._transport.endpoint(address)
+            channel = Channel(address, endpoint, self._clock, self._on_state, self._on_epoch, self._refusal)
+            self._channels[address] = channel
+        return channel
+
+    def _on_state(self, address: str, ok: bool) -> None:
+        if ok:
+            self._routing.succeeded(address)
+        elif not self._closed:
+            self._routing.failed(address, self._clock.now())
+            self._refresh()
+
+    def _on_epoch(self, epoch: int) -> None:
+        view = self._routing.view
+        if view is None or epoch > view.epoch:
+            self._wanted_epoch = max(self._wanted_epoch, epoch)
+            self._refresh()
+
+    def _refusal(self, cluster_id: str) -> str | None:
+        if not self._cluster_id or cluster_id == self._cluster_id:
+            return None
+        return f"a node of cluster {cluster_id}; this client speaks to {self._cluster_id}"
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        if self._closed:
+            return
+        now = self._clock.now()
+        busy = [channel.sweep(now) for channel in self._channels.values()]
+        if any(busy):
+            self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
+
+    async def _first_view(self, deadline: float, timeout: float, progress: Progress) -> None:
+        while self._routing.view is None:
+            self._refresh()
+            refreshing = self._refreshing
+            assert refreshing is not None
+            if not await wait(self._clock, refreshing, deadline - self._clock.now()):
+                raise progress.deadline_error(timeout)
+            failure = None if refreshing.cancelled() else refreshing.result()
+            if self._closed:
+                raise UsageError("the client was closed")
+            if failure is not None and self._routing.view is None:
+                await self._after_no_view(failure, deadline, timeout, progress)
+
+    async def _after_no_view(self, failure: Result, deadline: float, timeout: float, progress: Progress) -> None:
+        progress.last = failure
+        progress.attempts += 1
+        delay = progress.delay(self._rng)
+        if self._clock.now() + delay >= deadline:
+            raise progress.deadline_error(timeout)
+        await sleep(self._clock, delay)
+        self.check_usable()
+
+    def _refresh(self) -> None:
+        if (self._refreshing is None or self._refreshing.done()) and not self._closed:
+            self._refreshing = asyncio.get_running_loop().create_task(self._fetch_view())
+
+    async def _fetch_view(self) -> Result | None:
+        """Ask some endpoints for their maps until one of them helps; None if so, else the last failure."""
+        failure: Result | None = None
+        candidates = self._routing.candidates(self._clock.now())
+        for start in range(0, len(candidates), _ASKED_AT_ONCE):
+            asked = candidates[start : start + _ASKED_AT_ONCE]
+            asking = {asyncio.create_task(self._view_of(address)) for address in asked}
+            try:
+                while asking:
+                    done, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        answer = task.result()
+                        if isinstance(answer, Result):
+                            failure = answer
+                        elif self._install(answer):
+                            return None
+            finally:
+                for task in asking:
+                    task.cancel()
+                await asyncio.gather(*asking, return_exceptions=True)
+        return failure
+
+    async def _view_of(self, address: str) -> View | Result:
+        try:
+            view = await self._channel(address).endpoint.view(_MAP_TIMEOUT)
+        except TransportError as error:
+            self._routing.failed(address, self._clock.now())
+            return error.result
+        refusal = self._refusal(view.cluster_id)
+        if refusal is not None:
+            return Result(int(Code.WRONG_CLUSTER), detail=f"{address}: {refusal}")
+        return view
+
+    def _install(self, view: View) -> bool:
+        """Whether ``view`` is as new as the epoch that was heard of."""
+        if self._refusal(view.cluster_id) is not None:
+            return False
+        self._cluster_id = view.cluster_id
+        self._routing.install(view)
+        return view.epoch >= self._wanted_epoch
+
+    async def _status_of(self, address: str, timeout: float) -> EndpointStatus:
+        try:
+            status = await self._channel(address).endpoint.status(timeout)
+        except TransportError as error:
+            return EndpointStatus(address, None, error.result.detail)
+        refusal = self._refusal(status.cluster_id)
+        if refusal is not None:
+            return EndpointStatus(address, None, refusal)
+        return EndpointStatus(address, status)

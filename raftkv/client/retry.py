@@ -1,0 +1,117 @@
+"""What to do after an attempt: a table of decisions, and the error that is true when no attempt is left. Pure."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from raftkv.client.session import JUMPS_MS
+from raftkv.errors import (
+    OUTCOMES,
+    Code,
+    DeadlineExceeded,
+    OutcomeUnknown,
+    Overloaded,
+    RaftKVError,
+    SessionExpired,
+    Unavailable,
+)
+from raftkv.rpc.errors import error_of, known_code
+
+if TYPE_CHECKING:
+    from raftkv.store.operations import Result
+
+ATTEMPT_TIMEOUT: Final = 1.0
+"""Seconds that the first attempt gets before another node is asked; doubled with each attempt that got no answer."""
+MAX_ATTEMPT_TIMEOUT: Final = 8.0
+MIN_ATTEMPT_TIMEOUT: Final = 0.05
+_FIRST_DELAY: Final = 0.01
+_MAX_DELAY: Final = 0.25
+_OVERLOAD_DELAY: Final = 0.05
+_FREE_REDIRECTS: Final = 3
+
+
+class Step(Enum):
+    """What follows an attempt."""
+
+    RETURN = auto()
+    RAISE = auto()
+    RETRY = auto()
+    RETRY_AT_ONCE = auto()
+    RENEW = auto()
+
+
+def attempt_timeout(timeout: float, remaining: float, silent: int) -> float:
+    """Seconds for the next attempt of a call with a total budget of ``timeout`` after ``silent`` unanswered ones."""
+    share = ATTEMPT_TIMEOUT if timeout > 3 * ATTEMPT_TIMEOUT else max(timeout / 3, MIN_ATTEMPT_TIMEOUT)
+    if silent:
+        share = min(share * 2.0 ** min(silent, 10), MAX_ATTEMPT_TIMEOUT)
+    return min(share, remaining)
+
+
+class Progress:
+    """What the attempts of one call have shown so far."""
+
+    __slots__ = ("attempts", "last", "maybe", "redirects", "renewals", "silent", "write")
+
+    def __init__(self, write: bool) -> None:
+        self.write = write
+        self.attempts = 0
+        self.silent = 0
+        self.redirects = 0
+        self.renewals = 0
+        self.maybe = False
+        """An attempt may have taken effect; never true of a read."""
+        self.last: Result | None = None
+
+    def judge(self, result: Result) -> Step:
+        """What follows an attempt that ended in ``result``, which is not OK."""
+        code = known_code(result.code)
+        self.attempts += 1
+        self.last = result
+        if code is Code.SESSION_EXPIRED and self.write:
+            if self.maybe or self.renewals >= len(JUMPS_MS):
+                return Step.RAISE
+            self.renewals += 1
+            return Step.RENEW
+        if code is Code.DEADLINE_EXCEEDED or not OUTCOMES[code].definite:
+            self.maybe = self.write
+        if code is Code.NOT_LEADER and result.hint and self.redirects < _FREE_REDIRECTS:
+            self.redirects += 1
+            return Step.RETRY_AT_ONCE
+        # The server's budget for one attempt ran out: the call's own goes on.
+        if code is Code.DEADLINE_EXCEEDED or OUTCOMES[code].retry:
+            return Step.RETRY
+        return Step.RAISE
+
+    def delay(self, rng: Random) -> float:
+        """Seconds to wait before the next attempt: exponential with jitter."""
+        base = _FIRST_DELAY
+        if self.last is not None and self.last.code == Code.OVERLOADED:
+            base = _OVERLOAD_DELAY
+        return float(min(base * 2.0 ** min(self.attempts - 1, 10), _MAX_DELAY) * rng.uniform(0.5, 1.0))
+
+    def final_error(self, result: Result) -> RaftKVError:
+        """The error for a ``result`` after which no attempt follows."""
+        error = error_of(result)
+        if result.code == Code.CONDITION_FAILED:
+            # True even if an earlier attempt's outcome was unknown: the store answers a retry from its record.
+            return error
+        if result.code == Code.SESSION_EXPIRED:
+            return SessionExpired(str(error)) if self.maybe else Unavailable(f"no session was accepted: {error}")
+        if self.maybe and not isinstance(error, OutcomeUnknown):
+            return OutcomeUnknown(f"an earlier attempt may have taken effect; the last one: {error}")
+        if not self.write and isinstance(error, OutcomeUnknown):
+            return Unavailable(str(error))
+        return error
+
+    def deadline_error(self, timeout: float) -> RaftKVError:
+        """The error for a call whose budget of ``timeout`` seconds ran out."""
+        last = "no node was reached" if self.last is None else self.last.detail or known_code(self.last.code).name
+        text = f"no result within {timeout:g} s ({self.attempts} attempts); the last one: {last}"
+        if self.maybe:
+            return DeadlineExceeded(text)
+        if self.last is not None and self.last.code == Code.OVERLOADED:
+            return Overloaded(text)
+        return Unavailable(text)

@@ -1,0 +1,168 @@
+"""Which node to ask: the client's copy of the shard map, leader hints and the health of endpoints. Pure.
+
+Any node accepts any key, so that a wrong guess costs a hop, never a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from raftkv.errors import InvalidArgument
+from shards.slots import is_slot_count, slot_of
+
+_FIRST_PENALTY: Final = 0.1
+_MAX_PENALTY: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a client knows of the cluster: ``owners[slot]`` is a group, ``addresses`` are by node."""
+
+    cluster_id: str
+    epoch: int
+    slots: int
+    owners: tuple[int, ...]
+    addresses: Mapping[int, str]
+    voters: Mapping[int, tuple[int, ...]]
+    leaders: Mapping[int, int]
+
+
+def view_of(
+    cluster_id: str,
+    epoch: int,
+    slots: int,
+    nodes: Iterable[tuple[int, str]],
+    groups: Iterable[tuple[int, Sequence[int], int]],
+    ranges: Iterable[tuple[int, int, int]],
+) -> View:
+    """The view that a map's parts give: nodes (id, address), groups (id, voters, leader), ranges (first, last, group).
+
+    Raises ValueError if they contradict one another.
+    """
+    if not is_slot_count(slots):
+        raise ValueError(f"a shard map of {slots} slots")
+    owners: list[int] = []
+    for first, last, group in ranges:
+        if first != len(owners) or not first <= last < slots:
+            raise ValueError("a shard map whose ranges do not follow one another")
+        owners.extend([group] * (last - first + 1))
+    if len(owners) != slots:
+        raise ValueError("a shard map that leaves slots out")
+    known = list(groups)
+    return View(
+        cluster_id,
+        epoch,
+        slots,
+        tuple(owners),
+        dict(nodes),
+        {group: tuple(voters) for group, voters, _ in known},
+        {group: leader for group, _, leader in known if leader},
+    )
+
+
+def parse_endpoints(endpoints: str | Sequence[str]) -> tuple[str, ...]:
+    """``host:port`` items, given as a sequence or separated by commas. Raises InvalidArgument."""
+    items = endpoints.split(",") if isinstance(endpoints, str) else list(endpoints)
+    seeds = tuple(dict.fromkeys(item.strip() for item in items if item.strip()))
+    if not seeds:
+        raise InvalidArgument("no endpoint is given")
+    for seed in seeds:
+        host, colon, port = seed.rpartition(":")
+        if not colon or not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise InvalidArgument(f"endpoint {seed!r} is not of the form host:port")
+    return seeds
+
+
+class _Penalty:
+    __slots__ = ("failures", "until")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.until = 0.0
+
+
+class Routing:
+    """Chooses addresses. ``now`` is monotonic seconds everywhere."""
+
+    def __init__(self, seeds: Sequence[str], rng: Random) -> None:
+        self._seeds = tuple(seeds)
+        self._rng = rng
+        self._leaders: dict[int, int] = {}
+        self._penalties: dict[str, _Penalty] = {}
+        self._turn = 0
+        self.view: View | None = None
+
+    def install(self, view: View) -> bool:
+        """Take a newer view, or another one of the same epoch for its leaders. False: it was older."""
+        old = self.view
+        if old is not None and view.epoch < old.epoch:
+            return False
+        self.view = view
+        self._leaders.update(view.leaders)
+        return True
+
+    def slot(self, key: bytes) -> int:
+        """Slot of ``key``; needs a view."""
+        assert self.view is not None
+        return slot_of(key, self.view.slots)
+
+    def hint(self, slot: int, node: int) -> None:
+        """A node said that ``node`` leads the group of ``slot``."""
+        view = self.view
+        if view is not None and node in view.addresses:
+            self._leaders[view.owners[slot]] = node
+
+    def pick(self, slot: int, now: float, stale: bool = False, avoid: str = "") -> str:
+        """Address for an operation on ``slot``: its leader if known and healthy, else another replica, else any.
+
+        ``stale``: any replica, in turns. ``avoid``: the address that has just failed this call.
+        """
+        view = self.view
+        assert view is not None
+        group = view.owners[slot]
+        if not stale:
+            address = view.addresses.get(self._leaders.get(group, 0))
+            if address is not None and address != avoid and not (self._penalties and self._down(address, now)):
+                return address
+        self._turn += 1
+        voters = [view.addresses[node] for node in view.voters.get(group, ()) if node in view.addresses]
+        start = self._turn % len(voters) if voters else 0
+        return self._best([*voters[start:], *voters[:start], *view.addresses.values(), *self._seeds], now, avoid)
+
+    def candidates(self, now: float) -> list[str]:
+        """All known addresses for a question that any node can answer: healthy ones first, in random order."""
+        known = [] if self.view is None else list(self.view.addresses.values())
+        addresses = list(dict.fromkeys([*known, *self._seeds]))
+        self._rng.shuffle(addresses)
+        return sorted(addresses, key=lambda address: self._down(address, now))
+
+    def endpoints(self) -> list[str]:
+        """All known addresses: the nodes' by id, then the seeds that are no node's."""
+        known = [] if self.view is None else [address for _, address in sorted(self.view.addresses.items())]
+        return list(dict.fromkeys([*known, *self._seeds]))
+
+    def failed(self, address: str, now: float) -> None:
+        """``address`` did not answer: ask others for a while, longer each time."""
+        penalty = self._penalties.setdefault(address, _Penalty())
+        length = min(_FIRST_PENALTY * 2.0 ** min(penalty.failures, 10), _MAX_PENALTY)
+        penalty.failures += 1
+        penalty.until = now + length * self._rng.uniform(0.75, 1.0)
+
+    def succeeded(self, address: str) -> None:
+        """``address`` answered."""
+        if self._penalties:
+            self._penalties.pop(address, None)
+
+    def _down(self, address: str, now: float) -> bool:
+        penalty = self._penalties.get(address)
+        return penalty is not None and now < penalty.until
+
+    def _best(self, addresses: Sequence[str], now: float, avoid: str) -> str:
+        for address in addresses:
+            if address != avoid and not self._down(address, now):
+                return address
+        others = [address for address in addresses if address != avoid] or list(addresses)
+        return min(others, key=lambda address: self._penalties[address].until if address in self._penalties else 0.0)

@@ -1,0 +1,222 @@
+"""How the client reaches a node: the ports, and gRPC behind them.
+
+The simulator supplies another :class:`Transport`; nothing else in the client knows gRPC's channels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+from grpc import aio
+
+from raftkv.client.routing import View, view_of
+from raftkv.errors import Code
+from raftkv.limits import MAX_MESSAGE_BYTES
+from raftkv.rpc.errors import CLUSTER_KEY, result_of
+from raftkv.rpc.frontend import NodeStatus, ReplicaStatus, Role
+from raftkv.store.operations import Result
+from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
+
+if TYPE_CHECKING:
+    Call = aio.StreamStreamCall[kv_pb2.PipelineRequest, kv_pb2.PipelineResponse]
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A half-open connection is noticed in seconds; idle ones too.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # The client's own penalties decide when an endpoint is tried again; gRPC must not add minutes to them.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # Two clients of one process must not share a connection: one of them may be broken on purpose.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class TransportError(Exception):
+    """A request to a node failed; ``result`` says how and what it promises."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.detail)
+        self.result = result
+
+
+class Stream(Protocol):
+    """An open Pipeline."""
+
+    cluster_id: str
+
+    async def write(self, request: kv_pb2.PipelineRequest) -> None:
+        """Raises TransportError if the stream is broken."""
+
+    async def read(self) -> kv_pb2.PipelineResponse | None:
+        """The next message, None at the end of the stream. Raises TransportError if it is broken."""
+
+    def cancel(self) -> None:
+        """Break the stream."""
+
+
+class Endpoint(Protocol):
+    """One node by its address. All methods raise TransportError."""
+
+    async def open(self) -> Stream:
+        """A Pipeline that the node has accepted. A failure means that no operation reached it."""
+
+    async def view(self, timeout: float) -> View:
+        """The node's copy of the shard map."""
+
+    async def status(self, timeout: float) -> NodeStatus:
+        """The node's state."""
+
+    async def scan(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
+        """One page of a slot."""
+
+    async def close(self) -> None:
+        """Break everything."""
+
+
+class Transport(Protocol):
+    """Makes endpoints."""
+
+    def endpoint(self, address: str) -> Endpoint:
+        """``address`` is host:port. Connects when it is first used."""
+
+
+class GrpcTransport:
+    """Plain gRPC."""
+
+    def endpoint(self, address: str) -> Endpoint:
+        return _GrpcEndpoint(address)
+
+
+class _GrpcStream:
+    def __init__(self, call: Call, cluster_id: str) -> None:
+        self._call = call
+        self.cluster_id = cluster_id
+
+    async def write(self, request: kv_pb2.PipelineRequest) -> None:
+        try:
+            await self._call.write(request)
+        except (aio.AioRpcError, asyncio.InvalidStateError, aio.UsageError) as error:
+            raise _lost(error) from error
+
+    async def read(self) -> kv_pb2.PipelineResponse | None:
+        try:
+            message = await self._call.read()
+        except (aio.AioRpcError, asyncio.InvalidStateError, aio.UsageError) as error:
+            raise _lost(error) from error
+        return message if isinstance(message, kv_pb2.PipelineResponse) else None
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+class _GrpcEndpoint:
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = aio.insecure_channel(address, options=_OPTIONS)
+        self._kv = kv_pb2_grpc.KVStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminStub(self._channel)
+
+    async def open(self) -> Stream:
+        call = self._kv.Pipeline(None)
+        try:
+            metadata: Any = await call.initial_metadata()
+            cluster_id = dict(metadata or ()).get(CLUSTER_KEY)
+            if cluster_id is None:
+                # Ended before it began: the status says why.
+                call.cancel() if not call.done() else None
+                code = await call.code()
+                text = await call.details() or code.name
+                raise TransportError(Result(int(Code.UNAVAILABLE), detail=f"{self._address}: {text}"))
+        except aio.AioRpcError as error:
+            raise TransportError(_definite(self._address, result_of(error))) from error
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        return _GrpcStream(call, cluster_id)
+
+    async def view(self, timeout: float) -> View:
+        try:
+            answer = await self._admin.GetMap(admin_pb2.GetMapRequest(), timeout=timeout)
+        except aio.AioRpcError as error:
+            raise TransportError(_definite(self._address, result_of(error))) from error
+        try:
+            return view_of(
+                answer.cluster_id,
+                answer.epoch,
+                answer.slots,
+                [(node.id, node.address) for node in answer.nodes],
+                [(group.id, tuple(group.voters), group.leader) for group in answer.groups],
+                [(part.first, part.last, part.group) for part in answer.ranges],
+            )
+        except ValueError as error:
+            raise TransportError(Result(int(Code.UNAVAILABLE), detail=f"{self._address}: {error}")) from error
+
+    async def status(self, timeout: float) -> NodeStatus:
+        try:
+            return _status(await self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=timeout))
+        except aio.AioRpcError as error:
+            raise TransportError(_definite(self._address, result_of(error))) from error
+
+    async def scan(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
+        try:
+            return await self._kv.Scan(request, timeout=timeout)
+        except aio.AioRpcError as error:
+            raise TransportError(result_of(error)) from error
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+
+def _definite(address: str, result: Result) -> Result:
+    """``result`` of a request that executes nothing: without a promise it means that the node was not reached."""
+    if result.code in (Code.UNKNOWN, Code.INTERNAL):
+        return result._replace(code=int(Code.UNAVAILABLE), detail=f"{address}: {result.detail}")
+    return result
+
+
+def _lost(error: Exception) -> TransportError:
+    if isinstance(error, aio.AioRpcError):
+        found = result_of(error)
+        return TransportError(found if error.code() is not grpc.StatusCode.CANCELLED else _LOST)
+    return TransportError(_LOST)
+
+
+_LOST: Final = Result(int(Code.UNKNOWN), detail="the connection was lost")
+
+
+def _status(message: admin_pb2.GetStatusResponse) -> NodeStatus:
+    return NodeStatus(
+        node=message.node,
+        cluster_id=message.cluster_id,
+        version=message.version,
+        map_epoch=message.map_epoch,
+        ready=message.ready,
+        uptime=message.uptime_seconds,
+        replicas=tuple(
+            ReplicaStatus(
+                group=replica.group,
+                role=Role(replica.role) if replica.role in Role._value2member_map_ else Role.FOLLOWER,
+                leader=replica.leader,
+                term=replica.term,
+                last_index=replica.last_index,
+                commit_index=replica.commit_index,
+                applied_index=replica.applied_index,
+                snapshot_index=replica.snapshot_index,
+                records=replica.records,
+                voters=tuple(replica.voters),
+                match=dict(replica.match),
+            )
+            for replica in message.replicas
+        ),
+    )
