@@ -1,0 +1,763 @@
+"""A laboratory for the Raft adapter: the replicas of one group in one process, on virtual time.
+
+Everything around :class:`raftkv.raft.RaftGroup` is simulated and deterministic: clocks (each with its own rate), links
+(msgpack both ways, epochs as the real links count them), one WAL and one snapshot folder for each node, which lose on a crash
+what was not synced. Two ways of use:
+
+- by hand (``Lab(by_hand=True)``): messages wait in ``lab.wire`` until the test delivers, drops or repeats them, time stands
+  still and nothing ticks unless told so;
+- running: messages, syncs and ticks happen by themselves as virtual time passes (``lab.run``).
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+
+from raftkv.errors import Code, CorruptData, RaftKVError
+from raftkv.raft import RaftConfig, RaftGroup
+from raftkv.raft.log import FIRST_INDEX, Entry
+from raftkv.raft.messages import Type
+from raftkv.store.operations import Kind, Op, Result
+
+GROUP: Final = 7
+_TICK: Final = 0.02
+_STEPS: Final = 10_000
+
+
+class LabError(Exception):
+    """The laboratory was used wrongly, or a replica keeps itself busy without end."""
+
+
+class World:
+    """Virtual time: things happen in order of their time, those of the same time in the order in which they were put."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+
+    def at(self, time: float, call: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._due, (max(time, self.now), self._count, call))
+
+    def run_until(self, time: float) -> None:
+        busy = 0
+        while self._due and self._due[0][0] <= time:
+            due, _, call = heapq.heappop(self._due)
+            busy = busy + 1 if due <= self.now else 0
+            if busy > _STEPS:
+                raise LabError(f"{busy} things happened at {self.now} s: something keeps itself busy")
+            self.now = max(self.now, due)
+            call()
+        self.now = max(self.now, time)
+
+
+class _Timer:
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class LabClock:
+    """A node's clock: runs at ``rate`` times the world's pace."""
+
+    def __init__(self, world: World, alive: Callable[[], bool], rate: float) -> None:
+        self._world = world
+        self._alive = alive
+        self._base = (world.now, 0.0)
+        self._rate = rate
+
+    def set_rate(self, rate: float) -> None:
+        self._base = (self._world.now, self.now())
+        self._rate = rate
+
+    def now(self) -> float:
+        since, shown = self._base
+        return 1000.0 + shown + (self._world.now - since) * self._rate
+
+    def wall(self) -> float:
+        return self.now()
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> _Timer:
+        timer = _Timer()
+
+        def call() -> None:
+            if not timer.cancelled and self._alive():
+                callback()
+
+        self._world.at(self._world.now + delay / self._rate, call)
+        return timer
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a node finds in its WAL."""
+
+    term: int = 0
+    vote: int = 0
+    snapshot_index: int = FIRST_INDEX
+    entries: list[Entry] = field(default_factory=list)
+
+
+class Disk:
+    """What survives a crash: WAL records up to ``durable``, and snapshot files after their commit."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[Any, ...]] = []
+        self.files: dict[int, SnapshotFile] = {}
+
+    def recover(self) -> Recovered:
+        """Replay the records as raftkv.storage.wal does."""
+        state = Recovered()
+        for kind, *fields in self.records:
+            if kind == "hard":
+                state.term, state.vote = fields
+            elif kind == "entry":
+                index, term, command = fields
+                if index > state.snapshot_index:
+                    held = index - state.snapshot_index - 1
+                    if held > len(state.entries):
+                        raise LabError(f"entry {index} leaves a gap in the WAL")
+                    del state.entries[held:]
+                    state.entries.append((command, index, term))
+            elif kind == "truncate":
+                del state.entries[max(0, fields[0] - state.snapshot_index - 1) :]
+            elif kind == "snapshot" and fields[0] > state.snapshot_index:
+                index, term = fields
+                held = index - state.snapshot_index
+                conflict = held <= len(state.entries) and state.entries[held - 1][2] != term
+                state.entries = [] if conflict else state.entries[held:]
+                state.snapshot_index = index
+        return state
+
+
+class LabWal:
+    """The WAL of one start of a node. ``sync_delay`` None: syncs happen only by :meth:`sync`."""
+
+    def __init__(self, disk: Disk, later: Callable[[float, Callable[[], None]], None], sync_delay: float | None) -> None:
+        self._disk = disk
+        self._later = later
+        self.sync_delay = sync_delay
+        self.appended = self.durable = len(disk.records)
+        self.listeners: list[Callable[[int], None]] = []
+        self.syncs = 0
+        self._writing = 0
+
+    def _append(self, *record: Any) -> None:
+        self._disk.records.append(record)
+        self.appended += 1
+
+    def hard_state(self, group: int, term: int, vote: int) -> None:
+        self._append("hard", term, vote)
+
+    def entry(self, group: int, index: int, term: int, command: bytes) -> None:
+        self._append("entry", index, term, command)
+
+    def truncate(self, group: int, from_index: int) -> None:
+        self._append("truncate", from_index)
+
+    def snapshot(self, group: int, index: int, term: int) -> None:
+        self._append("snapshot", index, term)
+
+    def flush(self) -> None:
+        if self.sync_delay is None or self._writing or self.durable == self.appended:
+            return
+        self._writing = self.appended
+        self._later(self.sync_delay, self._written)
+
+    def _written(self) -> None:
+        upto, self._writing = self._writing, 0
+        self._announce(upto)
+        self.flush()
+
+    def sync(self) -> None:
+        """Everything appended so far becomes durable now."""
+        self._announce(self.appended)
+
+    def _announce(self, upto: int) -> None:
+        if upto > self.durable:
+            self.syncs += 1
+            self.durable = upto
+            for listener in list(self.listeners):
+                listener(upto)
+
+    def crash(self, rng: random.Random, keep: int | None) -> None:
+        """Keep what is durable and ``keep`` records of the write under way (None: ``rng`` decides)."""
+        under_way = max(0, self._writing - self.durable)
+        kept = self.durable + (rng.randint(0, under_way) if keep is None else keep)
+        del self._disk.records[kept:]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFile:
+    index: int
+    term: int
+    raw: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.raw)
+
+    @property
+    def path(self) -> str:
+        return f"snapshot-{self.index}"
+
+
+def _seal(index: int, term: int, chunks: Sequence[bytes]) -> bytes:
+    body = msgpack.packb((index, term, list(chunks)))
+    return zlib.crc32(body).to_bytes(4, "big") + bytes(body)
+
+
+def _unseal(raw: bytes, index: int, term: int) -> list[bytes]:
+    if len(raw) < 5 or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "big"):
+        raise CorruptData(f"snapshot-{index}", 0, "the checksum is wrong")
+    found, found_term, chunks = msgpack.unpackb(raw[4:])
+    if (found, found_term) != (index, term):
+        raise CorruptData(f"snapshot-{index}", 0, f"it is of entry {found}, term {found_term}")
+    return list(chunks)
+
+
+class LabFiles:
+    """Snapshot files of one start of a node; every callback comes ``delay`` seconds later, if the node still lives."""
+
+    def __init__(self, disk: Disk, later: Callable[[float, Callable[[], None]], None], delay: float) -> None:
+        self._disk = disk
+        self._later = later
+        self.delay = delay
+        self.aborted = 0
+
+    def latest(self, group: int) -> SnapshotFile | None:
+        return max(self._disk.files.values(), key=lambda info: info.index, default=None)
+
+    def open(self, info: SnapshotFile) -> Iterator[bytes]:
+        yield from _unseal(self._disk.files[info.index].raw, info.index, info.term)
+
+    def read_raw(self, info: SnapshotFile, offset: int, size: int) -> bytes:
+        return info.raw[offset : offset + size]
+
+    def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> _Writer:
+        return _Writer(self, index, term)
+
+    def incoming(self, group: int, index: int, term: int, size: int) -> _Incoming:
+        return _Incoming(self, index, term, size)
+
+    def prune(self, group: int, keep_index: int) -> None:
+        for index in [index for index in self._disk.files if index < keep_index]:
+            del self._disk.files[index]
+
+    def put(self, index: int, term: int, raw: bytes) -> SnapshotFile:
+        info = self._disk.files[index] = SnapshotFile(index, term, raw)
+        return info
+
+
+class _Writer:
+    def __init__(self, files: LabFiles, index: int, term: int) -> None:
+        self._files, self._index, self._term = files, index, term
+        self._chunks: list[bytes] = []
+
+    def add(self, chunk: bytes, done: Callable[[BaseException | None], None]) -> None:
+        self._chunks.append(chunk)
+        self._files._later(self._files.delay, lambda: done(None))
+
+    def commit(self, done: Callable[[Any, BaseException | None], None]) -> None:
+        def written() -> None:
+            info = self._files.put(self._index, self._term, _seal(self._index, self._term, self._chunks))
+            self._files._later(self._files.delay, lambda: done(info, None))
+
+        self._files._later(self._files.delay, written)
+
+    def abort(self) -> None:
+        self._files.aborted += 1
+
+
+class _Incoming:
+    def __init__(self, files: LabFiles, index: int, term: int, size: int) -> None:
+        self._files, self._index, self._term, self._size = files, index, term, size
+        self._raw = bytearray()
+
+    def write(self, offset: int, data: bytes, done: Callable[[BaseException | None], None]) -> None:
+        self._raw[offset : offset + len(data)] = data
+        self._files._later(self._files.delay, lambda: done(None))
+
+    def commit(self, done: Callable[[Any, BaseException | None], None]) -> None:
+        def verified() -> None:
+            try:
+                _unseal(bytes(self._raw), self._index, self._term)
+            except CorruptData as problem:
+                done(None, problem)
+                return
+            info = self._files.put(self._index, self._term, bytes(self._raw))
+            self._files._later(self._files.delay, lambda: done(info, None))
+
+        self._files._later(self._files.delay, verified)
+
+    def abort(self) -> None:
+        self._files.aborted += 1
+
+
+class Machine:
+    """A state machine that keeps all it ever applied: ``applied`` is (time, key, value) of each PUT, in order."""
+
+    def __init__(self, chunk_items: int = 50) -> None:
+        self.time = 0
+        self.applied: list[tuple[int, bytes, bytes]] = []
+        self.values: dict[bytes, bytes] = {}
+        self.poison: bytes | None = None
+        self._chunk_items = chunk_items
+
+    def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
+        if now < self.time:
+            raise RaftKVError(f"group time goes back from {self.time} to {now}")
+        self.time = now
+        results = []
+        for command in commands:
+            key, value = command[2], command[3]
+            if value == self.poison:
+                raise ValueError(f"cannot apply {value!r}")
+            self.applied.append((now, key, value))
+            self.values[key] = value
+            results.append(Result(Code.OK, version=len(self.applied)))
+        return results
+
+    def snapshot(self) -> _MachineSnapshot:
+        return _MachineSnapshot(self.time, list(self.applied), self._chunk_items)
+
+    def begin_restore(self) -> _MachineRestore:
+        return _MachineRestore(self)
+
+    def digest(self) -> bytes:
+        return zlib.crc32(msgpack.packb((self.time, self.applied))).to_bytes(16, "big")
+
+
+class _MachineSnapshot:
+    def __init__(self, time: int, applied: list[tuple[int, bytes, bytes]], chunk_items: int) -> None:
+        self._time, self._applied, self._chunk_items = time, applied, chunk_items
+
+    def chunks(self) -> Iterator[bytes]:
+        for start in range(0, len(self._applied) or 1, self._chunk_items):
+            yield msgpack.packb((self._time, self._applied[start : start + self._chunk_items]))
+
+    def close(self) -> None:
+        pass
+
+
+class _MachineRestore:
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._time = 0
+        self._applied: list[tuple[int, bytes, bytes]] = []
+
+    def feed(self, chunk: bytes) -> None:
+        self._time, items = msgpack.unpackb(chunk)
+        self._applied += [(time, key, value) for time, key, value in items]
+
+    def finish(self) -> None:
+        machine = self._machine
+        machine.time, machine.applied = self._time, self._applied
+        machine.values = {key: value for _, key, value in self._applied}
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message on its way: packed, so that its shapes after arrival are those of the wire."""
+
+    src: int
+    dst: int
+    packed: bytes
+
+    @property
+    def message(self) -> list[Any]:
+        return list(msgpack.unpackb(self.packed))
+
+    @property
+    def type(self) -> Type:
+        return Type(self.message[1])
+
+
+class Replica:
+    """One node, over all its starts. ``group`` is None while it is dead."""
+
+    def __init__(self, lab: Lab, node: int, voters: Sequence[int]) -> None:
+        self.lab = lab
+        self.node = node
+        self.voters = tuple(voters)
+        self.disk = Disk()
+        self.rate = 1.0
+        self.sync_delay: float | None = lab.sync_delay
+        self.group: RaftGroup | None = None
+        self.machine = Machine()
+        self.fatal: list[BaseException] = []
+        self.starts = 0
+        self._turn_due = False
+
+    # -- life
+
+    def start(self) -> None:
+        lab, state = self.lab, self.disk.recover()
+        self.starts += 1
+        start = self.starts
+
+        def alive() -> bool:
+            return self.starts == start and self.group is not None
+
+        def later(delay: float, call: Callable[[], None]) -> None:
+            def guarded() -> None:
+                if alive():
+                    call()
+                    self.wal.flush()
+
+            lab.world.at(lab.world.now + delay, guarded)
+
+        self.clock = LabClock(lab.world, alive, self.rate)
+        self.wal = LabWal(self.disk, later, self.sync_delay)
+        self.files = LabFiles(self.disk, later, lab.file_delay)
+        self.machine = Machine()
+        self._held: list[tuple[int, int, bytes]] = []
+        self._later = later
+        self._turn_due = False
+        self.group = None
+        self.group = RaftGroup(
+            GROUP,
+            self.node,
+            self.voters,
+            hard_state=(state.term, state.vote),
+            compacted=state.snapshot_index,
+            entries=state.entries,
+            machine=self.machine,
+            wal=self.wal,
+            files=self.files,
+            outbox=self,
+            clock=self.clock,
+            rng=random.Random(f"{lab.seed} {self.node} {start}"),
+            config=lab.config,
+            wake=self.wake,
+            fatal=self.fatal.append,
+        )
+        self.wal.listeners += [self._release, self.group.on_durable]
+        lab.on_started(self)
+        if not lab.by_hand:
+            self._tick_for_ever()
+        self.wake()
+
+    def kill(self, *, keep: int | None = None) -> None:
+        """Kill -9 or power loss: the WAL keeps what was durable, and ``keep`` records (None: any) of a write under way."""
+        if self.group is not None:
+            self.wal.crash(self.lab.rng, keep)
+            self.group = None
+            self.lab.on_killed(self.node)
+
+    @property
+    def alive(self) -> bool:
+        return self.group is not None
+
+    @property
+    def raft(self) -> RaftGroup:
+        if self.group is None:
+            raise LabError(f"node {self.node} is dead")
+        return self.group
+
+    def _tick_for_ever(self) -> None:
+        self.raft.tick()
+        self.wal.flush()
+        self._later(_TICK / self.rate, self._tick_for_ever)
+
+    def wake(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            if self.group is None:  # asked for during its construction
+                return
+            self._later(0.0, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        self.raft.step()
+
+    # -- the outbox
+
+    def send(self, node: int, message: list[Any]) -> None:
+        self.lab.send(self.node, node, msgpack.packb(message))
+
+    def send_when_durable(self, node: int, message: list[Any]) -> None:
+        if self.wal.durable >= self.wal.appended:
+            self.send(node, message)
+        else:
+            self._held.append((self.wal.appended, node, msgpack.packb(message)))
+
+    def _release(self, durable: int) -> None:
+        ready = [held for held in self._held if held[0] <= durable]
+        self._held = [held for held in self._held if held[0] > durable]
+        for _, node, packed in ready:
+            self.lab.send(self.node, node, packed)
+
+    def epoch(self, node: int) -> int:
+        return self.lab.epochs[self.node, node]
+
+    # -- what tests do to it
+
+    def receive(self, peer: int, message: list[Any]) -> bool:
+        """Hand over a message, packed and unpacked on its way."""
+        well_formed = self.raft.receive(peer, list(msgpack.unpackb(msgpack.packb(message))))
+        self.wake()
+        return well_formed
+
+    def put(self, value: bytes, key: bytes = b"k") -> Outcome:
+        outcome = Outcome(value)
+        self.raft.propose(Op(Kind.PUT, 0, key, value), outcome.sink, 1)
+        return outcome
+
+    def read(self, *, quorum: bool, key: bytes = b"k") -> Outcome:
+        """Read ``key``; ``outcome.seen`` is the value at the moment at which the read was served."""
+        outcome = Outcome(b"")
+
+        def done(code: Code) -> None:
+            outcome.answers.append(Result(code))
+            if code == Code.OK:
+                outcome.seen = self.machine.values.get(key)
+
+        self.raft.read(quorum, done)
+        return outcome
+
+    def commands(self) -> list[bytes]:
+        return [value for _, _, value in self.machine.applied]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The answer to one proposal or read; an answer that comes twice is an error."""
+
+    value: bytes
+    answers: list[Result] = field(default_factory=list)
+    seen: bytes | None = None
+
+    def sink(self, tag: int, result: Result) -> None:
+        if self.answers:
+            raise LabError(f"{self.value!r} was answered twice: {self.answers[0]} and {result}")
+        self.answers.append(result)
+
+    @property
+    def code(self) -> Code | None:
+        return Code(self.answers[0].code) if self.answers else None
+
+    @property
+    def ok(self) -> bool:
+        return self.code == Code.OK
+
+
+Fate = Callable[[Envelope], Sequence[float]]
+"""Delays in seconds after which a message arrives, one for each copy; empty: it is lost."""
+
+
+class Lab:
+    """The replicas of one group, numbered from 1."""
+
+    def __init__(
+        self,
+        nodes: int = 3,
+        *,
+        seed: int = 0,
+        config: RaftConfig | None = None,
+        by_hand: bool = False,
+        sync_delay: float | None = 0.0,
+        file_delay: float = 0.0,
+        fate: Fate | None = None,
+        fifo: bool = True,
+    ) -> None:
+        self.seed = seed
+        self.config = config or RaftConfig()
+        self.by_hand = by_hand
+        self.sync_delay = sync_delay
+        self.file_delay = file_delay
+        self.fifo = fifo
+        self.rng = random.Random(f"lab {seed}")
+        self.fate: Fate = fate or (lambda envelope: (self.rng.uniform(0.001, 0.003),))
+        self.world = World()
+        self.wire: list[Envelope] = []
+        self.epochs: defaultdict[tuple[int, int], int] = defaultdict(int)
+        self.cuts: set[tuple[int, int]] = set()
+        self.messages = 0
+        self.bytes = 0
+        self.leaders: dict[int, int] = {}
+        self._arrival: dict[tuple[int, int], float] = {}
+        self._generation: defaultdict[tuple[int, int], int] = defaultdict(int)
+        voters = range(1, nodes + 1)
+        self.nodes = {node: Replica(self, node, voters) for node in voters}
+        for replica in self.nodes.values():
+            replica.start()
+        self.run(0.0)
+
+    def __getitem__(self, node: int) -> Replica:
+        return self.nodes[node]
+
+    # -- links
+
+    def on_started(self, replica: Replica) -> None:
+        for node, other in self.nodes.items():
+            if node != replica.node:
+                self.epochs[replica.node, node] = 1
+                if other.alive:
+                    self.reconnect(node, replica.node)
+
+    def on_killed(self, node: int) -> None:
+        for other in self.nodes:
+            self._generation[other, node] += 1
+
+    def reconnect(self, src: int, dst: int) -> None:
+        """Break the link and make it anew: what is on its way is lost."""
+        self._generation[src, dst] += 1
+        self.epochs[src, dst] += 1
+
+    def cut(self, src: int, dst: int) -> None:
+        """Lose everything from ``src`` to ``dst``, in this direction only."""
+        self.cuts.add((src, dst))
+        self._generation[src, dst] += 1
+
+    def isolate(self, node: int) -> None:
+        for other in self.nodes:
+            if other != node:
+                self.cut(node, other)
+                self.cut(other, node)
+
+    def heal(self) -> None:
+        for src, dst in sorted(self.cuts):
+            self.epochs[src, dst] += 1
+        self.cuts.clear()
+
+    def send(self, src: int, dst: int, packed: bytes) -> None:
+        self.messages += 1
+        self.bytes += len(packed)
+        envelope = Envelope(src, dst, packed)
+        if (src, dst) in self.cuts:
+            return
+        if self.by_hand:
+            self.wire.append(envelope)
+            return
+        generation = self._generation[src, dst]
+        for number, delay in enumerate(self.fate(envelope)):
+            due = self.world.now + delay
+            if self.fifo and not number:
+                due = self._arrival[src, dst] = max(due, self._arrival.get((src, dst), 0.0))
+            self.world.at(due, lambda: self._arrive(envelope, generation))
+
+    def _arrive(self, envelope: Envelope, generation: int) -> None:
+        link = envelope.src, envelope.dst
+        if (self.fifo and self._generation[link] != generation) or link in self.cuts:
+            return
+        self._hand_over(envelope)
+
+    def _hand_over(self, envelope: Envelope) -> None:
+        replica = self.nodes[envelope.dst]
+        if replica.alive:
+            if not replica.raft.receive(envelope.src, envelope.message):
+                raise LabError(f"{envelope.message} was taken for malformed")
+            self._check(replica)
+            replica.wake()
+
+    def _check(self, replica: Replica) -> None:
+        if replica.raft.leads():
+            term = replica.raft.core.term()
+            if self.leaders.setdefault(term, replica.node) != replica.node:
+                raise LabError(f"nodes {self.leaders[term]} and {replica.node} both lead in term {term}")
+
+    # -- time
+
+    def run(self, seconds: float) -> None:
+        self.world.run_until(self.world.now + seconds)
+
+    def run_until(self, condition: Callable[[], Any], limit: float = 10.0, step: float = 0.01) -> None:
+        """Let time pass until ``condition`` holds; LabError after ``limit`` seconds."""
+        end = self.world.now + limit
+        while not condition():
+            if self.world.now >= end:
+                raise LabError(f"nothing came of waiting {limit} s (seed {self.seed})")
+            self.run(step)
+
+    # -- by hand
+
+    def find(self, src: int | None = None, dst: int | None = None, kind: Type | None = None) -> list[Envelope]:
+        return [
+            envelope
+            for envelope in self.wire
+            if src in (None, envelope.src) and dst in (None, envelope.dst) and kind in (None, envelope.type)
+        ]
+
+    def take(self, src: int | None = None, dst: int | None = None, kind: Type | None = None) -> list[Envelope]:
+        """Remove and return the messages on the wire that match."""
+        found = self.find(src, dst, kind)
+        gone = {id(envelope) for envelope in found}
+        self.wire = [envelope for envelope in self.wire if id(envelope) not in gone]
+        return found
+
+    def deliver(self, *envelopes: Envelope) -> None:
+        """Deliver messages (again, if they were delivered before) and let the receivers finish their turns."""
+        for envelope in envelopes:
+            self._hand_over(envelope)
+            self.run(0.0)
+
+    def pump(self, src: int | None = None, dst: int | None = None, kind: Type | None = None) -> int:
+        """Deliver what matches, in order, until nothing more is on the wire. Returns how many messages that were."""
+        count = 0
+        while found := self.find(src, dst, kind):
+            self.wire.remove(found[0])
+            self.deliver(found[0])
+            count += 1
+            if count > _STEPS:
+                raise LabError("messages without end")
+        return count
+
+    def tick(self, *nodes: int, after: float = 0.0) -> None:
+        """Let ``after`` seconds pass, then tick ``nodes`` (default: all that live)."""
+        self.run(after)
+        for node in nodes or [node for node, replica in self.nodes.items() if replica.alive]:
+            self.nodes[node].raft.tick()
+            self.nodes[node].wal.flush()
+            self.run(0.0)
+
+    def elect(self, node: int) -> Replica:
+        """By hand: let so much time pass that nobody holds on to a leader, then have ``node`` elected."""
+        self.run(self.config.election_max + self.config.election_min)
+        self.tick(node)
+        self.pump()
+        replica = self.nodes[node]
+        if not replica.raft.leads():
+            raise LabError(f"node {node} was not elected")
+        return replica
+
+    # -- running
+
+    def leader(self) -> Replica | None:
+        """The leader of the latest term among the living."""
+        leading = [replica for replica in self.nodes.values() if replica.alive and replica.raft.leads()]
+        return max(leading, key=lambda replica: replica.raft.core.term(), default=None)
+
+    def wait_for_leader(self, limit: float = 10.0) -> Replica:
+        """Run until there is a leader that has opened its term and all living nodes follow it."""
+
+        def settled() -> bool:
+            leader = self.leader()
+            return leader is not None and all(
+                replica.raft.leader() == leader.node
+                and replica.raft.core.applied_index() >= leader.raft.core.no_op_index()
+                for replica in self.nodes.values()
+                if replica.alive
+            )
+
+        self.run_until(settled, limit)
+        leader = self.leader()
+        assert leader is not None
+        return leader
+
+    def commit(self, leader: Replica, value: bytes, key: bytes = b"k") -> Outcome:
+        """Running: propose and wait for the answer."""
+        outcome = leader.put(value, key)
+        self.run_until(lambda: outcome.answers)
+        return outcome
