@@ -124,8 +124,6 @@ class NodeConfig(_Section):
         ids = [peer.id for peer in self.nodes]
         _unique("nodes: id", ids)
         _unique("nodes: address", [peer.address for peer in self.nodes] + [peer.peer_address for peer in self.nodes])
-        if self.node.id not in ids:
-            raise ValueError(f"nodes: there is no entry for this node, id {self.node.id}")
         me = self.peer(self.node.id)
         for name in ("address", "peer_address"):
             if getattr(me, name) != getattr(self.node, name):
@@ -157,17 +155,19 @@ def _unique(what: str, values: Iterable[object]) -> None:
 
 
 def _fill(raw: dict[str, Any]) -> dict[str, Any]:
-    """Defaults that depend on other keys; anything malformed is left for the models to name."""
+    """Defaults that depend on other keys; what else is malformed is left for the models to name."""
     node = raw.get("node")
     if not isinstance(node, dict):
         return raw
     node = dict(node)
     peers = raw.get("nodes")
-    for peer in peers if isinstance(peers, list) else ():
-        if isinstance(peer, dict) and peer.get("id") == node.get("id"):
-            for name in ("address", "peer_address"):
-                if name in peer:
-                    node.setdefault(name, peer[name])
+    entries = [peer for peer in peers if isinstance(peer, dict)] if isinstance(peers, list) else []
+    mine = next((peer for peer in entries if "id" in node and peer.get("id") == node["id"]), None)
+    if mine is None and entries and isinstance(node.get("id"), int):
+        raise ConfigError(f"nodes: there is no entry for this node, id {node['id']}")
+    for name in ("address", "peer_address"):
+        if mine is not None and name in mine:
+            node.setdefault(name, mine[name])
     for name, source in (("listen", "address"), ("peer_listen", "peer_address")):
         if source in node:
             node.setdefault(name, node[source])
@@ -181,6 +181,8 @@ def parse_config(raw: dict[str, Any], where: str) -> NodeConfig:
     """
     try:
         return NodeConfig.model_validate(_fill(raw))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     except ValidationError as error:
         problems = []
         for item in error.errors(include_url=False, include_context=False):
