@@ -1,11 +1,11 @@
 """A laboratory for the Raft adapter: the replicas of one group in one process, on virtual time.
 
 Everything around :class:`raftkv.raft.RaftGroup` is simulated and deterministic: clocks (each with its own rate), links
-(msgpack both ways, epochs as the real links count them), one WAL and one snapshot folder for each node, which lose on a crash
-what was not synced. Two ways of use:
+(msgpack both ways, epochs as the real links count them), one WAL and one snapshot folder for each node, which lose on a
+crash what was not synced. Two ways of use:
 
-- by hand (``Lab(by_hand=True)``): messages wait in ``lab.wire`` until the test delivers, drops or repeats them, time stands
-  still and nothing ticks unless told so;
+- by hand (``Lab(by_hand=True)``): messages wait in ``lab.wire`` until the test delivers, drops or repeats them, time
+  stands still and nothing ticks unless told so;
 - running: messages, syncs and ticks happen by themselves as virtual time passes (``lab.run``).
 """
 
@@ -31,13 +31,16 @@ GROUP: Final = 7
 _TICK: Final = 0.02
 _STEPS: Final = 10_000
 
+Later = Callable[[float, Callable[[], None]], None]
+"""Calls back in so many seconds, if the node still lives then."""
+
 
 class LabError(Exception):
     """The laboratory was used wrongly, or a replica keeps itself busy without end."""
 
 
 class World:
-    """Virtual time: things happen in order of their time, those of the same time in the order in which they were put."""
+    """Virtual time: things happen in order of their time, those of the same time in the order of their arrival."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -144,7 +147,7 @@ class Disk:
 class LabWal:
     """The WAL of one start of a node. ``sync_delay`` None: syncs happen only by :meth:`sync`."""
 
-    def __init__(self, disk: Disk, later: Callable[[float, Callable[[], None]], None], sync_delay: float | None) -> None:
+    def __init__(self, disk: Disk, later: Later, sync_delay: float | None) -> None:
         self._disk = disk
         self._later = later
         self.sync_delay = sync_delay
@@ -230,7 +233,7 @@ def _unseal(raw: bytes, index: int, term: int) -> list[bytes]:
 class LabFiles:
     """Snapshot files of one start of a node; every callback comes ``delay`` seconds later, if the node still lives."""
 
-    def __init__(self, disk: Disk, later: Callable[[float, Callable[[], None]], None], delay: float) -> None:
+    def __init__(self, disk: Disk, later: Later, delay: float) -> None:
         self._disk = disk
         self._later = later
         self.delay = delay
@@ -450,7 +453,7 @@ class Replica:
         self.wake()
 
     def kill(self, *, keep: int | None = None) -> None:
-        """Kill -9 or power loss: the WAL keeps what was durable, and ``keep`` records (None: any) of a write under way."""
+        """Kill -9 or power loss: the WAL keeps what was durable and ``keep`` records (None: any) of a write begun."""
         if self.group is not None:
             self.wal.crash(self.lab.rng, keep)
             self.group = None
@@ -579,7 +582,7 @@ class Lab:
         self.file_delay = file_delay
         self.fifo = fifo
         self.rng = random.Random(f"lab {seed}")
-        self.fate: Fate = fate or (lambda envelope: (self.rng.uniform(0.001, 0.003),))
+        self.fate: Fate = fate or (lambda _: (self.rng.uniform(0.001, 0.003),))
         self.world = World()
         self.wire: list[Envelope] = []
         self.epochs: defaultdict[tuple[int, int], int] = defaultdict(int)
