@@ -1,0 +1,218 @@
+"""The incoming direction: connections that peers dialled, their hellos, messages and pings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from raftkv import limits
+from raftkv.peer.frames import Decoder, ProtocolViolation
+from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Hello, Refused, check_hello, refuse_frame, welcome_frame
+from raftkv.peer.wiring import HANDSHAKE_TIMEOUT, MAX_STRANGERS, SILENCE_TIMEOUT, Wiring, log, peer_name
+
+_MAX_PONG_BUFFER = 64 * 1024
+"""Bytes of pongs that a peer leaves unread before it is dropped; an honest peer has one or two in flight."""
+
+_MAX_REFUSALS = 1000
+"""Remembered refusals, so that each is logged once although the dialler comes again and again."""
+
+
+class Acceptor:
+    """All accepted connections of a node, at most one per peer once they have said hello."""
+
+    def __init__(self, wiring: Wiring, on_hello: Callable[[Hello], None]) -> None:
+        self._wiring = wiring
+        self._on_hello = on_hello
+        self._strangers: dict[AcceptedConnection, None] = {}
+        self._peers: dict[int, AcceptedConnection] = {}
+        self._refusals: set[tuple[str, str]] = set()
+        self._ended = False
+
+    def connection(self) -> asyncio.Protocol:
+        """A protocol for the listener's next connection."""
+        return AcceptedConnection(self, self._wiring)
+
+    def arrived(self, connection: AcceptedConnection) -> None:
+        if self._ended:
+            connection.drop("")
+            return
+        if len(self._strangers) >= MAX_STRANGERS:
+            next(iter(self._strangers)).drop("too many connections without a hello")
+        self._strangers[connection] = None
+
+    def introduced(self, connection: AcceptedConnection, frame: list[Any]) -> Hello | None:
+        """Judge a connection's first frame; None if it was refused."""
+        del self._strangers[connection]
+        hello: Hello | None = None
+        try:
+            hello = check_hello(frame, self._wiring.identity)
+            reason = self._wiring.admit(hello)
+        except Refused as refusal:
+            reason = str(refusal)
+        if hello is None or reason is not None:
+            self._log_refusal(connection, hello, reason or "")
+            connection.refuse(reason or "refused")
+            return None
+        self._refusals = {refusal for refusal in self._refusals if refusal[0] != _name_of(hello)}
+        before = self._peers.get(hello.node)
+        if before is not None:
+            before.drop("")
+        self._peers[hello.node] = connection
+        return hello
+
+    def welcomed(self, hello: Hello) -> None:
+        self._on_hello(hello)
+
+    def _log_refusal(self, connection: AcceptedConnection, hello: Hello | None, reason: str) -> None:
+        who = _name_of(hello)
+        if (who, reason) not in self._refusals:
+            if len(self._refusals) >= _MAX_REFUSALS:
+                self._refusals.clear()
+            self._refusals.add((who, reason))
+            log.warning("refused %s at %s: %s", who, connection.address, reason)
+
+    def gone(self, connection: AcceptedConnection) -> None:
+        self._strangers.pop(connection, None)
+        if self._peers.get(connection.node) is connection:
+            del self._peers[connection.node]
+
+    def drop_peer(self, node: int) -> None:
+        """Take nothing more from ``node`` until it says hello again."""
+        connection = self._peers.get(node)
+        if connection is not None:
+            connection.drop("")
+
+    def tick(self, now: float, late: bool) -> None:
+        """Drop what has been silent for too long."""
+        for connection in [*self._strangers, *(self._peers[node] for node in sorted(self._peers))]:
+            connection.tick(now, late)
+
+    def end(self) -> None:
+        """Close all connections and refuse to take another."""
+        self._ended = True
+        for connection in [*self._strangers, *(self._peers[node] for node in sorted(self._peers))]:
+            connection.close()
+
+
+class AcceptedConnection(asyncio.Protocol):
+    """One connection that somebody made to this node."""
+
+    def __init__(self, acceptor: Acceptor, wiring: Wiring) -> None:
+        self.node = 0
+        self.address = ""
+        self._acceptor = acceptor
+        self._wiring = wiring
+        self._transport: asyncio.Transport | None = None
+        self._decoder = Decoder(MAX_HANDSHAKE_BYTES)
+        self._dead = False
+        self._heard = False
+        self._last_heard = 0.0
+
+    def drop(self, problem: str) -> None:
+        """Close at once; log ``problem`` unless it is empty."""
+        if self._dead:
+            return
+        self._dead = True
+        if problem:
+            who = f"node {self.node}" if self.node else "a stranger"
+            log.warning("dropped the connection from %s at %s: %s", who, self.address, problem)
+        self._acceptor.gone(self)
+        self.abort()
+
+    def refuse(self, reason: str) -> None:
+        """Answer no and close."""
+        self._write(refuse_frame(reason))
+        self.close()
+
+    def close(self) -> None:
+        self._dead = True
+        self._acceptor.gone(self)
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def tick(self, now: float, late: bool) -> None:
+        """``late``: this node itself stood still, which says nothing of the peer."""
+        if self._heard or late:
+            self._heard = False
+            self._last_heard = now
+        elif self.node:
+            if now - self._last_heard >= SILENCE_TIMEOUT:
+                self.drop(f"silent for {SILENCE_TIMEOUT} s")
+        elif now - self._last_heard >= HANDSHAKE_TIMEOUT:
+            self.drop(f"no hello within {HANDSHAKE_TIMEOUT} s")
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not an isinstance check: the transports of uvloop only look like asyncio's.
+        transport = cast(asyncio.Transport, transport)
+        self._transport = transport
+        self.address = peer_name(transport)
+        self._last_heard = self._wiring.clock.now()
+        self._wiring.opened(self)
+        self._acceptor.arrived(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._decoder.feed(data):
+                if self._dead:
+                    return
+                if self.node:
+                    self._deliver(frame)
+                else:
+                    self._introduce(frame)
+        except ProtocolViolation as violation:
+            self.drop(str(violation))
+        except Exception as error:  # noqa: BLE001 the supervisor gets it
+            self.drop(f"its message could not be handled: {error!r}")
+            self._wiring.crash(error)
+
+    def _introduce(self, frame: list[Any]) -> None:
+        hello = self._acceptor.introduced(self, frame)
+        if hello is None:
+            return
+        self.node = hello.node
+        self._heard = True
+        self._decoder.limit = limits.MAX_FRAME_BYTES
+        self._write(welcome_frame(self._wiring.identity))
+        self._acceptor.welcomed(hello)
+
+    def _deliver(self, frame: list[Any]) -> None:
+        self._heard = True
+        node = self.node
+        on_message = self._wiring.on_message
+        ping = 0
+        for message in frame:
+            if type(message) is list:
+                on_message(node, message)
+                if self._dead:
+                    return
+            elif type(message) is int:
+                ping = message
+            else:
+                raise ProtocolViolation(f"a message is {type(message).__name__}, not an array")
+        if ping:
+            self._pong(ping)
+
+    def _pong(self, number: int) -> None:
+        self._write([number])
+        if self._transport is not None and self._transport.get_write_buffer_size() > _MAX_PONG_BUFFER:
+            self.drop("it does not read the answers to its pings")
+
+    def _write(self, messages: list[Any]) -> None:
+        if self._transport is not None:
+            self._transport.write(self._wiring.encoder.frame_of(messages))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._dead = True
+        self._wiring.closed(self)
+        self._acceptor.gone(self)
+
+
+def _name_of(hello: Hello | None) -> str:
+    return f"node {hello.node}" if hello is not None else "a dialler"

@@ -1,0 +1,303 @@
+"""The outgoing direction to one peer: dial, shake hands, send, ping, dial anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from raftkv import limits
+from raftkv.clock import Timer
+from raftkv.errors import RaftKVError
+from raftkv.peer.frames import Decoder, ProtocolViolation
+from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Refused, check_answer, hello_frame
+from raftkv.peer.wiring import (
+    HANDSHAKE_TIMEOUT,
+    MAX_REDIAL,
+    MIN_REDIAL,
+    PONG_TIMEOUT,
+    Wiring,
+    log,
+)
+
+FRAME_BYTES = 1024 * 1024
+"""Messages of one turn beyond so many bytes go into a further frame, so that the receiver's turns stay short."""
+
+
+class DialledLink:
+    """Keeps one connection to one peer. ``up`` from the welcome on until the connection fails."""
+
+    def __init__(
+        self, wiring: Wiring, node: int, address: str, epoch: int, dirty: Callable[[DialledLink], None]
+    ) -> None:
+        self.node = node
+        self.address = address
+        self.epoch = epoch
+        self.up = False
+        self._wiring = wiring
+        self._dirty = dirty
+        self._packed: list[bytes] = []
+        self._bytes = 0
+        self._attempt: _Attempt | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._retry: Timer | None = None
+        self._failures = 0
+        self._last_problem = ""
+        self._ended = False
+
+    def dial(self) -> None:
+        """Start an attempt, unless one is under way."""
+        if self._ended or self._attempt is not None:
+            return
+        self._stop_retry()
+        attempt = _Attempt(self, self._wiring)
+        self._attempt = attempt
+        attempt.deadline = self._wiring.clock.call_later(HANDSHAKE_TIMEOUT, partial(self._late, attempt))
+        name = f"dial node {self.node}"
+        self._task = asyncio.get_running_loop().create_task(self._connect(attempt, self.address), name=name)
+
+    async def _connect(self, attempt: _Attempt, address: str) -> None:
+        try:
+            await self._wiring.network.dial(address, lambda: attempt)
+        except (OSError, RaftKVError) as error:
+            self.lost(attempt, f"cannot connect to {address}: {error}")
+        except Exception as error:  # noqa: BLE001 the supervisor gets it
+            self.lost(attempt, f"cannot connect to {address}: {error!r}")
+            self._wiring.crash(error)
+
+    def _late(self, attempt: _Attempt) -> None:
+        attempt.fail(f"no answer from {self.address} within {HANDSHAKE_TIMEOUT} s")
+
+    def welcomed(self, attempt: _Attempt) -> None:
+        """The peer said welcome on the current attempt."""
+        self._failures = 0
+        self._last_problem = ""
+        self.epoch += 1
+        self.up = True
+        log.info("link %d to node %d at %s is up", self.epoch, self.node, self.address)
+        self._wiring.on_link(self.node, self.epoch, True)
+
+    def down(self) -> None:
+        """Send nothing more on the current connection; connection_lost will follow."""
+        self.up = False
+        self._packed.clear()
+        self._bytes = 0
+
+    def lost(self, attempt: _Attempt, problem: str) -> None:
+        """The attempt or connection is over; the next one comes after a pause."""
+        if attempt is self._attempt:
+            self.down()
+            attempt.stop_deadline()
+            self._attempt = None
+            self._task = None
+            if not self._ended:
+                if problem != self._last_problem:
+                    log.warning("link to node %d: %s", self.node, problem)
+                    self._last_problem = problem
+                self._schedule()
+        if attempt.welcome_seen:
+            attempt.welcome_seen = False
+            self._wiring.on_link(self.node, attempt.epoch, False)
+
+    def _schedule(self) -> None:
+        longest = min(MAX_REDIAL, 2 * MIN_REDIAL * 2.0 ** min(self._failures, 10))
+        self._failures += 1
+        pause = self._wiring.rng.uniform(MIN_REDIAL, longest)
+        self._retry = self._wiring.clock.call_later(pause, self._redial)
+
+    def _redial(self) -> None:
+        self._retry = None
+        self.dial()
+
+    def _stop_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def peer_started(self, boot: str) -> None:
+        """The peer dialled us: it is alive, so do not wait; and a link to its earlier start is dead."""
+        if self._retry is not None:
+            self.dial()
+        elif self.up and self._attempt is not None and self._attempt.boot != boot:
+            self._attempt.fail("the peer has started anew")
+
+    def readdress(self, address: str) -> None:
+        """Dial ``address`` from now on."""
+        if address == self.address:
+            return
+        self.address = address
+        self._failures = 0
+        if self._attempt is not None:
+            self._attempt.fail(f"its address is now {address}")
+        else:
+            self.dial()
+
+    def end(self) -> asyncio.Task[None] | None:
+        """Send what waits, close, never dial again. Returns a task to wait for, if there is one."""
+        self.flush()
+        self._ended = True
+        self._stop_retry()
+        attempt, task = self._attempt, self._task
+        if attempt is not None:
+            if self.up:
+                attempt.close()
+            else:
+                attempt.fail("closed")
+        self.down()
+        return task
+
+    def cancel_dialling(self) -> bool:
+        """Whether a connection attempt without a connection yet was stopped."""
+        return self._task is not None and self._task.cancel()
+
+    def send(self, message: Any) -> None:
+        """Queue ``message`` if the link is up. Raises like :meth:`raftkv.peer.frames.Encoder.pack`."""
+        if not self.up:
+            return
+        packed = self._wiring.encoder.pack(message)
+        if self._packed and self._bytes + len(packed) > FRAME_BYTES and not self.flush():
+            return
+        if not self._packed:
+            self._dirty(self)
+        self._packed.append(packed)
+        self._bytes += len(packed)
+
+    def flush(self) -> bool:
+        """Write what is queued as one frame; False if the link is down."""
+        packed = self._packed
+        if packed and self._attempt is not None:
+            self._packed = []
+            self._bytes = 0
+            self._attempt.write(self._wiring.encoder.frame(packed))
+        return self.up
+
+    def tick(self, now: float, late: bool) -> None:
+        """Ping, or drop a dead link. ``late``: this node itself stood still, which says nothing of the peer."""
+        if self.up and self._attempt is not None:
+            self._attempt.ping(now, late)
+
+
+class _Attempt(asyncio.Protocol):
+    """One connection to the peer, from the first dialling to its end."""
+
+    def __init__(self, link: DialledLink, wiring: Wiring) -> None:
+        self.deadline: Timer | None = None
+        self.welcome_seen = False
+        self.epoch = 0
+        self.boot = ""
+        self._link = link
+        self._wiring = wiring
+        self._transport: asyncio.Transport | None = None
+        # Only the answer and pongs come back on this connection.
+        self._decoder = Decoder(MAX_HANDSHAKE_BYTES)
+        self._problem = ""
+        self._failed = False
+        self._unanswered: deque[tuple[int, float]] = deque()
+        self._pings = 0
+
+    def stop_deadline(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+    def fail(self, problem: str) -> None:
+        """Give this connection up at once. The link hears of it when the transport is gone."""
+        if self._failed:
+            return
+        self._failed = True
+        self._problem = problem
+        self._link.down()
+        if self._transport is not None:
+            self._transport.abort()
+        else:
+            self._link.cancel_dialling()
+            self._link.lost(self, problem)
+
+    def close(self) -> None:
+        """Close once all that was written has left."""
+        self._failed = True
+        self._problem = "closed"
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def write(self, frame: bytearray) -> None:
+        transport = self._transport
+        if transport is None or self._failed:
+            return
+        transport.write(frame)
+        waiting = transport.get_write_buffer_size()
+        if waiting > limits.MAX_PEER_BUFFER_BYTES:
+            self.fail(f"{waiting} bytes wait to be sent, the limit is {limits.MAX_PEER_BUFFER_BYTES}")
+
+    def ping(self, now: float, late: bool) -> None:
+        unanswered = self._unanswered
+        if late:
+            self._unanswered = unanswered = deque((number, now) for number, _ in unanswered)
+        if unanswered and now - unanswered[0][1] >= PONG_TIMEOUT:
+            self.fail(f"no answer to a ping for {PONG_TIMEOUT} s")
+            return
+        self._pings += 1
+        unanswered.append((self._pings, now))
+        self._link.send(self._pings)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not an isinstance check: the transports of uvloop only look like asyncio's.
+        transport = cast(asyncio.Transport, transport)
+        self._transport = transport
+        self._wiring.opened(self)
+        if self._failed:
+            transport.abort()
+            return
+        transport.write(self._wiring.encoder.frame_of(hello_frame(self._wiring.identity, self._link.node)))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._decoder.feed(data):
+                if self._failed:
+                    return
+                if self.welcome_seen:
+                    self._pongs(frame)
+                else:
+                    self._answer(frame)
+        except ProtocolViolation as violation:
+            self.fail(f"{violation}; connection dropped")
+        except Exception as error:  # noqa: BLE001 the supervisor gets it
+            self.fail(f"internal error: {error!r}")
+            self._wiring.crash(error)
+
+    def _answer(self, frame: list[Any]) -> None:
+        try:
+            self.boot = check_answer(frame)
+        except Refused as refusal:
+            self.fail(f"refused: {refusal}")
+            self._wiring.on_refused(self._link.node, str(refusal))
+            return
+        self.stop_deadline()
+        self.welcome_seen = True
+        self.epoch = self._link.epoch + 1
+        self._link.welcomed(self)
+
+    def _pongs(self, frame: list[Any]) -> None:
+        unanswered = self._unanswered
+        for number in frame:
+            if type(number) is not int:
+                raise ProtocolViolation("only pongs may come back on an outgoing link")
+            while unanswered and unanswered[0][0] <= number:
+                unanswered.popleft()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._failed = True
+        self._wiring.closed(self)
+        problem = self._problem or (f"connection lost: {exc}" if exc else "the peer closed the connection")
+        try:
+            self._link.lost(self, problem)
+        except Exception as error:  # noqa: BLE001 the supervisor gets it
+            self._wiring.crash(error)

@@ -1,0 +1,110 @@
+"""The handshake of a link, as plain values.
+
+The dialler sends a hello frame ``["raftkv", version, cluster id, from, to, incarnation, boot]``. The acceptor answers
+on the same connection ``["welcome", boot]`` or ``["refuse", reason]``. Nothing else is sent before the welcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from raftkv.errors import RaftKVError
+from raftkv.peer.frames import ProtocolViolation
+
+MAGIC: Final = "raftkv"
+PROTOCOL_VERSION: Final = 1
+MAX_HANDSHAKE_BYTES: Final = 4096
+"""Longest frame before a link is welcomed: a stranger cannot make a node buffer more."""
+_MAX_REASON: Final = 500
+_MAX_NAME: Final = 200
+
+
+class Refused(RaftKVError):
+    """A hello is not welcome; the message is the reason that the dialler gets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a node is: its cluster, its number, its data folder (``incarnation``) and its current start (``boot``)."""
+
+    cluster_id: str
+    node: int
+    incarnation: str
+    boot: str
+
+    def __post_init__(self) -> None:
+        for name in (self.cluster_id, self.incarnation, self.boot):
+            if not name or len(name) > _MAX_NAME:
+                raise ValueError(f"an identity's names have 1 to {_MAX_NAME} characters: {self}")
+        if self.node < 1:
+            raise ValueError(f"node ids start at 1: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a dialler said of itself."""
+
+    cluster_id: str
+    node: int
+    to_node: int
+    incarnation: str
+    boot: str
+
+
+def hello_frame(identity: Identity, to_node: int) -> list[Any]:
+    """The messages of the first frame from ``identity`` to ``to_node``."""
+    return [
+        MAGIC,
+        PROTOCOL_VERSION,
+        identity.cluster_id,
+        identity.node,
+        to_node,
+        identity.incarnation,
+        identity.boot,
+    ]
+
+
+def check_hello(frame: list[Any], identity: Identity) -> Hello:
+    """The hello in ``frame`` if it is meant for ``identity``. Raises :class:`Refused`."""
+    if not frame or frame[0] != MAGIC:
+        raise Refused("not a raftkv node")
+    # The version comes before the rest: another version may have other fields.
+    if len(frame) < 2 or type(frame[1]) is not int:
+        raise Refused("malformed hello")
+    if frame[1] != PROTOCOL_VERSION:
+        raise Refused(f"protocol version {frame[1]} is not spoken here, only {PROTOCOL_VERSION}")
+    if [type(field) for field in frame[2:]] != [str, int, int, str, str]:
+        raise Refused("malformed hello")
+    _, _, cluster_id, node, to_node, incarnation, boot = frame
+    if node < 1 or not incarnation or not boot or max(len(cluster_id), len(incarnation), len(boot)) > _MAX_NAME:
+        raise Refused("malformed hello")
+    if cluster_id != identity.cluster_id:
+        raise Refused(f"this node belongs to cluster {identity.cluster_id}, not {cluster_id!r}")
+    if to_node != identity.node:
+        raise Refused(f"this is node {identity.node}, not node {to_node}")
+    if node == identity.node:
+        raise Refused(f"node {node} is this node itself")
+    return Hello(cluster_id, node, to_node, incarnation, boot)
+
+
+def welcome_frame(identity: Identity) -> list[Any]:
+    """The acceptor's yes."""
+    return ["welcome", identity.boot]
+
+
+def refuse_frame(reason: str) -> list[Any]:
+    """The acceptor's no; a long reason is cut."""
+    return ["refuse", reason[:_MAX_REASON]]
+
+
+def check_answer(frame: list[Any]) -> str:
+    """The boot id in a welcome. Raises :class:`Refused` with the acceptor's reason, or :class:`ProtocolViolation`."""
+    match frame:
+        case ["welcome", str(boot)]:
+            return boot
+        case ["refuse", str(reason)]:
+            # The reason goes into the log: no line breaks or control characters of the other side's making.
+            raise Refused("".join(c if c.isprintable() else "?" for c in reason[:_MAX_REASON]))
+        case _:
+            raise ProtocolViolation("the answer to the hello is neither welcome nor refuse")

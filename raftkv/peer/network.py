@@ -1,0 +1,101 @@
+"""The network port and its real implementation, the only place that opens sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from raftkv.errors import ConfigError
+
+_BACKLOG = 128
+
+
+class BadAddress(ConfigError):
+    """An address is not of the form ``host:port``."""
+
+
+class CannotListen(ConfigError):
+    """The node cannot accept connections at its peer address; the message says why."""
+
+
+class AddressInUse(CannotListen):
+    """Another process listens at the node's peer address."""
+
+
+class Listener(Protocol):
+    """A place at which connections are accepted."""
+
+    @property
+    def address(self) -> str:
+        """``host:port``, with the real port when port 0 was asked for."""
+
+    def close(self) -> None:
+        """Accept nothing more; connections made before stay open."""
+
+
+class Network(Protocol):
+    """Where streams between nodes come from: TCP, or a simulator."""
+
+    async def dial(self, address: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        """Connect to ``address`` (``host:port``) and attach ``factory()``. Raises OSError or :class:`BadAddress`."""
+
+    async def listen(self, address: str, factory: Callable[[], asyncio.Protocol]) -> Listener:
+        """Attach ``factory()`` to every connection made to ``address`` (``host:port``).
+
+        Raises :class:`CannotListen` or :class:`BadAddress`.
+        """
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of ``host:port`` or ``[ipv6]:port``. Raises :class:`BadAddress`."""
+    host, colon, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise BadAddress(f"address {address!r}: write an IPv6 host in brackets, as in [::1]:7501")
+    if not colon or not host or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise BadAddress(f"address {address!r} is not of the form host:port")
+    return host, int(port)
+
+
+class TcpListener:
+    """A listening TCP socket of the running loop."""
+
+    def __init__(self, server: asyncio.Server) -> None:
+        self._server = server
+        host, port = server.sockets[0].getsockname()[:2]
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    def close(self) -> None:
+        self._server.close()
+
+
+class TcpNetwork:
+    """Real connections on the running asyncio loop, without Nagle's delay."""
+
+    async def dial(self, address: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        host, port = split_address(address)
+        transport, _ = await asyncio.get_running_loop().create_connection(factory, host, port)
+        connection: socket.socket | None = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return transport
+
+    async def listen(self, address: str, factory: Callable[[], asyncio.Protocol]) -> Listener:
+        host, port = split_address(address)
+        loop = asyncio.get_running_loop()
+        try:
+            # asyncio and uvloop switch Nagle's delay off for accepted connections themselves.
+            server = await loop.create_server(factory, host, port, backlog=_BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise AddressInUse(f"peer address {address} is in use by another process") from error
+            raise CannotListen(f"cannot listen at peer address {address}: {error.strerror or error}") from error
+        return TcpListener(server)
