@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from raftkv.cli.common import Exit, complain, output_option, print_json
+from raftkv.cli.common import DEFAULT_ENDPOINTS, Exit, complain, output_option, print_json
 from raftkv.cli.local import (
     MAX_LOCAL_NODES,
     READY_TIMEOUT,
@@ -85,12 +87,23 @@ def up(
         print_json({**status, "started": [node.id for node in started]})
         return
     _show(status)
-    first = f"raftkv put hello world --endpoints {cluster.endpoints}"
+    command = _command()
+    which = "" if cluster.endpoints == DEFAULT_ENDPOINTS else f" --endpoints {cluster.endpoints}"
     click.echo(f"\nendpoints  {cluster.endpoints}")
     click.echo(f"data       {cluster.folder}")
     click.echo(f"logs       {cluster.folder}/node-*/node.log")
-    click.echo(f"\ntry        {first}\n           raftkv get hello --endpoints {cluster.endpoints}")
-    click.echo(f"stop it    raftkv down --data-dir {data_dir}")
+    click.echo(f"\ntry        {command} put hello world{which}\n           {command} get hello{which}")
+    click.echo(f"stop it    {command} down --data-dir {data_dir}")
+
+
+def _command() -> str:
+    """How to call this program from where the user stands: by its path unless it is on the search path."""
+    if shutil.which("raftkv") is not None:
+        return "raftkv"
+    script = Path(sys.executable).parent / "raftkv"
+    if not script.exists():
+        return f"{sys.executable} -m raftkv.cli.main"
+    return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else str(script)
 
 
 def _same_shape(
