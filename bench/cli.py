@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bench.failover import measure as measure_failover
 from bench.load import Operation, Plan, measure
 from bench.report import as_text, summarize
 from bench.targets import Api
@@ -74,3 +75,18 @@ def main() -> None:
     except RaftKVError as error:
         complain(describe(error))
         raise SystemExit(exit_code(error)) from None
+
+
+@bench.command()
+@click.option("--kills", type=click.IntRange(1, 1_000), default=20)
+@click.option("--nodes", type=click.IntRange(3, 9), default=3)
+@click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of the cluster.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+def failover(kills: int, nodes: int, groups: int, output: str) -> None:
+    """Kill a group's leader KILLS times; print the time until the group acknowledges a write again."""
+    with LocalCluster(nodes, groups) as cluster:
+        found = run(measure_failover(cluster, kills))
+    if output == "json":
+        click.echo(json.dumps({"seconds": found.seconds, "median": found.median, "max": found.worst}))
+    else:
+        click.echo(f"{kills} kills: median {found.median:.3f} s, worst {found.worst:.3f} s")

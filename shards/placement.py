@@ -27,13 +27,15 @@ def initial_map(
     ordered = sorted(nodes, key=lambda node: node.id)
     ids = [node.id for node in ordered]
     owners = Ring(range(1, groups + 1)).assign(slots)
-    meta = Group(META_GROUP, tuple(ids[: _meta_voters(len(ids))]))
+    meta = Group(META_GROUP, meta_voters(ids))
     return ShardMap(cluster_id, 1, slots, tuple(ordered), (meta, *_spread(ids, groups, replicas)), owners)
 
 
-def _meta_voters(nodes: int) -> int:
+def meta_voters(nodes: Sequence[int]) -> tuple[int, ...]:
+    """Node ids that form the meta group of a new cluster of ``nodes``."""
     # A fourth voter would make majorities bigger and tolerate no more failures than three.
-    return 3 if nodes == 4 else min(nodes, MAX_META_VOTERS)
+    count = 3 if len(nodes) == 4 else min(len(nodes), MAX_META_VOTERS)
+    return tuple(sorted(nodes)[:count])
 
 
 def _spread(nodes: list[int], groups: int, replicas: int) -> list[Group]:

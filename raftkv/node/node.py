@@ -100,7 +100,9 @@ class RaftNode:
             self._fatal,
             background=background,
             identity=folder.incarnation.encode(),
+            must_exist=folder.started,
         )
+        folder.mark_started()
         files = SnapshotStore(fs, background, folder.snapshot_path)
         identity = Identity(config.cluster.id, self.id, folder.incarnation, f"{rng.getrandbits(64):016x}")
         self._links = Links(
@@ -273,8 +275,9 @@ class RaftNode:
             self._folder.remember_peer(hello.node, hello.incarnation)
         elif known != hello.incarnation:
             return (
-                f"{_REPLACED}: node {hello.node} was known by data folder {known} and came back with {hello.incarnation}; "
-                "what it had promised is lost with the old one, so it must be replaced by a node of a new id"
+                f"{_REPLACED}: node {hello.node} was known by data folder {known} and came back with "
+                f"{hello.incarnation}; what it had promised is lost with the old one, so it must be replaced by a node "
+                "of a new id"
             )
         return None
 
@@ -355,10 +358,10 @@ class RaftNode:
                 )
             )
         shard_map = self._router.map
-        ready = shard_map is not None and all(
-            replica.leader
-            and (group.group not in self._replicas.data or self._replicas.data[group.group].store.genesis)
-            for replica, group in zip(replicas, self._replicas.all(), strict=True)
+        ready = (
+            shard_map is not None
+            and all(replica.leader for replica in replicas)
+            and all(replica.store.genesis for replica in self._replicas.data.values())
         )
         return NodeStatus(
             node=self.id,
