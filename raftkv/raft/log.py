@@ -71,15 +71,17 @@ class GroupLog(Journal):  # type: ignore[misc]
 
     def between(self, start: int, stop: int, max_bytes: int | None = None) -> list[Entry]:
         """Entries ``start`` to ``stop`` - 1, at least one if there is one, else up to ``max_bytes`` of commands."""
-        base = self._entries[0][1]
-        entries = self._entries[start - base : stop - base]
+        base, held = self._entries[0][1], self._entries
+        first, end = start - base, min(stop - base, len(held))
         if max_bytes is not None:
+            # Found before it is copied: the tail may be long, and this is called once for each part of it.
             size = 0
-            for count, entry in enumerate(entries):
-                size += len(entry[0])
-                if size > max_bytes and count:
-                    return entries[:count]
-        return entries
+            for position in range(first, end):
+                size += len(held[position][0])
+                if size > max_bytes and position > first:
+                    end = position
+                    break
+        return held[first:end]
 
     def first_of_term(self, index: int) -> int:
         """Smallest index above the base from which on all entries up to ``index`` have its term."""
