@@ -3,8 +3,8 @@
 What the library still decides: terms, whether a vote is granted, when an election is won, whether a follower's log
 matches and where it must be cut, the entry that opens a term.
 
-What is decided here and in the rest of this package instead: when anything is durable, what counts as committed, what is
-sent when, who may stand for election, reads, snapshots, time and randomness. The library's methods for those are
+What is decided here and in the rest of this package instead: when anything is durable, what counts as committed, what
+is sent when, who may stand for election, reads, snapshots, time and randomness. The library's methods for those are
 replaced below; ``library.py`` lists every private name that is used.
 
 The two meet in :class:`Core`: events go in through its methods, and what the library wants to send comes out as their

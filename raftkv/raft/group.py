@@ -1,8 +1,8 @@
 """A Raft group's replica on this node: proposals, reads, elections, replication.
 
-Events come in by ``receive``, ``propose``, ``read``, ``tick`` and ``on_durable``; each only changes memory and asks for a
-``step``. The node calls ``step`` once at the end of the loop's turn for every group that asked, so that everything that
-arrived in a turn shares one log entry, one message to each follower and one sync of the WAL.
+Events come in by ``receive``, ``propose``, ``read``, ``tick`` and ``on_durable``; each only changes memory and asks for
+a ``step``. The node calls ``step`` once at the end of the loop's turn for every group that asked, so that everything
+that arrived in a turn shares one log entry, one message to each follower and one sync of the WAL.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ class RaftGroup:
             self._fatal(error)
             raise BrokenInvariant(f"group {self.group}: entry {index} cannot be applied: {error!r}") from error
         for (sink, tag), result in zip(opened.sinks, results, strict=True):
-            sink(tag, result)
+            self._answer(sink, tag, result)
 
     # -- replication, as leader
 
@@ -343,7 +343,8 @@ class RaftGroup:
             first = core.next_index(peer)
             if first <= self.log.base_index:
                 self.snapshots.offer(peer, progress, self._lead_term, now)
-                continue
+                # Heartbeats go on: the follower will refuse them, but its answers count as contact.
+                first = last + 1
             idle = True
             while first <= last and progress.window_open():
                 entries = self.log.between(first, last + 1, limits.MAX_ENTRY_BYTES)
@@ -351,7 +352,8 @@ class RaftGroup:
                 first += len(entries)
                 core.set_next_index(peer, first)
                 idle = False
-            if idle and (force or now >= progress.heartbeat_due):
+            # A round for reads does not pile up before a follower that answers nothing: heartbeats suffice for it.
+            if idle and (now >= progress.heartbeat_due or (force and progress.window_open())):
                 self._send_append(peer, progress, first, [], now)
 
     def _send_append(self, peer: int, progress: Progress, first: int, entries: list[Entry], now: float) -> None:
@@ -390,7 +392,7 @@ class RaftGroup:
             progress.on_ack(seq)
             if index - 1 > core.match_index(peer):
                 core.receive_match(peer, index - 1)
-            progress.stored = at
+            progress.on_stored(at)
         elif epoch == progress.epoch and seq >= progress.probe:
             if last < core.match_index(peer) and (at[0] != progress.stored[0] or at[1] > progress.stored[1]):
                 log.error(
@@ -450,7 +452,8 @@ class RaftGroup:
         entries = entries[held:]
         at = entries[0][1] - 1 if entries else self.log.last_index
         core.receive_append(peer, term, at, self._term_at(at), entries, min(commit, vouched))
-        if self._target_commit is None:
+        if self._target_commit is None and commit <= vouched and self.log.term_at(commit) == term:
+            # Only a leader that has committed an entry of its term knows what is committed.
             self._target_commit = commit
         self._acknowledge(peer, seq, epoch, matches=True, index=vouched + 1)
         self._wake()
@@ -591,7 +594,9 @@ class RaftGroup:
         self.core.postpone_election()
         for entry in opened:
             for sink, tag in entry.sinks:
-                sink(tag, Result(Code.UNKNOWN, detail="the leader lost its term before it saw the outcome"))
+                self._answer(
+                    sink, tag, Result(Code.UNKNOWN, detail="the leader lost its term before it saw the outcome")
+                )
         reads.fail(Code.NOT_LEADER)
         self._refuse_pending()
         self._wake()
@@ -600,7 +605,14 @@ class RaftGroup:
         pending, self._pending = self._pending, deque()
         refusal = self._not_leader()
         for _, sink, tag in pending:
-            sink(tag, refusal)
+            self._answer(sink, tag, refusal)
+
+    def _answer(self, sink: Sink, tag: int, result: Result) -> None:
+        try:
+            sink(tag, result)
+        except Exception:
+            # One caller's mistake must not keep the answers of the others.
+            log.exception("group %d: the receiver of a result failed", self.group)
 
     # -- leadership transfer
 
@@ -611,6 +623,16 @@ class RaftGroup:
         self._transfer = _Transfer(target, self._clock.now() + self._config.election_max)
         self._wake()
         return True
+
+    def approaches(self, peer: int, index: int) -> bool:
+        """Whether ``peer`` is a follower in contact with this leader that has not reached ``index`` yet."""
+        progress = self._progress.get(peer)
+        return (
+            progress is not None
+            and not progress.amnesia
+            and self._clock.now() < progress.contact + self._config.election_max
+            and self.core.match_index(peer) < index
+        )
 
     def best_target(self) -> int:
         """The follower that holds most of the log among those in contact, 0 = none."""

@@ -85,7 +85,7 @@ def _load() -> ModuleType:
     spec.loader.exec_module(module)
     module.monotonicTime = _now  # type: ignore[attr-defined]
     module.createJournal = lambda journal: journal  # type: ignore[attr-defined]
-    module.createPoller = lambda kind: _Poller()  # type: ignore[attr-defined]
+    module.createPoller = lambda _: _Poller()  # type: ignore[attr-defined]
     return module
 
 

@@ -1,8 +1,8 @@
 """Reads that wait until a leader may answer them.
 
-Both modes ask one question: was this node still the leader after the read had arrived? ``lease`` answers it from the time
-of the last contact with a majority (Ongaro, dissertation, 6.4.1); ``quorum`` from a round of appends sent after the read
-arrived (ReadIndex, 6.4).
+Both modes ask one question: was this node still the leader after the read had arrived? ``lease`` answers it from the
+time of the last contact with a majority (Ongaro, dissertation, 6.4.1); ``quorum`` from a round of appends sent after
+the read arrived (ReadIndex, 6.4).
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ class Progress:
     """One follower in the current term.
 
     ``sent``: appends not yet acknowledged: (seq, send time, bytes). ``acked``: the latest append that was acknowledged,
-    ``contact``: when it was sent. ``probe``: rejections of appends before this seq are old news. ``stored``: the follower's (start,
-    counter) when it last acknowledged a match. ``amnesia``: it has forgotten what it had acknowledged.
+    ``contact``: when it was sent. ``probe``: rejections of appends before this seq are old news. ``stored``: the
+    follower's (start, counter) when it last acknowledged a match. ``amnesia``: it has forgotten what it had
+    acknowledged.
     """
 
     epoch: int
@@ -43,6 +44,11 @@ class Progress:
             if number == seq:
                 self.acked = seq
                 self.contact = sent_at
+
+    def on_stored(self, at: tuple[int, int]) -> None:
+        """The follower acknowledged a match; answers of the same start may arrive out of order."""
+        if at[0] != self.stored[0] or at[1] > self.stored[1]:
+            self.stored = at
 
     def forget_sent(self, epoch: int, seq: int) -> None:
         """What is in flight is lost or useless; ``seq`` is the next number to be sent."""

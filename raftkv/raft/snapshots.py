@@ -1,8 +1,8 @@
 """Snapshots of one group: taken, sent, received, and the log aligned with them.
 
-The library's own dump files are off. A snapshot is a file of chunks; a leader offers its latest one to a follower whose
-next entry is no longer in the log, the follower pulls it piece by piece, verifies the whole file, and only then does the
-state machine take it over and the log start anew behind it.
+The library's own dump files are off. A snapshot is a file of chunks; a leader offers its latest one to a follower
+whose next entry is no longer in the log, the follower pulls it piece by piece, verifies the whole file, and only then
+does the state machine take it over and the log start anew behind it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from raftkv import limits
 from raftkv.clock import Clock
-from raftkv.errors import CorruptData
+from raftkv.errors import CorruptData, RaftKVError
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.log import FIRST_INDEX, Entry
 from raftkv.raft.messages import Type
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _STALLED: Final = 1.0
 """Seconds without a chunk after which a repeated offer makes the follower pull again."""
+
+_PATIENCE: Final = 4
+"""The log may grow to this many times ``snapshot_bytes`` while a follower takes over the latest snapshot."""
 
 
 class SnapshotInfo(Protocol):
@@ -86,7 +89,8 @@ def align(
     """At start: load the snapshot into the state machine and fit the WAL's entries to it.
 
     A crash may have come between the snapshot's rename and its mention in the WAL. The acknowledged tail behind the
-    snapshot is kept; entries are dropped only where they contradict it. Returns the log's base (index, term) and entries.
+    snapshot is kept; entries are dropped only where they contradict it. Returns the log's base (index, term) and
+    entries.
 
     ``compacted``: the index up to which the WAL says that a snapshot covers the log.
 
@@ -146,6 +150,7 @@ class GroupSnapshots:
         self._info: SnapshotInfo | None = files.latest(group.group)
         self._taking = False
         self._wanted = False
+        self._pulling: set[int] = set()
         self._receiving: _Receiving | None = None
         self.bytes_since = 0
 
@@ -162,7 +167,7 @@ class GroupSnapshots:
     def maybe_take(self) -> None:
         """Take a snapshot if enough was applied since the last one."""
         core = self._group.core
-        if self._taking or not (self._wanted or self.bytes_since > self._config.snapshot_bytes):
+        if self._taking or not (self._wanted or self.bytes_since > self._config.snapshot_bytes) or self._in_use():
             return
         self._wanted = False
         index = core.applied_index()
@@ -203,19 +208,27 @@ class GroupSnapshots:
 
         proceed(None)
 
+    def _in_use(self) -> bool:
+        """Whether a follower is about to continue from the latest snapshot: with a newer one it would start anew, and
+        again, if the state is large and many write. A log that grows too long does not wait for it."""
+        return self.bytes_since < _PATIENCE * self._config.snapshot_bytes and any(
+            self._group.approaches(peer, self.index) for peer in self._pulling
+        )
+
     def _adopt(self, info: SnapshotInfo) -> None:
         """``info`` is durable: it may replace the older one and the entries it covers."""
         self._info = info
+        self._pulling.clear()
         self._wal.snapshot(self._group.group, info.index, info.term)
         self._files.prune(self._group.group, info.index)
 
     # -- sending
 
     def offer(self, peer: int, progress: Progress, term: int, now: float) -> None:
-        """Leader: tell ``peer`` that only a snapshot helps it. Repeated as a heartbeat until it has it."""
+        """Leader: tell ``peer`` that only a snapshot helps it. Repeated until it has it."""
         if self._info is None or now < progress.offer_due:
             return
-        progress.offer_due = progress.heartbeat_due = now + self._config.heartbeat
+        progress.offer_due = now + self._config.heartbeat
         self._outbox.send(
             peer,
             [self._group.group, Type.SNAPSHOT_OFFER, term, self._info.index, self._info.term, self._info.size],
@@ -225,6 +238,7 @@ class GroupSnapshots:
         info = self._info
         if not self._group.leads() or info is None or info.index != index or offset >= info.size:
             return
+        self._pulling.add(peer)
         data = self._files.read_raw(info, offset, limits.SNAPSHOT_CHUNK_BYTES)
         self._outbox.send(peer, [self._group.group, Type.SNAPSHOT_CHUNK, self._group.core.term(), index, offset, data])
 
@@ -324,24 +338,34 @@ class GroupSnapshots:
         def proceed() -> None:
             if self._receiving is not receiving:
                 return
-            chunk = next(chunks, None)
+            try:
+                chunk = next(chunks, None)
+                if chunk is not None:
+                    restore.feed(chunk)
+            except (RaftKVError, OSError, ValueError) as problem:
+                self._give_up(problem)
+                return
             if chunk is not None:
-                restore.feed(chunk)
                 self._clock.call_later(0.0, proceed)
                 return
-            self._receiving = None
             if not self._held(info.index, info.term):
-                self._install(restore, info)
+                try:
+                    restore.finish()
+                except (RaftKVError, OSError, ValueError) as problem:
+                    self._give_up(problem)
+                    return
+                self._install(info)
+            self._receiving = None
             self._group.acknowledge_snapshot(receiving.peer, info.index)
 
         proceed()
 
-    def _install(self, restore: Restore, info: SnapshotInfo) -> None:
+    def _install(self, info: SnapshotInfo) -> None:
+        """The state machine has just taken over ``info``."""
         group = self._group
         if group.log.last_index > group.log.base_index:
             # What the log holds contradicts the snapshot; it must not come back from the WAL behind it.
             self._wal.truncate(group.group, group.log.base_index + 1)
-        restore.finish()
         group.core.install_snapshot(info.index, info.term)
         self._adopt(info)
         self.bytes_since = 0
