@@ -73,7 +73,7 @@ class AsyncClient:
     ) -> Record | None:
         """The record of ``key``, or None."""
         name = encode_key(key)
-        call = Call(_GET, name, 0, 0 if consistency == "linearizable" else mode_of(consistency))
+        call = Call(_GET, name, 0 if consistency == "linearizable" else mode_of(consistency))
         result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
         if not result.version:
             return None
@@ -94,7 +94,7 @@ class AsyncClient:
         ``ttl``: seconds until it expires, never earlier. ``if_version``: only if the record has this version, ABSENT:
         only if there is none; raises ConditionFailed otherwise.
         """
-        call = Call(_PUT, encode_key(key), 0)
+        call = Call(_PUT, encode_key(key))
         call.value = encode_value(value)
         if ttl is not None:
             call.ttl_ms = ttl_ms_of(ttl)
@@ -105,8 +105,9 @@ class AsyncClient:
 
     async def delete(self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None) -> bool:
         """Remove the record of ``key``; whether there was one. ``if_version`` as in :meth:`put`."""
-        call = Call(_DELETE, encode_key(key), 0)
-        call.expect = expect_of(if_version)
+        call = Call(_DELETE, encode_key(key))
+        if if_version is not None:
+            call.expect = expect_of(if_version)
         result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
         return result.version > 0
 
@@ -120,7 +121,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> bool:
         """Write ``value`` if the record's value is ``expected`` (None: if there is no record); whether it was."""
-        call = Call(_CAS, encode_key(key), 0)
+        call = Call(_CAS, encode_key(key))
         call.value = encode_value(value)
         call.expected = None if expected is None else encode_value(expected, "expected value")
         call.ttl_ms = ttl_ms_of(ttl)

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from raftkv.client.transport import Endpoint, Stream
     from raftkv.clock import Clock
 
-_OK: Final = int(Code.OK)
-_CONDITION_FAILED: Final = int(Code.CONDITION_FAILED)
+_SETTLED: Final = (int(Code.OK), int(Code.CONDITION_FAILED))
 _CONNECT_TIMEOUT: Final = 2.0
 _SILENCE: Final = 3.0
 _NOT_SENT: Final = int(Code.UNAVAILABLE)
@@ -39,45 +38,26 @@ class Call:
     up. ``sent``: the attempt may have reached the node. ``silent``: it was given up. ``done``: nobody waits any more.
     """
 
-    __slots__ = (
-        "budget",
-        "done",
-        "expect",
-        "expected",
-        "future",
-        "key",
-        "kind",
-        "limit",
-        "mode",
-        "number",
-        "sent",
-        "seq",
-        "session",
-        "silent",
-        "slot",
-        "ttl_ms",
-        "value",
-    )
-
+    # Defaults live in the class: an instance starts with three attributes.
     future: asyncio.Future[Result]
+    slot = 0
+    value: bytes | None = None
+    expect = ANY_VERSION
+    expected: bytes | None = None
+    ttl_ms = 0
+    session: Session | None = None
+    seq = 0
+    number = 0
+    sent = False
+    silent = False
+    done = False
+    budget = 0.0
+    limit = 0.0
 
-    def __init__(self, kind: int, key: bytes, slot: int, mode: int = 0) -> None:
+    def __init__(self, kind: int, key: bytes, mode: int = 0) -> None:
         self.kind = kind
         self.key = key
-        self.slot = slot
         self.mode = mode
-        self.value: bytes | None = None
-        self.expect = ANY_VERSION
-        self.expected: bytes | None = None
-        self.ttl_ms = 0
-        self.session: Session | None = None
-        self.seq = 0
-        self.number = 0
-        self.sent = False
-        self.silent = False
-        self.done = False
-        self.budget = 0.0
-        self.limit = 0.0
 
 
 class Channel:
@@ -116,7 +96,8 @@ class Channel:
     def send(self, call: Call, number: int) -> None:
         """Start an attempt; its result goes to ``call.future``."""
         call.number = number
-        call.sent = call.silent = False
+        if call.sent or call.silent:
+            call.sent = call.silent = False
         self._pending[number] = call
         self._out.append((number, call))
         wake = self._wake
@@ -238,10 +219,11 @@ class Channel:
                     call = pending.pop(number, None)
                     if call is None or call.done:
                         continue
-                    result = decode(message)
                     # An answer to an earlier attempt counts if it settles the matter.
-                    if call.number == number or result.code in (_OK, _CONDITION_FAILED):
-                        _finish(call, result)
+                    if call.number == number or message.code in _SETTLED:
+                        future = call.future
+                        if not future.done():
+                            future.set_result(decode(message))
                 self._on_state(self.address, True)
                 if response.map_epoch > self._epoch:
                     self._epoch = response.map_epoch

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Sequence
+from asyncio import get_running_loop
+from collections.abc import Callable, Sequence
+from os import getpid
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +31,7 @@ _MOVED: Final = int(Code.MOVED)
 _SWEEP: Final = 0.02
 _SLACK: Final = 0.25
 """Seconds by which the client waits longer for an attempt than the node takes for it: the node's answer says more."""
+_NODE_SHARE: Final = 0.9
 _ASKED_AT_ONCE: Final = 3
 _MAP_TIMEOUT: Final = 1.0
 
@@ -45,58 +47,70 @@ class Engine:
         self._channels: dict[str, Channel] = {}
         self._sessions: Sessions | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = os.getpid()
+        self._pid = getpid()
         self._closed = False
         self._numbers = 0
         self._cluster_id = ""
         self._wanted_epoch = 0
         self._refreshing: asyncio.Task[Result | None] | None = None
         self._sweeper: Timer | None = None
+        self._now = clock.now
+        self._new_future: Callable[[], asyncio.Future[Result]]
 
     def check_usable(self) -> None:
         """Raises UsageError in a forked process, in another event loop and after :meth:`close`."""
-        if os.getpid() != self._pid:
+        if getpid() != self._pid:
             raise UsageError("this client was made before a fork: make a new one in the new process")
         if self._closed:
             raise UsageError("the client is closed")
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         if loop is not self._loop:
             if self._loop is not None:
                 raise UsageError("the client belongs to another event loop: make one client per loop")
             self._loop = loop
+            self._new_future = loop.create_future
 
     async def run(self, call: Call, timeout: float, accept: int = 0) -> Result:
         """The result of ``call`` within ``timeout`` seconds, its code OK or ``accept``. Raises RaftKVError."""
-        self.check_usable()
+        if self._closed or get_running_loop() is not self._loop or getpid() != self._pid:
+            self.check_usable()
         routing = self._routing
-        now = self._clock.now()
+        write = call.kind != _GET
+        now = self._now()
         deadline = now + timeout
         progress: Progress | None = None
         if routing.view is None:
-            progress = Progress(call.kind != _GET)
+            progress = Progress(write)
             await self._first_view(deadline, timeout, progress)
-            now = self._clock.now()
-        call.slot = routing.slot(call.key)
-        if call.kind != _GET:
+            now = self._now()
+        slot = call.slot = routing.slot(call.key)
+        if write:
             self._begin(call)
         address = ""
         try:
             while True:
-                address = routing.pick(call.slot, now, call.mode == _STALE, address)
+                address = routing.pick(slot, now, call.mode == _STALE, address)
                 remaining = deadline - now
                 attempt = attempt_timeout(timeout, remaining, progress.silent if progress is not None else 0)
                 # The node's own answer says more than the client's giving up: let it come first.
-                call.budget = min(attempt, remaining * 0.9)
-                call.limit = min(now + attempt + _SLACK, deadline)
-                result = await self._attempt(address, call)
+                call.budget = attempt if attempt < remaining else remaining * _NODE_SHARE
+                limit = now + attempt + _SLACK
+                call.limit = min(limit, deadline)
+                call.future = self._new_future()
+                self._numbers = number = self._numbers + 1
+                (self._channels.get(address) or self._channel(address)).send(call, number)
+                if self._sweeper is None:
+                    self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
+                result = await call.future
+                code = result.code
                 if result.hint:
-                    routing.hint(call.slot, result.hint)
-                if not result.code or result.code == accept:
+                    routing.hint(slot, result.hint)
+                if not code or code == accept:
                     return result
                 if progress is None:
-                    progress = Progress(call.kind != _GET)
+                    progress = Progress(write)
                 now = await self._after(call, result, progress, deadline, timeout)
-                if result.code in (Code.NOT_LEADER, Code.MOVED):
+                if code in (Code.NOT_LEADER, Code.MOVED):
                     address = ""
         finally:
             call.done = True
@@ -114,7 +128,7 @@ class Engine:
         if not 0 <= slot < slots:
             raise InvalidArgument(f"no slot {slot}: there are {slots}")
         progress = Progress(write=False)
-        call = Call(int(Kind.SCAN), after, slot, mode)
+        call = Call(int(Kind.SCAN), after, mode)
         request = kv_pb2.ScanRequest(
             slot=slot, after=after, limit_bytes=limit, consistency=kv_pb2.Consistency.ValueType(mode)
         )
@@ -174,18 +188,6 @@ class Engine:
             self._sessions = Sessions(int(self._clock.wall() * 1000), self._rng)
         call.session = self._sessions.current
         call.seq = call.session.begin()
-
-    async def _attempt(self, address: str, call: Call) -> Result:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channel(address)
-        assert self._loop is not None
-        call.future = self._loop.create_future()
-        self._numbers = number = self._numbers + 1
-        channel.send(call, number)
-        if self._sweeper is None:
-            self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
-        return await call.future
 
     async def _after(self, call: Call, result: Result, progress: Progress, deadline: float, timeout: float) -> float:
         """Prepare the next attempt after ``result``; the time then. Raises if there is none."""
@@ -278,7 +280,7 @@ class Engine:
 
     def _refresh(self) -> None:
         if (self._refreshing is None or self._refreshing.done()) and not self._closed:
-            self._refreshing = asyncio.get_running_loop().create_task(self._fetch_view())
+            self._refreshing = get_running_loop().create_task(self._fetch_view())
 
     async def _fetch_view(self) -> Result | None:
         """Ask some endpoints for their maps until one of them helps; None if so, else the last failure."""
