@@ -197,13 +197,12 @@ class Store:
         else:
             if first > session.first:
                 session.raise_first(first)
-            done = session.find(seq)
-            if done is not None:
-                session.last = self.time
-                return _replay(done)
             if seq < session.first:
                 return _EXPIRED_SESSION
             session.last = self.time
+            done = session.find(seq)
+            if done is not None:
+                return _replay(done)
         outcome = self._write(slot, kind, key, value, expect, expected, ttl)
         session.record(seq, outcome)
         return _replay(outcome)

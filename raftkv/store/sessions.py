@@ -4,14 +4,14 @@ A write names itself (client, seq) and says ``first``, the lowest number that it
 the state machine keeps a :class:`Session` per client: the outcomes of executed writes, and ``first``, the highest one
 heard. A write meets exactly one of these cases, and all replicas decide alike since all of it is replicated state:
 
-1. Its outcome is recorded: it is answered again and not executed.
-2. It is below the session's ``first`` (and not recorded): refused, SESSION_EXPIRED.
-3. There is no session, and the client's id is not above the slot's ``floor``: refused, SESSION_EXPIRED.
+1. There is no session, and the client's id is not above the slot's ``floor``: refused, SESSION_EXPIRED.
+2. It is below the session's ``first``: refused, SESSION_EXPIRED.
+3. Its outcome is recorded: it is answered again and not executed.
 4. Otherwise it is executed, and its outcome is recorded by the same entry.
 
 Why nothing executes twice: an execution records its outcome (4), so a second one needs that record to be gone. A record
 goes either with ``first`` raised above it, and then 2 holds for ever, as ``first`` never falls in a living session; or
-with its whole session, and then ``floor`` is raised to the client's id, so 3 holds for ever, as ``floor`` never falls.
+with its whole session, and then ``floor`` is raised to the client's id, so 1 holds for ever, as ``floor`` never falls.
 Other outcomes than executions (MOVED, malformed commands) are not recorded: they changed nothing and may be retried.
 
 Why nothing is refused that should not be: a client raises ``first`` past a number only when it no longer waits for it.
@@ -72,7 +72,7 @@ class Session:
         return other
 
     def find(self, seq: int) -> int | None:
-        """Recorded outcome of ``seq``."""
+        """Recorded outcome of ``seq``, which must not be below ``first``."""
         if seq == self.seq:
             return self.outcome
         return None if self.more is None else self.more.get(seq)
@@ -101,7 +101,7 @@ class Session:
         if more is None:
             return
         # Executions come nearly in the order of their numbers, so what can go stands in front. One that a higher
-        # number hides stays until that goes: harmless, and no write costs more than what it removes.
+        # number hides stays until that goes: nobody sees it, and no write costs more than what it removes.
         while more:
             oldest = next(iter(more))
             if oldest >= self.first:
