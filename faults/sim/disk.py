@@ -153,11 +153,17 @@ class SimDisk:
 
     def replace(self, path: str, data: bytes) -> None:
         """Give a file other contents, as if it had always been so."""
+        self._forget_changes(path)
         self._names[path] = self._durable_names[path] = _Inode(bytearray(data), bytearray(data))
 
     def delete(self, path: str) -> None:
         """Make a file as if it had never been."""
-        del self._names[path], self._durable_names[path]
+        self._forget_changes(path)
+        del self._names[path]
+        self._durable_names.pop(path, None)
+
+    def _forget_changes(self, path: str) -> None:
+        self._changes = [change for change in self._changes if path not in (change.name, change.gone)]
 
     # What is there.
 

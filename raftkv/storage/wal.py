@@ -97,7 +97,7 @@ class Wal:
         self._prepare_failed = False
         self._removable: tuple[int, int] | None = None  # (LSN that must be durable first, last segment to remove)
         for group in found.diverged:
-            self.truncate(group, found.groups[group].snapshot_index + 1)
+            self._restart_log(group, found.groups[group])
 
     @classmethod
     def open(
@@ -197,9 +197,15 @@ class Wal:
             raise CorruptData(self._folder, 0, problem)
         if index > state.snapshot_index:
             if state.align(index, term):
-                self.truncate(group, index + 1)
-            self.snapshot(group, index, term)
+                self._restart_log(group, state)
+            else:
+                self.snapshot(group, index, term)
         return state
+
+    def _restart_log(self, group: int, state: GroupState) -> None:
+        # The entry that contradicts the snapshot goes too, or the next start would drop what follows the snapshot.
+        self.truncate(group, state.snapshot_index)
+        self.snapshot(group, state.snapshot_index, state.snapshot_term)
 
     def _tracked(self, group: int) -> _Tracked:
         state = self._groups.get(group)
