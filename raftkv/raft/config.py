@@ -12,8 +12,8 @@ class RaftConfig:
     ``election_min``/``election_max``: bounds of the random election time-out. ``heartbeat``: longest silence of a
     leader. ``lease_share``: the leader's lease as a share of ``election_min``; the rest is the allowance for clocks
     that run at different rates. ``snapshot_bytes``: log bytes after which a snapshot is taken. ``keep_entries``:
-    entries kept in memory behind a snapshot for followers that are a little behind. ``max_open_entries``: entries proposed and not yet
-    committed while commands gather for the next one.
+    entries kept in memory behind a snapshot for followers that are a little behind. ``max_open_entries``: entries
+    proposed and not yet committed while commands gather for the next one.
     """
 
     election_min: float = 0.5
