@@ -26,9 +26,9 @@ class Links:
     loop's exception handler) and costs the connection it came from.
 
     ``admit(hello)``: None to welcome a dialler, or why not. ``on_message(node, message)``: ``message`` is any msgpack
-    array, to be checked by the consumer. ``on_link(node, epoch, up)``: the outgoing link to ``node`` has come up or
-    gone down. ``on_refused(node, reason)``: ``node`` does not take this node's messages; it is dialled again all the
-    same.
+    array, to be checked by the consumer, who raises ``ProtocolViolation`` to have the connection dropped and logged.
+    ``on_link(node, epoch, up)``: the outgoing link to ``node`` has come up or gone down, also by :meth:`close`.
+    ``on_refused(node, reason)``: ``node`` does not take this node's messages; it is dialled again all the same.
     """
 
     def __init__(
