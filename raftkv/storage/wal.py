@@ -77,6 +77,7 @@ class Wal:
         self._segment_bytes = segment_bytes
         self._file = file
         self._segments = found.segments
+        self._published = found.segments[-1].number  # the last segment that has its name durably
         self._position = found.position
         self._salt = fmt.segment_salt(identity, found.segments[-1].number)
         self.appended = self.durable = found.lsn
@@ -278,6 +279,7 @@ class Wal:
         def done(file: File | None, failure: BaseException | None) -> None:
             if file is not None:
                 self._file = file
+                self._published = number
                 self._prepare_failed = False
             self._written(last, failure)
 
@@ -370,6 +372,8 @@ class Wal:
             return
         if self._failure is not None or self._position * 2 < segment.size:
             return
+        if segment.number != self._published:
+            return  # the spare's name testifies to its predecessor
         path = f"{self._folder}/{fmt.spare_name(segment.number + 1)}"
         self._preparing = True
 
