@@ -16,7 +16,8 @@ from raftkv.clock import Clock
 from raftkv.errors import InvalidArgument
 
 SAVE_INTERVAL: Final = 1.0
-"""Seconds between two savings of the progress: at most this much is written again by a load that was killed."""
+SAVE_RECORDS: Final = 5000
+"""Progress is saved after so many seconds or records: at most this much is written again by a load that was killed."""
 _HEAD: Final = 1024 * 1024
 
 
@@ -97,6 +98,7 @@ class Loader:
         self._writing: dict[bytes, asyncio.Future[None]] = {}
         self._failure: BaseException | None = None
         self._saved_at = clock.now()
+        self._saved = 0
         self.done = 0
         self.written = 0
         self.expired = 0
@@ -105,7 +107,7 @@ class Loader:
         """Write all ``items`` but the first ``skip``; raises the first failure after what was in flight has settled."""
         for _ in range(skip):
             next(items, None)
-        self.done = self._next = skip
+        self.done = self._next = self._saved = skip
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._in_flight):
@@ -161,6 +163,6 @@ class Loader:
             self.done += 1
         self._show(self.done)
         now = self._clock.now()
-        if now - self._saved_at >= SAVE_INTERVAL:
-            self._saved_at = now
+        if now - self._saved_at >= SAVE_INTERVAL or self.done - self._saved >= SAVE_RECORDS:
+            self._saved_at, self._saved = now, self.done
             self._save(self.done)

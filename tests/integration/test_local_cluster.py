@@ -1,0 +1,192 @@
+"""Real node processes: what was acknowledged is there after kill -9 of a leader, and of all nodes at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import raftkv
+from raftkv.cli.local import LocalError, free_ports, probe
+from raftkv.errors import ConfigError
+from raftkv.testing import LocalCluster
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(nodes=3, groups=2) as running:
+        yield running
+
+
+@pytest.fixture
+def healthy(cluster: LocalCluster) -> LocalCluster:
+    """The module's cluster with all nodes up, whatever the test before has done to it."""
+    for node in cluster.nodes:
+        cluster.resume(node)
+    cluster.start()
+    return cluster
+
+
+def write(client: raftkv.Client, prefix: str, count: int = 50) -> dict[bytes, bytes]:
+    written = {f"{prefix}:{i}".encode(): f"{prefix} {i}".encode() for i in range(count)}
+    for key, value in written.items():
+        client.put(key, value, timeout=20)
+    return written
+
+
+def read(client: raftkv.Client, keys: Iterator[bytes]) -> dict[bytes, bytes | None]:
+    found = {key: client.get(key, timeout=20) for key in keys}
+    return {key: record.value if record else None for key, record in found.items()}
+
+
+def test_status_tells_nodes_and_groups(healthy: LocalCluster) -> None:
+    status = healthy.status()
+    assert status["ready"]
+    assert [(node["id"], node["state"]) for node in status["nodes"]] == [(1, "ready"), (2, "ready"), (3, "ready")]
+    assert [node["pid"] for node in status["nodes"]] == [healthy.pid(node) for node in healthy.nodes]
+    assert [group["id"] for group in status["groups"]] == [0, 1, 2]
+    for group in status["groups"]:
+        assert group["replicas"] == [1, 2, 3]
+        assert group["leader"] in healthy.nodes
+        assert group["term"] >= 1
+        assert group["commit"] >= group["applied"] >= 1
+
+
+def test_acknowledged_writes_survive_the_kill_of_a_leader(healthy: LocalCluster) -> None:
+    with raftkv.Client(healthy.endpoints) as client:
+        written = write(client, "before")
+        leader = healthy.leader(1)
+        healthy.kill(leader)
+        assert healthy.pid(leader) is None
+        written |= write(client, "without")
+        assert read(client, iter(written)) == written
+        assert healthy.leader(1) != leader
+        healthy.restart(leader)
+        assert read(client, iter(written)) == written
+
+
+def test_acknowledged_writes_survive_the_kill_of_all_nodes_at_once(healthy: LocalCluster) -> None:
+    with raftkv.Client(healthy.endpoints) as client:
+        written = write(client, "all")
+    healthy.kill_all()
+    assert [node["state"] for node in healthy.status()["nodes"]] == ["died"] * 3
+    healthy.start()
+    with raftkv.Client(healthy.endpoints) as client:
+        assert read(client, iter(written)) == written
+
+
+def test_a_paused_leader_is_replaced_and_does_not_answer_from_the_past(healthy: LocalCluster) -> None:
+    with raftkv.Client(healthy.endpoints) as client:
+        write(client, "paused")
+        leader = healthy.leader(2)
+        healthy.pause(leader)
+        written = {key: value + b"!" for key, value in write(client, "paused").items()}
+        for key, value in written.items():
+            client.put(key, value, timeout=20)
+        healthy.resume(leader)
+        with raftkv.Client(healthy.address(leader)) as asked_at_the_old_leader:
+            assert read(asked_at_the_old_leader, iter(written)) == written
+
+
+def test_a_node_asked_to_stop_ends_by_itself_and_finds_its_data_again(healthy: LocalCluster) -> None:
+    with raftkv.Client(healthy.endpoints) as client:
+        written = write(client, "stopped")
+    assert healthy.stop() == {1: True, 2: True, 3: True}
+    assert [node["state"] for node in healthy.status()["nodes"]] == ["stopped"] * 3
+    healthy.start()
+    with raftkv.Client(healthy.endpoints) as client:
+        assert read(client, iter(written)) == written
+
+
+def test_a_node_that_dies_while_starting_is_told_with_its_log(tmp_path: Path) -> None:
+    cluster = LocalCluster(nodes=1, groups=1, folder=tmp_path)
+    config = tmp_path / "node-1" / "node.toml"
+    config.write_text(config.read_text().replace("[cluster]", "[cluster]\nnonsense = 1"))
+    try:
+        with pytest.raises(LocalError, match="ended while starting") as caught:
+            cluster.start(timeout=30)
+        assert "cluster.nonsense: unknown key" in str(caught.value)
+    finally:
+        cluster.close()
+    assert config.exists(), "a folder that was given stays"
+
+
+def test_options_that_do_not_fit_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.replicas"):
+        LocalCluster(nodes=2, replicas=3, folder=tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_nodes_cannot_use_one_data_folder(healthy: LocalCluster) -> None:
+    """A second process on the folder of a running node ends at once and leaves the node alone."""
+    config = healthy.folder / "node-1" / "node.toml"
+    command = [sys.executable, "-m", "raftkv.cli.main", "serve", "--config", str(config)]
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert second.returncode == 1
+    assert "another process uses this data folder" in second.stderr
+    assert "Traceback" not in second.stderr
+    status = probe(healthy.address(1))
+    assert status is not None
+    assert status.ready
+
+
+def test_the_plugin_gives_tests_a_cluster(raftkv_cluster: LocalCluster) -> None:
+    with raftkv.Client(raftkv_cluster.endpoints) as client:
+        assert client.put("k", "v").version >= 1
+        record = client.get("k")
+        assert record is not None
+        assert record.value == b"v"
+
+
+def test_the_nodes_of_the_compose_file_form_a_cluster(tmp_path: Path) -> None:
+    """The exact commands of docker-compose.yml, with addresses and paths of this machine put in."""
+    compose: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    services = compose["services"]
+    ports = iter(free_ports(2 * len(services), os.getpid()))
+    moved = {f"{name}:7501": f"127.0.0.1:{next(ports)}" for name in services}
+    for number in range(1, len(services) + 1):
+        port = next(ports)
+        moved |= {f"127.0.0.1:740{number}": f"127.0.0.1:{port}", f"0.0.0.0:740{number}": f"0.0.0.0:{port}"}
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for name, service in services.items():
+            folder = tmp_path / name
+            folder.mkdir()
+            mounts = dict(mount.split(":")[:2] for mount in service["volumes"])
+            (source,) = [host for host, inside in mounts.items() if inside.endswith(".toml")]
+            text = (ROOT / source).read_text().replace("/var/lib/raftkv", str(folder / "data"))
+            for before, after in moved.items():
+                text = text.replace(f'"{before}"', f'"{after}"')
+            text = text.replace('"0.0.0.0:7501"', f'"{moved[f"{name}:7501"]}"')
+            config = folder / "node.toml"
+            config.write_text(text)
+            arguments = [word.replace("/etc/raftkv/node.toml", str(config)) for word in service["command"]]
+            with (folder / "log").open("wb") as log:
+                command = [sys.executable, "-m", "raftkv.cli.main", *arguments]
+                running[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        endpoints = ",".join(moved[f"127.0.0.1:740{number}"] for number in range(1, len(services) + 1))
+        with raftkv.Client(endpoints, timeout=30) as client:
+            client.put("container", b"here")
+            record = client.get("container")
+            assert record is not None
+            assert record.value == b"here"
+        check = [sys.executable, "-m", "raftkv.cli.main", "health", "--ready", "--config", str(config)]
+        assert subprocess.run(check, cwd=ROOT, capture_output=True, timeout=30, check=False).returncode == 0
+        for process in running.values():
+            process.send_signal(signal.SIGTERM)
+        assert {name: process.wait(20) for name, process in running.items()} == dict.fromkeys(services, 0)
+        assert subprocess.run(check, cwd=ROOT, capture_output=True, timeout=30, check=False).returncode == 3
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()

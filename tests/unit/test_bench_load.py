@@ -1,0 +1,84 @@
+"""The load generator counts what succeeded and what failed, and its percentiles are those of the latencies."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections import Counter
+
+import pytest
+
+from bench import load
+from bench.load import Measured, Plan, make_keys, measure
+from bench.report import as_text, summarize
+from raftkv.errors import Unavailable
+
+
+class Target:
+    """Answers at once; every tenth get fails."""
+
+    def __init__(self) -> None:
+        self.sets: set[bytes] = set()
+        self.gets = 0
+        self.closed = False
+
+    async def get(self, key: bytes) -> None:
+        await asyncio.sleep(0)
+        assert key in self.sets
+        self.gets += 1
+        if self.gets % 10 == 0:
+            raise Unavailable("now and then")
+
+    async def set(self, key: bytes, value: bytes) -> None:
+        await asyncio.sleep(0)
+        assert len(value) == 128
+        self.sets.add(key)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def test_percentiles_and_rate() -> None:
+    latencies = array("d", [i / 1000 for i in range(1, 101)])
+    plan = Plan("x", "get")
+    summary = summarize(plan, Measured(latencies, 2.0, Counter(Unavailable=3)))
+    assert summary["operations"] == 100
+    assert summary["per_second"] == 50.0
+    assert summary["errors"] == {"Unavailable": 3}
+    for name, expected in {"p50": 50, "p95": 95, "p99": 99, "max": 100}.items():
+        assert summary["latency_ms"][name] == pytest.approx(expected, rel=0.01)
+    assert "50/s" in as_text(summary)
+    assert "3 Unavailable" in as_text(summary)
+
+
+def test_nothing_measured_is_no_division_by_zero() -> None:
+    summary = summarize(Plan("x", "set"), Measured(array("d"), 1.0, Counter()))
+    assert summary["latency_ms"] == {"p50": None, "p95": None, "p99": None, "max": None}
+    assert "0/s" in as_text(summary)
+
+
+def test_keys_are_different_and_of_the_size_asked_for() -> None:
+    keys = make_keys(1000, 16)
+    assert len(set(keys)) == 1000
+    assert {len(key) for key in keys} == {16}
+    with pytest.raises(ValueError, match="no 1000 decimal keys of 2 bytes"):
+        make_keys(1000, 2)
+
+
+def test_gets_read_what_was_filled_in_and_failures_are_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets: list[Target] = []
+
+    async def connect(*_: object) -> Target:
+        targets.append(Target())
+        targets[-1].sets = targets[0].sets
+        return targets[-1]
+
+    monkeypatch.setattr(load, "connect", connect)
+    plan = Plan("x", "get", workers=4, clients=2, keys=100, seconds=0.2, warmup=0.0)
+    measured = asyncio.run(measure(plan))
+    assert len(targets) == 2
+    assert all(target.closed for target in targets)
+    assert len(targets[0].sets) == 100
+    total = sum(target.gets for target in targets)
+    assert len(measured.latencies) + measured.errors["Unavailable"] == total
+    assert measured.errors["Unavailable"] == sum(target.gets // 10 for target in targets)
