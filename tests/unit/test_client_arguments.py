@@ -1,0 +1,79 @@
+"""Guarantee: bad arguments get the server's own typed errors before anything is sent."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from raftkv.client.arguments import check_timeout, encode_key, encode_value, expect_of, mode_of, ttl_ms_of
+from raftkv.errors import InvalidArgument, TooLarge
+from raftkv.limits import MAX_KEY_BYTES, MAX_TIMEOUT, MAX_TTL, MAX_VALUE_BYTES
+from raftkv.store.operations import ANY_VERSION
+
+
+def test_keys_and_values_are_bytes_or_utf8() -> None:
+    assert encode_key("ä") == "ä".encode()
+    assert encode_key(b"\x00\xff") == b"\x00\xff"
+    mutable: Any = bytearray(b"x")
+    view: Any = memoryview(b"abc")
+    assert encode_key(mutable) == b"x"
+    assert encode_value("") == b""
+    assert encode_value(view) == b"abc"
+
+
+@pytest.mark.parametrize("key", ["", b"", 5, None, "\ud800"])
+def test_bad_keys_are_refused(key: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        encode_key(key)
+
+
+def test_limits_are_exact() -> None:
+    assert len(encode_key(b"k" * MAX_KEY_BYTES)) == MAX_KEY_BYTES
+    assert len(encode_value(b"v" * MAX_VALUE_BYTES)) == MAX_VALUE_BYTES
+    with pytest.raises(TooLarge):
+        encode_key(b"k" * (MAX_KEY_BYTES + 1))
+    with pytest.raises(TooLarge):
+        encode_value(b"v" * (MAX_VALUE_BYTES + 1))
+    with pytest.raises(TooLarge):
+        encode_key("ä" * (MAX_KEY_BYTES // 2 + 1))
+
+
+@pytest.mark.parametrize("value", [None, 5, [1]])
+def test_bad_values_are_refused(value: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        encode_value(value)
+
+
+def test_ttl_is_rounded_up_so_that_it_never_ends_early() -> None:
+    assert ttl_ms_of(None) == 0
+    assert ttl_ms_of(0.0001) == 1
+    assert ttl_ms_of(1.0005) == 1001
+    assert ttl_ms_of(MAX_TTL) == MAX_TTL * 1000
+
+
+@pytest.mark.parametrize("ttl", [0, -1, math.nan, math.inf, MAX_TTL + 1, "5", True])
+def test_bad_ttls_are_refused(ttl: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        ttl_ms_of(ttl)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, math.nan, math.inf, MAX_TIMEOUT + 1, "5", True, None])
+def test_bad_timeouts_are_refused(timeout: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        check_timeout(timeout)
+
+
+def test_versions_and_consistencies() -> None:
+    assert expect_of(None) == ANY_VERSION
+    assert expect_of(0) == 0
+    assert [mode_of("linearizable"), mode_of("quorum"), mode_of("stale")] == [0, 1, 2]
+    bad: list[Any] = [-1, True, "1", 1.0, 1 << 63]
+    for version in bad:
+        with pytest.raises(InvalidArgument):
+            expect_of(version)
+    unknown: list[Any] = ["strong", "", None, 1]
+    for consistency in unknown:
+        with pytest.raises(InvalidArgument):
+            mode_of(consistency)

@@ -1,0 +1,137 @@
+"""Guarantee: an error says truthfully whether the operation surely did not take effect or may have."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from raftkv.client.retry import Progress, Step, attempt_timeout
+from raftkv.client.session import JUMPS_MS
+from raftkv.errors import (
+    OUTCOMES,
+    Code,
+    ConditionFailed,
+    DeadlineExceeded,
+    NotApplied,
+    OutcomeUnknown,
+    Overloaded,
+    SessionExpired,
+    Unavailable,
+    WrongCluster,
+)
+from raftkv.store.operations import Result
+
+FAILURES = [code for code in Code if code is not Code.OK]
+
+
+def result(code: Code, hint: int = 0, version: int = 0) -> Result:
+    return Result(int(code), version, None, -1, hint, "why")
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_only_indefinite_codes_make_a_write_unknown(code: Code) -> None:
+    progress = Progress(write=True)
+    progress.judge(result(code))
+    assert progress.maybe == (not OUTCOMES[code].definite)
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_reads_never_end_in_an_unknown_outcome(code: Code) -> None:
+    progress = Progress(write=False)
+    progress.judge(result(code))
+    assert isinstance(progress.final_error(result(code)), NotApplied)
+    assert isinstance(progress.deadline_error(1.0), NotApplied)
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_after_an_unknown_attempt_no_error_promises_that_nothing_happened(code: Code) -> None:
+    progress = Progress(write=True)
+    assert progress.judge(result(Code.UNKNOWN)) is Step.RETRY
+    progress.judge(result(code))
+    assert isinstance(progress.deadline_error(1.0), DeadlineExceeded)
+    error = progress.final_error(result(code))
+    if code is Code.CONDITION_FAILED:
+        # The store answers a retry from the record of its first execution: the answer is the true one.
+        assert isinstance(error, ConditionFailed)
+    else:
+        assert isinstance(error, OutcomeUnknown)
+
+
+@pytest.mark.parametrize(
+    "code", [code for code in FAILURES if OUTCOMES[code].definite and code is not Code.SESSION_EXPIRED]
+)
+def test_definite_codes_alone_raise_not_applied(code: Code) -> None:
+    progress = Progress(write=True)
+    progress.judge(result(code))
+    assert isinstance(progress.final_error(result(code)), NotApplied)
+    assert isinstance(progress.deadline_error(1.0), NotApplied)
+
+
+def test_a_spent_node_budget_is_retried_and_counts_as_unknown() -> None:
+    progress = Progress(write=True)
+    assert progress.judge(result(Code.DEADLINE_EXCEEDED)) is Step.RETRY
+    assert progress.maybe
+
+
+def test_what_cannot_succeed_is_not_retried() -> None:
+    for code in (Code.INVALID_ARGUMENT, Code.TOO_LARGE, Code.CONDITION_FAILED, Code.WRONG_CLUSTER, Code.NO_SPACE):
+        assert Progress(write=True).judge(result(code)) is Step.RAISE
+    assert isinstance(Progress(write=True).final_error(result(Code.WRONG_CLUSTER)), WrongCluster)
+
+
+def test_condition_failed_carries_the_version() -> None:
+    error = Progress(write=True).final_error(result(Code.CONDITION_FAILED, version=7))
+    assert isinstance(error, ConditionFailed)
+    assert error.version == 7
+
+
+def test_codes_of_a_newer_version_promise_nothing() -> None:
+    progress = Progress(write=True)
+    unknown = Result(99, detail="from the future")
+    assert progress.judge(unknown) is Step.RAISE
+    assert isinstance(progress.final_error(unknown), OutcomeUnknown)
+
+
+def test_a_hint_is_followed_at_once_but_not_for_ever() -> None:
+    progress = Progress(write=False)
+    steps = [progress.judge(result(Code.NOT_LEADER, hint=2)) for _ in range(5)]
+    assert steps == [Step.RETRY_AT_ONCE] * 3 + [Step.RETRY] * 2
+    assert Progress(write=False).judge(result(Code.NOT_LEADER)) is Step.RETRY
+
+
+def test_an_expired_session_is_renewed_only_if_nothing_may_have_happened() -> None:
+    fresh = Progress(write=True)
+    steps = [fresh.judge(result(Code.SESSION_EXPIRED)) for _ in range(len(JUMPS_MS) + 1)]
+    assert steps == [Step.RENEW] * len(JUMPS_MS) + [Step.RAISE]
+    assert isinstance(fresh.final_error(result(Code.SESSION_EXPIRED)), Unavailable)
+
+    unsure = Progress(write=True)
+    unsure.judge(result(Code.UNKNOWN))
+    assert unsure.judge(result(Code.SESSION_EXPIRED)) is Step.RAISE
+    assert isinstance(unsure.final_error(result(Code.SESSION_EXPIRED)), SessionExpired)
+
+
+def test_delays_grow_and_are_bounded() -> None:
+    rng = Random(5)
+    progress = Progress(write=False)
+    delays = []
+    for _ in range(30):
+        progress.judge(result(Code.UNAVAILABLE))
+        delays.append(progress.delay(rng))
+    assert delays[0] <= 0.01
+    assert max(delays) <= 0.25
+    assert min(delays[10:]) >= 0.125
+    busy = Progress(write=False)
+    busy.judge(result(Code.OVERLOADED))
+    assert busy.delay(rng) >= 0.025
+    assert isinstance(busy.deadline_error(1.0), Overloaded)
+
+
+def test_attempts_fit_into_the_budget_and_grow_when_unanswered() -> None:
+    assert attempt_timeout(5.0, 5.0, 0) == 1.0
+    assert attempt_timeout(0.9, 0.9, 0) == pytest.approx(0.3)
+    assert attempt_timeout(0.03, 0.03, 0) == pytest.approx(0.03)
+    assert attempt_timeout(60.0, 60.0, 2) == 4.0
+    assert attempt_timeout(60.0, 60.0, 9) == 8.0
+    assert attempt_timeout(60.0, 0.5, 9) == 0.5
