@@ -556,6 +556,25 @@ class Outcome:
         return self.code == Code.OK
 
 
+def batch(*values: bytes, time: int = 1) -> bytes:
+    """The command of an entry that writes ``values``."""
+    return b"\x00" + bytes(msgpack.packb((time, [Op(Kind.PUT, 0, b"k", value) for value in values])))
+
+
+def append(
+    term: int,
+    previous: int,
+    previous_term: int,
+    entries: Sequence[tuple[int, bytes]] = (),
+    *,
+    commit: int = FIRST_INDEX,
+    seq: int = 1,
+    epoch: int = 1,
+) -> list[Any]:
+    """An append of a leader of ``term``; ``entries`` are (term, command)."""
+    return [GROUP, Type.APPEND, term, seq, epoch, previous, previous_term, commit, list(entries)]
+
+
 Fate = Callable[[Envelope], Sequence[float]]
 """Delays in seconds after which a message arrives, one for each copy; empty: it is lost."""
 
