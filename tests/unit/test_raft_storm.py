@@ -110,7 +110,9 @@ class Storm:
         lab, rng = self.lab, self.rng
         node = rng.randint(1, len(lab.nodes))
         other = rng.choice([peer for peer in lab.nodes if peer != node])
-        kind = rng.choice(("kill", "kill", "revive", "revive", "cut", "isolate", "heal", "heal", "break", "transfer", "all"))
+        kind = rng.choice(
+            ("kill", "kill", "revive", "revive", "cut", "isolate", "heal", "heal", "break", "transfer", "all")
+        )
         if kind == "kill":
             lab[node].kill()
         elif kind == "revive":
