@@ -3,9 +3,10 @@
 .PHONY: help setup up down status test quick check format generate bench clean
 
 PY := .venv/bin/python
-NODES ?= 3
-GROUPS ?= 3
-PORT ?= 7401
+# What a cluster was made with is remembered in its folder: only what is given is passed on.
+NODES ?=
+GROUPS ?=
+PORT ?=
 DATA ?= ./data
 ARGS ?=
 
@@ -26,7 +27,7 @@ setup:
 	@PYTHON="$(PYTHON)" sh .ci/setup
 
 up: setup
-	@$(PY) -m raftkv.cli.main up --nodes $(NODES) --groups $(GROUPS) --port $(PORT) --data-dir $(DATA)
+	@$(PY) -m raftkv.cli.main up $(if $(NODES),--nodes $(NODES)) $(if $(GROUPS),--groups $(GROUPS)) $(if $(PORT),--port $(PORT)) --data-dir $(DATA)
 
 down: setup
 	@$(PY) -m raftkv.cli.main down --data-dir $(DATA)

@@ -19,6 +19,7 @@ from raftkv.cli.local import (
     LocalError,
     LocalProcesses,
     Shape,
+    folder_lock,
     new_shape,
     places_from,
 )
@@ -63,20 +64,14 @@ def up(
     Node i listens for clients at port PORT+i-1 and for the other nodes 100 above it. The data folder remembers number
     of nodes, groups, replicas and ports from the first start on; they cannot be changed by starting it again.
     """
-    cluster = LocalProcesses.open(data_dir)
-    if cluster is None:
-        count = 3 if nodes is None else nodes
-        cluster = LocalProcesses.create(
-            data_dir,
-            new_shape(
-                places_from(7401 if port is None else port, count),
-                DEFAULT_GROUPS if groups is None else groups,
-                min(DEFAULT_REPLICAS, count) if replicas is None else replicas,
-            ),
-        )
-    else:
-        _same_shape(cluster.shape, data_dir, nodes, groups, replicas, port)
-    with cluster.lock():
+    # Wrong usage is told before the folder is made.
+    shape = None if LocalProcesses.open(data_dir) else _new_shape(nodes, groups, replicas, port)
+    with folder_lock(data_dir):
+        cluster = LocalProcesses.open(data_dir)
+        if cluster is None:
+            cluster = LocalProcesses.create(data_dir, shape or _new_shape(nodes, groups, replicas, port))
+        else:
+            _same_shape(cluster.shape, data_dir, nodes, groups, replicas, port)
         started = cluster.start_missing()
         if output == "text":
             ids = ", ".join(str(node.id) for node in started)
@@ -106,6 +101,15 @@ def _command() -> str:
     return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else str(script)
 
 
+def _new_shape(nodes: int | None, groups: int | None, replicas: int | None, port: int | None) -> Shape:
+    count = 3 if nodes is None else nodes
+    most = min(DEFAULT_REPLICAS, count) if replicas is None else replicas
+    if most > count:
+        raise click.UsageError(f"{most} replicas of a group need as many nodes, and there are {count}")
+    places = places_from(7401 if port is None else port, count)
+    return new_shape(places, DEFAULT_GROUPS if groups is None else groups, most)
+
+
 def _same_shape(
     shape: Shape, data_dir: Path, nodes: int | None, groups: int | None, replicas: int | None, port: int | None
 ) -> None:
@@ -133,7 +137,7 @@ def _same_shape(
 def down(data_dir: Path, timeout: float) -> None:
     """Stop a local cluster. Its data stay, and `raftkv up` finds them again."""
     cluster = _open(data_dir)
-    with cluster.lock():
+    with folder_lock(data_dir):
         ended = cluster.stop(timeout)
     for node, by_itself in ended.items():
         if not by_itself:

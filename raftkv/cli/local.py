@@ -262,16 +262,6 @@ class LocalProcesses:
         raw = {"cluster": cluster, "node": {"id": place.id, "data_dir": "data", **node}, "raft": dict(raft)}
         return parse_config({**raw, "nodes": peers}, f"node {place.id}")
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other commands from starting or stopping nodes of this folder. Raises LocalError if one is at it."""
-        with (self.folder / "cluster.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise LocalError(f"{self.folder}: another command is starting or stopping this cluster") from None
-            yield
-
     def start_missing(self) -> list[LocalNode]:
         """Start the nodes that do not run. Raises LocalError if a port is taken; nothing is started then."""
         missing = [node for node in self.nodes if node.process() is None]
@@ -338,6 +328,25 @@ class LocalProcesses:
                 leader: int | None = entry["leader"]
                 return leader
         return None
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keep other commands from making, starting or stopping the cluster of ``folder``, which is made if need be.
+
+    Raises LocalError if another command is at it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "cluster.lock").open("w")
+    except OSError as error:
+        raise LocalError(f"{folder}: cannot write there: {error.strerror or error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LocalError(f"{folder}: another command is starting or stopping this cluster") from None
+        yield
 
 
 def _why(status: admin_pb2.GetStatusResponse | None) -> str:

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from raftkv.cli.local import LocalError, LocalProcesses, Place, free_ports, new_shape, places_from, port_problem
+from raftkv.cli.local import (
+    LocalError,
+    LocalProcesses,
+    Place,
+    folder_lock,
+    free_ports,
+    new_shape,
+    places_from,
+    port_problem,
+)
 from raftkv.cli.main import run
 from raftkv.cli.process import PidFile, Process
 from raftkv.errors import ConfigError
@@ -116,8 +125,8 @@ def test_more_replicas_than_nodes_are_refused_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "data"
-    assert run(["up", "--data-dir", str(folder), "--nodes", "2", "--replicas", "3"]) == 1
-    assert "cluster.replicas" in capsys.readouterr().err
+    assert run(["up", "--data-dir", str(folder), "--nodes", "2", "--replicas", "3"]) == 2
+    assert "3 replicas of a group need" in capsys.readouterr().err
     assert not folder.exists()
 
 
@@ -129,13 +138,17 @@ def test_commands_on_a_folder_without_a_cluster_say_so(
     assert "there is no cluster in" in capsys.readouterr().err
 
 
-def test_only_one_command_at_a_time_starts_or_stops_nodes(tmp_path: Path) -> None:
-    shape = new_shape(places_from(7401, 1), groups=1, replicas=1)
-    cluster = LocalProcesses.create(tmp_path, shape)
-    with cluster.lock():
-        again = LocalProcesses.open(tmp_path)
-        assert again is not None
-        with pytest.raises(LocalError, match="another command"), again.lock():
-            raise AssertionError("two commands at a time")
-    with cluster.lock():
-        assert cluster.stop() == {}
+def test_only_one_command_at_a_time_starts_or_stops_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LocalProcesses.create(tmp_path, new_shape(places_from(7401, 1), groups=1, replicas=1))
+    with folder_lock(tmp_path):
+        for command in ("up", "down"):
+            assert run([command, "--data-dir", str(tmp_path)]) == 1
+            assert "another command" in capsys.readouterr().err
+    assert run(["down", "--data-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no node was running\n"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(["up", "--data-dir", str(tmp_path / "file" / "data")]) == 1
+    assert "file/data: cannot write there" in capsys.readouterr().err
