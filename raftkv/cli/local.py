@@ -218,7 +218,7 @@ class LocalProcesses:
         path = cls.shape_file(folder)
         try:
             text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise ConfigError(f"{path}: cannot read it: {error.strerror or error}") from None
