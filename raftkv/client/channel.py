@@ -16,7 +16,7 @@ from raftkv.client.transport import TransportError
 from raftkv.errors import Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
 from raftkv.rpc import convert
-from raftkv.store.operations import ANY_VERSION, Result
+from raftkv.store.operations import ANY_VERSION, Kind, Result
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from raftkv.client.transport import Endpoint, Stream
     from raftkv.clock import Clock
 
+_GET: Final = int(Kind.GET)
 _SETTLED: Final = (int(Code.OK), int(Code.CONDITION_FAILED))
 _CONNECT_TIMEOUT: Final = 2.0
-_SILENCE: Final = 3.0
+_SILENCE: Final = 2.0
+"""Seconds over the node's budget after which a stream without any answer is taken for broken."""
 _NOT_SENT: Final = int(Code.UNAVAILABLE)
 _UNKNOWN: Final = int(Code.UNKNOWN)
 
@@ -59,6 +61,11 @@ class Call:
         self.key = key
         self.mode = mode
 
+    @property
+    def size(self) -> int:
+        """Payload in bytes."""
+        return len(self.key) + len(self.value or b"") + len(self.expected or b"")
+
 
 class Channel:
     """The Pipeline to one address, opened when there is something to send and again after a loss.
@@ -89,6 +96,8 @@ class Channel:
         self._stream: Stream | None = None
         self._lost: Result | None = None
         self._heard = 0.0
+        self._budget = 0.0
+        self._due = 0.0
         self._epoch = 0
         self._closed = False
         self._writer = asyncio.create_task(self._write_all())
@@ -120,11 +129,19 @@ class Channel:
                 self._give_up(number, call)
                 oldest = min(oldest, call.limit - call.budget)
         if oldest < now and self._heard < oldest:
-            # Not a word since those attempts began: others are better asked, and the connection may be half open.
+            # Not a word since those attempts began: others are better asked.
             self._on_state(self.address, False)
-            if now - self._heard > _SILENCE and self._stream is not None:
+        if self._due and now > self._due:
+            # The node always answers in time: the connection is half open, or the node is frozen.
+            self._due = 0.0
+            if self._stream is not None:
                 self._stream.cancel()
-        return bool(self._pending)
+        return bool(self._pending or self._due)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way."""
+        return not self._pending
 
     async def close(self) -> None:
         """End at once; outstanding attempts end as lost."""
@@ -166,6 +183,7 @@ class Channel:
                 await self._write_stream(stream)
             finally:
                 self._stream = None
+                self._due = 0.0
                 stream.cancel()
                 await self._end(reader)
             lost = self._lost or Result(_UNKNOWN, detail=f"the connection to {self.address} was lost")
@@ -214,6 +232,7 @@ class Channel:
                     self._lost = Result(_UNKNOWN, detail=f"{self.address} ended the stream")
                     return
                 self._heard = self._clock.now()
+                self._due = self._heard + self._budget + _SILENCE if len(pending) > len(response.results) else 0.0
                 for message in response.results:
                     number = message.id
                     call = pending.pop(number, None)
@@ -253,31 +272,15 @@ class Channel:
                 if session is not None:
                     break
                 session = call.session
-            if call.kind == 0:
-                size += len(call.key)
-                if size > MAX_BATCH_BYTES and count:
-                    break
+            size += len(call.key) if call.kind == _GET else call.size
+            if size > MAX_BATCH_BYTES and count:
+                break
+            if call.kind == _GET:
                 message = add(id=number, key=call.key)
                 if call.mode:
                     message.consistency = kv_pb2.Consistency.ValueType(call.mode)
             else:
-                size += len(call.key) + len(call.value or b"") + len(call.expected or b"")
-                if size > MAX_BATCH_BYTES and count:
-                    break
-                message = add(
-                    id=number,
-                    kind=kv_pb2.Kind.ValueType(call.kind),
-                    key=call.key,
-                    sequence=call.seq,
-                )
-                if call.value is not None:
-                    message.value = call.value
-                if call.expect != ANY_VERSION:
-                    message.if_version = call.expect
-                if call.expected is not None:
-                    message.expected = call.expected
-                if call.ttl_ms:
-                    message.ttl_ms = call.ttl_ms
+                _fill_write(add(id=number, kind=kv_pb2.Kind.ValueType(call.kind), key=call.key), call)
             out.popleft()
             call.sent = True
             count += 1
@@ -285,6 +288,9 @@ class Channel:
         if not count:
             return None
         request.timeout_ms = max(1, int(budget * 1000))
+        self._budget = budget
+        if not self._due:
+            self._due = self._clock.now() + budget + _SILENCE
         if session is not None:
             request.client_id = session.id
             request.first_incomplete = session.first_incomplete()
@@ -318,6 +324,18 @@ class Channel:
         wake, self._wake = self._wake, None
         if wake is not None and not wake.done():
             wake.set_result(None)
+
+
+def _fill_write(message: kv_pb2.Operation, call: Call) -> None:
+    message.sequence = call.seq
+    if call.value is not None:
+        message.value = call.value
+    if call.expect != ANY_VERSION:
+        message.if_version = call.expect
+    if call.expected is not None:
+        message.expected = call.expected
+    if call.ttl_ms:
+        message.ttl_ms = call.ttl_ms
 
 
 def _finish(call: Call, result: Result) -> None:

@@ -53,6 +53,7 @@ class Engine:
         self._cluster_id = ""
         self._wanted_epoch = 0
         self._refreshing: asyncio.Task[Result | None] | None = None
+        self._closing: set[asyncio.Future[None]] = set()
         self._sweeper: Timer | None = None
         self._now = clock.now
         self._new_future: Callable[[], asyncio.Future[Result]]
@@ -181,7 +182,7 @@ class Engine:
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()), *self._closing)
 
     def _begin(self, call: Call) -> None:
         if self._sessions is None:
@@ -321,7 +322,16 @@ class Engine:
             return False
         self._cluster_id = view.cluster_id
         self._routing.install(view)
+        self._prune()
         return view.epoch >= self._wanted_epoch
+
+    def _prune(self) -> None:
+        """Close idle channels to addresses that nobody names any more."""
+        for address in self._channels.keys() - set(self._routing.endpoints()):
+            if self._channels[address].idle:
+                closing = asyncio.ensure_future(self._channels.pop(address).close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
 
     async def _status_of(self, address: str, timeout: float) -> EndpointStatus:
         try:

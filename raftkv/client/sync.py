@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from os import getpid
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -29,7 +29,7 @@ class Client:
 
     def __init__(self, endpoints: str | Sequence[str], *, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._client = AsyncClient(endpoints, timeout=timeout)
-        self._pid = os.getpid()
+        self._pid = getpid()
         self._closed = False
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
@@ -47,7 +47,7 @@ class Client:
 
     def close(self) -> None:
         """End outstanding calls and close all connections. May be called again; does nothing in a forked process."""
-        if os.getpid() != self._pid:
+        if getpid() != self._pid:
             return
         with self._lock:
             if self._closed:
@@ -121,7 +121,7 @@ class Client:
         return self._run(self._client.status(timeout=timeout))
 
     def _check(self) -> None:
-        if os.getpid() != self._pid:
+        if getpid() != self._pid:
             raise UsageError("this client was made before a fork: make a new one in the new process")
         if self._closed:
             raise UsageError("the client is closed")

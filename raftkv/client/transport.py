@@ -6,7 +6,7 @@ The simulator supplies another :class:`Transport`; nothing else in the client kn
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import grpc
 from grpc import aio
@@ -20,6 +20,8 @@ from raftkv.store.operations import Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     Call = aio.StreamStreamCall[kv_pb2.PipelineRequest, kv_pb2.PipelineResponse]
 
 _OPTIONS: Final = (
@@ -106,14 +108,14 @@ class _GrpcStream:
     async def write(self, request: kv_pb2.PipelineRequest) -> None:
         try:
             await self._call.write(request)
-        except (aio.AioRpcError, asyncio.InvalidStateError, aio.UsageError) as error:
-            raise _lost(error) from error
+        except _FAILURES as error:
+            raise TransportError(_failure(error)) from error
 
     async def read(self) -> kv_pb2.PipelineResponse | None:
         try:
             message = await self._call.read()
-        except (aio.AioRpcError, asyncio.InvalidStateError, aio.UsageError) as error:
-            raise _lost(error) from error
+        except _FAILURES as error:
+            raise TransportError(_failure(error)) from error
         return message if isinstance(message, kv_pb2.PipelineResponse) else None
 
     def cancel(self) -> None:
@@ -128,28 +130,29 @@ class _GrpcEndpoint:
         self._admin = admin_pb2_grpc.AdminStub(self._channel)
 
     async def open(self) -> Stream:
-        call = self._kv.Pipeline(None)
         try:
-            metadata: Any = await call.initial_metadata()
-            cluster_id = dict(metadata or ()).get(CLUSTER_KEY)
-            if cluster_id is None:
-                # Ended before it began: the status says why.
-                call.cancel() if not call.done() else None
-                code = await call.code()
-                text = await call.details() or code.name
-                raise TransportError(Result(int(Code.UNAVAILABLE), detail=f"{self._address}: {text}"))
-        except aio.AioRpcError as error:
-            raise TransportError(_definite(self._address, result_of(error))) from error
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        return _GrpcStream(call, cluster_id)
+            call = self._kv.Pipeline(None)
+            try:
+                cluster_id = dict(cast("Iterable[tuple[str, str]]", await call.initial_metadata() or ())).get(
+                    CLUSTER_KEY
+                )
+                if cluster_id is not None:
+                    return _GrpcStream(call, cluster_id)
+                # It ended before it began, and the status says why; or this is no node of raftkv.
+                text = (await call.details() or (await call.code()).name) if call.done() else "not a raftkv node"
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+        except _FAILURES as error:
+            raise TransportError(self._not_reached(error)) from error
+        call.cancel()
+        raise TransportError(Result(int(Code.UNAVAILABLE), detail=f"{self._address}: {text}"))
 
     async def view(self, timeout: float) -> View:
         try:
             answer = await self._admin.GetMap(admin_pb2.GetMapRequest(), timeout=timeout)
-        except aio.AioRpcError as error:
-            raise TransportError(_definite(self._address, result_of(error))) from error
+        except _FAILURES as error:
+            raise TransportError(self._not_reached(error)) from error
         try:
             return view_of(
                 answer.cluster_id,
@@ -165,34 +168,38 @@ class _GrpcEndpoint:
     async def status(self, timeout: float) -> NodeStatus:
         try:
             return _status(await self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=timeout))
-        except aio.AioRpcError as error:
-            raise TransportError(_definite(self._address, result_of(error))) from error
+        except _FAILURES as error:
+            raise TransportError(self._not_reached(error)) from error
 
     async def scan(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
         try:
             return await self._kv.Scan(request, timeout=timeout)
-        except aio.AioRpcError as error:
-            raise TransportError(result_of(error)) from error
+        except _FAILURES as error:
+            raise TransportError(_failure(error)) from error
 
     async def close(self) -> None:
         await self._channel.close(None)
 
-
-def _definite(address: str, result: Result) -> Result:
-    """``result`` of a request that executes nothing: without a promise it means that the node was not reached."""
-    if result.code in (Code.UNKNOWN, Code.INTERNAL):
-        return result._replace(code=int(Code.UNAVAILABLE), detail=f"{address}: {result.detail}")
-    return result
-
-
-def _lost(error: Exception) -> TransportError:
-    if isinstance(error, aio.AioRpcError):
-        found = result_of(error)
-        return TransportError(found if error.code() is not grpc.StatusCode.CANCELLED else _LOST)
-    return TransportError(_LOST)
+    def _not_reached(self, error: BaseException) -> Result:
+        """For a request that executes nothing: a failure without a promise means that the node was not reached."""
+        result = _failure(error)
+        if result.code in (Code.UNKNOWN, Code.INTERNAL):
+            return result._replace(code=int(Code.UNAVAILABLE), detail=f"{self._address}: {result.detail}")
+        return result
 
 
-_LOST: Final = Result(int(Code.UNKNOWN), detail="the connection was lost")
+_FAILURES: Final = (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError)
+
+
+def _failure(error: BaseException) -> Result:
+    """The result for what gRPC raised. Raises CancelledError if the task was cancelled, not only gRPC's own call."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise error
+    if isinstance(error, aio.AioRpcError) and error.code() is not grpc.StatusCode.CANCELLED:
+        return result_of(error)
+    return Result(int(Code.UNKNOWN), detail="the connection was lost")
 
 
 def _status(message: admin_pb2.GetStatusResponse) -> NodeStatus:

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from raftkv.clock import SystemClock
 from raftkv.errors import Code, ListenError
-from raftkv.limits import DEFAULT_TIMEOUT, MAX_BATCH_OPS, MAX_MESSAGE_BYTES, MAX_VALUE_BYTES
+from raftkv.limits import DEFAULT_TIMEOUT, MAX_BATCH_OPS, MAX_MESSAGE_BYTES, MAX_STREAM_OPS, MAX_VALUE_BYTES
 from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, result_of
 from raftkv.rpc.server import RpcServer
 from raftkv.store.operations import Kind, Op, Result
@@ -161,6 +161,35 @@ def test_replies_of_one_turn_share_a_message_and_late_ones_still_come() -> None:
             second = await call.read()
             assert isinstance(second, kv_pb2.PipelineResponse)
             assert [result.id for result in second.results] == [7]
+            call.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_stream_is_read_no_further_than_its_limit_until_answers_leave() -> None:
+    async def main() -> None:
+        async with FakeCluster() as cluster, aio.insecure_channel(cluster.endpoints) as channel:
+            front = cluster.frontends[0]
+            front.script = lambda op: None
+            call = kv_pb2_grpc.KVStub(channel).Pipeline(None)
+            messages = MAX_STREAM_OPS // MAX_BATCH_OPS + 1
+            for message in range(messages):
+                numbers = range(message * MAX_BATCH_OPS, (message + 1) * MAX_BATCH_OPS)
+                await call.write(
+                    kv_pb2.PipelineRequest(operations=[kv_pb2.Operation(id=number, key=b"k") for number in numbers])
+                )
+            other = kv_pb2_grpc.KVStub(channel)
+            while len(front.held) < MAX_STREAM_OPS:
+                await asyncio.sleep(0.01)
+            front.script = lambda op: Result(0)
+            await other.Get(kv_pb2.GetRequest(key=b"other"))
+            assert len(front.batches) == messages - 1 + 1  # the last message waits, the other RPC does not
+            front.release()
+            answered = 0
+            while answered < messages * MAX_BATCH_OPS:
+                response = await call.read()
+                assert isinstance(response, kv_pb2.PipelineResponse)
+                answered += len(response.results)
             call.cancel()
 
     asyncio.run(main())
