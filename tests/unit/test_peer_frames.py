@@ -130,6 +130,7 @@ def test_a_wrong_checksum_is_refused() -> None:
         b"\x91\xd4\x01a",  # an extension
         b"\x91\xc7\x00\x05",  # an empty extension
         b"\x91\xc7\x00\xff",  # an empty timestamp
+        b"\x91\xd6\xff\x00\x00\x00\x01",  # a timestamp
         b"\x91" * 5000,  # too deep
         b"\xdd\xff\xff\xff\xff",  # four milliards of items
         b"\xdb\xff\xff\xff\xff",

@@ -310,6 +310,22 @@ def test_epochs_grow_with_every_connection_and_each_change_is_reported_once() ->
     run(scenario)
 
 
+def test_what_is_sent_on_a_breaking_link_does_not_appear_on_the_next_one() -> None:
+    async def scenario(world: World) -> None:
+        two, one = await world.node(2, []), await world.node(1, [2])
+        world.network.reset("n1", "n2")
+        assert one.links.up(2), "not yet noticed"
+        one.links.send(2, ["of the first link"])
+        await rest()
+        await world.clock.advance(1.0)
+        assert one.links.epoch(2) == 2
+        one.links.send(2, ["of the second link"])
+        await rest()
+        assert two.got == [(1, ["of the second link"])]
+
+    run(scenario)
+
+
 def test_redials_are_spread_between_their_bounds() -> None:
     async def scenario(world: World) -> None:
         one = await world.node(1, [2])
@@ -319,6 +335,7 @@ def test_redials_are_spread_between_their_bounds() -> None:
         assert min(pauses) >= 0.05
         assert max(pauses) <= 0.5 + 1e-9
         assert max(pauses[:1]) <= 0.1 + 1e-9
+        assert max(pauses) > 0.3, "the pauses grow"
         assert len({round(p, 6) for p in pauses}) == len(pauses)
 
     run(scenario)
@@ -602,11 +619,16 @@ def test_a_hanging_dial_and_a_hanging_handshake_end_after_two_seconds() -> None:
 def test_a_node_that_stood_still_itself_does_not_blame_its_peers() -> None:
     async def scenario(world: World) -> None:
         two, one = await world.node(2, [1]), await world.node(1, [2])
-        await world.clock.advance(1.0)
-        world.clock.jump(60.0)
+        heard = await world.stranger()
+        await heard.hello(node=3)
+        world.network.cut("n2", "n1", one_way=True)
+        await world.clock.advance(1.1)
+        world.network.heal()
+        world.clock.jump(60.0)  # the pongs wait in the kernel, and the timers come first
         await world.clock.advance(3.0)
         assert one.events == [(2, 1, True)]
         assert two.events == [(1, 1, True)]
+        assert not heard.closed
 
     run(scenario)
 
@@ -680,6 +702,41 @@ def test_a_second_connection_of_a_node_replaces_the_first() -> None:
     run(scenario)
 
 
+def test_a_peer_that_pings_and_does_not_read_is_dropped() -> None:
+    async def scenario(world: World) -> None:
+        await world.node(2, [])
+        peer = await world.stranger()
+        await peer.hello()
+        assert peer._transport is not None
+        peer._transport.pause_reading()
+        for _ in range(2):
+            await peer.write(b"".join(_ENCODER.frame_of([n]) for n in range(1, 5001)))
+        peer._transport.resume_reading()
+        await rest()
+        assert peer.closed
+
+    run(scenario)
+
+
+def test_nothing_is_delivered_after_the_consumer_removed_the_peer() -> None:
+    async def scenario(world: World) -> None:
+        two = await world.node(2, [])
+        got: list[Any] = []
+
+        def remove(peer: int, message: list[Any]) -> None:
+            got.append(message)
+            two.links.remove_peer(peer)
+
+        two.on_message = remove
+        peer = await world.stranger()
+        await peer.hello()
+        await peer.write(_ENCODER.frame_of([[1], [2]]) + _ENCODER.frame_of([[3]]))
+        assert got == [[1]]
+        assert peer.closed
+
+    run(scenario)
+
+
 def test_unsent_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_PEER_BUFFER_BYTES", 5_000_000)
 
@@ -735,6 +792,9 @@ def test_peers_come_and_go_and_their_epochs_go_on() -> None:
         one.links.add_peer(2, "n2:1")
         await rest()
         assert one.links.epoch(2) == 2
+        one.links.add_peer(4, "n4:1")
+        one.links.add_peer(3, "n3:1")
+        assert one.links.peers == [2, 3, 4]
         for node in (0, 1, 2):
             with pytest.raises(ValueError, match="cannot be added"):
                 one.links.add_peer(node, "n9:1")
