@@ -276,7 +276,9 @@ class Channel:
             if size > MAX_BATCH_BYTES and count:
                 break
             if call.kind == _GET:
-                message = add(id=number, key=call.key)
+                message = add()
+                message.id = number
+                message.key = call.key
                 if call.mode:
                     message.consistency = kv_pb2.Consistency.ValueType(call.mode)
             else:

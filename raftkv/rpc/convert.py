@@ -133,16 +133,14 @@ def fill_result(message: OperationResult, result: Result) -> None:
 
 def result(message: OperationResult) -> Result:
     """The result that :func:`fill_result` wrote."""
-    return _make_result(
-        (
-            message.code,
-            message.version,
-            message.value if message.HasField("value") else None,
-            message.ttl_ms if message.HasField("ttl_ms") else -1,
-            message.leader_hint,
-            message.detail,
-        )
-    )
+    code = message.code
+    value: bytes | None = message.value
+    if not value and not message.HasField("value"):
+        value = None
+    ttl = message.ttl_ms
+    if not ttl and not message.HasField("ttl_ms"):
+        ttl = -1
+    return _make_result((code, message.version, value, ttl, message.leader_hint, message.detail if code else ""))
 
 
 def get_operation(request: kv_pb2.GetRequest) -> Op:

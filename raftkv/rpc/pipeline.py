@@ -149,5 +149,7 @@ class PipelineStream:
                 size += len(value)
                 if size > MAX_BATCH_BYTES and index > start:
                     return response, index
-            fill(add(id=number), result)
+            message = add()
+            message.id = number
+            fill(message, result)
         return response, len(batch)
