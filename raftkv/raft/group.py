@@ -251,9 +251,10 @@ class RaftGroup:
         if self._leading:
             self._flush_proposals()
             self._continue_transfer()
-            self._replicate()
             if len(self._reads):
+                # Before anything is sent: a read that the lease allows asks for no round.
                 self._reads.serve(self.core.applied_index(), self._confirmed(), self.lease_holds())
+            self._replicate()
         elif self._pending:
             self._refuse_pending()
         self.snapshots.maybe_take()
