@@ -81,7 +81,7 @@ class LabClock:
         self._rate = rate
 
     def set_rate(self, rate: float) -> None:
-        self._base = (self._world.now, self.now())
+        self._base = (self._world.now, self.now() - 1000.0)
         self._rate = rate
 
     def now(self) -> float:

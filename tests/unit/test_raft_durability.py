@@ -112,7 +112,7 @@ def test_h3d_vote_leaves_only_when_durable(monkeypatch: pytest.MonkeyPatch, muta
 
 
 def test_h3d_vote_request_leaves_only_when_durable() -> None:
-    """A candidate asks for votes only once its own vote is on stable storage: after a power loss it may not vote again."""
+    """A candidate asks for votes only once its own vote is on stable storage: else it could vote again."""
     lab = Lab(by_hand=True, sync_delay=None)
     lab.run(2.0)
     lab.tick(1)

@@ -152,6 +152,7 @@ class Storm:
             if not replica.alive:
                 continue
             assert not replica.fatal, replica.fatal
+            assert replica.raft.status().amnesia == (), "no disk was ever lost"
             commands = replica.machine.applied
             key = (replica.node, replica.starts)
             for position in range(self.checked.get(key, 0), len(commands)):
