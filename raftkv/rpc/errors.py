@@ -11,7 +11,7 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
-from raftkv.errors import OUTCOMES, Code, ConditionFailed, NotApplied, RaftKVError
+from raftkv.errors import OUTCOMES, Code, ConditionFailed, RaftKVError
 from raftkv.store.operations import Result
 from raftkv.v1 import error_pb2
 
@@ -105,8 +105,3 @@ def _detail(data: bytes) -> error_pb2.ErrorDetail | None:
     except ValueError:  # DecodeError is one
         return None
     return None
-
-
-def surely_refused(error: RaftKVError) -> bool:
-    """Whether ``error`` promises that the operation did not take effect."""
-    return isinstance(error, NotApplied)
