@@ -74,9 +74,10 @@ class _Timer:
 class LabClock:
     """A node's clock: runs at ``rate`` times the world's pace."""
 
-    def __init__(self, world: World, alive: Callable[[], bool], rate: float) -> None:
+    def __init__(self, world: World, alive: Callable[[], bool], after: Callable[[], None], rate: float) -> None:
         self._world = world
         self._alive = alive
+        self._after = after
         self._base = (world.now, 0.0)
         self._rate = rate
 
@@ -97,6 +98,7 @@ class LabClock:
         def call() -> None:
             if not timer.cancelled and self._alive():
                 callback()
+                self._after()
 
         self._world.at(self._world.now + delay / self._rate, call)
         return timer
@@ -421,8 +423,8 @@ class Replica:
 
             lab.world.at(lab.world.now + delay, guarded)
 
-        self.clock = LabClock(lab.world, alive, self.rate)
         self.wal = LabWal(self.disk, later, self.sync_delay)
+        self.clock = LabClock(lab.world, alive, self.wal.flush, self.rate)
         self.files = LabFiles(self.disk, later, lab.file_delay)
         self.machine = Machine()
         self._held: list[tuple[int, int, bytes]] = []
