@@ -23,7 +23,6 @@ WANTED_VERSION: Final = "0.3.17"
 PRIVATE_STATE: Final = (
     "raftState",
     "raftCurrentTerm",
-    "votedForNodeId",
     "raftLeader",
     "raftElectionDeadline",
     "raftCommitIndex",
