@@ -37,6 +37,9 @@ class Type(IntEnum):
 
 
 _INT = (int,)
+_MAX_INT: Final = 2**62
+"""Terms, indexes and numbers stay far below; one more than any of them still fits msgpack's integers."""
+
 _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
     Type.APPEND: (_INT, _INT, _INT, _INT, _INT, _INT, (list, tuple)),
     Type.ACK: (_INT, _INT, _INT, (bool,), _INT, _INT, (list, tuple)),
@@ -58,13 +61,14 @@ def check(message: list[Any]) -> bool:
     if shape is None or len(message) != len(shape) + 2:
         return False
     for value, types in zip(message[2:], shape, strict=True):
-        if type(value) not in types or (types is _INT and value < 0):
+        if type(value) not in types or (types is _INT and not 0 <= value < _MAX_INT):
             return False
     if message[1] == Type.APPEND:
         return all(
             type(entry) in (list, tuple)
             and len(entry) == 2
             and type(entry[0]) is int
+            and 0 <= entry[0] <= message[2]
             and type(entry[1]) is bytes
             and entry[1] != b""
             for entry in message[8]

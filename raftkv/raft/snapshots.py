@@ -239,7 +239,12 @@ class GroupSnapshots:
         if not self._group.leads() or info is None or info.index != index or offset >= info.size:
             return
         self._pulling.add(peer)
-        data = self._files.read_raw(info, offset, limits.SNAPSHOT_CHUNK_BYTES)
+        try:
+            data = self._files.read_raw(info, offset, limits.SNAPSHOT_CHUNK_BYTES)
+        except (RaftKVError, OSError) as problem:
+            # The follower asks again, or gets a newer snapshot.
+            log.warning("group %d: snapshot cannot be sent to node %d: %s", self._group.group, peer, problem)
+            return
         self._outbox.send(peer, [self._group.group, Type.SNAPSHOT_CHUNK, self._group.core.term(), index, offset, data])
 
     # -- receiving

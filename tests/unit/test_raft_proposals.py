@@ -279,9 +279,9 @@ def test_malformed_messages_are_refused_and_change_nothing() -> None:
     for message in good:
         bad += [message[:-1], [*message, 1]]
         for position in range(2, len(message)):
-            wrong: tuple[Any, ...] = (None, "x", -1, 1.5, {}, [], [1], [[1]], b"x", True, 3)
+            wrong: tuple[Any, ...] = (None, "x", -1, 1.5, {}, [], [1], [[1]], b"x", True, 3, 2**62, 2**64 - 1)
             for value in wrong:
-                if type(value) is not type(message[position]) or value == -1:
+                if type(value) is not type(message[position]) or value in (-1, 2**62, 2**64 - 1):
                     bad.append([*message[:position], value, *message[position + 1 :]])
     shapes: list[Any] = [[[1]], [[1, b""]], [["1", b"x"]], [[1, "x"]], [None], [[1, b"x", 2]], [5]]
     for entries in shapes:

@@ -453,6 +453,23 @@ def test_follower_in_a_snapshot_counts_as_contact(monkeypatch: pytest.MonkeyPatc
     assert (leader.raft.core.term() == term) is not mutant
 
 
+def test_unreadable_snapshot_of_a_leader_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader whose snapshot cannot be read goes on leading; the follower asks again."""
+    lab, leader = _lagging()
+
+    def fail(*arguments: Any) -> bytes:
+        raise OSError(5, "planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(leader.files, "read_raw", fail)
+        lab.pump()
+    assert leader.raft.leads()
+    for _ in range(15):
+        lab.tick(1, after=0.1)
+        lab.pump()
+    assert lab[3].commands() == leader.commands()
+
+
 def test_h13f_waiting_for_a_snapshot_costs_few_messages() -> None:
     """A follower that cannot be helped yet costs a leader heartbeats and offers, not a spin."""
     lab, leader = _lagging()
