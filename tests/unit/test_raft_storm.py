@@ -6,12 +6,13 @@ A failure names its seed; ``pytest tests/unit/test_raft_storm.py -k 'seed17'`` r
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import Envelope, Lab, Outcome, Replica
-from raftkv.errors import Code
-from raftkv.raft import RaftConfig
+from faults.sim.raftlab import Envelope, Lab, LabError, Outcome, Replica
+from raftkv.errors import Code, RaftKVError
+from raftkv.raft import RaftConfig, RaftGroup
 
 _SECONDS = 8.0
 _CLIENTS = 4
@@ -206,6 +207,27 @@ class Storm:
                 floor = max(floor, ended[position][2])
                 position += 1
             assert at >= floor, f"a call that started at {start} saw {at}, another had seen {floor} before"
+
+
+@pytest.mark.parametrize("mend", ["append guard", "durability barrier"])
+def test_storm_notices_a_mend_that_is_off(monkeypatch: pytest.MonkeyPatch, mend: str) -> None:
+    """The storm is worth something only if it finds planted faults: within a few seeds it does."""
+    if mend == "durability barrier":
+        monkeypatch.setattr(Replica, "send_when_durable", Replica.send)
+    else:
+
+        def library_append(
+            group: RaftGroup, peer: int, term: int, seq: int, epoch: int, at: int, at_term: int, commit: int, raw: Any
+        ) -> None:
+            if term >= group.core.term():
+                entries = [(command, at + 1 + number, of) for number, (of, command) in enumerate(raw)]
+                reply = group.core.receive_append(peer, term, at, at_term, entries, commit)
+                group._acknowledge(peer, seq, epoch, matches=reply["success"], index=reply["next_node_idx"])
+
+        monkeypatch.setattr(RaftGroup, "_on_append", library_append)
+    with pytest.raises((AssertionError, LabError, RaftKVError)):  # noqa: PT012 - whichever seed it is
+        for seed in range(12):
+            Storm(seed).run()
 
 
 @pytest.mark.parametrize("seed", range(30), ids=lambda seed: f"seed{seed}")
