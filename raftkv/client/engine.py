@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
-from os import getpid
 from random import Random
 from typing import TYPE_CHECKING, Final
 
 from raftkv.client.channel import Call, Channel
+from raftkv.client.forks import forks
 from raftkv.client.retry import Progress, Step, attempt_timeout
 from raftkv.client.routing import Routing, View
 from raftkv.client.session import Sessions
@@ -47,7 +47,7 @@ class Engine:
         self._channels: dict[str, Channel] = {}
         self._sessions: Sessions | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = getpid()
+        self._forks = forks()
         self._closed = False
         self._numbers = 0
         self._cluster_id = ""
@@ -60,7 +60,7 @@ class Engine:
 
     def check_usable(self) -> None:
         """Raises UsageError in a forked process, in another event loop and after :meth:`close`."""
-        if getpid() != self._pid:
+        if forks() != self._forks:
             raise UsageError("this client was made before a fork: make a new one in the new process")
         if self._closed:
             raise UsageError("the client is closed")
@@ -73,7 +73,7 @@ class Engine:
 
     async def run(self, call: Call, timeout: float, accept: int = 0) -> Result:
         """The result of ``call`` within ``timeout`` seconds, its code OK or ``accept``. Raises RaftKVError."""
-        if self._closed or get_running_loop() is not self._loop or getpid() != self._pid:
+        if self._closed or get_running_loop() is not self._loop or forks() != self._forks:
             self.check_usable()
         routing = self._routing
         write = call.kind != _GET

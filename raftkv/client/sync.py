@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
-from os import getpid
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from raftkv.client.aio import AsyncClient
+from raftkv.client.forks import forks
 from raftkv.client.types import Consistency, EndpointStatus, Record, WriteResult
 from raftkv.errors import UsageError
 from raftkv.limits import DEFAULT_TIMEOUT
@@ -29,7 +29,7 @@ class Client:
 
     def __init__(self, endpoints: str | Sequence[str], *, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._client = AsyncClient(endpoints, timeout=timeout)
-        self._pid = getpid()
+        self._forks = forks()
         self._closed = False
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
@@ -47,7 +47,7 @@ class Client:
 
     def close(self) -> None:
         """End outstanding calls and close all connections. May be called again; does nothing in a forked process."""
-        if getpid() != self._pid:
+        if forks() != self._forks:
             return
         with self._lock:
             if self._closed:
@@ -121,7 +121,7 @@ class Client:
         return self._run(self._client.status(timeout=timeout))
 
     def _check(self) -> None:
-        if getpid() != self._pid:
+        if forks() != self._forks:
             raise UsageError("this client was made before a fork: make a new one in the new process")
         if self._closed:
             raise UsageError("the client is closed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ import pytest
 
 import raftkv
 from raftkv.client.aio import AsyncClient
+from raftkv.client.forks import forks
 from raftkv.client.transport import GrpcTransport, TransportError
 from raftkv.clock import SystemClock
 from raftkv.errors import (
@@ -649,8 +649,8 @@ def test_a_forked_process_is_told_to_make_its_own_client(monkeypatch: pytest.Mon
             kv.put("k", b"v")
             with monkeypatch.context() as patch:
                 # What a child sees, without forking a process that runs gRPC's threads.
-                own = os.getpid()
-                patch.setattr("raftkv.client.sync.getpid", lambda: own + 1)
+                own = forks()
+                patch.setattr("raftkv.client.sync.forks", lambda: own + 1)
                 with pytest.raises(UsageError, match="fork"):
                     kv.get("k")
                 kv.close()  # does nothing there
@@ -659,7 +659,7 @@ def test_a_forked_process_is_told_to_make_its_own_client(monkeypatch: pytest.Mon
             async def forked() -> None:
                 client = AsyncClient(cluster.endpoints)
                 with monkeypatch.context() as patch:
-                    patch.setattr("raftkv.client.engine.getpid", lambda: own + 1)
+                    patch.setattr("raftkv.client.engine.forks", lambda: own + 1)
                     with pytest.raises(UsageError, match="fork"):
                         await client.get("k")
                 assert await client.get("k") is not None
