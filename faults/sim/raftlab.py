@@ -517,7 +517,7 @@ class Replica:
 
     def put(self, value: bytes, key: bytes = b"k") -> Outcome:
         outcome = Outcome(value)
-        self.raft.propose(Op(Kind.PUT, 0, key, value), outcome.sink, 1)
+        self.raft.propose([Op(Kind.PUT, 0, key, value)], len(value), outcome.sink)
         return outcome
 
     def read(self, *, quorum: bool, key: bytes = b"k") -> Outcome:
@@ -544,9 +544,10 @@ class Outcome:
     answers: list[Result] = field(default_factory=list)
     seen: bytes | None = None
 
-    def sink(self, tag: int, result: Result) -> None:
+    def sink(self, results: list[Result]) -> None:
         if self.answers:
-            raise LabError(f"{self.value!r} was answered twice: {self.answers[0]} and {result}")
+            raise LabError(f"{self.value!r} was answered twice: {self.answers[0]} and {results}")
+        (result,) = results
         self.answers.append(result)
 
     @property

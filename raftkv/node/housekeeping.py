@@ -73,7 +73,7 @@ class Housekeeping:
             return
         self._asked[group.group] = self._now() + _PATIENCE
 
-        def done(_: int, _result: Result) -> None:
+        def done(_: list[Result]) -> None:
             self._asked.pop(group.group, None)
 
-        group.propose(op, done, 0)
+        group.propose([op], len(op.value or b""), done)

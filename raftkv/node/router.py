@@ -17,7 +17,6 @@ from raftkv.errors import OUTCOMES, Code
 from raftkv.node.replicas import Replica
 from raftkv.store.operations import Kind, Mode, Op, Result
 from shards.map import ShardMap
-from shards.slots import slot_of
 
 _ATTEMPT: Final = 1.0
 """Seconds that a forwarded attempt may take before it is tried elsewhere."""
@@ -29,6 +28,18 @@ _SWEEP: Final = 0.02
 """Seconds between looks at deadlines."""
 
 Reply = Callable[[int, Result], None]
+
+_OVERHEAD: Final = 64
+"""Bytes that an operation counts for besides its payload."""
+
+_MAX_CLIENT_AHEAD: Final = 2 * 24 * 3600.0
+"""Seconds by which a client id's time may be ahead of this node's wall clock."""
+
+_WALL_PERIOD: Final = 1.0
+
+_SETTLED: Final = (Code.OK, Code.CONDITION_FAILED)
+_OVERLOADED: Final = Result(Code.OVERLOADED, detail="the node has too many operations outstanding")
+_TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no outcome before the deadline")
 
 _READS: Final = (Kind.GET, Kind.SCAN)
 _WRITES: Final = (Kind.PUT, Kind.DELETE, Kind.CAS)
@@ -45,21 +56,40 @@ class Peers(Protocol):
 class _Request:
     """One operation that could not be answered at once."""
 
-    __slots__ = ("attempt", "deadline", "flying", "index", "local", "op", "reply", "seq", "size", "unsure")
+    __slots__ = ("answered", "attempt", "deadline", "flying", "index", "local", "op", "reply", "seq", "size", "unsure")
 
     def __init__(self, op: Op, index: int, reply: Reply, deadline: float, local: bool) -> None:
         """``local``: for another node, never to be forwarded. ``flying``: an attempt is under way that may take effect.
         ``unsure``: an earlier one may have. ``seq``: our own number for a write whose client did not name it."""
         self.op = op
         self.index = index
-        self.reply: Reply | None = reply
+        self.reply = reply
         self.deadline = deadline
         self.local = local
-        self.size = len(op.key) + len(op.value or b"") + len(op.expected or b"")
+        self.size = _OVERHEAD + len(op.key) + len(op.value or b"") + len(op.expected or b"")
+        self.answered = False
         self.attempt = 0
         self.flying = False
         self.unsure = False
         self.seq = 0
+
+
+class _Writes:
+    """The writes of one message for one group that this node leads: one proposal, one outcome."""
+
+    __slots__ = ("deadline", "indexes", "local", "ops", "reply", "router", "size")
+
+    def __init__(self, router: Router, reply: Reply, deadline: float, local: bool) -> None:
+        self.router = router
+        self.reply = reply
+        self.deadline = deadline
+        self.local = local
+        self.ops: list[Op] = []
+        self.indexes: list[int] = []
+        self.size = 0
+
+    def done(self, results: list[Result]) -> None:
+        self.router.on_written(self, results)
 
 
 class _Forward:
@@ -99,7 +129,11 @@ class Router:
         self.map: ShardMap | None = None
         self.disk_full = False
         self._open: dict[_Request, None] = {}
+        self._writes: dict[_Writes, None] = {}
+        self._open_ops = 0
         self._open_bytes = 0
+        self._latest_client = b""
+        self._wall_due = float("-inf")
         self._client = self._draw_client(0)
         self._numbers: dict[int, None] = {}
         self._number = 0
@@ -138,61 +172,110 @@ class Router:
                 reply(index, Result(Code.UNAVAILABLE, detail="the cluster is not formed yet"))
             return
         deadline = self._clock.now() + min(timeout, limits.MAX_TIMEOUT)
-        owners, slots, data = shard_map.owners, shard_map.slots, self._data
-        leased: dict[int, Replica | None] = {}
+        owners, data = shard_map.owners, self._data
+        readable: dict[int, Replica | None] = {}
+        writes: dict[int, _Writes | None] = {}
         for index, op in enumerate(ops):
-            kind = op[0]
-            if kind == Kind.GET and not op[10]:
-                slot = slot_of(op[2], slots)
-                group = owners[slot]
-                if group in leased:
-                    replica = leased[group]
-                else:
-                    replica = data.get(group)
-                    if replica is not None and (self._quorum_reads or not replica.group.lease_holds()):
-                        replica = None
-                    leased[group] = replica
-                if replica is not None:
-                    reply(index, replica.store.read(slot, op[2]))
+            kind, slot, key, value, _, expected, _, client, _, _, mode = op
+            group = owners[slot] if 0 <= slot < shard_map.slots else -1
+            if kind == Kind.GET and not mode and group in data:
+                if group not in readable:
+                    replica = data[group]
+                    leased = not self._quorum_reads and replica.group.lease_holds()
+                    readable[group] = replica if leased else None
+                leader = readable[group]
+                if leader is not None:
+                    reply(index, leader.store.read(slot, key))
                     continue
-            self._admit(_Request(op, index, reply, deadline, local), slots)
+            elif client and kind in _WRITES and group in data and not self._refusal(op, shard_map):
+                if group not in writes:
+                    leads = data[group].group.leads()
+                    writes[group] = _Writes(self, reply, deadline, local) if leads else None
+                lot = writes[group]
+                if lot is not None:
+                    lot.ops.append(op)
+                    lot.indexes.append(index)
+                    lot.size += _OVERHEAD + len(key) + len(value or b"") + len(expected or b"")
+                    continue
+            self._admit(_Request(op, index, reply, deadline, local), shard_map)
+        for group, lot in writes.items():
+            if lot is not None:
+                self._propose(group, lot)
 
-    def _admit(self, request: _Request, slots: int) -> None:
+    def _propose(self, group: int, lot: _Writes) -> None:
+        if self._overloaded(len(lot.ops), lot.size):
+            for index in lot.indexes:
+                lot.reply(index, _OVERLOADED)
+            return
+        self._writes[lot] = None
+        self._open_ops += len(lot.ops)
+        self._open_bytes += lot.size
+        self._data[group].group.propose(lot.ops, lot.size, lot.done)
+
+    def on_written(self, lot: _Writes, results: list[Result]) -> None:
+        """The outcome of a proposal, unless its deadline came first."""
+        if lot not in self._writes:
+            return
+        self._forget(lot)
+        reply = lot.reply
+        for index, op, result in zip(lot.indexes, lot.ops, results, strict=True):
+            if result[0] in _SETTLED:
+                reply(index, result)
+            else:
+                request = _Request(op, index, reply, lot.deadline, lot.local)
+                self._hold(request)
+                self._outcome(request, result)
+
+    def _forget(self, lot: _Writes) -> None:
+        del self._writes[lot]
+        self._open_ops -= len(lot.ops)
+        self._open_bytes -= lot.size
+
+    def _overloaded(self, ops: int, size: int) -> bool:
+        return self._open_ops + ops > limits.MAX_PENDING_OPS or self._open_bytes + size > limits.MAX_PENDING_BYTES
+
+    def _admit(self, request: _Request, shard_map: ShardMap) -> None:
         op = request.op
-        refusal = self._refusal(op, slots)
-        if refusal is None and (
-            len(self._open) >= limits.MAX_PENDING_OPS or self._open_bytes + request.size > limits.MAX_PENDING_BYTES
-        ):
-            refusal = Result(Code.OVERLOADED, detail="the node has too many operations outstanding")
+        refusal = self._refusal(op, shard_map)
+        if refusal is None and self._overloaded(1, request.size):
+            refusal = _OVERLOADED
         if refusal is not None:
-            assert request.reply is not None
             request.reply(request.index, refusal)
             return
-        self._open[request] = None
-        self._open_bytes += request.size
-        slot = op.slot if op.kind == Kind.SCAN else slot_of(op.key, slots)
-        if op.kind in _READS or op.client:
-            request.op = op._replace(slot=slot)
-        else:
-            self._stamp(request, slot)
+        self._hold(request)
+        if op.kind in _WRITES and not op.client:
+            self._stamp(request)
         self._route(request)
 
-    def _refusal(self, op: Op, slots: int) -> Result | None:
+    def _hold(self, request: _Request) -> None:
+        self._open[request] = None
+        self._open_ops += 1
+        self._open_bytes += request.size
+
+    def _refusal(self, op: Op, shard_map: ShardMap) -> Result | None:
+        """Why ``op`` is not taken at all."""
         if op.kind not in _READS and op.kind not in _WRITES:
             return Result(Code.INVALID_ARGUMENT, detail=f"no operation of kind {op.kind}")
-        if op.kind == Kind.SCAN and not 0 <= op.slot < slots:
-            return Result(Code.INVALID_ARGUMENT, detail=f"slot {op.slot} is not one of 0 to {slots - 1}")
+        if not 0 <= op.slot < shard_map.slots:
+            return Result(Code.INVALID_ARGUMENT, detail=f"slot {op.slot} is not one of 0 to {shard_map.slots - 1}")
+        if op.client > self._latest_client:
+            # Its session would one day leave a floor that refuses every client whose clock is right.
+            return Result(Code.INVALID_ARGUMENT, detail="the client's clock is more than two days ahead of the node's")
         if self.disk_full and op.kind in (Kind.PUT, Kind.CAS):
             return Result(Code.NO_SPACE, detail="the node's disk is nearly full; reads and deletes go on")
         return None
 
-    def _stamp(self, request: _Request, slot: int) -> None:
+    def _look_at_wall(self) -> None:
+        ahead = int((self._clock.wall() + _MAX_CLIENT_AHEAD) * 1000)
+        self._latest_client = ahead.to_bytes(6, "big") + b"\xff" * 10
+
+    def _stamp(self, request: _Request) -> None:
         """Name a write of a client that did not: this node is its client then."""
         self._number += 1
         request.seq = self._number
         self._numbers[request.seq] = None
         first = next(iter(self._numbers))
-        request.op = request.op._replace(slot=slot, client=self._client, seq=request.seq, first=first)
+        request.op = request.op._replace(client=self._client, seq=request.seq, first=first)
 
     # -- to a replica here
 
@@ -212,7 +295,7 @@ class Router:
                 replica.group.read(quorum, lambda code: self._read_allowed(request, replica, code))
             else:
                 request.flying = True
-                replica.group.propose(op, lambda _, result: self._outcome(request, result), 0)
+                replica.group.propose([op], request.size, lambda results: self._outcome(request, results[0]))
             return
         if request.local:
             leader = self.leader_of(group)
@@ -228,7 +311,7 @@ class Router:
         return replica.store.read(op.slot, op.key)
 
     def _read_allowed(self, request: _Request, replica: Replica, code: Code) -> None:
-        if request.reply is None:
+        if request.answered:
             return
         self._outcome(request, self._read(replica, request.op) if code == Code.OK else Result(code))
 
@@ -257,7 +340,7 @@ class Router:
         batches, self._to_forward = self._to_forward, {}
         now = self._clock.now()
         for target, requests in batches.items():
-            live = [(request, attempt) for request, attempt in requests if request.reply is not None]
+            live = [(request, attempt) for request, attempt in requests if not request.answered]
             for start, stop in _bounded(live):
                 part = live[start:stop]
                 self._forward_number += 1
@@ -299,9 +382,9 @@ class Router:
             if not forwarded.missing:
                 del self._forwarded[number]
             request, attempt = forwarded.requests[index]
-            if request.reply is None or request.attempt != attempt:
+            if request.answered or request.attempt != attempt:
                 continue
-            if result.code in (Code.OK, Code.CONDITION_FAILED):
+            if result.code in _SETTLED:
                 result = result._replace(hint=peer)
             self._learn(request, result.hint)
             self._outcome(request, result)
@@ -317,14 +400,14 @@ class Router:
 
     def _give_up_forward(self, number: int) -> None:
         for request, attempt in self._forwarded.pop(number).requests:
-            if request.reply is not None and request.attempt == attempt:
+            if not request.answered and request.attempt == attempt:
                 self._outcome(request, Result(Code.UNKNOWN, detail="no answer from the group's leader"))
 
     # -- out
 
     def _outcome(self, request: _Request, result: Result) -> None:
         """An attempt ended. Answer, or try again while there is time."""
-        if request.reply is None:
+        if request.answered:
             return
         code = result.code
         request.flying = False
@@ -334,7 +417,7 @@ class Router:
             # This node's own session went idle; the write surely did not happen: name it anew.
             self._client = self._draw_client(int.from_bytes(self._client[:6], "big") + 1)
             self._numbers.pop(request.seq, None)
-            self._stamp(request, request.op.slot)
+            self._stamp(request)
             self._retry_later(request)
         elif code in _AGAIN and not request.local:
             if request.attempt == 1 and result.hint not in (0, self._node):
@@ -349,33 +432,41 @@ class Router:
         self._retries.append((self._clock.now() + _BACKOFF, request))
 
     def _finish(self, request: _Request, result: Result) -> None:
-        reply, request.reply = request.reply, None
-        if reply is None:
+        if request.answered:
             return
+        request.answered = True
         del self._open[request]
+        self._open_ops -= 1
         self._open_bytes -= request.size
         if request.seq:
             self._numbers.pop(request.seq, None)
-        if request.unsure and not request.local and result.code not in (Code.OK, Code.CONDITION_FAILED):
+        if request.unsure and not request.local and result.code not in _SETTLED:
             # An earlier attempt may have taken effect, whatever the last one says.
             result = Result(Code.DEADLINE_EXCEEDED, detail=result.detail)
-        reply(request.index, result)
+        request.reply(request.index, result)
 
     def sweep(self) -> None:
         """Called every few milliseconds: deadlines, attempts without answer, attempts that are due again."""
         now = self._clock.now()
         while self._retries and self._retries[0][0] <= now:
             request = self._retries.popleft()[1]
-            if request.reply is not None:
+            if not request.answered:
                 self._route(request)
         for number in [number for number, entry in self._forwarded.items() if entry.deadline <= now]:
             self._give_up_forward(number)
         for request in [request for request in self._open if request.deadline <= now]:
             self._expire(request)
+        for lot in [lot for lot in self._writes if lot.deadline <= now]:
+            self._forget(lot)
+            for index in lot.indexes:
+                lot.reply(index, _TOO_LATE)
+        if now >= self._wall_due:
+            self._wall_due = now + _WALL_PERIOD
+            self._look_at_wall()
 
     def _expire(self, request: _Request) -> None:
         if request.flying or request.unsure:
-            result = Result(Code.DEADLINE_EXCEEDED, detail="no outcome before the deadline")
+            result = _TOO_LATE
         else:
             result = Result(Code.UNAVAILABLE, detail="no leader could be asked before the deadline")
         self._finish(request, result)

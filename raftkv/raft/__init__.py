@@ -3,6 +3,6 @@
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.group import GroupStatus, RaftGroup
 from raftkv.raft.log import BrokenInvariant
-from raftkv.raft.ports import Outbox, Sink, StateMachine
+from raftkv.raft.ports import Outbox, StateMachine
 
-__all__ = ["BrokenInvariant", "GroupStatus", "Outbox", "RaftConfig", "RaftGroup", "Sink", "StateMachine"]
+__all__ = ["BrokenInvariant", "GroupStatus", "Outbox", "RaftConfig", "RaftGroup", "StateMachine"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,7 +22,8 @@ from raftkv.raft.config import RaftConfig
 from raftkv.raft.core import CANDIDATE, FOLLOWER, LEADER, Core
 from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
 from raftkv.raft.messages import Type, check
-from raftkv.raft.ports import LogWriter, Outbox, Sink, StateMachine
+from raftkv.raft.ports import LogWriter, Outbox, StateMachine
+from raftkv.raft.proposals import Done, OpenEntry, Proposal, Proposals
 from raftkv.raft.reads import ReadDone, ReadQueue
 from raftkv.raft.replication import Progress, majority_value
 from raftkv.raft.snapshots import GroupSnapshots, SnapshotFiles, align
@@ -36,8 +36,6 @@ _BATCH: Final = b"\x00"
 
 _APPLY_BYTES: Final = 1024 * 1024
 """Applied in one turn; the rest waits for the next, so that heartbeats go on while a node catches up."""
-
-_OP_OVERHEAD: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +53,6 @@ class GroupStatus:
     match: dict[int, int]
     voters: tuple[int, ...]
     amnesia: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class _Open:
-    """An entry of this leader that is not yet applied."""
-
-    index: int
-    time: int
-    ops: list[Op]
-    sinks: list[tuple[Sink, int]]
 
 
 @dataclass(slots=True)
@@ -118,7 +106,7 @@ class RaftGroup:
         self._heard = float("-inf")
         self._silent_until = clock.now() + config.election_min
         self._prevotes: set[int] | None = None
-        self._pending: deque[tuple[Op, Sink, int]] = deque()
+        self._proposals = Proposals()
         self._leading = False
         self._target_commit: int | None = None
         self.caught_up = False
@@ -131,7 +119,6 @@ class RaftGroup:
         self._progress: dict[int, Progress] = {}
         self._seq = getattr(self, "_seq", 0)
         self._round_seq = 0
-        self._open: deque[_Open] = deque()
         self._reads = ReadQueue()
         self._lease_off = False
         self._transfer: _Transfer | None = None
@@ -167,16 +154,17 @@ class RaftGroup:
 
     # -- proposals
 
-    def propose(self, op: Op, sink: Sink, tag: int) -> None:
-        """Replicate ``op``; ``sink(tag, result)`` is called once.
+    def propose(self, ops: list[Op], size: int, done: Done) -> None:
+        """Replicate ``ops``, of ``size`` bytes of payload, in one entry; ``done(results)`` is called once.
 
         NOT_LEADER and UNAVAILABLE are answered only to operations that never reached the log; UNKNOWN if this node lost
         the leadership before it saw the outcome.
         """
+        proposal = Proposal(ops, size, done)
         if not self._leading:
-            sink(tag, self._not_leader())
+            proposal.refuse(self._not_leader())
             return
-        self._pending.append((op, sink, tag))
+        self._proposals.add(proposal)
         self._wake()
 
     def _not_leader(self) -> Result:
@@ -188,21 +176,11 @@ class RaftGroup:
     def _flush_proposals(self) -> None:
         if not self._ready or self._transfer is not None:
             return
-        while self._pending and len(self._open) < self._config.max_open_entries:
-            ops: list[Op] = []
-            sinks: list[tuple[Sink, int]] = []
-            size = 0
-            while self._pending:
-                op, sink, tag = self._pending[0]
-                size += len(op.key) + len(op.value or b"") + len(op.expected or b"") + _OP_OVERHEAD
-                if size > limits.MAX_ENTRY_BYTES and ops:
-                    break
-                self._pending.popleft()
-                ops.append(op)
-                sinks.append((sink, tag))
+        while self._proposals.waiting and self._proposals.open_entries < self._config.max_open_entries:
+            ops, proposals = self._proposals.take()
             now = self.time()
             index = self.core.append(_BATCH + msgpack.packb((now, ops)))
-            self._open.append(_Open(index, now, ops, sinks))
+            self._proposals.opened(OpenEntry(index, now, ops, proposals))
 
     def time(self) -> int:
         """Group time in milliseconds: that of the last entry plus what has passed on this leader's own clock.
@@ -255,8 +233,8 @@ class RaftGroup:
                 # Before anything is sent: a read that the lease allows asks for no round.
                 self._reads.serve(self.core.applied_index(), self._confirmed(), self.lease_holds())
             self._replicate()
-        elif self._pending:
-            self._refuse_pending()
+        elif self._proposals.waiting:
+            self._proposals.refuse_waiting(self._not_leader())
         self.snapshots.maybe_take()
 
     def tick(self) -> None:
@@ -312,7 +290,7 @@ class RaftGroup:
                 self._target_commit = index
                 self._time_base = (self.machine.time, self._clock.now())
             return
-        opened = self._open.popleft() if self._open and self._open[0].index == index else None
+        opened = self._proposals.close(index)
         try:
             if opened is None:
                 time, ops = msgpack.unpackb(command[1:], use_list=False)
@@ -322,8 +300,7 @@ class RaftGroup:
         except Exception as error:
             self._fatal(error)
             raise BrokenInvariant(f"group {self.group}: entry {index} cannot be applied: {error!r}") from error
-        for (sink, tag), result in zip(opened.sinks, results, strict=True):
-            self._answer(sink, tag, result)
+        opened.answer(results)
 
     # -- replication, as leader
 
@@ -590,30 +567,13 @@ class RaftGroup:
     def _stop_leading(self) -> None:
         log.info("group %d: no longer leading in term %d", self.group, self._lead_term)
         self._leading = False
-        opened, reads = self._open, self._reads
+        reads = self._reads
         self._reset_leadership()
         self.core.postpone_election()
-        for entry in opened:
-            for sink, tag in entry.sinks:
-                self._answer(
-                    sink, tag, Result(Code.UNKNOWN, detail="the leader lost its term before it saw the outcome")
-                )
+        self._proposals.fail_open(Result(Code.UNKNOWN, detail="the leader lost its term before it saw the outcome"))
         reads.fail(Code.NOT_LEADER)
-        self._refuse_pending()
+        self._proposals.refuse_waiting(self._not_leader())
         self._wake()
-
-    def _refuse_pending(self) -> None:
-        pending, self._pending = self._pending, deque()
-        refusal = self._not_leader()
-        for _, sink, tag in pending:
-            self._answer(sink, tag, refusal)
-
-    def _answer(self, sink: Sink, tag: int, result: Result) -> None:
-        try:
-            sink(tag, result)
-        except Exception:
-            # One caller's mistake must not keep the answers of the others.
-            log.exception("group %d: the receiver of a result failed", self.group)
 
     # -- leadership transfer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from raftkv.store.operations import Result
@@ -70,7 +70,3 @@ class Outbox(Protocol):
 
     def epoch(self, node: int) -> int:
         """Number of the link to ``node``; another number means that messages may have been lost in between."""
-
-
-Sink = Callable[[int, Result], None]
-"""Takes the result of the proposal that was given with this tag. Called exactly once."""

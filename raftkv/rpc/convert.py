@@ -21,14 +21,13 @@ from raftkv.limits import (
 )
 from raftkv.store.operations import ANY_VERSION, Kind, Mode, Op, Result
 from raftkv.v1 import kv_pb2
-from shards.slots import MAX_SLOTS
+from shards.slots import slot_of
 
 if TYPE_CHECKING:
     from raftkv.v1.kv_pb2 import OperationResult
 
 CLIENT_ID_BYTES: Final = 16
 _MAX_TTL_MS: Final = MAX_TTL * 1000
-_NO_SLOT: Final = 0
 _GET: Final = int(Kind.GET)
 _PUT: Final = int(Kind.PUT)
 _DELETE: Final = int(Kind.DELETE)
@@ -69,7 +68,7 @@ def check_request_id(client_id: bytes, sequence: int, first_incomplete: int) -> 
         )
 
 
-def operation(message: kv_pb2.Operation, client_id: bytes, first_incomplete: int) -> Op:
+def operation(message: kv_pb2.Operation, client_id: bytes, first_incomplete: int, slots: int) -> Op:
     """The operation of a Pipeline message. Raises InvalidArgument or TooLarge."""
     kind = message.kind
     key = message.key
@@ -79,7 +78,7 @@ def operation(message: kv_pb2.Operation, client_id: bytes, first_incomplete: int
         mode = message.consistency
         if not 0 <= mode <= _STALE:
             raise InvalidArgument(f"unknown consistency {mode}")
-        return _make_op((_GET, _NO_SLOT, key, None, ANY_VERSION, None, 0, b"", 0, 0, mode))
+        return _make_op((_GET, slot_of(key, slots), key, None, ANY_VERSION, None, 0, b"", 0, 0, mode))
     sequence = message.sequence
     client = b""
     first = 0
@@ -96,22 +95,24 @@ def operation(message: kv_pb2.Operation, client_id: bytes, first_incomplete: int
         if ttl > _MAX_TTL_MS:
             check_ttl(ttl)
         expect = message.if_version if message.HasField("if_version") else ANY_VERSION
-        return _make_op((_PUT, _NO_SLOT, key, value, expect, None, ttl, client, sequence, first, 0))
+        return _make_op((_PUT, slot_of(key, slots), key, value, expect, None, ttl, client, sequence, first, 0))
     if kind == _DELETE:
         expect = message.if_version if message.HasField("if_version") else ANY_VERSION
-        return Op(_DELETE, _NO_SLOT, key, None, expect, None, 0, client, sequence, first)
+        return Op(_DELETE, slot_of(key, slots), key, None, expect, None, 0, client, sequence, first)
     if kind == _CAS:
         expected = message.expected if message.HasField("expected") else None
-        return _cas(key, message.value, expected, message.ttl_ms, client, sequence, first)
+        return _cas(key, slots, message.value, expected, message.ttl_ms, client, sequence, first)
     raise InvalidArgument(f"unknown kind of operation {kind}")
 
 
-def _cas(key: bytes, value: bytes, expected: bytes | None, ttl: int, client: bytes, sequence: int, first: int) -> Op:
+def _cas(
+    key: bytes, slots: int, value: bytes, expected: bytes | None, ttl: int, client: bytes, sequence: int, first: int
+) -> Op:
     check_value(value)
     if expected is not None:
         check_value(expected, "expected value")
     check_ttl(ttl)
-    return Op(_CAS, _NO_SLOT, key, value, ANY_VERSION, expected, ttl, client, sequence, first)
+    return Op(_CAS, slot_of(key, slots), key, value, ANY_VERSION, expected, ttl, client, sequence, first)
 
 
 def fill_result(message: OperationResult, result: Result) -> None:
@@ -143,33 +144,34 @@ def result(message: OperationResult) -> Result:
     return _make_result((code, message.version, value, ttl, message.leader_hint, message.detail if code else ""))
 
 
-def get_operation(request: kv_pb2.GetRequest) -> Op:
+def get_operation(request: kv_pb2.GetRequest, slots: int) -> Op:
     """Raises InvalidArgument or TooLarge, as all conversions of requests do."""
     check_key(request.key)
-    return Op(_GET, _NO_SLOT, request.key, mode=_mode(request.consistency))
+    return Op(_GET, slot_of(request.key, slots), request.key, mode=_mode(request.consistency))
 
 
-def put_operation(request: kv_pb2.PutRequest) -> Op:
+def put_operation(request: kv_pb2.PutRequest, slots: int) -> Op:
     check_key(request.key)
     check_value(request.value)
     check_ttl(request.ttl_ms)
     expect = request.if_version if request.HasField("if_version") else ANY_VERSION
-    return Op(_PUT, _NO_SLOT, request.key, request.value, expect, None, request.ttl_ms, *_request_id(request))
+    slot = slot_of(request.key, slots)
+    return Op(_PUT, slot, request.key, request.value, expect, None, request.ttl_ms, *_request_id(request))
 
 
-def delete_operation(request: kv_pb2.DeleteRequest) -> Op:
+def delete_operation(request: kv_pb2.DeleteRequest, slots: int) -> Op:
     check_key(request.key)
     expect = request.if_version if request.HasField("if_version") else ANY_VERSION
-    return Op(_DELETE, _NO_SLOT, request.key, None, expect, None, 0, *_request_id(request))
+    return Op(_DELETE, slot_of(request.key, slots), request.key, None, expect, None, 0, *_request_id(request))
 
 
-def cas_operation(request: kv_pb2.CompareAndSwapRequest) -> Op:
+def cas_operation(request: kv_pb2.CompareAndSwapRequest, slots: int) -> Op:
     check_key(request.key)
     expected = request.expected if request.HasField("expected") else None
-    return _cas(request.key, request.value, expected, request.ttl_ms, *_request_id(request))
+    return _cas(request.key, slots, request.value, expected, request.ttl_ms, *_request_id(request))
 
 
-def scan_operation(request: kv_pb2.ScanRequest, slots: int = MAX_SLOTS) -> Op:
+def scan_operation(request: kv_pb2.ScanRequest, slots: int) -> Op:
     if request.slot >= slots:
         raise InvalidArgument(f"no slot {request.slot}: there are {slots}")
     if len(request.after) > MAX_KEY_BYTES:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
+from shards.slots import DEFAULT_SLOTS
+
 if TYPE_CHECKING:
     from raftkv.store.operations import Op, Result
     from shards.map import ShardMap
@@ -66,8 +68,8 @@ class Frontend(Protocol):
         """Execute ``ops`` in any order.
 
         ``reply(i, result)`` is called exactly once per operation, perhaps before this call returns, and within
-        ``timeout`` seconds and a little. The node fills in ``Op.slot`` except for SCAN, and stamps writes that carry no
-        client id with its own. Never raises: failures are results.
+        ``timeout`` seconds and a little. ``Op.slot`` is that of its key. The node stamps writes that carry no client id
+        with its own. Never raises: failures are results.
 
         A SCAN's ``Result.value`` is msgpack of [[key, value, version, ttl_ms_left or -1], ...]; its ``version`` is 1 if
         more records follow, else 0.
@@ -81,3 +83,9 @@ class Frontend(Protocol):
 
     def status(self) -> NodeStatus:
         """State of this node and its replicas."""
+
+
+def slots_of(frontend: Frontend) -> int:
+    """Number of slots by which keys are hashed; any number will do while the node knows no map, as it refuses all."""
+    shard_map = frontend.cluster_map()
+    return DEFAULT_SLOTS if shard_map is None else shard_map.slots

@@ -15,6 +15,7 @@ from raftkv.errors import InvalidArgument, TooLarge
 from raftkv.limits import DEFAULT_TIMEOUT, MAX_BATCH_BYTES, MAX_BATCH_OPS, MAX_STREAM_BYTES, MAX_STREAM_OPS, MAX_TIMEOUT
 from raftkv.rpc import convert
 from raftkv.rpc.errors import failure_of
+from raftkv.rpc.frontend import slots_of
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2
 
@@ -102,9 +103,10 @@ class PipelineStream:
         ops: list[Op] = []
         size = 0
         decode = convert.operation
+        slots = slots_of(self._frontend)
         for message in messages:
             try:
-                op = decode(message, client_id, first)
+                op = decode(message, client_id, first, slots)
             except InvalidArgument as error:
                 self._unanswered += 1
                 self._ready.append((message.id, failure_of(error)))

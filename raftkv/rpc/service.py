@@ -13,10 +13,10 @@ from raftkv.errors import Code, InvalidArgument, RaftKVError
 from raftkv.limits import DEFAULT_TIMEOUT, MAX_TIMEOUT
 from raftkv.rpc import convert
 from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, failure_of, status_of
+from raftkv.rpc.frontend import slots_of
 from raftkv.rpc.pipeline import PipelineStream
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
-from shards.slots import MAX_SLOTS
 
 if TYPE_CHECKING:
     from grpc import aio
@@ -58,11 +58,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         return kv_pb2.CompareAndSwapResponse(swapped=result.code == _OK, version=result.version)
 
     async def Scan(self, request: kv_pb2.ScanRequest, context: Context) -> kv_pb2.ScanResponse:
-        known = self._frontend.cluster_map()
-        slots = MAX_SLOTS if known is None else known.slots
-        return convert.scan_response(
-            await self._run(lambda message: convert.scan_operation(message, slots), request, context)
-        )
+        return convert.scan_response(await self._run(convert.scan_operation, request, context))
 
     async def Pipeline(
         self, request_iterator: AsyncIterator[kv_pb2.PipelineRequest], context: Context
@@ -95,14 +91,14 @@ class KVService(kv_pb2_grpc.KVServicer):
 
     async def _run(
         self,
-        convert_request: Callable[[Request], Op],
+        convert_request: Callable[[Request, int], Op],
         request: Request,
         context: Context,
         answers: tuple[int, ...] = (_OK,),
     ) -> Result:
         """The result of the request's operation, its code one of ``answers``; everything else aborts the RPC."""
         try:
-            op = convert_request(request)
+            op = convert_request(request, slots_of(self._frontend))
         except InvalidArgument as error:
             await _abort(context, failure_of(error))
         remaining: float | None = context.time_remaining()

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+import threading
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import raftkv
+from raftkv.clock import SystemClock
 from raftkv.testing import LocalCluster
-from shards.slots import slot_of
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def test_a_load_survives_the_death_of_a_leader_and_every_record_is_there_once(
     load = _cli("load", str(source), "--in-flight", "64", cluster=cluster)
     victim = cluster.leader(1)
     with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
-        probe = list(records)[2000]
+        probe, pause = list(records)[2000], threading.Event()
         while client.get(probe) is None:
             assert load.poll() is None, "the load ended before the kill"
-            time.sleep(0.01)
+            pause.wait(0.01)
     cluster.kill(victim)
     assert load.poll() is None, "the load ended before the kill"
     cluster.restart(victim)
@@ -107,11 +107,12 @@ def test_kill_9_of_all_nodes_while_writing_loses_no_acknowledged_write(cluster: 
             await asyncio.gather(*workers)
 
     asyncio.run(storm())
-    began = time.monotonic()
+    clock = SystemClock()
+    began = clock.now()
     for node in cluster.nodes:
         cluster.restart(node, wait=False)
     cluster.wait_ready()
-    assert time.monotonic() - began < 15
+    assert clock.now() - began < 15, "three nodes took too long to come back"
     with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
         found = {record.key: record.value for record in client.records()}
     lost = [key for key, value in acknowledged.items() if found.get(key) != value]
@@ -149,7 +150,6 @@ def test_increments_by_cas_across_leader_kills_count_exactly_once(cluster: Local
             assert record.version == total
             return total
 
-    assert slot_of(b"counter") >= 0
     assert asyncio.run(run()) == 200
 
 

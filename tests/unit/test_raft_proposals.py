@@ -74,18 +74,18 @@ def test_a_raising_receiver_keeps_no_other_answer(caplog: pytest.LogCaptureFixtu
     leader = lab.elect(1)
     lab.pump()
 
-    def fail(tag: int, result: Result) -> None:
+    def fail(results: list[Result]) -> None:
         raise ValueError("planted")
 
     before = leader.put(b"a")
-    leader.raft.propose(Op(Kind.PUT, 0, b"k", b"b"), fail, 1)
+    leader.raft.propose([Op(Kind.PUT, 0, b"k", b"b")], 1, fail)
     after = leader.put(b"c")
     lab.run(0.0)
     lab.pump()
     assert before.ok
     assert after.ok
     assert leader.commands() == [b"a", b"b", b"c"]
-    assert "receiver of a result failed" in caplog.text
+    assert "receiver of results failed" in caplog.text
 
 
 @MUTANT

@@ -14,8 +14,10 @@ from raftkv.rpc.errors import error_of, failure_of, known_code
 from raftkv.rpc.frontend import Role
 from raftkv.store.operations import ANY_VERSION, Kind, Mode, Op, Result
 from raftkv.v1 import admin_pb2, error_pb2, kv_pb2
+from shards.slots import slot_of
 
 CLIENT = b"c" * 16
+SLOT = slot_of(b"k")
 
 
 def test_the_numbers_on_the_wire_are_those_of_the_program() -> None:
@@ -31,18 +33,20 @@ def test_the_numbers_on_the_wire_are_those_of_the_program() -> None:
 
 def test_every_kind_of_operation_arrives_whole() -> None:
     get = kv_pb2.Operation(id=1, key=b"k", consistency=kv_pb2.CONSISTENCY_STALE)
-    assert convert.operation(get, b"", 0) == Op(Kind.GET, 0, b"k", mode=Mode.STALE)
+    assert convert.operation(get, b"", 0, 1024) == Op(Kind.GET, SLOT, b"k", mode=Mode.STALE)
     put = kv_pb2.Operation(id=2, kind=kv_pb2.KIND_PUT, key=b"k", value=b"v", if_version=0, ttl_ms=9, sequence=7)
-    assert convert.operation(put, CLIENT, 3) == Op(Kind.PUT, 0, b"k", b"v", 0, None, 9, CLIENT, 7, 3)
+    assert convert.operation(put, CLIENT, 3, 1024) == Op(Kind.PUT, SLOT, b"k", b"v", 0, None, 9, CLIENT, 7, 3)
     delete = kv_pb2.Operation(id=3, kind=kv_pb2.KIND_DELETE, key=b"k", sequence=8)
-    assert convert.operation(delete, CLIENT, 3) == Op(Kind.DELETE, 0, b"k", None, ANY_VERSION, None, 0, CLIENT, 8, 3)
+    assert convert.operation(delete, CLIENT, 3, 1024) == Op(
+        Kind.DELETE, SLOT, b"k", None, ANY_VERSION, None, 0, CLIENT, 8, 3
+    )
     cas = kv_pb2.Operation(id=4, kind=kv_pb2.KIND_COMPARE_AND_SWAP, key=b"k", value=b"v", expected=b"")
-    assert convert.operation(cas, CLIENT, 3) == Op(Kind.CAS, 0, b"k", b"v", ANY_VERSION, b"", 0, b"", 0, 0)
+    assert convert.operation(cas, CLIENT, 3, 1024) == Op(Kind.CAS, SLOT, b"k", b"v", ANY_VERSION, b"", 0, b"", 0, 0)
 
 
 def test_absent_and_empty_expectations_differ() -> None:
     absent = kv_pb2.Operation(kind=kv_pb2.KIND_COMPARE_AND_SWAP, key=b"k", value=b"v")
-    assert convert.operation(absent, b"", 0).expected is None
+    assert convert.operation(absent, b"", 0, 1024).expected is None
 
 
 @pytest.mark.parametrize(
@@ -63,14 +67,14 @@ def test_absent_and_empty_expectations_differ() -> None:
 def test_bad_operations_are_refused(fields: dict[str, Any], error: type[RaftKVError]) -> None:
     message = kv_pb2.Operation(**fields)
     with pytest.raises(error):
-        convert.operation(message, CLIENT, 3)
+        convert.operation(message, CLIENT, 3, 1024)
 
 
 def test_a_request_id_needs_a_whole_client_id() -> None:
     message = kv_pb2.Operation(kind=kv_pb2.KIND_PUT, key=b"k", sequence=1)
     for client, first in ((b"", 1), (b"c" * 15, 1), (b"c" * 17, 1), (CLIENT, 0)):
         with pytest.raises(InvalidArgument):
-            convert.operation(message, client, first)
+            convert.operation(message, client, first, 1024)
 
 
 @pytest.mark.parametrize(
@@ -92,19 +96,21 @@ def test_results_survive_the_wire(result: Result) -> None:
 def test_unary_requests_become_the_same_operations() -> None:
     request_id = kv_pb2.RequestId(client_id=CLIENT, sequence=7, first_incomplete=3)
     put = kv_pb2.PutRequest(key=b"k", value=b"v", if_version=0, ttl_ms=9, request_id=request_id)
-    assert convert.put_operation(put) == Op(Kind.PUT, 0, b"k", b"v", 0, None, 9, CLIENT, 7, 3)
-    assert convert.put_operation(kv_pb2.PutRequest(key=b"k")) == Op(Kind.PUT, 0, b"k", b"")
+    assert convert.put_operation(put, 1024) == Op(Kind.PUT, SLOT, b"k", b"v", 0, None, 9, CLIENT, 7, 3)
+    assert convert.put_operation(kv_pb2.PutRequest(key=b"k"), 1024) == Op(Kind.PUT, SLOT, b"k", b"")
     delete = kv_pb2.DeleteRequest(key=b"k", if_version=4)
-    assert convert.delete_operation(delete) == Op(Kind.DELETE, 0, b"k", None, 4)
+    assert convert.delete_operation(delete, 1024) == Op(Kind.DELETE, SLOT, b"k", None, 4)
     cas = kv_pb2.CompareAndSwapRequest(key=b"k", value=b"v")
-    assert convert.cas_operation(cas) == Op(Kind.CAS, 0, b"k", b"v")
+    assert convert.cas_operation(cas, 1024) == Op(Kind.CAS, SLOT, b"k", b"v")
     with pytest.raises(InvalidArgument):
-        convert.put_operation(kv_pb2.PutRequest(key=b"k", request_id=kv_pb2.RequestId(client_id=b"short", sequence=1)))
+        convert.put_operation(
+            kv_pb2.PutRequest(key=b"k", request_id=kv_pb2.RequestId(client_id=b"short", sequence=1)), 1024
+        )
 
 
 def test_scan_pages_are_bounded() -> None:
-    assert convert.scan_operation(kv_pb2.ScanRequest(slot=3)).ttl == SCAN_PAGE_BYTES
-    assert convert.scan_operation(kv_pb2.ScanRequest(slot=3, limit_bytes=1 << 31)).ttl == MAX_SCAN_PAGE_BYTES
+    assert convert.scan_operation(kv_pb2.ScanRequest(slot=3), 1024).ttl == SCAN_PAGE_BYTES
+    assert convert.scan_operation(kv_pb2.ScanRequest(slot=3, limit_bytes=1 << 31), 1024).ttl == MAX_SCAN_PAGE_BYTES
     with pytest.raises(InvalidArgument):
         convert.scan_operation(kv_pb2.ScanRequest(slot=256), slots=256)
     rows = msgpack.packb([[b"a", b"1", 4, -1], [b"b", b"2", 5, 77]])
