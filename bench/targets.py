@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol, Self, TypeAlias
 
 import grpc
@@ -15,9 +16,9 @@ Api: TypeAlias = Literal["pipeline", "unary"]
 class Target(Protocol):
     """One connection's worth of client. Errors are those of raftkv or of gRPC."""
 
-    async def get(self, key: bytes) -> None: ...
+    def get(self, key: bytes, /) -> Awaitable[object]: ...
 
-    async def set(self, key: bytes, value: bytes) -> None: ...
+    def set(self, key: bytes, value: bytes, /) -> Awaitable[object]: ...
 
     async def close(self) -> None: ...
 
@@ -27,18 +28,14 @@ class PipelineTarget:
 
     def __init__(self, client: raftkv.AsyncClient) -> None:
         self._client = client
+        self.get: Callable[[bytes], Awaitable[object]] = client.get
+        self.set: Callable[[bytes, bytes], Awaitable[object]] = client.put
 
     @classmethod
     async def connect(cls, endpoints: str, timeout: float) -> Self:
         client = raftkv.AsyncClient(endpoints, timeout=timeout)
         await client.__aenter__()
         return cls(client)
-
-    async def get(self, key: bytes) -> None:
-        await self._client.get(key)
-
-    async def set(self, key: bytes, value: bytes) -> None:
-        await self._client.put(key, value)
 
     async def close(self) -> None:
         await self._client.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from raftkv.client.arguments import check_timeout, encode_key, encode_value, expect_of, mode_of, ttl_ms_of
 from raftkv.client.channel import Call
@@ -17,13 +17,13 @@ from raftkv.client.types import Consistency, EndpointStatus, Record, WriteResult
 from raftkv.clock import Clock, SystemClock
 from raftkv.errors import Code
 from raftkv.limits import DEFAULT_TIMEOUT
-from raftkv.store.operations import Kind
+from raftkv.v1 import kv_pb2
 
-_GET = int(Kind.GET)
-_PUT = int(Kind.PUT)
-_DELETE = int(Kind.DELETE)
-_CAS = int(Kind.CAS)
-_CONDITION_FAILED = int(Code.CONDITION_FAILED)
+_GET: Final = kv_pb2.KIND_GET
+_PUT: Final = kv_pb2.KIND_PUT
+_DELETE: Final = kv_pb2.KIND_DELETE
+_CAS: Final = kv_pb2.KIND_COMPARE_AND_SWAP
+_CONDITION_FAILED: Final = int(Code.CONDITION_FAILED)
 
 
 class AsyncClient:

@@ -16,7 +16,7 @@ from raftkv.client.transport import TransportError
 from raftkv.errors import Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
 from raftkv.rpc import convert
-from raftkv.store.operations import ANY_VERSION, Kind, Result
+from raftkv.store.operations import ANY_VERSION, Result
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
@@ -24,39 +24,40 @@ if TYPE_CHECKING:
     from raftkv.client.transport import Endpoint, Stream
     from raftkv.clock import Clock
 
-_GET: Final = int(Kind.GET)
+_GET: Final = kv_pb2.KIND_GET
 _SETTLED: Final = (int(Code.OK), int(Code.CONDITION_FAILED))
 _CONNECT_TIMEOUT: Final = 2.0
 _SILENCE: Final = 2.0
 """Seconds over the node's budget after which a stream without any answer is taken for broken."""
 _NOT_SENT: Final = int(Code.UNAVAILABLE)
 _UNKNOWN: Final = int(Code.UNKNOWN)
+_NEVER: Final = 1 << 63
 
 
 class Call:
     """One operation and its attempts.
 
-    ``budget``: seconds that the node is given for the attempt under way. ``limit``: monotonic time at which it is given
-    up. ``sent``: the attempt may have reached the node. ``silent``: it was given up. ``done``: nobody waits any more.
+    ``deadline``: monotonic time at which the operation ends. The rest is about the latest attempt: ``number`` names it,
+    ``future`` gets its result, ``address`` is asked, ``budget`` in seconds is what the node is given, ``limit`` the
+    monotonic time at which it is given up, ``silent`` whether it was.
     """
 
     # Defaults live in the class: an instance starts with three attributes.
     future: asyncio.Future[Result]
-    slot = 0
+    address: str
+    number: int
+    budget: float
+    limit: float
+    deadline: float
     value: bytes | None = None
     expect = ANY_VERSION
     expected: bytes | None = None
     ttl_ms = 0
     session: Session | None = None
     seq = 0
-    number = 0
-    sent = False
     silent = False
-    done = False
-    budget = 0.0
-    limit = 0.0
 
-    def __init__(self, kind: int, key: bytes, mode: int = 0) -> None:
+    def __init__(self, kind: kv_pb2.Kind.ValueType, key: bytes, mode: int = 0) -> None:
         self.kind = kind
         self.key = key
         self.mode = mode
@@ -90,7 +91,8 @@ class Channel:
         self._on_epoch = on_epoch
         self._check_cluster = check_cluster
         self._loop = asyncio.get_running_loop()
-        self._out: deque[tuple[int, Call]] = deque()
+        self._new_future: Callable[[], asyncio.Future[Result]] = self._loop.create_future
+        self._out: deque[int] = deque()
         self._pending: dict[int, Call] = {}
         self._wake: asyncio.Future[None] | None = None
         self._stream: Stream | None = None
@@ -102,30 +104,33 @@ class Channel:
         self._closed = False
         self._writer = asyncio.create_task(self._write_all())
 
-    def send(self, call: Call, number: int) -> None:
-        """Start an attempt; its result goes to ``call.future``."""
+    def send(self, call: Call, number: int, budget: float, limit: float) -> asyncio.Future[Result]:
+        """Start an attempt under a number greater than all before; the future of its result."""
+        future = call.future = self._new_future()
         call.number = number
-        if call.sent or call.silent:
-            call.sent = call.silent = False
+        call.address = self.address
+        call.budget = budget
+        call.limit = limit
+        if call.silent:
+            call.silent = False
         self._pending[number] = call
-        self._out.append((number, call))
+        self._out.append(number)
         wake = self._wake
         if wake is not None:
             self._wake = None
             if not wake.done():
                 wake.set_result(None)
+        return future
 
     def sweep(self, now: float) -> bool:
         """Give up attempts whose time is over. Returns whether attempts are still under way."""
         oldest = now
         for number, call in list(self._pending.items()):
-            if call.done:
+            if call.future.done():
+                # Given up or cancelled; an answer may still come.
                 if now > call.limit + _SILENCE:
                     del self._pending[number]
-                continue
-            if call.number != number or call.future.done():
-                continue
-            if now >= call.limit:
+            elif call.number == number and now >= call.limit:
                 self._give_up(number, call)
                 oldest = min(oldest, call.limit - call.budget)
         if oldest < now and self._heard < oldest:
@@ -154,9 +159,13 @@ class Channel:
         self._fail_unsent(Result(_NOT_SENT, detail="the client was closed"))
         await self.endpoint.close()
 
+    def _first_unsent(self) -> int:
+        """Attempts with lower numbers may have reached the node: they leave in the order of their numbers."""
+        return self._out[0] if self._out else _NEVER
+
     def _give_up(self, number: int, call: Call) -> None:
         call.silent = True
-        if call.sent:
+        if number < self._first_unsent():
             # It stays pending: a late answer is still the answer.
             result = Result(_UNKNOWN, detail=f"{self.address} did not answer")
         else:
@@ -236,13 +245,13 @@ class Channel:
                 for message in response.results:
                     number = message.id
                     call = pending.pop(number, None)
-                    if call is None or call.done:
+                    if call is None:
                         continue
                     # An answer to an earlier attempt counts if it settles the matter.
                     if call.number == number or message.code in _SETTLED:
                         future = call.future
                         if not future.done():
-                            future.set_result(decode(message))
+                            future.set_result(decode(message) if call.kind == _GET else _written(message))
                 self._on_state(self.address, True)
                 if response.map_epoch > self._epoch:
                     self._epoch = response.map_epoch
@@ -259,34 +268,42 @@ class Channel:
         out = self._out
         request = kv_pb2.PipelineRequest()
         add = request.operations.add
+        pending = self._pending
         session: Session | None = None
         size = count = 0
         budget = 0.0
         while out and count < MAX_BATCH_OPS:
-            number, call = out[0]
-            if call.done or call.number != number or call.future.done():
+            number = out[0]
+            call = pending.get(number)
+            if call is None or call.future.done():
+                # Given up or cancelled before it was sent.
                 out.popleft()
-                self._pending.pop(number, None)
+                pending.pop(number, None)
                 continue
-            if call.session is not None and call.session is not session:
-                if session is not None:
-                    break
-                session = call.session
-            size += len(call.key) if call.kind == _GET else call.size
+            kind = call.kind
+            key = call.key
+            if kind == _GET:
+                size += len(key)
+            else:
+                if call.session is not session:
+                    if session is not None:
+                        break
+                    session = call.session
+                size += call.size
             if size > MAX_BATCH_BYTES and count:
                 break
-            if call.kind == _GET:
-                message = add()
-                message.id = number
-                message.key = call.key
-                if call.mode:
-                    message.consistency = kv_pb2.Consistency.ValueType(call.mode)
-            else:
-                _fill_write(add(id=number, kind=kv_pb2.Kind.ValueType(call.kind), key=call.key), call)
+            message = add()
+            message.id = number
+            message.key = key
+            if kind != _GET:
+                message.kind = kind
+                _fill_write(message, call)
+            elif call.mode:
+                message.consistency = kv_pb2.Consistency.ValueType(call.mode)
             out.popleft()
-            call.sent = True
             count += 1
-            budget = max(budget, call.budget)
+            if call.budget > budget:
+                budget = call.budget
         if not count:
             return None
         request.timeout_ms = max(1, int(budget * 1000))
@@ -299,17 +316,17 @@ class Channel:
         return request
 
     def _fail_sent(self, result: Result) -> None:
-        failed = [(number, call) for number, call in self._pending.items() if call.number != number or call.sent]
-        for number, call in failed:
+        unsent = self._first_unsent()
+        for number, call in [item for item in self._pending.items() if item[0] < unsent]:
             del self._pending[number]
             if call.number == number:
                 _finish(call, result)
 
     def _fail_unsent(self, result: Result) -> None:
         out, self._out = self._out, deque()
-        for number, call in out:
-            self._pending.pop(number, None)
-            if call.number == number:
+        for number in out:
+            call = self._pending.pop(number, None)
+            if call is not None:
                 _finish(call, result)
 
     async def _end(self, reader: asyncio.Task[None]) -> None:
@@ -328,6 +345,13 @@ class Channel:
             wake.set_result(None)
 
 
+def _written(message: kv_pb2.OperationResult) -> Result:
+    """The result of a write: it has a version and nothing else if it was done."""
+    if message.code:
+        return convert.result(message)
+    return Result(0, message.version, hint=message.leader_hint)
+
+
 def _fill_write(message: kv_pb2.Operation, call: Call) -> None:
     message.sequence = call.seq
     if call.value is not None:
@@ -341,5 +365,5 @@ def _fill_write(message: kv_pb2.Operation, call: Call) -> None:
 
 
 def _finish(call: Call, result: Result) -> None:
-    if not call.done and not call.future.done():
+    if not call.future.done():
         call.future.set_result(result)

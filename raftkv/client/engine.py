@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import get_running_loop
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING, Final
 
 from raftkv.client.channel import Call, Channel
 from raftkv.client.forks import forks
-from raftkv.client.retry import Progress, Step, attempt_timeout
+from raftkv.client.retry import Progress, Step, attempt_span, attempt_timeout, first_span
 from raftkv.client.routing import Routing, View
 from raftkv.client.session import Sessions
 from raftkv.client.timing import sleep, wait
@@ -18,20 +18,17 @@ from raftkv.client.transport import TransportError
 from raftkv.client.types import EndpointStatus, Record
 from raftkv.errors import Code, InvalidArgument, UsageError
 from raftkv.limits import MAX_KEY_BYTES
-from raftkv.store.operations import Kind, Mode, Result
+from raftkv.store.operations import Mode, Result
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
     from raftkv.client.transport import Transport
     from raftkv.clock import Clock, Timer
 
-_GET: Final = int(Kind.GET)
+_GET: Final = kv_pb2.KIND_GET
 _STALE: Final = int(Mode.STALE)
 _MOVED: Final = int(Code.MOVED)
 _SWEEP: Final = 0.02
-_SLACK: Final = 0.25
-"""Seconds by which the client waits longer for an attempt than the node takes for it: the node's answer says more."""
-_NODE_SHARE: Final = 0.9
 _ASKED_AT_ONCE: Final = 3
 _MAP_TIMEOUT: Final = 1.0
 
@@ -56,7 +53,6 @@ class Engine:
         self._closing: set[asyncio.Future[None]] = set()
         self._sweeper: Timer | None = None
         self._now = clock.now
-        self._new_future: Callable[[], asyncio.Future[Result]]
 
     def check_usable(self) -> None:
         """Raises UsageError in a forked process, in another event loop and after :meth:`close`."""
@@ -69,54 +65,60 @@ class Engine:
             if self._loop is not None:
                 raise UsageError("the client belongs to another event loop: make one client per loop")
             self._loop = loop
-            self._new_future = loop.create_future
 
     async def run(self, call: Call, timeout: float, accept: int = 0) -> Result:
         """The result of ``call`` within ``timeout`` seconds, its code OK or ``accept``. Raises RaftKVError."""
         if self._closed or get_running_loop() is not self._loop or forks() != self._forks:
             self.check_usable()
-        routing = self._routing
-        write = call.kind != _GET
         now = self._now()
-        deadline = now + timeout
-        progress: Progress | None = None
-        if routing.view is None:
-            progress = Progress(write)
-            await self._first_view(deadline, timeout, progress)
-            now = self._now()
-        slot = call.slot = routing.slot(call.key)
-        if write:
-            self._begin(call)
-        address = ""
+        call.deadline = now + timeout
+        result: Result | None = None
         try:
-            while True:
-                address = routing.pick(slot, now, call.mode == _STALE, address)
-                remaining = deadline - now
-                attempt = attempt_timeout(timeout, remaining, progress.silent if progress is not None else 0)
-                # The node's own answer says more than the client's giving up: let it come first.
-                call.budget = attempt if attempt < remaining else remaining * _NODE_SHARE
-                limit = now + attempt + _SLACK
-                call.limit = min(limit, deadline)
-                call.future = self._new_future()
-                self._numbers = number = self._numbers + 1
-                (self._channels.get(address) or self._channel(address)).send(call, number)
-                if self._sweeper is None:
-                    self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
-                result = await call.future
-                code = result.code
-                if result.hint:
-                    routing.hint(slot, result.hint)
-                if not code or code == accept:
+            # The ordinary call: its leader is known, is asked and answers. All else takes the general way.
+            channel = self._channels.get(self._routing.route(call.key))
+            if channel is not None and call.mode != _STALE:
+                if call.kind != _GET:
+                    self._begin(call)
+                budget, patience = first_span(timeout)
+                result = await self._send(channel, call, budget, now + patience)
+                if not result.hint and (not result.code or result.code == accept):
                     return result
-                if progress is None:
-                    progress = Progress(write)
-                now = await self._after(call, result, progress, deadline, timeout)
-                if code in (Code.NOT_LEADER, Code.MOVED):
-                    address = ""
+            return await self._run_on(call, timeout, accept, result)
         finally:
-            call.done = True
             if call.session is not None:
                 call.session.end(call.seq)
+
+    async def _run_on(self, call: Call, timeout: float, accept: int, result: Result | None) -> Result:
+        """As :meth:`run`, after a first attempt that ended in ``result`` or before any."""
+        routing = self._routing
+        progress = Progress(call.kind != _GET)
+        if result is None:
+            if routing.view is None:
+                await self._first_view(call.deadline, timeout, progress)
+            if call.kind != _GET:
+                self._begin(call)
+            result = await self._attempt(call, self._now(), timeout, progress, "")
+        while True:
+            if result.hint:
+                routing.hint(routing.slot(call.key), result.hint)
+            if not result.code or result.code == accept:
+                return result
+            now = await self._after(call, result, progress, call.deadline, timeout)
+            avoid = "" if result.code in (Code.NOT_LEADER, Code.MOVED) else call.address
+            result = await self._attempt(call, now, timeout, progress, avoid)
+
+    def _attempt(
+        self, call: Call, now: float, timeout: float, progress: Progress, avoid: str
+    ) -> asyncio.Future[Result]:
+        address = self._routing.pick(self._routing.slot(call.key), now, call.mode == _STALE, avoid)
+        budget, patience = attempt_span(timeout, call.deadline - now, progress.silent)
+        return self._send(self._channel(address), call, budget, now + patience)
+
+    def _send(self, channel: Channel, call: Call, budget: float, limit: float) -> asyncio.Future[Result]:
+        if self._sweeper is None:
+            self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
+        self._numbers = number = self._numbers + 1
+        return channel.send(call, number, budget, limit)
 
     async def scan(self, slot: int, after: bytes, limit: int, mode: int, timeout: float) -> tuple[list[Record], bool]:
         """One page of ``slot``, as AsyncClient.scan_slot."""
@@ -129,7 +131,7 @@ class Engine:
         if not 0 <= slot < slots:
             raise InvalidArgument(f"no slot {slot}: there are {slots}")
         progress = Progress(write=False)
-        call = Call(int(Kind.SCAN), after, mode)
+        call = Call(_GET, after, mode)
         request = kv_pb2.ScanRequest(
             slot=slot, after=after, limit_bytes=limit, consistency=kv_pb2.Consistency.ValueType(mode)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, auto
+from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,9 @@ ATTEMPT_TIMEOUT: Final = 1.0
 """Seconds that the first attempt gets before another node is asked; doubled with each attempt that got no answer."""
 MAX_ATTEMPT_TIMEOUT: Final = 8.0
 MIN_ATTEMPT_TIMEOUT: Final = 0.05
+_SLACK: Final = 0.25
+"""Seconds by which the client waits longer for an attempt than the node takes for it: the node's answer says more."""
+_NODE_SHARE: Final = 0.9
 _FIRST_DELAY: Final = 0.01
 _MAX_DELAY: Final = 0.25
 _OVERLOAD_DELAY: Final = 0.05
@@ -48,6 +52,22 @@ def attempt_timeout(timeout: float, remaining: float, silent: int) -> float:
     if silent:
         share = min(share * 2.0 ** min(silent, 10), MAX_ATTEMPT_TIMEOUT)
     return min(share, remaining)
+
+
+def attempt_span(timeout: float, remaining: float, silent: int) -> tuple[float, float]:
+    """Seconds that the node is given for the next attempt, and seconds after which the client gives it up.
+
+    The arguments are those of :func:`attempt_timeout`.
+    """
+    attempt = attempt_timeout(timeout, remaining, silent)
+    # The node's own answer says more than the client's giving up: let it come first.
+    return attempt if attempt < remaining else remaining * _NODE_SHARE, min(attempt + _SLACK, remaining)
+
+
+@lru_cache(maxsize=64)
+def first_span(timeout: float) -> tuple[float, float]:
+    """:func:`attempt_span` of the first attempt: nearly all calls have the same few timeouts."""
+    return attempt_span(timeout, timeout, 0)
 
 
 class Progress:

@@ -11,7 +11,7 @@ from random import Random
 from typing import Final
 
 from raftkv.errors import InvalidArgument
-from shards.slots import is_slot_count, slot_of
+from shards.slots import DEFAULT_SLOTS, is_slot_count, slot_of
 
 _FIRST_PENALTY: Final = 0.1
 _MAX_PENALTY: Final = 2.0
@@ -92,8 +92,10 @@ class Routing:
         self._rng = rng
         self._leaders: dict[int, int] = {}
         self._penalties: dict[str, _Penalty] = {}
+        self._routes: dict[int, str] = {}
         self._turn = 0
         self.view: View | None = None
+        self._slots = DEFAULT_SLOTS
 
     def install(self, view: View) -> bool:
         """Take a newer view, or another one of the same epoch for its leaders. False: it was older."""
@@ -101,7 +103,9 @@ class Routing:
         if old is not None and view.epoch < old.epoch:
             return False
         self.view = view
+        self._slots = view.slots
         self._leaders.update(view.leaders)
+        self._routes.clear()
         return True
 
     def slot(self, key: bytes) -> int:
@@ -109,11 +113,18 @@ class Routing:
         assert self.view is not None
         return slot_of(key, self.view.slots)
 
+    def route(self, key: bytes) -> str:
+        """The leader that :meth:`pick` found for the slot of ``key``; "" if it has to be asked (again)."""
+        return self._routes.get(slot_of(key, self._slots), "")
+
     def hint(self, slot: int, node: int) -> None:
         """A node said that ``node`` leads the group of ``slot``."""
         view = self.view
         if view is not None and node in view.addresses:
-            self._leaders[view.owners[slot]] = node
+            group = view.owners[slot]
+            if self._leaders.get(group) != node:
+                self._leaders[group] = node
+                self._routes.clear()
 
     def pick(self, slot: int, now: float, stale: bool = False, avoid: str = "") -> str:
         """Address for an operation on ``slot``: its leader if known and healthy, else another replica, else any.
@@ -125,7 +136,10 @@ class Routing:
         group = view.owners[slot]
         if not stale:
             address = view.addresses.get(self._leaders.get(group, 0))
-            if address is not None and address != avoid and not (self._penalties and self._down(address, now)):
+            if address is not None and address != avoid and not self._down(address, now):
+                if address not in self._penalties:
+                    # Holds until a leader changes or the address fails.
+                    self._routes[slot] = address
                 return address
         self._turn += 1
         voters = [view.addresses[node] for node in view.voters.get(group, ()) if node in view.addresses]
@@ -146,6 +160,7 @@ class Routing:
 
     def failed(self, address: str, now: float) -> None:
         """``address`` did not answer: ask others for a while, longer each time."""
+        self._routes.clear()
         penalty = self._penalties.setdefault(address, _Penalty())
         length = min(_FIRST_PENALTY * 2.0 ** min(penalty.failures, 10), _MAX_PENALTY)
         penalty.failures += 1
