@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
 import msgpack
 
+from raftkv.client.aio import AsyncClient
 from raftkv.clock import SystemClock
 from raftkv.errors import Code
 from raftkv.rpc.frontend import NodeStatus, ReplicaStatus, Role
@@ -169,3 +171,32 @@ class FakeCluster:
         server = RpcServer(self.frontends[node - 1], self.addresses[node - 1], SystemClock())
         await server.start()
         self.servers[node - 1] = server
+
+
+@asynccontextmanager
+async def started(
+    count: int = 1, timeout: float = 5.0, seeds: int | None = None
+) -> AsyncIterator[tuple[FakeCluster, AsyncClient]]:
+    async with FakeCluster(count) as cluster, AsyncClient(cluster.addresses[:seeds], timeout=timeout) as kv:
+        yield cluster, kv
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition that another task brings about."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def elapsed_since(start: float) -> float:
+    return SystemClock().now() - start
+
+
+def calls(kv: AsyncClient) -> dict[str, Callable[[], Awaitable[object]]]:
+    return {
+        "get": lambda: kv.get("k"),
+        "put": lambda: kv.put("k", b"v"),
+        "delete": lambda: kv.delete("k"),
+        "cas": lambda: kv.cas("k", None, b"v"),
+        "scan": lambda: kv.scan_slot(0),
+    }

@@ -1,0 +1,267 @@
+"""Guarantee: whatever fails, the client never executes twice, tells what is known and never waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from raftkv.client.aio import AsyncClient
+from raftkv.client.transport import GrpcTransport, TransportError
+from raftkv.clock import SystemClock
+from raftkv.errors import (
+    Code,
+    DeadlineExceeded,
+    InvalidArgument,
+    NoSpace,
+    OutcomeUnknown,
+    Overloaded,
+    SessionExpired,
+    Unavailable,
+)
+from raftkv.store.operations import Op, Result
+from raftkv.v1 import kv_pb2
+from tests.rpc_fakes import FakeCluster, calls, elapsed_since, failed, started, until
+
+
+@pytest.mark.parametrize(
+    "code", [Code.UNKNOWN, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.SLOT_MOVING, Code.NOT_CAUGHT_UP]
+)
+def test_a_retry_keeps_its_name_and_takes_effect_once(code: Code) -> None:
+    async def main() -> None:
+        async with started(2) as (cluster, kv):
+            answers = 0
+
+            def script(op: Op) -> Result:
+                nonlocal answers
+                answers += 1
+                result = cluster.shared.execute(op)
+                # Applied, but the client is not told so: the worst case.
+                return failed(code) if answers <= 3 else result
+
+            for front in cluster.frontends:
+                front.script = script
+            written = await kv.put("k", b"v")
+            ops = [op for front in cluster.frontends for op in front.ops]
+            assert len(ops) == 4
+            assert {(op.client, op.seq) for op in ops} == {(ops[0].client, 1)}
+            assert [op.key for op in cluster.shared.applied] == [b"k"]
+            assert written.version == 1
+
+    asyncio.run(main())
+
+
+def test_a_lost_connection_is_survived_without_a_second_execution() -> None:
+    async def main() -> None:
+        async with started(2) as (cluster, kv):
+            front = cluster.frontends[0]
+            front.script = lambda op: None
+            write = asyncio.create_task(kv.put("k", b"v"))
+            read = asyncio.create_task(kv.get("k"))
+            await until(lambda: len(front.held) == 2)
+            cluster.shared.execute(front.held[0][0])
+            await cluster.stop(1)
+            assert (await write).version == 1
+            assert (await read) is not None
+            assert len(cluster.shared.applied) == 1
+            # And the node is used again once it is back and leads.
+            front.script = None
+            await cluster.start(1)
+            cluster.frontends[1].script = lambda op: failed(Code.NOT_LEADER, hint=1)
+            assert (await kv.put("k", b"w")).version == 2
+
+    asyncio.run(main())
+
+
+def test_a_silent_node_is_left_for_another() -> None:
+    async def main() -> None:
+        async with started(2, timeout=3.0) as (cluster, kv):
+            await kv.put("k", b"v")
+            cluster.frontends[0].script = lambda op: None
+            start = SystemClock().now()
+            await kv.put("k", b"w")
+            assert elapsed_since(start) < 2.5
+            first, second = cluster.frontends[0].ops[-1], cluster.frontends[1].ops[-1]
+            assert (first.client, first.seq) == (second.client, second.seq)
+
+    asyncio.run(main())
+
+
+def test_a_broken_stream_does_not_look_like_a_cancelled_task() -> None:
+    async def main() -> None:
+        async with FakeCluster() as cluster:
+            cluster.frontends[0].script = lambda op: None
+            endpoint = GrpcTransport().endpoint(cluster.endpoints)
+            stream = await endpoint.open()
+            reading = asyncio.create_task(stream.read())
+            await asyncio.sleep(0)
+            stream.cancel()
+            with pytest.raises(TransportError):
+                await reading
+            with pytest.raises(TransportError):
+                await stream.write(kv_pb2.PipelineRequest())
+            scanning = asyncio.create_task(endpoint.scan(kv_pb2.ScanRequest(), 5.0))
+            await until(lambda: cluster.frontends[0].held)
+            await endpoint.close()
+            with pytest.raises(TransportError):
+                await scanning
+
+    asyncio.run(main())
+
+
+def test_a_node_that_is_frozen_is_left_and_used_again() -> None:
+    async def main() -> None:
+        async with started(2, timeout=10.0) as (cluster, kv):
+            await kv.put("k", b"v")
+            front = cluster.frontends[0]
+            front.script = lambda op: None  # alive for TCP, never an answer
+            for number in range(8):
+                assert (await kv.put(f"k{number}", b"v")).version > 0
+            channel = kv._engine._channels[cluster.addresses[0]]
+            await until(lambda: channel._stream is None)  # it was silent for too long and was broken off
+            front.script = None
+            cluster.frontends[1].script = lambda op: failed(Code.NOT_LEADER, hint=1)
+            assert (await kv.put("back", b"v")).version > 0
+            assert cluster.frontends[0].ops[-1].key == b"back"
+
+    asyncio.run(main())
+
+
+def test_a_late_answer_still_counts() -> None:
+    async def main() -> None:
+        async with started(1, timeout=4.0) as (cluster, kv):
+            front = cluster.frontends[0]
+            front.script = lambda op: None
+            write = asyncio.create_task(kv.put("k", b"v"))
+            await until(lambda: len(front.held) == 2)  # given up once, asked again
+            (first, index, reply), *_ = front.held
+            reply(index, cluster.shared.execute(first))
+            assert (await write).version == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("operation", ["get", "put", "delete", "cas"])
+def test_the_deadline_is_total_and_its_error_truthful(operation: str) -> None:
+    async def main() -> None:
+        async with started(2, timeout=0.5) as (cluster, kv):
+            await kv.get("warm", timeout=5)
+            for front in cluster.frontends:
+                front.script = lambda op: None
+            start = SystemClock().now()
+            with pytest.raises(Unavailable if operation == "get" else DeadlineExceeded):
+                await calls(kv)[operation]()
+            assert 0.4 < elapsed_since(start) < 1.5
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("operation", ["put", "delete", "cas", "get"])
+def test_refusals_until_the_deadline_are_definite(operation: str) -> None:
+    async def main() -> None:
+        async with started(2, timeout=0.4) as (cluster, kv):
+            await kv.get("warm", timeout=5)
+            for code, error in ((Code.UNAVAILABLE, Unavailable), (Code.OVERLOADED, Overloaded)):
+                for front in cluster.frontends:
+                    front.script = lambda op, code=code: failed(code, "no leader")
+                with pytest.raises(error, match="no leader"):
+                    await calls(kv)[operation]()
+
+    asyncio.run(main())
+
+
+def test_no_node_at_all_is_definite_and_in_time() -> None:
+    async def main() -> None:
+        async with started(1) as (cluster, _):
+            address = cluster.addresses[0]
+        async with AsyncClient(address, timeout=0.5) as kv:
+            start = SystemClock().now()
+            with pytest.raises(Unavailable, match="no result within 0.5 s"):
+                await kv.put("k", b"v")
+            assert elapsed_since(start) < 1.5
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(Code.NO_SPACE, NoSpace), (Code.INVALID_ARGUMENT, InvalidArgument), (Code.INTERNAL, OutcomeUnknown)],
+)
+def test_final_codes_raise_at_once(code: Code, error: type[Exception]) -> None:
+    async def main() -> None:
+        async with started() as (cluster, kv):
+            cluster.frontends[0].script = lambda op: failed(code, "why")
+            with pytest.raises(error, match="why"):
+                await kv.put("k", b"v")
+            assert len(cluster.frontends[0].ops) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("operation", ["get", "put", "delete", "cas", "scan"])
+def test_a_cancelled_call_harms_no_other(operation: str) -> None:
+    async def main() -> None:
+        async with started() as (cluster, kv):
+            front = cluster.frontends[0]
+            await kv.put("other", b"v")
+            front.script = lambda op: None
+            call = asyncio.ensure_future(calls(kv)[operation]())
+            await until(lambda: front.held)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            front.script = None
+            front.release()  # the late result finds nobody
+            assert (await kv.get("other")) is not None
+            await kv.put("other", b"w")
+            last = front.ops[-1]
+            assert last.first == last.seq
+
+    asyncio.run(main())
+
+
+def test_a_call_cancelled_before_it_is_sent_is_not_sent() -> None:
+    async def main() -> None:
+        async with started() as (cluster, kv):
+            await kv.get("warm")
+            call = asyncio.create_task(kv.put("k", b"v"))
+            await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await kv.put("l", b"v")
+            assert b"k" not in [op.key for op in cluster.frontends[0].ops]
+
+    asyncio.run(main())
+
+
+def test_an_expired_session_is_renewed_if_nothing_can_have_happened() -> None:
+    async def main() -> None:
+        async with started() as (cluster, kv):
+            front = cluster.frontends[0]
+            refused: list[bytes] = []
+
+            def script(op: Op) -> Result:
+                if len(refused) < 3:
+                    refused.append(op.client)
+                    return failed(Code.SESSION_EXPIRED)
+                return cluster.shared.execute(op)
+
+            front.script = script
+            assert (await kv.put("k", b"v")).version == 1
+            ids = [*refused, front.ops[-1].client]
+            assert ids == sorted(set(ids))
+            assert front.ops[-1].seq == 1
+
+    asyncio.run(main())
+
+
+def test_an_expired_session_after_an_unknown_attempt_is_said() -> None:
+    async def main() -> None:
+        async with started() as (cluster, kv):
+            answers = iter([failed(Code.UNKNOWN), failed(Code.SESSION_EXPIRED)])
+            cluster.frontends[0].script = lambda op: next(answers)
+            with pytest.raises(SessionExpired):
+                await kv.put("k", b"v")
+
+    asyncio.run(main())

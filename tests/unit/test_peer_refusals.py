@@ -1,0 +1,217 @@
+"""Guarantee: who does not belong here or speaks nonsense is refused, named once and harms no other connection."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from raftkv import limits
+from raftkv.peer.frames import HEADER, ProtocolViolation
+from tests.peer_world import ENCODER, Stranger, World, rest, run
+
+
+@pytest.mark.parametrize(
+    ("identity", "reason"),
+    [
+        ({"cluster": "foreign"}, "this node belongs to cluster c, not 'foreign'"),
+        ({"incarnation": "wiped"}, "you have lost your disk"),
+    ],
+)
+def test_a_refused_node_is_told_why_hears_nothing_and_tries_again(identity: dict[str, str], reason: str) -> None:
+    async def scenario(world: World) -> None:
+        two = await world.node(2, [])
+        two.verdict = "you have lost your disk"
+        one = await world.node(1, [2], **identity)
+        assert one.refusals == [(2, reason)]
+        assert not one.links.up(2)
+        assert one.events == []
+        one.links.send(2, ["unheard"])
+        await world.clock.advance(2.0)
+        assert two.got == []
+        assert len(one.refusals) > 2
+
+    run(scenario)
+
+
+def test_an_address_that_leads_to_another_node_is_refused() -> None:
+    async def scenario(world: World) -> None:
+        await world.node(2, [])
+        one = await world.node(1, [])
+        one.links.add_peer(3, "n2:1")
+        await rest()
+        assert one.refusals == [(3, "this is node 2, not node 3")]
+
+    run(scenario)
+
+
+def test_a_refused_node_is_welcome_once_the_reason_is_gone() -> None:
+    async def scenario(world: World) -> None:
+        two = await world.node(2, [])
+        two.verdict = "not yet"
+        one = await world.node(1, [2])
+        two.verdict = None
+        await world.clock.advance(1.0)
+        assert one.links.up(2)
+
+    run(scenario)
+
+
+def test_another_protocol_version_is_refused() -> None:
+    async def scenario(world: World) -> None:
+        await world.node(2, [])
+        stranger = await world.stranger()
+        await stranger.say("raftkv", 99, "c", 1, 2, "i", "b")
+        assert stranger.frames == [["refuse", "protocol version 99 is not spoken here, only 1"]]
+        assert stranger.closed
+
+    run(scenario)
+
+
+def test_the_same_refusal_is_logged_once_until_the_node_was_welcome(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        two = await world.node(2, [])
+        two.verdict = "not yet"
+        await world.node(1, [2])
+        await world.clock.advance(3.0)
+        assert len([r for r in caplog.records if "refused node 1" in r.message]) == 1
+        assert len([r for r in caplog.records if "link to node 2" in r.message]) == 1
+
+    with caplog.at_level("WARNING"):
+        run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("garbage", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "the limit is 4096"),
+        (HEADER.pack(5000, 0), "a frame of 5000 bytes was announced"),
+        (HEADER.pack(1, 0) + b"\x90", "wrong checksum"),
+    ],
+)
+def test_garbage_before_a_hello_costs_only_its_own_connection(
+    caplog: pytest.LogCaptureFixture, garbage: bytes, reason: str
+) -> None:
+    async def scenario(world: World) -> None:
+        two, one = await world.node(2, []), await world.node(1, [2])
+        stranger = await world.stranger()
+        await stranger.write(garbage)
+        await stranger.write(garbage)
+        assert stranger.closed
+        one.links.send(2, ["still here"])
+        await rest()
+        assert two.got == [(1, ["still here"])]
+        logged = [r.message for r in caplog.records if "dropped the connection from a stranger" in r.message]
+        assert len(logged) == 1
+        assert reason in logged[0]
+        assert "at stranger" in logged[0]
+
+    with caplog.at_level("WARNING"):
+        run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (HEADER.pack(limits.MAX_FRAME_BYTES + 1, 0), "was announced, the limit is"),
+        (HEADER.pack(1, 0) + b"\x90", "wrong checksum"),
+        (bytes(ENCODER.frame_of([[1], "text", [2]])), "a message is str, not an array"),
+        (bytes(ENCODER.frame_of([[1], True])), "a message is bool, not an array"),
+    ],
+)
+def test_a_violation_after_the_hello_drops_the_connection_and_is_logged_once(
+    caplog: pytest.LogCaptureFixture, bad: bytes, reason: str
+) -> None:
+    async def scenario(world: World) -> None:
+        two = await world.node(2, [])
+        peer = await world.stranger()
+        await peer.hello()
+        assert peer.frames == [["welcome", "boot"]]
+        await peer.say(["good"])
+        await peer.write(bad + bad)
+        await peer.say(["too late"])
+        assert peer.closed
+        assert two.got[0] == (1, ["good"])
+        assert (1, ["too late"]) not in two.got
+        logged = [r.message for r in caplog.records if "dropped the connection from node 1" in r.message]
+        assert len(logged) == 1
+        assert reason in logged[0]
+        assert two.crashes == []
+
+    with caplog.at_level("WARNING"):
+        run(scenario)
+
+
+def test_the_consumer_can_call_a_message_a_violation(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        two = await world.node(2, [])
+
+        def refuse(peer: int, message: list[Any]) -> None:
+            raise ProtocolViolation("no such group")
+
+        two.on_message = refuse
+        peer = await world.stranger()
+        await peer.hello()
+        await peer.say([7])
+        assert peer.closed
+        assert two.crashes == []
+        assert "no such group" in caplog.text
+
+    with caplog.at_level("WARNING"):
+        run(scenario)
+
+
+def test_an_exception_of_the_consumer_reaches_the_supervisor() -> None:
+    async def scenario(world: World) -> None:
+        two = await world.node(2, [])
+        bug = RuntimeError("a bug")
+
+        def fail(peer: int, message: list[Any]) -> None:
+            raise bug
+
+        two.on_message = fail
+        peer = await world.stranger()
+        await peer.hello()
+        await peer.say([1], [2])
+        assert two.crashes == [bug]
+        assert peer.closed
+
+    run(scenario)
+
+
+def test_garbage_instead_of_an_answer_fails_the_attempt_only() -> None:
+    async def scenario(world: World) -> None:
+        class Rude(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                assert isinstance(transport, asyncio.Transport)
+                transport.write(b"220 smtp.example ready\r\n")
+
+        listener = await world.network.host("n2").listen("n2:1", Rude)
+        one = await world.node(1, [2])
+        await world.clock.advance(1.0)
+        assert len(one.dials) > 2
+        listener.close()
+        await world.node(2, [])
+        await world.clock.advance(1.0)
+        assert one.links.up(2)
+        assert one.crashes == []
+
+    run(scenario)
+
+
+def test_messages_on_the_answering_side_are_a_violation() -> None:
+    async def scenario(world: World) -> None:
+        class Talkative(Stranger):
+            def data_received(self, data: bytes) -> None:
+                assert self._transport is not None
+                self._transport.write(self._encoder.frame_of(["welcome", "b"]))
+                self._transport.write(self._encoder.frame_of([["a message"]]))
+
+        listener = await world.network.host("n2").listen("n2:1", Talkative)
+        one = await world.node(1, [2])
+        assert one.events == [(2, 1, True), (2, 1, False)]
+        assert one.got == []
+        listener.close()
+
+    run(scenario)
