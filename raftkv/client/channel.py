@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from raftkv.client.timing import wait
 from raftkv.client.transport import TransportError
@@ -32,6 +33,8 @@ _SILENCE: Final = 2.0
 _NOT_SENT: Final = int(Code.UNAVAILABLE)
 _UNKNOWN: Final = int(Code.UNKNOWN)
 _NEVER: Final = 1 << 63
+# A third of the time of calling the class: it runs once per operation.
+_make_result: Final = cast("Callable[[tuple[Any, ...]], Result]", partial(tuple.__new__, Result))
 
 
 class Call:
@@ -62,17 +65,27 @@ class Call:
         self.key = key
         self.mode = mode
 
-    @property
-    def size(self) -> int:
-        """Payload in bytes."""
-        return len(self.key) + len(self.value or b"") + len(self.expected or b"")
+
+class Observer(Protocol):
+    """Hears from channels."""
+
+    def on_busy(self) -> None:
+        """A channel without attempts under way got one: it has to be swept."""
+
+    def on_state(self, address: str, ok: bool) -> None:
+        """Whether the node at ``address`` answers."""
+
+    def on_epoch(self, epoch: int) -> None:
+        """The epoch of a node's map, when it has risen."""
+
+    def refusal(self, cluster_id: str) -> str | None:
+        """Why a node of that cluster is refused, or None."""
 
 
 class Channel:
     """The Pipeline to one address, opened when there is something to send and again after a loss.
 
-    ``on_state(address, ok)`` hears whether the node answers; ``on_epoch(epoch)`` the epoch of the node's map.
-    ``check_cluster(id)`` says why a node of that cluster is refused, or None.
+    ``numbers`` names attempts, in rising order; all channels of a client share it.
     """
 
     def __init__(
@@ -80,16 +93,14 @@ class Channel:
         address: str,
         endpoint: Endpoint,
         clock: Clock,
-        on_state: Callable[[str, bool], None],
-        on_epoch: Callable[[int], None],
-        check_cluster: Callable[[str], str | None],
+        numbers: Iterator[int],
+        observer: Observer,
     ) -> None:
         self.address = address
         self.endpoint = endpoint
         self._clock = clock
-        self._on_state = on_state
-        self._on_epoch = on_epoch
-        self._check_cluster = check_cluster
+        self._next_number = numbers.__next__
+        self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._new_future: Callable[[], asyncio.Future[Result]] = self._loop.create_future
         self._out: deque[int] = deque()
@@ -104,16 +115,19 @@ class Channel:
         self._closed = False
         self._writer = asyncio.create_task(self._write_all())
 
-    def send(self, call: Call, number: int, budget: float, limit: float) -> asyncio.Future[Result]:
-        """Start an attempt under a number greater than all before; the future of its result."""
+    def send(self, call: Call, budget: float, limit: float) -> asyncio.Future[Result]:
+        """Start an attempt; the future of its result."""
         future = call.future = self._new_future()
-        call.number = number
+        call.number = number = self._next_number()
         call.address = self.address
         call.budget = budget
         call.limit = limit
         if call.silent:
             call.silent = False
-        self._pending[number] = call
+        pending = self._pending
+        if not pending:
+            self._observer.on_busy()
+        pending[number] = call
         self._out.append(number)
         wake = self._wake
         if wake is not None:
@@ -135,7 +149,7 @@ class Channel:
                 oldest = min(oldest, call.limit - call.budget)
         if oldest < now and self._heard < oldest:
             # Not a word since those attempts began: others are better asked.
-            self._on_state(self.address, False)
+            self._observer.on_state(self.address, False)
         if self._due and now > self._due:
             # The node always answers in time: the connection is half open, or the node is frozen.
             self._due = 0.0
@@ -181,12 +195,12 @@ class Channel:
             try:
                 stream = await self._open()
             except TransportError as error:
-                self._on_state(self.address, False)
+                self._observer.on_state(self.address, False)
                 self._fail_unsent(error.result)
                 continue
             self._stream, self._lost = stream, None
             self._heard = self._clock.now()
-            self._on_state(self.address, True)
+            self._observer.on_state(self.address, True)
             reader = asyncio.create_task(self._read_all(stream))
             try:
                 await self._write_stream(stream)
@@ -196,7 +210,7 @@ class Channel:
                 stream.cancel()
                 await self._end(reader)
             lost = self._lost or Result(_UNKNOWN, detail=f"the connection to {self.address} was lost")
-            self._on_state(self.address, False)
+            self._observer.on_state(self.address, False)
             self._fail_sent(lost if lost.code == _UNKNOWN else lost._replace(code=_UNKNOWN))
             self._fail_unsent(lost._replace(code=_NOT_SENT))
 
@@ -210,7 +224,7 @@ class Channel:
                 opening.cancel()
                 await asyncio.gather(opening, return_exceptions=True)
         stream = opening.result()
-        refusal = self._check_cluster(stream.cluster_id)
+        refusal = self._observer.refusal(stream.cluster_id)
         if refusal is not None:
             stream.cancel()
             raise TransportError(Result(int(Code.WRONG_CLUSTER), detail=f"{self.address}: {refusal}"))
@@ -252,10 +266,10 @@ class Channel:
                         future = call.future
                         if not future.done():
                             future.set_result(decode(message) if call.kind == _GET else _written(message))
-                self._on_state(self.address, True)
+                self._observer.on_state(self.address, True)
                 if response.map_epoch > self._epoch:
                     self._epoch = response.map_epoch
-                    self._on_epoch(response.map_epoch)
+                    self._observer.on_epoch(response.map_epoch)
         except TransportError as error:
             self._lost = error.result
         finally:
@@ -282,22 +296,27 @@ class Channel:
                 continue
             kind = call.kind
             key = call.key
-            if kind == _GET:
-                size += len(key)
-            else:
-                if call.session is not session:
-                    if session is not None:
-                        break
-                    session = call.session
-                size += call.size
+            value = call.value
+            size += len(key)
+            if value is not None:
+                size += len(value)
+                if call.expected is not None:
+                    size += len(call.expected)
             if size > MAX_BATCH_BYTES and count:
                 break
+            if kind != _GET and call.session is not session:
+                if session is not None:
+                    break
+                session = call.session
             message = add()
             message.id = number
             message.key = key
             if kind != _GET:
                 message.kind = kind
-                _fill_write(message, call)
+                message.sequence = call.seq
+                if value is not None:
+                    message.value = value
+                _fill_conditions(message, call)
             elif call.mode:
                 message.consistency = kv_pb2.Consistency.ValueType(call.mode)
             out.popleft()
@@ -349,13 +368,10 @@ def _written(message: kv_pb2.OperationResult) -> Result:
     """The result of a write: it has a version and nothing else if it was done."""
     if message.code:
         return convert.result(message)
-    return Result(0, message.version, hint=message.leader_hint)
+    return _make_result((0, message.version, None, -1, message.leader_hint, ""))
 
 
-def _fill_write(message: kv_pb2.Operation, call: Call) -> None:
-    message.sequence = call.seq
-    if call.value is not None:
-        message.value = call.value
+def _fill_conditions(message: kv_pb2.Operation, call: Call) -> None:
     if call.expect != ANY_VERSION:
         message.if_version = call.expect
     if call.expected is not None:

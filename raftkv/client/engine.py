@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import get_running_loop
 from collections.abc import Sequence
+from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -46,7 +47,7 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forks = forks()
         self._closed = False
-        self._numbers = 0
+        self._numbers = count(1)
         self._cluster_id = ""
         self._wanted_epoch = 0
         self._refreshing: asyncio.Task[Result | None] | None = None
@@ -80,7 +81,7 @@ class Engine:
                 if call.kind != _GET:
                     self._begin(call)
                 budget, patience = first_span(timeout)
-                result = await self._send(channel, call, budget, now + patience)
+                result = await channel.send(call, budget, now + patience)
                 if not result.hint and (not result.code or result.code == accept):
                     return result
             return await self._run_on(call, timeout, accept, result)
@@ -112,13 +113,7 @@ class Engine:
     ) -> asyncio.Future[Result]:
         address = self._routing.pick(self._routing.slot(call.key), now, call.mode == _STALE, avoid)
         budget, patience = attempt_span(timeout, call.deadline - now, progress.silent)
-        return self._send(self._channel(address), call, budget, now + patience)
-
-    def _send(self, channel: Channel, call: Call, budget: float, limit: float) -> asyncio.Future[Result]:
-        if self._sweeper is None:
-            self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
-        self._numbers = number = self._numbers + 1
-        return channel.send(call, number, budget, limit)
+        return self._channel(address).send(call, budget, now + patience)
 
     async def scan(self, slot: int, after: bytes, limit: int, mode: int, timeout: float) -> tuple[list[Record], bool]:
         """One page of ``slot``, as AsyncClient.scan_slot."""
@@ -228,24 +223,32 @@ class Engine:
         channel = self._channels.get(address)
         if channel is None:
             endpoint = self._transport.endpoint(address)
-            channel = Channel(address, endpoint, self._clock, self._on_state, self._on_epoch, self._refusal)
+            channel = Channel(address, endpoint, self._clock, self._numbers, self)
             self._channels[address] = channel
         return channel
 
-    def _on_state(self, address: str, ok: bool) -> None:
+    def on_busy(self) -> None:
+        """A channel without attempts under way got one."""
+        if self._sweeper is None:
+            self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
+
+    def on_state(self, address: str, ok: bool) -> None:
+        """Whether the node at ``address`` answers."""
         if ok:
             self._routing.succeeded(address)
         elif not self._closed:
             self._routing.failed(address, self._clock.now())
             self._refresh()
 
-    def _on_epoch(self, epoch: int) -> None:
+    def on_epoch(self, epoch: int) -> None:
+        """The epoch of a node's map."""
         view = self._routing.view
         if view is None or epoch > view.epoch:
             self._wanted_epoch = max(self._wanted_epoch, epoch)
             self._refresh()
 
-    def _refusal(self, cluster_id: str) -> str | None:
+    def refusal(self, cluster_id: str) -> str | None:
+        """Why a node of that cluster is refused, or None."""
         if not self._cluster_id or cluster_id == self._cluster_id:
             return None
         return f"a node of cluster {cluster_id}; this client speaks to {self._cluster_id}"
@@ -313,14 +316,14 @@ class Engine:
         except TransportError as error:
             self._routing.failed(address, self._clock.now())
             return error.result
-        refusal = self._refusal(view.cluster_id)
+        refusal = self.refusal(view.cluster_id)
         if refusal is not None:
             return Result(int(Code.WRONG_CLUSTER), detail=f"{address}: {refusal}")
         return view
 
     def _install(self, view: View) -> bool:
         """Whether ``view`` is as new as the epoch that was heard of."""
-        if self._refusal(view.cluster_id) is not None:
+        if self.refusal(view.cluster_id) is not None:
             return False
         self._cluster_id = view.cluster_id
         self._routing.install(view)
@@ -340,7 +343,7 @@ class Engine:
             status = await self._channel(address).endpoint.status(timeout)
         except TransportError as error:
             return EndpointStatus(address, None, error.result.detail)
-        refusal = self._refusal(status.cluster_id)
+        refusal = self.refusal(status.cluster_id)
         if refusal is not None:
             return EndpointStatus(address, None, refusal)
         return EndpointStatus(address, status)
