@@ -205,8 +205,8 @@ def test_messages_on_the_answering_side_are_a_violation() -> None:
         class Talkative(Stranger):
             def data_received(self, data: bytes) -> None:
                 assert self._transport is not None
-                self._transport.write(self._encoder.frame_of(["welcome", "b"]))
-                self._transport.write(self._encoder.frame_of([["a message"]]))
+                self._transport.write(ENCODER.frame_of(["welcome", "b"]))
+                self._transport.write(ENCODER.frame_of([["a message"]]))
 
         listener = await world.network.host("n2").listen("n2:1", Talkative)
         one = await world.node(1, [2])

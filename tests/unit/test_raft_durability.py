@@ -4,7 +4,8 @@ import contextlib
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, LabError, Replica, append, batch
+from faults.sim.raftlab import GROUP, Lab, Replica, append, batch
+from faults.sim.raftparts import LabError
 from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
 

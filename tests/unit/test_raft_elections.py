@@ -4,7 +4,8 @@ import contextlib
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Disk, Lab, LabError, append, batch
+from faults.sim.raftlab import GROUP, Lab, append, batch
+from faults.sim.raftparts import Disk, LabError
 from raftkv.errors import Code
 from raftkv.raft import BrokenInvariant, RaftGroup
 from raftkv.raft.core import Core

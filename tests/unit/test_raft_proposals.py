@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, Machine, append, batch
+from faults.sim.raftlab import GROUP, Lab, append, batch
+from faults.sim.raftparts import Machine
 from raftkv import limits
 from raftkv.errors import Code
 from raftkv.raft import BrokenInvariant, RaftConfig, RaftGroup

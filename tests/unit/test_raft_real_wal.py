@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from faults.sim.disk import SimDisk
-from faults.sim.raftlab import GROUP, Lab, LabFiles, Machine, Replica
+from faults.sim.raftlab import GROUP, Lab, Replica
+from faults.sim.raftparts import LabFiles, Machine
 from faults.sim.worker import SimWorker
 from raftkv.raft import RaftConfig
 from raftkv.raft.log import FIRST_INDEX, Entry

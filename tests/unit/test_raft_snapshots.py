@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Envelope, Lab, LabFiles, Machine, Replica, SnapshotFile, append, batch
+from faults.sim.raftlab import GROUP, Envelope, Lab, Replica, append, batch
+from faults.sim.raftparts import LabFiles, Machine, SnapshotFile
 from raftkv import limits
 from raftkv.errors import Code, CorruptData
 from raftkv.raft import RaftConfig, RaftGroup

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import Envelope, Lab, LabError, Outcome, Replica
+from faults.sim.raftlab import Envelope, Lab, Outcome, Replica
+from faults.sim.raftparts import LabError
 from raftkv.errors import Code, RaftKVError
 from raftkv.raft import RaftConfig, RaftGroup
 
