@@ -272,6 +272,10 @@ class SimFile:
         self._begin()
         self._disk.sync_file(self._inode)
 
+    def write_durably(self, offset: int, data: Buffer) -> None:
+        self.write_at(offset, data)
+        self.sync()
+
     def close(self) -> None:
         self._closed = True
 

@@ -237,12 +237,8 @@ class Wal:
         file, offset, salt = self._file, self._position, self._salt
         parts, durable, last = self._take_batch(self._segments[-1])
         self._position += size
-
-        def work() -> None:
-            file.write_at(offset, fmt.pack_batch(salt, durable + 1, last - durable, durable, parts))
-            file.sync()
-
-        self._worker.submit(work, lambda _, failure: self._written(last, failure))
+        batch = fmt.pack_batch(salt, durable + 1, last - durable, durable, parts)
+        self._worker.submit(lambda: file.write_durably(offset, batch), lambda _, failure: self._written(last, failure))
 
     def _take_batch(self, segment: Segment) -> tuple[list[bytes], int, int]:
         """(records that gathered, LSN before the first, LSN of the last); they will go into ``segment``."""
