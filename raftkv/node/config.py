@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raftkv.errors import ConfigError
+from raftkv.peer import network
 
 DEFAULT_SLOTS: Final = 1024
 DEFAULT_GROUPS: Final = 3
@@ -25,16 +26,13 @@ def split_address(address: str) -> tuple[str, int]:
 
     Raises ValueError that says what is wrong.
     """
-    host, colon, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError(f"{address!r} is not host:port (put an IPv6 host into brackets)")
-    if not colon or not host or any(c.isspace() or c == "/" for c in host):
-        raise ValueError(f"{address!r} is not host:port")
-    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise ValueError(f"{address!r} has no port from 1 to 65535")
-    return host, int(port)
+    try:
+        host, port = network.split_address(address)
+    except network.BadAddress as error:
+        raise ValueError(str(error)) from None
+    if not port:
+        raise ValueError(f"address {address!r} has no port from 1 to 65535")
+    return host, port
 
 
 def _address(value: str) -> str:

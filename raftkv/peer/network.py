@@ -56,7 +56,8 @@ def split_address(address: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         raise BadAddress(f"address {address!r}: write an IPv6 host in brackets, as in [::1]:7501")
-    if not colon or not host or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+    whole = colon and host and not any(character.isspace() or character == "/" for character in host)
+    if not whole or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
         raise BadAddress(f"address {address!r} is not of the form host:port")
     return host, int(port)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -178,62 +179,54 @@ def test_a_foreign_cluster_is_refused(run: Runner) -> None:
     run(main())
 
 
+@asynccontextmanager
+async def linked_to_one_that_does_not_read() -> AsyncIterator[Node]:
+    """Node 1 with its link to a peer that says welcome and then stops reading, each time it is dialled."""
+    acceptors: list[Acceptor] = []
+
+    def accept() -> Acceptor:
+        acceptors.append(Acceptor(pause=True))
+        return acceptors[-1]
+
+    listener = await TcpNetwork().listen("127.0.0.1:0", accept)
+    one = Node(1, {2: listener.address})
+    await one.links.start()
+    await one.until(lambda: one.links.up(2))
+    yield one
+    await one.links.close()
+    listener.close()
+    for acceptor in acceptors:
+        assert acceptor.transport is not None
+        acceptor.transport.abort()
+    await asyncio.sleep(0)
+
+
 def test_a_peer_that_stops_reading_is_dropped_when_its_buffer_is_full(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_PEER_BUFFER_BYTES", 8_000_000)
 
     async def main() -> None:
-        acceptors: list[Acceptor] = []
-
-        def accept() -> Acceptor:
-            acceptors.append(Acceptor(pause=True))
-            return acceptors[-1]
-
-        listener = await TcpNetwork().listen("127.0.0.1:0", accept)
-        one = Node(1, {2: listener.address})
-        await one.links.start()
-        await one.until(lambda: one.links.up(2))
-        sent = 0
-        while one.links.epoch(2) == 1 and one.links.up(2):
-            one.links.send(2, [b"x" * 900_000])
-            sent += 1
-            assert sent < 60, "the buffer has no bound"
-            await asyncio.sleep(0)
-        assert sent >= 8
-        await one.until(lambda: one.links.epoch(2) == 2)
-        await one.links.close()
-        listener.close()
-        for acceptor in acceptors:
-            assert acceptor.transport is not None
-            acceptor.transport.abort()
-        await asyncio.sleep(0)
+        async with linked_to_one_that_does_not_read() as one:
+            sent = 0
+            while one.links.epoch(2) == 1 and one.links.up(2):
+                one.links.send(2, [b"x" * 900_000])
+                sent += 1
+                assert sent < 60, "the buffer has no bound"
+                await asyncio.sleep(0)
+            assert sent >= 8
+            await one.until(lambda: one.links.epoch(2) == 2)
 
     run(main())
 
 
 def test_a_peer_that_accepts_and_is_silent_is_dropped_after_two_seconds(run: Runner) -> None:
     async def main() -> None:
-        acceptors: list[Acceptor] = []
-
-        def accept() -> Acceptor:
-            acceptors.append(Acceptor(pause=True))
-            return acceptors[-1]
-
-        listener = await TcpNetwork().listen("127.0.0.1:0", accept)
-        one = Node(1, {2: listener.address})
-        await one.links.start()
-        await one.until(lambda: one.links.up(2))
-        began = SystemClock().now()
-        await one.until(lambda: not one.links.up(2))
-        assert SystemClock().now() - began >= 1.9
-        await one.until(lambda: one.links.epoch(2) == 2)
-        await one.links.close()
-        listener.close()
-        for acceptor in acceptors:
-            assert acceptor.transport is not None
-            acceptor.transport.abort()
-        await asyncio.sleep(0)
+        async with linked_to_one_that_does_not_read() as one:
+            began = SystemClock().now()
+            await one.until(lambda: not one.links.up(2))
+            assert SystemClock().now() - began >= 1.9
+            await one.until(lambda: one.links.epoch(2) == 2)
 
     run(main())
 

@@ -50,7 +50,9 @@ def test_addresses_are_split(address: str, parts: tuple[str, int]) -> None:
     assert split_address(address) == parts
 
 
-@pytest.mark.parametrize("address", ["", "h", ":1", "h:", "h:x", "h:65536", "h:-1", "::1:7501", "h:1 ", "h:²", "[]:1"])
+@pytest.mark.parametrize(
+    "address", ["", "h", ":1", "h:", "h:x", "h:65536", "h:-1", "::1:7501", "h:1 ", "h:²", "[]:1", "a b:1", "a/b:1"]
+)
 def test_a_bad_address_is_named_in_the_error(address: str) -> None:
     with pytest.raises(BadAddress) as caught:
         split_address(address)
