@@ -95,8 +95,8 @@ class RaftSection(_Section):
     def _ordered(self) -> Self:
         if self.election_max < 1.2 * self.election_min:
             raise ValueError("election_max must be at least 1.2 times election_min")
-        if self.heartbeat > self.election_min / 2:
-            raise ValueError("heartbeat must be at most half of election_min")
+        if 3 * self.heartbeat >= self.election_min:
+            raise ValueError("heartbeat must be less than a third of election_min")
         return self
 
 

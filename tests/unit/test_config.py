@@ -51,7 +51,7 @@ def test_dial_overrides_where_one_peer_is_reached() -> None:
         ("node", "listen", "host:0", "node.listen"),
         ("node", "reads", "leases", "node.reads"),
         ("node", "log_level", "loud", "node.log_level"),
-        ("raft", "heartbeat", 0.4, "heartbeat must be at most half of election_min"),
+        ("raft", "heartbeat", 0.2, "heartbeat must be less than a third of election_min"),
         ("raft", "election_max", 0.5, "election_max must be at least 1.2 times election_min"),
         ("raft", "snapshot_bytes", 1, "raft.snapshot_bytes"),
     ],
