@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from raftkv.client.retry import Progress, Step, attempt_timeout
+from raftkv.client.retry import Progress, Step, attempt_span, attempt_timeout, first_span
 from raftkv.client.session import JUMPS_MS
 from raftkv.errors import (
     OUTCOMES,
@@ -135,3 +135,10 @@ def test_attempts_fit_into_the_budget_and_grow_when_unanswered() -> None:
     assert attempt_timeout(60.0, 60.0, 2) == 4.0
     assert attempt_timeout(60.0, 60.0, 9) == 8.0
     assert attempt_timeout(60.0, 0.5, 9) == 0.5
+
+
+def test_a_node_answers_before_the_client_gives_up_and_never_after_the_deadline() -> None:
+    for timeout, remaining, silent in ((5.0, 5.0, 0), (0.9, 0.9, 0), (0.03, 0.03, 0), (60.0, 0.5, 9), (60.0, 60.0, 2)):
+        budget, patience = attempt_span(timeout, remaining, silent)
+        assert 0 < budget < patience <= remaining
+    assert first_span(5.0) == attempt_span(5.0, 5.0, 0) == (1.0, 1.25)
