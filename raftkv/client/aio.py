@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 
 from raftkv.client.arguments import check_timeout, encode_key, encode_value, expect_of, mode_of, ttl_ms_of
-from raftkv.client.channel import Call
+from raftkv.client.call import Call
 from raftkv.client.engine import Engine
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.scan import record_pages

@@ -17,10 +17,12 @@ from raftkv.client.transport import TransportError
 from raftkv.errors import Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
 from raftkv.rpc import convert
+from raftkv.rpc.pace import Pace
 from raftkv.store.operations import ANY_VERSION, Result
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
+    from raftkv.client.call import Call
     from raftkv.client.session import Session
     from raftkv.client.transport import Endpoint, Stream
     from raftkv.clock import Clock
@@ -35,35 +37,6 @@ _UNKNOWN: Final = int(Code.UNKNOWN)
 _NEVER: Final = 1 << 63
 # A third of the time of calling the class: it runs once per operation.
 _make_result: Final = cast("Callable[[tuple[Any, ...]], Result]", partial(tuple.__new__, Result))
-
-
-class Call:
-    """One operation and its attempts.
-
-    ``deadline``: monotonic time at which the operation ends. The rest is about the latest attempt: ``number`` names it,
-    ``future`` gets its result, ``address`` is asked, ``budget`` in seconds is what the node is given, ``limit`` the
-    monotonic time at which it is given up, ``silent`` whether it was.
-    """
-
-    # Defaults live in the class: an instance starts with three attributes.
-    future: asyncio.Future[Result]
-    address: str
-    number: int
-    budget: float
-    limit: float
-    deadline: float
-    value: bytes | None = None
-    expect = ANY_VERSION
-    expected: bytes | None = None
-    ttl_ms = 0
-    session: Session | None = None
-    seq = 0
-    silent = False
-
-    def __init__(self, kind: kv_pb2.Kind.ValueType, key: bytes, mode: int = 0) -> None:
-        self.kind = kind
-        self.key = key
-        self.mode = mode
 
 
 class Observer(Protocol):
@@ -106,6 +79,8 @@ class Channel:
         self._out: deque[int] = deque()
         self._pending: dict[int, Call] = {}
         self._wake: asyncio.Future[None] | None = None
+        self._enough = 1
+        self._pace = Pace()
         self._stream: Stream | None = None
         self._lost: Result | None = None
         self._heard = 0.0
@@ -130,7 +105,7 @@ class Channel:
         pending[number] = call
         self._out.append(number)
         wake = self._wake
-        if wake is not None:
+        if wake is not None and len(self._out) >= self._enough:
             self._wake = None
             if not wake.done():
                 wake.set_result(None)
@@ -235,10 +210,15 @@ class Channel:
             if not self._out:
                 await self._sleep()
                 continue
+            delay = self._pace.delay(self._clock.now(), len(self._out), len(self._pending))
+            if delay:
+                await self._gather(delay)
+                continue
             request = self._batch()
             if request is None:
                 continue
             try:
+                self._pace.sent(self._clock.now())
                 await stream.write(request)
             except TransportError as error:
                 if self._lost is None:
@@ -266,6 +246,9 @@ class Channel:
                         future = call.future
                         if not future.done():
                             future.set_result(decode(message) if call.kind == _GET else _written(message))
+                if self._enough > 1:
+                    # Less is outstanding: what has gathered may be enough now.
+                    self._notify()
                 self._observer.on_state(self.address, True)
                 if response.map_epoch > self._epoch:
                     self._epoch = response.map_epoch
@@ -357,6 +340,16 @@ class Channel:
     async def _sleep(self) -> None:
         self._wake = self._loop.create_future()
         await self._wake
+
+    async def _gather(self, delay: float) -> None:
+        """Wait until half of what is outstanding waits here, less is outstanding, or for ``delay`` seconds."""
+        self._enough = (len(self._pending) + 1) // 2
+        timer = self._clock.call_later(delay, self._notify)
+        try:
+            await self._sleep()
+        finally:
+            timer.cancel()
+            self._enough = 1
 
     def _notify(self) -> None:
         wake, self._wake = self._wake, None

@@ -9,7 +9,8 @@ from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from raftkv.client.channel import Call, Channel
+from raftkv.client.call import Call
+from raftkv.client.channel import Channel
 from raftkv.client.forks import forks
 from raftkv.client.retry import Progress, Step, attempt_span, attempt_timeout, first_span
 from raftkv.client.routing import Routing, View

@@ -1,0 +1,43 @@
+"""What the client keeps of one operation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raftkv.store.operations import ANY_VERSION
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from raftkv.client.session import Session
+    from raftkv.store.operations import Result
+    from raftkv.v1 import kv_pb2
+
+
+class Call:
+    """One operation and its attempts.
+
+    ``deadline``: monotonic time at which the operation ends. The rest is about the latest attempt: ``number`` names it,
+    ``future`` gets its result, ``address`` is asked, ``budget`` in seconds is what the node is given, ``limit`` the
+    monotonic time at which it is given up, ``silent`` whether it was.
+    """
+
+    # Defaults live in the class: an instance starts with three attributes.
+    future: asyncio.Future[Result]
+    address: str
+    number: int
+    budget: float
+    limit: float
+    deadline: float
+    value: bytes | None = None
+    expect = ANY_VERSION
+    expected: bytes | None = None
+    ttl_ms = 0
+    session: Session | None = None
+    seq = 0
+    silent = False
+
+    def __init__(self, kind: kv_pb2.Kind.ValueType, key: bytes, mode: int = 0) -> None:
+        self.kind = kind
+        self.key = key
+        self.mode = mode
