@@ -19,6 +19,7 @@ from raftkv.cli.local import (
     LocalError,
     LocalProcesses,
     Shape,
+    check_ports,
     folder_lock,
     new_shape,
     places_from,
@@ -69,7 +70,10 @@ def up(
     with folder_lock(data_dir):
         cluster = LocalProcesses.open(data_dir)
         if cluster is None:
-            cluster = LocalProcesses.create(data_dir, shape or _new_shape(nodes, groups, replicas, port))
+            shape = shape or _new_shape(nodes, groups, replicas, port)
+            # Before the folder remembers ports that this cluster can never have.
+            check_ports(shape.places)
+            cluster = LocalProcesses.create(data_dir, shape)
         else:
             _same_shape(cluster.shape, data_dir, nodes, groups, replicas, port)
         started = cluster.start_missing()

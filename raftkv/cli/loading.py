@@ -50,12 +50,17 @@ def fingerprint(path: Path) -> str:
 
 
 class ProgressFile:
-    """``FILE.progress`` beside the file that is loaded; gone when the load is complete."""
+    """``FILE.progress`` beside the file that is loaded; gone when the load is complete.
+
+    ``problem``: why progress could not be saved last, "" if it could. A load goes on without: its folder may be one
+    that only others may write.
+    """
 
     def __init__(self, source: Path, file: str, cluster: str) -> None:
         self.path = source.with_name(source.name + ".progress")
         self._file = file
         self._cluster = cluster
+        self.problem = ""
 
     def read(self) -> int:
         """Records that an earlier load of the same file into the same cluster has written; 0 if there was none."""
@@ -67,10 +72,17 @@ class ProgressFile:
         return known.done if (known.file, known.cluster) == (self._file, self._cluster) else 0
 
     def write(self, done: int) -> None:
-        write_atomically(self.path, json.dumps({"file": self._file, "cluster": self._cluster, "done": done}) + "\n")
+        try:
+            write_atomically(self.path, json.dumps({"file": self._file, "cluster": self._cluster, "done": done}) + "\n")
+            self.problem = ""
+        except OSError as error:
+            self.problem = str(error)
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            self.problem = str(error)
 
 
 class Loader:

@@ -265,11 +265,7 @@ class LocalProcesses:
     def start_missing(self) -> list[LocalNode]:
         """Start the nodes that do not run. Raises LocalError if a port is taken; nothing is started then."""
         missing = [node for node in self.nodes if node.process() is None]
-        for node in missing:
-            for address in (node.address, node.peer_address):
-                problem = port_problem(address)
-                if problem:
-                    raise LocalError(f"node {node.id} cannot listen at {address}: {problem}")
+        check_ports(missing)
         for node in missing:
             node.start()
         return missing
@@ -406,6 +402,15 @@ def probe(address: str, timeout: float = _PROBE_TIMEOUT) -> admin_pb2.GetStatusR
             return admin_pb2_grpc.AdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=timeout)
         except grpc.RpcError:
             return None
+
+
+def check_ports(nodes: Sequence[LocalNode | Place]) -> None:
+    """Raises LocalError if one of ``nodes`` could not listen."""
+    for node in nodes:
+        for address in (node.address, node.peer_address):
+            problem = port_problem(address)
+            if problem:
+                raise LocalError(f"node {node.id} cannot listen at {address}: {problem}")
 
 
 def port_problem(address: str) -> str | None:

@@ -59,7 +59,20 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; errors go to stderr."""
+    fill_standard_files()
     sys.exit(run(arguments))
+
+
+def fill_standard_files() -> None:
+    """Open those of stdin, stdout and stderr that the caller closed, so that no data file gets their number.
+
+    Libraries in C write to file 2 whatever it is: it must never be the log of a node.
+    """
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(file, True)
+        name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[file]
+        setattr(sys, name, open(file, mode, closefd=False))  # noqa: SIM115
+    os.close(file)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -75,9 +88,12 @@ def run(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone; nothing more can be said to it, not even at interpreter exit.
+    except OSError as error:
+        # Commands report what they meet elsewhere, so this is the output. Nothing more can be said to it, not even at
+        # interpreter exit. A reader that has gone wants to hear nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            complain(f"cannot go on: {error}")
         return Exit.ERROR
     except RaftKVError as error:
         complain(describe(error))

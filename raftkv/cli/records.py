@@ -71,6 +71,8 @@ def _read_jsonl(path: Path, key_column: str, value_column: str) -> Iterator[Item
                 raise InvalidArgument(f"{path}: line {number}: not JSON: {error.msg}") from None
             except UnicodeDecodeError:
                 raise InvalidArgument(f"{path}: line {number}: not UTF-8") from None
+            except (RecursionError, ValueError) as error:
+                raise InvalidArgument(f"{path}: line {number}: not a record: {error}") from None
 
 
 def _is_time(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,9 +15,10 @@ import raftkv
 from raftkv.cli.common import Exit, complain, describe, endpoints_option, exit_code, output_option, print_json, run
 from raftkv.cli.common import timeout_option as timeout
 from raftkv.cli.loading import Loader, ProgressFile, fingerprint
-from raftkv.cli.records import Format, dump_line, format_of, read_items
+from raftkv.cli.records import Format, Item, dump_line, format_of, read_items
 from raftkv.clock import SystemClock
 from raftkv.errors import InvalidArgument, RaftKVError, Unavailable
+from raftkv.limits import MAX_TTL
 
 _FLUSH_BYTES = 256 * 1024
 
@@ -55,7 +57,7 @@ def load(
         raise click.UsageError("--key-column and --value-column name the same column")
     kind = kind or format_of(file)
     identity = fingerprint(file)
-    total = sum(1 for _ in read_items(file, kind, key_column, value_column))
+    total = _count(file, read_items(file, kind, key_column, value_column))
 
     async def transfer() -> tuple[Loader, int, float, RaftKVError | None]:
         clock = SystemClock()
@@ -77,6 +79,8 @@ def load(
                     failure = error
             if failure is None:
                 progress.remove()
+            if progress.problem:
+                complain(f"progress could not be saved, an interrupted load begins anew: {progress.problem}")
             return loader, skip, clock.now() - start, failure
 
     loader, skipped, seconds, failure = run(transfer())
@@ -94,6 +98,17 @@ def load(
         rate = loader.written / seconds if seconds else 0.0
         click.echo(f"{loader.written} records written in {seconds:.1f} s ({rate:,.0f}/s){extra}")
     return Exit.DONE if failure is None else exit_code(failure)
+
+
+def _count(file: Path, items: Iterator[Item]) -> int:
+    """Number of records. Raises InvalidArgument for the first that the cluster would not take."""
+    latest = SystemClock().wall() + MAX_TTL
+    total = 0
+    for item in items:
+        total += 1
+        if item.expires_at is not None and item.expires_at > latest:
+            raise InvalidArgument(f"{file}: line {item.line}: expires_at is more than {MAX_TTL} s ahead")
+    return total
 
 
 async def _cluster_id(client: raftkv.AsyncClient) -> str:

@@ -158,7 +158,11 @@ class RaftNode:
             self._replicas.ensure(META_GROUP, founders)
         saved = folder.load_map()
         if saved is not None:
-            self._take_map(saved)
+            try:
+                self._take_map(saved)
+            except messages.Malformed as problem:
+                # Only a hint, perhaps of another version: the meta group or a peer tells the map anew.
+                log.warning("the saved shard map is not used: %s", problem)
         self._look_at_meta()
 
     # -- life

@@ -135,6 +135,14 @@ def test_progress_counts_for_the_same_file_and_cluster_only(tmp_path: Path) -> N
     assert not mine.path.exists()
 
 
+def test_a_folder_that_cannot_be_written_costs_the_progress_only(tmp_path: Path) -> None:
+    progress = ProgressFile(tmp_path / "missing" / "a.jsonl", "file", "cluster")
+    progress.write(3)
+    assert "No such file" in progress.problem
+    assert progress.read() == 0
+    progress.remove()
+
+
 def test_progress_is_saved_while_loading() -> None:
     clock, saved = StoppedClock(), list[int]()
     store = Store()

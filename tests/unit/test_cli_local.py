@@ -103,6 +103,14 @@ def test_a_port_in_use_is_an_error_before_anything_starts(tmp_path: Path) -> Non
         assert cluster.nodes[0].process() is None
 
 
+def test_up_on_a_port_in_use_does_not_bind_the_folder_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", free_ports(1, 8000)[0])) as taken:
+        port = taken.getsockname()[1]
+        assert run(["up", "--data-dir", str(tmp_path), "--port", str(port), "--nodes", "1"]) == 1
+    assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
+    assert LocalProcesses.open(tmp_path) is None
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -43,6 +43,8 @@ def test_csv_with_quotes_newlines_other_columns_and_a_byte_order_mark(tmp_path: 
         (b'{"key": "a", "value": "", "expires_at": NaN}', "expires_at is not a time"),
         (b'{"key": "", "value": ""}', "the key is empty"),
         (b'{"key": "a\xff", "value": ""}', "not UTF-8"),
+        (b'{"key": "a", "value": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not a record"),
+        (b'{"key": "a", "value": "", "version": ' + b"9" * 5000 + b"}", "not a record"),
         (json.dumps({"key": "k" * (MAX_KEY_BYTES + 1), "value": ""}).encode(), "the limit is 8192"),
         (json.dumps({"key": "k", "value": "v" * (MAX_VALUE_BYTES + 1)}).encode(), "the limit is 1048576"),
     ],

@@ -1,0 +1,169 @@
+"""Clumsy use of the commands and bad bytes on a running cluster get a clear error and harm nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import msgpack
+import pytest
+
+import raftkv
+from raftkv.limits import MAX_BATCH_BYTES, MAX_FRAME_BYTES, MAX_KEY_BYTES, MAX_TTL, MAX_VALUE_BYTES
+from raftkv.peer.frames import HEADER, Encoder
+from raftkv.testing import LocalCluster
+from raftkv.v1 import kv_pb2, kv_pb2_grpc
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(nodes=3, groups=2) as running:
+        yield running
+
+
+def _shell(script: str, cluster: LocalCluster | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run ``script`` with ``raftkv`` as a word for the command line."""
+    return subprocess.run(
+        ["/bin/sh", "-c", f'raftkv() {{ "{sys.executable}" -m raftkv.cli.main "$@"; }}\n{script}'],
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "NO_COLOR": "1", "RAFTKV_ENDPOINTS": cluster.endpoints if cluster else "127.0.0.1:1"},
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("command", ["dump", "get here", "get here -o json", "put other x"])
+def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(cluster: LocalCluster, command: str) -> None:
+    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+        client.put("here", b"x" * 100_000)
+    done = _shell(f"raftkv {command} > /dev/full", cluster)
+    assert done.returncode == 1
+    assert b"No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_gone_is_no_complaint(cluster: LocalCluster) -> None:
+    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+        for number in range(20):
+            client.put(f"long{number}", b"x" * 50_000)
+    done = _shell("raftkv dump | head -c 10", cluster)
+    assert done.returncode == 0
+    assert len(done.stdout) == 10
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_files_are_never_taken_for_others(cluster: LocalCluster, closed: str) -> None:
+    """A socket or a data file that got number 2 would receive what libraries write there."""
+    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+        client.put("here", b"x")
+    done = _shell(f"raftkv get here {closed}", cluster)
+    assert done.returncode == 0
+    assert done.stdout == (b"" if ">&-" in closed.split() else b"x")
+
+
+def test_a_load_is_checked_before_its_first_write(cluster: LocalCluster, tmp_path: Path) -> None:
+    rows = [{"key": "first", "value": "x"}, {"key": "second", "value": "x", "expires_at": 4e9 + MAX_TTL}]
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = _shell(f"raftkv load {source}", cluster)
+    assert done.returncode == 1
+    assert b"line 2: expires_at is more than" in done.stderr
+    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+        assert client.get("first") is None
+
+
+def test_sizes_are_refused_by_the_server_itself(cluster: LocalCluster) -> None:
+    """A client of another language may not check what ours checks; what is at the limit passes."""
+    with grpc.insecure_channel(cluster.address(1)) as channel:
+        stub = kv_pb2_grpc.KVStub(channel)
+        stub.Put(kv_pb2.PutRequest(key=b"k" * MAX_KEY_BYTES, value=b"v" * MAX_VALUE_BYTES), timeout=10.0)
+        for request in (
+            kv_pb2.PutRequest(key=b"", value=b""),
+            kv_pb2.PutRequest(key=b"k" * (MAX_KEY_BYTES + 1), value=b""),
+            kv_pb2.PutRequest(key=b"k", value=b"v" * (MAX_VALUE_BYTES + 1)),
+            kv_pb2.PutRequest(key=b"k", value=b"v" * (2 * MAX_BATCH_BYTES)),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Put(request, timeout=10.0)
+            assert caught.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        assert not stub.Get(kv_pb2.GetRequest(key=b"k"), timeout=10.0).HasField("record")
+
+
+def _bad_frames(cluster: LocalCluster) -> list[bytes]:
+    """After the hello of a real node (as a replay of its bytes would be): everything that no node sends."""
+    rng = random.Random(0)
+    encoder = Encoder()
+    messages: list[object] = ["x", [], ["zz"], ["op", 1, 2, [[1]]], ["op", -1, -2, [[0] * 11]], [1, 1], [99, 1, 5]]
+    messages += [["re", 1], ["re", [[1, 0, [0] * 7]]], ["map", b"zz"], ["map", b"\x91" * 10_000], [1.5], [True, 0, 1]]
+    messages += [[1, 1, *[2**64 - 1] * 6, []], ["epoch", -1], [1, 99, 2**62]]
+    nested = b"\x91" * 50_000
+    return [
+        rng.randbytes(200),
+        HEADER.pack(MAX_FRAME_BYTES + 1, 0),
+        HEADER.pack(2**32 - 1, 0),
+        HEADER.pack(3, 1) + b"\x91\x91\x01",
+        HEADER.pack(len(nested), zlib.crc32(nested)) + nested,
+        *(bytes(encoder.frame_of([message])) for message in messages),
+    ]
+
+
+def test_bad_bytes_on_the_port_for_peers_end_that_connection_only(cluster: LocalCluster) -> None:
+    identity = json.loads((cluster.data_dir(3) / "identity.json").read_bytes().rpartition(b"\ncrc32 ")[0])
+    hello: list[object] = ["raftkv", 1, cluster.cluster_id, 3, 1, identity["incarnation"], "another boot"]
+    host, port = cluster.peer_address(1).split(":")
+
+    def ends(first: bytes, second: bytes = b"") -> bytes:
+        """What comes until the node closes the connection, as it must; ``second`` is sent after an answer."""
+        with socket.create_connection((host, int(port)), timeout=10.0) as connection:
+            received = b""
+            try:
+                connection.sendall(first)
+                if second:
+                    received = connection.recv(65536)
+                    connection.sendall(second)
+                while chunk := connection.recv(65536):
+                    received += chunk
+            except ConnectionError:
+                pass
+            return received
+
+    encoder = Encoder()
+    welcome = bytes(encoder.frame_of(hello))
+    for bad in _bad_frames(cluster):
+        assert b"welcome" in ends(welcome, bad)
+    for field, value in ((2, "other"), (3, 9), (3, 1), (4, 2), (5, "0" * 32), (5, ""), (1, 2), (0, "http")):
+        altered = [value if at == field else item for at, item in enumerate(hello)]
+        assert b"refuse" in ends(bytes(encoder.frame_of(altered)))
+    for stranger in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00" * 40,
+        b"\0" * 100,
+        random.Random(1).randbytes(9000),
+    ):
+        assert b"welcome" not in ends(stranger)
+    cluster.wait_ready()
+    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+        client.put("after", b"x")
+    log = cluster.log(1, 10_000)
+    assert "Traceback" not in log
+    assert log.count("was announced, the limit is 16777216") == 3, "each dropped connection is logged once"
+
+
+def test_a_saved_map_that_cannot_be_read_is_learnt_anew() -> None:
+    """The copy in the data folder is a hint: a node starts without it."""
+    with LocalCluster(nodes=3, groups=1) as running:
+        running.kill(2)
+        junk = msgpack.packb({"epoch": "another version"})
+        (running.data_dir(2) / "map").write_bytes(zlib.crc32(junk).to_bytes(4, "little") + junk)
+        running.restart(2)
+        assert "the saved shard map is not used" in running.log(2, 100)
