@@ -218,7 +218,9 @@ class Channel:
             if request is None:
                 continue
             try:
-                self._pace.sent(self._clock.now())
+                now = self._clock.now()
+                self._pace.sent(now)
+                self._pace.follow(request.operations[0].id, now)
                 await stream.write(request)
             except TransportError as error:
                 if self._lost is None:
@@ -236,8 +238,11 @@ class Channel:
                     return
                 self._heard = self._clock.now()
                 self._due = self._heard + self._budget + _SILENCE if len(pending) > len(response.results) else 0.0
+                followed = self._pace.followed
                 for message in response.results:
                     number = message.id
+                    if number == followed:
+                        self._pace.answered(self._heard)
                     call = pending.pop(number, None)
                     if call is None:
                         continue

@@ -173,10 +173,20 @@ class RaftNode:
         self._tick()
 
     async def hand_over(self, patience: float) -> None:
-        """Give the leaderships of this node away, within ``patience`` seconds."""
+        """Give the leaderships of this node away, within ``patience`` seconds.
+
+        One that comes back stays: then the other nodes are stopping too.
+        """
         until = self._clock.now() + patience
+        terms: dict[int, int] = {}
         while True:
-            leading = [group for group in self._replicas.all() if group.leads() and len(group.voters) > 1]
+            leading = [
+                group
+                for group in self._replicas.all()
+                if group.leads()
+                and len(group.voters) > 1
+                and terms.setdefault(group.group, group.status().term) == group.status().term
+            ]
             if not leading or self._clock.now() >= until:
                 return
             for group in leading:

@@ -16,10 +16,12 @@ from raftkv.limits import DEFAULT_TIMEOUT, MAX_BATCH_BYTES, MAX_BATCH_OPS, MAX_S
 from raftkv.rpc import convert
 from raftkv.rpc.errors import failure_of
 from raftkv.rpc.frontend import slots_of
+from raftkv.rpc.pace import Pace
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
+    from raftkv.clock import Clock
     from raftkv.rpc.frontend import Frontend
 
 _OVERHEAD = 48  # an operation without payload still takes room
@@ -28,8 +30,11 @@ _OVERHEAD = 48  # an operation without payload still takes room
 class PipelineStream:
     """State of one stream. ``run`` reads until the client ends, ``responses`` yields what is to be sent."""
 
-    def __init__(self, frontend: Frontend) -> None:
+    def __init__(self, frontend: Frontend, clock: Clock) -> None:
         self._frontend = frontend
+        self._clock = clock
+        self._pace = Pace()
+        self._enough = 1
         self._loop = asyncio.get_running_loop()
         self._ready: list[tuple[int, Result]] = []
         self._ready_bytes = 0
@@ -63,11 +68,15 @@ class PipelineStream:
         """Messages to send, until everything that was read has been answered."""
         while True:
             if self._ready:
+                delay = self._pace.delay(self._clock.now(), len(self._ready), self._unanswered)
+                if delay and self._reading:
+                    await self._gather(delay)
                 batch, self._ready, self._ready_bytes = self._ready, [], 0
                 start = 0
                 while start < len(batch):
                     response, start = self._response(batch, start)
                     yield response
+                self._pace.sent(self._clock.now())
                 self._unanswered -= len(batch)
                 if self._room is not None and not self._full():
                     room, self._room = self._room, None
@@ -78,6 +87,17 @@ class PipelineStream:
             else:
                 self._wake = self._loop.create_future()
                 await self._wake
+
+    async def _gather(self, delay: float) -> None:
+        """Wait until half of what is outstanding is ready, or for ``delay`` seconds."""
+        self._enough = (self._unanswered + 1) // 2
+        self._wake = self._loop.create_future()
+        timer = self._clock.call_later(delay, self._notify)
+        try:
+            await self._wake
+        finally:
+            timer.cancel()
+            self._enough = 1
 
     def _full(self) -> bool:
         return (
@@ -120,6 +140,7 @@ class PipelineStream:
             share = size // len(ops)
             self._unanswered_bytes += share * len(ops)
             timeout = min(request.timeout_ms / 1000 or DEFAULT_TIMEOUT, MAX_TIMEOUT)
+            self._pace.follow(ids[0], self._clock.now())
             self._frontend.submit(ops, timeout, self._replier(ids, share))
 
     def _replier(self, ids: list[int], share: int) -> Callable[[int, Result], None]:
@@ -130,7 +151,7 @@ class PipelineStream:
             if value is not None:
                 self._ready_bytes += len(value)
             wake = self._wake
-            if wake is not None:
+            if wake is not None and len(self._ready) >= self._enough:
                 self._wake = None
                 if not wake.done():
                     wake.set_result(None)
@@ -144,6 +165,7 @@ class PipelineStream:
         add = response.results.add
         fill = convert.fill_result
         size = 0
+        followed = self._pace.followed
         for index in range(start, len(batch)):
             number, result = batch[index]
             value = result.value
@@ -151,6 +173,8 @@ class PipelineStream:
                 size += len(value)
                 if size > MAX_BATCH_BYTES and index > start:
                     return response, index
+            if number == followed:
+                self._pace.answered(self._clock.now())
             message = add()
             message.id = number
             fill(message, result)

@@ -42,7 +42,7 @@ class RpcServer:
 
     def __init__(self, frontend: Frontend, listen: str, clock: Clock) -> None:
         self._listen = listen
-        self._kv = KVService(frontend)
+        self._kv = KVService(frontend, clock)
         self._admin = AdminService(frontend)
         self._health = HealthService(frontend, clock, _NAMES)
         self._server: aio.Server | None = None

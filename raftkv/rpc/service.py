@@ -21,6 +21,7 @@ from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 if TYPE_CHECKING:
     from grpc import aio
 
+    from raftkv.clock import Clock
     from raftkv.rpc.frontend import Frontend, NodeStatus, ReplicaStatus
 
     Context = aio.ServicerContext[Any, Any]
@@ -34,8 +35,9 @@ Request = TypeVar("Request")
 class KVService(kv_pb2_grpc.KVServicer):
     """Unary RPCs, one operation each, and the Pipeline."""
 
-    def __init__(self, frontend: Frontend) -> None:
+    def __init__(self, frontend: Frontend, clock: Clock) -> None:
         self._frontend = frontend
+        self._clock = clock
         self._streams: set[PipelineStream] = set()
         self._draining = False
 
@@ -68,7 +70,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         status = self._frontend.status()
         # Sent before the first message is read: a client that has not seen it knows that nothing was executed.
         await context.send_initial_metadata(((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node))))
-        stream = PipelineStream(self._frontend)
+        stream = PipelineStream(self._frontend, self._clock)
         self._streams.add(stream)
         reader = asyncio.create_task(stream.run(request_iterator))
         try:

@@ -17,6 +17,7 @@ from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, result_of
 from raftkv.rpc.server import RpcServer
 from raftkv.store.operations import Kind, Op, Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
+from shards.slots import slot_of
 from tests.rpc_fakes import CLUSTER, FakeCluster, FakeFrontend, failed
 
 CLIENT = b"c" * 16
@@ -140,7 +141,7 @@ def test_a_message_is_one_batch_and_a_bad_operation_harms_no_other() -> None:
             front = cluster.frontends[0]
             assert [len(batch) for batch, _ in front.batches] == [2]
             assert front.batches[0][1] == 1.5
-            assert front.ops[0] == Op(Kind.PUT, 0, b"a", b"1", client=CLIENT, seq=5, first=4)
+            assert front.ops[0] == Op(Kind.PUT, slot_of(b"a"), b"a", b"1", client=CLIENT, seq=5, first=4)
 
     asyncio.run(main())
 
