@@ -275,6 +275,19 @@ def test_a_node_without_a_majority_still_ends_in_order(cluster: LocalCluster) ->
     assert cluster.stop_node(cluster.nodes[0], timeout=10.0)
 
 
+@pytest.mark.timeout(60)
+def test_nodes_that_stop_together_do_not_hand_leaderships_around(cluster: LocalCluster) -> None:
+    """Each node gives a leadership away once: two nodes that stop must not pass it to and fro until their time is up."""
+
+    def terms() -> int:
+        return sum(int(group["term"]) for group in cluster.status()["groups"])
+
+    before = terms()
+    assert set(cluster.stop().values()) == {True}
+    cluster.start()
+    assert terms() - before <= 8 * 3
+
+
 @pytest.mark.timeout(90)
 def test_a_follower_that_was_away_for_long_takes_a_snapshot_and_agrees() -> None:
     """It is killed once more while the snapshot is on its way; then all replicas hold the same number of records."""
