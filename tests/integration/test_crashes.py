@@ -54,6 +54,7 @@ def _dump(cluster: LocalCluster) -> list[tuple[str, str]]:
     return [(row["key"], row["value"]) for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_load_survives_the_death_of_a_leader_and_every_record_is_there_once(
     cluster: LocalCluster, tmp_path: Path
