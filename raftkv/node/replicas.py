@@ -18,7 +18,7 @@ from raftkv.peer.links import Links
 from raftkv.raft import RaftConfig, RaftGroup
 from raftkv.raft.log import FIRST_INDEX
 from raftkv.storage.snapshots import SnapshotStore
-from raftkv.storage.wal import Wal
+from raftkv.storage.wal import GroupState, Wal
 from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
 from shards.map import META_GROUP
@@ -81,8 +81,7 @@ class Replicas:
             self._start(group, voters)
 
     def _start(self, group: int, voters: Sequence[int]) -> None:
-        info = self._files.latest(group)
-        state = self._wal.align(group, *((info.index, info.term) if info else (FIRST_INDEX, 0)))
+        state = self._wal.recovered.get(group, GroupState())
         store: Store | MetaStore = self.meta if group == META_GROUP else Store()
         replica = RaftGroup(
             group,

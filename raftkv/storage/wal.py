@@ -186,23 +186,6 @@ class Wal:
                 state.last = index
         self._append((fmt.SNAPSHOT, group, index, term))
 
-    def align(self, group: int, index: int, term: int) -> GroupState:
-        """At start: bring the group's recovered state in line with its latest snapshot file, (0, 0) if there is none.
-
-        A crash may come after a snapshot's rename and before its SNAPSHOT record: the tail after it is kept. Raises
-        CorruptData if the log was compacted with a newer snapshot than that.
-        """
-        state = self.recovered.setdefault(group, GroupState())
-        if index < state.snapshot_index:
-            problem = f"group {group}: its snapshot at index {state.snapshot_index} is missing; {fmt.ADVICE}"
-            raise CorruptData(self._folder, 0, problem)
-        if index > state.snapshot_index:
-            if state.align(index, term):
-                self._restart_log(group, state)
-            else:
-                self.snapshot(group, index, term)
-        return state
-
     def _restart_log(self, group: int, state: GroupState) -> None:
         # The entry that contradicts the snapshot goes too, or the next start would drop what follows the snapshot.
         self.truncate(group, state.snapshot_index)

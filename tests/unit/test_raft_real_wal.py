@@ -40,14 +40,19 @@ def _real(replica: Replica, rng: random.Random) -> tuple[tuple[int, int], tuple[
     disk.kill()
     info = max(replica.disk.files.values(), key=lambda file: file.index, default=None)
     wal = mount()
-    state = wal.align(GROUP, *((info.index, info.term) if info else (FIRST_INDEX, 0)))
+    state = wal.recovered[GROUP]
     assert state.voters == replica.voters
-    return (state.term, state.vote), (state.snapshot_index, state.snapshot_term), list(state.entries)
+    base, entries = align(GROUP, info, state.snapshot_index, state.entries, wal, Machine(), _files(replica))
+    return (state.term, state.vote), base, entries
+
+
+def _files(replica: Replica) -> LabFiles:
+    return LabFiles(replica.disk, lambda delay, call: None, 0.0)
 
 
 def _laboratory(replica: Replica) -> tuple[tuple[int, int], tuple[int, int], list[Entry]]:
     state = replica.disk.recover()
-    files = LabFiles(replica.disk, lambda delay, call: None, 0.0)
+    files = _files(replica)
     lab = Lab(1, by_hand=True)
     base, entries = align(GROUP, files.latest(GROUP), state.snapshot_index, state.entries, lab[1].wal, Machine(), files)
     return (state.term, state.vote), base, entries
@@ -83,3 +88,63 @@ def test_real_wal_and_laboratory_recover_the_same(seed: int) -> None:
         for node in rng.sample(range(1, 4), rng.choice((0, 1, 1, 2, 3))):
             lab[node].kill()
     assert compared > 10
+
+
+def _restarted(disk: SimDisk) -> Wal:
+    disk.kill()
+    return Wal.open(disk.mount(), SimWorker(True), "wal", _fail, background=SimWorker(True))
+
+
+def _fail(problem: BaseException) -> None:
+    raise problem
+
+
+def _with_ten_entries(term: int) -> tuple[SimDisk, Lab]:
+    """A real WAL with entries 2 to 11 of ``term``, and a replica with a snapshot of entry 5, term 1."""
+    lab = Lab(1, by_hand=True)
+    leader = lab.elect(1)
+    for number in range(3):
+        leader.put(b"%d" % number)
+        lab.run(0.0)
+    leader.raft.snapshots.want()
+    leader.wake()
+    lab.run(0.0)
+    disk = SimDisk()
+    wal = Wal.open(disk.mount(), SimWorker(True), "wal", _fail, background=SimWorker(True))
+    wal.group(GROUP, (1,))
+    wal.snapshot(GROUP, FIRST_INDEX, 0)
+    for index in range(2, 12):
+        wal.entry(GROUP, index, term, b"\x00old")
+    wal.flush()
+    return disk, lab
+
+
+def test_h8d_a_snapshot_that_the_wal_does_not_know_keeps_the_tail_at_both_starts() -> None:
+    """Kill -9 between a snapshot's rename and its record: what stands behind it survives this start and the next."""
+    disk, lab = _with_ten_entries(term=1)
+    info = lab[1].files.latest(GROUP)
+    assert info is not None
+    for _ in range(2):
+        wal = _restarted(disk)
+        state = wal.recovered[GROUP]
+        base, kept = align(GROUP, info, state.snapshot_index, state.entries, wal, Machine(), lab[1].files)
+        assert base == (info.index, info.term)
+        assert [entry[1] for entry in kept] == list(range(info.index + 1, 12))
+        wal.flush()
+
+
+def test_h8d_a_tail_of_another_history_is_gone_for_good_and_what_follows_stays() -> None:
+    """Entries that contradict the snapshot go; entries written behind it are there at the second start."""
+    disk, lab = _with_ten_entries(term=3)
+    info = lab[1].files.latest(GROUP)
+    assert info is not None
+    wal = _restarted(disk)
+    state = wal.recovered[GROUP]
+    assert align(GROUP, info, state.snapshot_index, state.entries, wal, Machine(), lab[1].files)[1] == []
+    wal.entry(GROUP, info.index + 1, 9, b"\x00new")
+    wal.flush()
+    wal = _restarted(disk)
+    state = wal.recovered[GROUP]
+    base, kept = align(GROUP, info, state.snapshot_index, state.entries, wal, Machine(), lab[1].files)
+    assert base == (info.index, info.term)
+    assert kept == [(b"\x00new", info.index + 1, 9)]

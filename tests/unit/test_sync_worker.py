@@ -27,7 +27,7 @@ class _Clock:
 
 
 def _run(durations: list[float]) -> tuple[list[int], list[int], list[bool]]:
-    """Submit a job of each duration, each after the one before. Order of work, of results, and which ran in the loop."""
+    """Submit a job of each duration, each after the one before. Order of work and results; which ran in the loop."""
     worked: list[int] = []
     ended: list[int] = []
     in_loop: list[bool] = []

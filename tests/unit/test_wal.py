@@ -411,35 +411,6 @@ def test_pinning_is_known_after_a_restart_too(restarted: bool) -> None:
     assert node.wal.pinned_by()[1] is None
 
 
-def test_h8d_the_tail_after_a_snapshot_is_kept() -> None:
-    """H8d: kill -9 between a snapshot's rename and its record in the log: the acknowledged tail survives the start."""
-    node = Node()
-    fill(node.wal, 1, 1, 10)
-    node.restart()
-    state = node.wal.align(1, 6, 1)
-    assert (state.snapshot_index, state.snapshot_term) == (6, 1)
-    assert [entry[1] for entry in state.entries] == [7, 8, 9, 10]
-    node.wal.entry(1, 11, 1, command(11))
-    node.wal.flush()
-    state = node.restart()[1]
-    assert (state.snapshot_index, [entry[1] for entry in state.entries]) == (6, [7, 8, 9, 10, 11])
-
-
-def test_h8d_a_tail_of_another_history_goes() -> None:
-    """Where the log contradicts the snapshot, its tail belongs to replaced entries and must not come back."""
-    node = Node()
-    fill(node.wal, 1, 1, 10)
-    node.restart()
-    assert node.wal.align(1, 6, 2).entries == []
-    node.wal.entry(1, 7, 2, b"new")
-    node.wal.flush()
-    assert node.restart()[1].entries == [(b"new", 7, 2)]
-    assert node.wal.align(1, 20, 5) == GroupState((), 0, 0, 20, 5, [])
-    node.wal.snapshot(1, 22, 9)
-    node.wal.flush()
-    assert node.restart()[1].snapshot_index == 22
-
-
 def test_h8d_a_contradiction_within_the_log_is_settled_at_the_start() -> None:
     """A snapshot record whose term differs from the entry held there: the start drops the tail, for good."""
     node = Node()
@@ -450,17 +421,6 @@ def test_h8d_a_contradiction_within_the_log_is_settled_at_the_start() -> None:
     node.wal.entry(1, 7, 2, b"new")
     node.wal.flush()
     assert node.restart()[1].entries == [(b"new", 7, 2)]
-
-
-def test_h14e_a_missing_snapshot_stops_the_start() -> None:
-    """H14e: the log was compacted with a snapshot that is not there: never start with less."""
-    node = Node()
-    fill(node.wal, 1, 1, 10)
-    node.wal.snapshot(1, 6, 1)
-    node.wal.flush()
-    node.restart()
-    with pytest.raises(CorruptData, match="group 1: its snapshot at index 6 is missing"):
-        node.wal.align(1, 0, 0)
 
 
 def test_h14e_a_lost_log_stops_the_start() -> None:
