@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import signal
@@ -26,6 +27,9 @@ _HAND_OVER: Final = 2.0
 
 _GRACE: Final = 3.0
 """Seconds for answering what is in flight at the end."""
+
+_GC_THRESHOLDS: Final = (50_000, 20, 50)
+"""New containers per collection of the youngest generation, and collections per collection of the next one."""
 
 _SWITCH_INTERVAL: Final = 0.0005
 """Seconds: the worker thread must get the interpreter soon after a sync, also while the loop is busy."""
@@ -72,6 +76,10 @@ async def _serve(config: NodeConfig) -> int:
     try:
         await node.start()
         await server.start()
+        # What exists now lives as long as the process, and records are no garbage: look at both rarely.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         log.info("serving clients at %s, nodes at %s", config.node.listen, config.node.peer_listen)
         problem = await stop
         if problem is None:
