@@ -277,7 +277,7 @@ def test_a_node_without_a_majority_still_ends_in_order(cluster: LocalCluster) ->
 
 @pytest.mark.timeout(60)
 def test_nodes_that_stop_together_do_not_hand_leaderships_around(cluster: LocalCluster) -> None:
-    """Each node gives a leadership away once: two nodes that stop must not pass it to and fro until their time is up."""
+    """Each node gives a leadership away once: two that stop must not pass it to and fro until their time is up."""
 
     def terms() -> int:
         return sum(int(group["term"]) for group in cluster.status()["groups"])
