@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bench.echo import measure as measure_echo
 from bench.failover import measure as measure_failover
 from bench.load import Operation, Plan, measure
 from bench.report import as_text, summarize
@@ -90,3 +91,17 @@ def failover(kills: int, nodes: int, groups: int, output: str) -> None:
         click.echo(json.dumps({"seconds": found.seconds, "median": found.median, "max": found.worst}))
     else:
         click.echo(f"{kills} kills: median {found.median:.3f} s, worst {found.worst:.3f} s")
+
+
+@bench.command()
+@click.option("--batch", type=click.IntRange(1, 10_000), default=50, help="Operations that a message stands for.")
+@click.option("--bytes", "size", type=click.IntRange(1, 1024 * 1024), default=160, help="Bytes of an operation.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0)
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+def echo(batch: int, size: int, seconds: float, output: str) -> None:
+    """Measure a bare gRPC stream echo: the ceiling of the front end on this machine at this moment."""
+    rate = measure_echo(batch * size, seconds)
+    if output == "json":
+        click.echo(json.dumps({"round_trips_per_second": rate, "per_second": rate * batch, "batch": batch}))
+    else:
+        click.echo(f"echo, {batch} operations a message: {rate:,.0f} round trips/s = {rate * batch:,.0f} operations/s")
