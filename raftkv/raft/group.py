@@ -20,6 +20,7 @@ from raftkv.clock import Clock
 from raftkv.errors import Code
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.core import CANDIDATE, FOLLOWER, LEADER, Core
+from raftkv.raft.guard import judge
 from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
 from raftkv.raft.messages import Type, check
 from raftkv.raft.ports import LogWriter, Outbox, StateMachine
@@ -27,6 +28,7 @@ from raftkv.raft.proposals import Done, OpenEntry, Proposal, Proposals
 from raftkv.raft.reads import ReadDone, ReadQueue
 from raftkv.raft.replication import Progress, majority_value
 from raftkv.raft.snapshots import GroupSnapshots, SnapshotFiles, align
+from raftkv.raft.status import GroupStatus
 from raftkv.store.operations import Op, Result
 
 log = logging.getLogger(__name__)
@@ -36,23 +38,6 @@ _BATCH: Final = b"\x00"
 
 _APPLY_BYTES: Final = 1024 * 1024
 """Applied in one turn; the rest waits for the next, so that heartbeats go on while a node catches up."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupStatus:
-    """A replica as an operator sees it. ``match`` is empty unless this replica leads."""
-
-    group: int
-    role: int
-    leader: int
-    term: int
-    last_index: int
-    commit_index: int
-    applied_index: int
-    snapshot_index: int
-    match: dict[int, int]
-    voters: tuple[int, ...]
-    amnesia: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -92,6 +77,7 @@ class RaftGroup:
         self.node = node
         self.voters = tuple(sorted(voters))
         self.machine = machine
+        self._wal = wal
         self._outbox = outbox
         self._clock = clock
         self._config = config
@@ -104,6 +90,7 @@ class RaftGroup:
         self._start = rng.getrandbits(32)
         self._replies = 0
         self._heard = float("-inf")
+        self._said_due = float("-inf")
         self._silent_until = clock.now() + config.election_min
         self._prevotes: set[int] | None = None
         self._proposals = Proposals()
@@ -338,20 +325,9 @@ class RaftGroup:
         self._seq += 1
         progress.on_sent(self._seq, now, sum(len(entry[0]) for entry in entries))
         progress.heartbeat_due = now + self._config.heartbeat
-        self._outbox.send(
-            peer,
-            [
-                self.group,
-                Type.APPEND,
-                self._lead_term,
-                self._seq,
-                progress.epoch,
-                first - 1,
-                self.log.term_at(first - 1),
-                self.core.commit_index(),
-                [(entry[2], entry[0]) for entry in entries],
-            ],
-        )
+        term, commit = self.log.term_at(first - 1), self.core.commit_index()
+        fields = (self._lead_term, self._seq, progress.epoch, first - 1, term, commit)
+        self._outbox.send(peer, [self.group, Type.APPEND, *fields, [(entry[2], entry[0]) for entry in entries]])
 
     def _on_ack(
         self, peer: int, term: int, seq: int, epoch: int, matches: bool, index: int, last: int, stored: Sequence[int]
@@ -387,6 +363,11 @@ class RaftGroup:
             core.set_next_index(peer, index)
         self._wake()
 
+    def _on_heard(self, peer: int, term: int, seq: int) -> None:
+        if self._leading and term == self._lead_term and not self._progress[peer].amnesia:
+            self._progress[peer].on_heard(seq)
+            self._wake()
+
     # -- replication, as follower
 
     def _on_append(
@@ -400,64 +381,30 @@ class RaftGroup:
         commit: int,
         raw: Sequence[tuple[int, bytes]],
     ) -> None:
-        """The append guard: only a true conflict ever removes an entry, and only what is verified is committed."""
         core = self.core
         if term < core.term():
             self._outbox.send_when_durable(peer, [self.group, Type.STALE, core.term()])
             return
         self._hear_leader()
-        entries: list[Entry] = [(item[1], previous + 1 + at, item[0]) for at, item in enumerate(raw)]
-        vouched = previous + len(entries)
-        committed = core.commit_index()
-        if previous < committed:
-            # Every leader holds the committed prefix, so it matches without looking.
-            entries = entries[committed - previous :]
-            previous, previous_term = committed, self._term_at(committed)
-            vouched = max(vouched, committed)
-        held_term = self.log.term_at(previous)
-        if held_term != previous_term:
-            core.receive_append(peer, term, previous, previous_term, [], 0)
-            hint = self.log.last_index + 1
-            if held_term is not None:
-                hint = max(committed + 1, self.log.first_of_term(previous))
-            self._acknowledge(peer, seq, epoch, matches=False, index=hint)
-            return
-        held = 0
-        for entry in entries:
-            if self.log.term_at(entry[1]) != entry[2]:
-                break
-            held += 1
-        entries = entries[held:]
-        at = entries[0][1] - 1 if entries else self.log.last_index
-        core.receive_append(peer, term, at, self._term_at(at), entries, min(commit, vouched))
-        if self._target_commit is None and commit <= vouched and self.log.term_at(commit) == term:
+        found = judge(self.log, core.commit_index(), previous, previous_term, raw)
+        verified = min(commit, found.next_index - 1) if found.matches else 0
+        core.receive_append(peer, term, found.previous, found.previous_term, found.entries, verified)
+        if self._target_commit is None and commit == verified and self.log.term_at(commit) == term:
             # Only a leader that has committed an entry of its term knows what is committed.
             self._target_commit = commit
-        self._acknowledge(peer, seq, epoch, matches=True, index=vouched + 1)
+        self._acknowledge(peer, seq, epoch, matches=found.matches, index=found.next_index)
         self._wake()
 
-    def _term_at(self, index: int) -> int:
-        term = self.log.term_at(index)
-        if term is None:
-            raise BrokenInvariant(f"group {self.group}: entry {index} is missing")
-        return term
-
     def _acknowledge(self, peer: int, seq: int, epoch: int, *, matches: bool, index: int) -> None:
+        if self._wal.durable < self._wal.appended and self._heard >= self._said_due:
+            # The acknowledgement may have to wait behind megabytes. A lease, a quorum read and the leader's calm need a
+            # follower that listens, not one with a fast disk.
+            self._said_due = self._heard + self._config.heartbeat
+            self._outbox.send(peer, [self.group, Type.HEARD, self.core.term(), seq])
         self._replies += 1
-        self._outbox.send_when_durable(
-            peer,
-            [
-                self.group,
-                Type.ACK,
-                self.core.term(),
-                seq,
-                epoch,
-                matches,
-                index,
-                self.log.last_index,
-                (self._start, self._replies),
-            ],
-        )
+        stored = (self._start, self._replies)
+        fields = (self.core.term(), seq, epoch, matches, index, self.log.last_index, stored)
+        self._outbox.send_when_durable(peer, [self.group, Type.ACK, *fields])
 
     def _hear_leader(self) -> None:
         self._heard = self._clock.now()
@@ -517,17 +464,8 @@ class RaftGroup:
         self._prevotes = None
         requests = self.core.campaign()
         for peer, request in zip(self.core.peers(), requests, strict=True):
-            self._outbox.send_when_durable(
-                peer,
-                [
-                    self.group,
-                    Type.VOTE,
-                    request["term"],
-                    request["last_log_index"],
-                    request["last_log_term"],
-                    transfer,
-                ],
-            )
+            fields = (request["term"], request["last_log_index"], request["last_log_term"], transfer)
+            self._outbox.send_when_durable(peer, [self.group, Type.VOTE, *fields])
         self._observe()
 
     def _on_vote(self, peer: int, term: int, last_index: int, last_term: int, transfer: bool) -> None:
@@ -631,6 +569,8 @@ class RaftGroup:
             self._on_append(peer, *fields)
         elif kind == Type.ACK:
             self._on_ack(peer, *fields)
+        elif kind == Type.HEARD:
+            self._on_heard(peer, *fields)
         elif kind == Type.STALE:
             if fields[0] > self.core.term():
                 self._adopt(fields[0])

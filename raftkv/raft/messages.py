@@ -34,6 +34,8 @@ class Type(IntEnum):
     """term, index, offset"""
     SNAPSHOT_CHUNK = 11
     """term, index, offset, data"""
+    HEARD = 12
+    """term, seq: an append was heard; says nothing of the log, so it need not wait for the disk"""
 
 
 _INT = (int,)
@@ -52,6 +54,7 @@ _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
     Type.SNAPSHOT_OFFER: (_INT, _INT, _INT, _INT),
     Type.SNAPSHOT_PULL: (_INT, _INT, _INT),
     Type.SNAPSHOT_CHUNK: (_INT, _INT, _INT, (bytes,)),
+    Type.HEARD: (_INT, _INT),
 }
 
 

@@ -42,8 +42,17 @@ class Progress:
             number, sent_at, size = self.sent.popleft()
             self.bytes -= size
             if number == seq:
-                self.acked = seq
-                self.contact = sent_at
+                self._hear(seq, sent_at)
+
+    def on_heard(self, seq: int) -> None:
+        """The append was heard; what it carried is still in flight, and so the window stays as it is."""
+        for number, sent_at, _ in self.sent:
+            if number == seq:
+                self._hear(seq, sent_at)
+
+    def _hear(self, seq: int, sent_at: float) -> None:
+        if seq > self.acked:
+            self.acked, self.contact = seq, sent_at
 
     def on_stored(self, at: tuple[int, int]) -> None:
         """The follower acknowledged a match; answers of the same start may arrive out of order."""

@@ -6,6 +6,7 @@ import pytest
 
 from faults.sim.raftlab import GROUP, Lab, Replica, append, batch
 from faults.sim.raftparts import LabError
+from raftkv.raft import RaftGroup
 from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
 
@@ -39,7 +40,7 @@ def test_h3b_acknowledgement_leaves_with_the_sync() -> None:
     lab = Lab(by_hand=True, sync_delay=None)
     lab[2].receive(1, append(1, 1, 0, [(1, batch(b"a"))]))
     lab.run(0.0)
-    assert lab.find(2, 1) == []
+    assert lab.find(2, 1, Type.ACK) == []
     lab[2].wal.sync()
     assert [envelope.message[6] for envelope in lab.take(2, 1, Type.ACK)] == [3]
 
@@ -182,3 +183,43 @@ def test_truncation_is_not_undone_by_a_restart() -> None:
     node.kill()
     node.start()
     assert [node.raft.log.term_at(index) for index in range(1, 6)] == [0, 1, 2, 2, None]
+
+
+@MUTANT
+def test_a_leader_keeps_contact_with_followers_whose_disks_are_slow(
+    monkeypatch: pytest.MonkeyPatch, mutant: bool
+) -> None:
+    """Acknowledgements may wait long behind much data; leadership and lease only need followers that listen."""
+    if mutant:
+        monkeypatch.setattr(RaftGroup, "_on_heard", lambda *_: None)
+    lab = Lab()
+    leader = lab.wait_for_leader()
+    lab.run(1.0)
+    term = leader.raft.status().term
+    for replica in lab.nodes.values():
+        replica.wal.sync_delay = 3.0
+    outcome = leader.put(b"w")
+    lab.run(2.0)
+    assert (leader.raft.leads() and leader.raft.status().term == term) is not mutant
+    if not mutant:
+        assert outcome.answers == []
+        assert leader.raft._clock.now() < leader.raft._contact() + leader.raft._config.lease
+        lab.run(5.0)
+        assert outcome.ok
+
+
+def test_hearing_is_not_storing() -> None:
+    """That a follower heard an entry commits nothing, and frees no room for more."""
+    lab = Lab(by_hand=True)
+    leader = lab.elect(1)
+    lab.pump()
+    lab[2].wal.sync_delay = lab[3].wal.sync_delay = None
+    lab.run(1.0)
+    outcome = leader.put(b"w")
+    lab.run(0.0)
+    sent = leader.raft._progress[2].bytes
+    lab.pump()
+    assert sent > 0
+    assert leader.raft._progress[2].acked == leader.raft._progress[2].sent[-1][0], "the latest append was heard"
+    assert leader.raft._progress[2].bytes == sent
+    assert outcome.answers == []
