@@ -18,7 +18,7 @@ from raftkv.node.config import NodeConfig
 from raftkv.node.node import RaftNode
 from raftkv.peer.network import TcpNetwork
 from raftkv.rpc.server import RpcServer
-from raftkv.storage.fs import OsFileSystem, SyncWorker, ThreadWorker
+from raftkv.storage.fs import OsFileSystem, ThreadWorker
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,7 @@ async def _serve(config: NodeConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, finish, None)
     clock = SystemClock()
-    worker = SyncWorker(loop, clock)
-    background = ThreadWorker(loop, "raftkv-files")
+    worker, background = ThreadWorker(loop, "raftkv-wal"), ThreadWorker(loop, "raftkv-files")
     node = RaftNode(
         config,
         fs=OsFileSystem(),

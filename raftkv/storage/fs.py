@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
 
-from raftkv.clock import Clock
 from raftkv.errors import DataFolderInUse
 
 T = TypeVar("T")
@@ -288,66 +287,3 @@ class ThreadWorker:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(done, result, failure)
             del job, work, done, result, failure
-
-
-_FAST: Final = 0.0015
-"""Seconds. A job this short costs less in the loop than its way to another thread and back, which takes the interpreter
-away from the loop twice."""
-
-_WEIGHT: Final = 0.125
-"""Weight of the latest job in the moving average."""
-
-
-class SyncWorker:
-    """Runs jobs in the loop while the disk is fast, and in a thread when it is not.
-
-    On a disk that syncs in a fraction of a millisecond, handing a sync to a thread takes longer than the sync, and what
-    arrives meanwhile waits in the sockets just as well. A disk that has become slow (moving average over ``_FAST``) is
-    waited for elsewhere, so that heartbeats and reads go on.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, name: str = "raftkv-sync") -> None:
-        self._loop = loop
-        self._clock = clock
-        self._thread = ThreadWorker(loop, name)
-        self._average = 0.0
-        self._handed_over = 0
-
-    def submit(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
-        """See :class:`Worker`. Raises RuntimeError after :meth:`close`."""
-        if self._handed_over or self._average > _FAST:
-            self._handed_over += 1
-            self._thread.submit(lambda: self._timed(work), lambda timed, _: self._returned(timed, done))
-            return
-        _, result, failure = self._take(self._timed(work))
-        self._loop.call_soon(done, result, failure)
-
-    def close(self) -> None:
-        """Finish what was submitted; blocks meanwhile. Callbacks still run in the loop."""
-        self._thread.close()
-
-    def _timed(self, work: Callable[[], T]) -> tuple[float, T | None, BaseException | None]:
-        began = self._clock.now()
-        result: T | None = None
-        failure: BaseException | None = None
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 (it is handed to the loop)
-            failure = error
-        return self._clock.now() - began, result, failure
-
-    def _take(
-        self, timed: tuple[float, T | None, BaseException | None]
-    ) -> tuple[float, T | None, BaseException | None]:
-        self._average += _WEIGHT * (timed[0] - self._average)
-        return timed
-
-    def _returned(
-        self,
-        timed: tuple[float, T | None, BaseException | None] | None,
-        done: Callable[[T | None, BaseException | None], None],
-    ) -> None:
-        assert timed is not None
-        self._handed_over -= 1
-        _, result, failure = self._take(timed)
-        done(result, failure)
