@@ -121,6 +121,8 @@ def test_bad_bytes_on_the_port_for_peers_end_that_connection_only(cluster: Local
     identity = json.loads((cluster.data_dir(3) / "identity.json").read_bytes().rpartition(b"\ncrc32 ")[0])
     hello: list[object] = ["raftkv", 1, cluster.cluster_id, 3, 1, identity["incarnation"], "another boot"]
     host, port = cluster.peer_address(1).split(":")
+    # The real node would dial again and take the place of the connection that speaks in its name.
+    cluster.kill(3)
 
     def ends(first: bytes, second: bytes = b"") -> bytes:
         """What comes until the node closes the connection, as it must; ``second`` is sent after an answer."""
@@ -151,6 +153,7 @@ def test_bad_bytes_on_the_port_for_peers_end_that_connection_only(cluster: Local
         random.Random(1).randbytes(9000),
     ):
         assert b"welcome" not in ends(stranger)
+    cluster.restart(3)
     cluster.wait_ready()
     with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
         client.put("after", b"x")
