@@ -142,7 +142,6 @@ class LabWal:
         self.sync_delay = sync_delay
         self.appended = self.durable = len(disk.records)
         self.listeners: list[Callable[[int], None]] = []
-        self.syncs = 0
         self._writing = 0
 
     def _append(self, *record: Any) -> None:
@@ -178,7 +177,6 @@ class LabWal:
 
     def _announce(self, upto: int) -> None:
         if upto > self.durable:
-            self.syncs += 1
             self.durable = upto
             for listener in list(self.listeners):
                 listener(upto)
@@ -274,7 +272,7 @@ class _Writer:
 
 class _Incoming:
     def __init__(self, files: LabFiles, index: int, term: int, size: int) -> None:
-        self._files, self._index, self._term, self._size = files, index, term, size
+        self._files, self._index, self._term = files, index, term
         self._raw = bytearray()
 
     def write(self, offset: int, data: bytes, done: Callable[[BaseException | None], None]) -> None:

@@ -39,7 +39,6 @@ _FREE_REDIRECTS: Final = 3
 class Step(Enum):
     """What follows an attempt."""
 
-    RETURN = auto()
     RAISE = auto()
     RETRY = auto()
     RETRY_AT_ONCE = auto()

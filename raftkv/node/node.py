@@ -296,12 +296,10 @@ class RaftNode:
         return None
 
     def _on_refused(self, node: int, reason: str) -> None:
-        log.error("node %d refuses this node: %s", node, reason)
         if reason.startswith(_REPLACED):
             self._fatal(NodeRefused(f"node {node} refuses this node: {reason}"))
 
-    def _on_link(self, node: int, epoch: int, up: bool) -> None:
-        log.info("link to node %d is %s (connection %d)", node, "up" if up else "down", epoch)
+    def _on_link(self, node: int, _epoch: int, up: bool) -> None:
         if not up:
             self._router.on_link_down(node)
         elif self._router.map is not None:

@@ -24,9 +24,6 @@ _ATTEMPT: Final = 1.0
 _BACKOFF: Final = 0.025
 """Seconds before the next attempt when nobody is known to lead."""
 
-_SWEEP: Final = 0.02
-"""Seconds between looks at deadlines."""
-
 Reply = Callable[[int, Result], None]
 
 _OVERHEAD: Final = 64
@@ -132,8 +129,7 @@ class Router:
         self._writes: dict[_Writes, None] = {}
         self._open_ops = 0
         self._open_bytes = 0
-        self._latest_client = b""
-        self._wall_due = float("-inf")
+        self._look_at_wall()
         self._client = self._draw_client(0)
         self._numbers: dict[int, None] = {}
         self._number = 0
@@ -266,6 +262,7 @@ class Router:
         return None
 
     def _look_at_wall(self) -> None:
+        self._wall_due = self._clock.now() + _WALL_PERIOD
         ahead = int((self._clock.wall() + _MAX_CLIENT_AHEAD) * 1000)
         self._latest_client = ahead.to_bytes(6, "big") + b"\xff" * 10
 
@@ -461,7 +458,6 @@ class Router:
             for index in lot.indexes:
                 lot.reply(index, _TOO_LATE)
         if now >= self._wall_due:
-            self._wall_due = now + _WALL_PERIOD
             self._look_at_wall()
 
     def _expire(self, request: _Request) -> None:
