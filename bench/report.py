@@ -19,10 +19,12 @@ def summarize(plan: Plan, measured: Measured) -> dict[str, Any]:
     for latency in measured.latencies:
         histogram.record_value(max(1, round(latency * 1e6)))
     count = len(measured.latencies)
+    longest = max(measured.latencies, default=0.0) * 1000
+    # A percentile is the upper end of its bucket, which may lie over the longest latency there was.
     latency_ms: dict[str, float | None] = {
-        f"p{p:g}": histogram.get_value_at_percentile(p) / 1000 if count else None for p in _PERCENTILES
+        f"p{p:g}": min(histogram.get_value_at_percentile(p) / 1000, longest) if count else None for p in _PERCENTILES
     }
-    latency_ms["max"] = max(measured.latencies) * 1000 if count else None
+    latency_ms["max"] = longest if count else None
     return {
         "op": plan.op,
         "api": plan.api,

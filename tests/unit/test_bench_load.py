@@ -51,6 +51,11 @@ def test_percentiles_and_rate() -> None:
     assert "3 Unavailable" in as_text(summary)
 
 
+def test_no_percentile_exceeds_the_longest_latency() -> None:
+    latency_ms = summarize(Plan("x", "set"), Measured(array("d", [0.01, 0.07295]), 1.0, Counter()))["latency_ms"]
+    assert latency_ms["p50"] < latency_ms["p99"] == latency_ms["max"] == pytest.approx(72.95)
+
+
 def test_nothing_measured_is_no_division_by_zero() -> None:
     summary = summarize(Plan("x", "set"), Measured(array("d"), 1.0, Counter()))
     assert summary["latency_ms"] == {"p50": None, "p95": None, "p99": None, "max": None}
