@@ -1,6 +1,6 @@
 """How the client reaches a node: the ports, and gRPC behind them.
 
-The simulator supplies another :class:`Transport`; nothing else in the client knows gRPC's channels.
+The simulator supplies channels of its own; nothing else in the client knows gRPC's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raftkv.store.operations import Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     Call = aio.StreamStreamCall[kv_pb2.PipelineRequest, kv_pb2.PipelineResponse]
 
@@ -93,11 +93,18 @@ class Transport(Protocol):
         """``address`` is host:port. Connects when it is first used."""
 
 
+def _connect(address: str) -> aio.Channel:
+    return aio.insecure_channel(address, options=_OPTIONS)
+
+
 class GrpcTransport:
-    """Plain gRPC."""
+    """Plain gRPC. ``connect`` makes the channel to an address; it connects when it is first used."""
+
+    def __init__(self, connect: Callable[[str], aio.Channel] = _connect) -> None:
+        self._connect = connect
 
     def endpoint(self, address: str) -> Endpoint:
-        return _GrpcEndpoint(address)
+        return _GrpcEndpoint(address, self._connect(address))
 
 
 class _GrpcStream:
@@ -123,9 +130,9 @@ class _GrpcStream:
 
 
 class _GrpcEndpoint:
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, channel: aio.Channel) -> None:
         self._address = address
-        self._channel = aio.insecure_channel(address, options=_OPTIONS)
+        self._channel = channel
         self._kv = kv_pb2_grpc.KVStub(self._channel)
         self._admin = admin_pb2_grpc.AdminStub(self._channel)
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
@@ -47,15 +48,30 @@ _TICKS_PER_ROUND: Final = 5
 
 _ROUNDS_PER_SPACE_CHECK: Final = 10
 
-_FULL_BELOW: Final = 4 * limits.WAL_SEGMENT_BYTES
-_FREE_ABOVE: Final = 8 * limits.WAL_SEGMENT_BYTES
-"""Free bytes at which new data is refused, and at which it is taken again."""
+_FULL_BELOW: Final = 4
+_FREE_ABOVE: Final = 8
+"""Free WAL segments at which new data is refused, and at which it is taken again."""
 
 _REPLACED: Final = "replaced data folder"
 
 
 class NodeRefused(RaftKVError):
     """Another node knows this one by another data folder: it must not vote again under its old name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a deployment leaves alone and a test makes small.
+
+    WAL segments and the parts in which snapshots are sent in bytes; entries kept in memory behind a snapshot.
+    """
+
+    segment_bytes: int = limits.WAL_SEGMENT_BYTES
+    chunk_bytes: int = limits.SNAPSHOT_CHUNK_BYTES
+    keep_entries: int = RaftConfig().keep_entries
+
+
+_USUAL: Final = Sizes()
 
 
 class RaftNode:
@@ -76,8 +92,10 @@ class RaftNode:
         clock: Clock,
         rng: random.Random,
         on_fatal: Callable[[BaseException], None],
+        sizes: Sizes = _USUAL,
     ) -> None:
         self._config = config
+        self._sizes = sizes
         self._clock = clock
         self._fs = fs
         self._on_fatal = on_fatal
@@ -100,6 +118,7 @@ class RaftNode:
             self._fatal,
             background=background,
             identity=folder.incarnation.encode(),
+            segment_bytes=self._sizes.segment_bytes,
             must_exist=folder.started,
         )
         folder.mark_started()
@@ -130,6 +149,8 @@ class RaftNode:
                 election_max=config.raft.election_max,
                 heartbeat=config.raft.heartbeat,
                 snapshot_bytes=config.raft.snapshot_bytes,
+                keep_entries=self._sizes.keep_entries,
+                chunk_bytes=self._sizes.chunk_bytes,
             ),
             fatal=self._fatal,
         )
@@ -229,7 +250,7 @@ class RaftNode:
 
     def _look_at_space(self) -> None:
         free = self._fs.free_space(self._config.node.data_dir)
-        full = free < (_FREE_ABOVE if self._router.disk_full else _FULL_BELOW)
+        full = free < self._sizes.segment_bytes * (_FREE_ABOVE if self._router.disk_full else _FULL_BELOW)
         if full != self._router.disk_full:
             self._router.disk_full = full
             log.warning(

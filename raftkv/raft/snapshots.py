@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import CorruptData, RaftKVError
 from raftkv.raft.config import RaftConfig
@@ -240,7 +239,7 @@ class GroupSnapshots:
             return
         self._pulling.add(peer)
         try:
-            data = self._files.read_raw(info, offset, limits.SNAPSHOT_CHUNK_BYTES)
+            data = self._files.read_raw(info, offset, self._config.chunk_bytes)
         except (RaftKVError, OSError) as problem:
             # The follower asks again, or gets a newer snapshot.
             log.warning("group %d: snapshot cannot be sent to node %d: %s", self._group.group, peer, problem)
