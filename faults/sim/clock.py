@@ -1,0 +1,52 @@
+"""The clock of one simulated machine: it may run fast or slow, and shows another time than its neighbours'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from faults.sim.loop import Process, SimLoop
+from raftkv.clock import Timer
+
+
+class SimClock:
+    """See :class:`raftkv.clock.Clock`. Timers are callbacks of ``process``.
+
+    ``rate``: seconds shown per true second. ``offset`` and ``wall``: what it shows at the start, in seconds.
+    """
+
+    def __init__(
+        self, loop: SimLoop, process: Process, *, rate: float = 1.0, offset: float = 0.0, wall: float = 1.7e9
+    ) -> None:
+        self.process = process
+        """Whose timers it starts; another one after a restart of the machine."""
+        self._loop = loop
+        self._rate = rate
+        self._since = loop.time()
+        self._shown = offset
+        self._wall = wall - offset
+
+    @property
+    def rate(self) -> float:
+        return self._rate
+
+    def set_rate(self, rate: float) -> None:
+        """Run at another rate from now on. Timers that were started keep their true time."""
+        self._shown = self.now()
+        self._since = self._loop.time()
+        self._rate = rate
+
+    def step_wall(self, seconds: float) -> None:
+        """Set the wall clock forward, or back."""
+        self._wall += seconds
+
+    def now(self) -> float:
+        return self._shown + (self._loop.time() - self._since) * self._rate
+
+    def wall(self) -> float:
+        return self._wall + self.now()
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        loop = self._loop
+        if delay <= 0:
+            return loop.call_soon(callback, context=self.process.context)
+        return loop.call_at(loop.time() + delay / self._rate, callback, context=self.process.context)
