@@ -94,6 +94,7 @@ class SimDisk:
     def kill(self) -> None:
         """The process dies, the machine lives: everything written stays, files and locks are let go."""
         self._boot += 1
+        self._power_off_at = None
         self._locks.clear()
 
     def power_off_after(self, operations: int) -> None:
@@ -133,7 +134,6 @@ class SimDisk:
                 change.apply(self._durable_names)
         self._changes.clear()
         self._names = dict(self._durable_names)
-        self._power_off_at = None
         self.kill()
 
     def fail_syncs(self, path: str = "", code: int = errno.EIO) -> None:

@@ -204,7 +204,8 @@ class SimLoop(asyncio.BaseEventLoop):
     def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if self._over:
             return
-        owner = current_process()
+        handle = context.get("handle")
+        owner = current_process() if handle is None else handle._context.get(_owner)
         problem = LoopProblem(
             self._now, "" if owner is None else owner.name, str(context.get("message", "")), context.get("exception")
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from faults.sim.disk import PowerLoss, SimDisk
+from faults.sim.loop import Process, SimLoop
 
 T = TypeVar("T")
 
@@ -75,3 +76,26 @@ class SimWorker:
                 self._jobs[0][0]()
         self._jobs.clear()
         self._begun = False
+
+
+class TimedWorker(SimWorker):
+    """Each job takes ``duration()`` seconds of the loop's time; its end is a callback of ``process``."""
+
+    def __init__(self, loop: SimLoop, process: Process, duration: Callable[[], float]) -> None:
+        super().__init__(inline=False, submitted=self._look)
+        self._loop = loop
+        self._process = process
+        self._duration = duration
+        self._busy = False
+
+    def _look(self) -> None:
+        if not self._busy and self.begin():
+            self._busy = True
+            self._loop.call_at(self._loop.time() + self._duration(), self._end, context=self._process.context)
+
+    def _end(self) -> None:
+        self._busy = False
+        try:
+            self.complete()
+        finally:
+            self._look()

@@ -1,0 +1,434 @@
+"""A whole cluster in one thread on virtual time: the real nodes and the real client on simulated ports."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Self, cast
+
+from faults.sim.clock import SimClock
+from faults.sim.disk import SimDisk
+from faults.sim.loop import Process, SimLoop, current_process
+from faults.sim.network import Conditions, MemoryNetwork
+from faults.sim.transport import SimChannel, SimServer
+from faults.sim.worker import TimedWorker
+from raftkv import AsyncClient
+from raftkv.client.transport import GrpcTransport
+from raftkv.errors import RaftKVError
+from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSection, RaftSection
+from raftkv.node.node import NodeRefused, RaftNode, Sizes
+from raftkv.rpc.frontend import Role
+
+_DATA: Final = "/data"
+_WAL: Final = f"{_DATA}/wal/"
+_ROOMY: Final = 1 << 40
+_START_TIMEOUT: Final = 30.0
+_LOOK: Final = 0.05
+
+State = Literal["running", "dead", "paused", "refused", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a cluster is like. Sizes in bytes, times in seconds.
+
+    ``sync``: usual time of a job of the disk, spread log-normally by ``sync_spread``.
+    """
+
+    segment_bytes: int = 32 * 1024
+    snapshot_bytes: int = 8 * 1024
+    chunk_bytes: int = 4 * 1024
+    keep_entries: int = 20
+    reads: Literal["lease", "quorum"] = "lease"
+    election_min: float = 0.5
+    election_max: float = 0.9
+    heartbeat: float = 0.1
+    sync: float = 0.0008
+    sync_spread: float = 0.5
+    conditions: Conditions = field(default_factory=Conditions)
+
+
+class Trace:
+    """What happened, as lines ``<virtual time> <what>``. ``digest`` covers the lines and the marks between them."""
+
+    def __init__(self, loop: SimLoop, *, everything: bool = False) -> None:
+        self.lines: list[str] = []
+        self.everything = everything
+        """Keep the marks as lines too."""
+        self._loop = loop
+        self._hash = hashlib.sha256()
+
+    def note(self, what: str) -> None:
+        """Keep a line."""
+        line = f"{self._loop.time():.6f} {what}"
+        self._hash.update(line.encode())
+        self.lines.append(line)
+
+    def mark(self, what: str) -> None:
+        """Something too frequent to be kept."""
+        if self.everything:
+            self.note(what)
+        else:
+            self._hash.update(f"{self._loop.time():.6f} {what}".encode())
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class LogCapture(logging.Handler):
+    """Notes what the product logs in a trace, with the process that said it. Use as a context manager."""
+
+    def __init__(self, trace: Trace, level: int = logging.INFO) -> None:
+        super().__init__(level)
+        self._trace = trace
+        self._logger = logging.getLogger("raftkv")
+        self._before = self._logger.level
+
+    def emit(self, record: logging.LogRecord) -> None:
+        process = current_process()
+        self._trace.note(f"{'-' if process is None else process.name} {record.levelname[0]} {record.getMessage()}")
+
+    def __enter__(self) -> Self:
+        self._before = self._logger.level
+        self._logger.setLevel(self.level)
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._before)
+
+
+class SimNode:
+    """One machine: a disk, a clock and the process of a node, or none."""
+
+    def __init__(self, cluster: SimCluster, number: int, rng: random.Random) -> None:
+        self.id = number
+        self.name = f"n{number}"
+        self.state: State = "dead"
+        self.node: RaftNode | None = None
+        self.fatal: BaseException | None = None
+        """Why it refused or failed."""
+        self.disk = SimDisk(_ROOMY)
+        self.process: Process = Process(cluster.loop, self.name)
+        self.process.kill()
+        self.clock = SimClock(cluster.loop, self.process, offset=rng.uniform(0, 1e5), wall=1.7e9 + rng.uniform(-5, 5))
+        self.slowness = 0.0
+        """Seconds by which each job of the disk takes longer."""
+        self.starts = 0
+        self.graveyard: list[object] = []
+        """What belonged to former processes: kept until the run ends."""
+        self._cluster = cluster
+        self._rng = rng
+        self._workers: list[TimedWorker] = []
+        self._server: SimServer | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether its process exists, paused or not."""
+        return self.state in ("running", "paused")
+
+    def start(self) -> None:
+        """A new process on the same disk. The state tells how it went, now or later."""
+        assert not self.up, f"{self.name} runs already"
+        cluster = self._cluster
+        self.starts += 1
+        self.fatal = None
+        self.process = self.clock.process = Process(cluster.loop, self.name)
+        self._workers = [TimedWorker(cluster.loop, self.process, self._job_seconds) for _ in range(2)]
+        self.state = "running"
+        cluster.network.power_on(self.name)
+        try:
+            self.process.run(self._compose, self.process)
+        except Exception as problem:  # noqa: BLE001 - the process ends with it, as the real one would
+            self._end(problem, "refused" if isinstance(problem, RaftKVError) else "failed")
+
+    def _job_seconds(self) -> float:
+        settings = self._cluster.settings
+        return settings.sync * self._rng.lognormvariate(0.0, settings.sync_spread) + self.slowness
+
+    def _compose(self, process: Process) -> None:
+        cluster = self._cluster
+        network = cluster.network.host(self.name)
+        node = RaftNode(
+            cluster.config(self.id),
+            fs=self.disk.mount(),
+            worker=self._workers[0],
+            background=self._workers[1],
+            network=network,
+            clock=self.clock,
+            rng=random.Random(self._rng.getrandbits(64)),
+            on_fatal=lambda problem: self._on_fatal(process, problem),
+            sizes=cluster.sizes,
+        )
+        self.node = node
+        self._watch(node)
+        self._server = SimServer(node, f"{self.name}:{_CLIENT_PORT}", network, self.clock)
+        process.spawn(self._serve(node, self._server))
+
+    def _watch(self, node: RaftNode) -> None:
+        """Have the observers called after every turn and tick of ``node``."""
+        replicas = node._replicas
+        turn, tick = replicas._turn, node._tick
+
+        def watched(call: Callable[[], None]) -> Callable[[], None]:
+            def run() -> None:
+                call()
+                for observer in self._cluster.observers:
+                    observer(self)
+
+            return run
+
+        cast(Any, replicas)._turn = watched(turn)
+        cast(Any, node)._tick = watched(tick)
+
+    async def _serve(self, node: RaftNode, server: SimServer) -> None:
+        try:
+            await node.start()
+            await server.start()
+        except Exception as problem:  # noqa: BLE001 - as in _compose
+            self._end(problem, "failed")
+
+    def _on_fatal(self, process: Process, problem: BaseException) -> None:
+        if self.fatal is None and process.alive:
+            self.fatal = problem
+            self._cluster.trace.note(f"{self.name} stops: {problem!r}")
+            process.spawn(self._stop(problem))
+
+    async def _stop(self, problem: BaseException) -> None:
+        """As the real process does after a fatal problem: it ends in an orderly way, and the rest goes on meanwhile."""
+        state: State = "refused" if isinstance(problem, NodeRefused) else "failed"
+        try:
+            if self._server is not None:
+                await self._server.stop(0)
+            if self.node is not None:
+                await self.node.close()
+        finally:
+            self._end(problem, state)
+
+    def _end(self, problem: BaseException, state: State) -> None:
+        self.fatal = problem
+        self._cluster.trace.note(f"{self.name} {state}: {problem!r}")
+        self._bury(state)
+        self.disk.kill()
+        self._cluster.network.kill(self.name)
+
+    def kill(self, *, power_loss: bool) -> None:
+        """End the process at once; ``power_loss``: the machine with it."""
+        assert self.up, f"{self.name} does not run"
+        workers = self._workers
+        self._bury("dead")
+        for worker in workers:
+            worker.interrupt(self.disk, self._rng)
+        if power_loss:
+            self.disk.crash(self._rng)
+            self._cluster.network.lose_power(self.name)
+        else:
+            self.disk.kill()
+            self._cluster.network.kill(self.name)
+
+    def _bury(self, state: State) -> None:
+        self.graveyard.append((self.node, self._server, self._workers))
+        self.process.kill()
+        self.node, self._server, self._workers = None, None, []
+        self.state = state
+
+
+_PEER_PORT: Final = 7501
+_CLIENT_PORT: Final = 7401
+
+
+class SimCluster:
+    """Nodes n1, n2, ... on one network; clients come with :meth:`client`."""
+
+    def __init__(
+        self,
+        loop: SimLoop,
+        rng: random.Random,
+        *,
+        nodes: int,
+        groups: int,
+        replicas: int = 3,
+        slots: int = 256,
+        settings: Settings | None = None,
+    ) -> None:
+        self.loop = loop
+        self.settings = settings or Settings()
+        self.trace = Trace(loop)
+        self.observers: list[Callable[[SimNode], None]] = []
+        """Called with the node after every turn and tick of it."""
+        self.clients: dict[str, AsyncClient] = {}
+        self.processes: dict[str, Process] = {}
+        """Those of the clients."""
+        self.clocks: dict[str, SimClock] = {}
+        """Those of the clients."""
+        self.sizes = Sizes(self.settings.segment_bytes, self.settings.chunk_bytes, self.settings.keep_entries)
+        self._rng = rng
+        self.network = MemoryNetwork(random.Random(rng.getrandbits(64)), self.settings.conditions)
+        self.network.trace = self.trace.mark
+        # The bounds of the configuration are for people: a simulation wants smaller numbers.
+        self._cluster = ClusterSection.model_construct(
+            id=str(uuid.UUID(int=rng.getrandbits(128))), slots=slots, groups=groups, replicas=replicas
+        )
+        self._peers = tuple(
+            PeerSection(id=one, address=f"n{one}:{_CLIENT_PORT}", peer_address=f"n{one}:{_PEER_PORT}")
+            for one in range(1, nodes + 1)
+        )
+        self.nodes = {one: SimNode(self, one, random.Random(rng.getrandbits(64))) for one in range(1, nodes + 1)}
+
+    def config(self, node: int) -> NodeConfig:
+        """What a node is told."""
+        settings, peer = self.settings, self._peers[node - 1]
+        return NodeConfig.model_construct(
+            cluster=self._cluster,
+            node=NodeSection(
+                id=node,
+                data_dir=_DATA,
+                address=peer.address,
+                listen=peer.address,
+                peer_address=peer.peer_address,
+                peer_listen=peer.peer_address,
+                reads=settings.reads,
+            ),
+            raft=RaftSection.model_construct(
+                election_min=settings.election_min,
+                election_max=settings.election_max,
+                heartbeat=settings.heartbeat,
+                snapshot_bytes=settings.snapshot_bytes,
+            ),
+            nodes=self._peers,
+        )
+
+    async def start(self) -> None:
+        """Start all nodes and wait until each group, the meta group included, has a leader and its slots."""
+        for node in self.nodes.values():
+            node.start()
+        await self.ready(_START_TIMEOUT)
+
+    async def ready(self, timeout: float) -> None:
+        """Wait until every running node is ready. Raises TimeoutError."""
+        async with asyncio.timeout(timeout):
+            while not self._ready():  # noqa: ASYNC110 - what it waits for is no single event
+                await asyncio.sleep(_LOOK)
+        self.trace.note(f"ready, led by {self.leaders()}")
+
+    def _ready(self) -> bool:
+        running = [one.node for one in self.nodes.values() if one.node is not None]
+        return bool(running) and all(node.status().ready for node in running)
+
+    # -- faults
+
+    def kill(self, node: int, *, power_loss: bool) -> None:
+        """End a node's process. What it had written stays; with ``power_loss`` only what it had synced surely does."""
+        self.trace.note(f"n{node} {'loses power' if power_loss else 'is killed'}")
+        self.nodes[node].kill(power_loss=power_loss)
+
+    def restart(self, node: int) -> None:
+        """Start a dead, refused or failed node again."""
+        self.trace.note(f"n{node} starts")
+        self.nodes[node].start()
+
+    def pause(self, node: int) -> None:
+        """Stop a node as SIGSTOP does: time goes on, the kernel takes bytes for it, nothing of it runs."""
+        one = self.nodes[node]
+        assert one.state == "running", f"n{node} is {one.state}"
+        self.trace.note(f"n{node} is paused")
+        one.process.pause()
+        one.state = "paused"
+
+    def resume(self, node: int) -> None:
+        """Let a paused node go on."""
+        one = self.nodes[node]
+        assert one.state == "paused", f"n{node} is {one.state}"
+        self.trace.note(f"n{node} goes on")
+        one.state = "running"
+        one.process.resume()
+
+    def wipe(self, node: int) -> None:
+        """Give a node that does not run an empty disk."""
+        one = self.nodes[node]
+        assert not one.up, f"n{node} is {one.state}"
+        self.trace.note(f"n{node} loses its disk")
+        one.graveyard.append(one.disk)
+        one.disk = SimDisk(_ROOMY)
+
+    def set_rate(self, node: int, rate: float) -> None:
+        """Seconds that a node's clock shows per true second."""
+        self.trace.note(f"n{node} has a clock of rate {rate:.4f}")
+        self.nodes[node].clock.set_rate(rate)
+
+    def slow_sync(self, node: int, seconds: float) -> None:
+        """From now on each job of a node's disk takes so much longer; 0 ends it."""
+        self.trace.note(f"n{node} has a disk slower by {seconds:.3f} s")
+        self.nodes[node].slowness = seconds
+
+    def fail_sync(self, node: int, failing: bool = True) -> None:
+        """From now on syncs fail on a node's disk, or no longer."""
+        self.trace.note(f"n{node} has a disk whose syncs {'fail' if failing else 'work'}")
+        if failing:
+            self.nodes[node].disk.fail_syncs()
+        else:
+            self.nodes[node].disk.before_sync = None
+
+    def fill_disk(self, node: int, full: bool, left: int = 0) -> None:
+        """Leave ``left`` bytes free on a node's disk, or make room again."""
+        self.trace.note(f"n{node} has a {'full' if full else 'roomy'} disk")
+        disk = self.nodes[node].disk
+        disk.capacity = disk.used() + left if full else _ROOMY
+
+    def flip_bit(self, node: int) -> bool:
+        """Flip one bit in a closed WAL segment of a node; False if it has none."""
+        disk = self.nodes[node].disk
+        files = disk.files()
+        closed = sorted(path for path in files if path.startswith(_WAL) and path.endswith(".log"))[:-1]
+        if not closed:
+            return False
+        path = closed[self._rng.randrange(len(closed))]
+        written = len(files[path].rstrip(b"\0"))
+        offset, bit = self._rng.randrange(written), self._rng.randrange(8)
+        self.trace.note(f"n{node} has a flipped bit in {path} at {offset}")
+        disk.flip(path, offset, 1 << bit)
+        return True
+
+    def drop_replies(self, node: int, client: str, seconds: float) -> None:
+        """For so many seconds a node hears a client and cannot answer it; then their connections break."""
+        self.trace.note(f"n{node} cannot answer {client} for {seconds:.3f} s")
+        self.network.cut(f"n{node}", client, one_way=True)
+
+        def end() -> None:
+            self.network.reset(f"n{node}", client)
+            self.network.heal(f"n{node}", client, one_way=True)
+
+        self.loop.call_later(seconds, end)
+
+    # -- clients and views
+
+    def client(self, name: str, *, timeout: float = 5.0, rate: float = 1.0) -> AsyncClient:
+        """The real client at a host of its own, with a process and a clock of its own.
+
+        Start what uses it with ``processes[name].spawn``, so that all of it belongs to that process.
+        """
+        process = Process(self.loop, name)
+        clock = SimClock(self.loop, process, rate=rate, offset=self._rng.uniform(0, 1e5))
+        rng = random.Random(self._rng.getrandbits(64))
+        host = self.network.host(name)
+        transport = GrpcTransport(lambda address: cast(Any, SimChannel(host, address)))
+        addresses = [peer.address for peer in self._peers]
+        client = process.run(lambda: AsyncClient(addresses, timeout=timeout, transport=transport, clock=clock, rng=rng))
+        self.clients[name], self.processes[name], self.clocks[name] = client, process, clock
+        return client
+
+    def leaders(self) -> dict[int, int]:
+        """Group -> node that leads it in the highest term, as far as running nodes think so."""
+        found: dict[int, tuple[int, int]] = {}
+        for one in self.nodes.values():
+            if one.node is not None:
+                for replica in one.node.status().replicas:
+                    if replica.role is Role.LEADER:
+                        found[replica.group] = max(found.get(replica.group, (0, 0)), (replica.term, one.id))
+        return {group: node for group, (_, node) in sorted(found.items())}
