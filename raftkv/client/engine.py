@@ -295,11 +295,13 @@ class Engine:
         candidates = self._routing.candidates(self._clock.now())
         for start in range(0, len(candidates), _ASKED_AT_ONCE):
             asked = candidates[start : start + _ASKED_AT_ONCE]
-            asking = {asyncio.create_task(self._view_of(address)) for address in asked}
+            # Lists, since sets of tasks have no order that a simulation could repeat.
+            asking = [asyncio.create_task(self._view_of(address)) for address in asked]
             try:
                 while asking:
-                    done, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
+                    done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                    answered, asking = [t for t in asking if t in done], [t for t in asking if t not in done]
+                    for task in answered:
                         answer = task.result()
                         if isinstance(answer, Result):
                             failure = answer
@@ -333,7 +335,8 @@ class Engine:
 
     def _prune(self) -> None:
         """Close idle channels to addresses that nobody names any more."""
-        for address in self._channels.keys() - set(self._routing.endpoints()):
+        named = self._routing.endpoints()
+        for address in [one for one in self._channels if one not in named]:
             if self._channels[address].idle:
                 closing = asyncio.ensure_future(self._channels.pop(address).close())
                 self._closing.add(closing)

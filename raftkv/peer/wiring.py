@@ -58,17 +58,17 @@ class Wiring:
     on_refused: Callable[[int, str], None]
     on_crash: Callable[[Exception], None] | None
     encoder: Encoder = field(default_factory=Encoder)
-    open: set[Closable] = field(default_factory=set)
-    """Connections between connection_made and connection_lost, of both directions."""
+    open: dict[Closable, None] = field(default_factory=dict)
+    """Connections between connection_made and connection_lost, of both directions, in the order of their making."""
     drained: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while no connection is open."""
 
     def opened(self, connection: Closable) -> None:
-        self.open.add(connection)
+        self.open[connection] = None
         self.drained.clear()
 
     def closed(self, connection: Closable) -> None:
-        self.open.discard(connection)
+        self.open.pop(connection, None)
         if not self.open:
             self.drained.set()
 

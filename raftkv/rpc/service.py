@@ -38,7 +38,7 @@ class KVService(kv_pb2_grpc.KVServicer):
     def __init__(self, frontend: Frontend, clock: Clock) -> None:
         self._frontend = frontend
         self._clock = clock
-        self._streams: set[PipelineStream] = set()
+        self._streams: dict[PipelineStream, None] = {}
         self._draining = False
 
     async def Get(self, request: kv_pb2.GetRequest, context: Context) -> kv_pb2.GetResponse:
@@ -71,13 +71,13 @@ class KVService(kv_pb2_grpc.KVServicer):
         # Sent before the first message is read: a client that has not seen it knows that nothing was executed.
         await context.send_initial_metadata(((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node))))
         stream = PipelineStream(self._frontend, self._clock)
-        self._streams.add(stream)
+        self._streams[stream] = None
         reader = asyncio.create_task(stream.run(request_iterator))
         try:
             async for response in stream.responses():
                 yield response
         finally:
-            self._streams.discard(stream)
+            self._streams.pop(stream, None)
             reader.cancel()
         if isinstance(stream.failure, RaftKVError):
             await _abort(context, failure_of(stream.failure))
