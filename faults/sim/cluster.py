@@ -27,7 +27,11 @@ from raftkv.rpc.frontend import Role
 _DATA: Final = "/data"
 _WAL: Final = f"{_DATA}/wal/"
 _ROOMY: Final = 1 << 40
+_PEER_PORT: Final = 7501
+_CLIENT_PORT: Final = 7401
 _START_TIMEOUT: Final = 30.0
+_HAND_OVER: Final = 2.0
+_GRACE: Final = 3.0
 _LOOK: Final = 0.05
 
 State = Literal["running", "dead", "paused", "refused", "failed"]
@@ -218,6 +222,18 @@ class SimNode:
         self.disk.kill()
         self._cluster.network.kill(self.name)
 
+    async def leave(self) -> None:
+        """As the real process does after SIGTERM; run it in the process."""
+        node, server = self.node, self._server
+        assert node is not None
+        assert server is not None
+        await node.hand_over(_HAND_OVER)
+        await server.stop(_GRACE)
+        await node.close()
+        self._bury("dead")
+        self.disk.kill()
+        self._cluster.network.kill(self.name)
+
     def kill(self, *, power_loss: bool) -> None:
         """End the process at once; ``power_loss``: the machine with it."""
         assert self.up, f"{self.name} does not run"
@@ -237,10 +253,6 @@ class SimNode:
         self.process.kill()
         self.node, self._server, self._workers = None, None, []
         self.state = state
-
-
-_PEER_PORT: Final = 7501
-_CLIENT_PORT: Final = 7401
 
 
 class SimCluster:
@@ -327,6 +339,13 @@ class SimCluster:
         """End a node's process. What it had written stays; with ``power_loss`` only what it had synced surely does."""
         self.trace.note(f"n{node} {'loses power' if power_loss else 'is killed'}")
         self.nodes[node].kill(power_loss=power_loss)
+
+    def stop(self, node: int) -> asyncio.Task[None]:
+        """Have a running node hand its leaderships over and end, which takes a few seconds."""
+        one = self.nodes[node]
+        assert one.state == "running", f"n{node} is {one.state}"
+        self.trace.note(f"n{node} is asked to stop")
+        return one.process.spawn(one.leave())
 
     def restart(self, node: int) -> None:
         """Start a dead, refused or failed node again."""

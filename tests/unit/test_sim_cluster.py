@@ -121,6 +121,21 @@ def test_the_group_goes_on_without_its_leader_and_takes_it_back(power_loss: bool
     run(scenario)
 
 
+def test_a_node_that_is_asked_to_stop_gives_its_leaderships_away_first() -> None:
+    async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
+        leader = cluster.leaders()[1]
+        stopping = cluster.stop(leader)
+        start = cluster.loop.time()
+        await fill(client, 20)
+        assert cluster.loop.time() - start < 1.0, "no election time-out is waited for"
+        await stopping
+        assert (cluster.nodes[leader].state, cluster.nodes[leader].fatal) == ("dead", None)
+        cluster.restart(leader)
+        await cluster.ready(10.0)
+
+    run(scenario)
+
+
 def test_a_paused_leader_is_replaced_and_steps_down_when_it_goes_on() -> None:
     async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
         leader = cluster.leaders()[1]
