@@ -8,7 +8,7 @@ import logging
 import random
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self, cast
 
 from faults.sim.clock import SimClock
@@ -281,7 +281,7 @@ class SimCluster:
         """Those of the clients."""
         self.sizes = Sizes(self.settings.segment_bytes, self.settings.chunk_bytes, self.settings.keep_entries)
         self._rng = rng
-        self.network = MemoryNetwork(random.Random(rng.getrandbits(64)), self.settings.conditions)
+        self.network = MemoryNetwork(random.Random(rng.getrandbits(64)), replace(self.settings.conditions))
         self.network.trace = self.trace.mark
         # The bounds of the configuration are for people: a simulation wants smaller numbers.
         self._cluster = ClusterSection.model_construct(
