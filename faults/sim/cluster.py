@@ -7,7 +7,7 @@ import hashlib
 import logging
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self, cast
 
@@ -22,10 +22,11 @@ from raftkv.client.transport import GrpcTransport
 from raftkv.errors import RaftKVError
 from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSection, RaftSection
 from raftkv.node.node import NodeRefused, RaftNode, Sizes
+from raftkv.raft import RaftGroup
 from raftkv.rpc.frontend import Role
 
 _DATA: Final = "/data"
-_WAL: Final = f"{_DATA}/wal/"
+WAL_FOLDER: Final = f"{_DATA}/wal"
 _ROOMY: Final = 1 << 40
 _PEER_PORT: Final = 7501
 _CLIENT_PORT: Final = 7401
@@ -176,20 +177,38 @@ class SimNode:
         process.spawn(self._serve(node, self._server))
 
     def _watch(self, node: RaftNode) -> None:
-        """Have the observers called after every turn and tick of ``node``."""
+        """Have the cluster's observers called after every turn and tick of ``node``, and after every applied entry."""
         replicas = node._replicas
-        turn, tick = replicas._turn, node._tick
+        turn, tick, start = replicas._turn, node._tick, replicas._start
 
         def watched(call: Callable[[], None]) -> Callable[[], None]:
             def run() -> None:
                 call()
-                for observer in self._cluster.observers:
+                for observer in self._cluster.on_turn:
                     observer(self)
 
             return run
 
+        def watched_start(group: int, voters: Sequence[int]) -> None:
+            start(group, voters)
+            self._watch_applying(replicas.get(group))
+
         cast(Any, replicas)._turn = watched(turn)
         cast(Any, node)._tick = watched(tick)
+        cast(Any, replicas)._start = watched_start
+        for group in replicas.all():
+            self._watch_applying(group)
+
+    def _watch_applying(self, group: RaftGroup | None) -> None:
+        assert group is not None
+        apply = group._apply_entry
+
+        def watched(command: bytes, index: int, term: int) -> None:
+            apply(command, index, term)
+            for observer in self._cluster.on_applied:
+                observer(self, group, index)
+
+        cast(Any, group)._apply_entry = watched
 
     async def _serve(self, node: RaftNode, server: SimServer) -> None:
         try:
@@ -268,12 +287,15 @@ class SimCluster:
         replicas: int = 3,
         slots: int = 256,
         settings: Settings | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self.loop = loop
         self.settings = settings or Settings()
-        self.trace = Trace(loop)
-        self.observers: list[Callable[[SimNode], None]] = []
+        self.trace = trace or Trace(loop)
+        self.on_turn: list[Callable[[SimNode], None]] = []
         """Called with the node after every turn and tick of it."""
+        self.on_applied: list[Callable[[SimNode, RaftGroup, int], None]] = []
+        """Called after a replica has applied an entry, with its index."""
         self.clients: dict[str, AsyncClient] = {}
         self.processes: dict[str, Process] = {}
         """Those of the clients."""
@@ -283,6 +305,7 @@ class SimCluster:
         self._rng = rng
         self.network = MemoryNetwork(random.Random(rng.getrandbits(64)), replace(self.settings.conditions))
         self.network.trace = self.trace.mark
+        self.network.repeats_to = lambda address: address.endswith(f":{_PEER_PORT}")
         # The bounds of the configuration are for people: a simulation wants smaller numbers.
         self._cluster = ClusterSection.model_construct(
             id=str(uuid.UUID(int=rng.getrandbits(128))), slots=slots, groups=groups, replicas=replicas
@@ -401,10 +424,12 @@ class SimCluster:
         disk.capacity = disk.used() + left if full else _ROOMY
 
     def flip_bit(self, node: int) -> bool:
-        """Flip one bit in a closed WAL segment of a node; False if it has none."""
+        """Flip one bit in a closed WAL segment or the latest snapshots of a node; False if it has none."""
         disk = self.nodes[node].disk
         files = disk.files()
-        closed = sorted(path for path in files if path.startswith(_WAL) and path.endswith(".log"))[:-1]
+        closed = sorted(path for path in files if path.startswith(f"{WAL_FOLDER}/") and path.endswith(".log"))[:-1]
+        if self._rng.random() < 0.3:
+            closed = self._latest_snapshots(node) or closed
         if not closed:
             return False
         path = closed[self._rng.randrange(len(closed))]
@@ -413,6 +438,11 @@ class SimCluster:
         self.trace.note(f"n{node} has a flipped bit in {path} at {offset}")
         disk.flip(path, offset, 1 << bit)
         return True
+
+    def _latest_snapshots(self, node: int) -> list[str]:
+        running = self.nodes[node].node
+        groups = [] if running is None else running._replicas.all()
+        return [group.snapshots._info.path for group in groups if group.snapshots._info is not None]
 
     def drop_replies(self, node: int, client: str, seconds: float) -> None:
         """For so many seconds a node hears a client and cannot answer it; then their connections break."""

@@ -29,6 +29,9 @@ _END: Final = object()
 _HIGH: Final = 64 * 1024
 """Bytes on the way at which the sender is asked to pause."""
 
+_REMEMBERED: Final = 24
+"""Sendings to one address that may come again over a later connection."""
+
 _RETRANSMIT: Final = 0.2
 """Seconds until lost bytes are sent again; twice as long each further time."""
 
@@ -42,7 +45,8 @@ class Conditions:
     ``base``: usual delay, spread log-normally by ``spread``. ``slow``: share of deliveries that take ``tail`` times a
     Pareto-distributed number more, ``longest`` at most. ``loss``: share of sendings that are lost and sent again.
     ``pieces``: share of deliveries that arrive in pieces. ``late``: share of broken connections whose bytes on the way
-    arrive all the same, up to ``late_by`` later.
+    arrive all the same, up to ``late_by`` later. ``again``: share of sendings over a renewed connection that something
+    sent over a former one follows once more, where the network repeats at all (:attr:`MemoryNetwork.repeats_to`).
     """
 
     base: float = 0.0005
@@ -54,6 +58,7 @@ class Conditions:
     pieces: float = 0.05
     late: float = 0.3
     late_by: float = 0.5
+    again: float = 0.0
 
     def delay(self, rng: random.Random) -> tuple[float, int]:
         """Seconds that a sending takes, and how often it was lost."""
@@ -83,6 +88,9 @@ class MemoryNetwork:
         """How often something happened to bytes on the way: lost, stalled, late, broken, refused, unanswered."""
         self.trace: Callable[[str], None] | None = None
         """Told of every delivery."""
+        self.repeats_to: Callable[[str], bool] | None = None
+        """Addresses where each sending is a message of its own, which a harsh network may repeat."""
+        self._former: dict[tuple[str, str], deque[tuple[_Pipe, bytes]]] = {}
         self._listeners: dict[str, MemoryListener] = {}
         self._cuts: set[tuple[str, str]] = set()
         self._down: set[str] = set()
@@ -176,8 +184,8 @@ class MemoryNetwork:
         if listener is None:
             self.count("refused")
             raise ConnectionRefusedError(f"nobody listens at {address}")
-        near = MemoryTransport(source, address, dialled=True, process=current_process())
-        far = MemoryTransport(listener.host, source, dialled=False, process=listener.process)
+        near = MemoryTransport(self, source, address, dialled=True, process=current_process())
+        far = MemoryTransport(self, listener.host, source, dialled=False, process=listener.process)
         near.out = _Pipe(self, source, listener.host, far)
         far.out = _Pipe(self, listener.host, source, near)
         self._pipes[near.out] = self._pipes[far.out] = None
@@ -206,6 +214,21 @@ class MemoryNetwork:
         self._pipes.pop(pipe, None)
 
     # -- for the pipes
+
+    def repeat(self, address: str, pipe: _Pipe, data: bytes) -> bytes | None:
+        """``data`` was sent to ``address``: what follows it from an earlier connection of the same two, if anything."""
+        conditions = self.between(pipe.source, pipe.target)
+        if self.rng is None or conditions is None or not conditions.again:
+            return None
+        sent = self._former.setdefault((pipe.source, address), deque(maxlen=_REMEMBERED))
+        again = None
+        if sent and sent[0][0] is not pipe and self.rng.random() < conditions.again:
+            former, again = sent[self.rng.randrange(len(sent))]
+            if former is pipe:
+                return None
+            self.count("again")
+        sent.append((pipe, data))
+        return again
 
     def count(self, effect: str) -> None:
         """Something happened to bytes on the way."""
@@ -415,12 +438,15 @@ class MemoryTransport(asyncio.Transport):
     out: _Pipe
     protocol: asyncio.Protocol
 
-    def __init__(self, host: str, peer: str, *, dialled: bool, process: Process | None) -> None:
+    def __init__(self, network: MemoryNetwork, host: str, peer: str, *, dialled: bool, process: Process | None) -> None:
         super().__init__({"peername": peer, "sockname": host})
         self.dialled = dialled
+        self.repeats = dialled and network.repeats_to is not None and network.repeats_to(peer)
         self.context = contextvars.Context() if process is None else process.context
         self.paused = False
         self.writes = 0
+        self._network = network
+        self._peer = peer
         self._choked = False
         self._closing = False
 
@@ -433,6 +459,8 @@ class MemoryTransport(asyncio.Transport):
         if not self._closing:
             self.writes += 1
             self.out.put(bytes(data))
+            if self.repeats and self.writes > 1 and (again := self._network.repeat(self._peer, self.out, bytes(data))):
+                self.out.put(again)
             if self.out.waiting > _HIGH and not self._choked:
                 self._choked = True
                 self.protocol.pause_writing()

@@ -289,7 +289,7 @@ def test_observers_see_every_node_after_its_turns() -> None:
             assert node.node is not None
             seen[node.id] = seen.get(node.id, 0) + 1
 
-        cluster.observers.append(observe)
+        cluster.on_turn.append(observe)
         await fill(client, 5)
         await asyncio.sleep(1.0)
         assert sorted(seen) == [1, 2, 3]

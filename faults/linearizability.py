@@ -1,0 +1,187 @@
+"""Whether the operations on one key could have happened one after the other, each between its begin and its end.
+
+The search of Wing and Gong (Testing and verifying concurrent objects, 1993) with Lowe's memory of configurations that
+failed (Testing for linearizability, 2017), as in Porcupine. Pure, and the same for the same history.
+
+An operation whose outcome nobody learned may take effect at any time after it began, or never. One that was surely not
+applied takes no part, so a value that only it wrote and that somebody read is a violation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from faults.history import OPEN_END, Operation, Outcome
+from faults.register import EMPTY, Register, State
+
+BUDGET: Final = 400_000
+"""Steps of the model after which the search of one key gives up. Histories in order take about one per operation."""
+
+
+class Verdict(StrEnum):
+    """What the search came to. OUT_OF_BUDGET is no pass: nobody knows."""
+
+    LINEARIZABLE = "linearizable"
+    VIOLATION = "violation"
+    OUT_OF_BUDGET = "out of budget"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``order``: numbers of the operations in an order that explains the history, or the longest that was found.
+    ``state``: the key's state behind it. ``stuck``: the operation that had to come next and could not."""
+
+    verdict: Verdict
+    steps: int
+    order: tuple[int, ...] = ()
+    state: State = EMPTY
+    stuck: Operation | None = None
+
+
+def check(operations: Sequence[Operation], model: Register, budget: int = BUDGET) -> Finding:
+    """Search an order for the operations on one key. Reads that may be stale take no part (see :func:`check_stale`)."""
+    return _Search(operations, model, budget).run()
+
+
+def check_stale(operations: Sequence[Operation]) -> list[Operation]:
+    """Stale reads that returned a value which nobody can have written by then, or with another write's version."""
+    wrong = []
+    for read in operations:
+        if not read.stale or read.outcome is not Outcome.OK or read.found is None:
+            continue
+        writers = [
+            one
+            for one in operations
+            if one.write and one.value == read.found and _may_have_written(one) and one.began <= read.ended
+        ]
+        if not any(one.version in (None, read.version) for one in writers):
+            wrong.append(read)
+    return wrong
+
+
+def _may_have_written(write: Operation) -> bool:
+    return write.outcome is not Outcome.REFUSED and not (write.outcome is Outcome.OK and write.only_looks)
+
+
+class _Choice(NamedTuple):
+    """What may come next: an operation whose answer is known, with open writes before it if it needs them."""
+
+    indexes: tuple[int, ...]
+    mask: int
+    after: State
+
+
+class _Search:
+    """Known operations must all find a place. Open ones find one only where that makes a difference.
+
+    Whatever order explains a history, there is one in which open writes stand only directly before a known operation
+    that their effect makes possible, each of several needing the one before it: an open write has no end, so it can be
+    moved behind an operation that does not need it, and it can be left out where the next write hides it, since what
+    it did to the version only narrows what may follow. An operation that only looks does not need it if it leaves the
+    state as it was; one that tells an untold version, or that the record has expired, may need it all the same, and so
+    may a write that is possible only if the record has expired, as that makes it late. Without this, each wrong turn
+    would try all sets of open writes.
+    """
+
+    def __init__(self, operations: Sequence[Operation], model: Register, budget: int) -> None:
+        known = [one for one in operations if one.outcome is Outcome.OK and not one.stale]
+        maybe = [one for one in operations if one.outcome in (Outcome.UNKNOWN, Outcome.OPEN) and one.write]
+        self._known = sorted(known, key=lambda one: (one.began, one.number))
+        self._maybe = sorted(maybe, key=lambda one: (one.began, one.number))
+        self._all = [*self._known, *self._maybe]
+        self._model = model
+        self._budget = budget
+        self._steps = 0
+        self._failed: set[tuple[int, State]] = set()
+
+    def run(self) -> Finding:
+        done, state = 0, EMPTY
+        path: list[tuple[_Choice, State, list[_Choice]]] = []
+        best: tuple[int, tuple[int, ...], State, int] = (-1, (), EMPTY, 0)
+        while len(path) < len(self._known):
+            if len(path) > best[0]:
+                best = (len(path), self._order(path), state, done)
+            choices = self._choices(done, state)
+            # Before they are used: choices on which the budget ran out are not all that there are.
+            if self._steps > self._budget:
+                return Finding(Verdict.OUT_OF_BUDGET, self._steps, best[1], best[2])
+            while not choices:
+                self._failed.add((done, state))
+                if not path:
+                    stuck = self._first_to_end(best[3])
+                    return Finding(Verdict.VIOLATION, self._steps, best[1], best[2], stuck)
+                choice, state, choices = path.pop()
+                done &= ~choice.mask
+            choice = choices.pop(0)
+            path.append((choice, state, choices))
+            done |= choice.mask
+            state = choice.after
+        return Finding(Verdict.LINEARIZABLE, self._steps, self._order(path), state)
+
+    def _order(self, path: Sequence[tuple[_Choice, State, list[_Choice]]]) -> tuple[int, ...]:
+        return tuple(self._all[index].number for choice, _, _ in path for index in choice.indexes)
+
+    def _first_to_end(self, done: int) -> Operation:
+        """Of the known operations without a place, the one that ended first: none may come behind it."""
+        left = [one for index, one in enumerate(self._known) if not done >> index & 1]
+        return min(left, key=lambda one: one.ended)
+
+    def _choices(self, done: int, state: State) -> list[_Choice]:
+        """What may come next: whatever began before the first of the known ones without a place ended."""
+        known, until = self._known, OPEN_END
+        candidates: list[int] = []
+        # From the lowest zero bit of ``done`` on: before it everything has its place.
+        for index in range((~done & (done + 1)).bit_length() - 1, len(known)):
+            if not done >> index & 1:
+                if known[index].began > until:
+                    break
+                until = min(until, known[index].ended)
+                candidates.append(index)
+        plain: list[_Choice] = []
+        needing: list[int] = []
+        for index in candidates:
+            after = self._step(state, index)
+            plain += [_Choice((index,), 1 << index, one) for one in after]
+            if state not in after if known[index].only_looks else not _free(state, after):
+                needing.append(index)
+        found = plain
+        if needing:
+            open_ones = [
+                index
+                for index, one in enumerate(self._maybe, len(known))
+                if one.began <= until and not done >> index & 1
+            ]
+            found = plain + self._helped(state, needing, open_ones, (), 0)
+        return [choice for choice in found if (done | choice.mask, choice.after) not in self._failed]
+
+    def _helped(
+        self, state: State, needing: list[int], open_ones: list[int], before: tuple[int, ...], mask: int
+    ) -> list[_Choice]:
+        """Known operations that are possible behind some open writes, the last of which nothing hides."""
+        found: list[_Choice] = []
+        for index in open_ones:
+            if self._steps > self._budget:
+                break
+            others = [one for one in open_ones if one != index]
+            now = (*before, index), mask | 1 << index
+            for changed in self._step(state, index):
+                for wanted in needing:
+                    found += [
+                        _Choice((*now[0], wanted), now[1] | 1 << wanted, after) for after in self._step(changed, wanted)
+                    ]
+                dependent = [one for one in others if not _free(state, self._step(state, one))]
+                if dependent:
+                    found += self._helped(changed, needing, dependent, *now)
+        return found
+
+    def _step(self, state: State, index: int) -> list[State]:
+        self._steps += 1
+        return self._model.step(state, self._all[index])
+
+
+def _free(state: State, after: Sequence[State]) -> bool:
+    """Whether a write is possible in ``state`` without supposing that its record has expired."""
+    return any(one.since == state.since for one in after)

@@ -1,0 +1,101 @@
+"""A client whose calls end in the history: what it was told, never an exception."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from faults.history import History, Kind, Operation, Outcome
+from raftkv import AsyncClient
+from raftkv.client.types import Consistency, Record
+from raftkv.errors import ConditionFailed, NotApplied, OutcomeUnknown, RaftKVError
+
+T = TypeVar("T")
+
+
+class Recorder:
+    """``name``: the client's name in the history. ``now``: true time in seconds.
+
+    ``patience``: seconds after which a write is given up by cancelling it, drawn anew for each; None = never.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        name: str,
+        history: History,
+        now: Callable[[], float],
+        patience: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self.client = client
+        self.name = name
+        self._history = history
+        self._now = now
+        self._patience = patience
+
+    async def get(self, key: str, consistency: Consistency = "linearizable") -> Operation:
+        operation = self._begin(Kind.GET, key)
+        operation.stale = consistency == "stale"
+
+        def answer(record: Record | None) -> None:
+            if record is None:
+                operation.version = 0
+            else:
+                operation.found, operation.version = record.value.decode(), record.version
+
+        return await self._run(operation, self.client.get(key, consistency=consistency), answer)
+
+    async def put(self, key: str, value: str, *, ttl: float | None = None, expect: int | None = None) -> Operation:
+        operation = self._begin(Kind.PUT, key)
+        operation.value, operation.ttl, operation.expect = value, ttl, expect
+
+        def answer(written: Any) -> None:
+            operation.done, operation.version = True, written.version
+
+        return await self._run(operation, self.client.put(key, value, ttl=ttl, if_version=expect), answer)
+
+    async def delete(self, key: str, *, expect: int | None = None) -> Operation:
+        operation = self._begin(Kind.DELETE, key)
+        operation.expect = expect
+
+        def answer(there: bool) -> None:
+            operation.done = there
+
+        return await self._run(operation, self.client.delete(key, if_version=expect), answer)
+
+    async def cas(self, key: str, expected: str | None, value: str, *, ttl: float | None = None) -> Operation:
+        operation = self._begin(Kind.CAS, key)
+        operation.expected, operation.value, operation.ttl = expected, value, ttl
+
+        def answer(done: bool) -> None:
+            operation.done = done
+
+        return await self._run(operation, self.client.cas(key, expected, value, ttl=ttl), answer)
+
+    def _begin(self, kind: Kind, key: str) -> Operation:
+        return self._history.begin(self.name, kind, key, self._now())
+
+    async def _run(self, operation: Operation, call: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> Operation:
+        patience = self._patience() if operation.write else None
+        try:
+            async with asyncio.timeout(patience):
+                answered = await call
+        except ConditionFailed as failed:
+            operation.version = failed.version
+            operation.outcome = Outcome.OK
+        except TimeoutError:
+            operation.outcome, operation.error = Outcome.UNKNOWN, f"cancelled after {patience:.3f} s"
+        except RaftKVError as error:
+            known = isinstance(error, NotApplied)
+            if not known and not (operation.write and isinstance(error, OutcomeUnknown)):
+                raise
+            operation.outcome = Outcome.REFUSED if known else Outcome.UNKNOWN
+            operation.error = f"{type(error).__name__}: {error}"
+        else:
+            answer(answered)
+            operation.outcome = Outcome.OK
+        if operation.outcome is not Outcome.UNKNOWN:
+            operation.ended = self._now()
+        operation.answered = self._now()
+        return operation

@@ -1,0 +1,543 @@
+"""Injects the faults of a storm, keeps within what the promises cover, and undoes everything at the end.
+
+Each kind of fault has a task and randomness of its own. Episodes of different kinds overlap freely: a node may lose its
+power while its disk is slow and half of the network is cut. So each step looks at what is there before it acts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from faults.sim.cluster import SimCluster, SimNode
+from faults.sim.invariants import Invariants
+from faults.sim.network import Conditions
+from faults.sim.storm import DRIFT, FASTEST_WILD, KINDS, Storm
+from raftkv.errors import CorruptData
+from raftkv.node.node import NodeRefused
+from raftkv.raft.log import BrokenInvariant
+
+_LOOK: Final = 0.25
+"""Seconds between looks for nodes that have stopped by themselves."""
+
+_HEALING: Final = 20.0
+"""Seconds within which a cluster is whole again after one fault."""
+
+Pair = tuple[str, str]
+
+EFFECTS: Final = {
+    "partition": "bytes or dials were held",
+    "bridge": "bytes or dials were held",
+    "ring": "bytes or dials were held",
+    "one way": "bytes or dials were held",
+    "flapping": "bytes or dials were held",
+    "reset": "a connection was broken",
+    "slow link": "bytes travelled over it",
+    "drop replies": "replies to a client were lost",
+    "power loss": "bytes were not synced, or the node led a group",
+    "blackout": "bytes were not synced somewhere",
+    "slow sync": "the log had to wait for the disk",
+    "failing sync": "the node stopped",
+    "full disk": "the node refused writes, or stopped",
+    "flipped bit": "the node refused to start",
+    "kill": "the node led a group",
+    "stop": "the node led a group",
+    "pause": "it had something to do meanwhile",
+    "drift": "the clock went off by more than 5 ms",
+    "wild clock": "the clock went off by more than 50 ms",
+    "wiped disk": "the node was refused",
+}
+"""When a fault is said to have taken effect."""
+
+
+@dataclass(slots=True)
+class Count:
+    """How often a kind of fault was injected, and took effect."""
+
+    injected: int = 0
+    effective: int = 0
+
+
+@dataclass(slots=True)
+class _Used(Conditions):
+    """Conditions that know whether anything was sent under them."""
+
+    sendings: int = field(default=0, compare=False)
+
+    def delay(self, rng: random.Random) -> tuple[float, int]:
+        self.sendings += 1
+        return Conditions.delay(self, rng)
+
+
+class Nemesis:
+    """``clients``: names of the clients' hosts."""
+
+    def __init__(self, cluster: SimCluster, storm: Storm, invariants: Invariants, clients: Sequence[str]) -> None:
+        self.counts = {kind: Count() for kind in KINDS if kind in storm.faults}
+        self.ruined: dict[int, str] = {}
+        """Nodes that must not come back, and why."""
+        self._cluster = cluster
+        self._storm = storm
+        self._invariants = invariants
+        self._clients = list(clients)
+        self._cuts: Counter[Pair] = Counter()
+        self._excused: dict[int, set[str]] = {node: set() for node in cluster.nodes}
+        self._leaving: dict[int, int] = {}
+        """Nodes that were asked to stop, and which of their starts."""
+        self._judged: set[tuple[int, int]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._rngs = {kind: random.Random(f"{kind} {storm.seed}") for kind in (*KINDS, "janitor")}
+
+    # -- life
+
+    def start(self) -> None:
+        """Begin."""
+        episodes: dict[str, Callable[[random.Random], Awaitable[bool | None]]] = {
+            "partition": self._partition,
+            "bridge": self._bridge,
+            "ring": self._ring,
+            "one way": self._one_way,
+            "flapping": self._flapping,
+            "reset": self._reset,
+            "slow link": self._slow_link,
+            "drop replies": self._drop_replies,
+            "power loss": self._power_loss,
+            "blackout": self._blackout,
+            "slow sync": self._slow_sync,
+            "failing sync": self._failing_sync,
+            "full disk": self._full_disk,
+            "flipped bit": self._flipped_bit,
+            "kill": self._kill,
+            "stop": self._stop,
+            "pause": self._pause,
+            "drift": self._drift,
+            "wild clock": self._wild_clock,
+            "wiped disk": self._wiped_disk,
+        }
+        loop = self._cluster.loop
+        for kind in self.counts:
+            self._tasks.append(loop.create_task(self._repeat(kind, episodes[kind]), name=kind))
+        self._tasks.append(loop.create_task(self._keep_house(self._rngs["janitor"]), name="janitor"))
+
+    async def _repeat(self, kind: str, episode: Callable[[random.Random], Awaitable[bool | None]]) -> None:
+        rng, count = self._rngs[kind], self.counts[kind]
+        while True:
+            await asyncio.sleep(rng.expovariate(1.0 / self._storm.faults[kind]))
+            if self._storm.gentle:
+                await self._cluster.ready(_HEALING)
+            before = count.injected
+            count.injected += 1
+            effect = await episode(rng)
+            if effect is None:
+                count.injected = before
+            elif effect:
+                count.effective += 1
+
+    async def _keep_house(self, rng: random.Random) -> None:
+        """Look at nodes that have stopped by themselves, and start them again after a while."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            for node in self._cluster.nodes.values():
+                if node.state in ("failed", "refused"):
+                    self._judge(node)
+                    if rng.random() < 0.2 and node.disk.before_sync is None:
+                        self._revive(node)
+
+    async def calm(self) -> None:
+        """Stop injecting and undo everything. Nodes that are ruined stay out."""
+        for task in self._tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+        cluster = self._cluster
+        cluster.trace.note("everything is healed")
+        self._cuts.clear()
+        cluster.network.links.clear()
+        cluster.network.conditions = Conditions()
+        cluster.network.heal()
+        for number, node in cluster.nodes.items():
+            node.clock.set_rate(1.0)
+            node.slowness = 0.0
+            node.disk.before_sync = None
+            cluster.fill_disk(number, False)
+            if node.state == "paused":
+                cluster.resume(number)
+        for number, starts in self._leaving.items():
+            node = cluster.nodes[number]
+            if node.up and node.starts == starts:
+                await self._left(node)
+        for node in cluster.nodes.values():
+            self._revive(node)
+
+    def settle(self) -> None:
+        """After the cluster has converged: look at what became of each node, ruined ones included."""
+        for number, node in self._cluster.nodes.items():
+            if node.state in ("failed", "refused"):
+                self._judge(node)
+            if number in self.ruined and node.state != "refused":
+                self._invariants.report("ruin", f"n{number} has a {self.ruined[number]} and is {node.state}")
+            elif self.ruined.get(number) == "wiped disk":
+                self.counts["wiped disk"].effective += 1
+
+    # -- nodes
+
+    def _victim(self, rng: random.Random, states: Iterable[str] = ("running",)) -> SimNode | None:
+        cluster, wanted = self._cluster, tuple(states)
+        nodes = [node for node in cluster.nodes.values() if node.id not in self.ruined and node.state in wanted]
+        if not nodes:
+            return None
+        leaders = set(cluster.leaders().values())
+        leading = [node for node in nodes if node.id in leaders]
+        return rng.choice(leading if leading and rng.random() < self._storm.aim else nodes)
+
+    def _leads(self, node: SimNode) -> bool:
+        return node.node is not None and any(group.leads() for group in node.node._replicas.all())
+
+    def _end(self, node: SimNode, *, power_loss: bool) -> None:
+        self._invariants.before_crash(node)
+        self._cluster.kill(node.id, power_loss=power_loss)
+        self._invariants.after_crash(node)
+
+    def _revive(self, node: SimNode) -> None:
+        """Start a node that does not run, unless it must not come back."""
+        if node.up or node.id in self.ruined:
+            return
+        if node.state in ("failed", "refused"):
+            self._judge(node)
+        if node.disk.before_sync is None:
+            self._excused[node.id].discard("sync")
+        self._cluster.restart(node.id)
+
+    def _judge(self, node: SimNode) -> None:
+        """A node has stopped by itself: with good reason?"""
+        if (node.id, node.starts) in self._judged:
+            return
+        self._judged.add((node.id, node.starts))
+        problem, ruin = node.fatal, self.ruined.get(node.id)
+        excused = self._excused[node.id]
+        if ruin == "wiped disk" and isinstance(problem, NodeRefused):
+            return
+        if ruin == "flipped bit" and isinstance(problem, CorruptData):
+            return
+        sick = isinstance(problem, OSError) or isinstance(problem.__cause__ if problem else None, OSError)
+        if excused and sick and not isinstance(problem, CorruptData | NodeRefused | BrokenInvariant):
+            if isinstance(problem, OSError) and problem.errno == errno.ENOSPC and "full" not in excused:
+                self._invariants.report("stopped", f"n{node.id} found no space on a roomy disk: {problem!r}")
+            return
+        self._invariants.report("stopped", f"n{node.id} {node.state} without a reason: {problem!r}")
+
+    def _may_ruin(self, node: SimNode) -> bool:
+        """Whether each group keeps its majority without this node and those that are ruined already."""
+        maps = [one.node.cluster_map() for one in self._cluster.nodes.values() if one.node is not None]
+        shard_map = next((one for one in maps if one is not None), None)
+        if shard_map is None or node.id in self.ruined:
+            return False
+        gone = {*self.ruined, node.id}
+        return all(len(gone.intersection(group.voters)) <= (len(group.voters) - 1) // 2 for group in shard_map.groups)
+
+    async def _kill(self, rng: random.Random) -> bool | None:
+        node = self._victim(rng, ("running", "paused"))
+        if node is None:
+            return None
+        led = self._leads(node)
+        self._end(node, power_loss=False)
+        await asyncio.sleep(rng.choice((0.0, rng.uniform(0.0, 3.0))))
+        self._revive(node)
+        return led
+
+    async def _power_loss(self, rng: random.Random) -> bool | None:
+        node = self._victim(rng, ("running", "paused"))
+        if node is None:
+            return None
+        effect = self._leads(node) or node.disk.unsynced_bytes() > 0
+        self._end(node, power_loss=True)
+        await asyncio.sleep(rng.choice((0.0, rng.uniform(0.0, 3.0))))
+        self._revive(node)
+        return effect
+
+    async def _blackout(self, rng: random.Random) -> bool | None:
+        nodes = [node for node in self._cluster.nodes.values() if node.up and node.id not in self.ruined]
+        effect = any(node.disk.unsynced_bytes() > 0 for node in nodes)
+        for node in nodes:
+            self._end(node, power_loss=True)
+        rng.shuffle(nodes)
+        for node in nodes:
+            await asyncio.sleep(rng.uniform(0.0, 0.8))
+            self._revive(node)
+        return effect
+
+    async def _stop(self, rng: random.Random) -> bool | None:
+        node = self._victim(rng)
+        if node is None:
+            return None
+        led = self._leads(node)
+        self._leaving[node.id] = node.starts
+        self._cluster.stop(node.id)
+        await self._left(node)
+        await asyncio.sleep(rng.uniform(0.0, 2.0))
+        self._revive(node)
+        return led
+
+    async def _left(self, node: SimNode) -> None:
+        """Wait until a node that was asked to stop has ended, this way or another."""
+        starts = self._leaving[node.id]
+        await self._until(lambda: not node.up or node.starts != starts, 10.0)
+        if node.state == "running" and node.starts == starts:
+            self._invariants.report("stop", f"{node.name} was asked to stop and still runs")
+
+    async def _pause(self, rng: random.Random) -> bool | None:
+        node = self._victim(rng)
+        if node is None:
+            return None
+        self._cluster.pause(node.id)
+        starts = node.starts
+        await asyncio.sleep(self._length(rng, 0.05, 6.0))
+        if node.state != "paused" or node.starts != starts:
+            return True
+        effect = bool(node.process.held)
+        self._cluster.resume(node.id)
+        return effect
+
+    # -- clocks
+
+    async def _drift(self, rng: random.Random) -> bool | None:
+        if rng.random() < 0.3:
+            rng.choice(list(self._cluster.nodes.values())).clock.step_wall(rng.uniform(-1e5, 1e5))
+        return await self._change_rate(rng, 1.0 + rng.uniform(-DRIFT, DRIFT), 0.005)
+
+    async def _wild_clock(self, rng: random.Random) -> bool | None:
+        return await self._change_rate(rng, rng.choice((rng.uniform(0.2, 0.8), rng.uniform(1.25, FASTEST_WILD))), 0.05)
+
+    async def _change_rate(self, rng: random.Random, rate: float, least: float) -> bool | None:
+        node = self._victim(rng, ("running", "paused", "dead"))
+        if node is None:
+            return None
+        loop, clock = self._cluster.loop, node.clock
+        began, shown = loop.time(), clock.now()
+        self._cluster.set_rate(node.id, rate)
+        await asyncio.sleep(self._length(rng, 1.0, 8.0))
+        off = abs((clock.now() - shown) - (loop.time() - began))
+        if rng.random() < 0.5:
+            self._cluster.set_rate(node.id, 1.0)
+        return off > least
+
+    # -- disks
+
+    async def _slow_sync(self, rng: random.Random) -> bool | None:
+        node = self._victim(rng)
+        if node is None:
+            return None
+        seconds = self._length(rng, 0.01, 1.0)
+        self._cluster.slow_sync(node.id, seconds)
+        until, behind = self._cluster.loop.time() + self._length(rng, 0.2, 4.0), False
+        while self._cluster.loop.time() < until:
+            await asyncio.sleep(seconds / 2)
+            behind = behind or (node.node is not None and node.node._wal.durable < node.node._wal.appended)
+        self._cluster.slow_sync(node.id, 0.0)
+        return behind
+
+    async def _failing_sync(self, rng: random.Random) -> bool | None:
+        node = self._victim(rng)
+        if node is None:
+            return None
+        self._excused[node.id].add("sync")
+        self._invariants.before_crash(node)
+        self._cluster.fail_sync(node.id)
+        await self._until(lambda: not node.up, rng.uniform(0.5, 3.0))
+        self._cluster.fail_sync(node.id, False)
+        failed = node.state == "failed"
+        if failed and rng.random() < 0.5:
+            # The machine goes down with it: what the failed sync left behind in memory is gone for good.
+            self._cluster.trace.note(f"n{node.id} loses power after its disk failed")
+            self._judge(node)
+            node.disk.crash(rng)
+            self._cluster.network.lose_power(node.name)
+        await asyncio.sleep(rng.choice((0.0, rng.uniform(0.0, 2.0))))
+        self._revive(node)
+        return failed
+
+    async def _full_disk(self, rng: random.Random) -> bool | None:
+        node = self._victim(rng)
+        if node is None:
+            return None
+        self._excused[node.id].add("full")
+        left = int(rng.choice((0.0, rng.uniform(0.0, 6.0))) * self._storm.settings.segment_bytes)
+        self._cluster.fill_disk(node.id, True, left)
+        until, effect = self._cluster.loop.time() + self._length(rng, 0.5, 5.0), False
+        while self._cluster.loop.time() < until:
+            await asyncio.sleep(0.1)
+            effect = effect or node.state == "failed" or (node.node is not None and node.node._router.disk_full)
+        self._cluster.fill_disk(node.id, False)
+        return effect
+
+    async def _flipped_bit(self, rng: random.Random) -> bool | None:
+        node = self._victim(rng)
+        if node is None or not self._may_ruin(node) or not self._cluster.flip_bit(node.id):
+            return None
+        self.ruined[node.id] = "flipped bit"
+        self._invariants.lost(node.id)
+        self._cluster.kill(node.id, power_loss=rng.random() < 0.5)
+        self._cluster.restart(node.id)
+        return node.state == "refused"
+
+    async def _wiped_disk(self, rng: random.Random) -> bool | None:
+        node = self._victim(rng)
+        if node is None or not self._may_ruin(node):
+            return None
+        self.ruined[node.id] = "wiped disk"
+        self._end(node, power_loss=False)
+        self._invariants.lost(node.id)
+        self._cluster.wipe(node.id)
+        self._cluster.restart(node.id)
+        return False  # settle tells
+
+    # -- the network
+
+    async def _partition(self, rng: random.Random) -> bool | None:
+        nodes = self._shuffled(rng)
+        size = rng.randint(1, len(nodes) // 2)
+        return await self._split(rng, [nodes[:size], nodes[size:]], f"{nodes[:size]} from {nodes[size:]}")
+
+    async def _bridge(self, rng: random.Random) -> bool | None:
+        nodes = self._shuffled(rng)
+        half = (len(nodes) - 1) // 2
+        return await self._split(rng, [nodes[1 : 1 + half], nodes[1 + half :]], f"all but the bridge {nodes[0]}")
+
+    async def _ring(self, rng: random.Random) -> bool | None:
+        nodes = self._shuffled(rng)
+        count = len(nodes)
+        if count < 4:
+            return None  # with three nodes a ring is whole
+        pairs = [
+            (one, other)
+            for at, one in enumerate(nodes)
+            for place, other in enumerate(nodes)
+            if (at - place) % count not in (0, 1, count - 1)
+        ]
+        return await self._hold(pairs, self._length(rng, 0.2, 6.0), f"all but the ring {nodes}")
+
+    async def _one_way(self, rng: random.Random) -> bool | None:
+        nodes = self._shuffled(rng)
+        one, others = nodes[0], nodes[1:]
+        shape = rng.choice(("deaf", "dumb", "link"))
+        if shape == "deaf":
+            pairs = [(other, one) for other in others]
+        elif shape == "dumb":
+            pairs = [(one, other) for other in others]
+        else:
+            pairs = [(one, others[0])]
+        return await self._hold(pairs, self._length(rng, 0.2, 5.0), f"one way, {one} is {shape}")
+
+    async def _flapping(self, rng: random.Random) -> bool | None:
+        nodes = self._shuffled(rng)
+        one, others = nodes[0], nodes[1 : rng.randint(2, len(nodes))]
+        pairs = [pair for other in others for pair in ((one, other), (other, one))]
+        effect = False
+        for _ in range(rng.randint(3, 12)):
+            effect |= await self._hold(pairs, self._length(rng, 0.01, 0.8), f"{one} from {others}, flapping")
+            await asyncio.sleep(self._length(rng, 0.01, 0.5))
+        return effect
+
+    async def _reset(self, rng: random.Random) -> bool | None:
+        hosts = [node.name for node in self._cluster.nodes.values()]
+        broken = 0
+        for _ in range(rng.randint(1, 4)):
+            one = rng.choice(hosts)
+            other = rng.choice([host for host in (*hosts, *self._clients) if host != one])
+            self._cluster.trace.note(f"connections of {one} and {other} are reset")
+            broken += self._cluster.network.reset(one, other)
+        return broken > 0
+
+    async def _slow_link(self, rng: random.Random) -> bool | None:
+        one, other = self._shuffled(rng)[:2]
+        usual = self._storm.settings.conditions
+        slow = _Used(
+            base=usual.base * rng.uniform(2.0, 30.0),
+            spread=1.0,
+            slow=0.2,
+            tail=rng.uniform(0.01, 0.3),
+            loss=rng.choice((0.0, 0.1, 0.4)),
+            pieces=usual.pieces,
+            late=usual.late,
+        )
+        links = self._cluster.network.links
+        pairs = [(one, other)] if rng.random() < 0.5 else [(one, other), (other, one)]
+        self._cluster.trace.note(f"slow link {one} to {other}, {len(pairs)} ways")
+        for pair in pairs:
+            links[pair] = slow
+        await asyncio.sleep(self._length(rng, 0.5, 6.0))
+        for pair in pairs:
+            links.pop(pair, None)
+        return slow.sendings > 0
+
+    async def _drop_replies(self, rng: random.Random) -> bool | None:
+        client = rng.choice(self._clients)
+        leaders = sorted(set(self._cluster.leaders().values()))
+        nodes = leaders if leaders and rng.random() < 0.7 else sorted(self._cluster.nodes)
+        pairs = [(f"n{node}", client) for node in nodes]
+        self._cut(pairs)
+        self._cluster.trace.note(f"replies of {nodes} to {client} get lost")
+        await asyncio.sleep(self._length(rng, 0.05, 2.0))
+        effect = bool(self._held_bytes(pairs))
+        for one, other in pairs:
+            self._cluster.network.reset(one, other)
+        self._mend(pairs)
+        return effect
+
+    def _shuffled(self, rng: random.Random) -> list[str]:
+        names = [node.name for node in self._cluster.nodes.values() if node.id not in self.ruined]
+        rng.shuffle(names)
+        return names
+
+    async def _split(self, rng: random.Random, sides: list[list[str]], what: str) -> bool:
+        """Cut two sides off from each other; some of the clients are on one side only."""
+        for client in self._clients:
+            where = rng.randrange(4)
+            if where < 2:
+                sides[where].append(client)
+        pairs = [pair for one in sides[0] for other in sides[1] for pair in ((one, other), (other, one))]
+        return await self._hold(pairs, self._length(rng, 0.2, 6.0), what)
+
+    async def _hold(self, pairs: list[Pair], seconds: float, what: str) -> bool:
+        network = self._cluster.network
+        self._cluster.trace.note(f"cut for {seconds:.3f} s: {what}")
+        unanswered = network.effects.get("unanswered", 0)
+        self._cut(pairs)
+        await asyncio.sleep(seconds)
+        effect = network.effects.get("unanswered", 0) > unanswered or bool(self._held_bytes(pairs))
+        self._mend(pairs)
+        self._cluster.trace.note(f"healed: {what}")
+        return effect
+
+    def _held_bytes(self, pairs: Iterable[Pair]) -> int:
+        wanted = set(pairs)
+        return sum(pipe.waiting for pipe in self._cluster.network._pipes if (pipe.source, pipe.target) in wanted)
+
+    def _cut(self, pairs: Iterable[Pair]) -> None:
+        for source, target in pairs:
+            self._cuts[source, target] += 1
+            self._cluster.network.cut(source, target, one_way=True)
+
+    def _mend(self, pairs: Iterable[Pair]) -> None:
+        """End these cuts, but for the ways that another episode holds."""
+        for source, target in pairs:
+            self._cuts[source, target] -= 1
+            if self._cuts[source, target] <= 0:
+                self._cluster.network.heal(source, target, one_way=True)
+
+    # -- small things
+
+    def _length(self, rng: random.Random, low: float, high: float) -> float:
+        """Seconds; short ones are as frequent as long ones."""
+        return float(low * (high / low) ** rng.random())
+
+    async def _until(self, holds: Callable[[], bool], seconds: float) -> None:
+        until = self._cluster.loop.time() + seconds
+        while not holds() and self._cluster.loop.time() < until:  # noqa: ASYNC110 - no single event
+            await asyncio.sleep(0.05)

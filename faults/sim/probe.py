@@ -1,0 +1,53 @@
+"""How long a group goes without acknowledging a write, asked by clients that are never cut off themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from faults.history import History, Outcome
+from faults.recorder import Recorder
+from faults.sim.cluster import SimCluster
+
+PATIENCE: Final = 6.0
+"""Longest time without an acknowledged write while a minority is at fault, in seconds. Usual are 0.6 to 1.6. To it may
+add up: elections of up to 0.9 s, with votes split more than once, and the client's patience with nodes that do not
+answer, 1.25 s with the first one and twice as long with the next."""
+
+_PERIOD: Final = 0.05
+_TIMEOUT: Final = 10.0
+
+
+class Probe:
+    """Writes to one key of each group, one write after the other. ``worst``: seconds without an acknowledged one."""
+
+    def __init__(self, cluster: SimCluster, history: History, keys: list[str]) -> None:
+        self.worst = 0.0
+        self.when = ""
+        self._loop = cluster.loop
+        self._over = False
+        self._tasks = [self._start(cluster, history, f"p{number}", key) for number, key in enumerate(keys)]
+
+    def _start(self, cluster: SimCluster, history: History, name: str, key: str) -> asyncio.Task[None]:
+        client = cluster.client(name, timeout=_TIMEOUT)
+        recorder = Recorder(client, name, history, self._loop.time)
+
+        async def write() -> None:
+            last, number = self._loop.time(), 0
+            while not self._over:
+                number += 1
+                written = await recorder.put(key, f"{name}-{number}")
+                if written.outcome is Outcome.OK:
+                    now = self._loop.time()
+                    if now - last > self.worst:
+                        self.worst, self.when = now - last, f"{key} from {last:.3f} to {now:.3f}"
+                    last = now
+                await asyncio.sleep(_PERIOD)
+            await client.close()
+
+        return cluster.processes[name].spawn(write())
+
+    async def end(self) -> None:
+        """Stop writing."""
+        self._over = True
+        await asyncio.gather(*self._tasks)

@@ -1,0 +1,299 @@
+"""One seed: a storm over a simulated cluster, then calm, convergence and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+from faults.history import OPEN_END, History, Operation, Outcome
+from faults.linearizability import BUDGET, Finding, Verdict, check, check_stale
+from faults.recorder import Recorder
+from faults.register import Register
+from faults.sim.cluster import LogCapture, SimCluster, Trace
+from faults.sim.invariants import Invariants
+from faults.sim.loop import SimLoop, Stuck, simulate
+from faults.sim.nemesis import Nemesis
+from faults.sim.probe import PATIENCE, Probe
+from faults.sim.storm import Storm
+from faults.workloads import WORKLOADS, Workload
+from raftkv.client.types import Record
+from raftkv.errors import RaftKVError
+from shards.slots import slot_of
+
+CONVERGENCE: Final = 30.0
+"""Seconds within which a healed cluster must be one again."""
+
+_LATE: Final = 1.0
+"""Seconds by which a call may outlast its time-out."""
+
+_LAST: Final = "last"
+_LAST_TIMEOUT: Final = 10.0
+_CALM: Final = 2.0
+"""Seconds of work after the faults are over."""
+
+_FORMING: Final = 60.0
+
+
+@dataclass(slots=True)
+class Report:
+    """What one run came to. Times in virtual seconds."""
+
+    storm: Storm
+    problems: list[str] = field(default_factory=list)
+    """Broken promises; empty for a run that passed."""
+    history: History = field(default_factory=History)
+    violations: dict[str, Finding] = field(default_factory=dict)
+    """Keys whose history cannot be explained, or was too hard to explain."""
+    trace: list[str] = field(default_factory=list)
+    digest: str = ""
+    seconds: float = 0.0
+    converged: float = 0.0
+    """From the end of the faults until all replicas were equal."""
+    worst_gap: float = 0.0
+    """Gentle storms: the longest time without an acknowledged write of a group."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Operations, faults and what happened inside, by name."""
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+
+def run(storm: Storm) -> Report:
+    """Run a storm. The same storm always gives the same report."""
+    report = Report(storm)
+
+    async def main(loop: SimLoop) -> None:
+        trace = Trace(loop)
+        with LogCapture(trace):
+            one = _Run(loop, storm, report, trace)
+            try:
+                await one.run()
+            finally:
+                report.trace = trace.lines
+                report.digest = trace.digest()
+                report.seconds = loop.time()
+                report.counts["callbacks"] = loop.callbacks
+
+    try:
+        simulate(main)
+    except (Stuck, TimeoutError, RaftKVError, AssertionError) as problem:
+        report.problems.append(f"the run broke off: {type(problem).__name__}: {problem}")
+    _judge(report)
+    return report
+
+
+def _judge(report: Report) -> None:
+    """The verdict on the history; the run itself has judged what happened inside."""
+    history, storm = report.history, report.storm
+    model = Register(storm.fastest_clock)
+    for key, operations in history.by_key():
+        finding = check(operations, model, BUDGET)
+        report.counts["checked keys"] += 1
+        report.counts["model steps"] += finding.steps
+        if finding.verdict is not Verdict.LINEARIZABLE:
+            report.violations[key] = finding
+            report.problems.append(f"history of {key}: {finding.verdict}")
+        report.problems += [f"stale read of what never was: {read.describe()}" for read in check_stale(operations)]
+    for one in history.operations:
+        timeout = _LAST_TIMEOUT if one.client == _LAST else storm.timeout
+        if one.answered - one.began > timeout + _LATE and one.answered != OPEN_END:
+            report.problems.append(f"a call outlasted its time-out of {timeout} s: {one.describe()}")
+    for outcome in Outcome:
+        report.counts[f"operations {outcome}"] = history.count(outcome)
+
+
+class _Run:
+    """The course of one run."""
+
+    def __init__(self, loop: SimLoop, storm: Storm, report: Report, trace: Trace) -> None:
+        self._loop = loop
+        self._storm = storm
+        self._report = report
+        self._over = False
+        rng = random.Random(f"cluster {storm.seed}")
+        self._cluster = SimCluster(
+            loop,
+            rng,
+            nodes=storm.nodes,
+            groups=storm.groups,
+            replicas=storm.replicas,
+            slots=storm.slots,
+            settings=storm.settings,
+            trace=trace,
+        )
+        self._invariants = Invariants(self._cluster)
+        self._workloads: list[Workload] = [WORKLOADS[name]() for name in storm.workloads]
+        self._names = [f"c{number}" for number in range(1, storm.clients + 1)]
+        self._nemesis = Nemesis(self._cluster, storm, self._invariants, self._names)
+
+    async def run(self) -> None:
+        cluster = self._cluster
+        for line in self._storm.describe():
+            cluster.trace.note(line)
+        try:
+            await cluster.start()
+            working = [self._work(number, name) for number, name in enumerate(self._names)]
+            probe = self._probe() if self._storm.gentle else None
+            self._nemesis.start()
+            await asyncio.sleep(self._storm.seconds)
+            await self._nemesis.calm()
+            if probe is not None:
+                await self._judge_probe(probe)
+            healed = self._loop.time()
+            await asyncio.sleep(_CALM)
+            self._over = True
+            await self._ended(working)
+            await self._converge(healed)
+            await self._last_look()
+            self._nemesis.settle()
+        finally:
+            self._close()
+
+    # -- clients
+
+    def _work(self, number: int, name: str) -> asyncio.Task[None]:
+        storm, cluster = self._storm, self._cluster
+        client = cluster.client(name, timeout=storm.timeout)
+        rng = random.Random(f"{name} {storm.seed}")
+
+        def patience() -> float | None:
+            return rng.uniform(0.0, 0.5) if rng.random() < storm.cancels else None
+
+        recorder = Recorder(client, name, self._report.history, self._loop.time, patience)
+        workload = self._workloads[number % len(self._workloads)]
+
+        async def work() -> None:
+            while not self._over:
+                await workload.step(recorder, rng)
+                await asyncio.sleep(rng.expovariate(1.0 / storm.pause))
+            await client.close()
+
+        return cluster.processes[name].spawn(work())
+
+    async def _ended(self, working: list[asyncio.Task[None]]) -> None:
+        _, hanging = await asyncio.wait(working, timeout=6 * (self._storm.timeout + _LATE))
+        for name, task in zip(self._names, working, strict=True):
+            if task in hanging:
+                self._invariants.report("client", f"{name} hangs")
+            elif (problem := task.exception()) is not None:
+                self._invariants.report("client", f"{name} raised {problem!r}")
+
+    def _probe(self) -> Probe:
+        return Probe(self._cluster, self._report.history, self._one_key_per_group("p"))
+
+    async def _judge_probe(self, probe: Probe) -> None:
+        await probe.end()
+        self._report.worst_gap = probe.worst
+        if probe.worst > PATIENCE:
+            self._invariants.report("availability", f"no write for {probe.worst:.3f} s: {probe.when}")
+
+    # -- after the storm
+
+    async def _converge(self, healed: float) -> None:
+        """All replicas equal, within a bounded time."""
+        apart = "nobody has looked"
+        while self._loop.time() < healed + CONVERGENCE:
+            apart = self._apart()
+            if not apart:
+                self._report.converged = self._loop.time() - healed
+                self._cluster.trace.note("all replicas are equal")
+                return
+            await asyncio.sleep(0.1)
+        self._invariants.report("convergence", f"not after {CONVERGENCE} s: {apart}")
+
+    def _apart(self) -> str:
+        """Why the replicas are not equal yet, or nothing."""
+        groups: dict[int, list[tuple[str, int, int, bool]]] = {}
+        for node in self._cluster.nodes.values():
+            if node.id in self._nemesis.ruined:
+                continue
+            if node.node is None:
+                return f"{node.name} is {node.state}"
+            if not node.node.status().ready:
+                return f"{node.name} is not ready"
+            for group in node.node._replicas.all():
+                state = (node.name, group.core.applied_index(), group.log.last_index, group.leads())
+                groups.setdefault(group.group, []).append(state)
+        for number, states in sorted(groups.items()):
+            if len({index for _, applied, last, _ in states for index in (applied, last)}) != 1:
+                return f"group {number} at (applied, last) {[state[:3] for state in states]}"
+            if sum(leads for *_, leads in states) != 1:
+                return f"group {number} is led by {[name for name, *_, leads in states if leads]}"
+        for node in self._cluster.nodes.values():
+            if node.node is not None and node.id not in self._nemesis.ruined:
+                for group in node.node._replicas.all():
+                    self._invariants.compare(node, group, group.core.applied_index())
+        return ""
+
+    async def _last_look(self) -> None:
+        """A new client writes to every group, reads every key, and scans all there is."""
+        client = self._cluster.client(_LAST, timeout=_LAST_TIMEOUT)
+        last = Recorder(client, _LAST, self._report.history, self._loop.time)
+        looking = self._cluster.processes[_LAST].spawn(self._look_at_everything(last))
+        done, _ = await asyncio.wait([looking], timeout=_FORMING + 10 * _LAST_TIMEOUT)
+        if not done:
+            self._invariants.report("client", "the last look hangs")
+        elif (problem := looking.exception()) is not None:
+            self._invariants.report("client", f"the last look failed: {problem!r}")
+
+    async def _look_at_everything(self, last: Recorder) -> None:
+        for key in self._one_key_per_group("f"):
+            written = await last.put(key, "fresh")
+            if written.outcome is not Outcome.OK:
+                self._invariants.report("liveness", f"no write after the storm: {written.describe()}")
+        await asyncio.sleep(max(workload.settle for workload in self._workloads))
+        reads: dict[str, Operation] = {}
+        for key in self._report.history.all_keys():
+            reads[key] = await last.get(key)
+            if reads[key].outcome is not Outcome.OK:
+                self._invariants.report("liveness", f"no read after the storm: {reads[key].describe()}")
+        found: dict[str, Record] = {}
+        async for record in last.client.records():
+            found[record.key.decode()] = record
+        for key in sorted({*reads, *found}):
+            there, read = found.get(key), reads.get(key)
+            scanned = None if there is None else (there.value.decode(), there.version)
+            seen = None if read is None or read.found is None else (read.found, read.version)
+            if scanned != seen:
+                self._invariants.report("scan", f"{key} is {seen} by get and {scanned} by scan")
+        for workload in self._workloads:
+            for problem in workload.problems(self._report.history, found):
+                self._invariants.report(workload.name, problem)
+        await last.client.close()
+
+    def _one_key_per_group(self, prefix: str) -> list[str]:
+        shard_map = next(
+            one
+            for node in self._cluster.nodes.values()
+            if node.node is not None and (one := node.node.cluster_map()) is not None
+        )
+        keys: dict[int, str] = {}
+        number = 0
+        while len(keys) < self._storm.groups:
+            key = f"{prefix}{number}"
+            keys.setdefault(shard_map.owners[slot_of(key.encode(), self._storm.slots)], key)
+            number += 1
+        return [key for _, key in sorted(keys.items())]
+
+    def _close(self) -> None:
+        """Gather what was found, also if the run breaks off."""
+        report, invariants, counts = self._report, self._invariants, self._report.counts
+        report.problems += invariants.problems
+        for problem in self._loop.problems:
+            if not isinstance(problem.exception, OSError):
+                report.problems.append(
+                    f"{problem.process} at {problem.time:.6f}: {problem.message} {problem.exception!r}"
+                )
+        for kind, count in self._nemesis.counts.items():
+            counts[f"injected {kind}"] += count.injected
+            counts[f"effective {kind}"] += count.effective
+        for effect, number in self._cluster.network.effects.items():
+            counts[f"network {effect}"] += number
+        counts["leaderships"] += invariants.leaderships
+        counts["states compared"] += invariants.digests
+        counts["WALs read after a crash"] += invariants.crashes
+        counts["snapshots installed"] += sum("installed the snapshot" in line for line in self._cluster.trace.lines)

@@ -1,0 +1,177 @@
+"""What a seed draws: a cluster, its network and disks, who works on it, and which faults come how often.
+
+Each seed leaves most kinds of faults out ("swarm testing"), so that those that are left meet more often, and no two
+storms are alike.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from faults.sim.cluster import Settings
+from faults.sim.network import Conditions
+
+NETWORK: Final = ("partition", "bridge", "ring", "one way", "flapping", "reset", "slow link", "drop replies")
+DISK: Final = ("power loss", "blackout", "slow sync", "failing sync", "full disk", "flipped bit")
+PROCESS: Final = ("kill", "stop", "pause", "drift", "wild clock", "wiped disk")
+KINDS: Final[tuple[str, ...]] = (*NETWORK, *DISK, *PROCESS)
+"""Every kind of fault that somebody injects at a moment. Loss, tails and late bytes are part of the network's
+conditions all the time."""
+
+RUINOUS: Final = ("flipped bit", "wiped disk")
+"""After these a node does not come back; a storm has room for a minority of each group only."""
+
+GENTLE: Final = ("partition", "one way", "flapping", "reset", "kill", "power loss", "stop", "pause", "slow sync")
+"""Of these one at a time leaves each group a healthy majority."""
+
+DRIFT: Final = 0.048
+"""Clock rates within 1 +- this differ by less than the lease's allowance of a tenth."""
+
+FASTEST_WILD: Final = 4.0
+"""The highest rate of a clock that leaves the allowance."""
+
+_SHARE: Final = 0.35
+"""Of the kinds of faults in one storm."""
+
+_WORKLOADS: Final = ("registers", "unique-set", "counter", "retry", "ttl")
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """The plan of one run. Times in seconds.
+
+    ``timeout``: of the clients' calls. ``pause``: usual time between two steps of a client. ``cancels``: share of the
+    writes that the caller gives up by cancelling them. ``faults``: kind -> usual time between the starts of two.
+    ``aim``: share of process and disk faults that are aimed at a leader. ``wild``: clocks may leave the allowance of
+    leases, so reads ask a majority. ``gentle``: one fault of a minority at a time, so every group must go on.
+    """
+
+    seed: int
+    nodes: int
+    groups: int
+    replicas: int
+    slots: int
+    settings: Settings
+    seconds: float
+    clients: int
+    workloads: tuple[str, ...]
+    timeout: float
+    pause: float
+    cancels: float
+    faults: dict[str, float]
+    aim: float
+    wild: bool
+    gentle: bool = False
+
+    @classmethod
+    def draw(cls, seed: int) -> Storm:
+        """The same seed always gives the same storm; every eighth is a gentle one."""
+        return cls._gentle(seed) if seed % 8 == 0 else cls._wild(seed)
+
+    @classmethod
+    def _gentle(cls, seed: int) -> Storm:
+        rng = random.Random(f"storm {seed}")
+        nodes = rng.choice((3, 5))
+        return cls(
+            seed=seed,
+            nodes=nodes,
+            groups=rng.choice((1, 3)),
+            replicas=nodes,
+            slots=256,
+            settings=replace(_settings(rng, "lease"), sync=0.001, sync_spread=0.2, conditions=Conditions(tail=0.002)),
+            seconds=round(rng.uniform(20.0, 40.0), 1),
+            clients=3,
+            workloads=(rng.choice(_WORKLOADS),),
+            timeout=5.0,
+            pause=0.05,
+            cancels=0.0,
+            faults={rng.choice(GENTLE): 1.0},
+            aim=0.8,
+            wild=False,
+            gentle=True,
+        )
+
+    @classmethod
+    def _wild(cls, seed: int) -> Storm:
+        rng = random.Random(f"storm {seed}")
+        nodes = rng.choice((3, 3, 5))
+        replicas = rng.choice((3, 5)) if nodes == 5 else 3
+        faults = _faults(rng)
+        workloads = tuple(sorted(rng.sample(_WORKLOADS, rng.choice((1, 2, 2)))))
+        if "retry" in workloads:
+            faults.setdefault("drop replies", round(_logarithmic(rng, 0.5, 2.0), 2))
+        wild = "wild clock" in faults
+        return cls(
+            seed=seed,
+            nodes=nodes,
+            groups=rng.choice((1, 2, 3)),
+            replicas=replicas,
+            slots=256,
+            settings=_settings(rng, "quorum" if wild or rng.random() < 0.25 else "lease"),
+            seconds=round(rng.uniform(6.0, 16.0), 1),
+            clients=rng.randint(3, 6),
+            workloads=workloads,
+            timeout=rng.choice((0.5, 2.0, 5.0)),
+            pause=_logarithmic(rng, 0.005, 0.1),
+            cancels=rng.choice((0.0, 0.0, 0.05)),
+            faults=faults,
+            aim=rng.choice((0.0, 0.5, 0.9)),
+            wild=wild,
+        )
+
+    @property
+    def fastest_clock(self) -> float:
+        """Seconds that a node's clock may show in one true second."""
+        return FASTEST_WILD if self.wild else 1.0 + DRIFT
+
+    def describe(self) -> list[str]:
+        """Lines for people."""
+        settings, wire = self.settings, self.settings.conditions
+        snapshots = f"snapshots after {settings.snapshot_bytes}, sent in parts of {settings.chunk_bytes}"
+        often = ", ".join(f"{kind} every {seconds:.1f} s" for kind, seconds in sorted(self.faults.items()))
+        return [
+            f"{self.nodes} nodes, {self.groups} groups of {self.replicas}, {settings.reads} reads, {self.seconds} s long",
+            f"{self.clients} clients, workloads {', '.join(self.workloads)}, time-outs of {self.timeout} s",
+            f"a step every {self.pause * 1000:.0f} ms, {self.cancels:.0%} of the writes are cancelled",
+            f"segments of {settings.segment_bytes} bytes, {snapshots}, {settings.keep_entries} entries kept",
+            f"syncs of {settings.sync * 1000:.2f} ms, delays of {wire.base * 1000:.2f} ms, {wire.slow:.1%} slow",
+            f"{wire.loss:.1%} lost, after a reset {wire.late:.0%} late and {wire.again:.0%} again",
+            f"faults: {often or 'none'}; {self.aim:.0%} aimed at leaders{', one at a time' if self.gentle else ''}",
+        ]
+
+
+def _faults(rng: random.Random) -> dict[str, float]:
+    chosen = [kind for kind in KINDS if rng.random() < _SHARE]
+    if "drift" in chosen and "wild clock" in chosen:
+        chosen.remove("drift")
+    return {kind: round(_logarithmic(rng, 0.8, 8.0), 2) for kind in chosen}
+
+
+def _settings(rng: random.Random, reads: Literal["lease", "quorum"]) -> Settings:
+    return Settings(
+        segment_bytes=rng.choice((4096, 8192, 32 * 1024)),
+        snapshot_bytes=rng.choice((4096, 8192, 16 * 1024)),
+        chunk_bytes=rng.choice((512, 1024, 4096)),
+        keep_entries=rng.choice((0, 5, 20, 50)),
+        reads=reads,
+        sync=_logarithmic(rng, 0.0002, 0.01),
+        sync_spread=rng.choice((0.2, 0.5, 1.0)),
+        conditions=Conditions(
+            base=_logarithmic(rng, 0.0002, 0.01),
+            spread=rng.choice((0.2, 0.5, 1.0)),
+            slow=rng.choice((0.0, 0.01, 0.05)),
+            tail=_logarithmic(rng, 0.002, 0.05),
+            loss=rng.choice((0.0, 0.0, 0.005, 0.03)),
+            pieces=rng.choice((0.0, 0.05, 0.3)),
+            late=rng.choice((0.0, 0.3, 0.8)),
+            again=rng.choice((0.0, 0.0, 0.1, 0.5)),
+        ),
+    )
+
+
+def _logarithmic(rng: random.Random, low: float, high: float) -> float:
+    """A number between the bounds whose logarithm is spread evenly."""
+    return math.exp(rng.uniform(math.log(low), math.log(high)))

@@ -1,0 +1,202 @@
+"""What clients do to a store while faults come: written once, for simulated and for real clusters.
+
+All of it goes through a :class:`faults.recorder.Recorder`, so every key's operations are checked for linearizability,
+versions and times to live included. A workload adds what only it can know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Final
+
+from faults.history import History, Kind, Operation, Outcome
+from faults.recorder import Recorder
+from raftkv.client.types import Record
+
+_LONGEST_TTL: Final = 2.5
+
+
+class Workload(ABC):
+    """The keys of one kind of work. ``step`` is called again and again by each client that does this work."""
+
+    name: ClassVar[str]
+    settle: ClassVar[float] = 0.0
+    """Seconds to wait before the last look."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._seen: dict[tuple[str, str], Operation] = {}
+
+    @abstractmethod
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        """One operation or a few that belong together."""
+
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
+        """What is wrong besides single keys' histories; ``last``: all records that a scan found at the end."""
+        return []
+
+    def _value(self, kv: Recorder, rng: random.Random) -> str:
+        """A value that nobody else writes, mostly short."""
+        number = self._numbers[kv.name] = self._numbers.get(kv.name, 0) + 1
+        filler = "." * int(rng.paretovariate(0.8)) if rng.random() < 0.5 else ""
+        return f"{kv.name}-{self.name}-{number}{filler[:600]}"
+
+    def _last(self, kv: Recorder, key: str) -> tuple[str | None, int]:
+        """Value and version of ``key`` as this client knew it last."""
+        seen = self._seen.get((kv.name, key))
+        if seen is None:
+            return None, 0
+        return (seen.found, seen.version or 0) if seen.kind is Kind.GET else (seen.value, seen.version or 0)
+
+    def _learn(self, operation: Operation) -> Operation:
+        """Remember what a successful get or put showed."""
+        told = operation.kind is Kind.GET or (operation.kind is Kind.PUT and operation.done)
+        if told and operation.outcome is Outcome.OK and not operation.stale:
+            self._seen[operation.client, operation.key] = operation
+        return operation
+
+
+class Registers(Workload):
+    """Everything the API offers, by all clients on the same few keys."""
+
+    name = "registers"
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        key = f"r{rng.randrange(5)}"
+        value, version = self._last(kv, key)
+        chance = rng.random()
+        if chance < 0.34:
+            self._learn(await kv.get(key))
+        elif chance < 0.42:
+            self._learn(await kv.get(key, "quorum"))
+        elif chance < 0.47:
+            await kv.get(key, "stale")
+        elif chance < 0.68:
+            self._learn(await kv.put(key, self._value(kv, rng)))
+        elif chance < 0.80:
+            self._learn(await kv.put(key, self._value(kv, rng), expect=version))
+        elif chance < 0.91:
+            await kv.cas(key, value, self._value(kv, rng))
+        else:
+            await kv.delete(key, expect=version if version and rng.random() < 0.5 else None)
+
+
+class UniqueSet(Workload):
+    """Elements that are added once each: no acknowledged one is lost, none is added twice, no refused one is there."""
+
+    name = "unique-set"
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        element = self._value(kv, rng)
+        await kv.put(f"s-{element[:40]}", element, expect=0)
+
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
+        found = []
+        for one in history.operations:
+            if not one.key.startswith("s-") or not one.write:
+                continue
+            there = one.key in last
+            if one.outcome is Outcome.OK and not one.done:
+                found.append(f"element added twice: {one.describe()}")
+            elif one.outcome is Outcome.OK and not there:
+                found.append(f"acknowledged element lost: {one.describe()}")
+            elif one.outcome is Outcome.REFUSED and there:
+                found.append(f"element is there although it was refused: {one.describe()}")
+        return found
+
+
+class Counter(Workload):
+    """Increments by compare-and-swap: each counts once."""
+
+    name = "counter"
+    _keys = ("n0", "n1")
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        key = rng.choice(self._keys)
+        seen = await kv.get(key)
+        if seen.outcome is Outcome.OK:
+            await kv.cas(key, seen.found, str(int(seen.found or "0") + 1))
+
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
+        found = []
+        for key in self._keys:
+            added = [one for one in history.operations if one.key == key and one.write]
+            sure = sum(one.outcome is Outcome.OK and one.done for one in added)
+            maybe = sum(one.outcome in (Outcome.UNKNOWN, Outcome.OPEN) for one in added)
+            count = int(last[key].value) if key in last else 0
+            if not sure <= count <= sure + maybe:
+                found.append(f"{key} counts {count}, but {sure} increments were acknowledged and {maybe} are unknown")
+        return found
+
+
+class Retry(Workload):
+    """Each client alone on its keys, so that it knows what every answer must be; meant for lost replies."""
+
+    name = "retry"
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        key = f"o-{kv.name}-{rng.randrange(2)}"
+        seen = await kv.get(key)
+        if seen.outcome is not Outcome.OK:
+            return
+        value, version = seen.found, seen.version or 0
+        for _ in range(rng.randint(1, 4)):
+            written = await kv.put(key, self._value(kv, rng), expect=version)
+            if written.outcome is not Outcome.OK or not written.done:
+                return
+            value, version = written.value, written.version or 0
+        if rng.random() < 0.5:
+            swapped = await kv.cas(key, value, self._value(kv, rng))
+            if swapped.outcome is not Outcome.OK:
+                return
+        if rng.random() < 0.4:
+            await kv.delete(key)
+
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
+        return [
+            f"nobody else writes this key: {one.describe()}"
+            for one in history.operations
+            if one.key.startswith("o-") and one.write and one.outcome is Outcome.OK and not one.done
+            if not self._explained(history, one)
+        ]
+
+    def _explained(self, history: History, failed: Operation) -> bool:
+        """Whether an earlier write of the key has an unknown outcome: it may have come in between."""
+        earlier = history.operations[: failed.number]
+        return any(one.key == failed.key and one.write and one.outcome is not Outcome.OK for one in earlier)
+
+
+class Ttl(Workload):
+    """Records with a time to live: never gone early, and gone in the end."""
+
+    name = "ttl"
+    settle = 2.0 * _LONGEST_TTL
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        key = f"t{rng.randrange(4)}"
+        chance = rng.random()
+        if chance < 0.45:
+            self._learn(await kv.get(key))
+        elif chance < 0.75:
+            self._learn(await kv.put(key, self._value(kv, rng), ttl=self._ttl(rng)))
+        elif chance < 0.85:
+            await kv.cas(key, self._last(kv, key)[0], self._value(kv, rng), ttl=self._ttl(rng))
+        elif chance < 0.93:
+            await kv.put(key, self._value(kv, rng), ttl=self._ttl(rng), expect=0)
+        elif chance < 0.97:
+            await kv.delete(key)
+        else:
+            await asyncio.sleep(rng.uniform(0.0, _LONGEST_TTL))
+            await kv.get(key)
+
+    def _ttl(self, rng: random.Random) -> float:
+        return round(rng.uniform(0.2, _LONGEST_TTL), 3)
+
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
+        return [f"{key} should have expired: {record}" for key, record in last.items() if key.startswith("t")]
+
+
+WORKLOADS: Final[dict[str, type[Workload]]] = {one.name: one for one in (Registers, UniqueSet, Counter, Retry, Ttl)}
