@@ -162,19 +162,20 @@ class _Search:
     ) -> list[_Choice]:
         """Known operations that are possible behind some open writes, the last of which nothing hides."""
         found: list[_Choice] = []
-        for index in open_ones:
-            if self._steps > self._budget:
-                break
-            others = [one for one in open_ones if one != index]
+        effects = {index: self._step(state, index) for index in open_ones}
+        dependent = [index for index, after in effects.items() if not _free(state, after)]
+        for index, after in effects.items():
+            others = [one for one in dependent if one != index]
             now = (*before, index), mask | 1 << index
-            for changed in self._step(state, index):
+            for changed in after:
+                if self._steps > self._budget:
+                    return found
                 for wanted in needing:
                     found += [
-                        _Choice((*now[0], wanted), now[1] | 1 << wanted, after) for after in self._step(changed, wanted)
+                        _Choice((*now[0], wanted), now[1] | 1 << wanted, last) for last in self._step(changed, wanted)
                     ]
-                dependent = [one for one in others if not _free(state, self._step(state, one))]
-                if dependent:
-                    found += self._helped(changed, needing, dependent, *now)
+                if others:
+                    found += self._helped(changed, needing, others, *now)
         return found
 
     def _step(self, state: State, index: int) -> list[State]:

@@ -177,9 +177,9 @@ class SimNode:
         process.spawn(self._serve(node, self._server))
 
     def _watch(self, node: RaftNode) -> None:
-        """Have the cluster's observers called after every turn and tick of ``node``, and after every applied entry."""
-        replicas = node._replicas
-        turn, tick, start = replicas._turn, node._tick, replicas._start
+        """Have the cluster's observers called: after turns and ticks, after applied entries, when messages leave."""
+        replicas, links = node._replicas, node._links
+        turn, tick, start, send = replicas._turn, node._tick, replicas._start, links.send
 
         def watched(call: Callable[[], None]) -> Callable[[], None]:
             def run() -> None:
@@ -193,6 +193,12 @@ class SimNode:
             start(group, voters)
             self._watch_applying(replicas.get(group))
 
+        def watched_send(peer: int, message: list[Any]) -> None:
+            for observer in self._cluster.on_sent:
+                observer(self, peer, message)
+            send(peer, message)
+
+        cast(Any, links).send = watched_send
         cast(Any, replicas)._turn = watched(turn)
         cast(Any, node)._tick = watched(tick)
         cast(Any, replicas)._start = watched_start
@@ -296,6 +302,8 @@ class SimCluster:
         """Called with the node after every turn and tick of it."""
         self.on_applied: list[Callable[[SimNode, RaftGroup, int], None]] = []
         """Called after a replica has applied an entry, with its index."""
+        self.on_sent: list[Callable[[SimNode, int, list[Any]], None]] = []
+        """Called when a node sends a message to a peer, with the peer and the message."""
         self.clients: dict[str, AsyncClient] = {}
         self.processes: dict[str, Process] = {}
         """Those of the clients."""

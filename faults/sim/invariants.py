@@ -1,9 +1,12 @@
 """What must hold at every moment inside the nodes, whatever clients see of it.
 
-- A term of a group has one leader, and that leader holds all that was committed in earlier terms.
+- A term of a group has one leader. A majority voted for it, and it holds all that was committed in earlier terms.
+- No leader is elected while an older one still holds its lease.
+- A leader counts on a follower only for what that follower's disk holds, and commits only what a majority's disks hold
+  and what is of its own term.
 - An entry that one replica has committed is the same on every replica, for ever.
 - State machines that have applied the same entries are equal.
-- A crash leaves a WAL that can be read and holds all that had been announced as durable.
+- What was durable, or was told to others, survives every crash (:mod:`faults.sim.promises`).
 """
 
 from __future__ import annotations
@@ -12,11 +15,9 @@ import zlib
 from dataclasses import dataclass
 from typing import Final, NamedTuple, cast
 
-from faults.sim.cluster import WAL_FOLDER, SimCluster, SimNode
-from faults.sim.worker import SimWorker
-from raftkv.errors import RaftKVError
+from faults.sim.cluster import SimCluster, SimNode
+from faults.sim.promises import Promises
 from raftkv.raft import RaftGroup
-from raftkv.storage.wal import Wal
 from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
 
@@ -40,34 +41,26 @@ class _Seen:
     lead_term: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Promised:
-    """What a node's WAL had announced as durable: group -> (index -> term), and all hard states if all was durable."""
-
-    incarnation: str
-    entries: dict[int, dict[int, int]]
-    hard_states: dict[int, tuple[int, int]] | None
-
-
 class Invariants:
-    """Looks at all replicas after each turn and each applied entry. ``problems`` has what it found."""
+    """Looks at all replicas after each turn and each applied entry. ``problems`` has what it found.
 
-    def __init__(self, cluster: SimCluster) -> None:
+    ``leases``: whether clocks keep to the allowance on which leases rest.
+    """
+
+    def __init__(self, cluster: SimCluster, *, leases: bool = True) -> None:
         self.problems: list[str] = []
         self.leaderships = 0
         """Terms that had a leader, all groups together."""
         self.digests = 0
         """Comparisons of whole states."""
-        self.crashes = 0
-        """WALs that were read after a crash."""
+        self.promises = Promises(cluster, self.report)
+        self._leases = leases
         self._cluster = cluster
         self._leaders: dict[tuple[int, int], tuple[int, int]] = {}
         self._log: dict[int, dict[int, _Committed]] = {}
         self._last: dict[int, int] = {}
         self._states: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._seen: dict[tuple[int, int, int], _Seen] = {}
-        self._promised: dict[int, _Promised] = {}
-        self._lost: set[int] = set()
         cluster.on_turn.append(self._look)
         cluster.on_applied.append(self._applied)
 
@@ -88,17 +81,69 @@ class Invariants:
             seen = self._seen.get(key)
             if seen is None:
                 seen = self._seen[key] = _Seen()
+                self.promises.after_start(node, group)
+            if group.leads():
+                if group._lead_term != seen.lead_term:
+                    seen.lead_term = group._lead_term
+                    self._look_at_leader(node, group)
+                self._look_at_matches(node, group)
             commit = group.core.commit_index()
             if commit != seen.commit:
                 self._look_at_commits(node, group, seen.commit, commit)
                 seen.commit = commit
-            if group.leads() and group._lead_term != seen.lead_term:
-                seen.lead_term = group._lead_term
-                self._look_at_leader(node, group)
+
+    def _others(self, node: SimNode, number: int) -> list[tuple[SimNode, RaftGroup]]:
+        """The running replicas of a group on other nodes."""
+        found = []
+        for other in self._cluster.nodes.values():
+            replica = None if other.node is None or other is node else other.node._replicas.get(number)
+            if replica is not None:
+                found.append((other, replica))
+        return found
+
+    def _look_at_leader(self, node: SimNode, group: RaftGroup) -> None:
+        number, term = group.group, group._lead_term
+        self.leaderships += 1
+        me = (node.id, node.starts)
+        if self._leaders.setdefault((number, term), me) != me:
+            other = self._leaders[number, term][0]
+            self.report("two leaders", f"{node.name} and n{other} both lead group {number} in term {term}")
+        voters = self.promises.votes.get((number, term, node.id), {node.id})
+        if 2 * len(voters) <= len(group.voters):
+            self.report("votes", f"{node.name} leads group {number} in term {term} by the votes of {sorted(voters)}")
+        # All that was committed in an earlier term; later ones do not bind a leader that slept meanwhile.
+        known, index = self._log.get(number, {}), self._last.get(number, 0)
+        while index in known and known[index].seen_in >= term:
+            index -= 1
+        entry = known.get(index)
+        if entry is not None and index > group.log.base_index and group.log.term_at(index) != entry.term:
+            self.report("leader", f"{node.name} leads group {number} in term {term} without committed entry {index}")
+        for other_node, replica in self._others(node, number):
+            if self._leases and replica.leads() and replica._lead_term < term and replica.lease_holds():
+                old = f"{other_node.name} in term {replica._lead_term}"
+                self.report("lease", f"{node.name} leads group {number} in term {term} within the lease of {old}")
+
+    def _look_at_matches(self, node: SimNode, group: RaftGroup) -> None:
+        """A follower in the leader's own term holds what the leader counts on."""
+        for other, replica in self._others(node, group.group):
+            progress = group._progress.get(other.id)
+            if progress is None or progress.amnesia or replica.core.term() != group._lead_term:
+                continue
+            match, log = group.core.match_index(other.id), replica.log
+            if match <= max(log.base_index, group.log.base_index):
+                continue
+            if match > log.durable_index or log.term_at(match) != group.log.term_at(match):
+                self.report(
+                    "match",
+                    f"{node.name} counts on {other.name} for entry {match} of group {group.group} in term "
+                    f"{group._lead_term}, which ends at {log.last_index}, durable to {log.durable_index}",
+                )
 
     def _look_at_commits(self, node: SimNode, group: RaftGroup, before: int, commit: int) -> None:
         known = self._log.setdefault(group.group, {})
         term_now = group.core.term()
+        if group.leads() and commit > self._last.get(group.group, 0):
+            self._look_at_majority(node, group, commit)
         for command, index, term in group.log.between(max(before, group.log.base_index) + 1, commit + 1):
             checksum = zlib.crc32(command)
             old = known.get(index)
@@ -112,21 +157,20 @@ class Invariants:
             elif old.seen_in > term_now:
                 known[index] = old._replace(seen_in=term_now)
 
-    def _look_at_leader(self, node: SimNode, group: RaftGroup) -> None:
-        number, term = group.group, group._lead_term
-        self.leaderships += 1
-        me = (node.id, node.starts)
-        if self._leaders.setdefault((number, term), me) != me:
-            other = self._leaders[number, term][0]
-            self.report("two leaders", f"{node.name} and n{other} both lead group {number} in term {term}")
-        # All that was committed in an earlier term; later ones do not bind a leader that slept meanwhile.
-        known, index = self._log.get(number, {}), self._last.get(number, 0)
-        while index in known and known[index].seen_in >= term:
-            index -= 1
-        entry = known.get(index)
-        held = group.log.term_at(index)
-        if entry is not None and index > group.log.base_index and held != entry.term:
-            self.report("leader", f"{node.name} leads group {number} in term {term} without committed entry {index}")
+    def _look_at_majority(self, node: SimNode, group: RaftGroup, commit: int) -> None:
+        """A leader has just committed ``commit``. Nodes that do not run are taken to hold it."""
+        term = group.log.term_at(commit)
+        if term != group._lead_term:
+            self.report("commit", f"{node.name} commits entry {commit} of term {term} in term {group._lead_term}")
+        running = self._others(node, group.group)
+        missing = [
+            other.name
+            for other, replica in [(node, group), *running]
+            if replica.log.base_index < commit
+            and (replica.log.durable_index < commit or replica.log.term_at(commit) != term)
+        ]
+        if 2 * (len(group.voters) - len(missing)) <= len(group.voters):
+            self.report("commit", f"{node.name} commits entry {commit} of group {group.group} without {missing}")
 
     def _applied(self, node: SimNode, group: RaftGroup, index: int) -> None:
         if index % _DIGEST_EVERY == 0:
@@ -139,55 +183,3 @@ class Invariants:
         first, other = self._states.setdefault((group.group, index), (digest, node.id))
         if first != digest:
             self.report("state", f"{node.name} and n{other} differ in group {group.group} at entry {index}")
-
-    # -- disks
-
-    def lost(self, node: int) -> None:
-        """The disk of ``node`` keeps no promise any more."""
-        self._lost.add(node)
-
-    def before_crash(self, node: SimNode) -> None:
-        """Note what must survive."""
-        self._promised.pop(node.id, None)
-        if node.node is None or node.id in self._lost:
-            return
-        wal, entries = node.node._wal, {}
-        for group in node.node._replicas.all():
-            log = group.log
-            held = log.between(log.base_index + 1, log.durable_index + 1)
-            entries[group.group] = {index: term for _, index, term in held}
-        states = None
-        if wal.durable == wal.appended:
-            states = {one.group: (one.log._term, one.log._vote or 0) for one in node.node._replicas.all()}
-        self._promised[node.id] = _Promised(node.node._folder.incarnation, entries, states)
-
-    def after_crash(self, node: SimNode) -> None:
-        """Read a copy of the disk as the next start would."""
-        promised = self._promised.pop(node.id, None)
-        if promised is None or node.id in self._lost:
-            return
-        self.crashes += 1
-        try:
-            wal = Wal.open(
-                node.disk.copy().mount(),
-                SimWorker(),
-                WAL_FOLDER,
-                lambda problem: self.report("wal", f"the log of {node.name} died at once: {problem!r}"),
-                identity=promised.incarnation.encode(),
-                segment_bytes=self._cluster.settings.segment_bytes,
-                must_exist=True,
-            )
-        except (RaftKVError, OSError) as problem:
-            self.report("wal", f"{node.name} cannot read its log after a crash: {problem}")
-            return
-        for group, entries in promised.entries.items():
-            state = wal.recovered.get(group)
-            found = {} if state is None else {index: term for _, index, term in state.entries}
-            base = 0 if state is None else state.snapshot_index
-            gone = [index for index, term in entries.items() if index > base and found.get(index) != term]
-            if gone:
-                self.report("wal", f"{node.name} has lost durable entry {gone[0]} of group {group} in a crash")
-        for group, hard in (promised.hard_states or {}).items():
-            state = wal.recovered.get(group)
-            if state is None or (state.term, state.vote) != hard:
-                self.report("wal", f"{node.name} has lost the durable term and vote {hard} of group {group}")

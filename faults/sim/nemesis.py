@@ -47,6 +47,7 @@ EFFECTS: Final = {
     "flipped bit": "the node refused to start",
     "kill": "the node led a group",
     "stop": "the node led a group",
+    "transfer": "another node led soon after",
     "pause": "it had something to do meanwhile",
     "drift": "the clock went off by more than 5 ms",
     "wild clock": "the clock went off by more than 50 ms",
@@ -114,6 +115,7 @@ class Nemesis:
             "flipped bit": self._flipped_bit,
             "kill": self._kill,
             "stop": self._stop,
+            "transfer": self._transfer,
             "pause": self._pause,
             "drift": self._drift,
             "wild clock": self._wild_clock,
@@ -200,9 +202,9 @@ class Nemesis:
         return node.node is not None and any(group.leads() for group in node.node._replicas.all())
 
     def _end(self, node: SimNode, *, power_loss: bool) -> None:
-        self._invariants.before_crash(node)
+        self._invariants.promises.before_crash(node)
         self._cluster.kill(node.id, power_loss=power_loss)
-        self._invariants.after_crash(node)
+        self._invariants.promises.after_crash(node)
 
     def _revive(self, node: SimNode) -> None:
         """Start a node that does not run, unless it must not come back."""
@@ -284,6 +286,24 @@ class Nemesis:
         self._revive(node)
         return led
 
+    async def _transfer(self, rng: random.Random) -> bool | None:
+        leading = [
+            (node, group)
+            for node in self._cluster.nodes.values()
+            if node.node is not None and node.state == "running"
+            for group in node.node._replicas.all()
+            if group.leads()
+        ]
+        if not leading:
+            return None
+        node, group = rng.choice(leading)
+        target, starts = rng.choice([voter for voter in group.voters if voter != node.id]), node.starts
+        self._cluster.trace.note(f"{node.name} is asked to hand group {group.group} over to n{target}")
+        if not group.transfer(target):
+            return False
+        await self._until(lambda: not group.leads() or node.starts != starts, 2.0)
+        return not group.leads()
+
     async def _left(self, node: SimNode) -> None:
         """Wait until a node that was asked to stop has ended, this way or another."""
         starts = self._leaving[node.id]
@@ -347,7 +367,7 @@ class Nemesis:
         if node is None:
             return None
         self._excused[node.id].add("sync")
-        self._invariants.before_crash(node)
+        self._invariants.promises.before_crash(node)
         self._cluster.fail_sync(node.id)
         await self._until(lambda: not node.up, rng.uniform(0.5, 3.0))
         self._cluster.fail_sync(node.id, False)
@@ -381,7 +401,7 @@ class Nemesis:
         if node is None or not self._may_ruin(node) or not self._cluster.flip_bit(node.id):
             return None
         self.ruined[node.id] = "flipped bit"
-        self._invariants.lost(node.id)
+        self._invariants.promises.lost(node.id)
         self._cluster.kill(node.id, power_loss=rng.random() < 0.5)
         self._cluster.restart(node.id)
         return node.state == "refused"
@@ -392,7 +412,7 @@ class Nemesis:
             return None
         self.ruined[node.id] = "wiped disk"
         self._end(node, power_loss=False)
-        self._invariants.lost(node.id)
+        self._invariants.promises.lost(node.id)
         self._cluster.wipe(node.id)
         self._cluster.restart(node.id)
         return False  # settle tells

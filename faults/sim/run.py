@@ -125,7 +125,7 @@ class _Run:
             settings=storm.settings,
             trace=trace,
         )
-        self._invariants = Invariants(self._cluster)
+        self._invariants = Invariants(self._cluster, leases=not storm.wild)
         self._workloads: list[Workload] = [WORKLOADS[name]() for name in storm.workloads]
         self._names = [f"c{number}" for number in range(1, storm.clients + 1)]
         self._nemesis = Nemesis(self._cluster, storm, self._invariants, self._names)
@@ -295,5 +295,5 @@ class _Run:
             counts[f"network {effect}"] += number
         counts["leaderships"] += invariants.leaderships
         counts["states compared"] += invariants.digests
-        counts["WALs read after a crash"] += invariants.crashes
+        counts["WALs read after a crash"] += invariants.promises.crashes
         counts["snapshots installed"] += sum("installed the snapshot" in line for line in self._cluster.trace.lines)

@@ -16,7 +16,7 @@ from faults.sim.network import Conditions
 
 NETWORK: Final = ("partition", "bridge", "ring", "one way", "flapping", "reset", "slow link", "drop replies")
 DISK: Final = ("power loss", "blackout", "slow sync", "failing sync", "full disk", "flipped bit")
-PROCESS: Final = ("kill", "stop", "pause", "drift", "wild clock", "wiped disk")
+PROCESS: Final = ("kill", "stop", "transfer", "pause", "drift", "wild clock", "wiped disk")
 KINDS: Final[tuple[str, ...]] = (*NETWORK, *DISK, *PROCESS)
 """Every kind of fault that somebody injects at a moment. Loss, tails and late bytes are part of the network's
 conditions all the time."""
@@ -24,7 +24,18 @@ conditions all the time."""
 RUINOUS: Final = ("flipped bit", "wiped disk")
 """After these a node does not come back; a storm has room for a minority of each group only."""
 
-GENTLE: Final = ("partition", "one way", "flapping", "reset", "kill", "power loss", "stop", "pause", "slow sync")
+GENTLE: Final = (
+    "partition",
+    "one way",
+    "flapping",
+    "reset",
+    "kill",
+    "power loss",
+    "stop",
+    "transfer",
+    "pause",
+    "slow sync",
+)
 """Of these one at a time leaves each group a healthy majority."""
 
 DRIFT: Final = 0.048
@@ -68,11 +79,12 @@ class Storm:
 
     @classmethod
     def draw(cls, seed: int) -> Storm:
-        """The same seed always gives the same storm; every eighth is a gentle one."""
-        return cls._gentle(seed) if seed % 8 == 0 else cls._wild(seed)
+        """The same seed always gives the same storm; every tenth is a gentle one."""
+        return cls.draw_gentle(seed) if seed % 10 == 0 else cls._draw_wild(seed)
 
     @classmethod
-    def _gentle(cls, seed: int) -> Storm:
+    def draw_gentle(cls, seed: int) -> Storm:
+        """A storm that must not stop any group for long."""
         rng = random.Random(f"storm {seed}")
         nodes = rng.choice((3, 5))
         return cls(
@@ -81,8 +93,8 @@ class Storm:
             groups=rng.choice((1, 3)),
             replicas=nodes,
             slots=256,
-            settings=replace(_settings(rng, "lease"), sync=0.001, sync_spread=0.2, conditions=Conditions(tail=0.002)),
-            seconds=round(rng.uniform(20.0, 40.0), 1),
+            settings=_gentle_settings(rng),
+            seconds=round(rng.uniform(15.0, 25.0), 1),
             clients=3,
             workloads=(rng.choice(_WORKLOADS),),
             timeout=5.0,
@@ -95,7 +107,7 @@ class Storm:
         )
 
     @classmethod
-    def _wild(cls, seed: int) -> Storm:
+    def _draw_wild(cls, seed: int) -> Storm:
         rng = random.Random(f"storm {seed}")
         nodes = rng.choice((3, 3, 5))
         replicas = rng.choice((3, 5)) if nodes == 5 else 3
@@ -133,7 +145,7 @@ class Storm:
         snapshots = f"snapshots after {settings.snapshot_bytes}, sent in parts of {settings.chunk_bytes}"
         often = ", ".join(f"{kind} every {seconds:.1f} s" for kind, seconds in sorted(self.faults.items()))
         return [
-            f"{self.nodes} nodes, {self.groups} groups of {self.replicas}, {settings.reads} reads, {self.seconds} s long",
+            f"{self.nodes} nodes, {self.groups} groups of {self.replicas}, {settings.reads} reads, {self.seconds} s",
             f"{self.clients} clients, workloads {', '.join(self.workloads)}, time-outs of {self.timeout} s",
             f"a step every {self.pause * 1000:.0f} ms, {self.cancels:.0%} of the writes are cancelled",
             f"segments of {settings.segment_bytes} bytes, {snapshots}, {settings.keep_entries} entries kept",
@@ -151,7 +163,11 @@ def _faults(rng: random.Random) -> dict[str, float]:
 
 
 def _settings(rng: random.Random, reads: Literal["lease", "quorum"]) -> Settings:
+    calm = rng.choice((0.15, 0.25, 0.5))
     return Settings(
+        election_min=calm,
+        election_max=calm * rng.uniform(1.3, 2.0),
+        heartbeat=calm / 5,
         segment_bytes=rng.choice((4096, 8192, 32 * 1024)),
         snapshot_bytes=rng.choice((4096, 8192, 16 * 1024)),
         chunk_bytes=rng.choice((512, 1024, 4096)),
@@ -169,6 +185,20 @@ def _settings(rng: random.Random, reads: Literal["lease", "quorum"]) -> Settings
             late=rng.choice((0.0, 0.3, 0.8)),
             again=rng.choice((0.0, 0.0, 0.1, 0.5)),
         ),
+    )
+
+
+def _gentle_settings(rng: random.Random) -> Settings:
+    """Times as a real cluster in one room has them."""
+    usual = Settings()
+    return replace(
+        _settings(rng, "lease"),
+        election_min=usual.election_min,
+        election_max=usual.election_max,
+        heartbeat=usual.heartbeat,
+        sync=0.001,
+        sync_spread=0.2,
+        conditions=Conditions(tail=0.002),
     )
 
 
