@@ -1,6 +1,6 @@
 # raftkv: make setup, make up, make test. Needs python3 >= 3.11 and make, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status test quick check format generate bench clean
+.PHONY: help setup up down status test quick sim soak mutants check format generate bench clean
 
 PY := .venv/bin/python
 # What a cluster was made with is remembered in its folder: only what is given is passed on.
@@ -9,6 +9,9 @@ GROUPS ?=
 PORT ?=
 DATA ?= ./data
 ARGS ?=
+SEED ?=
+N ?= 1000
+FIRST ?= 1
 
 help:
 	@echo "make setup     prepare .venv (PYTHON=... to choose the interpreter)"
@@ -17,6 +20,9 @@ help:
 	@echo "make down      stop the local cluster; its data stay"
 	@echo "make test      all tests (ARGS=... goes to pytest)"
 	@echo "make quick     all tests but the slow ones"
+	@echo "make sim       simulated clusters in storms of faults, fixed seeds (SEED=n: that one, with its story)"
+	@echo "make soak      many seeds on all cores (N=1000 FIRST=1)"
+	@echo "make mutants   plant faults in the code and see that the simulator notices each"
 	@echo "make check     format, lint, types, import contracts, generated code"
 	@echo "make format    format the sources and mend what ruff can mend"
 	@echo "make generate  make raftkv/v1 from proto/"
@@ -40,6 +46,15 @@ test: setup
 
 quick: setup
 	$(PY) -m pytest -m "not slow" $(ARGS)
+
+sim: setup
+	@$(PY) -m faults sim $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+soak: setup
+	@$(PY) -m faults soak --count $(N) --first $(FIRST) $(ARGS)
+
+mutants: setup
+	@$(PY) -m faults mutants $(ARGS)
 
 check: setup
 	@sh .ci/check

@@ -18,11 +18,11 @@ from faults.sim.disk import SimFile, SimFileSystem
 from faults.sim.storm import Storm
 from raftkv.client.engine import Engine
 from raftkv.client.retry import Progress as Attempts
-from raftkv.client.session import Session as ClientSession
 from raftkv.errors import Code, RaftKVError
 from raftkv.node.node import RaftNode
 from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
+from raftkv.peer.hello import Hello
 from raftkv.raft.core import Core
 from raftkv.raft.group import RaftGroup
 from raftkv.raft.guard import Judgement, judge
@@ -30,6 +30,7 @@ from raftkv.raft.log import FIRST_INDEX, Entry, GroupLog
 from raftkv.raft.messages import Type
 from raftkv.raft.replication import majority_value
 from raftkv.raft.snapshots import GroupSnapshots, align
+from raftkv.storage import wal_format
 from raftkv.store.operations import Result
 from raftkv.store.sessions import Session
 
@@ -98,10 +99,6 @@ def _any_term_ack(group: RaftGroup, peer: int, term: int, *fields: Any) -> None:
     _on_ack(group, peer, term, *fields)
 
 
-def _free_next_index(core: Core, peer: int, index: int) -> None:
-    core._SyncObj__raftNextIndex[core._peers[peer]] = index
-
-
 # -- what counts as stored, and as committed
 
 
@@ -153,6 +150,19 @@ def _campaigns_at_once(group: RaftGroup) -> None:
     group._campaign(transfer=False)
 
 
+def _transfers_for_ever(group: RaftGroup, target: int) -> bool:
+    started = _transfer(group, target)
+    if group._transfer is not None:
+        group._transfer.deadline = float("inf")
+    return started
+
+
+def _admits_anyone(node: RaftNode, hello: Hello) -> None:
+    if hello.node not in node._folder.peers:
+        node._folder.remember_peer(hello.node, hello.incarnation)
+
+
+_transfer = RaftGroup.transfer
 _tick = RaftGroup.tick
 
 
@@ -183,6 +193,10 @@ def _lease_from_receipt(group: RaftGroup, peer: int, *fields: Any) -> None:
     _on_ack(group, peer, *fields)
     if peer in group._progress and group._progress[peer].acked > before:
         group._progress[peer].contact = group._clock.now()
+
+
+def _contact_of_one(group: RaftGroup) -> float:
+    return max(progress.contact for progress in group._progress.values())
 
 
 def _lease_goes_on(group: RaftGroup) -> None:
@@ -243,6 +257,16 @@ def _starts_empty(*arguments: Any) -> tuple[tuple[int, int], list[Entry]]:
         return (FIRST_INDEX, 0), []
 
 
+def _acknowledges_failure(snapshots: GroupSnapshots, problem: BaseException) -> None:
+    receiving = snapshots._receiving
+    _give_up(snapshots, problem)
+    if receiving is not None:
+        snapshots._group.acknowledge_snapshot(receiving.peer, receiving.index)
+
+
+_give_up = GroupSnapshots._give_up
+
+
 # -- once and only once
 
 
@@ -278,21 +302,128 @@ def _raw(attribute: str, value: Any) -> Patch:
     return (RaftGroup, attribute, value)
 
 
+# -- weather
+
+
+def _three(storm: Storm) -> Storm:
+    return _with_reads(replace(storm, nodes=3, replicas=3, groups=1, wild=False), "lease")
+
+
+def _five(storm: Storm) -> Storm:
+    return _with_reads(replace(storm, nodes=5, replicas=5, groups=1, wild=False), "lease")
+
+
+def _restless(storm: Storm) -> Storm:
+    """Short terms and much to write."""
+    fast = replace(storm.settings, election_min=0.15, election_max=0.25, heartbeat=0.03)
+    return replace(storm, pause=0.005, settings=fast, workloads=("registers", "unique-set"))
+
+
+def _again(storm: Storm) -> Storm:
+    conditions = replace(storm.settings.conditions, again=0.5, late=0.8)
+    return replace(storm, settings=replace(storm.settings, conditions=conditions))
+
+
+def _small_snapshots(storm: Storm) -> Storm:
+    small = replace(storm.settings, snapshot_bytes=4096, chunk_bytes=512, keep_entries=0, segment_bytes=4096)
+    return replace(storm, settings=small)
+
+
 MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
-        "library's append",
-        "H1",
-        "the append guard: appends go to the library as they come",
-        (_raw("_on_append", _library_append),),
+        "acks of any term",
+        "H2",
+        "acknowledgements carry their term",
+        (_raw("_on_ack", _any_term_ack),),
+        ("partition", "transfer", "slow link", "one way"),
+        only=True,
+        tune=lambda storm: _restless(_five(storm)),
     ),
     Mutant(
         "acknowledges its own end",
         "H1",
         "an acknowledgement and a commit reach no further than what the append vouches for",
         ((group_module, "judge", _vouches_for_all),),
+        ("reset", "power loss", "partition", "slow link"),
+        only=True,
+        tune=lambda storm: _again(_restless(storm)),
     ),
     Mutant(
-        "acks of any term", "H2", "acknowledgements carry their term", (_raw("_on_ack", _any_term_ack),), ("reset",)
+        "speaks right after a start",
+        "H4, lease",
+        "a node that has just started is silent for the shortest election time-out",
+        (_raw("__init__", _speaks_at_once),),
+        ("bridge", "kill"),
+        only=True,
+        tune=lambda storm: replace(_three(storm), aim=0.0),
+    ),
+    Mutant(
+        "installs over its own log",
+        "H8c",
+        "a snapshot that the log holds already is not installed",
+        ((GroupSnapshots, "_held", _installs_always),),
+        ("slow sync", "kill", "partition", "transfer"),
+        tune=lambda storm: _small_snapshots(_restless(storm)),
+    ),
+    Mutant(
+        "failed load acknowledged",
+        "H8b",
+        "only a snapshot that was taken over is acknowledged",
+        ((GroupSnapshots, "_give_up", _acknowledges_failure),),
+        ("full disk", "kill", "partition"),
+        tune=_small_snapshots,
+    ),
+    Mutant(
+        "lease from the receipt",
+        "promise 2",
+        "a lease counts from the time of sending",
+        (_raw("_on_ack", _lease_from_receipt),),
+        ("slow link", "one way"),
+        only=True,
+        tune=_three,
+    ),
+    Mutant(
+        "the latest acknowledgement decides",
+        "promise 2",
+        "contact is what a majority has acknowledged",
+        (_raw("_contact", _contact_of_one),),
+        ("partition", "one way"),
+        only=True,
+        tune=_five,
+    ),
+    Mutant(
+        "lost leaders stay",
+        "H5",
+        "a leader without contact steps down",
+        (_raw("tick", _never_steps_down),),
+        tune=lambda storm: replace(Storm.draw_gentle(storm.seed), faults={"one way": 1.0}),
+    ),
+    Mutant(
+        "transfers stick",
+        "H14d",
+        "a transfer that comes to nothing ends after a while",
+        (_raw("transfer", _transfers_for_ever),),
+        ("transfer", "kill", "one way"),
+    ),
+    Mutant(
+        "wiped node votes",
+        "H7",
+        "a node that comes back with another data folder is refused",
+        ((RaftNode, "_admit", _admits_anyone),),
+        ("wiped disk",),
+    ),
+    Mutant(
+        "damage unnoticed",
+        "storage",
+        "the WAL's batches carry a checksum",
+        ((wal_format, "crc32", lambda *_: 0),),
+        ("flipped bit", "power loss"),
+    ),
+    Mutant(
+        "library's append",
+        "H1",
+        "the append guard: appends go to the library as they come",
+        (_raw("_on_append", _library_append),),
     ),
     Mutant(
         "acknowledges before the sync",
@@ -357,38 +488,10 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ("one way", "slow link", "flapping"),
     ),
     Mutant(
-        "speaks right after a start",
-        "H4, lease",
-        "a node that has just started is silent for the shortest election time-out",
-        (_raw("__init__", _speaks_at_once),),
-        ("kill", "partition"),
-    ),
-    Mutant(
-        "lost leaders stay",
-        "H5",
-        "a leader without contact steps down",
-        (_raw("tick", _never_steps_down),),
-        ("one way", "partition"),
-    ),
-    Mutant(
-        "wiped node votes",
-        "H7",
-        "a node that comes back with another data folder is refused",
-        ((RaftNode, "_admit", lambda *_: None),),
-        ("wiped disk",),
-    ),
-    Mutant(
         "offers commit",
         "H8a",
         "a snapshot on its way commits nothing",
         ((GroupSnapshots, "_on_offer", _offer_commits),),
-        ("partition", "kill"),
-    ),
-    Mutant(
-        "installs over its own log",
-        "H8c",
-        "a snapshot that the log holds already is not installed",
-        ((GroupSnapshots, "_held", _installs_always),),
         ("partition", "kill"),
     ),
     Mutant(
@@ -420,13 +523,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ("kill", "partition"),
     ),
     Mutant(
-        "next index anywhere",
-        "H14c",
-        "the next index stays within the log",
-        ((Core, "set_next_index", _free_next_index),),
-        ("partition", "kill"),
-    ),
-    Mutant(
         "starts empty",
         "H14e",
         "an unreadable snapshot stops the node",
@@ -439,14 +535,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a leader reads at once only while its lease holds",
         (_raw("lease_holds", _reads_whenever_it_leads),),
         ("partition", "pause"),
-        tune=lambda storm: _with_reads(storm, "lease"),
-    ),
-    Mutant(
-        "lease from the receipt",
-        "promise 2",
-        "a lease counts from the time of sending",
-        (_raw("_on_ack", _lease_from_receipt),),
-        ("slow link", "one way", "pause"),
         tune=lambda storm: _with_reads(storm, "lease"),
     ),
     Mutant(
@@ -494,13 +582,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ("drop replies",),
     ),
     Mutant(
-        "the first incomplete number runs ahead",
-        "promise 3",
-        "the store keeps the records that the client still waits for",
-        ((ClientSession, "first_incomplete", lambda session: session._next),),
-        ("drop replies",),
-    ),
-    Mutant(
         "unknown told as refused",
         "promise 3",
         "a client says that a write may have happened",
@@ -521,14 +602,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a folder is synced after a change of names",
         ((SimFileSystem, "sync_dir", lambda *_: None),),
         ("power loss", "blackout"),
-    ),
-    Mutant(
-        "the latest acknowledgement decides",
-        "H2",
-        "contact is what a majority has acknowledged",
-        (_raw("_contact", lambda group: max(p.contact for p in group._progress.values())),),
-        ("partition", "one way"),
-        tune=lambda storm: _with_reads(storm, "lease"),
     ),
 )
 """All planted faults."""

@@ -201,6 +201,10 @@ class Nemesis:
     def _leads(self, node: SimNode) -> bool:
         return node.node is not None and any(group.leads() for group in node.node._replicas.all())
 
+    def _unsynced(self, node: SimNode) -> bool:
+        """Whether a power loss now costs it anything."""
+        return node.node is not None and node.node._wal.durable < node.node._wal.appended
+
     def _end(self, node: SimNode, *, power_loss: bool) -> None:
         self._invariants.promises.before_crash(node)
         self._cluster.kill(node.id, power_loss=power_loss)
@@ -257,7 +261,7 @@ class Nemesis:
         node = self._victim(rng, ("running", "paused"))
         if node is None:
             return None
-        effect = self._leads(node) or node.disk.unsynced_bytes() > 0
+        effect = self._leads(node) or self._unsynced(node)
         self._end(node, power_loss=True)
         await asyncio.sleep(rng.choice((0.0, rng.uniform(0.0, 3.0))))
         self._revive(node)
@@ -265,7 +269,7 @@ class Nemesis:
 
     async def _blackout(self, rng: random.Random) -> bool | None:
         nodes = [node for node in self._cluster.nodes.values() if node.up and node.id not in self.ruined]
-        effect = any(node.disk.unsynced_bytes() > 0 for node in nodes)
+        effect = any(self._unsynced(node) for node in nodes)
         for node in nodes:
             self._end(node, power_loss=True)
         rng.shuffle(nodes)

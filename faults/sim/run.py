@@ -35,6 +35,7 @@ _CALM: Final = 2.0
 """Seconds of work after the faults are over."""
 
 _FORMING: Final = 60.0
+_LETTERS: Final = "abcdef"
 
 
 @dataclass(slots=True)
@@ -136,7 +137,7 @@ class _Run:
             cluster.trace.note(line)
         try:
             await cluster.start()
-            working = [self._work(number, name) for number, name in enumerate(self._names)]
+            working = [task for number, name in enumerate(self._names) for task in self._work(number, name)]
             probe = self._probe() if self._storm.gentle else None
             self._nemesis.start()
             await asyncio.sleep(self._storm.seconds)
@@ -155,32 +156,35 @@ class _Run:
 
     # -- clients
 
-    def _work(self, number: int, name: str) -> asyncio.Task[None]:
+    def _work(self, number: int, name: str) -> list[asyncio.Task[None]]:
         storm, cluster = self._storm, self._cluster
         client = cluster.client(name, timeout=storm.timeout)
-        rng = random.Random(f"{name} {storm.seed}")
-
-        def patience() -> float | None:
-            return rng.uniform(0.0, 0.5) if rng.random() < storm.cancels else None
-
-        recorder = Recorder(client, name, self._report.history, self._loop.time, patience)
         workload = self._workloads[number % len(self._workloads)]
 
-        async def work() -> None:
+        async def work(label: str) -> None:
+            rng = random.Random(f"{label} {storm.seed}")
+
+            def patience() -> float | None:
+                return rng.uniform(0.0, 0.5) if rng.random() < storm.cancels else None
+
+            recorder = Recorder(client, label, self._report.history, self._loop.time, patience)
             while not self._over:
                 await workload.step(recorder, rng)
                 await asyncio.sleep(rng.expovariate(1.0 / storm.pause))
-            await client.close()
 
-        return cluster.processes[name].spawn(work())
+        return [cluster.processes[name].spawn(work(f"{name}{letter}")) for letter in _LETTERS[: storm.tasks]]
 
     async def _ended(self, working: list[asyncio.Task[None]]) -> None:
         _, hanging = await asyncio.wait(working, timeout=6 * (self._storm.timeout + _LATE))
-        for name, task in zip(self._names, working, strict=True):
-            if task in hanging:
-                self._invariants.report("client", f"{name} hangs")
-            elif (problem := task.exception()) is not None:
-                self._invariants.report("client", f"{name} raised {problem!r}")
+        if hanging:
+            self._invariants.report("client", f"{len(hanging)} tasks hang")
+        for task in working:
+            if task not in hanging and (problem := task.exception()) is not None:
+                self._invariants.report("client", f"a task raised {problem!r}")
+        closing = [self._cluster.processes[name].spawn(self._cluster.clients[name].close()) for name in self._names]
+        _, hanging = await asyncio.wait(closing, timeout=_LATE)
+        if hanging:
+            self._invariants.report("client", f"{len(hanging)} clients do not close")
 
     def _probe(self) -> Probe:
         return Probe(self._cluster, self._report.history, self._one_key_per_group("p"))

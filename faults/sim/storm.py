@@ -54,10 +54,11 @@ _WORKLOADS: Final = ("registers", "unique-set", "counter", "retry", "ttl")
 class Storm:
     """The plan of one run. Times in seconds.
 
-    ``timeout``: of the clients' calls. ``pause``: usual time between two steps of a client. ``cancels``: share of the
-    writes that the caller gives up by cancelling them. ``faults``: kind -> usual time between the starts of two.
-    ``aim``: share of process and disk faults that are aimed at a leader. ``wild``: clocks may leave the allowance of
-    leases, so reads ask a majority. ``gentle``: one fault of a minority at a time, so every group must go on.
+    ``tasks``: of each client, which share it. ``timeout``: of the clients' calls. ``pause``: usual time between two
+    steps of a task. ``cancels``: share of the writes that the caller gives up by cancelling them. ``faults``: kind ->
+    usual time between the starts of two. ``aim``: share of process and disk faults that are aimed at a leader.
+    ``wild``: clocks may leave the allowance of leases, so reads ask a majority. ``gentle``: one fault of a minority at
+    a time, so every group must go on.
     """
 
     seed: int
@@ -68,6 +69,7 @@ class Storm:
     settings: Settings
     seconds: float
     clients: int
+    tasks: int
     workloads: tuple[str, ...]
     timeout: float
     pause: float
@@ -96,6 +98,7 @@ class Storm:
             settings=_gentle_settings(rng),
             seconds=round(rng.uniform(15.0, 25.0), 1),
             clients=3,
+            tasks=1,
             workloads=(rng.choice(_WORKLOADS),),
             timeout=5.0,
             pause=0.05,
@@ -124,10 +127,11 @@ class Storm:
             slots=256,
             settings=_settings(rng, "quorum" if wild or rng.random() < 0.25 else "lease"),
             seconds=round(rng.uniform(6.0, 16.0), 1),
-            clients=rng.randint(3, 6),
+            clients=rng.randint(2, 5),
+            tasks=rng.choice((1, 1, 2, 3)),
             workloads=workloads,
             timeout=rng.choice((0.5, 2.0, 5.0)),
-            pause=_logarithmic(rng, 0.005, 0.1),
+            pause=_logarithmic(rng, 0.01, 0.15),
             cancels=rng.choice((0.0, 0.0, 0.05)),
             faults=faults,
             aim=rng.choice((0.0, 0.5, 0.9)),
@@ -146,8 +150,8 @@ class Storm:
         often = ", ".join(f"{kind} every {seconds:.1f} s" for kind, seconds in sorted(self.faults.items()))
         return [
             f"{self.nodes} nodes, {self.groups} groups of {self.replicas}, {settings.reads} reads, {self.seconds} s",
-            f"{self.clients} clients, workloads {', '.join(self.workloads)}, time-outs of {self.timeout} s",
-            f"a step every {self.pause * 1000:.0f} ms, {self.cancels:.0%} of the writes are cancelled",
+            f"{self.clients} clients of {self.tasks} tasks, workloads {', '.join(self.workloads)}",
+            f"calls of {self.timeout} s, a step every {self.pause * 1000:.0f} ms, {self.cancels:.0%} of writes dropped",
             f"segments of {settings.segment_bytes} bytes, {snapshots}, {settings.keep_entries} entries kept",
             f"syncs of {settings.sync * 1000:.2f} ms, delays of {wire.base * 1000:.2f} ms, {wire.slow:.1%} slow",
             f"{wire.loss:.1%} lost, after a reset {wire.late:.0%} late and {wire.again:.0%} again",

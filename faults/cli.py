@@ -1,0 +1,151 @@
+"""``python -m faults``: storms from seeds, many of them, and the faults that they must notice."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from faults.sim.mutants import MUTANTS, find
+from faults.sim.run import Report, run
+from faults.sim.soak import Summary, Total, cores, seeds_until_caught, soak
+from faults.sim.storm import Storm
+from faults.story import timeline
+
+FIXED: Final = range(1, 61)
+"""Seeds of ``make sim`` and of the test suite."""
+
+_SHOWN_LINES: Final = 400
+
+_JOBS = click.option("--jobs", type=click.IntRange(1, 256), default=cores, show_default="all cores")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The chaos suite of raftkv."""
+
+
+@main.command()
+@click.option("--seed", type=click.IntRange(0), help="Run this one and tell its story.")
+@click.option("--mutant", type=click.Choice([one.name for one in MUTANTS]), help="With this fault planted.")
+@click.option("--full", is_flag=True, help="The whole story, however long.")
+@_JOBS
+def sim(seed: int | None, mutant: str | None, full: bool, jobs: int) -> None:
+    """Run the fixed seeds, or one, on a simulated cluster.
+
+    Exit code 1 if a promise was broken.
+    """
+    if seed is None:
+        _finish(_soak(list(FIXED), jobs, mutant or ""), mutant or "")
+        return
+    if mutant is None:
+        report = run(Storm.draw(seed))
+    else:
+        planted = find(mutant)
+        with planted.planted():
+            report = run(planted.storm(seed))
+    _tell(report, full)
+    sys.exit(0 if report.passed else 1)
+
+
+@main.command("soak")
+@click.option("-n", "--count", type=click.IntRange(1), default=1000, show_default=True, help="How many seeds.")
+@click.option("--first", type=click.IntRange(0), default=1, show_default=True, help="The first of them.")
+@_JOBS
+def soak_command(count: int, first: int, jobs: int) -> None:
+    """Run many seeds on simulated clusters, on all cores.
+
+    Exit code 1, with the seeds, if a promise was broken.
+    """
+    _finish(_soak(list(range(first, first + count)), jobs, ""), "")
+
+
+@main.command()
+@click.option("--most", type=click.IntRange(1), default=300, show_default=True, help="Seeds for each fault.")
+@click.option("--only", type=click.Choice([one.name for one in MUTANTS]), multiple=True, help="These faults.")
+@_JOBS
+def mutants(most: int, only: tuple[str, ...], jobs: int) -> None:
+    """Plant each fault and tell how many seeds it takes to notice it.
+
+    Exit code 1 if one stays unnoticed.
+    """
+    table = Table("planted fault", "guards", "safeguard that is off", "seeds", "noticed as")
+    missed = 0
+    with _progress() as progress:
+        task = progress.add_task("planted faults", total=len(only or MUTANTS))
+        for mutant in MUTANTS:
+            if only and mutant.name not in only:
+                continue
+            caught = seeds_until_caught(mutant, most, jobs)
+            missed += caught is None
+            seeds, how = (f"none of {most}", "") if caught is None else (str(caught.seed), caught.problems[0][:70])
+            table.add_row(mutant.name, mutant.fault, mutant.what, seeds, how)
+            progress.advance(task)
+    Console().print(table)
+    sys.exit(1 if missed else 0)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def _soak(seeds: list[int], jobs: int, mutant: str) -> Total:
+    with _progress() as progress:
+        task = progress.add_task("storms", total=len(seeds))
+
+        def each(one: Summary) -> None:
+            progress.advance(task)
+            if one.problems:
+                progress.console.print(f"seed {one.seed}: {one.problems[0]}", markup=False, highlight=False)
+
+        return soak(seeds, jobs, each, mutant)
+
+
+def _finish(total: Total, mutant: str) -> None:
+    console = Console()
+    table = Table("what", "how much", show_header=False)
+    for row in total.rows():
+        table.add_row(*row)
+    console.print(table)
+    faults = Table("fault", "injected", "took effect")
+    for kind, injected, effective in total.faults():
+        faults.add_row(kind, f"{injected:,}", f"{effective:,}")
+    console.print(faults)
+    for one in sorted(total.failed, key=lambda summary: summary.seed):
+        click.echo(f"\nseed {one.seed} failed; repeat it with: {_command(one.seed, mutant)}")
+        for problem in one.problems:
+            click.echo(f"  {problem}")
+    if total.failed:
+        sys.exit(1)
+
+
+def _command(seed: int, mutant: str) -> str:
+    if mutant:
+        return f".venv/bin/python -m faults sim --seed {seed} --mutant '{mutant}'"
+    return f"make sim SEED={seed}"
+
+
+def _tell(report: Report, full: bool) -> None:
+    lines = report.trace
+    if not full and len(lines) > _SHOWN_LINES:
+        click.echo(f"({len(lines) - _SHOWN_LINES} earlier lines are left out; --full shows them)")
+        lines = lines[-_SHOWN_LINES:]
+    for line in lines:
+        click.echo(line)
+    for key, finding in report.violations.items():
+        click.echo(f"\nhistory of {key}: {finding.verdict}")
+        for line in timeline(report.history.of(key), finding):
+            click.echo(line)
+    counts = report.counts
+    done = ", ".join(f"{counts[f'operations {outcome}']} {outcome}" for outcome in ("ok", "refused", "unknown"))
+    click.echo(
+        f"\nseed {report.storm.seed}: {report.seconds:.1f} virtual s, operations {done}; trace {report.digest[:16]}"
+    )
+    for problem in report.problems:
+        click.echo(f"PROBLEM {problem}")
+    click.echo("passed" if report.passed else "FAILED")
