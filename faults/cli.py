@@ -118,8 +118,8 @@ def _finish(total: Total, mutant: str) -> None:
     console.print(faults)
     for one in sorted(total.failed, key=lambda summary: summary.seed):
         click.echo(f"\nseed {one.seed} failed; repeat it with: {_command(one.seed, mutant)}")
-        for problem in one.problems:
-            click.echo(f"  {problem}")
+        for line in (*one.problems, *one.timeline):
+            click.echo(f"  {line}")
     if total.failed:
         sys.exit(1)
 

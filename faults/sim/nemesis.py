@@ -321,7 +321,7 @@ class Nemesis:
             return None
         self._cluster.pause(node.id)
         starts = node.starts
-        await asyncio.sleep(self._length(rng, 0.05, 6.0))
+        await asyncio.sleep(self._absence(rng))
         if node.state != "paused" or node.starts != starts:
             return True
         effect = bool(node.process.held)
@@ -444,7 +444,7 @@ class Nemesis:
             for place, other in enumerate(nodes)
             if (at - place) % count not in (0, 1, count - 1)
         ]
-        return await self._hold(pairs, self._length(rng, 0.2, 6.0), f"all but the ring {nodes}")
+        return await self._hold(pairs, self._absence(rng), f"all but the ring {nodes}")
 
     async def _one_way(self, rng: random.Random) -> bool | None:
         nodes = self._shuffled(rng)
@@ -456,7 +456,7 @@ class Nemesis:
             pairs = [(one, other) for other in others]
         else:
             pairs = [(one, others[0])]
-        return await self._hold(pairs, self._length(rng, 0.2, 5.0), f"one way, {one} is {shape}")
+        return await self._hold(pairs, self._absence(rng), f"one way, {one} is {shape}")
 
     async def _flapping(self, rng: random.Random) -> bool | None:
         nodes = self._shuffled(rng)
@@ -526,7 +526,7 @@ class Nemesis:
             if where < 2:
                 sides[where].append(client)
         pairs = [pair for one in sides[0] for other in sides[1] for pair in ((one, other), (other, one))]
-        return await self._hold(pairs, self._length(rng, 0.2, 6.0), what)
+        return await self._hold(pairs, self._absence(rng), what)
 
     async def _hold(self, pairs: list[Pair], seconds: float, what: str) -> bool:
         network = self._cluster.network
@@ -560,6 +560,10 @@ class Nemesis:
     def _length(self, rng: random.Random, low: float, high: float) -> float:
         """Seconds; short ones are as frequent as long ones."""
         return float(low * (high / low) ** rng.random())
+
+    def _absence(self, rng: random.Random) -> float:
+        """Seconds for which somebody is out of reach; where the others must go on meanwhile, long enough to show it."""
+        return rng.uniform(1.0, 12.0) if self._storm.gentle else self._length(rng, 0.1, 6.0)
 
     async def _until(self, holds: Callable[[], bool], seconds: float) -> None:
         until = self._cluster.loop.time() + seconds

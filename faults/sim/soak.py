@@ -14,6 +14,7 @@ from typing import Final
 from faults.sim.mutants import Mutant, find
 from faults.sim.run import Report, run
 from faults.sim.storm import KINDS, Storm
+from faults.story import timeline
 
 _PER_PROCESS: Final = 200
 """Runs before a process is replaced, so that no memory adds up."""
@@ -34,6 +35,8 @@ class Summary:
     converged: float
     worst_gap: float
     counts: Counter[str]
+    timeline: tuple[str, ...] = ()
+    """Of the first key whose history cannot be explained."""
 
     @classmethod
     def of(cls, report: Report) -> Summary:
@@ -47,6 +50,7 @@ class Summary:
             report.converged,
             report.worst_gap,
             report.counts,
+            tuple(next((timeline(report.history.of(key), one) for key, one in report.violations.items()), ())),
         )
 
 

@@ -99,20 +99,22 @@ class Engine:
                 await self._first_view(call.deadline, timeout, progress)
             if call.kind != _GET:
                 self._begin(call)
-            result = await self._attempt(call, self._now(), timeout, progress, "")
+            result = await self._attempt(call, self._now(), timeout, progress)
         while True:
             if result.hint:
                 routing.hint(routing.slot(call.key), result.hint)
             if not result.code or result.code == accept:
+                if not result.hint and call.mode != _STALE:
+                    # Else the next call would go to the silent node first again.
+                    routing.served(routing.slot(call.key), call.address)
                 return result
             now = await self._after(call, result, progress, call.deadline, timeout)
-            avoid = "" if result.code in (Code.NOT_LEADER, Code.MOVED) else call.address
-            result = await self._attempt(call, now, timeout, progress, avoid)
+            if result.code not in (Code.NOT_LEADER, Code.MOVED):
+                progress.fail(call.address)
+            result = await self._attempt(call, now, timeout, progress)
 
-    def _attempt(
-        self, call: Call, now: float, timeout: float, progress: Progress, avoid: str
-    ) -> asyncio.Future[Result]:
-        address = self._routing.pick(self._routing.slot(call.key), now, call.mode == _STALE, avoid)
+    def _attempt(self, call: Call, now: float, timeout: float, progress: Progress) -> asyncio.Future[Result]:
+        address = self._routing.pick(self._routing.slot(call.key), now, call.mode == _STALE, progress.failed)
         budget, patience = attempt_span(timeout, call.deadline - now, progress.silent)
         return self._channel(address).send(call, budget, now + patience)
 
@@ -133,13 +135,13 @@ class Engine:
         )
         now = self._clock.now()
         deadline = now + timeout
-        address = ""
         while True:
-            address = self._routing.pick(slot, now, mode == _STALE, address)
+            address = self._routing.pick(slot, now, mode == _STALE, progress.failed)
             attempt = attempt_timeout(timeout, deadline - now, progress.silent)
             try:
                 page = await self._channel(address).endpoint.scan(request, attempt)
             except TransportError as error:
+                progress.fail(address)
                 if error.result.hint:
                     self._routing.hint(slot, error.result.hint)
                 elif error.result.code == Code.UNKNOWN:

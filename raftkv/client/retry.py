@@ -72,7 +72,7 @@ def first_span(timeout: float) -> tuple[float, float]:
 class Progress:
     """What the attempts of one call have shown so far."""
 
-    __slots__ = ("attempts", "last", "maybe", "redirects", "renewals", "silent", "write")
+    __slots__ = ("attempts", "failed", "last", "maybe", "redirects", "renewals", "silent", "write")
 
     def __init__(self, write: bool) -> None:
         self.write = write
@@ -83,6 +83,14 @@ class Progress:
         self.maybe = False
         """An attempt may have taken effect; never true of a read."""
         self.last: Result | None = None
+        self.failed: list[str] = []
+        """Addresses where an attempt has failed, the latest last."""
+
+    def fail(self, address: str) -> None:
+        """An attempt at ``address`` has failed: the others come first now."""
+        if address in self.failed:
+            self.failed.remove(address)
+        self.failed.append(address)
 
     def judge(self, result: Result) -> Step:
         """What follows an attempt that ended in ``result``, which is not OK."""

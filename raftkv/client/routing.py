@@ -126,17 +126,26 @@ class Routing:
                 self._leaders[group] = node
                 self._routes.clear()
 
-    def pick(self, slot: int, now: float, stale: bool = False, avoid: str = "") -> str:
+    def served(self, slot: int, address: str) -> None:
+        """The node at ``address`` has answered an operation itself, so it leads the group of ``slot``."""
+        view = self.view
+        if view is not None and view.addresses.get(self._leaders.get(view.owners[slot], 0)) != address:
+            for node, known in view.addresses.items():
+                if known == address:
+                    self.hint(slot, node)
+
+    def pick(self, slot: int, now: float, stale: bool = False, avoid: Sequence[str] = ()) -> str:
         """Address for an operation on ``slot``: its leader if known and healthy, else another replica, else any.
 
-        ``stale``: any replica, in turns. ``avoid``: the address that has just failed this call.
+        ``stale``: any replica, in turns. ``avoid``: the addresses that have failed this call, the latest last: they
+        come when all others have failed too, in that order.
         """
         view = self.view
         assert view is not None
         group = view.owners[slot]
         if not stale:
             address = view.addresses.get(self._leaders.get(group, 0))
-            if address is not None and address != avoid and not self._down(address, now):
+            if address is not None and address not in avoid and not self._down(address, now):
                 if address not in self._penalties:
                     # Holds until a leader changes or the address fails.
                     self._routes[slot] = address
@@ -175,9 +184,11 @@ class Routing:
         penalty = self._penalties.get(address)
         return penalty is not None and now < penalty.until
 
-    def _best(self, addresses: Sequence[str], now: float, avoid: str) -> str:
+    def _best(self, addresses: Sequence[str], now: float, avoid: Sequence[str]) -> str:
         for address in addresses:
-            if address != avoid and not self._down(address, now):
+            if address not in avoid and not self._down(address, now):
                 return address
-        others = [address for address in addresses if address != avoid] or list(addresses)
+        others = [address for address in addresses if address not in avoid] or [
+            address for address in avoid if address in addresses
+        ]
         return min(others, key=lambda address: self._penalties[address].until if address in self._penalties else 0.0)

@@ -134,6 +134,7 @@ class Router:
         self._numbers: dict[int, None] = {}
         self._number = 0
         self._hints: dict[int, int] = {}
+        self._led: dict[int, int] = {}
         self._forwarded: dict[int, _Forward] = {}
         self._forward_number = 0
         self._to_forward: dict[int, list[tuple[_Request, int]]] = {}
@@ -400,6 +401,21 @@ class Router:
             if not request.answered and request.attempt == attempt:
                 self._outcome(request, Result(Code.UNKNOWN, detail="no answer from the group's leader"))
 
+    def _look_at_leaders(self, shard_map: ShardMap) -> None:
+        """What was forwarded to a node that leads no more may wait there in vain: ask the new leader at once."""
+        changed: dict[int, int] = {}
+        for group in shard_map.groups:
+            leader = self.leader_of(group.id)
+            if leader and leader != self._led.get(group.id):
+                self._led[group.id] = changed[group.id] = leader
+        if not changed:
+            return
+        for entry in list(self._forwarded.values()):
+            for request, attempt in entry.requests:
+                leader = changed.get(shard_map.owners[request.op.slot], entry.target)
+                if leader != entry.target and request.attempt == attempt and request.op.mode != Mode.STALE:
+                    self._outcome(request, Result(Code.UNKNOWN, hint=leader, detail="the group has another leader"))
+
     # -- out
 
     def _outcome(self, request: _Request, result: Result) -> None:
@@ -451,6 +467,8 @@ class Router:
                 self._route(request)
         for number in [number for number, entry in self._forwarded.items() if entry.deadline <= now]:
             self._give_up_forward(number)
+        if self._forwarded and self.map is not None:
+            self._look_at_leaders(self.map)
         for request in [request for request in self._open if request.deadline <= now]:
             self._expire(request)
         for lot in [lot for lot in self._writes if lot.deadline <= now]:

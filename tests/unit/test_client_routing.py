@@ -62,7 +62,7 @@ def test_the_short_way_is_not_open_to_suspects_and_detours() -> None:
     made = routing()
     key = key_in(7)
     made.pick(7, 0.0, stale=True)
-    made.pick(7, 0.0, avoid="a:1")
+    made.pick(7, 0.0, avoid=["a:1"])
     assert made.route(key) == ""
     made.failed("a:1", 0.0)
     made.pick(7, 0.0)
@@ -79,6 +79,16 @@ def test_a_hint_moves_the_whole_group() -> None:
     made.hint(5, 2)
     assert made.pick(50, 0.0) == "b:1"
     assert made.pick(200, 0.0) == "c:1"
+
+
+def test_who_has_served_an_operation_leads_the_group() -> None:
+    made = routing()
+    assert made.pick(5, 0.0) == "a:1"
+    made.served(5, "b:1")
+    assert made.pick(50, 0.0) == "b:1"
+    assert made.pick(200, 0.0) == "c:1"
+    made.served(5, "somewhere:1")
+    assert made.pick(5, 0.0) == "b:1"
 
 
 def test_a_hint_at_an_unknown_node_is_ignored() -> None:
@@ -102,7 +112,16 @@ def test_a_failed_leader_is_left_for_a_while_longer_each_time() -> None:
 
 
 def test_the_address_that_just_failed_is_avoided_even_if_it_leads() -> None:
-    assert routing().pick(0, 0.0, avoid="a:1") in ("b:1", "c:1")
+    assert routing().pick(0, 0.0, avoid=["a:1"]) in ("b:1", "c:1")
+
+
+def test_a_call_asks_every_address_before_it_asks_one_again() -> None:
+    """Two nodes on the wrong side of a partition must not be asked in turns while the others wait to be asked."""
+    made, asked = routing(), list[str]()
+    for _ in range(4):
+        asked.append(made.pick(0, 0.0, avoid=asked))
+    assert sorted(asked) == ["a:1", "b:1", "c:1", "seed:1"]
+    assert made.pick(0, 0.0, avoid=asked) == asked[0], "the one that failed longest ago"
 
 
 def test_without_a_leader_replicas_come_first_then_other_nodes_then_seeds() -> None:

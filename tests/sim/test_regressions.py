@@ -1,0 +1,28 @@
+"""Storms that once showed a fault of raftkv, kept as they were; docs/bug-ledger.md tells what each was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from faults.history import Operation
+from faults.sim.run import Report, run
+from faults.sim.storm import Storm
+
+
+def waited(report: Report, seconds: float) -> list[Operation]:
+    """Calls of the probes that took longer."""
+    calls = [one for one in report.history.operations if one.client.startswith("p")]
+    assert len(calls) > 50
+    return [one for one in calls if one.answered - one.began > seconds]
+
+
+@pytest.mark.parametrize("seed", [6, 8, 9])
+def test_a_leader_that_hears_nobody_holds_up_one_call_of_a_client_and_not_for_long(seed: int) -> None:
+    """An operation that was forwarded to a leader which then lost its term goes to the new one at once; and a client
+    that was served elsewhere asks there from then on. Both cost a second for each attempt before."""
+    report = run(replace(Storm.draw_gentle(seed), faults={"one way": 1.0}))
+    assert report.problems == []
+    assert report.worst_gap < 2.0
+    assert len(waited(report, 0.9)) <= report.counts["injected one way"]
