@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from faults.sim.mutants import MUTANTS, find
+from faults.sim.nemesis import EFFECTS
 from faults.sim.run import Report, run
 from faults.sim.soak import Summary, Total, cores, seeds_until_caught, soak
 from faults.sim.storm import Storm
@@ -112,9 +113,9 @@ def _finish(total: Total, mutant: str) -> None:
     for row in total.rows():
         table.add_row(*row)
     console.print(table)
-    faults = Table("fault", "injected", "took effect")
+    faults = Table("fault", "injected", "took effect", "which means")
     for kind, injected, effective in total.faults():
-        faults.add_row(kind, f"{injected:,}", f"{effective:,}")
+        faults.add_row(kind, f"{injected:,}", f"{effective:,}", EFFECTS.get(kind, "it happened to bytes on the way"))
     console.print(faults)
     for one in sorted(total.failed, key=lambda summary: summary.seed):
         click.echo(f"\nseed {one.seed} failed; repeat it with: {_command(one.seed, mutant)}")
