@@ -2,6 +2,7 @@
 
 - A term of a group has one leader. A majority voted for it, and it holds all that was committed in earlier terms.
 - No leader is elected while an older one still holds its lease.
+- A leader that a majority has not answered for an election time-out steps down.
 - A leader counts on a follower only for what that follower's disk holds, and commits only what a majority's disks hold
   and what is of its own term.
 - An entry that one replica has committed is the same on every replica, for ever.
@@ -24,6 +25,11 @@ from raftkv.store.records import Store
 _DIGEST_EVERY: Final = 16
 """Entries between comparisons of whole states: a digest reads all of a state."""
 
+_STEPS_DOWN: Final = 0.1
+"""Seconds that a leader without contact may take to notice."""
+
+_LOOKS: Final = 10
+
 
 class _Committed(NamedTuple):
     """An entry, and the lowest term in which some replica was first seen to have it committed."""
@@ -35,10 +41,12 @@ class _Committed(NamedTuple):
 
 @dataclass(slots=True)
 class _Seen:
-    """Up to where one replica has been looked at."""
+    """Up to where one replica has been looked at. ``lonely``: looks in a row at a leader that should have gone."""
 
     commit: int = 0
     lead_term: int = 0
+    lead_since: float = 0.0
+    lonely: int = 0
 
 
 class Invariants:
@@ -84,8 +92,9 @@ class Invariants:
                 self.promises.after_start(node, group)
             if group.leads():
                 if group._lead_term != seen.lead_term:
-                    seen.lead_term = group._lead_term
+                    seen.lead_term, seen.lead_since = group._lead_term, node.clock.now()
                     self._look_at_leader(node, group)
+                self._look_at_contact(node, group, seen)
                 self._look_at_matches(node, group)
             commit = group.core.commit_index()
             if commit != seen.commit:
@@ -122,6 +131,14 @@ class Invariants:
             if self._leases and replica.leads() and replica._lead_term < term and replica.lease_holds():
                 old = f"{other_node.name} in term {replica._lead_term}"
                 self.report("lease", f"{node.name} leads group {number} in term {term} within the lease of {old}")
+
+    def _look_at_contact(self, node: SimNode, group: RaftGroup, seen: _Seen) -> None:
+        """A leader that no majority answers steps down; what came due during a pause gets its turn first."""
+        contact = max(group._contact(), seen.lead_since)
+        late = node.clock.now() - contact > group._config.election_max + _STEPS_DOWN
+        seen.lonely = seen.lonely + 1 if late else 0
+        if seen.lonely == _LOOKS:
+            self.report("contact", f"{node.name} goes on leading group {group.group} without a majority")
 
     def _look_at_matches(self, node: SimNode, group: RaftGroup) -> None:
         """A follower in the leader's own term holds what the leader counts on."""

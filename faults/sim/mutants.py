@@ -396,7 +396,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "H5",
         "a leader without contact steps down",
         (_raw("tick", _never_steps_down),),
-        tune=lambda storm: replace(Storm.draw_gentle(storm.seed), faults={"one way": 1.0}),
+        ("one way", "partition", "pause"),
     ),
     Mutant(
         "transfers stick",

@@ -26,3 +26,10 @@ def test_a_leader_that_hears_nobody_holds_up_one_call_of_a_client_and_not_for_lo
     assert report.problems == []
     assert report.worst_gap < 2.0
     assert len(waited(report, 0.9)) <= report.counts["injected one way"]
+
+
+def test_two_isolated_nodes_are_not_asked_in_turns() -> None:
+    """A client that has failed at one node of a minority went to the other and back, until its time was up."""
+    report = run(replace(Storm.draw_gentle(13), faults={"partition": 1.0}))
+    assert report.problems == []
+    assert report.worst_gap < 3.0
