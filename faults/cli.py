@@ -46,9 +46,9 @@ def sim(seed: int | None, mutant: str | None, full: bool, jobs: int) -> None:
     if mutant is None:
         report = run(Storm.draw(seed))
     else:
-        planted = find(mutant)
-        with planted.planted():
-            report = run(planted.storm(seed))
+        chosen = find(mutant)
+        with chosen.in_place():
+            report = run(chosen.storm(seed))
     _tell(report, full)
     sys.exit(0 if report.passed else 1)
 

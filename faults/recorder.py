@@ -79,12 +79,14 @@ class Recorder:
     async def _run(self, operation: Operation, call: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> Operation:
         patience = self._patience() if operation.write else None
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience) as limit:
                 answered = await call
         except ConditionFailed as failed:
             operation.version = failed.version
             operation.outcome = Outcome.OK
         except TimeoutError:
+            if not limit.expired():
+                raise  # the client's own, which is none of its errors
             operation.outcome, operation.error = Outcome.UNKNOWN, f"cancelled after {patience:.3f} s"
         except RaftKVError as error:
             known = isinstance(error, NotApplied)

@@ -24,6 +24,8 @@ def timeline(operations: Sequence[Operation], finding: Finding) -> Iterator[str]
     near = sorted(operations, key=lambda one: one.began)
     at = next((index for index, one in enumerate(near) if one.began > focus), len(near))
     shown = near[max(0, at - 2 * _AROUND) : at + _AROUND]
+    if guilty is not None and guilty not in shown:
+        shown.insert(0, guilty)
     first = min(one.began for one in shown)
     last = max(one.began if one.ended == OPEN_END else one.ended for one in shown)
     for one in shown:

@@ -166,7 +166,8 @@ class Retry(Workload):
     def _explained(self, history: History, failed: Operation) -> bool:
         """Whether an earlier write of the key has an unknown outcome: it may have come in between."""
         earlier = history.operations[: failed.number]
-        return any(one.key == failed.key and one.write and one.outcome is not Outcome.OK for one in earlier)
+        maybe = (Outcome.UNKNOWN, Outcome.OPEN)
+        return any(one.key == failed.key and one.write and one.outcome in maybe for one in earlier)
 
 
 class Ttl(Workload):

@@ -168,8 +168,9 @@ class Invariants:
                 known[index] = _Committed(term, checksum, term_now)
                 self._last[group.group] = max(index, self._last.get(group.group, 0))
             elif (old.term, old.checksum) != (term, checksum):
+                was, found = f"{old.checksum:08x} of term {old.term}", f"{checksum:08x} of term {term}"
                 self.report(
-                    "committed", f"entry {index} of group {group.group} is of term {old.term}, on {node.name} {term}"
+                    "committed", f"entry {index} of group {group.group} was {was}, on {node.name} it is {found}"
                 )
             elif old.seen_in > term_now:
                 known[index] = old._replace(seen_in=term_now)

@@ -14,7 +14,8 @@ PATIENCE: Final = 4.5
 may ask two cut-off nodes of five first, 1.25 s and, being more patient then, 2.25 s, and votes may be split."""
 
 _PERIOD: Final = 0.1
-_TIMEOUT: Final = 10.0
+LAST_TIMEOUT: Final = 10.0
+"""Of calls whose success is the question, in seconds."""
 
 
 class Probe:
@@ -28,7 +29,7 @@ class Probe:
         self._tasks = [self._start(cluster, history, f"p{number}", key) for number, key in enumerate(keys)]
 
     def _start(self, cluster: SimCluster, history: History, name: str, key: str) -> asyncio.Task[None]:
-        client = cluster.client(name, timeout=_TIMEOUT)
+        client = cluster.client(name, timeout=LAST_TIMEOUT)
         recorder = Recorder(client, name, history, self._loop.time)
 
         async def write() -> None:

@@ -16,7 +16,7 @@ from faults.sim.cluster import LogCapture, SimCluster, Trace
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, Stuck, simulate
 from faults.sim.nemesis import Nemesis
-from faults.sim.probe import PATIENCE, Probe
+from faults.sim.probe import LAST_TIMEOUT, PATIENCE, Probe
 from faults.sim.storm import Storm
 from faults.workloads import WORKLOADS, Workload
 from raftkv.client.types import Record
@@ -30,7 +30,6 @@ _LATE: Final = 1.0
 """Seconds by which a call may outlast its time-out."""
 
 _LAST: Final = "last"
-_LAST_TIMEOUT: Final = 10.0
 _CALM: Final = 2.0
 """Seconds of work after the faults are over."""
 
@@ -100,7 +99,7 @@ def _judge(report: Report) -> None:
             report.problems.append(f"history of {key}: {finding.verdict}")
         report.problems += [f"stale read of what never was: {read.describe()}" for read in check_stale(operations)]
     for one in history.operations:
-        timeout = _LAST_TIMEOUT if one.client == _LAST else storm.timeout
+        timeout = storm.timeout if one.client[0] == "c" else LAST_TIMEOUT
         if one.answered - one.began > timeout + _LATE and one.answered != OPEN_END:
             report.problems.append(f"a call outlasted its time-out of {timeout} s: {one.describe()}")
     for outcome in Outcome:
@@ -235,10 +234,10 @@ class _Run:
 
     async def _last_look(self) -> None:
         """A new client writes to every group, reads every key, and scans all there is."""
-        client = self._cluster.client(_LAST, timeout=_LAST_TIMEOUT)
+        client = self._cluster.client(_LAST, timeout=LAST_TIMEOUT)
         last = Recorder(client, _LAST, self._report.history, self._loop.time)
         looking = self._cluster.processes[_LAST].spawn(self._look_at_everything(last))
-        done, _ = await asyncio.wait([looking], timeout=_FORMING + 10 * _LAST_TIMEOUT)
+        done, _ = await asyncio.wait([looking], timeout=_FORMING + 10 * LAST_TIMEOUT)
         if not done:
             self._invariants.report("client", "the last look hangs")
         elif (problem := looking.exception()) is not None:

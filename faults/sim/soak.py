@@ -110,9 +110,9 @@ def run_seed(seed: int, mutant: str = "") -> Summary:
     """One seed, as the product is or with a fault planted in it."""
     if not mutant:
         return Summary.of(run(Storm.draw(seed)))
-    planted = find(mutant)
-    with planted.planted():
-        return Summary.of(run(planted.storm(seed)))
+    chosen = find(mutant)
+    with chosen.in_place():
+        return Summary.of(run(chosen.storm(seed)))
 
 
 def soak(seeds: Iterable[int], jobs: int, each: Callable[[Summary], None], mutant: str = "") -> Total:
@@ -130,12 +130,17 @@ def soak(seeds: Iterable[int], jobs: int, each: Callable[[Summary], None], mutan
 
 
 def seeds_until_caught(mutant: Mutant, most: int, jobs: int) -> Summary | None:
-    """The first seed, in the order of seeds, that notices a planted fault; None if none of the first ``most`` does."""
+    """The first seed, in the order of seeds, that notices a planted fault; None if none of the first ``most`` does.
+
+    Raises AssertionError if that storm breaks a promise without the fault too: then it has noticed something else.
+    """
     with _pool(jobs) as pool:
         for start in range(1, most + 1, jobs):
             batch = range(start, min(start + jobs, most + 1))
             for one in pool.map(run_seed, batch, [mutant.name] * len(batch)):
                 if one.problems:
+                    without = run(mutant.storm(one.seed))
+                    assert without.passed, f"{mutant.name}, seed {one.seed}, fails unplanted: {without.problems[0]}"
                     return one
     return None
 

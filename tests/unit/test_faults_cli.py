@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from faults import cli
 from faults.sim.mutants import find
-from faults.sim.soak import Summary, Total
+from faults.sim.run import run
+from faults.sim.soak import Summary, Total, soak
 from faults.sim.storm import KINDS, Storm
 from faults.workloads import WORKLOADS
 
@@ -76,7 +77,7 @@ def test_the_same_seed_without_the_planted_fault_passes(caught: tuple[int, str])
     """So the fault is what was noticed, and nothing of it is left behind."""
     seed, _ = caught
     storm = find(MUTANT).storm(seed)
-    assert cli.run(storm).problems == []
+    assert run(storm).problems == []
 
 
 def test_a_long_story_is_cut_at_its_beginning_and_told_in_full_on_request(
@@ -166,7 +167,8 @@ def test_each_failed_seed_is_named_with_its_problems_and_the_command_that_repeat
 ) -> None:
     """In the order of seeds, whichever ended first."""
     code, text = finish(
-        capsys, total(summary(31, "history of r1: violation", "state: n1 and n2 differ"), summary(5), summary(4, "x: y"))
+        capsys,
+        total(summary(31, "history of r1: violation", "state: n1 and n2 differ"), summary(5), summary(4, "x: y")),
     )
     assert code == 1
     assert text.endswith(
@@ -197,7 +199,7 @@ def test_all_seeds_of_a_soak_are_run_and_a_failed_one_is_told_as_it_ends(caught:
     """The real thing, in a process of its own as always."""
     seed, text = caught
     said: list[Summary] = []
-    found = cli.soak([seed], 1, said.append, MUTANT)
+    found = soak([seed], 1, said.append, MUTANT)
     assert (found.runs, found.failed) == (1, said)
     assert [one.seed for one in said] == [seed]
     told = [line.removeprefix("PROBLEM ") for line in text.splitlines() if line.startswith("PROBLEM ")]

@@ -202,7 +202,6 @@ def test_what_is_unknown_of_another_key_or_later_or_a_read_explains_nothing(past
     assert len(Retry().problems(past.history, {})) == 1
 
 
-@pytest.mark.xfail(reason="Retry._explained takes every outcome but OK for unknown", strict=True)
 def test_an_earlier_write_that_was_refused_explains_nothing(past: Past) -> None:
     past.put("o-c1-0", Outcome.REFUSED, expect=0)
     past.put("o-c1-0", done=False, expect=0)
