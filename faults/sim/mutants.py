@@ -104,9 +104,9 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "H2",
         "acknowledgements carry their term",
         ((RaftGroup, "_on_ack", planted.any_term_ack),),
-        ("partition", "transfer", "slow link", "one way"),
+        ("partition", "transfer", "reset"),
         only=True,
-        tune=lambda storm: _restless(_five(storm)),
+        tune=lambda storm: _again(_restless(_five(storm))),
     ),
     Mutant(
         "acknowledges its own end",
