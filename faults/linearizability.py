@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from faults.history import OPEN_END, Operation, Outcome
+from faults.history import OPEN_END, Kind, Operation, Outcome
 from faults.register import EMPTY, Register, State
 
-BUDGET: Final = 400_000
+BUDGET: Final = 1_500_000
 """Steps of the model after which the search of one key gives up. Histories in order take about one per operation."""
+
+_LOOK_AHEAD: Final = 4
+"""Operations of the lowest versions that are looked at before a choice: one choice places two of them at the most."""
 
 
 class Verdict(StrEnum):
@@ -43,7 +46,12 @@ class Finding:
 
 def check(operations: Sequence[Operation], model: Register, budget: int = BUDGET) -> Finding:
     """Search an order for the operations on one key. Reads that may be stale take no part (see :func:`check_stale`)."""
-    return _Search(operations, model, budget).run()
+    found = _Search(operations, model, budget, _LOOK_AHEAD).run()
+    if found.verdict is Verdict.VIOLATION:
+        # Looking ahead turns back early; without it the search gets as far as anybody can, which tells more.
+        farther = _Search(operations, model, budget, 0).run()
+        return farther if farther.verdict is Verdict.VIOLATION else found
+    return found
 
 
 def check_stale(operations: Sequence[Operation]) -> list[Operation]:
@@ -74,6 +82,12 @@ class _Choice(NamedTuple):
     after: State
 
 
+def _too_high(choice: _Choice, waiting: Sequence[tuple[int, int, bool]]) -> bool:
+    """Whether some operation that has no place yet was told a version that cannot come any more: versions only rise."""
+    floor = choice.after.floor
+    return any(version < floor + above for version, bit, above in waiting if not choice.mask & bit)
+
+
 class _Search:
     """Known operations must all find a place. Open ones find one only where that makes a difference.
 
@@ -86,12 +100,19 @@ class _Search:
     would try all sets of open writes.
     """
 
-    def __init__(self, operations: Sequence[Operation], model: Register, budget: int) -> None:
+    def __init__(self, operations: Sequence[Operation], model: Register, budget: int, ahead: int) -> None:
         known = [one for one in operations if one.outcome is Outcome.OK and not one.stale]
         maybe = [one for one in operations if one.outcome in (Outcome.UNKNOWN, Outcome.OPEN) and one.write]
         self._known = sorted(known, key=lambda one: (one.began, one.number))
         self._maybe = sorted(maybe, key=lambda one: (one.began, one.number))
         self._all = [*self._known, *self._maybe]
+        # Versions that known operations were told, ascending: (version, bit, whether it must be above the floor).
+        self._told = sorted(
+            (one.version, 1 << index, one.kind is Kind.PUT and one.done)
+            for index, one in enumerate(self._known)
+            if one.version
+        )
+        self._ahead = ahead
         self._model = model
         self._budget = budget
         self._steps = 0
@@ -155,7 +176,12 @@ class _Search:
                 if one.began <= until and not done >> index & 1
             ]
             found = plain + self._helped(state, needing, open_ones, (), 0)
-        return [choice for choice in found if (done | choice.mask, choice.after) not in self._failed]
+        waiting = [told for told in self._told if not done & told[1]][: self._ahead]
+        return [
+            choice
+            for choice in found
+            if not _too_high(choice, waiting) and (done | choice.mask, choice.after) not in self._failed
+        ]
 
     def _helped(
         self, state: State, needing: list[int], open_ones: list[int], before: tuple[int, ...], mask: int

@@ -10,6 +10,7 @@ from faults.history import History, Kind, Operation, Outcome
 from raftkv import AsyncClient
 from raftkv.client.types import Consistency, Record
 from raftkv.errors import ConditionFailed, NotApplied, OutcomeUnknown, RaftKVError
+from shards.slots import DEFAULT_SLOTS, slot_of
 
 T = TypeVar("T")
 
@@ -18,6 +19,7 @@ class Recorder:
     """``name``: the client's name in the history. ``now``: true time in seconds.
 
     ``patience``: seconds after which a write is given up by cancelling it, drawn anew for each; None = never.
+    ``slots``: of the cluster.
     """
 
     def __init__(
@@ -27,24 +29,40 @@ class Recorder:
         history: History,
         now: Callable[[], float],
         patience: Callable[[], float | None] = lambda: None,
+        slots: int = DEFAULT_SLOTS,
     ) -> None:
         self.client = client
         self.name = name
         self._history = history
         self._now = now
         self._patience = patience
+        self._slots = slots
 
     async def get(self, key: str, consistency: Consistency = "linearizable") -> Operation:
         operation = self._begin(Kind.GET, key)
         operation.stale = consistency == "stale"
+        return await self._read(operation, self.client.get(key, consistency=consistency))
 
+    async def scan(self, key: str) -> Operation:
+        """A get by another way: the first record of a scan that starts just below ``key``."""
+        operation = self._begin(Kind.GET, key)
+        name = key.encode()
+
+        async def first() -> Record | None:
+            below = name[:-1] + bytes([name[-1] - 1]) + b"\xff"
+            page, _ = await self.client.scan_slot(slot_of(name, self._slots), below, limit_bytes=1)
+            return page[0] if page and page[0].key == name else None
+
+        return await self._read(operation, first())
+
+    async def _read(self, operation: Operation, call: Coroutine[Any, Any, Record | None]) -> Operation:
         def answer(record: Record | None) -> None:
             if record is None:
                 operation.version = 0
             else:
                 operation.found, operation.version = record.value.decode(), record.version
 
-        return await self._run(operation, self.client.get(key, consistency=consistency), answer)
+        return await self._run(operation, call, answer)
 
     async def put(self, key: str, value: str, *, ttl: float | None = None, expect: int | None = None) -> Operation:
         operation = self._begin(Kind.PUT, key)

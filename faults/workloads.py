@@ -65,15 +65,17 @@ class Registers(Workload):
     name = "registers"
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
-        key = f"r{rng.randrange(5)}"
+        key = f"r{rng.randrange(6)}"
         value, version = self._last(kv, key)
         chance = rng.random()
         if chance < 0.34:
             self._learn(await kv.get(key))
         elif chance < 0.42:
             self._learn(await kv.get(key, "quorum"))
-        elif chance < 0.47:
+        elif chance < 0.46:
             await kv.get(key, "stale")
+        elif chance < 0.50:
+            self._learn(await kv.scan(key))
         elif chance < 0.68:
             self._learn(await kv.put(key, self._value(kv, rng)))
         elif chance < 0.80:
@@ -177,7 +179,7 @@ class Ttl(Workload):
     settle = 2.0 * _LONGEST_TTL
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
-        key = f"t{rng.randrange(4)}"
+        key = f"t{rng.randrange(12)}"
         chance = rng.random()
         if chance < 0.45:
             self._learn(await kv.get(key))

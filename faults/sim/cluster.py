@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self, cast
 
 from faults.sim.clock import SimClock
-from faults.sim.disk import SimDisk
+from faults.sim.disk import PowerLoss, SimDisk
 from faults.sim.loop import Process, SimLoop, current_process
 from faults.sim.network import Conditions, MemoryNetwork
 from faults.sim.transport import SimChannel, SimServer
@@ -27,6 +27,7 @@ from raftkv.rpc.frontend import Role
 
 _DATA: Final = "/data"
 WAL_FOLDER: Final = f"{_DATA}/wal"
+SNAPSHOT_FOLDER: Final = f"{_DATA}/snapshots"
 _ROOMY: Final = 1 << 40
 _PEER_PORT: Final = 7501
 _CLIENT_PORT: Final = 7401
@@ -138,8 +139,16 @@ class SimNode:
         """Whether its process exists, paused or not."""
         return self.state in ("running", "paused")
 
-    def start(self) -> None:
-        """A new process on the same disk. The state tells how it went, now or later."""
+    @property
+    def busy_in_background(self) -> bool:
+        """Whether its second worker is in the middle of a job."""
+        return bool(self._workers) and self._workers[1].waiting > 0
+
+    def start(self, power_for: int | None = None) -> None:
+        """A new process on the same disk. The state tells how it went, now or later.
+
+        ``power_for``: its machine loses power after so many changes of the disk, if recovery makes as many.
+        """
         assert not self.up, f"{self.name} runs already"
         cluster = self._cluster
         self.starts += 1
@@ -148,8 +157,13 @@ class SimNode:
         self._workers = [TimedWorker(cluster.loop, self.process, self._job_seconds) for _ in range(2)]
         self.state = "running"
         cluster.network.power_on(self.name)
+        if power_for is not None:
+            self.disk.power_off_after(power_for)
         try:
             self.process.run(self._compose, self.process)
+            self.disk.power_stays()
+        except PowerLoss:
+            self.kill(power_loss=True)
         except Exception as problem:  # noqa: BLE001 - the process ends with it, as the real one would
             self._end(problem, "refused" if isinstance(problem, RaftKVError) else "failed")
 
@@ -378,10 +392,10 @@ class SimCluster:
         self.trace.note(f"n{node} is asked to stop")
         return one.process.spawn(one.leave())
 
-    def restart(self, node: int) -> None:
-        """Start a dead, refused or failed node again."""
-        self.trace.note(f"n{node} starts")
-        self.nodes[node].start()
+    def restart(self, node: int, power_for: int | None = None) -> None:
+        """Start a dead, refused or failed node again; ``power_for``: see :meth:`SimNode.start`."""
+        self.trace.note(f"n{node} starts" + ("" if power_for is None else f", with power for {power_for} changes"))
+        self.nodes[node].start(power_for)
 
     def pause(self, node: int) -> None:
         """Stop a node as SIGSTOP does: time goes on, the kernel takes bytes for it, nothing of it runs."""
@@ -417,11 +431,12 @@ class SimCluster:
         self.trace.note(f"n{node} has a disk slower by {seconds:.3f} s")
         self.nodes[node].slowness = seconds
 
-    def fail_sync(self, node: int, failing: bool = True) -> None:
-        """From now on syncs fail on a node's disk, or no longer."""
-        self.trace.note(f"n{node} has a disk whose syncs {'fail' if failing else 'work'}")
+    def fail_sync(self, node: int, failing: bool = True, path: str = "", *, once: bool = False) -> None:
+        """From now on syncs of paths with ``path`` in them fail on a node's disk, or the next one, or none any more."""
+        how = f"fail in {path or 'all places'}{' once' if once else ''}" if failing else "work"
+        self.trace.note(f"n{node} has a disk whose syncs {how}")
         if failing:
-            self.nodes[node].disk.fail_syncs()
+            self.nodes[node].disk.fail_syncs(path, once=once)
         else:
             self.nodes[node].disk.before_sync = None
 

@@ -78,6 +78,8 @@ class SimDisk:
         """Changing operations begun so far."""
         self.before_sync: Callable[[str], None] | None = None
         """Called with the path before each sync of a file or folder; an OSError raised by it fails the sync."""
+        self.failed_syncs: list[str] = []
+        """Paths whose sync has failed."""
         self._boot = 0
         self._power_off_at: int | None = None
         self._folders: set[str] = set()
@@ -100,6 +102,10 @@ class SimDisk:
     def power_off_after(self, operations: int) -> None:
         """Raise PowerLoss instead of the changing operation that comes after so many more, and in all later ones."""
         self._power_off_at = self.operations + operations
+
+    def power_stays(self) -> None:
+        """Take :meth:`power_off_after` back."""
+        self._power_off_at = None
 
     def crash(self, rng: random.Random) -> None:
         """Power loss: each unsynced write survives whole, torn or not at all, each unsynced change of names or not."""
@@ -136,11 +142,14 @@ class SimDisk:
         self._names = dict(self._durable_names)
         self.kill()
 
-    def fail_syncs(self, path: str = "", code: int = errno.EIO) -> None:
-        """From now on syncs of paths that contain ``path`` fail; ``before_sync = None`` ends it."""
+    def fail_syncs(self, path: str = "", code: int = errno.EIO, *, once: bool = False) -> None:
+        """From now on syncs of paths that contain ``path`` fail, or the next one; ``before_sync = None`` ends it."""
 
         def fail(synced: str) -> None:
             if path in synced:
+                self.failed_syncs.append(synced)
+                if once:
+                    self.before_sync = None
                 raise OSError(code, os.strerror(code), synced)
 
         self.before_sync = fail

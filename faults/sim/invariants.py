@@ -176,7 +176,7 @@ class Invariants:
                 known[index] = old._replace(seen_in=term_now)
 
     def _look_at_majority(self, node: SimNode, group: RaftGroup, commit: int) -> None:
-        """A leader has just committed ``commit``. Nodes that do not run are taken to hold it."""
+        """A leader has just committed ``commit``: a majority's disks hold it, also those of nodes that do not run."""
         term = group.log.term_at(commit)
         if term != group._lead_term:
             self.report("commit", f"{node.name} commits entry {commit} of term {term} in term {group._lead_term}")
@@ -186,6 +186,12 @@ class Invariants:
             for other, replica in [(node, group), *running]
             if replica.log.base_index < commit
             and (replica.log.durable_index < commit or replica.log.term_at(commit) != term)
+        ]
+        up = {node.id, *(other.id for other, _ in running)}
+        missing += [
+            f"n{voter}"
+            for voter in group.voters
+            if voter not in up and not self.promises.holds(voter, group.group, commit, term or 0)
         ]
         if 2 * (len(group.voters) - len(missing)) <= len(group.voters):
             self.report("commit", f"{node.name} commits entry {commit} of group {group.group} without {missing}")

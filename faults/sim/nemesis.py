@@ -14,21 +14,55 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from faults.sim.cluster import SimCluster, SimNode
+from faults.sim.cluster import SNAPSHOT_FOLDER, WAL_FOLDER, SimCluster, SimNode
 from faults.sim.invariants import Invariants
 from faults.sim.network import Conditions
 from faults.sim.storm import DRIFT, FASTEST_WILD, KINDS, Storm
 from raftkv.errors import CorruptData
 from raftkv.node.node import NodeRefused
+from raftkv.raft import RaftGroup
 from raftkv.raft.log import BrokenInvariant
 
 _LOOK: Final = 0.25
 """Seconds between looks for nodes that have stopped by themselves."""
 
+_STOPPING: Final = 5.0
+"""Seconds within which a node has stopped that must."""
+
+_DARK: Final = 0.2
+
 _HEALING: Final = 20.0
 """Seconds within which a cluster is whole again after one fault."""
 
 Pair = tuple[str, str]
+
+_LONGEST_WAIT: Final = 1.5
+"""Seconds that a crash waits for its moment."""
+
+_OPERATIONS_OF_A_START: Final = 14
+"""A start changes its disk about so often."""
+
+
+def _groups(node: SimNode) -> list[RaftGroup]:
+    return [] if node.node is None else node.node._replicas.all()
+
+
+def _rotates(node: SimNode) -> bool:
+    return node.node is not None and node.node._wal._segments[-1].number != node.node._wal._published
+
+
+_MOMENTS: Final[tuple[Callable[[SimNode], bool], ...]] = (
+    lambda _: True,
+    lambda node: node.node is not None and node.node._wal.durable < node.node._wal.appended,
+    lambda node: node.node is not None and bool(node.node._replicas._outbox._held),
+    _rotates,
+    lambda node: node.busy_in_background,
+    lambda node: any(group.snapshots._taking for group in _groups(node)),
+    lambda node: any(one.snapshots._receiving and one.snapshots._receiving.offset for one in _groups(node)),
+    lambda node: any(group.leads() and group._proposals.open_entries for group in _groups(node)),
+)
+"""What a crash waits for: nothing, a write to the log, messages behind it, a new segment, a job in the background (new
+files, removals, snapshots), a snapshot on its way to disk or from a peer, writes that nobody has heard of."""
 
 EFFECTS: Final = {
     "partition": "bytes or dials were held",
@@ -42,7 +76,7 @@ EFFECTS: Final = {
     "power loss": "bytes were not synced, or the node led a group",
     "blackout": "bytes were not synced somewhere",
     "slow sync": "the log had to wait for the disk",
-    "failing sync": "the node stopped",
+    "failing sync": "the node stopped, or lost power behind a snapshot that was not synced",
     "full disk": "the node refused writes, or stopped",
     "flipped bit": "the node refused to start",
     "kill": "the node led a group",
@@ -177,6 +211,15 @@ class Nemesis:
         for node in cluster.nodes.values():
             self._revive(node)
 
+    async def black_out(self) -> None:
+        """All machines lose their power and start again: what they agreed on must come from their disks."""
+        nodes = [node for node in self._cluster.nodes.values() if node.up and node.id not in self.ruined]
+        for node in nodes:
+            self._end(node, power_loss=True)
+        await asyncio.sleep(_DARK)
+        for node in nodes:
+            self._revive(node)
+
     def settle(self) -> None:
         """After the cluster has converged: look at what became of each node, ruined ones included."""
         for number, node in self._cluster.nodes.items():
@@ -238,6 +281,21 @@ class Nemesis:
             return
         self._invariants.report("stopped", f"n{node.id} {node.state} without a reason: {problem!r}")
 
+    async def _telling_moment(self, rng: random.Random, node: SimNode) -> None:
+        """Wait a while for something that a crash may catch half done: crashes at random find a quiet disk."""
+        holds, starts = rng.choice(_MOMENTS), node.starts
+        until = self._cluster.loop.time() + _LONGEST_WAIT
+        while self._cluster.loop.time() < until and node.node is not None and node.starts == starts:
+            if holds(node):
+                return
+            await asyncio.sleep(rng.uniform(0.0, self._storm.settings.sync))
+
+    def _return(self, rng: random.Random, node: SimNode) -> None:
+        """Start a node again; its machine may lose power once more while it recovers."""
+        while node.state == "dead" and node.id not in self.ruined and rng.random() < 0.4:
+            self._cluster.restart(node.id, power_for=rng.randrange(_OPERATIONS_OF_A_START))
+        self._revive(node)
+
     def _may_ruin(self, node: SimNode) -> bool:
         """Whether each group keeps its majority without this node and those that are ruined already."""
         maps = [one.node.cluster_map() for one in self._cluster.nodes.values() if one.node is not None]
@@ -251,23 +309,31 @@ class Nemesis:
         node = self._victim(rng, ("running", "paused"))
         if node is None:
             return None
+        await self._telling_moment(rng, node)
+        if not node.up or node.id in self.ruined:
+            return None
         led = self._leads(node)
         self._end(node, power_loss=False)
         await asyncio.sleep(rng.choice((0.0, rng.uniform(0.0, 3.0))))
-        self._revive(node)
+        self._return(rng, node)
         return led
 
     async def _power_loss(self, rng: random.Random) -> bool | None:
         node = self._victim(rng, ("running", "paused"))
         if node is None:
             return None
+        await self._telling_moment(rng, node)
+        if not node.up or node.id in self.ruined:
+            return None
         effect = self._leads(node) or self._unsynced(node)
         self._end(node, power_loss=True)
         await asyncio.sleep(rng.choice((0.0, rng.uniform(0.0, 3.0))))
-        self._revive(node)
+        self._return(rng, node)
         return effect
 
     async def _blackout(self, rng: random.Random) -> bool | None:
+        if (node := self._victim(rng)) is not None:
+            await self._telling_moment(rng, node)
         nodes = [node for node in self._cluster.nodes.values() if node.up and node.id not in self.ruined]
         effect = any(self._unsynced(node) for node in nodes)
         for node in nodes:
@@ -275,7 +341,7 @@ class Nemesis:
         rng.shuffle(nodes)
         for node in nodes:
             await asyncio.sleep(rng.uniform(0.0, 0.8))
-            self._revive(node)
+            self._return(rng, node)
         return effect
 
     async def _stop(self, rng: random.Random) -> bool | None:
@@ -372,9 +438,22 @@ class Nemesis:
             return None
         self._excused[node.id].add("sync")
         self._invariants.promises.before_crash(node)
-        self._cluster.fail_sync(node.id)
+        where, starts, disk = rng.choice(("", WAL_FOLDER, SNAPSHOT_FOLDER)), node.starts, node.disk
+        disk.failed_syncs.clear()
+        # Only once: a second try would succeed, and what it should have written is gone all the same.
+        self._cluster.fail_sync(node.id, path=where, once=rng.random() < 0.5)
         await self._until(lambda: not node.up, rng.uniform(0.5, 3.0))
         self._cluster.fail_sync(node.id, False)
+        if any(path.startswith(WAL_FOLDER) for path in disk.failed_syncs):
+            await self._until(lambda: node.starts != starts or node.state != "running", _STOPPING)
+            if node.starts == starts and node.state == "running":
+                self._invariants.report("sync", f"{node.name} goes on although {disk.failed_syncs} could not be synced")
+        elif disk.failed_syncs and node.starts == starts and node.up and rng.random() < 0.7:
+            # It may go on without a snapshot, but must not build on it.
+            self._end(node, power_loss=True)
+            await asyncio.sleep(rng.uniform(0.0, 1.0))
+            self._revive(node)
+            return True
         failed = node.state == "failed"
         if failed and rng.random() < 0.5:
             # The machine goes down with it: what the failed sync left behind in memory is gone for good.
@@ -426,6 +505,10 @@ class Nemesis:
     async def _partition(self, rng: random.Random) -> bool | None:
         nodes = self._shuffled(rng)
         size = rng.randint(1, len(nodes) // 2)
+        leaders = [f"n{node}" for node in self._cluster.leaders().values()]
+        if leaders and rng.random() < self._storm.aim:
+            # The leader in the minority, so that somebody may still take it for one.
+            nodes.sort(key=lambda name: name != leaders[0])
         return await self._split(rng, [nodes[:size], nodes[size:]], f"{nodes[:size]} from {nodes[size:]}")
 
     async def _bridge(self, rng: random.Random) -> bool | None:

@@ -19,10 +19,11 @@ Report = Callable[[str, str], None]
 
 @dataclass(slots=True)
 class _Durable:
-    """Of one node at its crash: group -> (index -> term) of the entries on stable storage."""
+    """Of one node at its crash: group -> (index -> term) of the entries on stable storage, and what lies below them."""
 
     incarnation: str
     entries: dict[int, dict[int, int]] = field(default_factory=dict)
+    bases: dict[int, int] = field(default_factory=dict)
 
 
 class Promises:
@@ -56,6 +57,13 @@ class Promises:
         if term >= known[0]:
             self._told[node.id, group] = (term, candidate)
 
+    def holds(self, node: int, group: int, index: int, term: int) -> bool:
+        """Whether a node that does not run may have that entry on its disk; yes if nobody saw how it ended."""
+        durable = self._durable.get(node)
+        if durable is None or group not in durable.entries:
+            return True
+        return index <= durable.bases[group] or durable.entries[group].get(index) == term
+
     def before_crash(self, node: SimNode) -> None:
         """Note what must survive."""
         self._durable.pop(node.id, None)
@@ -66,6 +74,7 @@ class Promises:
             log = group.log
             held = log.between(log.base_index + 1, log.durable_index + 1)
             durable.entries[group.group] = {index: term for _, index, term in held}
+            durable.bases[group.group] = log.base_index
 
     def after_crash(self, node: SimNode) -> None:
         """Read a copy of the disk as the next start would."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -79,7 +80,8 @@ def run(storm: Storm) -> Report:
                 report.counts["callbacks"] = loop.callbacks
 
     try:
-        simulate(main)
+        with storm.bounds.tight() if storm.bounds is not None else contextlib.nullcontext():
+            simulate(main)
     except (Stuck, TimeoutError, RaftKVError, AssertionError) as problem:
         report.problems.append(f"the run broke off: {type(problem).__name__}: {problem}")
     _judge(report)
@@ -148,6 +150,9 @@ class _Run:
             self._over = True
             await self._ended(working)
             await self._converge(healed)
+            self._report.converged = self._loop.time() - healed
+            await self._nemesis.black_out()
+            await self._converge(self._loop.time())
             await self._last_look()
             self._nemesis.settle()
         finally:
@@ -166,7 +171,7 @@ class _Run:
             def patience() -> float | None:
                 return rng.uniform(0.0, 0.5) if rng.random() < storm.cancels else None
 
-            recorder = Recorder(client, label, self._report.history, self._loop.time, patience)
+            recorder = Recorder(client, label, self._report.history, self._loop.time, patience, storm.slots)
             while not self._over:
                 await workload.step(recorder, rng)
                 await asyncio.sleep(rng.expovariate(1.0 / storm.pause))
@@ -202,7 +207,6 @@ class _Run:
         while self._loop.time() < healed + CONVERGENCE:
             apart = self._apart()
             if not apart:
-                self._report.converged = self._loop.time() - healed
                 self._cluster.trace.note("all replicas are equal")
                 return
             await asyncio.sleep(0.1)

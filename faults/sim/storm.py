@@ -6,13 +6,20 @@ storms are alike.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
+from unittest import mock
 
+import raftkv.raft.group as group_module
+import raftkv.store.records as records_module
+import raftkv.store.snapshot as snapshot_module
 from faults.sim.cluster import Settings
 from faults.sim.network import Conditions
+from raftkv import limits
 
 NETWORK: Final = ("partition", "bridge", "ring", "one way", "flapping", "reset", "slow link", "drop replies")
 DISK: Final = ("power loss", "blackout", "slow sync", "failing sync", "full disk", "flipped bit")
@@ -51,6 +58,44 @@ _WORKLOADS: Final = ("registers", "unique-set", "counter", "retry", "ttl")
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """Bounds of the product that a small simulation would never reach. Sizes in bytes, times in seconds.
+
+    ``sessions``: of a slot. ``idle``: group time after which a session goes. ``snapshot_chunk``: of the state, between
+    two of which others may write. ``apply``: applied in one turn. ``entry``: of one entry, and of what one append
+    carries. ``appends``: sent before the first acknowledgement. ``expired``: records and sessions that one entry
+    removes.
+    """
+
+    sessions: int
+    idle: float
+    snapshot_chunk: int
+    apply: int
+    entry: int
+    appends: int
+    expired: int
+
+    @contextlib.contextmanager
+    def tight(self) -> Iterator[None]:
+        """The product within these bounds."""
+        changes = (
+            (limits, "MAX_SESSIONS_PER_SLOT", self.sessions),
+            (records_module, "_EVICTED_AT_ONCE", 1),
+            (records_module, "IDLE_MS", int(self.idle * 1000)),
+            (limits, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk),
+            (snapshot_module, "_ITEM_BYTES", max(1, self.snapshot_chunk // 8)),
+            (group_module, "_APPLY_BYTES", self.apply),
+            (limits, "MAX_ENTRY_BYTES", self.entry),
+            (limits, "MAX_INFLIGHT_APPENDS", self.appends),
+            (limits, "MAX_EXPIRED_PER_ENTRY", self.expired),
+        )
+        with contextlib.ExitStack() as stack:
+            for module, name, value in changes:
+                stack.enter_context(mock.patch.object(module, name, value))
+            yield
+
+
+@dataclass(frozen=True, slots=True)
 class Storm:
     """The plan of one run. Times in seconds.
 
@@ -78,6 +123,7 @@ class Storm:
     aim: float
     wild: bool
     gentle: bool = False
+    bounds: Bounds | None = None
 
     @classmethod
     def draw(cls, seed: int) -> Storm:
@@ -136,6 +182,7 @@ class Storm:
             faults=faults,
             aim=rng.choice((0.0, 0.5, 0.9)),
             wild=wild,
+            bounds=_bounds(random.Random(f"bounds {seed}")),
         )
 
     @property
@@ -155,6 +202,7 @@ class Storm:
             f"segments of {settings.segment_bytes} bytes, {snapshots}, {settings.keep_entries} entries kept",
             f"syncs of {settings.sync * 1000:.2f} ms, delays of {wire.base * 1000:.2f} ms, {wire.slow:.1%} slow",
             f"{wire.loss:.1%} lost, after a reset {wire.late:.0%} late and {wire.again:.0%} again",
+            f"bounds: {self.bounds or 'usual'}",
             f"faults: {often or 'none'}; {self.aim:.0%} aimed at leaders{', one at a time' if self.gentle else ''}",
         ]
 
@@ -189,6 +237,21 @@ def _settings(rng: random.Random, reads: Literal["lease", "quorum"]) -> Settings
             late=rng.choice((0.0, 0.3, 0.8)),
             again=rng.choice((0.0, 0.0, 0.1, 0.5)),
         ),
+    )
+
+
+def _bounds(rng: random.Random) -> Bounds | None:
+    """None: those of the product."""
+    if rng.random() < 0.3:
+        return None
+    return Bounds(
+        sessions=rng.choice((2, 3, 4096)),
+        idle=rng.choice((0.5, 2.0, 6.0, 3600.0)),
+        snapshot_chunk=rng.choice((64, 512, 2048)),
+        apply=rng.choice((1, 256, 4096)),
+        entry=rng.choice((256, 1024, 8192)),
+        appends=rng.choice((1, 4, 64)),
+        expired=rng.choice((1, 3, 1000)),
     )
 
 

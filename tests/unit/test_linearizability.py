@@ -568,7 +568,9 @@ def test_a_small_budget_may_prevent_a_verdict_but_never_changes_it() -> None:
         read.found = found
         whole = story.check()
         for part in range(1, 20):
-            assert story.check(budget=whole.steps * part // 20).verdict is Verdict.OUT_OF_BUDGET
+            verdict = story.check(budget=whole.steps * part // 20).verdict
+            # A violation is known after a first, shorter search; the second one only tells more of it.
+            assert verdict is Verdict.OUT_OF_BUDGET or verdict is whole.verdict is Verdict.VIOLATION
         assert story.check(budget=whole.steps) == whole
 
 

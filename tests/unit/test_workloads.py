@@ -16,6 +16,7 @@ from faults.workloads import WORKLOADS, Counter, Registers, Retry, Ttl, UniqueSe
 from raftkv import AsyncClient
 from raftkv.client.types import Record, WriteResult
 from raftkv.errors import ConditionFailed
+from shards.slots import slot_of
 
 
 class Past:
@@ -255,6 +256,13 @@ class GoodStore:
 
     async def get(self, key: str, *, consistency: str) -> Record | None:
         return self._live(key)
+
+    async def scan_slot(self, slot: int, after: bytes, *, limit_bytes: int) -> tuple[list[Record], bool]:
+        assert limit_bytes == 1
+        names = [key for key in sorted(self._records) if key.encode() > after and slot_of(key.encode()) == slot]
+        live = [self._live(key) for key in names]
+        found = [record for record in live if record is not None]
+        return found[:1], len(found) > 1
 
     async def put(self, key: str, value: str, *, ttl: float | None, if_version: int | None) -> WriteResult:
         self._meet(key, if_version)
