@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from faults.sim.cluster import SNAPSHOT_FOLDER, WAL_FOLDER, SimCluster, SimNode
+from faults.sim.cuts import Cuts, absence, length
 from faults.sim.invariants import Invariants
-from faults.sim.network import Conditions
 from faults.sim.storm import DRIFT, FASTEST_WILD, KINDS, Storm
 from raftkv.errors import CorruptData
 from raftkv.node.node import NodeRefused
@@ -33,8 +32,6 @@ _DARK: Final = 0.2
 
 _HEALING: Final = 20.0
 """Seconds within which a cluster is whole again after one fault."""
-
-Pair = tuple[str, str]
 
 _LONGEST_WAIT: Final = 1.5
 """Seconds that a crash waits for its moment."""
@@ -98,17 +95,6 @@ class Count:
     effective: int = 0
 
 
-@dataclass(slots=True)
-class _Used(Conditions):
-    """Conditions that know whether anything was sent under them."""
-
-    sendings: int = field(default=0, compare=False)
-
-    def delay(self, rng: random.Random) -> tuple[float, int]:
-        self.sendings += 1
-        return Conditions.delay(self, rng)
-
-
 class Nemesis:
     """``clients``: names of the clients' hosts."""
 
@@ -120,7 +106,7 @@ class Nemesis:
         self._storm = storm
         self._invariants = invariants
         self._clients = list(clients)
-        self._cuts: Counter[Pair] = Counter()
+        self._cuts = Cuts(cluster, storm, clients, self.ruined)
         self._excused: dict[int, set[str]] = {node: set() for node in cluster.nodes}
         self._leaving: dict[int, int] = {}
         """Nodes that were asked to stop, and which of their starts."""
@@ -133,14 +119,14 @@ class Nemesis:
     def start(self) -> None:
         """Begin."""
         episodes: dict[str, Callable[[random.Random], Awaitable[bool | None]]] = {
-            "partition": self._partition,
-            "bridge": self._bridge,
-            "ring": self._ring,
-            "one way": self._one_way,
-            "flapping": self._flapping,
-            "reset": self._reset,
-            "slow link": self._slow_link,
-            "drop replies": self._drop_replies,
+            "partition": self._cuts.partition,
+            "bridge": self._cuts.bridge,
+            "ring": self._cuts.ring,
+            "one way": self._cuts.one_way,
+            "flapping": self._cuts.flapping,
+            "reset": self._cuts.reset,
+            "slow link": self._cuts.slow_link,
+            "drop replies": self._cuts.drop_replies,
             "power loss": self._power_loss,
             "blackout": self._blackout,
             "slow sync": self._slow_sync,
@@ -193,10 +179,7 @@ class Nemesis:
                 raise outcome
         cluster = self._cluster
         cluster.trace.note("everything is healed")
-        self._cuts.clear()
-        cluster.network.links.clear()
-        cluster.network.conditions = Conditions()
-        cluster.network.heal()
+        self._cuts.end()
         for number, node in cluster.nodes.items():
             node.clock.set_rate(1.0)
             node.slowness = 0.0
@@ -372,7 +355,7 @@ class Nemesis:
         if not group.transfer(target):
             return False
         await self._until(lambda: not group.leads() or node.starts != starts, 2.0)
-        return not group.leads()
+        return self._cluster.leaders().get(group.group, node.id) != node.id
 
     async def _left(self, node: SimNode) -> None:
         """Wait until a node that was asked to stop has ended, this way or another."""
@@ -387,7 +370,7 @@ class Nemesis:
             return None
         self._cluster.pause(node.id)
         starts = node.starts
-        await asyncio.sleep(self._absence(rng))
+        await asyncio.sleep(absence(rng, gentle=self._storm.gentle))
         if node.state != "paused" or node.starts != starts:
             return True
         effect = bool(node.process.held)
@@ -411,7 +394,7 @@ class Nemesis:
         loop, clock = self._cluster.loop, node.clock
         began, shown = loop.time(), clock.now()
         self._cluster.set_rate(node.id, rate)
-        await asyncio.sleep(self._length(rng, 1.0, 8.0))
+        await asyncio.sleep(length(rng, 1.0, 8.0))
         off = abs((clock.now() - shown) - (loop.time() - began))
         if rng.random() < 0.5:
             self._cluster.set_rate(node.id, 1.0)
@@ -423,9 +406,9 @@ class Nemesis:
         node = self._victim(rng)
         if node is None:
             return None
-        seconds = self._length(rng, 0.01, 1.0)
+        seconds = length(rng, 0.01, 1.0)
         self._cluster.slow_sync(node.id, seconds)
-        until, behind = self._cluster.loop.time() + self._length(rng, 0.2, 4.0), False
+        until, behind = self._cluster.loop.time() + length(rng, 0.2, 4.0), False
         while self._cluster.loop.time() < until:
             await asyncio.sleep(seconds / 2)
             behind = behind or (node.node is not None and node.node._wal.durable < node.node._wal.appended)
@@ -472,7 +455,7 @@ class Nemesis:
         self._excused[node.id].add("full")
         left = int(rng.choice((0.0, rng.uniform(0.0, 6.0))) * self._storm.settings.segment_bytes)
         self._cluster.fill_disk(node.id, True, left)
-        until, effect = self._cluster.loop.time() + self._length(rng, 0.5, 5.0), False
+        until, effect = self._cluster.loop.time() + length(rng, 0.5, 5.0), False
         while self._cluster.loop.time() < until:
             await asyncio.sleep(0.1)
             effect = effect or node.state == "failed" or (node.node is not None and node.node._router.disk_full)
@@ -500,153 +483,7 @@ class Nemesis:
         self._cluster.restart(node.id)
         return False  # settle tells
 
-    # -- the network
-
-    async def _partition(self, rng: random.Random) -> bool | None:
-        nodes = self._shuffled(rng)
-        size = rng.randint(1, len(nodes) // 2)
-        leaders = [f"n{node}" for node in self._cluster.leaders().values()]
-        if leaders and rng.random() < self._storm.aim:
-            # The leader in the minority, so that somebody may still take it for one.
-            nodes.sort(key=lambda name: name != leaders[0])
-        return await self._split(rng, [nodes[:size], nodes[size:]], f"{nodes[:size]} from {nodes[size:]}")
-
-    async def _bridge(self, rng: random.Random) -> bool | None:
-        nodes = self._shuffled(rng)
-        half = (len(nodes) - 1) // 2
-        return await self._split(rng, [nodes[1 : 1 + half], nodes[1 + half :]], f"all but the bridge {nodes[0]}")
-
-    async def _ring(self, rng: random.Random) -> bool | None:
-        nodes = self._shuffled(rng)
-        count = len(nodes)
-        if count < 4:
-            return None  # with three nodes a ring is whole
-        pairs = [
-            (one, other)
-            for at, one in enumerate(nodes)
-            for place, other in enumerate(nodes)
-            if (at - place) % count not in (0, 1, count - 1)
-        ]
-        return await self._hold(pairs, self._absence(rng), f"all but the ring {nodes}")
-
-    async def _one_way(self, rng: random.Random) -> bool | None:
-        nodes = self._shuffled(rng)
-        one, others = nodes[0], nodes[1:]
-        shape = rng.choice(("deaf", "dumb", "link"))
-        if shape == "deaf":
-            pairs = [(other, one) for other in others]
-        elif shape == "dumb":
-            pairs = [(one, other) for other in others]
-        else:
-            pairs = [(one, others[0])]
-        return await self._hold(pairs, self._absence(rng), f"one way, {one} is {shape}")
-
-    async def _flapping(self, rng: random.Random) -> bool | None:
-        nodes = self._shuffled(rng)
-        one, others = nodes[0], nodes[1 : rng.randint(2, len(nodes))]
-        pairs = [pair for other in others for pair in ((one, other), (other, one))]
-        effect = False
-        for _ in range(rng.randint(3, 12)):
-            effect |= await self._hold(pairs, self._length(rng, 0.01, 0.8), f"{one} from {others}, flapping")
-            await asyncio.sleep(self._length(rng, 0.01, 0.5))
-        return effect
-
-    async def _reset(self, rng: random.Random) -> bool | None:
-        hosts = [node.name for node in self._cluster.nodes.values()]
-        broken = 0
-        for _ in range(rng.randint(1, 4)):
-            one = rng.choice(hosts)
-            other = rng.choice([host for host in (*hosts, *self._clients) if host != one])
-            self._cluster.trace.note(f"connections of {one} and {other} are reset")
-            broken += self._cluster.network.reset(one, other)
-        return broken > 0
-
-    async def _slow_link(self, rng: random.Random) -> bool | None:
-        one, other = self._shuffled(rng)[:2]
-        usual = self._storm.settings.conditions
-        slow = _Used(
-            base=usual.base * rng.uniform(2.0, 30.0),
-            spread=1.0,
-            slow=0.2,
-            tail=rng.uniform(0.01, 0.3),
-            loss=rng.choice((0.0, 0.1, 0.4)),
-            pieces=usual.pieces,
-            late=usual.late,
-        )
-        links = self._cluster.network.links
-        pairs = [(one, other)] if rng.random() < 0.5 else [(one, other), (other, one)]
-        self._cluster.trace.note(f"slow link {one} to {other}, {len(pairs)} ways")
-        for pair in pairs:
-            links[pair] = slow
-        await asyncio.sleep(self._length(rng, 0.5, 6.0))
-        for pair in pairs:
-            links.pop(pair, None)
-        return slow.sendings > 0
-
-    async def _drop_replies(self, rng: random.Random) -> bool | None:
-        client = rng.choice(self._clients)
-        leaders = sorted(set(self._cluster.leaders().values()))
-        nodes = leaders if leaders and rng.random() < 0.7 else sorted(self._cluster.nodes)
-        pairs = [(f"n{node}", client) for node in nodes]
-        self._cut(pairs)
-        self._cluster.trace.note(f"replies of {nodes} to {client} get lost")
-        await asyncio.sleep(self._length(rng, 0.05, 2.0))
-        effect = bool(self._held_bytes(pairs))
-        for one, other in pairs:
-            self._cluster.network.reset(one, other)
-        self._mend(pairs)
-        return effect
-
-    def _shuffled(self, rng: random.Random) -> list[str]:
-        names = [node.name for node in self._cluster.nodes.values() if node.id not in self.ruined]
-        rng.shuffle(names)
-        return names
-
-    async def _split(self, rng: random.Random, sides: list[list[str]], what: str) -> bool:
-        """Cut two sides off from each other; some of the clients are on one side only."""
-        for client in self._clients:
-            where = rng.randrange(4)
-            if where < 2:
-                sides[where].append(client)
-        pairs = [pair for one in sides[0] for other in sides[1] for pair in ((one, other), (other, one))]
-        return await self._hold(pairs, self._absence(rng), what)
-
-    async def _hold(self, pairs: list[Pair], seconds: float, what: str) -> bool:
-        network = self._cluster.network
-        self._cluster.trace.note(f"cut for {seconds:.3f} s: {what}")
-        unanswered = network.effects.get("unanswered", 0)
-        self._cut(pairs)
-        await asyncio.sleep(seconds)
-        effect = network.effects.get("unanswered", 0) > unanswered or bool(self._held_bytes(pairs))
-        self._mend(pairs)
-        self._cluster.trace.note(f"healed: {what}")
-        return effect
-
-    def _held_bytes(self, pairs: Iterable[Pair]) -> int:
-        wanted = set(pairs)
-        return sum(pipe.waiting for pipe in self._cluster.network._pipes if (pipe.source, pipe.target) in wanted)
-
-    def _cut(self, pairs: Iterable[Pair]) -> None:
-        for source, target in pairs:
-            self._cuts[source, target] += 1
-            self._cluster.network.cut(source, target, one_way=True)
-
-    def _mend(self, pairs: Iterable[Pair]) -> None:
-        """End these cuts, but for the ways that another episode holds."""
-        for source, target in pairs:
-            self._cuts[source, target] -= 1
-            if self._cuts[source, target] <= 0:
-                self._cluster.network.heal(source, target, one_way=True)
-
     # -- small things
-
-    def _length(self, rng: random.Random, low: float, high: float) -> float:
-        """Seconds; short ones are as frequent as long ones."""
-        return float(low * (high / low) ** rng.random())
-
-    def _absence(self, rng: random.Random) -> float:
-        """Seconds for which somebody is out of reach; where the others must go on meanwhile, long enough to show it."""
-        return rng.uniform(1.0, 12.0) if self._storm.gentle else self._length(rng, 0.1, 6.0)
 
     async def _until(self, holds: Callable[[], bool], seconds: float) -> None:
         until = self._cluster.loop.time() + seconds

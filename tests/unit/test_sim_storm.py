@@ -116,7 +116,7 @@ def test_a_storm_can_be_run_as_it_is_drawn() -> None:
         assert storm.replicas <= storm.nodes
         assert storm.settings.election_min < storm.settings.election_max
         assert storm.settings.heartbeat < storm.settings.election_min / 2
-        assert len(storm.describe()) == 7
+        assert len(storm.describe()) == 8
 
 
 def test_every_kind_of_fault_is_known_by_what_it_does() -> None:
