@@ -67,27 +67,34 @@ def soak_command(count: int, first: int, jobs: int) -> None:
 
 @main.command()
 @click.option("--most", type=click.IntRange(1), default=300, show_default=True, help="Seeds for each fault.")
+@click.option("--markdown", is_flag=True, help="As a table for docs/simulation.md.")
 @click.option("--only", type=click.Choice([one.name for one in MUTANTS]), multiple=True, help="These faults.")
 @_JOBS
-def mutants(most: int, only: tuple[str, ...], jobs: int) -> None:
+def mutants(most: int, markdown: bool, only: tuple[str, ...], jobs: int) -> None:
     """Plant each fault and tell how many seeds it takes to notice it.
 
     Exit code 1 if one stays unnoticed.
     """
-    table = Table("planted fault", "guards", "safeguard that is off", "seeds", "noticed as")
-    missed = 0
+    rows: list[tuple[str, str, str, str, str]] = []
     with _progress() as progress:
         task = progress.add_task("planted faults", total=len(only or MUTANTS))
         for mutant in MUTANTS:
             if only and mutant.name not in only:
                 continue
             caught = seeds_until_caught(mutant, most, jobs)
-            missed += caught is None
-            seeds, how = (f"none of {most}", "") if caught is None else (str(caught.seed), caught.problems[0][:70])
-            table.add_row(mutant.name, mutant.fault, mutant.what, seeds, how)
+            seeds, how = (f"none of {most}", "") if caught is None else (str(caught.seed), caught.problems[0])
+            rows.append((mutant.name, mutant.fault, mutant.what, seeds, how.split(":")[0]))
             progress.advance(task)
-    Console().print(table)
-    sys.exit(1 if missed else 0)
+    columns = ("planted fault", "guards", "safeguard that is off", "seeds", "noticed as")
+    if markdown:
+        for row in (columns, ("---",) * len(columns), *rows):
+            click.echo(f"| {' | '.join(row)} |")
+    else:
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+    sys.exit(1 if any(row[3].startswith("none") for row in rows) else 0)
 
 
 def _progress() -> Progress:

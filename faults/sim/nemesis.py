@@ -105,7 +105,6 @@ class Nemesis:
         self._cluster = cluster
         self._storm = storm
         self._invariants = invariants
-        self._clients = list(clients)
         self._cuts = Cuts(cluster, storm, clients, self.ruined)
         self._excused: dict[int, set[str]] = {node: set() for node in cluster.nodes}
         self._leaving: dict[int, int] = {}

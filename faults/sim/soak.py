@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -127,6 +127,12 @@ def soak(seeds: Iterable[int], jobs: int, each: Callable[[Summary], None], mutan
             for one in ended:
                 total.add(one.result())
                 each(one.result())
+
+
+def run_planted(runs: Sequence[tuple[int, str]], jobs: int) -> list[Summary]:
+    """Runs of (seed, planted fault), in the same order."""
+    with _pool(jobs) as pool:
+        return list(pool.map(run_seed, [seed for seed, _ in runs], [mutant for _, mutant in runs]))
 
 
 def seeds_until_caught(mutant: Mutant, most: int, jobs: int) -> Summary | None:

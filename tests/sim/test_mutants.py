@@ -1,0 +1,29 @@
+"""Every planted fault is noticed: what a checker has caught is what it is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from faults.sim.mutants import MUTANTS, NOTICED_BY
+from faults.sim.soak import cores, run_planted
+
+PAGE = Path(__file__).parents[2] / "docs" / "simulation.md"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_each_planted_fault_is_noticed_by_the_seed_that_once_noticed_it() -> None:
+    """``python -m faults sim --seed n --mutant NAME`` tells one's story; ``make mutants`` searches all seeds anew."""
+    runs = [(NOTICED_BY[mutant.name], mutant.name) for mutant in MUTANTS]
+    unnoticed = [one for one, summary in zip(runs, run_planted(runs, cores()), strict=True) if not summary.problems]
+    assert unnoticed == []
+
+
+def test_the_page_tells_how_many_seeds_each_planted_fault_took() -> None:
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    for mutant in MUTANTS:
+        wanted = f"| {mutant.name} | {mutant.fault} | {mutant.what} | {NOTICED_BY[mutant.name]} |"
+        assert any(row.startswith(wanted) for row in rows), wanted
+    assert set(NOTICED_BY) == {mutant.name for mutant in MUTANTS}
