@@ -192,6 +192,8 @@ class Nemesis:
                 await self._left(node)
         for node in cluster.nodes.values():
             self._revive(node)
+            if node.id in self.ruined and not node.up and node.state != "refused":
+                cluster.restart(node.id)  # another fault of its disk came first: now it must be refused
 
     async def black_out(self) -> None:
         """All machines lose their power and start again: what they agreed on must come from their disks."""
@@ -430,12 +432,14 @@ class Nemesis:
             await self._until(lambda: node.starts != starts or node.state != "running", _STOPPING)
             if node.starts == starts and node.state == "running":
                 self._invariants.report("sync", f"{node.name} goes on although {disk.failed_syncs} could not be synced")
-        elif disk.failed_syncs and node.starts == starts and node.up and rng.random() < 0.7:
-            # It may go on without a snapshot, but must not build on it.
-            self._end(node, power_loss=True)
-            await asyncio.sleep(rng.uniform(0.0, 1.0))
-            self._revive(node)
-            return True
+        else:
+            self._invariants.promises.no_crash(node)
+            if disk.failed_syncs and node.starts == starts and node.up and rng.random() < 0.7:
+                # It may go on without a snapshot, but must not build on it.
+                self._end(node, power_loss=True)
+                await asyncio.sleep(rng.uniform(0.0, 1.0))
+                self._revive(node)
+                return True
         failed = node.state == "failed"
         if failed and rng.random() < 0.5:
             # The machine goes down with it: what the failed sync left behind in memory is gone for good.

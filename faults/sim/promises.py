@@ -64,6 +64,10 @@ class Promises:
             return True
         return index <= durable.bases[group] or durable.entries[group].get(index) == term
 
+    def no_crash(self, node: SimNode) -> None:
+        """What :meth:`before_crash` was called for did not come: the node goes on, and may replace what it had."""
+        self._durable.pop(node.id, None)
+
     def before_crash(self, node: SimNode) -> None:
         """Note what must survive."""
         self._durable.pop(node.id, None)
