@@ -83,6 +83,7 @@ def mutants(most: int, markdown: bool, only: tuple[str, ...], jobs: int) -> None
                 continue
             caught = seeds_until_caught(mutant, most, jobs)
             seeds, how = (f"none of {most}", "") if caught is None else (str(caught.seed), caught.problems[0])
+            progress.console.print(f"{mutant.name}: {seeds} {how}", markup=False, highlight=False)
             rows.append((mutant.name, mutant.fault, mutant.what, seeds, how.split(":")[0]))
             progress.advance(task)
     columns = ("planted fault", "guards", "safeguard that is off", "seeds", "noticed as")

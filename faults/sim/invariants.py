@@ -146,6 +146,8 @@ class Invariants:
             progress = group._progress.get(other.id)
             if progress is None or progress.amnesia or replica.core.term() != group._lead_term:
                 continue
+            if other.id in self.promises.lost_disks:
+                continue  # nobody can know yet
             match, log = group.core.match_index(other.id), replica.log
             if match <= max(log.base_index, group.log.base_index):
                 continue
@@ -184,7 +186,8 @@ class Invariants:
         missing = [
             other.name
             for other, replica in [(node, group), *running]
-            if replica.log.base_index < commit
+            if other.id not in self.promises.lost_disks
+            and replica.log.base_index < commit
             and (replica.log.durable_index < commit or replica.log.term_at(commit) != term)
         ]
         up = {node.id, *(other.id for other, _ in running)}

@@ -46,7 +46,7 @@ class Conditions:
     Pareto-distributed number more, ``longest`` at most. ``loss``: share of sendings that are lost and sent again.
     ``pieces``: share of deliveries that arrive in pieces. ``late``: share of broken connections whose bytes on the way
     arrive all the same, up to ``late_by`` later. ``again``: share of sendings over a renewed connection that something
-    sent over a former one follows once more, where the network repeats at all (:attr:`MemoryNetwork.repeats_to`).
+    sent over a former one follows once more, where the network repeats at all (:attr:`MemoryNetwork.may_repeat`).
     """
 
     base: float = 0.0005
@@ -88,8 +88,8 @@ class MemoryNetwork:
         """How often something happened to bytes on the way: lost, stalled, late, broken, refused, unanswered."""
         self.trace: Callable[[str], None] | None = None
         """Told of every delivery."""
-        self.repeats_to: Callable[[str], bool] | None = None
-        """Addresses where each sending is a message of its own, which a harsh network may repeat."""
+        self.may_repeat: Callable[[str, bytes], bool] | None = None
+        """Whether what is sent to an address is a message of its own, which a harsh network may repeat."""
         self._former: dict[tuple[str, str], deque[tuple[_Pipe, bytes]]] = {}
         self._listeners: dict[str, MemoryListener] = {}
         self._cuts: set[tuple[str, str]] = set()
@@ -227,7 +227,8 @@ class MemoryNetwork:
             if former is pipe:
                 return None
             self.count("again")
-        sent.append((pipe, data))
+        if self.may_repeat is not None and self.may_repeat(address, data):
+            sent.append((pipe, data))
         return again
 
     def count(self, effect: str) -> None:
@@ -441,7 +442,7 @@ class MemoryTransport(asyncio.Transport):
     def __init__(self, network: MemoryNetwork, host: str, peer: str, *, dialled: bool, process: Process | None) -> None:
         super().__init__({"peername": peer, "sockname": host})
         self.dialled = dialled
-        self.repeats = dialled and network.repeats_to is not None and network.repeats_to(peer)
+        self.repeats = dialled and network.may_repeat is not None
         self.context = contextvars.Context() if process is None else process.context
         self.paused = False
         self.writes = 0

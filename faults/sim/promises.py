@@ -37,12 +37,13 @@ class Promises:
         self._report = report
         self._told: dict[tuple[int, int], tuple[int, int]] = {}
         self._durable: dict[int, _Durable] = {}
-        self._lost: set[int] = set()
+        self.lost_disks: set[int] = set()
+        """Nodes whose disks keep no promise any more."""
         cluster.on_sent.append(self._sent)
 
     def lost(self, node: int) -> None:
         """The disk of ``node`` keeps no promise any more."""
-        self._lost.add(node)
+        self.lost_disks.add(node)
 
     def _sent(self, node: SimNode, peer: int, message: list[Any]) -> None:
         kind = message[1] if len(message) > 1 else None
@@ -71,7 +72,7 @@ class Promises:
     def before_crash(self, node: SimNode) -> None:
         """Note what must survive."""
         self._durable.pop(node.id, None)
-        if node.node is None or node.id in self._lost:
+        if node.node is None or node.id in self.lost_disks:
             return
         durable = self._durable[node.id] = _Durable(node.node._folder.incarnation)
         for group in node.node._replicas.all():
@@ -83,7 +84,7 @@ class Promises:
     def after_crash(self, node: SimNode) -> None:
         """Read a copy of the disk as the next start would."""
         durable = self._durable.get(node.id)
-        if durable is None or node.id in self._lost:
+        if durable is None or node.id in self.lost_disks:
             return
         self.crashes += 1
         try:
@@ -110,7 +111,7 @@ class Promises:
     def after_start(self, node: SimNode, group: RaftGroup) -> None:
         """A replica has just come up: its log must hold what was durable when the node crashed."""
         durable = self._durable.get(node.id)
-        if durable is not None and node.id not in self._lost:
+        if durable is not None and node.id not in self.lost_disks:
             log = group.log
             found = {index: term for _, index, term in log.between(log.base_index + 1, log.last_index + 1)}
             self._compare(node, group.group, durable.entries.pop(group.group, {}), log.base_index, found)
