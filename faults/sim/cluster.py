@@ -160,6 +160,7 @@ class SimNode:
         self._workers = [TimedWorker(cluster.loop, self.process, self._job_seconds) for _ in range(2)]
         self.state = "running"
         cluster.network.power_on(self.name)
+        self.disk.failed_syncs.clear()
         if power_for is not None:
             self.disk.power_off_after(power_for)
         try:

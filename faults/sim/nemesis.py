@@ -262,6 +262,8 @@ class Nemesis:
         if excused and sick and not isinstance(problem, CorruptData | NodeRefused | BrokenInvariant):
             if isinstance(problem, OSError) and problem.errno == errno.ENOSPC and "full" not in excused:
                 self._invariants.report("stopped", f"n{node.id} found no space on a roomy disk: {problem!r}")
+            if any(path.startswith(WAL_FOLDER) for path in node.disk.failed_syncs):
+                self._invariants.promises.confirm(node)
             return
         self._invariants.report("stopped", f"n{node.id} {node.state} without a reason: {problem!r}")
 
@@ -432,14 +434,12 @@ class Nemesis:
             await self._until(lambda: node.starts != starts or node.state != "running", _STOPPING)
             if node.starts == starts and node.state == "running":
                 self._invariants.report("sync", f"{node.name} goes on although {disk.failed_syncs} could not be synced")
-        else:
-            self._invariants.promises.no_crash(node)
-            if disk.failed_syncs and node.starts == starts and node.up and rng.random() < 0.7:
-                # It may go on without a snapshot, but must not build on it.
-                self._end(node, power_loss=True)
-                await asyncio.sleep(rng.uniform(0.0, 1.0))
-                self._revive(node)
-                return True
+        elif disk.failed_syncs and node.starts == starts and node.up and rng.random() < 0.7:
+            # It may go on without a snapshot, but must not build on it.
+            self._end(node, power_loss=True)
+            await asyncio.sleep(rng.uniform(0.0, 1.0))
+            self._revive(node)
+            return True
         failed = node.state == "failed"
         if failed and rng.random() < 0.5:
             # The machine goes down with it: what the failed sync left behind in memory is gone for good.
