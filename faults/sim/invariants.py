@@ -5,7 +5,8 @@
 - A leader that a majority has not answered for an election time-out steps down.
 - A leader counts on a follower only for what that follower's disk holds, and commits only what a majority's disks hold
   and what is of its own term.
-- An entry that one replica has committed is the same on every replica, for ever.
+- An entry that one replica has committed is the same on every replica, for ever. A disk that held it goes on holding
+  it, or a snapshot that covers it.
 - State machines that have applied the same entries are equal.
 - What was durable, or was told to others, survives every crash (:mod:`faults.sim.promises`).
 """
@@ -69,6 +70,7 @@ class Invariants:
         self._last: dict[int, int] = {}
         self._states: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._seen: dict[tuple[int, int, int], _Seen] = {}
+        self._held: dict[tuple[int, int], int] = {}
         cluster.on_turn.append(self._look)
         cluster.on_applied.append(self._applied)
 
@@ -100,6 +102,7 @@ class Invariants:
             if commit != seen.commit:
                 self._look_at_commits(node, group, seen.commit, commit)
                 seen.commit = commit
+            self._look_at_held(node, group)
 
     def _others(self, node: SimNode, number: int) -> list[tuple[SimNode, RaftGroup]]:
         """The running replicas of a group on other nodes."""
@@ -176,6 +179,18 @@ class Invariants:
                 )
             elif old.seen_in > term_now:
                 known[index] = old._replace(seen_in=term_now)
+
+    def _look_at_held(self, node: SimNode, group: RaftGroup) -> None:
+        """What is committed and was on this node's disk is still in its log, or below its base."""
+        log, committed = group.log, self._log.get(group.group, {})
+        held = self._held.get((node.id, group.group), 0)
+        if held > log.base_index and log.term_at(held) != committed[held].term:
+            if node.id not in self.promises.lost_disks:
+                self.report("held", f"{node.name} no longer holds committed entry {held} of group {group.group}")
+            return
+        top = min(self._last.get(group.group, 0), log.durable_index)
+        if top > held and (top <= log.base_index or log.term_at(top) == committed[top].term):
+            self._held[node.id, group.group] = top
 
     def _look_at_majority(self, node: SimNode, group: RaftGroup, commit: int) -> None:
         """A leader has just committed ``commit``: a majority's disks hold it, also those of nodes that do not run."""
