@@ -152,9 +152,10 @@ class Invariants:
             if other.id in self.promises.lost_disks:
                 continue  # nobody can know yet
             match, log = group.core.match_index(other.id), replica.log
-            if match <= max(log.base_index, group.log.base_index):
+            if match <= log.base_index:
                 continue
-            if match > log.durable_index or log.term_at(match) != group.log.term_at(match):
+            other_entry = match >= group.log.base_index and log.term_at(match) != group.log.term_at(match)
+            if match > log.durable_index or other_entry:
                 self.report(
                     "match",
                     f"{node.name} counts on {other.name} for entry {match} of group {group.group} in term "
