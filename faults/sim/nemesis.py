@@ -262,8 +262,6 @@ class Nemesis:
         if excused and sick and not isinstance(problem, CorruptData | NodeRefused | BrokenInvariant):
             if isinstance(problem, OSError) and problem.errno == errno.ENOSPC and "full" not in excused:
                 self._invariants.report("stopped", f"n{node.id} found no space on a roomy disk: {problem!r}")
-            if any(path.startswith(WAL_FOLDER) for path in node.disk.failed_syncs):
-                self._invariants.promises.confirm(node)
             return
         self._invariants.report("stopped", f"n{node.id} {node.state} without a reason: {problem!r}")
 
@@ -423,7 +421,6 @@ class Nemesis:
         if node is None:
             return None
         self._excused[node.id].add("sync")
-        self._invariants.promises.before_crash(node)
         where, starts, disk = rng.choice(("", WAL_FOLDER, SNAPSHOT_FOLDER)), node.starts, node.disk
         disk.failed_syncs.clear()
         # Only once: a second try would succeed, and what it should have written is gone all the same.

@@ -19,13 +19,11 @@ Report = Callable[[str, str], None]
 
 @dataclass(slots=True)
 class _Durable:
-    """Of one node at its crash: group -> (index -> term) of the entries on stable storage, and what lies below them.
-    ``certain``: the crash has come, and nothing else between."""
+    """Of one node at its crash: group -> (index -> term) of the entries on stable storage, and what lies below them."""
 
     incarnation: str
     entries: dict[int, dict[int, int]] = field(default_factory=dict)
     bases: dict[int, int] = field(default_factory=dict)
-    certain: bool = False
 
 
 class Promises:
@@ -63,17 +61,12 @@ class Promises:
     def holds(self, node: int, group: int, index: int, term: int) -> bool:
         """Whether a node that does not run may have that entry on its disk; yes if nobody saw how it ended."""
         durable = self._durable.get(node)
-        if durable is None or not durable.certain or group not in durable.entries:
+        if durable is None or group not in durable.entries:
             return True
         return index <= durable.bases[group] or durable.entries[group].get(index) == term
 
-    def confirm(self, node: SimNode) -> None:
-        """What :meth:`before_crash` was called for has come: the node has ended with no change of its disk between."""
-        if node.id in self._durable:
-            self._durable[node.id].certain = True
-
     def before_crash(self, node: SimNode) -> None:
-        """Note what must survive."""
+        """Note what must survive. Just before it: a log may replace what is not committed."""
         self._durable.pop(node.id, None)
         if node.node is None or node.id in self.lost_disks:
             return
@@ -89,7 +82,6 @@ class Promises:
         durable = self._durable.get(node.id)
         if durable is None or node.id in self.lost_disks:
             return
-        durable.certain = True
         self.crashes += 1
         try:
             wal = Wal.open(
@@ -115,9 +107,7 @@ class Promises:
     def after_start(self, node: SimNode, group: RaftGroup) -> None:
         """A replica has just come up: its log must hold what was durable when the node crashed."""
         durable = self._durable.get(node.id)
-        if durable is not None and not durable.certain:
-            del self._durable[node.id]
-        elif durable is not None and node.id not in self.lost_disks:
+        if durable is not None and node.id not in self.lost_disks:
             log = group.log
             found = {index: term for _, index, term in log.between(log.base_index + 1, log.last_index + 1)}
             self._compare(node, group.group, durable.entries.pop(group.group, {}), log.base_index, found)

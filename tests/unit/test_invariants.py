@@ -468,7 +468,6 @@ def test_what_was_durable_survives_a_crash(seen: str) -> None:
         if seen == "on its disk":
             promises.after_crash(node)
         else:
-            promises.confirm(node)
             # Alone, so that nobody gives it back what it has lost.
             for other in world.cluster.nodes:
                 if other != node.id:
