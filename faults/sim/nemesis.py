@@ -109,6 +109,7 @@ class Nemesis:
         self._excused: dict[int, set[str]] = {node: set() for node in cluster.nodes}
         self._leaving: dict[int, int] = {}
         """Nodes that were asked to stop, and which of their starts."""
+        self._wall_off: dict[int, float] = dict.fromkeys(cluster.nodes, 0.0)
         self._judged: set[tuple[int, int]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._rngs = {kind: random.Random(f"{kind} {storm.seed}") for kind in (*KINDS, "janitor")}
@@ -181,6 +182,7 @@ class Nemesis:
         self._cuts.end()
         for number, node in cluster.nodes.items():
             node.clock.set_rate(1.0)
+            self._set_wall(node, 0.0)
             node.slowness = 0.0
             node.disk.before_sync = None
             cluster.fill_disk(number, False)
@@ -382,8 +384,14 @@ class Nemesis:
 
     async def _drift(self, rng: random.Random) -> bool | None:
         if rng.random() < 0.3:
-            rng.choice(list(self._cluster.nodes.values())).clock.step_wall(rng.uniform(-1e5, 1e5))
+            node = rng.choice(list(self._cluster.nodes.values()))
+            self._set_wall(node, rng.uniform(-1e5, 1e5))
         return await self._change_rate(rng, 1.0 + rng.uniform(-DRIFT, DRIFT), 0.005)
+
+    def _set_wall(self, node: SimNode, off: float) -> None:
+        """Let its wall clock be off by so many seconds, within what clients are allowed to differ by."""
+        node.clock.step_wall(off - self._wall_off[node.id])
+        self._wall_off[node.id] = off
 
     async def _wild_clock(self, rng: random.Random) -> bool | None:
         return await self._change_rate(rng, rng.choice((rng.uniform(0.2, 0.8), rng.uniform(1.25, FASTEST_WILD))), 0.05)
