@@ -70,7 +70,8 @@ def test_the_clients_deadline_is_the_operations_budget() -> None:
             await kv.Get(kv_pb2.GetRequest(key=b"k"), timeout=2.0)
             await kv.Get(kv_pb2.GetRequest(key=b"k"))
             limited, default = (timeout for _, timeout in cluster.frontends[0].batches)
-            assert 0 < limited <= 2.0
+            # gRPC writes a timeout with few digits and rounds it up: two seconds may leave as 2.01.
+            assert 0 < limited <= 2.02
             assert default == DEFAULT_TIMEOUT
 
     asyncio.run(main())
