@@ -64,12 +64,7 @@ class Register:
             return self._written(state, operation) if operation.done else state
         if not operation.done:
             return self._not_done(state, operation)
-        met = _meets(state, operation.expect)
-        if met is None:
-            return None
-        if operation.kind is Kind.DELETE:
-            return None if met.value is None else _deleted(met)
-        return self._written(met, operation)
+        return self._put_or_deleted(state, operation)
 
     def _not_done(self, state: State, operation: Operation) -> State | None:
         """A condition on the version failed, or there was nothing to delete."""
@@ -89,6 +84,10 @@ class Register:
         """Nobody knows its answer; here it takes effect now, if it can. (That it never does is the checker's part.)"""
         if operation.kind is Kind.CAS:
             return self._written(state, operation) if state.value == operation.expected else None
+        return self._put_or_deleted(state, operation)
+
+    def _put_or_deleted(self, state: State, operation: Operation) -> State | None:
+        """A put or delete whose condition holds takes effect."""
         met = _meets(state, operation.expect)
         if met is None:
             return None
