@@ -16,7 +16,7 @@ from shards.slots import MAX_SLOTS, MIN_SLOTS, is_slot_count
 META_GROUP: Final = 0
 """The group whose state machine keeps the map; it owns no slots."""
 
-_WIRE_FORMAT: Final = 1
+_WIRE_FORMAT: Final = 2
 _MAX_TEXT: Final = 255
 _MAX_ID: Final = 2**31 - 1
 _MAX_EPOCH: Final = 2**63 - 1
@@ -38,18 +38,32 @@ class Node:
 
 @dataclass(frozen=True)
 class Group:
-    """A Raft group. The first voter is the one preferred as leader; learners hold the log and have no vote."""
+    """A Raft group. The first voter is the one preferred as leader; learners hold the log and have no vote.
+
+    ``founders``: the voters with which its log began; they never change, so that every replica starts from the same
+    configuration and learns the rest from the log. Empty = the voters.
+    """
 
     id: int
     voters: tuple[int, ...]
     learners: tuple[int, ...] = ()
+    founders: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.founders:
+            object.__setattr__(self, "founders", tuple(sorted(self.voters)))
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """Nodes that hold the group's log."""
+        return (*self.voters, *self.learners)
 
 
 @dataclass(frozen=True)
 class ShardMap:
     """Who owns what. ``owners[slot]`` is a data group's id; ``groups`` holds the data groups and group 0.
 
-    Raises MapError if the parts do not fit together: every map that exists is a valid one.
+    ``removed``: ids of nodes that were members and must never come back. Raises MapError if the parts do not fit together: every map that exists is a valid one.
     """
 
     cluster_id: str
@@ -58,6 +72,7 @@ class ShardMap:
     nodes: tuple[Node, ...]
     groups: tuple[Group, ...]
     owners: tuple[int, ...]
+    removed: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -90,7 +105,7 @@ class ShardMap:
 
     def groups_on(self, node: int) -> tuple[Group, ...]:
         """Groups that have a replica (voter or learner) on ``node``."""
-        return tuple(group for group in self.groups if node in group.voters or node in group.learners)
+        return tuple(group for group in self.groups if node in group.replicas)
 
     def slots_of(self, group: int) -> tuple[int, ...]:
         """Slots that ``group`` owns, ascending."""
@@ -125,6 +140,15 @@ class ShardMap:
         others = [old for old in self.nodes if old.id != node.id]
         return replace(self, epoch=self.epoch + 1, nodes=tuple(sorted([*others, node], key=lambda one: one.id)))
 
+    def without_group(self, group: int) -> ShardMap:
+        """A map of the next epoch without ``group``. Raises MapError if it owns slots or is the meta group."""
+        return replace(self, epoch=self.epoch + 1, groups=tuple(one for one in self.groups if one.id != group))
+
+    def without_node(self, node: int) -> ShardMap:
+        """A map of the next epoch in which ``node`` is among the removed. Raises MapError if it has replicas."""
+        nodes = tuple(one for one in self.nodes if one.id != node)
+        return replace(self, epoch=self.epoch + 1, nodes=nodes, removed=tuple(sorted({*self.removed, node})))
+
     def to_wire(self) -> dict[str, Any]:
         """Plain dicts, lists, ints and strings for msgpack or JSON. Equal maps give equal forms."""
         return {
@@ -133,8 +157,9 @@ class ShardMap:
             "epoch": self.epoch,
             "slots": self.slots,
             "nodes": [[node.id, node.address, node.peer_address, node.incarnation] for node in self.nodes],
-            "groups": [[group.id, list(group.voters), list(group.learners)] for group in self.groups],
+            "groups": [[one.id, list(one.voters), list(one.learners), list(one.founders)] for one in self.groups],
             "ranges": [list(run) for run in self.ranges()],
+            "removed": list(self.removed),
         }
 
     @staticmethod
@@ -147,8 +172,9 @@ class ShardMap:
         nodes = tuple(Node(*_row(row, 4, "node")) for row in _list(wire.get("nodes"), "nodes"))
         groups = []
         for row in _list(wire.get("groups"), "groups"):
-            group_id, voters, learners = _row(row, 3, "group")
-            groups.append(Group(group_id, tuple(_list(voters, "voters")), tuple(_list(learners, "learners"))))
+            group_id, voters, learners, founders = _row(row, 4, "group")
+            lists = (("voters", voters), ("learners", learners), ("founders", founders))
+            groups.append(Group(group_id, *(tuple(_list(members, name)) for name, members in lists)))
         return ShardMap(
             cluster_id=wire.get("cluster_id"),  # type: ignore[arg-type]  # every field is checked on construction
             epoch=wire.get("epoch"),  # type: ignore[arg-type]
@@ -156,6 +182,7 @@ class ShardMap:
             nodes=nodes,
             groups=tuple(groups),
             owners=_owners(_list(wire.get("ranges"), "ranges")),
+            removed=tuple(_list(wire.get("removed"), "removed")),
         )
 
 
@@ -206,12 +233,17 @@ def _check(shard_map: ShardMap) -> None:
         _text(node.address, "address")
         _text(node.peer_address, "peer address")
         _text(node.incarnation, "incarnation", empty=True)
+    for node_id in shard_map.removed:
+        if _whole(node_id, 1, _MAX_ID, "removed node") in nodes:
+            raise MapError(f"node {node_id} is both a member and removed")
     groups: set[int] = set()
     for group in shard_map.groups:
         if _whole(group.id, 0, _MAX_ID, "group id") in groups:
             raise MapError(f"group {group.id} is listed twice")
         groups.add(group.id)
-        replicas = [_whole(replica, 1, _MAX_ID, "replica") for replica in (*group.voters, *group.learners)]
+        replicas = [_whole(replica, 1, _MAX_ID, "replica") for replica in group.replicas]
+        for founder in group.founders:
+            _whole(founder, 1, _MAX_ID, "founder")
         if not group.voters:
             raise MapError(f"group {group.id} has no voters")
         if len(set(replicas)) != len(replicas):

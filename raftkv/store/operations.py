@@ -20,8 +20,28 @@ class Kind(IntEnum):
     # Replicated housekeeping of a group, proposed by its leader.
     TICK = 10
     GENESIS = 11
-    # Commands of the meta group.
+    # Commands of the meta group. META_STATE is a read.
     MAP_INIT = 20
+    META = 21
+    META_STATE = 22
+    # Steps of a slot move at its target, at its source; MOVE_STATE and EXPORT are reads.
+    IMPORT_BEGIN = 30
+    IMPORT_CHUNK = 31
+    IMPORT_FINAL = 32
+    ACTIVATE = 33
+    IMPORT_DROP = 34
+    TRACK = 35
+    FREEZE = 36
+    RELEASE = 37
+    UNTRACK = 38
+    MOVE_STATE = 40
+    EXPORT = 41
+    # Every replica computes its digest as of this entry.
+    CHECK = 45
+    # Membership of a group, answered by its leader: MEMBERS is a read.
+    MEMBERS = 50
+    CHANGE_MEMBERS = 51
+    TRANSFER = 52
 
 
 class Mode(IntEnum):
@@ -45,7 +65,8 @@ class Op(NamedTuple):
     ``expect``: version wanted by a conditional PUT or DELETE. ``expected``: value wanted by CAS, None = absent.
     ``ttl``: milliseconds, 0 = for ever. ``client``, ``seq``, ``first``: request id (16 bytes, number, first number that
     the client still waits for); ``client`` empty for reads. ``mode``: of reads. A SCAN reads the records of ``slot``
-    whose keys are greater than ``key``, up to ``ttl`` bytes.
+    whose keys are greater than ``key``, up to ``ttl`` bytes. Kinds from META on speak to a group: ``slot`` is its id,
+    ``value`` carries msgpack.
     """
 
     kind: int

@@ -138,7 +138,7 @@ def set_field(name: str, value: object) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     "change",
     [
-        set_field("format", 2),
+        set_field("format", 3),
         set_field("cluster_id", None),
         set_field("cluster_id", b"x"),
         set_field("epoch", "1"),
