@@ -63,7 +63,9 @@ class Group:
 class ShardMap:
     """Who owns what. ``owners[slot]`` is a data group's id; ``groups`` holds the data groups and group 0.
 
-    ``removed``: ids of nodes that were members and must never come back. Raises MapError if the parts do not fit together: every map that exists is a valid one.
+    ``removed``: ids of nodes that were members and must never come back.
+
+    Raises MapError if the parts do not fit together: every map that exists is a valid one.
     """
 
     cluster_id: str
@@ -174,7 +176,7 @@ class ShardMap:
         for row in _list(wire.get("groups"), "groups"):
             group_id, voters, learners, founders = _row(row, 4, "group")
             lists = (("voters", voters), ("learners", learners), ("founders", founders))
-            groups.append(Group(group_id, *(tuple(_list(members, name)) for name, members in lists)))
+            groups.append(Group(group_id, *(_members(members, name) for name, members in lists)))
         return ShardMap(
             cluster_id=wire.get("cluster_id"),  # type: ignore[arg-type]  # every field is checked on construction
             epoch=wire.get("epoch"),  # type: ignore[arg-type]
@@ -184,6 +186,10 @@ class ShardMap:
             owners=_owners(_list(wire.get("ranges"), "ranges")),
             removed=tuple(_list(wire.get("removed"), "removed")),
         )
+
+
+def _members(value: object, name: str) -> tuple[int, ...]:
+    return tuple(_whole(node, 1, _MAX_ID, name) for node in _list(value, name))
 
 
 def _list(value: object, name: str) -> list[Any]:
@@ -236,6 +242,17 @@ def _check(shard_map: ShardMap) -> None:
     for node_id in shard_map.removed:
         if _whole(node_id, 1, _MAX_ID, "removed node") in nodes:
             raise MapError(f"node {node_id} is both a member and removed")
+    groups = _check_groups(shard_map, nodes)
+    if META_GROUP not in groups:
+        raise MapError("there is no meta group")
+    if len(shard_map.owners) != shard_map.slots:
+        raise MapError(f"{len(shard_map.owners)} owners for {shard_map.slots} slots")
+    for owner in set(shard_map.owners):
+        if owner == META_GROUP or owner not in groups:
+            raise MapError(f"slots belong to group {owner}, which is no data group")
+
+
+def _check_groups(shard_map: ShardMap, nodes: set[int]) -> set[int]:
     groups: set[int] = set()
     for group in shard_map.groups:
         if _whole(group.id, 0, _MAX_ID, "group id") in groups:
@@ -250,10 +267,4 @@ def _check(shard_map: ShardMap) -> None:
             raise MapError(f"group {group.id} has two replicas on one node")
         if not nodes.issuperset(replicas):
             raise MapError(f"group {group.id} has a replica on an unknown node")
-    if META_GROUP not in groups:
-        raise MapError("there is no meta group")
-    if len(shard_map.owners) != shard_map.slots:
-        raise MapError(f"{len(shard_map.owners)} owners for {shard_map.slots} slots")
-    for owner in set(shard_map.owners):
-        if owner == META_GROUP or owner not in groups:
-            raise MapError(f"slots belong to group {owner}, which is no data group")
+    return groups

@@ -1,4 +1,9 @@
-"""The state machine of the meta group: the shard map."""
+"""The state machine of the meta group: the shard map, and what is under way to change it.
+
+Slots change owner by moves (``shards/moves.py``), which a job holds ready and a driver starts one by one. Groups change
+members towards the voters that are wanted. Everything is decided here, when a command is applied: whoever proposes one
+may be a leader no more, or repeat what it said before.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +13,36 @@ from typing import Any, Final
 
 from raftkv.errors import Code, StorageError
 from raftkv.store.codec import pack, unpack
+from raftkv.store.meta_commands import execute
+from raftkv.store.meta_state import MetaState, Refused
 from raftkv.store.operations import Kind, Result
 from raftkv.store.records import MAX_GROUP_TIME
-from shards.map import ShardMap
+from shards.map import MapError, ShardMap
 
-_FORMAT: Final = "raftkv meta 1"
+_FORMAT: Final = "raftkv meta 2"
+_MAX_TOKENS: Final = 256
+_TOKEN_BYTES: Final = 16
 _DONE: Final = Result(Code.OK)
+_MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed command")
 
 
 class MetaStore:
     """The authoritative shard map, once it was made. Not thread-safe.
 
-    ``time``: group time of the last entry, in milliseconds; only :meth:`apply` and a restore change it.
+    ``time``: group time of the last entry, in milliseconds; only :meth:`apply` and a restore change it. ``state``:
+    all but the time; it is replaced as a whole by every change. ``on_change``: called after an entry changed the map.
     """
 
     def __init__(self) -> None:
         self.time = 0
-        self._map: ShardMap | None = None
+        self.state = MetaState()
+        self.on_change: Callable[[], None] | None = None
+        self._tokens: dict[bytes, tuple[int, str]] = {}
 
     @property
     def map(self) -> ShardMap | None:
         """The shard map; None until the first MAP_INIT is applied."""
-        return self._map
+        return self.state.map
 
     def next_expiry(self) -> None:
         """Nothing expires here."""
@@ -42,22 +55,70 @@ class MetaStore:
         """
         if type(now) is int and self.time < now <= MAX_GROUP_TIME:
             self.time = now
-        return [self._execute(command) for command in commands] if isinstance(commands, list | tuple) else []
+        before = self.state.map
+        results = [self._execute(command) for command in commands] if isinstance(commands, list | tuple) else []
+        if self.state.map is not before and self.on_change is not None:
+            self.on_change()
+        return results
 
     def _execute(self, command: object) -> Result:
         if not isinstance(command, list | tuple) or not command:
-            return Result(Code.INVALID_ARGUMENT, detail="malformed command")
-        if command[0] == Kind.TICK:
+            return _MALFORMED
+        kind = command[0]
+        if kind == Kind.TICK:
             return _DONE
-        if command[0] != Kind.MAP_INIT or len(command) < 4 or type(command[3]) is not bytes:
-            return Result(Code.INVALID_ARGUMENT, detail="malformed command")
+        if len(command) < 4 or type(command[3]) is not bytes or not isinstance(kind, int):
+            return _MALFORMED
         try:
-            new = ShardMap.from_wire(unpack(command[3]))
+            value = unpack(command[3])
+        except ValueError:
+            return _MALFORMED
+        if kind == Kind.MAP_INIT:
+            return self._form(value)
+        return self._change(value) if kind == Kind.META else _MALFORMED
+
+    def _form(self, wire: object) -> Result:
+        try:
+            new = ShardMap.from_wire(wire)
         except ValueError as problem:
             return Result(Code.INVALID_ARGUMENT, detail=f"no shard map: {problem}")
-        if self._map is None:
-            self._map = new
+        if self.state.map is None:
+            self.state = MetaState(
+                map=new,
+                last_group=max(group.id for group in new.groups),
+                last_node=max((node.id for node in new.nodes), default=0),
+            )
         return _DONE
+
+    def _change(self, value: object) -> Result:
+        """``[token, verb, argument, ...]``: a repeated token gets the first answer again."""
+        if not isinstance(value, list) or len(value) < 2 or type(value[0]) is not bytes or type(value[1]) is not str:
+            return _MALFORMED
+        token = value[0]
+        if len(token) != _TOKEN_BYTES:
+            return _MALFORMED
+        if token in self._tokens:
+            number, reason = self._tokens[token]
+            return Result(Code.CONDITION_FAILED, detail=reason) if reason else Result(Code.OK, number)
+        try:
+            self.state, number = execute(self.state, self.time, value[1], value[2:])
+        except Refused as refusal:
+            self._remember(token, 0, str(refusal))
+            return Result(Code.CONDITION_FAILED, detail=str(refusal))
+        except (TypeError, ValueError, KeyError, IndexError, OverflowError, MapError) as problem:
+            return Result(Code.INVALID_ARGUMENT, detail=f"{value[1][:40]}: {problem}"[:400])
+        self._remember(token, number, "")
+        return Result(Code.OK, number)
+
+    def _remember(self, token: bytes, number: int, reason: str) -> None:
+        self._tokens[token] = (number, reason)
+        if len(self._tokens) > _MAX_TOKENS:
+            del self._tokens[next(iter(self._tokens))]
+
+    def describe(self) -> Result:
+        """The whole state as msgpack, for operators: ``value`` is what :meth:`MetaState.from_wire` reads, in a pair
+        with the group's time."""
+        return Result(Code.OK, 1, pack([self.time, self.state.to_wire()]))
 
     def snapshot(self) -> MetaSnapshot:
         """The state as of this call."""
@@ -72,11 +133,15 @@ class MetaStore:
         return blake2b(self._encoded(), digest_size=16).digest()
 
     def _encoded(self) -> bytes:
-        return pack([_FORMAT, self.time, None if self._map is None else self._map.to_wire()])
+        tokens = [[token, *answer] for token, answer in self._tokens.items()]
+        return pack([_FORMAT, self.time, self.state.to_wire(), tokens])
 
-    def _install(self, time: int, shard_map: ShardMap | None) -> None:
+    def _install(self, time: int, state: MetaState, tokens: dict[bytes, tuple[int, str]]) -> None:
         self.time = time
-        self._map = shard_map
+        self.state = state
+        self._tokens = tokens
+        if self.on_change is not None:
+            self.on_change()
 
 
 class MetaSnapshot:
@@ -96,7 +161,7 @@ class MetaSnapshot:
 class MetaRestore:
     """Collects the chunks of a meta group's snapshot."""
 
-    def __init__(self, install: Callable[[int, ShardMap | None], None]) -> None:
+    def __init__(self, install: Callable[[int, MetaState, dict[bytes, tuple[int, str]]], None]) -> None:
         self._install = install
         self._encoded = bytearray()
 
@@ -107,10 +172,11 @@ class MetaRestore:
     def finish(self) -> None:
         """Replace the state. Raises StorageError, and changes nothing, if the chunks are not a snapshot."""
         try:
-            name, time, wire = unpack(bytes(self._encoded))
+            name, time, wire, tokens = unpack(bytes(self._encoded))
             if name != _FORMAT or type(time) is not int:
                 raise ValueError("unknown format")
-            shard_map = None if wire is None else ShardMap.from_wire(wire)
-        except (ValueError, TypeError) as problem:
+            state = MetaState.from_wire(wire)
+            answers = {bytes(token): (int(number), str(reason)) for token, number, reason in tokens}
+        except (ValueError, TypeError, KeyError, IndexError) as problem:
             raise StorageError(f"not a snapshot of the meta group: {problem}") from problem
-        self._install(time, shard_map)
+        self._install(time, state, answers)

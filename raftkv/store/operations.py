@@ -36,6 +36,7 @@ class Kind(IntEnum):
     UNTRACK = 38
     MOVE_STATE = 40
     EXPORT = 41
+    SUMMARY = 42
     # Every replica computes its digest as of this entry.
     CHECK = 45
     # Membership of a group, answered by its leader: MEMBERS is a read.

@@ -1,0 +1,382 @@
+"""The commands of the meta group: what each verb asks, when it is refused, and the state that it leads to.
+
+Pure functions from a state to a state; a command that is refused changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from raftkv.store.meta_state import MAX_FINISHED, Finished, Job, MetaState, Move, Plan, Refused
+from shards.map import Group, Node, ShardMap
+from shards.moves import Phase
+
+MAX_CONCURRENCY: Final = 64
+MAX_GROUPS: Final = 256
+_MAX_RATE: Final = 2**40
+
+Outcome = tuple[MetaState, int]
+"""The state that a command leads to, and the number that it answers: an id, or 0."""
+
+
+def execute(state: MetaState, now: int, verb: str, arguments: Sequence[Any]) -> Outcome:
+    """Execute a command at group time ``now`` (ms).
+
+    Raises Refused with the reason for people; TypeError, ValueError or KeyError for a malformed command.
+    """
+    if state.map is None:
+        raise Refused("the cluster is not formed yet")
+    command = _COMMANDS.get(verb)
+    if command is None:
+        raise ValueError("unknown command")
+    return command(state, state.map, now, *arguments)
+
+
+# -- slots
+
+
+def _plan(
+    state: MetaState, shard_map: ShardMap, now: int, epoch: int, plans: Any, concurrency: int, rate: int
+) -> Outcome:
+    """Carry out moves [[slots, source, target], ...] of the map of ``epoch``."""
+    if _number(epoch, 0) != shard_map.epoch:
+        raise Refused(f"the map has epoch {shard_map.epoch} now, the plan was made for {epoch}: plan again")
+    if state.job is not None and state.job.open:
+        raise Refused(f"job {state.job.id} is under way: wait for it or cancel it")
+    pending = tuple(Plan(_slots(slots), _number(source, 1), _number(target, 1)) for slots, source, target in plans)
+    planned: set[int] = set()
+    for plan in pending:
+        _check_plan(shard_map, plan)
+        if not planned.isdisjoint(plan.slots):
+            raise Refused("the plan moves a slot twice")
+        planned.update(plan.slots)
+    if not pending:
+        raise Refused("there is nothing to move")
+    number = state.last_job + 1
+    job = Job(
+        number,
+        pending,
+        len(pending),
+        len(planned),
+        _number(rate, 0, _MAX_RATE),
+        _number(concurrency, 1, MAX_CONCURRENCY),
+        now,
+    )
+    return replace(state, job=job, last_job=number), number
+
+
+def _check_plan(shard_map: ShardMap, plan: Plan) -> None:
+    groups = {group.id for group in shard_map.data_groups()}
+    for group in (plan.source, plan.target):
+        if group not in groups:
+            raise Refused(f"there is no data group {group}")
+    if plan.source == plan.target:
+        raise Refused(f"group {plan.source} is both source and target")
+    for slot in plan.slots:
+        if slot >= shard_map.slots:
+            raise Refused(f"there is no slot {slot}")
+        if shard_map.owners[slot] != plan.source:
+            raise Refused(f"slot {slot} belongs to group {shard_map.owners[slot]}, not to group {plan.source}")
+
+
+def _next(state: MetaState, shard_map: ShardMap, now: int) -> Outcome:
+    """Start the next move of the job. Answers its id, 0 if none may start."""
+    job = state.job
+    if job is None or job.paused or not job.pending or len(state.moves) >= job.concurrency:
+        return state, 0
+    plan, *rest = job.pending
+    try:
+        _check_plan(shard_map, plan)
+    except Refused:
+        # The map has changed since the plan was made.
+        return _settle(replace(state, job=replace(job, pending=tuple(rest), failed=job.failed + 1)), now), 0
+    number = state.last_move + 1
+    move = Move(number, plan.slots, plan.source, plan.target, Phase.STARTED, now)
+    job = replace(job, pending=tuple(rest))
+    return replace(state, job=job, last_move=number, moves={**state.moves, number: move}), number
+
+
+def _commit(state: MetaState, shard_map: ShardMap, _: int, number: int) -> Outcome:
+    """The slots of a move change owner, unless it was cancelled before."""
+    move = _move(state, number)
+    if move.phase is Phase.CANCELLED:
+        raise Refused(f"move {number} was cancelled")
+    if move.phase is Phase.COMMITTED:
+        return state, 0
+    moves = {**state.moves, number: replace(move, phase=Phase.COMMITTED)}
+    return replace(state, map=shard_map.with_owner(move.slots, move.target), moves=moves), 0
+
+
+def _finish(state: MetaState, _map: ShardMap, now: int, number: int, records: int, size: int, freeze: int) -> Outcome:
+    """Forget a move that was committed or cancelled, and keep its figures."""
+    if number not in state.moves:
+        return state, 0
+    move = state.moves[number]
+    if move.phase is Phase.STARTED:
+        raise Refused(f"move {number} goes on")
+    committed = move.phase is Phase.COMMITTED
+    figures = (_number(records, 0), _number(size, 0), _number(freeze, 0), now - move.started)
+    finished = Finished(number, len(move.slots), move.source, move.target, committed, *figures)
+    moves = {key: value for key, value in state.moves.items() if key != number}
+    job = state.job
+    if job is not None:
+        if committed:
+            job = replace(job, done=job.done + 1, done_slots=job.done_slots + len(move.slots))
+        else:
+            job = replace(job, failed=job.failed + 1)
+    kept = (*state.finished, finished)[-MAX_FINISHED:]
+    return _settle(replace(state, moves=moves, job=job, finished=kept), now), 0
+
+
+def _settle(state: MetaState, now: int) -> MetaState:
+    """End the job if nothing is left of it."""
+    job = state.job
+    if job is None or not job.open or job.pending or state.moves:
+        return state
+    return replace(state, job=replace(job, ended=max(now, 1), paused=False))
+
+
+def _cancel(state: MetaState, _map: ShardMap, now: int) -> Outcome:
+    """End the job: what has not been committed goes back."""
+    job = _open_job(state)
+    moves = {
+        number: replace(move, phase=Phase.CANCELLED) if move.phase is Phase.STARTED else move
+        for number, move in state.moves.items()
+    }
+    job = replace(job, failed=job.failed + len(job.pending), pending=(), cancelled=True)
+    return _settle(replace(state, moves=moves, job=job), now), job.id
+
+
+def _abandon(state: MetaState, _map: ShardMap, _: int, number: int) -> Outcome:
+    """Cancel one move, which cannot go on."""
+    move = _move(state, number)
+    if move.phase is Phase.COMMITTED:
+        raise Refused(f"move {number} is committed")
+    moves = {**state.moves, number: replace(move, phase=Phase.CANCELLED)}
+    return replace(state, moves=moves), 0
+
+
+def _pause(state: MetaState, _map: ShardMap, _: int, paused: bool) -> Outcome:
+    """Start no further moves, or go on."""
+    job = _open_job(state)
+    if type(paused) is not bool:
+        raise TypeError("paused must be true or false")
+    return replace(state, job=replace(job, paused=paused)), job.id
+
+
+def _tune(state: MetaState, _map: ShardMap, _: int, concurrency: int, rate: int) -> Outcome:
+    """Another pace for the job under way."""
+    job = _open_job(state)
+    job = replace(job, concurrency=_number(concurrency, 1, MAX_CONCURRENCY), rate=_number(rate, 0, _MAX_RATE))
+    return replace(state, job=job), job.id
+
+
+def _open_job(state: MetaState) -> Job:
+    if state.job is None or not state.job.open:
+        raise Refused("nothing is under way")
+    return state.job
+
+
+def _move(state: MetaState, number: int) -> Move:
+    if number not in state.moves:
+        raise Refused(f"there is no move {number}")
+    return state.moves[number]
+
+
+# -- groups
+
+
+def _add_group(state: MetaState, shard_map: ShardMap, _: int, voters: Any) -> Outcome:
+    """A new data group without slots. Answers its id."""
+    number = state.last_group + 1
+    if len(shard_map.groups) > MAX_GROUPS:
+        raise Refused(f"there are {MAX_GROUPS} data groups already")
+    group = Group(number, _voters(state, shard_map, voters))
+    return replace(state, map=shard_map.with_group(group), last_group=number), number
+
+
+def _remove_group(state: MetaState, shard_map: ShardMap, _: int, number: int) -> Outcome:
+    """Remove a data group that owns no slots."""
+    if number not in {group.id for group in shard_map.data_groups()}:
+        raise Refused(f"there is no data group {number}")
+    slots = shard_map.slots_of(number)
+    if slots:
+        raise Refused(f"group {number} owns {len(slots)} slots: drain it first")
+    job = state.job
+    planned = list(state.moves.values()) + list(job.pending if job is not None else ())
+    if any(number in (one.source, one.target) for one in planned):
+        raise Refused(f"a move of slots from or to group {number} is under way")
+    wanted = {group: voters for group, voters in state.wanted.items() if group != number}
+    return replace(state, map=shard_map.without_group(number), wanted=wanted), 0
+
+
+def _want(state: MetaState, shard_map: ShardMap, _: int, epoch: int, wishes: Any) -> Outcome:
+    """Give groups other voters, [[group, voters], ...]: members are added and removed one by one from now on."""
+    if _number(epoch, 0) != shard_map.epoch:
+        raise Refused(f"the map has epoch {shard_map.epoch} now, not {epoch}: look again")
+    return _with_wishes(state, shard_map, wishes), 0
+
+
+def _with_wishes(state: MetaState, shard_map: ShardMap, wishes: Any) -> MetaState:
+    for number, voters in wishes:
+        group = _group(shard_map, number)
+        wanted = _voters(state, shard_map, voters, group.voters)
+        if set(wanted) == set(group.voters):
+            rest = {key: value for key, value in state.wanted.items() if key != number}
+            if wanted != group.voters or group.learners:
+                shard_map = shard_map.with_group(replace(group, voters=wanted, learners=()))
+            state = replace(state, map=shard_map, wanted=rest)
+        else:
+            learners = tuple(node for node in group.learners if node in wanted)
+            if learners != group.learners:
+                shard_map = shard_map.with_group(replace(group, learners=learners))
+            state = replace(state, map=shard_map, wanted={**state.wanted, number: wanted})
+    return state
+
+
+def _learn(state: MetaState, shard_map: ShardMap, _: int, number: int, node: int) -> Outcome:
+    """A node that is wanted as a voter gets the group's log."""
+    group = _group(shard_map, number)
+    if node in group.replicas:
+        return state, 0
+    if node not in state.wanted.get(number, ()):
+        raise Refused(f"node {node} is not wanted in group {number}")
+    learners = (*group.learners, node)
+    return replace(state, map=shard_map.with_group(replace(group, learners=learners))), 0
+
+
+def _note_voters(state: MetaState, shard_map: ShardMap, _: int, number: int, voters: Any) -> Outcome:
+    """The group has committed these voters; one fewer or more than the map says."""
+    group = _group(shard_map, number)
+    have = {_number(node, 1) for node in voters}
+    if not have or not have <= {node.id for node in shard_map.nodes}:
+        raise ValueError("voters must be nodes")
+    wanted = state.wanted.get(number, group.voters)
+    # As they are wanted, then those that are still to go.
+    order = tuple(node for node in (*wanted, *group.voters) if node in have)
+    order = tuple(dict.fromkeys((*order, *sorted(have))))
+    learners = tuple(node for node in group.learners if node not in have and node in wanted)
+    changed = replace(group, voters=order, learners=learners)
+    state = replace(state, map=shard_map.with_group(changed) if changed != group else shard_map)
+    if set(order) == set(wanted):
+        state = replace(state, wanted={key: value for key, value in state.wanted.items() if key != number})
+    return state, 0
+
+
+# -- nodes
+
+
+def _add_node(
+    state: MetaState, shard_map: ShardMap, _: int, address: str, peer_address: str, incarnation: str
+) -> Outcome:
+    """A node joins, without replicas at first. Answers its id; that of a data folder that has joined stays the same."""
+    for node in shard_map.nodes:
+        if node.incarnation == incarnation and incarnation:
+            if (node.address, node.peer_address) != (address, peer_address):
+                raise Refused(f"node {node.id} joined from this data folder with other addresses")
+            return state, node.id
+        if {address, peer_address} & {node.address, node.peer_address}:
+            raise Refused(f"node {node.id} has the address {address} or {peer_address} already")
+    number = state.last_node + 1
+    added = Node(number, address, peer_address, incarnation)
+    return replace(state, map=shard_map.with_node(added), last_node=number), number
+
+
+def _drain(state: MetaState, shard_map: ShardMap, _: int, epoch: int, node: int, wishes: Any) -> Outcome:
+    """No replicas on ``node`` any more: as :func:`_want`, and it gets no new ones."""
+    if _number(epoch, 0) != shard_map.epoch:
+        raise Refused(f"the map has epoch {shard_map.epoch} now, not {epoch}: look again")
+    _check_node(shard_map, node)
+    if any(node in voters for _, voters in wishes):
+        raise Refused(f"the plan leaves replicas on node {node}")
+    state = replace(state, draining=tuple(sorted({*state.draining, node})))
+    return _with_wishes(state, shard_map, wishes), 0
+
+
+def _undrain(state: MetaState, shard_map: ShardMap, _: int, node: int) -> Outcome:
+    """The node may get replicas again; what has not left it stays."""
+    _check_node(shard_map, node)
+    wanted = {group: voters for group, voters in state.wanted.items() if node not in shard_map.group(group).voters}
+    return replace(state, draining=tuple(one for one in state.draining if one != node), wanted=wanted), 0
+
+
+def _remove_node(state: MetaState, shard_map: ShardMap, _: int, node: int) -> Outcome:
+    """A node without replicas leaves for good: its id never comes back."""
+    if node in shard_map.removed:
+        return state, 0
+    _check_node(shard_map, node)
+    held = [group.id for group in shard_map.groups_on(node)]
+    if held:
+        raise Refused(f"node {node} still holds replicas of the groups {_listed(held)}: drain it first")
+    if any(node in voters for voters in state.wanted.values()):
+        raise Refused(f"node {node} is about to get replicas")
+    draining = tuple(one for one in state.draining if one != node)
+    return replace(state, map=shard_map.without_node(node), draining=draining), 0
+
+
+def _check_node(shard_map: ShardMap, node: int) -> None:
+    if node not in {one.id for one in shard_map.nodes}:
+        raise Refused(f"there is no node {node}")
+
+
+# -- arguments
+
+
+def _group(shard_map: ShardMap, number: int) -> Group:
+    for group in shard_map.groups:
+        if group.id == number:
+            return group
+    raise Refused(f"there is no group {number}")
+
+
+def _voters(state: MetaState, shard_map: ShardMap, voters: Any, present: Iterable[int] = ()) -> tuple[int, ...]:
+    """Checked: members, each once; a node that is drained only if it is there already."""
+    chosen = tuple(_number(node, 1) for node in voters)
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise Refused("a group needs voters, each once")
+    for node in chosen:
+        _check_node(shard_map, node)
+        if node in state.draining and node not in present:
+            raise Refused(f"node {node} is being drained")
+    return chosen
+
+
+def _slots(slots: Any) -> tuple[int, ...]:
+    chosen = tuple(_number(slot, 0) for slot in slots)
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise Refused("a move needs slots, each once")
+    return chosen
+
+
+def _number(value: Any, low: int, high: int = 2**62) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"a number from {low} to {high} is expected")
+    return value
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+_COMMANDS: Final[dict[str, Callable[..., Outcome]]] = {
+    "plan": _plan,
+    "next": _next,
+    "commit": _commit,
+    "finish": _finish,
+    "cancel": _cancel,
+    "abandon": _abandon,
+    "pause": _pause,
+    "tune": _tune,
+    "add group": _add_group,
+    "remove group": _remove_group,
+    "want": _want,
+    "learn": _learn,
+    "voters": _note_voters,
+    "add node": _add_node,
+    "drain": _drain,
+    "undrain": _undrain,
+    "remove node": _remove_node,
+}
+"""Verb -> function of the state, its map, the group time and the verb's arguments."""

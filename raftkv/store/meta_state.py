@@ -1,0 +1,150 @@
+"""What the meta group knows, as immutable values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from raftkv.errors import RaftKVError
+from shards.map import ShardMap
+from shards.moves import Phase
+
+MAX_FINISHED: Final = 1024
+"""Finished moves that are remembered for reports: as many as there are slots in a usual cluster."""
+
+
+class Refused(RaftKVError):
+    """A command that is well formed but must not be executed now; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Slots that are to go from one group to another in one move."""
+
+    slots: tuple[int, ...]
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A move under way. ``started``: group time in ms."""
+
+    id: int
+    slots: tuple[int, ...]
+    source: int
+    target: int
+    phase: Phase
+    started: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A move that has ended. Times in ms, ``freeze``: while its slots were not served; ``took``: from start to end."""
+
+    id: int
+    slots: int
+    source: int
+    target: int
+    committed: bool
+    records: int
+    bytes: int
+    freeze: int
+    took: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A plan that is carried out: by hand of one ``slot move``, or of a rebalancing.
+
+    ``pending``: what has not been started. ``rate``: bytes per second, 0 = unlimited. ``concurrency``: moves at a time.
+    ``moves`` and ``slots``: of the whole plan. ``done`` and ``done_slots``: committed; ``failed``: moves that were
+    cancelled or were not possible any more. ``started`` and ``ended``: group time in ms, ``ended`` 0 = it goes on.
+    """
+
+    id: int
+    pending: tuple[Plan, ...]
+    moves: int
+    slots: int
+    rate: int
+    concurrency: int
+    started: int
+    paused: bool = False
+    cancelled: bool = False
+    done: int = 0
+    done_slots: int = 0
+    failed: int = 0
+    ended: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether it goes on."""
+        return not self.ended
+
+
+@dataclass(frozen=True, slots=True)
+class MetaState:
+    """All that the meta group replicates. ``last_group``, ``last_node``, ``last_move``: highest id ever given.
+
+    ``wanted``: group -> voters that it is to have. ``draining``: nodes that get no further replicas.
+    """
+
+    map: ShardMap | None = None
+    last_group: int = 0
+    last_node: int = 0
+    last_move: int = 0
+    last_job: int = 0
+    moves: Mapping[int, Move] = field(default_factory=dict)
+    job: Job | None = None
+    finished: tuple[Finished, ...] = ()
+    wanted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    draining: tuple[int, ...] = ()
+
+    def to_wire(self) -> list[Any]:
+        """Plain values for msgpack. Equal states give equal forms."""
+        job = self.job
+        return [
+            None if self.map is None else self.map.to_wire(),
+            [self.last_group, self.last_node, self.last_move, self.last_job],
+            [[m.id, m.slots, m.source, m.target, str(m.phase), m.started] for _, m in sorted(self.moves.items())],
+            None if job is None else _job_wire(job),
+            [
+                [one.id, one.slots, one.source, one.target, one.committed, one.records, one.bytes, one.freeze, one.took]
+                for one in self.finished
+            ],
+            [[group, voters] for group, voters in sorted(self.wanted.items())],
+            self.draining,
+        ]
+
+    @staticmethod
+    def from_wire(wire: Any) -> MetaState:
+        """What :meth:`to_wire` encoded. Raises ValueError or TypeError for anything else."""
+        shard_map, last, moves, job, finished, wanted, draining = wire
+        last_group, last_node, last_move, last_job = (int(number) for number in last)
+        return MetaState(
+            None if shard_map is None else ShardMap.from_wire(shard_map),
+            last_group,
+            last_node,
+            last_move,
+            last_job,
+            {
+                number: Move(number, tuple(slots), source, target, Phase(phase), started)
+                for number, slots, source, target, phase, started in moves
+            },
+            None if job is None else _job(job),
+            tuple(Finished(*row) for row in finished),
+            {group: tuple(voters) for group, voters in wanted},
+            tuple(draining),
+        )
+
+
+def _job_wire(job: Job) -> list[Any]:
+    pending = [[plan.slots, plan.source, plan.target] for plan in job.pending]
+    counts = [job.moves, job.slots, job.rate, job.concurrency, job.started]
+    return [job.id, pending, *counts, job.paused, job.cancelled, job.done, job.done_slots, job.failed, job.ended]
+
+
+def _job(wire: list[Any]) -> Job:
+    number, pending, *rest = wire
+    return Job(number, tuple(Plan(tuple(slots), source, target) for slots, source, target in pending), *rest)
