@@ -178,7 +178,7 @@ def read_without_round(group: RaftGroup, quorum: bool, done: Any) -> None:
 
 
 def any_replica_reads(router: Router, request: Any) -> None:
-    group = router.map.owners[request.op.slot] if router.map is not None else 0
+    group = router._group_of(request.op, router.map) if router.map is not None else 0
     replica = router._data.get(group)
     if request.op.kind == Kind.GET and replica is not None and replica.group.caught_up:
         router._finish(request, router._read(replica, request.op))

@@ -24,8 +24,9 @@ from grpc import aio
 
 from raftkv.clock import Clock
 from raftkv.peer.network import Listener, Network
+from raftkv.rpc.admin import AdminService
 from raftkv.rpc.frontend import Frontend
-from raftkv.rpc.service import AdminService, KVService
+from raftkv.rpc.service import KVService
 from raftkv.v1 import admin_pb2_grpc, kv_pb2_grpc
 
 _HEAD: Final = struct.Struct(">IB")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from raftkv.client.timing import wait
 from raftkv.client.transport import TransportError
+from raftkv.clock import wait
 from raftkv.errors import Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
 from raftkv.rpc import convert

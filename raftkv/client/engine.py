@@ -15,9 +15,9 @@ from raftkv.client.forks import forks
 from raftkv.client.retry import Progress, Step, attempt_span, attempt_timeout, first_span
 from raftkv.client.routing import Routing, View
 from raftkv.client.session import Sessions
-from raftkv.client.timing import sleep, wait
 from raftkv.client.transport import TransportError
 from raftkv.client.types import EndpointStatus, Record
+from raftkv.clock import sleep, wait
 from raftkv.errors import Code, InvalidArgument, UsageError
 from raftkv.limits import MAX_KEY_BYTES
 from raftkv.store.operations import Mode, Result

@@ -71,7 +71,10 @@ class ClusterSection(_Section):
 
 
 class NodeSection(_Section):
-    """This node. ``listen`` and ``peer_listen`` differ from the advertised addresses behind a NAT or in a container."""
+    """This node. ``listen`` and ``peer_listen`` differ from the advertised addresses behind a NAT or in a container.
+
+    ``joined``: it came to a cluster that existed already, and never helps to form one.
+    """
 
     id: NodeId
     data_dir: Annotated[str, Field(min_length=1)]
@@ -81,6 +84,7 @@ class NodeSection(_Section):
     peer_listen: Address
     reads: Literal["lease", "quorum"] = "lease"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    joined: bool = False
 
 
 class RaftSection(_Section):
@@ -209,6 +213,8 @@ def load_config(path: str | Path) -> NodeConfig:
 
 
 def _toml(value: str | float) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

@@ -1,4 +1,5 @@
-"""What leaders propose on their own: the first shard map, a group's first slots, the passing of time.
+"""What leaders do on their own: the first shard map, a group's first slots, the passing of time, handing over to the
+node that the map prefers.
 
 Every step looks only at replicated state and may be repeated by any later leader.
 """
@@ -18,6 +19,12 @@ from shards.placement import initial_map
 
 _PATIENCE: Final = 1.0
 """Seconds before a proposal whose outcome is unknown is made again."""
+
+_SETTLED: Final = 3.0
+"""Seconds for which a leader leads before it gives way to the preferred one: a cluster that starts, or a node that
+comes and goes, must not hand over twice."""
+
+_BETWEEN_TRANSFERS: Final = 10.0
 
 
 class Housekeeping:
@@ -42,6 +49,8 @@ class Housekeeping:
         self._members = members
         self._now = now
         self._asked: dict[int, float] = {}
+        self._led_since: dict[int, float] = {}
+        self._transfer_due: dict[int, float] = {}
 
     def run(self, shard_map: ShardMap | None) -> None:
         """Propose what is due. Called about ten times a second with the node's copy of the map."""
@@ -51,6 +60,23 @@ class Housekeeping:
         if shard_map is not None:
             for number, replica in self._replicas.data.items():
                 self._tend(number, replica, shard_map)
+            for group in shard_map.groups:
+                replica_here = self._replicas.get(group.id)
+                if replica_here is not None:
+                    self._give_way(replica_here, group.voters[0])
+
+    def _give_way(self, group: RaftGroup, preferred: int) -> None:
+        """Leaderships are spread as the map wants them: each group's first voter leads it, if it can."""
+        now = self._now()
+        if not group.ready():
+            self._led_since.pop(group.group, None)
+            return
+        since = self._led_since.setdefault(group.group, now)
+        if preferred == group.node or now < max(since + _SETTLED, self._transfer_due.get(group.group, 0.0)):
+            return
+        if group.could_lead(preferred):
+            self._transfer_due[group.group] = now + _BETWEEN_TRANSFERS
+            group.transfer(preferred)
 
     def _form(self, meta: RaftGroup) -> None:
         members = self._members()

@@ -19,8 +19,13 @@ from raftkv import __version__, limits
 from raftkv.clock import Clock, Timer
 from raftkv.errors import RaftKVError
 from raftkv.node import messages
+from raftkv.node.asking import asker
 from raftkv.node.config import NodeConfig
+from raftkv.node.control import GroupOperations
 from raftkv.node.housekeeping import Housekeeping
+from raftkv.node.leftovers import Leftovers
+from raftkv.node.membership import Membership
+from raftkv.node.mover import Mover
 from raftkv.node.replicas import Replicas
 from raftkv.node.router import Reply, Router
 from raftkv.peer.frames import ProtocolViolation
@@ -33,6 +38,7 @@ from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import FileSystem, Worker
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
+from raftkv.store.meta_state import MetaState
 from raftkv.store.operations import Op
 from shards.map import META_GROUP, MapError, ShardMap
 from shards.map import Node as MapNode
@@ -53,10 +59,11 @@ _FREE_ABOVE: Final = 8
 """Free WAL segments at which new data is refused, and at which it is taken again."""
 
 _REPLACED: Final = "replaced data folder"
+_REMOVED: Final = "removed node"
 
 
 class NodeRefused(RaftKVError):
-    """Another node knows this one by another data folder: it must not vote again under its old name."""
+    """The cluster does not take this node back: it was removed, or has lost the data folder with what it promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +164,7 @@ class RaftNode:
         self._router = Router(
             self.id,
             data=self._replicas.data,
+            groups=GroupOperations(self._replicas),
             peers=self._links,
             clock=self._clock,
             rng=rng,
@@ -171,20 +179,20 @@ class RaftNode:
             members=self._members,
             now=self._clock.now,
         )
+        ask = asker(self._router.submit)
+        self._mover = Mover(self._meta_state, ask, self._clock, rng)
+        self._membership = Membership(self._meta_state, ask, self._clock, rng)
+        self._leftovers = Leftovers(self.id, self._replicas, ask, self._clock, rng)
         self._timer: Timer | None = None
         self._ticks = 0
+        self._map_saved = True
         self._replicas.recover()
+        self._use_saved_map()
         founders = meta_voters([node.id for node in config.nodes])
-        if self.id in founders:
+        if self._router.map is None and self.id in founders and not config.node.joined:
             self._replicas.ensure(META_GROUP, founders)
-        saved = folder.load_map()
-        if saved is not None:
-            try:
-                self._take_map(saved)
-            except messages.Malformed as problem:
-                # Only a hint, perhaps of another version: the meta group or a peer tells the map anew.
-                log.warning("the saved shard map is not used: %s", problem)
         self._look_at_meta()
+        self._replicas.meta.on_change = self._on_meta_change
 
     # -- life
 
@@ -221,6 +229,8 @@ class RaftNode:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for driver in (self._mover, self._membership, self._leftovers):
+            driver.close()
         await self._links.close()
         self._wal.close()
         self._folder.close()
@@ -242,8 +252,13 @@ class RaftNode:
                 self._look_at_meta()
                 self._housekeeping.run(self._router.map)
                 self._replicas.reclaim()
+                self._mover.run()
+                self._membership.run()
+                if self._router.map is not None:
+                    self._leftovers.run(self._router.map)
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_SPACE_CHECK) == 0:
                     self._look_at_space()
+                    self._save_map()
         except Exception as error:
             self._fatal(error)
             raise
@@ -258,6 +273,10 @@ class RaftNode:
             )
 
     # -- the shard map
+
+    def _on_meta_change(self) -> None:
+        # Not at once: the replica is in the middle of applying an entry.
+        self._clock.call_later(0.0, self._look_at_meta)
 
     def _look_at_meta(self) -> None:
         """This node's replica of the meta group may have a newer map than the copy in use."""
@@ -276,14 +295,59 @@ class RaftNode:
         if self._router.map is None or shard_map.epoch > self._router.map.epoch:
             self._use_map(shard_map)
 
+    def _use_saved_map(self) -> None:
+        saved = self._folder.load_map()
+        if saved is not None:
+            try:
+                self._take_map(saved)
+            except messages.Malformed as problem:
+                # Only a hint, perhaps of another version: the meta group or a peer tells the map anew.
+                log.warning("the saved shard map is not used: %s", problem)
+
     def _use_map(self, shard_map: ShardMap) -> None:
-        self._router.map = shard_map
-        self._folder.save_map(msgpack.packb(shard_map.to_wire()))
+        if self.id in shard_map.removed:
+            self._fatal(NodeRefused(f"this node, {self.id}, has been removed from the cluster"))
+            return
+        self._router.on_map(shard_map)
+        self._map_saved = False
+        self._meet(shard_map)
         for group in shard_map.groups_on(self.id):
-            self._replicas.ensure(group.id, group.voters)
+            if self._replicas.get(group.id) is None:
+                self._save_map()
+                self._replicas.ensure(group.id, group.founders)
+        for group in shard_map.groups:
+            replica = self._replicas.get(group.id)
+            if replica is not None:
+                replica.set_learners(group.learners)
+        told = self._map_message() if self._meta_state() is not None else ["epoch", shard_map.epoch]
         for peer in self._links.peers:
-            self._links.send(peer, ["epoch", shard_map.epoch])
+            self._links.send(peer, told)
         log.info("shard map of epoch %d in use", shard_map.epoch)
+
+    def _meet(self, shard_map: ShardMap) -> None:
+        """Have links to the nodes of the map and to no removed one."""
+        dials = self._config.dial_addresses()
+        for node in shard_map.nodes:
+            if node.id != self.id and node.id not in self._links.peers:
+                self._links.add_peer(node.id, dials.get(node.id, node.peer_address))
+        for peer in self._links.peers:
+            if peer in shard_map.removed:
+                self._links.remove_peer(peer)
+
+    def _save_map(self) -> None:
+        """Keep the map for the next start: a hint, so it need not be on disk at once."""
+        if not self._map_saved and self._router.map is not None:
+            self._map_saved = True
+            self._folder.save_map(msgpack.packb(self._router.map.to_wire()))
+
+    def _map_message(self) -> list[Any]:
+        assert self._router.map is not None
+        return ["map", msgpack.packb(self._router.map.to_wire())]
+
+    def _meta_state(self) -> MetaState | None:
+        """The meta group's state while this node leads it and knows all of it."""
+        meta, store = self._replicas.get(META_GROUP), self._replicas.meta
+        return store.state if meta is not None and meta.ready() and store.map is not None else None
 
     def _members(self) -> list[MapNode] | None:
         """The configured nodes, once the data folder of each is known."""
@@ -300,6 +364,8 @@ class RaftNode:
     def _admit(self, hello: Hello) -> str | None:
         known = self._folder.peers.get(hello.node)
         if self._router.map is not None:
+            if hello.node in self._router.map.removed:
+                return f"{_REMOVED}: node {hello.node} has been removed from the cluster; a new node needs a new id"
             entry = next((node for node in self._router.map.nodes if node.id == hello.node), None)
             if entry is None:
                 return f"node {hello.node} is not a member of the cluster"
@@ -317,7 +383,7 @@ class RaftNode:
         return None
 
     def _on_refused(self, node: int, reason: str) -> None:
-        if reason.startswith(_REPLACED):
+        if reason.startswith((_REPLACED, _REMOVED)):
             self._fatal(NodeRefused(f"node {node} refuses this node: {reason}"))
 
     def _on_link(self, node: int, _epoch: int, up: bool) -> None:
@@ -341,7 +407,7 @@ class RaftNode:
             elif kind == "epoch":
                 mine = self._router.map
                 if mine is not None and messages.epoch(message) < mine.epoch:
-                    self._links.send(peer, ["map", msgpack.packb(mine.to_wire())])
+                    self._links.send(peer, self._map_message())
                 elif mine is None or messages.epoch(message) > mine.epoch:
                     self._links.send(peer, ["epoch", 0 if mine is None else mine.epoch])
             elif kind == "map" and len(message) == 2 and isinstance(message[1], bytes):
@@ -391,10 +457,11 @@ class RaftNode:
                 )
             )
         shard_map = self._router.map
+        mine = set() if shard_map is None else {group.id for group in shard_map.groups_on(self.id)}
         ready = (
             shard_map is not None
-            and all(replica.leader for replica in replicas)
-            and all(replica.store.genesis for replica in self._replicas.data.values())
+            and all(replica.leader for replica in replicas if replica.group in mine)
+            and all(replica.store.genesis for group, replica in self._replicas.data.items() if group in mine)
         )
         return NodeStatus(
             node=self.id,

@@ -15,7 +15,8 @@ from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import OUTCOMES, Code
 from raftkv.node.replicas import Replica
-from raftkv.store.operations import Kind, Mode, Op, Result
+from raftkv.raft import RaftGroup
+from raftkv.store.operations import GROUP_KINDS, GROUP_READS, READS, WRITES, Kind, Mode, Op, Result
 from shards.map import ShardMap
 
 _ATTEMPT: Final = 1.0
@@ -38,8 +39,8 @@ _SETTLED: Final = (Code.OK, Code.CONDITION_FAILED)
 _OVERLOADED: Final = Result(Code.OVERLOADED, detail="the node has too many operations outstanding")
 _TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no outcome before the deadline")
 
-_READS: Final = (Kind.GET, Kind.SCAN)
-_WRITES: Final = (Kind.PUT, Kind.DELETE, Kind.CAS)
+_CHANGES: Final = WRITES | (GROUP_KINDS - GROUP_READS)
+_RECORD_KINDS: Final = READS | WRITES
 
 
 class Peers(Protocol):
@@ -48,6 +49,14 @@ class Peers(Protocol):
     def send(self, node: int, message: list[Any]) -> None: ...
 
     def up(self, node: int) -> bool: ...
+
+
+class GroupPort(Protocol):
+    """What is asked of a group as a whole, where this node has a replica of it."""
+
+    def get(self, group: int) -> RaftGroup | None: ...
+
+    def execute(self, group: RaftGroup, op: Op, size: int, done: Callable[[Result], None]) -> None: ...
 
 
 class _Request:
@@ -104,7 +113,7 @@ class _Forward:
 class Router:
     """Executes operations for clients and for other nodes.
 
-    ``data`` is the node's live view of its replicas.
+    ``data`` is the node's live view of its replicas with records, ``groups`` of all.
     """
 
     def __init__(
@@ -112,6 +121,7 @@ class Router:
         node: int,
         *,
         data: dict[int, Replica],
+        groups: GroupPort,
         peers: Peers,
         clock: Clock,
         rng: random.Random,
@@ -119,6 +129,7 @@ class Router:
     ) -> None:
         self._node = node
         self._data = data
+        self._groups = groups
         self._peers = peers
         self._clock = clock
         self._rng = rng
@@ -149,8 +160,12 @@ class Router:
 
     def leader_of(self, group: int) -> int:
         """Node that leads ``group`` as far as this node knows, 0 = nobody."""
-        replica = self._data.get(group)
-        return self._hints.get(group, 0) if replica is None else replica.group.leader()
+        replica = self._groups.get(group)
+        return self._hints.get(group, 0) if replica is None else replica.leader()
+
+    @staticmethod
+    def _group_of(op: Op, shard_map: ShardMap) -> int:
+        return op.slot if op.kind in GROUP_KINDS else shard_map.owners[op.slot]
 
     # -- in
 
@@ -184,7 +199,7 @@ class Router:
                 if leader is not None:
                     reply(index, leader.store.read(slot, key))
                     continue
-            elif client and kind in _WRITES and group in data and not self._refusal(op, shard_map):
+            elif client and kind in WRITES and group in data and not self._refusal(op, shard_map):
                 if group not in writes:
                     leads = data[group].group.leads()
                     writes[group] = _Writes(self, reply, deadline, local) if leads else None
@@ -240,7 +255,7 @@ class Router:
             request.reply(request.index, refusal)
             return
         self._hold(request)
-        if op.kind in _WRITES and not op.client:
+        if op.kind in WRITES and not op.client:
             self._stamp(request)
         self._route(request)
 
@@ -251,7 +266,10 @@ class Router:
 
     def _refusal(self, op: Op, shard_map: ShardMap) -> Result | None:
         """Why ``op`` is not taken at all."""
-        if op.kind not in _READS and op.kind not in _WRITES:
+        if op.kind in GROUP_KINDS:
+            known = any(group.id == op.slot for group in shard_map.groups)
+            return None if known else Result(Code.INVALID_ARGUMENT, detail=f"there is no group {op.slot}")
+        if op.kind not in _RECORD_KINDS:
             return Result(Code.INVALID_ARGUMENT, detail=f"no operation of kind {op.kind}")
         if not 0 <= op.slot < shard_map.slots:
             return Result(Code.INVALID_ARGUMENT, detail=f"slot {op.slot} is not one of 0 to {shard_map.slots - 1}")
@@ -281,14 +299,17 @@ class Router:
         shard_map = self.map
         assert shard_map is not None
         op = request.op
+        if op.kind in GROUP_KINDS:
+            self._route_to_group(request, shard_map)
+            return
         group = shard_map.owners[op.slot]
         replica = self._data.get(group)
-        if op.mode == Mode.STALE and op.kind in _READS:
+        if op.mode == Mode.STALE and op.kind in READS:
             if replica is not None and replica.group.caught_up:
                 self._finish(request, self._read(replica, op))
                 return
         elif replica is not None and replica.group.leads():
-            if op.kind in _READS:
+            if op.kind in READS:
                 quorum = self._quorum_reads or op.mode == Mode.QUORUM
                 replica.group.read(quorum, lambda code: self._read_allowed(request, replica, code))
             else:
@@ -301,6 +322,19 @@ class Router:
             self._finish(request, Result(code, hint=leader))
             return
         self._forward(request, group, shard_map)
+
+    def _route_to_group(self, request: _Request, shard_map: ShardMap) -> None:
+        op = request.op
+        group = self._groups.get(op.slot)
+        if group is not None and group.leads():
+            request.flying = op.kind in _CHANGES
+            self._groups.execute(group, op, request.size, lambda result: self._outcome(request, result))
+        elif request.local:
+            self._finish(request, Result(Code.NOT_LEADER, hint=self.leader_of(op.slot)))
+        elif any(known.id == op.slot for known in shard_map.groups):
+            self._forward(request, op.slot, shard_map)
+        else:
+            self._finish(request, Result(Code.INVALID_ARGUMENT, detail=f"there is no group {op.slot}"))
 
     @staticmethod
     def _read(replica: Replica, op: Op) -> Result:
@@ -323,7 +357,7 @@ class Router:
             self._retry_later(request)
             return
         request.attempt += 1
-        request.flying = request.op.kind in _WRITES
+        request.flying = request.op.kind in _CHANGES
         self._to_forward.setdefault(target, []).append((request, request.attempt))
         if not self._forward_due:
             self._forward_due = True
@@ -389,7 +423,7 @@ class Router:
 
     def _learn(self, request: _Request, leader: int) -> None:
         if leader and self.map is not None:
-            self._hints[self.map.owners[request.op.slot]] = leader
+            self._hints[self._group_of(request.op, self.map)] = leader
 
     def on_link_down(self, peer: int) -> None:
         """Whatever was forwarded to ``peer`` may or may not have arrived."""
@@ -412,7 +446,7 @@ class Router:
             return
         for entry in list(self._forwarded.values()):
             for request, attempt in entry.requests:
-                leader = changed.get(shard_map.owners[request.op.slot], entry.target)
+                leader = changed.get(self._group_of(request.op, shard_map), entry.target)
                 if leader != entry.target and request.attempt == attempt and request.op.mode != Mode.STALE:
                     self._outcome(request, Result(Code.UNKNOWN, hint=leader, detail="the group has another leader"))
 
@@ -424,7 +458,7 @@ class Router:
             return
         code = result.code
         request.flying = False
-        if code == Code.UNKNOWN and request.op.kind in _WRITES:
+        if code == Code.UNKNOWN and request.op.kind in _CHANGES:
             request.unsure = True
         if code == Code.SESSION_EXPIRED and request.seq and not request.unsure:
             # This node's own session went idle; the write surely did not happen: name it anew.
@@ -457,6 +491,14 @@ class Router:
             # An earlier attempt may have taken effect, whatever the last one says.
             result = Result(Code.DEADLINE_EXCEEDED, detail=result.detail)
         request.reply(request.index, result)
+
+    def on_map(self, shard_map: ShardMap) -> None:
+        """There is a newer map: what was refused for its slot's sake is asked for again at once."""
+        self.map = shard_map
+        retries, self._retries = self._retries, deque()
+        for _, request in retries:
+            if not request.answered:
+                self._route(request)
 
     def sweep(self) -> None:
         """Called every few milliseconds: deadlines, attempts without answer, attempts that are due again."""

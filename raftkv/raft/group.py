@@ -116,6 +116,10 @@ class RaftGroup:
     def leads(self) -> bool:
         return self._leading
 
+    def ready(self) -> bool:
+        """Whether this replica leads and has applied everything that was committed before its term."""
+        return self._ready
+
     def leader(self) -> int:
         """Node believed to lead, 0 = unknown."""
         return self.core.leader()
@@ -531,6 +535,17 @@ class RaftGroup:
             and not progress.amnesia
             and self._clock.now() < progress.contact + self._config.election_max
             and self.core.match_index(peer) < index
+        )
+
+    def could_lead(self, node: int) -> bool:
+        """Leader: whether ``node`` is a voter in contact that holds nearly the whole log."""
+        progress = self._progress.get(node)
+        return (
+            node in self.voters
+            and progress is not None
+            and not progress.amnesia
+            and self._clock.now() < progress.contact + self._config.election_max
+            and self.core.match_index(node) + self._config.keep_entries >= self.log.last_index
         )
 
     def best_target(self) -> int:

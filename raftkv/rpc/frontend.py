@@ -5,7 +5,7 @@ The port belongs to its consumer: the services know nothing of Raft, of links to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
@@ -42,6 +42,7 @@ class ReplicaStatus:
     snapshot_index: int
     records: int
     voters: tuple[int, ...]
+    learners: tuple[int, ...] = ()
     match: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -59,6 +60,37 @@ class NodeStatus:
     ready: bool
     uptime: float
     replicas: tuple[ReplicaStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What a node that joins must know. Times in seconds, sizes in bytes."""
+
+    groups: int
+    replicas: int
+    election_min: float
+    election_max: float
+    heartbeat: float
+    snapshot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFigures:
+    """A slot as the leader of its group sees it. ``operations``: reads and writes since that replica started."""
+
+    slot: int
+    group: int
+    keys: int
+    bytes: int
+    operations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """What a replica's state was at a check: a digest for each slot, and one of the rest."""
+
+    slots: Mapping[int, bytes]
+    rest: bytes
 
 
 class Frontend(Protocol):
@@ -83,6 +115,25 @@ class Frontend(Protocol):
 
     def status(self) -> NodeStatus:
         """State of this node and its replicas."""
+
+
+class AdminFrontend(Frontend, Protocol):
+    """A node as its operators see it. Operations on groups as a whole go through ``submit`` too."""
+
+    def settings(self) -> ClusterSettings:
+        """What a node that joins must know."""
+
+    def waiting(self) -> Mapping[int, str]:
+        """Group -> why it has not got its wanted voters yet, as far as this node drives that."""
+
+    def slot_figures(self) -> list[SlotFigures]:
+        """Of all slots of the groups that this node leads."""
+
+    def digests(self, group: int, check: int) -> Digests | None:
+        """The digests of this node's replica, None if they are not computed (yet)."""
+
+    def read_snapshot(self, group: int) -> AsyncIterator[bytes]:
+        """The chunks of a group's state as of now. Raises NotApplied if this node cannot vouch for it."""
 
 
 def slots_of(frontend: Frontend) -> int:

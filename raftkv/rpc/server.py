@@ -10,13 +10,14 @@ from grpc_reflection.v1alpha import reflection
 
 from raftkv.errors import ListenError
 from raftkv.limits import MAX_MESSAGE_BYTES
+from raftkv.rpc.admin import AdminService
 from raftkv.rpc.health import HealthService
-from raftkv.rpc.service import AdminService, KVService
+from raftkv.rpc.service import KVService
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
     from raftkv.clock import Clock
-    from raftkv.rpc.frontend import Frontend
+    from raftkv.rpc.frontend import AdminFrontend
 
 _OPTIONS: Final = (
     # Two nodes on one port would each get half of the connections.
@@ -40,7 +41,7 @@ _NAMES: Final = (
 class RpcServer:
     """Serves ``frontend`` at ``listen`` (host:port; port 0 = any free one)."""
 
-    def __init__(self, frontend: Frontend, listen: str, clock: Clock) -> None:
+    def __init__(self, frontend: AdminFrontend, listen: str, clock: Clock) -> None:
         self._listen = listen
         self._kv = KVService(frontend, clock)
         self._admin = AdminService(frontend)

@@ -209,7 +209,18 @@ def _remove_group(state: MetaState, shard_map: ShardMap, _: int, number: int) ->
     if any(number in (one.source, one.target) for one in planned):
         raise Refused(f"a move of slots from or to group {number} is under way")
     wanted = {group: voters for group, voters in state.wanted.items() if group != number}
+    state = _left(state, number, shard_map.group(number).replicas, ())
     return replace(state, map=shard_map.without_group(number), wanted=wanted), 0
+
+
+def _left(state: MetaState, group: int, before: Iterable[int], after: Iterable[int]) -> MetaState:
+    """Replicas that are members no more are left over until their nodes say that they are gone."""
+    return replace(state, leftover=state.leftover | {(group, node) for node in set(before) - set(after)})
+
+
+def _dropped(state: MetaState, _map: ShardMap, _: int, number: int, node: int) -> Outcome:
+    """``node`` has dropped its replica of a group that it had left."""
+    return replace(state, leftover=state.leftover - {(number, node)}), 0
 
 
 def _want(state: MetaState, shard_map: ShardMap, _: int, epoch: int, wishes: Any) -> Outcome:
@@ -225,14 +236,14 @@ def _with_wishes(state: MetaState, shard_map: ShardMap, wishes: Any) -> MetaStat
         wanted = _voters(state, shard_map, voters, group.voters)
         if set(wanted) == set(group.voters):
             rest = {key: value for key, value in state.wanted.items() if key != number}
-            if wanted != group.voters or group.learners:
-                shard_map = shard_map.with_group(replace(group, voters=wanted, learners=()))
-            state = replace(state, map=shard_map, wanted=rest)
+            changed = replace(group, voters=wanted, learners=())
+            state = replace(state, wanted=rest)
         else:
-            learners = tuple(node for node in group.learners if node in wanted)
-            if learners != group.learners:
-                shard_map = shard_map.with_group(replace(group, learners=learners))
-            state = replace(state, map=shard_map, wanted={**state.wanted, number: wanted})
+            changed = replace(group, learners=tuple(node for node in group.learners if node in wanted))
+            state = replace(state, wanted={**state.wanted, number: wanted})
+        if changed != group:
+            shard_map = shard_map.with_group(changed)
+            state = replace(_left(state, number, group.replicas, changed.replicas), map=shard_map)
     return state
 
 
@@ -243,6 +254,8 @@ def _learn(state: MetaState, shard_map: ShardMap, _: int, number: int, node: int
         return state, 0
     if node not in state.wanted.get(number, ()):
         raise Refused(f"node {node} is not wanted in group {number}")
+    if (number, node) in state.leftover:
+        raise Refused(f"node {node} has not dropped its former replica of group {number} yet")
     learners = (*group.learners, node)
     return replace(state, map=shard_map.with_group(replace(group, learners=learners))), 0
 
@@ -259,7 +272,8 @@ def _note_voters(state: MetaState, shard_map: ShardMap, _: int, number: int, vot
     order = tuple(dict.fromkeys((*order, *sorted(have))))
     learners = tuple(node for node in group.learners if node not in have and node in wanted)
     changed = replace(group, voters=order, learners=learners)
-    state = replace(state, map=shard_map.with_group(changed) if changed != group else shard_map)
+    if changed != group:
+        state = replace(_left(state, number, group.replicas, changed.replicas), map=shard_map.with_group(changed))
     if set(order) == set(wanted):
         state = replace(state, wanted={key: value for key, value in state.wanted.items() if key != number})
     return state, 0
@@ -313,7 +327,8 @@ def _remove_node(state: MetaState, shard_map: ShardMap, _: int, node: int) -> Ou
     if any(node in voters for voters in state.wanted.values()):
         raise Refused(f"node {node} is about to get replicas")
     draining = tuple(one for one in state.draining if one != node)
-    return replace(state, map=shard_map.without_node(node), draining=draining), 0
+    leftover = frozenset(one for one in state.leftover if one[1] != node)
+    return replace(state, map=shard_map.without_node(node), draining=draining, leftover=leftover), 0
 
 
 def _check_node(shard_map: ShardMap, node: int) -> None:
@@ -371,6 +386,7 @@ _COMMANDS: Final[dict[str, Callable[..., Outcome]]] = {
     "tune": _tune,
     "add group": _add_group,
     "remove group": _remove_group,
+    "dropped": _dropped,
     "want": _want,
     "learn": _learn,
     "voters": _note_voters,

@@ -88,6 +88,7 @@ class MetaState:
     """All that the meta group replicates. ``last_group``, ``last_node``, ``last_move``: highest id ever given.
 
     ``wanted``: group -> voters that it is to have. ``draining``: nodes that get no further replicas.
+    ``leftover``: (group, node) of replicas that are no longer members, until their nodes have dropped them.
     """
 
     map: ShardMap | None = None
@@ -100,6 +101,7 @@ class MetaState:
     finished: tuple[Finished, ...] = ()
     wanted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     draining: tuple[int, ...] = ()
+    leftover: frozenset[tuple[int, int]] = frozenset()
 
     def to_wire(self) -> list[Any]:
         """Plain values for msgpack. Equal states give equal forms."""
@@ -115,12 +117,13 @@ class MetaState:
             ],
             [[group, voters] for group, voters in sorted(self.wanted.items())],
             self.draining,
+            sorted(self.leftover),
         ]
 
     @staticmethod
     def from_wire(wire: Any) -> MetaState:
         """What :meth:`to_wire` encoded. Raises ValueError or TypeError for anything else."""
-        shard_map, last, moves, job, finished, wanted, draining = wire
+        shard_map, last, moves, job, finished, wanted, draining, leftover = wire
         last_group, last_node, last_move, last_job = (int(number) for number in last)
         return MetaState(
             None if shard_map is None else ShardMap.from_wire(shard_map),
@@ -136,6 +139,7 @@ class MetaState:
             tuple(Finished(*row) for row in finished),
             {group: tuple(voters) for group, voters in wanted},
             tuple(draining),
+            frozenset((group, node) for group, node in leftover),
         )
 
 

@@ -53,6 +53,18 @@ class Mode(IntEnum):
     STALE = 2
 
 
+READS: Final = frozenset((Kind.GET, Kind.SCAN))
+"""Kinds that read a record or records."""
+
+WRITES: Final = frozenset((Kind.PUT, Kind.DELETE, Kind.CAS))
+"""Kinds that change a record; those of one client are executed once."""
+
+GROUP_READS: Final = frozenset((Kind.META_STATE, Kind.MOVE_STATE, Kind.EXPORT, Kind.SUMMARY, Kind.MEMBERS))
+"""Questions to a group as a whole."""
+
+GROUP_KINDS: Final = frozenset(kind for kind in Kind if kind >= Kind.META)
+"""Kinds that speak to a group as a whole: its leader executes them; never a client's operation."""
+
 ANY_VERSION: Final = -1
 """``Op.expect`` of an unconditional write."""
 

@@ -44,6 +44,46 @@ class AdminStub:
                 request_serializer=raftkv_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=raftkv_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.GetState = channel.unary_unary(
+                '/raftkv.v1.Admin/GetState',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.GetStateRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.GetStateResponse.FromString,
+                _registered_method=True)
+        self.Change = channel.unary_unary(
+                '/raftkv.v1.Admin/Change',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.ChangeRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.Join = channel.unary_unary(
+                '/raftkv.v1.Admin/Join',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.JoinRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.JoinResponse.FromString,
+                _registered_method=True)
+        self.Transfer = channel.unary_unary(
+                '/raftkv.v1.Admin/Transfer',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.TransferRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.TransferResponse.FromString,
+                _registered_method=True)
+        self.GetSlots = channel.unary_unary(
+                '/raftkv.v1.Admin/GetSlots',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.GetSlotsRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.GetSlotsResponse.FromString,
+                _registered_method=True)
+        self.StartCheck = channel.unary_unary(
+                '/raftkv.v1.Admin/StartCheck',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.StartCheckRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.StartCheckResponse.FromString,
+                _registered_method=True)
+        self.GetDigests = channel.unary_unary(
+                '/raftkv.v1.Admin/GetDigests',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.GetDigestsRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.GetDigestsResponse.FromString,
+                _registered_method=True)
+        self.ReadSnapshot = channel.unary_stream(
+                '/raftkv.v1.Admin/ReadSnapshot',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.ReadSnapshotRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.ReadSnapshotResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -61,6 +101,62 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetState(self, request, context):
+        """What the meta group knows, as of now: the map and what is under way to change it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Change(self, request, context):
+        """A change that the meta group decides about. FAILED_PRECONDITION says why it is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Join(self, request, context):
+        """A new node's first question.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Transfer(self, request, context):
+        """Hands a group's leadership to a voter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSlots(self, request, context):
+        """Figures of the slots that the answering node holds replicas of.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartCheck(self, request, context):
+        """Makes every replica of a group note its digest as of one log entry; answers the check's number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDigests(self, request, context):
+        """The digests that the answering node has noted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadSnapshot(self, request, context):
+        """The state of a group as of now, read at its leader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +169,46 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=raftkv_dot_v1_dot_admin__pb2.GetStatusRequest.FromString,
                     response_serializer=raftkv_dot_v1_dot_admin__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'GetState': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetState,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.GetStateRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.GetStateResponse.SerializeToString,
+            ),
+            'Change': grpc.unary_unary_rpc_method_handler(
+                    servicer.Change,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.ChangeRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.ChangeResponse.SerializeToString,
+            ),
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.JoinRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.JoinResponse.SerializeToString,
+            ),
+            'Transfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Transfer,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.TransferRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.TransferResponse.SerializeToString,
+            ),
+            'GetSlots': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSlots,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.GetSlotsRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.GetSlotsResponse.SerializeToString,
+            ),
+            'StartCheck': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartCheck,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.StartCheckRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.StartCheckResponse.SerializeToString,
+            ),
+            'GetDigests': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDigests,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.GetDigestsRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.GetDigestsResponse.SerializeToString,
+            ),
+            'ReadSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadSnapshot,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.ReadSnapshotRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.ReadSnapshotResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +265,222 @@ class Admin:
             '/raftkv.v1.Admin/GetStatus',
             raftkv_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
             raftkv_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/GetState',
+            raftkv_dot_v1_dot_admin__pb2.GetStateRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.GetStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Change(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/Change',
+            raftkv_dot_v1_dot_admin__pb2.ChangeRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/Join',
+            raftkv_dot_v1_dot_admin__pb2.JoinRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Transfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/Transfer',
+            raftkv_dot_v1_dot_admin__pb2.TransferRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.TransferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSlots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/GetSlots',
+            raftkv_dot_v1_dot_admin__pb2.GetSlotsRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.GetSlotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartCheck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/StartCheck',
+            raftkv_dot_v1_dot_admin__pb2.StartCheckRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.StartCheckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDigests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/GetDigests',
+            raftkv_dot_v1_dot_admin__pb2.GetDigestsRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.GetDigestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/raftkv.v1.Admin/ReadSnapshot',
+            raftkv_dot_v1_dot_admin__pb2.ReadSnapshotRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.ReadSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,12 +33,44 @@ class AdminStub:
     def __new__(cls, channel: _aio.Channel) -> AdminAsyncStub: ...
     GetMap: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetMapRequest, _admin_pb2.GetMapResponse]
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]
+    GetState: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStateRequest, _admin_pb2.GetStateResponse]
+    """What the meta group knows, as of now: the map and what is under way to change it."""
+    Change: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ChangeRequest, _admin_pb2.ChangeResponse]
+    """A change that the meta group decides about. FAILED_PRECONDITION says why it is refused."""
+    Join: _grpc.UnaryUnaryMultiCallable[_admin_pb2.JoinRequest, _admin_pb2.JoinResponse]
+    """A new node's first question."""
+    Transfer: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TransferRequest, _admin_pb2.TransferResponse]
+    """Hands a group's leadership to a voter."""
+    GetSlots: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetSlotsRequest, _admin_pb2.GetSlotsResponse]
+    """Figures of the slots that the answering node holds replicas of."""
+    StartCheck: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StartCheckRequest, _admin_pb2.StartCheckResponse]
+    """Makes every replica of a group note its digest as of one log entry; answers the check's number."""
+    GetDigests: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDigestsRequest, _admin_pb2.GetDigestsResponse]
+    """The digests that the answering node has noted."""
+    ReadSnapshot: _grpc.UnaryStreamMultiCallable[_admin_pb2.ReadSnapshotRequest, _admin_pb2.ReadSnapshotResponse]
+    """The state of a group as of now, read at its leader."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetMap: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetMapRequest, _admin_pb2.GetMapResponse]  # type: ignore[assignment]
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
+    GetState: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStateRequest, _admin_pb2.GetStateResponse]  # type: ignore[assignment]
+    """What the meta group knows, as of now: the map and what is under way to change it."""
+    Change: _aio.UnaryUnaryMultiCallable[_admin_pb2.ChangeRequest, _admin_pb2.ChangeResponse]  # type: ignore[assignment]
+    """A change that the meta group decides about. FAILED_PRECONDITION says why it is refused."""
+    Join: _aio.UnaryUnaryMultiCallable[_admin_pb2.JoinRequest, _admin_pb2.JoinResponse]  # type: ignore[assignment]
+    """A new node's first question."""
+    Transfer: _aio.UnaryUnaryMultiCallable[_admin_pb2.TransferRequest, _admin_pb2.TransferResponse]  # type: ignore[assignment]
+    """Hands a group's leadership to a voter."""
+    GetSlots: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetSlotsRequest, _admin_pb2.GetSlotsResponse]  # type: ignore[assignment]
+    """Figures of the slots that the answering node holds replicas of."""
+    StartCheck: _aio.UnaryUnaryMultiCallable[_admin_pb2.StartCheckRequest, _admin_pb2.StartCheckResponse]  # type: ignore[assignment]
+    """Makes every replica of a group note its digest as of one log entry; answers the check's number."""
+    GetDigests: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDigestsRequest, _admin_pb2.GetDigestsResponse]  # type: ignore[assignment]
+    """The digests that the answering node has noted."""
+    ReadSnapshot: _aio.UnaryStreamMultiCallable[_admin_pb2.ReadSnapshotRequest, _admin_pb2.ReadSnapshotResponse]  # type: ignore[assignment]
+    """The state of a group as of now, read at its leader."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -54,5 +86,69 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetStatusResponse, _abc.Awaitable[_admin_pb2.GetStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetState(
+        self,
+        request: _admin_pb2.GetStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetStateResponse, _abc.Awaitable[_admin_pb2.GetStateResponse]]:
+        """What the meta group knows, as of now: the map and what is under way to change it."""
+
+    @_abc_1.abstractmethod
+    def Change(
+        self,
+        request: _admin_pb2.ChangeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ChangeResponse, _abc.Awaitable[_admin_pb2.ChangeResponse]]:
+        """A change that the meta group decides about. FAILED_PRECONDITION says why it is refused."""
+
+    @_abc_1.abstractmethod
+    def Join(
+        self,
+        request: _admin_pb2.JoinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JoinResponse, _abc.Awaitable[_admin_pb2.JoinResponse]]:
+        """A new node's first question."""
+
+    @_abc_1.abstractmethod
+    def Transfer(
+        self,
+        request: _admin_pb2.TransferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.TransferResponse, _abc.Awaitable[_admin_pb2.TransferResponse]]:
+        """Hands a group's leadership to a voter."""
+
+    @_abc_1.abstractmethod
+    def GetSlots(
+        self,
+        request: _admin_pb2.GetSlotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetSlotsResponse, _abc.Awaitable[_admin_pb2.GetSlotsResponse]]:
+        """Figures of the slots that the answering node holds replicas of."""
+
+    @_abc_1.abstractmethod
+    def StartCheck(
+        self,
+        request: _admin_pb2.StartCheckRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.StartCheckResponse, _abc.Awaitable[_admin_pb2.StartCheckResponse]]:
+        """Makes every replica of a group note its digest as of one log entry; answers the check's number."""
+
+    @_abc_1.abstractmethod
+    def GetDigests(
+        self,
+        request: _admin_pb2.GetDigestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetDigestsResponse, _abc.Awaitable[_admin_pb2.GetDigestsResponse]]:
+        """The digests that the answering node has noted."""
+
+    @_abc_1.abstractmethod
+    def ReadSnapshot(
+        self,
+        request: _admin_pb2.ReadSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ReadSnapshotResponse], _abc.AsyncIterator[_admin_pb2.ReadSnapshotResponse]]:
+        """The state of a group as of now, read at its leader."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

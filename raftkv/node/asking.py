@@ -1,0 +1,56 @@
+"""Operations that a node asks of groups on its own, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from raftkv.errors import Code, RaftKVError
+from raftkv.store.codec import pack
+from raftkv.store.meta_state import MetaState
+from raftkv.store.operations import Kind, Op, Result
+from shards.map import META_GROUP
+
+Ask = Callable[[Op], Awaitable[Result]]
+"""Executes an operation wherever its group is led. Raises Failed for every result but OK."""
+
+_TIMEOUT: Final = 5.0
+"""Seconds for one operation: covers a failover several times."""
+
+_TOKEN_BYTES: Final = 16
+
+Leading = Callable[[], MetaState | None]
+"""The meta group's state while this node leads that group, else None."""
+
+Submit = Callable[[Sequence[Op], float, Callable[[int, Result], None]], None]
+
+
+class Failed(RaftKVError):
+    """An operation that a node asked for on its own did not succeed, or cannot be asked for now."""
+
+
+def asker(submit: Submit, timeout: float = _TIMEOUT) -> Ask:
+    """Awaitable operations over ``submit``."""
+
+    async def ask(op: Op) -> Result:
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        def reply(_: int, result: Result) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
+        submit((op,), timeout, reply)
+        result = await answer
+        if result.code != Code.OK:
+            name, code = Kind(op.kind).name.lower().replace("_", " "), Code(result.code).name
+            raise Failed(f"{name} at group {op.slot}: {result.detail or code}")
+        return result
+
+    return ask
+
+
+def meta_command(rng: random.Random, verb: str, *arguments: Any) -> Op:
+    """A command of the meta group, with a token of its own: repeated attempts have one outcome."""
+    return Op(Kind.META, META_GROUP, b"", pack([rng.randbytes(_TOKEN_BYTES), verb, *arguments]))

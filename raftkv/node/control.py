@@ -1,0 +1,96 @@
+"""What is asked of a group as a whole, executed by its leader: steps of moves, members, the meta group's commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from raftkv.errors import Code
+from raftkv.node.replicas import Replicas
+from raftkv.raft import RaftGroup
+from raftkv.store.codec import pack, unpack
+from raftkv.store.operations import GROUP_READS, Kind, Op, Result
+from shards.map import META_GROUP
+
+Done = Callable[[Result], None]
+
+_MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed question")
+
+
+class GroupOperations:
+    """Executes operations of ``GROUP_KINDS`` on the replicas of this node."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+
+    def get(self, group: int) -> RaftGroup | None:
+        """This node's replica of ``group``, if it has one."""
+        return self._replicas.get(group)
+
+    def execute(self, group: RaftGroup, op: Op, size: int, done: Done) -> None:
+        """Call ``done`` once with the result; NOT_LEADER if this node does not lead ``group``."""
+        kind = op.kind
+        if kind == Kind.MEMBERS:
+            group.read(True, lambda code: done(self._members(group) if code == Code.OK else Result(code)))
+        elif kind in GROUP_READS:
+            group.read(False, lambda code: done(self._read(group.group, op) if code == Code.OK else Result(code)))
+        elif kind == Kind.CHANGE_MEMBERS:
+            voters = _numbers(op.value)
+            if voters:
+                group.change_members(voters, done)
+            else:
+                done(_MALFORMED)
+        elif kind == Kind.TRANSFER:
+            self._transfer(group, op, done)
+        else:
+            group.propose([op], size, lambda results: done(results[0]))
+
+    def _read(self, group: int, op: Op) -> Result:
+        if group == META_GROUP:
+            return self._replicas.meta.describe() if op.kind == Kind.META_STATE else _MALFORMED
+        store = self._replicas.data[group].store
+        arguments = _list(op.value)
+        if not arguments or type(arguments[0]) is not int:
+            return _MALFORMED
+        if op.kind == Kind.MOVE_STATE:
+            return store.move_state(arguments[0])
+        if op.kind == Kind.SUMMARY:
+            return store.summary(arguments[0])
+        if op.kind == Kind.EXPORT and [type(one) for one in arguments] == [int, bytes, int]:
+            return store.export(*arguments)
+        return _MALFORMED
+
+    @staticmethod
+    def _members(group: RaftGroup) -> Result:
+        """value: msgpack of [committed voters, effective voters, [[node, match, in contact], ...], last index]."""
+        members = group.members()
+        followers = [[one.node, one.match, one.contact] for one in members.followers]
+        value = [members.committed_voters, members.voters, followers, group.log.last_index]
+        return Result(Code.OK, 1, pack(value), hint=group.node)
+
+    @staticmethod
+    def _transfer(group: RaftGroup, op: Op, done: Done) -> None:
+        target = _numbers(op.value)
+        if len(target) != 1:
+            done(_MALFORMED)
+        elif target[0] == group.node:
+            done(Result(Code.OK))
+        elif target[0] not in group.voters:
+            done(Result(Code.CONDITION_FAILED, detail=f"node {target[0]} is no voter of group {group.group}"))
+        elif group.transfer(target[0]):
+            done(Result(Code.OK))
+        else:
+            done(Result(Code.CONDITION_FAILED, detail=f"group {group.group} cannot hand over at this moment"))
+
+
+def _list(value: bytes | None) -> list[Any]:
+    try:
+        found = unpack(value or b"")
+    except ValueError:
+        return []
+    return found if isinstance(found, list) else []
+
+
+def _numbers(value: bytes | None) -> list[int]:
+    found = _list(value)
+    return found if all(type(one) is int and one > 0 for one in found) else []

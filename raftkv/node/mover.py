@@ -1,0 +1,208 @@
+"""Moves slots from group to group, while this node leads the meta group.
+
+What is under way stands in the meta group's state; how far each move is, in its source and its target. This driver
+keeps nothing else but the figures for reports, so whoever leads the meta group next goes on (``shards/moves.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+from typing import Any, Final
+
+from raftkv.clock import Clock, sleep
+from raftkv.node.asking import Ask, Failed, Leading, meta_command
+from raftkv.store.codec import pack, unpack
+from raftkv.store.meta_state import Job, MetaState, Move
+from raftkv.store.operations import Kind, Op, Result
+from shards.moves import Phase, SourceState, Step, TargetState, next_step
+
+log = logging.getLogger(__name__)
+
+_CHUNK_BYTES: Final = 256 * 1024
+"""Asked of the source at a time: about a millisecond of its loop."""
+
+_FEW_BYTES: Final = 64 * 1024
+_FEW_RECORDS: Final = 256
+"""So little is left to be copied that the source may be frozen: it is brought over in a few milliseconds."""
+
+_RETRY: Final = 0.2
+_AFTER_MISTAKE: Final = 2.0
+"""Seconds before a step that failed is looked at again."""
+
+
+@dataclass(slots=True)
+class _Figures:
+    """Of one move, as far as this driver has seen it. ``frozen_at``: clock time, 0 = not frozen yet."""
+
+    records: int = 0
+    bytes: int = 0
+    frozen_at: float = 0.0
+    freeze: float = 0.0
+
+
+class Mover:
+    """``leading`` gives the meta group's state while this node leads it, else None. ``ask`` executes an operation."""
+
+    def __init__(self, leading: Leading, ask: Ask, clock: Clock, rng: random.Random) -> None:
+        self._leading = leading
+        self._ask = ask
+        self._clock = clock
+        self._rng = rng
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._starting: asyncio.Task[None] | None = None
+        self._spent_until = 0.0
+
+    def run(self) -> None:
+        """Take up what is under way. Called about ten times a second, and when a move has ended."""
+        state = self._leading()
+        if state is None:
+            return
+        for number, move in state.moves.items():
+            task = self._tasks.get(number)
+            if task is None or task.done():
+                self._tasks[number] = self._spawn(self._drive(move))
+        for number in [number for number, task in self._tasks.items() if task.done() and number not in state.moves]:
+            del self._tasks[number]
+        if _may_start(state) and (self._starting is None or self._starting.done()):
+            self._starting = self._spawn(self._start_next())
+
+    def close(self) -> None:
+        """Let go; the next leader goes on."""
+        for task in (*self._tasks.values(), *([] if self._starting is None else [self._starting])):
+            task.cancel()
+
+    @staticmethod
+    def _spawn(main: Any) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(main)
+
+    async def _start_next(self) -> None:
+        try:
+            while (state := self._leading()) is not None and _may_start(state):
+                if not (await self._meta("next")).version:
+                    break
+        except Failed as failure:
+            log.warning("no move was started: %s", failure)
+        self.run()
+
+    async def _meta(self, verb: str, *arguments: Any) -> Result:
+        return await self._ask(meta_command(self._rng, verb, *arguments))
+
+    # -- one move
+
+    async def _drive(self, move: Move) -> None:
+        figures = _Figures()
+        log.info("move %d: %d slots from group %d to %d", move.id, len(move.slots), move.source, move.target)
+        while (state := self._leading()) is not None:
+            known = state.moves.get(move.id)
+            if known is None:
+                break
+            try:
+                await self._advance(known, figures)
+            except Failed as failure:
+                log.info("move %d: %s; looking again", move.id, failure)
+                await sleep(self._clock, _RETRY)
+            except Exception:
+                # A mistake of ours must not stop the other moves, nor be repeated in a tight loop.
+                log.exception("move %d cannot go on", move.id)
+                await sleep(self._clock, _AFTER_MISTAKE)
+        self.run()
+
+    async def _advance(self, move: Move, figures: _Figures) -> None:
+        """Look where the move is and take all steps from there. Raises Failed, or Impossible."""
+        source, target, seq, cursor = await self._look(move)
+        phase = move.phase
+        while True:
+            step = next_step(phase, source, target)
+            if step is Step.BEGIN:
+                await self._tell(Kind.IMPORT_BEGIN, move.target, move.id, list(move.slots))
+                target = TargetState.IMPORTING
+            elif step is Step.TRACK:
+                await self._tell(Kind.TRACK, move.source, move.id, list(move.slots))
+                source = SourceState.TRACKED
+            elif step is Step.COPY:
+                seq, cursor = await self._copy(move, seq, cursor, figures, frozen=False)
+                figures.frozen_at = self._clock.now()
+                await self._tell(Kind.FREEZE, move.source, move.id)
+                source = SourceState.FROZEN
+            elif step is Step.FINAL:
+                seq, cursor = await self._copy(move, seq, cursor, figures, frozen=True)
+                summary = await self._ask(Op(Kind.SUMMARY, move.source, b"", pack([move.id])))
+                figures.records = unpack(summary.value or b"")[2]
+                await self._tell(Kind.IMPORT_FINAL, move.target, move.id, summary.value)
+                target = TargetState.STAGED
+            elif step is Step.COMMIT:
+                await self._meta("commit", move.id)
+                phase = Phase.COMMITTED
+            elif step is Step.ACTIVATE:
+                await self._tell(Kind.ACTIVATE, move.target, move.id)
+                target = TargetState.ACTIVE
+                if figures.frozen_at:
+                    figures.freeze = self._clock.now() - figures.frozen_at
+            elif step is Step.RELEASE:
+                await self._tell(Kind.RELEASE, move.source, move.id)
+                source = SourceState.RELEASED
+            elif step is Step.UNTRACK:
+                await self._tell(Kind.UNTRACK, move.source, move.id, list(move.slots))
+                source = SourceState.CANCELLED
+            elif step is Step.DROP:
+                await self._tell(Kind.IMPORT_DROP, move.target, move.id, list(move.slots))
+                target = TargetState.CANCELLED
+            else:
+                freeze = int(figures.freeze * 1000)
+                await self._meta("finish", move.id, figures.records, figures.bytes, freeze)
+                return
+            state = self._leading()
+            if state is None or move.id not in state.moves:
+                return
+            if state.moves[move.id].phase is Phase.CANCELLED:
+                phase = Phase.CANCELLED
+
+    async def _look(self, move: Move) -> tuple[SourceState, TargetState, int, bytes]:
+        question = pack([move.id])
+        at_source = unpack((await self._ask(Op(Kind.MOVE_STATE, move.source, b"", question))).value or b"")
+        at_target = unpack((await self._ask(Op(Kind.MOVE_STATE, move.target, b"", question))).value or b"")
+        return (
+            SourceState(at_source["source"]),
+            TargetState(at_target["target"]),
+            at_target["seq"],
+            at_target["cursor"],
+        )
+
+    async def _tell(self, kind: Kind, group: int, *arguments: Any) -> None:
+        await self._ask(Op(kind, group, b"", pack(list(arguments))))
+
+    async def _copy(self, move: Move, seq: int, cursor: bytes, figures: _Figures, *, frozen: bool) -> tuple[int, bytes]:
+        """Bring records over until all are there (``frozen``), or few are left."""
+        while True:
+            asked = pack([move.id, cursor, _CHUNK_BYTES])
+            found = await self._ask(Op(Kind.EXPORT, move.source, b"", asked))
+            cursor, chunk, records, size, done = unpack(found.value or b"")
+            if chunk:
+                await self._within_rate(len(chunk), frozen)
+                seq += 1
+                await self._tell(Kind.IMPORT_CHUNK, move.target, move.id, seq, cursor, chunk)
+                figures.bytes += len(chunk)
+            if done or (not frozen and records <= _FEW_RECORDS and size <= _FEW_BYTES):
+                return seq, cursor
+            state = self._leading()
+            if state is None or (not frozen and state.moves.get(move.id, move).phase is not Phase.STARTED):
+                raise Failed("the move was cancelled, or another node drives it")
+
+    async def _within_rate(self, size: int, frozen: bool) -> None:
+        """All moves together keep to the job's rate; a frozen one does not wait."""
+        state = self._leading()
+        job: Job | None = None if state is None else state.job
+        if job is None or not job.rate:
+            return
+        now = self._clock.now()
+        self._spent_until = max(self._spent_until, now) + size / job.rate
+        if not frozen and self._spent_until > now:
+            await sleep(self._clock, self._spent_until - now)
+
+
+def _may_start(state: MetaState) -> bool:
+    job = state.job
+    return job is not None and bool(job.pending) and not job.paused and len(state.moves) < job.concurrency

@@ -1,0 +1,277 @@
+"""The service Admin over a front end: what clients and operators ask about the cluster, and what operators change."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from raftkv.errors import Code, RaftKVError
+from raftkv.limits import DEFAULT_TIMEOUT, MAX_TIMEOUT
+from raftkv.rpc.errors import failure_of
+from raftkv.rpc.service import abort
+from raftkv.store.codec import pack, unpack
+from raftkv.store.meta_state import Job, MetaState
+from raftkv.store.operations import Kind, Op, Result
+from raftkv.v1 import admin_pb2, admin_pb2_grpc
+from shards.map import META_GROUP, ShardMap
+from shards.moves import Phase
+
+if TYPE_CHECKING:
+    from grpc import aio
+
+    from raftkv.rpc.frontend import AdminFrontend, NodeStatus, ReplicaStatus
+
+    Context = aio.ServicerContext[Any, Any]
+
+_PHASES: Final = {
+    Phase.STARTED: admin_pb2.MOVE_PHASE_STARTED,
+    Phase.COMMITTED: admin_pb2.MOVE_PHASE_COMMITTED,
+    Phase.CANCELLED: admin_pb2.MOVE_PHASE_CANCELLED,
+}
+_ONE_ARGUMENT: Final[dict[str | None, str]] = {
+    "pause": "pause",
+    "remove_group": "remove group",
+    "undrain_node": "undrain",
+    "remove_node": "remove node",
+}
+_TOKEN_BYTES: Final = 16
+_CHECK_BITS: Final = 48
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """Any node answers for the whole cluster, but for GetStatus, GetSlots and GetDigests, which are its own."""
+
+    def __init__(self, frontend: AdminFrontend) -> None:
+        self._frontend = frontend
+
+    async def GetMap(self, request: admin_pb2.GetMapRequest, context: Context) -> admin_pb2.GetMapResponse:
+        known = self._frontend.cluster_map()
+        if known is None:
+            await abort(context, Result(int(Code.UNAVAILABLE), detail="the node does not know the shard map yet"))
+        return _map_message(known, self._frontend.leaders())
+
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
+        return status_message(self._frontend.status())
+
+    async def GetState(self, request: admin_pb2.GetStateRequest, context: Context) -> admin_pb2.GetStateResponse:
+        now, state = await self._meta_state(context)
+        assert state.map is not None
+        waiting = self._frontend.waiting()
+        return admin_pb2.GetStateResponse(
+            map=_map_message(state.map, self._frontend.leaders()),
+            now_ms=now,
+            job=None if state.job is None else _job_message(state.job),
+            moves=[
+                admin_pb2.Move(
+                    id=move.id,
+                    slots=move.slots,
+                    source=move.source,
+                    target=move.target,
+                    phase=_PHASES[move.phase],
+                    started_ms=move.started,
+                )
+                for move in state.moves.values()
+            ],
+            finished=[
+                admin_pb2.FinishedMove(
+                    id=one.id,
+                    slots=one.slots,
+                    source=one.source,
+                    target=one.target,
+                    committed=one.committed,
+                    records=one.records,
+                    bytes=one.bytes,
+                    freeze_ms=one.freeze,
+                    took_ms=one.took,
+                )
+                for one in state.finished
+            ],
+            wanted=[
+                admin_pb2.WantedVoters(group=group, voters=voters, waiting=waiting.get(group, ""))
+                for group, voters in sorted(state.wanted.items())
+            ],
+            draining=state.draining,
+        )
+
+    async def Change(self, request: admin_pb2.ChangeRequest, context: Context) -> admin_pb2.ChangeResponse:
+        token = request.token or secrets.token_bytes(_TOKEN_BYTES)
+        arguments = _change_arguments(request)
+        if arguments is None or len(token) != _TOKEN_BYTES:
+            await abort(
+                context, Result(int(Code.INVALID_ARGUMENT), detail="a change and a token of 16 bytes are wanted")
+            )
+        result = await self._ask(context, Op(Kind.META, META_GROUP, b"", pack([token, *arguments])))
+        return admin_pb2.ChangeResponse(id=result.version)
+
+    async def Join(self, request: admin_pb2.JoinRequest, context: Context) -> admin_pb2.JoinResponse:
+        known = self._frontend.cluster_map()
+        if known is not None and request.cluster_id not in ("", known.cluster_id):
+            text = f"this is cluster {known.cluster_id}, not {request.cluster_id}"
+            await abort(context, Result(int(Code.WRONG_CLUSTER), detail=text))
+        if not request.incarnation:
+            await abort(context, Result(int(Code.INVALID_ARGUMENT), detail="the data folder's incarnation is missing"))
+        # A folder joins once, however often it asks.
+        verb = [secrets.token_bytes(_TOKEN_BYTES), "add node", request.address, request.peer_address]
+        result = await self._ask(context, Op(Kind.META, META_GROUP, b"", pack([*verb, request.incarnation])))
+        _, state = await self._meta_state(context)
+        assert state.map is not None
+        settings = self._frontend.settings()
+        return admin_pb2.JoinResponse(
+            node=result.version,
+            map=_map_message(state.map, self._frontend.leaders()),
+            groups=settings.groups,
+            replicas=settings.replicas,
+            election_min=settings.election_min,
+            election_max=settings.election_max,
+            heartbeat=settings.heartbeat,
+            snapshot_bytes=settings.snapshot_bytes,
+        )
+
+    async def Transfer(self, request: admin_pb2.TransferRequest, context: Context) -> admin_pb2.TransferResponse:
+        await self._ask(context, Op(Kind.TRANSFER, request.group, b"", pack([request.node])))
+        return admin_pb2.TransferResponse()
+
+    async def GetSlots(self, request: admin_pb2.GetSlotsRequest, context: Context) -> admin_pb2.GetSlotsResponse:
+        return admin_pb2.GetSlotsResponse(
+            slots=[
+                admin_pb2.SlotFigures(
+                    slot=one.slot, group=one.group, keys=one.keys, bytes=one.bytes, operations=one.operations
+                )
+                for one in self._frontend.slot_figures()
+            ]
+        )
+
+    async def StartCheck(self, request: admin_pb2.StartCheckRequest, context: Context) -> admin_pb2.StartCheckResponse:
+        check = secrets.randbits(_CHECK_BITS) + 1
+        await self._ask(context, Op(Kind.CHECK, request.group, b"", pack([check])))
+        return admin_pb2.StartCheckResponse(check=check)
+
+    async def GetDigests(self, request: admin_pb2.GetDigestsRequest, context: Context) -> admin_pb2.GetDigestsResponse:
+        found = self._frontend.digests(request.group, request.check)
+        if found is None:
+            return admin_pb2.GetDigestsResponse()
+        return admin_pb2.GetDigestsResponse(done=True, slots=dict(found.slots), rest=found.rest)
+
+    async def ReadSnapshot(
+        self, request: admin_pb2.ReadSnapshotRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.ReadSnapshotResponse]:
+        try:
+            async for chunk in self._frontend.read_snapshot(request.group):
+                yield admin_pb2.ReadSnapshotResponse(chunk=chunk)
+        except RaftKVError as problem:
+            await abort(context, failure_of(problem))
+
+    async def _meta_state(self, context: Context) -> tuple[int, MetaState]:
+        result = await self._ask(context, Op(Kind.META_STATE, META_GROUP, b"", pack([])))
+        now, wire = unpack(result.value or b"")
+        return now, MetaState.from_wire(wire)
+
+    async def _ask(self, context: Context, op: Op) -> Result:
+        remaining: float | None = context.time_remaining()
+        timeout = DEFAULT_TIMEOUT if remaining is None else min(max(remaining, 0.001), MAX_TIMEOUT)
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        def reply(_: int, result: Result) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
+        self._frontend.submit((op,), timeout, reply)
+        result = await answer
+        if result.code != Code.OK:
+            await abort(context, result)
+        return result
+
+
+def _change_arguments(request: admin_pb2.ChangeRequest) -> list[Any] | None:
+    """Verb and arguments of the meta group's command, None if the request asks for nothing."""
+    kind = request.WhichOneof("change")
+    if kind == "start_plan":
+        plan = request.start_plan
+        moves = [[list(move.slots), move.source, move.target] for move in plan.moves]
+        return ["plan", plan.epoch, moves, plan.concurrency, plan.rate]
+    if kind == "change_voters":
+        return ["want", request.change_voters.epoch, _wishes(request.change_voters.groups)]
+    if kind == "drain_node":
+        return ["drain", request.drain_node.epoch, request.drain_node.node, _wishes(request.drain_node.groups)]
+    if kind == "pace":
+        return ["tune", request.pace.concurrency, request.pace.rate]
+    if kind == "add_group":
+        return ["add group", list(request.add_group.voters)]
+    if kind == "cancel":
+        return ["cancel"]
+    if kind in _ONE_ARGUMENT:
+        return [_ONE_ARGUMENT[kind], getattr(request, kind)]
+    return None
+
+
+def _wishes(groups: Iterable[admin_pb2.WantedVoters]) -> list[Any]:
+    return [[one.group, list(one.voters)] for one in groups]
+
+
+def _map_message(known: ShardMap, leaders: dict[int, int]) -> admin_pb2.GetMapResponse:
+    return admin_pb2.GetMapResponse(
+        cluster_id=known.cluster_id,
+        epoch=known.epoch,
+        slots=known.slots,
+        nodes=[
+            admin_pb2.NodeInfo(id=node.id, address=node.address, peer_address=node.peer_address) for node in known.nodes
+        ],
+        groups=[
+            admin_pb2.GroupInfo(
+                id=group.id, voters=group.voters, leader=leaders.get(group.id, 0), learners=group.learners
+            )
+            for group in known.groups
+        ],
+        ranges=[admin_pb2.SlotRange(first=first, last=last, group=group) for first, last, group in known.ranges()],
+        removed=known.removed,
+    )
+
+
+def _job_message(job: Job) -> admin_pb2.Job:
+    return admin_pb2.Job(
+        id=job.id,
+        pending=[admin_pb2.PlannedMove(slots=one.slots, source=one.source, target=one.target) for one in job.pending],
+        moves=job.moves,
+        slots=job.slots,
+        rate=job.rate,
+        concurrency=job.concurrency,
+        started_ms=job.started,
+        paused=job.paused,
+        cancelled=job.cancelled,
+        done=job.done,
+        done_slots=job.done_slots,
+        failed=job.failed,
+        ended_ms=job.ended,
+    )
+
+
+def status_message(status: NodeStatus) -> admin_pb2.GetStatusResponse:
+    """The message that says what ``status`` says."""
+    return admin_pb2.GetStatusResponse(
+        node=status.node,
+        cluster_id=status.cluster_id,
+        version=status.version,
+        map_epoch=status.map_epoch,
+        ready=status.ready,
+        replicas=[_replica_message(replica) for replica in status.replicas],
+        uptime_seconds=status.uptime,
+    )
+
+
+def _replica_message(replica: ReplicaStatus) -> admin_pb2.ReplicaStatus:
+    return admin_pb2.ReplicaStatus(
+        group=replica.group,
+        role=admin_pb2.Role.ValueType(int(replica.role)),
+        leader=replica.leader,
+        term=replica.term,
+        last_index=replica.last_index,
+        commit_index=replica.commit_index,
+        applied_index=replica.applied_index,
+        snapshot_index=replica.snapshot_index,
+        match=replica.match,
+        records=replica.records,
+        voters=replica.voters,
+        learners=replica.learners,
+    )
