@@ -13,7 +13,7 @@ import msgpack
 from raftkv.client.aio import AsyncClient
 from raftkv.clock import SystemClock
 from raftkv.errors import Code
-from raftkv.rpc.frontend import NodeStatus, ReplicaStatus, Role
+from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, ReplicaStatus, Role, SlotFigures
 from raftkv.rpc.server import RpcServer
 from raftkv.store.operations import ANY_VERSION, Kind, Op, Result
 from shards.map import Group, Node, ShardMap
@@ -121,6 +121,22 @@ class FakeFrontend:
         replica = ReplicaStatus(1, Role.LEADER, self.node, 3, 10, 9, 8, 5, 7, (1, 2, 3), {2: 10, 3: 9})
         epoch = 0 if self.map is None else self.map.epoch
         return NodeStatus(self.node, self.cluster_id, "0.1.0", epoch, self.ready, 1.5, (replica,))
+
+    def settings(self) -> ClusterSettings:
+        return ClusterSettings(1, 3, 0.5, 0.9, 0.1, 1 << 26)
+
+    def waiting(self) -> dict[int, str]:
+        return {}
+
+    def slot_figures(self) -> list[SlotFigures]:
+        return [SlotFigures(7, 1, 3, 100, 12)]
+
+    def digests(self, group: int, check: int) -> Digests | None:
+        return Digests({7: b"d" * 16}, b"r" * 16) if check == 1 else None
+
+    async def read_snapshot(self, group: int) -> AsyncIterator[bytes]:
+        for chunk in (b"one", b"two"):
+            yield chunk
 
 
 def one_group_map(addresses: Sequence[str], epoch: int = 1, cluster: str = CLUSTER) -> ShardMap:

@@ -196,8 +196,9 @@ class Router:
                     leased = not self._quorum_reads and replica.group.lease_holds()
                     readable[group] = replica if leased else None
                 leader = readable[group]
-                if leader is not None:
-                    reply(index, leader.store.read(slot, key))
+                found = None if leader is None else leader.store.read(slot, key)
+                if found is not None and not found[0]:
+                    reply(index, found)
                     continue
             elif client and kind in WRITES and group in data and not self._refusal(op, shard_map):
                 if group not in writes:
@@ -306,7 +307,7 @@ class Router:
         replica = self._data.get(group)
         if op.mode == Mode.STALE and op.kind in READS:
             if replica is not None and replica.group.caught_up:
-                self._finish(request, self._read(replica, op))
+                self._outcome(request, self._read(replica, op))
                 return
         elif replica is not None and replica.group.leads():
             if op.kind in READS:

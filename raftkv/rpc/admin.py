@@ -30,7 +30,7 @@ _PHASES: Final = {
     Phase.COMMITTED: admin_pb2.MOVE_PHASE_COMMITTED,
     Phase.CANCELLED: admin_pb2.MOVE_PHASE_CANCELLED,
 }
-_ONE_ARGUMENT: Final[dict[str | None, str]] = {
+_ONE_ARGUMENT: Final[dict[str, str]] = {
     "pause": "pause",
     "remove_group": "remove group",
     "undrain_node": "undrain",
@@ -201,7 +201,7 @@ def _change_arguments(request: admin_pb2.ChangeRequest) -> list[Any] | None:
         return ["add group", list(request.add_group.voters)]
     if kind == "cancel":
         return ["cancel"]
-    if kind in _ONE_ARGUMENT:
+    if kind is not None and kind in _ONE_ARGUMENT:
         return [_ONE_ARGUMENT[kind], getattr(request, kind)]
     return None
 

@@ -42,8 +42,8 @@ class ReplicaStatus:
     snapshot_index: int
     records: int
     voters: tuple[int, ...]
-    learners: tuple[int, ...] = ()
     match: Mapping[int, int] = field(default_factory=dict)
+    learners: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

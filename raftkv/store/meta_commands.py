@@ -45,7 +45,7 @@ def _plan(
         raise Refused(f"the map has epoch {shard_map.epoch} now, the plan was made for {epoch}: plan again")
     if state.job is not None and state.job.open:
         raise Refused(f"job {state.job.id} is under way: wait for it or cancel it")
-    pending = tuple(Plan(_slots(slots), _number(source, 1), _number(target, 1)) for slots, source, target in plans)
+    pending = tuple(Plan(_slots(slots), _number(source, 0), _number(target, 0)) for slots, source, target in plans)
     planned: set[int] = set()
     for plan in pending:
         _check_plan(shard_map, plan)
