@@ -17,6 +17,8 @@ from faults.sim.cluster import LogCapture, SimCluster, Trace
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, Stuck, simulate
 from faults.sim.nemesis import Nemesis
+from faults.sim.operator import Operator
+from faults.sim.ownership import Ownership
 from faults.sim.probe import LAST_TIMEOUT, PATIENCE, Probe
 from faults.sim.storm import Storm
 from faults.workloads import WORKLOADS, Workload
@@ -131,6 +133,14 @@ class _Run:
         self._workloads: list[Workload] = [WORKLOADS[name]() for name in storm.workloads]
         self._names = [f"c{number}" for number in range(1, storm.clients + 1)]
         self._nemesis = Nemesis(self._cluster, storm, self._invariants, self._names)
+        self._ownership = Ownership(self._cluster, self._invariants.report) if storm.moves else None
+        self._operator = Operator(
+            self._cluster,
+            random.Random(f"operator {storm.seed}"),
+            storm.moves,
+            members=storm.members,
+            replicas=storm.replicas,
+        )
 
     async def run(self) -> None:
         cluster = self._cluster
@@ -141,8 +151,11 @@ class _Run:
             working = [task for number, name in enumerate(self._names) for task in self._work(number, name)]
             probe = self._probe() if self._storm.gentle else None
             self._nemesis.start()
+            moving = self._loop.create_task(self._operator.work()) if self._storm.moves else None
             await asyncio.sleep(self._storm.seconds)
             await self._nemesis.calm()
+            if moving is not None:
+                await self._end_moving(moving)
             if probe is not None:
                 await self._judge_probe(probe)
             healed = self._loop.time()
@@ -157,6 +170,13 @@ class _Run:
             self._nemesis.settle()
         finally:
             self._close()
+
+    async def _end_moving(self, moving: asyncio.Task[None]) -> None:
+        moving.cancel()
+        for outcome in await asyncio.gather(moving, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+        await asyncio.wait_for(self._operator.settle(), CONVERGENCE)
 
     # -- clients
 
@@ -234,7 +254,7 @@ class _Run:
             if node.node is not None and node.id not in self._nemesis.ruined:
                 for group in node.node._replicas.all():
                     self._invariants.compare(node, group, group.core.applied_index())
-        return ""
+        return "" if self._ownership is None else self._ownership.unsettled(self._nemesis.ruined)
 
     async def _last_look(self) -> None:
         """A new client writes to every group, reads every key, and scans all there is."""
@@ -280,7 +300,8 @@ class _Run:
         )
         keys: dict[int, str] = {}
         number = 0
-        while len(keys) < self._storm.groups:
+        owning = set(shard_map.owners)
+        while len(keys) < len(owning):
             key = f"{prefix}{number}"
             keys.setdefault(shard_map.owners[slot_of(key.encode(), self._storm.slots)], key)
             number += 1
@@ -300,6 +321,10 @@ class _Run:
             counts[f"effective {kind}"] += count.effective
         for effect, number in self._cluster.network.effects.items():
             counts[f"network {effect}"] += number
+        for deed, number in self._operator.counts.items():
+            counts[f"operator {deed}"] += number
+        if self._ownership is not None:
+            counts.update(self._ownership.counts)
         counts["leaderships"] += invariants.leaderships
         counts["states compared"] += invariants.digests
         counts["WALs read after a crash"] += invariants.promises.crashes

@@ -51,6 +51,9 @@ DRIFT: Final = 0.048
 FASTEST_WILD: Final = 4.0
 """The highest rate of a clock that leaves the allowance."""
 
+MOVING: Final = 1_000_000
+"""Seeds from here on draw storms in which slots, groups and members move."""
+
 _SHARE: Final = 0.35
 """Of the kinds of faults in one storm."""
 
@@ -103,7 +106,8 @@ class Storm:
     steps of a task. ``cancels``: share of the writes that the caller gives up by cancelling them. ``faults``: kind ->
     usual time between the starts of two. ``aim``: share of process and disk faults that are aimed at a leader.
     ``wild``: clocks may leave the allowance of leases, so reads ask a majority. ``gentle``: one fault of a minority at
-    a time, so every group must go on.
+    a time, so every group must go on. ``moves``: usual time between two deeds of an operator who moves slots and
+    groups, 0 = there is none; ``members``: he changes members too.
     """
 
     seed: int
@@ -124,10 +128,14 @@ class Storm:
     wild: bool
     gentle: bool = False
     bounds: Bounds | None = None
+    moves: float = 0.0
+    members: bool = False
 
     @classmethod
     def draw(cls, seed: int) -> Storm:
-        """The same seed always gives the same storm; every tenth is a gentle one."""
+        """The same seed always gives the same storm; every tenth below MOVING is a gentle one."""
+        if seed >= MOVING:
+            return cls._draw_moving(seed)
         return cls.draw_gentle(seed) if seed % 10 == 0 else cls._draw_wild(seed)
 
     @classmethod
@@ -154,6 +162,16 @@ class Storm:
             wild=False,
             gentle=True,
         )
+
+    @classmethod
+    def _draw_moving(cls, seed: int) -> Storm:
+        rng = random.Random(f"moves {seed}")
+        storm = replace(cls._draw_wild(seed), moves=_logarithmic(rng, 0.2, 2.0), groups=rng.choice((1, 2, 3)))
+        if rng.random() < 0.5:
+            # Who is a member changes all the time, so that no count of ruined nodes would stay below a majority.
+            faults = {kind: seconds for kind, seconds in storm.faults.items() if kind not in RUINOUS}
+            storm = replace(storm, members=True, nodes=5, replicas=3, faults=faults)
+        return storm
 
     @classmethod
     def _draw_wild(cls, seed: int) -> Storm:
@@ -203,6 +221,7 @@ class Storm:
             f"syncs of {settings.sync * 1000:.2f} ms, delays of {wire.base * 1000:.2f} ms, {wire.slow:.1%} slow",
             f"{wire.loss:.1%} lost, after a reset {wire.late:.0%} late and {wire.again:.0%} again",
             f"bounds: {self.bounds or 'usual'}",
+            *([f"an operator every {self.moves:.1f} s{', members too' * self.members}"] if self.moves else ()),
             f"faults: {often or 'none'}; {self.aim:.0%} aimed at leaders{', one at a time' if self.gentle else ''}",
         ]
 
