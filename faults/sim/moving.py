@@ -173,8 +173,7 @@ class _Scene:
         assert state.map is not None
         slots = state.map.slots_of(SOURCE)[:_SLOTS]
         plan = [[slots[at : at + _EACH], SOURCE, TARGET] for at in range(0, len(slots), _EACH)]
-        while not await self._operator._tell("plan", state.map.epoch, plan, 2, 0):
-            await asyncio.sleep(0.1)
+        assert await self._operator._tell("plan", state.map.epoch, plan, 2, 0)
 
     async def _trouble(self, trouble: Trouble) -> None:
         if trouble is Trouble.CANCEL:
