@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from raftkv.errors import Code, StorageError
 from raftkv.store.codec import pack, unpack
-from raftkv.store.operations import Kind, Result
-from raftkv.store.records import MAX_GROUP_TIME
+from raftkv.store.operations import MAX_GROUP_TIME, Kind, Result
 from shards.map import ShardMap
 
 _FORMAT: Final = "raftkv meta 1"

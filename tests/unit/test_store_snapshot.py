@@ -52,7 +52,7 @@ def restored(chunks: Iterable[bytes]) -> Store:
 def test_everything_survives() -> None:
     store = filled()
     # The state of a slot is part of it, and so are the floors of sessions that have gone.
-    store._slots[5].state = SlotState.FROZEN
+    store.apply(500, [Op(Kind.TRACK, 0, b"", msgpack.packb([1, [5]])), Op(Kind.FREEZE, 0, b"", msgpack.packb([1]))])
     store._slots[6].floor = b"f" * 16
     other = restored(store.snapshot().chunks())
     assert other.digest() == store.digest()
