@@ -100,6 +100,8 @@ def export(slots: Sequence[Slot], cursor: bytes, limit_bytes: int, now: int) -> 
     except ValueError:
         return MALFORMED
     frozen = slots[0].state is SlotState.FROZEN
+    if frozen:
+        now = slots[0].frozen
     if any(mark > slot.counter for mark, slot in zip(position.marks, slots, strict=False)) or (
         position.session is not None and not frozen
     ):
@@ -169,7 +171,7 @@ def _sessions(slots: Sequence[Slot], position: _Position, page: _Page) -> bool:
 
 def _present(slot: Slot, key: bytes, now: int) -> Record | None:
     record = slot.records.get(key)
-    # What has expired here has expired for good: the slot cannot be frozen at an earlier time.
+    # ``now`` is not after the freeze, so what has expired by now is not in the summary.
     return None if record is None or 0 < record[2] <= now else record
 
 
