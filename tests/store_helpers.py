@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgpack
 
 from raftkv.store import Kind, Op, Result, Store
-from raftkv.store.snapshot import StoreSnapshot
 
 
 def step(kind: Kind, *arguments: object) -> Op:
@@ -19,11 +20,11 @@ def one(store: Store, op: Op, now: int = 0) -> Result:
     return result
 
 
-def restored(snapshot: StoreSnapshot) -> Store:
+def restored(chunks: Iterable[bytes]) -> Store:
     """A new store with the state of a snapshot."""
     store = Store()
     restore = store.begin_restore()
-    for chunk in snapshot.chunks():
+    for chunk in chunks:
         restore.feed(chunk)
     restore.finish()
     return store

@@ -131,5 +131,8 @@ def session_from_row(row: list[Any]) -> tuple[bytes, Session]:
     client, first, last, queued, *results = row
     session = Session(whole(first), whole(last))
     session.queued = whole(queued)
-    session.load([(whole(seq), whole(outcome)) for seq, outcome in zip(results[::2], results[1::2], strict=True)])
+    pairs = [(whole(seq), whole(outcome)) for seq, outcome in zip(results[::2], results[1::2], strict=True)]
+    if any(seq < 1 for seq, _ in pairs):
+        raise ValueError("request numbers begin at 1")
+    session.load(pairs)
     return binary(client), session

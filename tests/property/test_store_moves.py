@@ -224,7 +224,7 @@ class World:
     def restore(self, number: int, which: str) -> None:
         """Replace a store, or bring the one that lags up to date."""
         group = self.groups[number]
-        setattr(group, which, restored(group.store.snapshot()))
+        setattr(group, which, restored(group.store.snapshot().chunks()))
         assert group.store.digest() == group.replica.digest()
         self.check()
 
