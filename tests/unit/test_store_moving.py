@@ -2,106 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgpack
 import pytest
 
 from raftkv import limits
 from raftkv.errors import Code
 from raftkv.store import Kind, Op, Result, SlotState, Store
-from raftkv.store.digest import content_digest
-from raftkv.store.operations import MAX_EXPIRES
-from tests.store_helpers import one, restored, step
+from tests.store_helpers import (
+    DONE,
+    SOURCE_TIME,
+    TARGET_TIME,
+    begin,
+    copy,
+    final,
+    make,
+    no_change,
+    one,
+    page,
+    pair,
+    refused,
+    restored,
+    roles,
+    stage,
+    state,
+    step,
+)
 
 IDLE = limits.SESSION_IDLE * 1000
 TICK = Op(Kind.TICK, 0, b"")
-DONE = Result(Code.OK)
-SOURCE_TIME, TARGET_TIME = 1_000, 5_000_000
-
-
-def make(*slots: int, now: int = SOURCE_TIME) -> Store:
-    store = Store()
-    store.apply(now, [Op(Kind.GENESIS, 0, b"", msgpack.packb(slots))])
-    return store
-
-
-def pair() -> tuple[Store, Store]:
-    """Source of slots 0 and 1 with some content, and a target that has slot 9."""
-    source, target = make(0, 1, 2), make(9, now=TARGET_TIME)
-    for i in range(60):
-        who = (i % 4 + 1).to_bytes(16, "big")
-        source.apply(
-            SOURCE_TIME + i,
-            [Op(Kind.PUT, i % 3, b"key%d" % i, b"v" * i, ttl=500 if i % 5 == 0 else 0, client=who, seq=i + 1)],
-        )
-    return source, target
-
-
-def state(store: Store, move: int = 7) -> dict[str, Any]:
-    value = store.move_state(move).value
-    assert value is not None
-    found: dict[str, Any] = msgpack.unpackb(value)
-    return found
-
-
-def roles(store: Store, move: int = 7) -> tuple[str, str]:
-    found = state(store, move)
-    return found["source"], found["target"]
-
-
-def refused(store: Store, op: Op) -> str:
-    """The step is refused and changes nothing; returns why."""
-    before = store.digest()
-    result = one(store, op)
-    assert result.code == Code.CONDITION_FAILED
-    assert store.digest() == before
-    return result.detail
-
-
-def no_change(store: Store, op: Op) -> None:
-    """The step is answered as done and changes nothing."""
-    before = store.digest()
-    assert one(store, op).code == Code.OK
-    assert store.digest() == before
-
-
-def page(source: Store, target: Store, limit: int = 300, move: int = 7) -> tuple[Op, bool]:
-    """The command that brings the next page to the target, and whether nothing is left after it."""
-    at = state(target, move)
-    value = source.export(move, at["cursor"], limit).value
-    assert value is not None
-    cursor, blob, _, _, done = msgpack.unpackb(value)
-    return step(Kind.IMPORT_CHUNK, move, at["seq"] + 1, cursor, blob), done
-
-
-def copy(source: Store, target: Store, limit: int = 300, move: int = 7) -> int:
-    """Copy until nothing is left; returns the number of pages."""
-    pages, done = 0, False
-    while not done:
-        chunk, done = page(source, target, limit, move)
-        pages += 1
-        assert one(target, chunk).code == Code.OK
-    return pages
-
-
-def begin(source: Store, target: Store, slots: tuple[int, ...] = (0, 1), move: int = 7) -> None:
-    assert one(target, step(Kind.IMPORT_BEGIN, move, slots)) == DONE
-    assert one(source, step(Kind.TRACK, move, slots)) == DONE
-
-
-def final(source: Store, move: int = 7) -> Op:
-    summary = source.summary(move)
-    assert summary.code == Code.OK
-    return step(Kind.IMPORT_FINAL, move, summary.value)
-
-
-def stage(source: Store, target: Store, slots: tuple[int, ...] = (0, 1), move: int = 7) -> None:
-    begin(source, target, slots, move)
-    copy(source, target, move=move)
-    assert one(source, step(Kind.FREEZE, move)) == DONE
-    copy(source, target, move=move)
-    assert one(target, final(source, move)) == DONE
 
 
 # -- the whole way
@@ -457,6 +385,39 @@ def test_what_came_due_while_frozen_goes_after_the_cancellation() -> None:
     assert source.digest() == twin.digest()
 
 
+def test_what_is_held_back_does_not_count_as_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_EXPIRED_PER_ENTRY", 1)
+    store = make(0, 1)
+    for at, slot in ((2_000, 0), (2_001, 1)):
+        store.apply(at, [Op(Kind.PUT, slot, b"k", b"v", ttl=100, client=b"c" * 16, seq=1)])
+    store.apply(2_050, [step(Kind.TRACK, 7, [0]), step(Kind.FREEZE, 7)])
+    for wait in (100, IDLE):
+        store.apply(2_000 + wait, [TICK])
+        # The queues of one that is restored now have again what the other has put aside.
+        twin = restored(store.snapshot().chunks())
+        for each in (store, twin):
+            each.apply(2_001 + wait, [TICK])
+        assert store.digest() == twin.digest()
+    assert store.stats() == (1, 2, 1, 2)
+
+
+def test_old_items_of_the_queues_do_not_reach_into_an_import() -> None:
+    """All times equal, so that items of the time before the slot left look like those of what comes back."""
+    source, target = make(0), make(9, now=SOURCE_TIME)
+    both = [Op(Kind.PUT, 0, b"k", b"v", ttl=100, client=b"c" * 16, seq=1), Op(Kind.PUT, 0, b"l", b"v", ttl=2 * IDLE)]
+    source.apply(SOURCE_TIME, both)
+    stage(source, target, (0,))
+    one(target, step(Kind.ACTIVATE, 7))
+    one(source, step(Kind.RELEASE, 7))
+    stage(target, source, (0,), move=8)
+    source.apply(SOURCE_TIME + 2 * IDLE, [TICK])
+    assert state(source, 8)["records"] == 2
+    assert source.stats().sessions == 1
+    source.apply(SOURCE_TIME + 2 * IDLE, [step(Kind.ACTIVATE, 8)])
+    assert source.read(0, b"k").ttl == 100
+    assert one(source, both[0]) == Result(Code.OK, 1)
+
+
 def test_memory_of_released_slots_is_freed_little_by_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_FREED_PER_ENTRY", 7)
     source, target = pair()
@@ -474,210 +435,6 @@ def test_memory_of_released_slots_is_freed_little_by_little(monkeypatch: pytest.
     assert left == [41, 34, 27, 20, 13, 6, 0][: len(left)] or left == sorted(left, reverse=True)
     assert all(a - b <= 7 for a, b in zip([48, *left], left, strict=False))
     assert source.stats().records == 20
-
-
-# -- what is copied
-
-
-def test_changes_are_sent_in_the_order_of_their_last_change() -> None:
-    source, target = make(0), make(9)
-    source.apply(1, [Op(Kind.PUT, 0, b"%02d" % i, b"old") for i in range(50)])
-    begin(source, target, (0,))
-    copy(source, target)
-    assert state(target)["records"] == 50
-    source.apply(1, [Op(Kind.PUT, 0, b"%02d" % i, b"new") for i in (40, 5, 30)])
-    source.apply(1, [Op(Kind.DELETE, 0, b"05"), Op(Kind.PUT, 0, b"40", b"newest"), Op(Kind.PUT, 0, b"xx", b"")])
-    assert list(source._slots[0].dirty or ()) == [b"30", b"05", b"40", b"xx"]
-    chunk, done = page(source, target, limit=1)
-    assert not done
-    assert msgpack.unpackb(msgpack.unpackb(chunk.value)[3])[1] == [[0, [b"30", b"new", 53, 0], [], []]]
-    one(target, chunk)
-    # What changed again has moved to the end.
-    one(source, Op(Kind.DELETE, 0, b"40"))
-    assert copy(source, target, limit=1) == 3
-    assert target._slots[0].records == source._slots[0].records
-    assert page(source, target)[1]
-
-
-def test_keys_that_come_and_go_during_a_walk() -> None:
-    source, target = make(0), make(9)
-    source.apply(1, [Op(Kind.PUT, 0, b"%02d" % i, b"old") for i in range(0, 50, 2)])
-    begin(source, target, (0,))
-    for i in range(0, 50, 3):
-        chunk, _ = page(source, target, limit=60)
-        one(target, chunk)
-        source.apply(1, [Op(Kind.PUT, 0, b"%02d" % i, b"new"), Op(Kind.DELETE, 0, b"%02d" % (49 - i))])
-    copy(source, target)
-    assert target._slots[0].records == source._slots[0].records
-
-
-def test_a_page_costs_what_it_holds_not_what_the_slot_holds() -> None:
-    source, target = make(0), make(9)
-    source.apply(1, [Op(Kind.PUT, 0, b"%05d" % i, b"v" * 10) for i in range(20_000)])
-    begin(source, target, (0,))
-    chunk, _ = page(source, target, limit=5_000)
-    one(target, chunk)
-    walk = source._slots[0].walk
-    # New keys make other reads sort again, but not the walk.
-    one(source, Op(Kind.PUT, 0, b"new", b""))
-    value = source.export(7, state(target)["cursor"], 5_000).value
-    assert source._slots[0].walk is walk
-    assert value is not None
-    _, blob, records, size, done = msgpack.unpackb(value)
-    assert len(blob) < 7_000
-    assert 19_000 < records < 20_000
-    assert 0.9 < size / (15 * records) < 1.1
-    assert not done
-
-
-def test_any_replica_goes_on_from_a_cursor() -> None:
-    source, target = pair()
-    begin(source, target)
-    behind = restored(source.snapshot().chunks())
-    while True:
-        source = restored(source.snapshot().chunks())
-        chunk, done = page(source, target, limit=100)
-        one(target, chunk)
-        if done:
-            break
-        one(source, Op(Kind.PUT, 0, b"key0", b"again"))
-        if state(target)["seq"] == 20:
-            break
-    copy(source, target)
-    result = behind.export(7, state(target)["cursor"], 0)
-    assert result == Result(Code.CONDITION_FAILED, detail="this replica is behind the cursor")
-    one(source, step(Kind.FREEZE, 7))
-    copy(source, target)
-    assert one(target, final(source)) == DONE
-
-
-def test_expired_records_are_not_copied() -> None:
-    source, target = make(0), make(9)
-    count = limits.MAX_EXPIRED_PER_ENTRY
-    source.apply(2_000, [Op(Kind.PUT, 0, b"%d" % i, b"v", ttl=5) for i in range(count + 10)])
-    begin(source, target, (0,))
-    source.apply(2_005, [step(Kind.FREEZE, 7)])
-    assert source.stats().records == count + 10
-    copy(source, target, limit=100_000)
-    assert state(target)["records"] == 0
-    assert one(target, final(source)) == DONE
-
-
-def test_reads_refuse_what_they_cannot_answer() -> None:
-    source, target = pair()
-    assert source.export(7, b"", 0).code == Code.CONDITION_FAILED
-    assert source.summary(7).code == Code.CONDITION_FAILED
-    begin(source, target)
-    assert source.summary(7).code == Code.CONDITION_FAILED
-    assert target.export(7, b"", 0).code == Code.CONDITION_FAILED
-    for bad in (0, -1, 2**63, "x", None, True):
-        for result in (source.move_state(bad), source.export(bad, b"", 0), source.summary(bad)):  # type: ignore[arg-type]
-            assert result.code == Code.INVALID_ARGUMENT
-    for cursor in (
-        b"\xc1",
-        b"\x01",
-        msgpack.packb([]),
-        msgpack.packb([[0, 0], None, None, None]),
-        msgpack.packb([[0], None, None]),
-        msgpack.packb([[0, 0, 0], b"", None]),
-        msgpack.packb([[], b"", None]),
-        msgpack.packb([[-1, 0], None, None]),
-        msgpack.packb([[0, True], None, None]),
-        msgpack.packb([[0, 0], "x", None]),
-        msgpack.packb([[0, 0], b"x" * (limits.MAX_KEY_BYTES + 1), None]),
-        msgpack.packb([[0, 0], b"", [0, b""]]),
-        msgpack.packb([[0, 0], None, [3, b""]]),
-        msgpack.packb([[0, 0], None, [0, b"short"]]),
-        msgpack.packb([[0, 0], None, [0]]),
-        msgpack.packb([[0, 0], None, 5]),
-    ):
-        assert source.export(7, cursor, 0).code == Code.INVALID_ARGUMENT
-    assert source.export(7, None, 0).code == Code.INVALID_ARGUMENT  # type: ignore[arg-type]
-
-
-def test_malformed_steps_change_nothing() -> None:
-    source, target = pair()
-    begin(source, target)
-    good, _ = page(source, target)
-    cursor, blob = msgpack.unpackb(good.value)[2:]
-    start, parts = msgpack.unpackb(blob)
-
-    def chunk(*part: object) -> Op:
-        return step(Kind.IMPORT_CHUNK, 7, 1, cursor, msgpack.packb([b"", [part]]))
-
-    session = [b"c" * 16, 1, 5, 5, 1, 1]
-    assert one(restored(target.snapshot().chunks()), chunk(0, [b"k", b"v", 1, 0], [b"d"], [session])).code == Code.OK
-    before = target.digest()
-    for bad in (
-        chunk(2, [], [], []),
-        chunk("0", [], [], []),
-        chunk(0, [b"k", b"v", 1], [], []),
-        chunk(0, [b"k", "v", 1, 0], [], []),
-        chunk(0, [b"", b"v", 1, 0], [], []),
-        chunk(0, [b"k", b"v" * (limits.MAX_VALUE_BYTES + 1), 1, 0], [], []),
-        chunk(0, [b"k", b"v", 0, 0], [], []),
-        chunk(0, [b"k", b"v", 1, -1], [], []),
-        chunk(0, [b"k", b"v", 1, 2**62], [], []),
-        chunk(0, [], ["k"], []),
-        chunk(0, [], [], [session[:-1]]),
-        chunk(0, [], [], [[b"short", *session[1:]]]),
-        chunk(0, [], [], [[*session[:2], 2**63, *session[3:]]]),
-        chunk(0, [], [], [[*session[:3], -(2**63), *session[4:]]]),
-        chunk(0, [], [], [[*session[:4], 0, 1]]),
-        chunk(0, [], [], [[*session[:5], 2**63]]),
-        chunk(0, [], [], [[session[0], -1, *session[2:]]]),
-        chunk(0, [], []),
-        chunk(0, 1, 2, 3),
-        step(Kind.IMPORT_CHUNK, 7, 1, cursor, b"\xc1"),
-        step(Kind.IMPORT_CHUNK, 7, 1, cursor, msgpack.packb(5)),
-        step(Kind.IMPORT_CHUNK, 7, 1, cursor, None),
-        step(Kind.IMPORT_CHUNK, 7, 1, "x", blob),
-        step(Kind.IMPORT_CHUNK, 7, 0, cursor, blob),
-        step(Kind.IMPORT_CHUNK, 7, 1, cursor),
-        step(Kind.IMPORT_FINAL, 7, b""),
-        step(Kind.IMPORT_FINAL, 7, msgpack.packb([0, [[0, 0, b""]], 0, b"0" * 16])),
-        step(Kind.IMPORT_FINAL, 7, msgpack.packb([0, [[0, 0, b""], [1, -1, b""]], 0, b"0" * 16])),
-        step(Kind.IMPORT_FINAL, 7, msgpack.packb([0, [[0, 0, b""], [1, 0, b"x"]], 0, b"0" * 16])),
-        step(Kind.IMPORT_FINAL, 7, msgpack.packb([2**62, [[0, 0, b""], [1, 0, b""]], 0, b"0" * 16])),
-        step(Kind.IMPORT_FINAL, 7, msgpack.packb([0, [[0, 0, b""], [1, 0, b""]], 0, b"short"])),
-        step(Kind.IMPORT_FINAL, 7, msgpack.packb([0, 5, 0, b"0" * 16])),
-        *[step(kind, *bad) for kind in (Kind.ACTIVATE, Kind.FREEZE, Kind.RELEASE) for bad in ([], [0], ["x"], [7, 7])],
-        *[
-            step(kind, 7, slots)
-            for kind in (Kind.IMPORT_BEGIN, Kind.IMPORT_DROP, Kind.TRACK, Kind.UNTRACK)
-            for slots in ([], [-1], [65536], [1, 1], ["x"], [True], 5, None)
-        ],
-        Op(Kind.TRACK, 0, b"", None),
-        Op(Kind.TRACK, 0, b"", b"\xc1"),
-        Op(Kind.CHECK, 0, b"", b"\xc1"),
-        Op(Kind.CHECK, 0, b"", None),
-        step(Kind.CHECK),
-        step(Kind.CHECK, "x"),
-        step(Kind.MOVE_STATE, 7),
-        step(Kind.EXPORT, 7, b"", 1),
-    ):
-        assert one(target, bad).code == Code.INVALID_ARGUMENT, bad
-        assert target.digest() == before
-    assert start == b""
-    assert parts
-    assert one(target, good) == Result(Code.OK, 1)
-
-
-@pytest.mark.parametrize("frozen", [0, MAX_EXPIRES])
-def test_times_at_their_bounds_stay_within_64_bits(frozen: int) -> None:
-    target = make(9, now=2**60)
-    one(target, step(Kind.IMPORT_BEGIN, 7, [0]))
-    rows = [[b"c" * 16, 0, -MAX_EXPIRES, MAX_EXPIRES, 2**62, -(2**62) - 1]]
-    one(
-        target,
-        step(Kind.IMPORT_CHUNK, 7, 1, b"", msgpack.packb([b"", [[0, [b"k", b"", 2**62, MAX_EXPIRES], [], rows]]])),
-    )
-    records, digest = content_digest([target._slots[0]], frozen)
-    summary = msgpack.packb([frozen, [[0, 2**62, b"f" * 16]], records, digest])
-    assert one(target, step(Kind.IMPORT_FINAL, 7, summary)) == DONE
-    assert one(target, step(Kind.ACTIVATE, 7)) == DONE
-    assert one(target, Op(Kind.PUT, 0, b"n", b"", ttl=limits.MAX_TTL * 1000)).code == Code.OK
-    assert restored(target.snapshot().chunks()).digest() == target.digest()
 
 
 def test_operations_are_counted_by_slot() -> None:
