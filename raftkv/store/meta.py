@@ -15,8 +15,7 @@ from raftkv.errors import Code, StorageError
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_commands import execute
 from raftkv.store.meta_state import MetaState, Refused
-from raftkv.store.operations import Kind, Result
-from raftkv.store.records import MAX_GROUP_TIME
+from raftkv.store.operations import MAX_GROUP_TIME, Kind, Result
 from shards.map import MapError, ShardMap
 
 _FORMAT: Final = "raftkv meta 2"
