@@ -280,7 +280,7 @@ class RaftNode:
         self._router.map = shard_map
         self._folder.save_map(msgpack.packb(shard_map.to_wire()))
         for group in shard_map.groups_on(self.id):
-            self._replicas.ensure(group.id, group.voters)
+            self._replicas.ensure(group.id, group.founders)
         for peer in self._links.peers:
             self._links.send(peer, ["epoch", shard_map.epoch])
         log.info("shard map of epoch %d in use", shard_map.epoch)
