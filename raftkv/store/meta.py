@@ -32,10 +32,10 @@ class MetaStore:
     all but the time; it is replaced as a whole by every change. ``on_change``: called after an entry changed the map.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None] | None = None) -> None:
         self.time = 0
         self.state = MetaState()
-        self.on_change: Callable[[], None] | None = None
+        self.on_change = on_change
         self._tokens: dict[bytes, tuple[int, str]] = {}
 
     @property
