@@ -262,6 +262,14 @@ class SimChannel:
         """For the generated stubs."""
         return lambda _requests=None: self._call(path, response_deserializer, None)
 
+    def unary_stream(self, path: str, *_: object, **__: object) -> Callable[..., Any]:
+        """For the generated stubs. Simulated clients read no streams, and so this one cannot be called."""
+
+        def call(*_: object, **__: object) -> Any:
+            raise NotImplementedError(path)
+
+        return call
+
     async def close(self, grace: float | None = None) -> None:
         """Break all calls."""
         for call in list(self._calls):
