@@ -118,11 +118,15 @@ class _Scene:
             if name == step and done is after and not self._course.struck:
                 self._course.struck = True
                 cluster.trace.note(f"{trouble} {'after' if after else 'before'} {step}")
-                self._loop.create_task(self._trouble(trouble))
+                comes.set()
 
+        comes = asyncio.Event()
+        # A task of nobody's process, which would die with it.
+        coming = self._loop.create_task(self._trouble(trouble, comes))
         self._strike = strike
         await self._plan()
         await self._settled()
+        await coming
         self._over = True
         await asyncio.wait(tasks, timeout=20.0)
         self._judge()
@@ -175,7 +179,8 @@ class _Scene:
         plan = [[slots[at : at + _EACH], SOURCE, TARGET] for at in range(0, len(slots), _EACH)]
         assert await self._operator._tell("plan", state.map.epoch, plan, 2, 0)
 
-    async def _trouble(self, trouble: Trouble) -> None:
+    async def _trouble(self, trouble: Trouble, comes: asyncio.Event) -> None:
+        await comes.wait()
         if trouble is Trouble.CANCEL:
             await self._operator._tell("cancel")
             return

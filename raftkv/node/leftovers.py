@@ -1,8 +1,8 @@
-"""Drops the replicas of groups that this node has left, once the meta group says so.
+"""Drops the replicas of groups that this node has left, when the meta group's leader asks for it.
 
 A node's copy of the map is only a hint and may be old; dropping a replica that still votes would lose what it has
-acknowledged. So the meta group is asked, and until it has heard that the replica is gone, this node does not join the
-group again.
+acknowledged. So the meta group is asked first, and until it has heard that the replica is gone, this node does not join
+the group again.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from typing import Final
 
 from raftkv.clock import Clock, sleep
-from raftkv.node.asking import Ask, Failed, meta_command
+from raftkv.node.asking import Ask, Failed, Leading, meta_command
 from raftkv.node.replicas import Replicas
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import MetaState
@@ -23,39 +24,60 @@ from shards.map import META_GROUP, ShardMap
 log = logging.getLogger(__name__)
 
 _PATIENCE: Final = 1.0
-"""Seconds between two questions."""
+"""Seconds before a node is asked again."""
 
 _LOOK: Final = 0.05
 
 
 class Leftovers:
-    """``ask`` executes an operation."""
+    """``leading``: the meta group's state while this node leads it. ``tell(node)`` asks another node to :meth:`clear`.
 
-    def __init__(self, node: int, replicas: Replicas, ask: Ask, clock: Clock, rng: random.Random) -> None:
+    ``use_map``: takes a map that may be newer than the node's own.
+    """
+
+    def __init__(
+        self,
+        node: int,
+        replicas: Replicas,
+        leading: Leading,
+        ask: Ask,
+        tell: Callable[[int], None],
+        use_map: Callable[[ShardMap], None],
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
         self._node = node
         self._replicas = replicas
+        self._leading = leading
         self._ask = ask
+        self._tell = tell
+        self._use_map = use_map
         self._clock = clock
         self._rng = rng
         self._task: asyncio.Task[None] | None = None
         self._due = 0.0
 
-    def run(self, shard_map: ShardMap) -> None:
-        """Look for replicas that the map does not give to this node. Called about ten times a second."""
-        busy = self._task is not None and not self._task.done()
-        if busy or self._clock.now() < self._due or not self._strays(shard_map):
+    def run(self) -> None:
+        """As the meta group's leader: remind the nodes that have something left over. Called ten times a second."""
+        state = self._leading()
+        if state is None or not state.leftover or self._clock.now() < self._due:
             return
         self._due = self._clock.now() + _PATIENCE
-        self._task = asyncio.get_running_loop().create_task(self._clear())
+        for node in sorted({node for _, node in state.leftover}):
+            if node == self._node:
+                self.clear()
+            else:
+                self._tell(node)
+
+    def clear(self) -> None:
+        """Look for replicas of this node that are left over, and drop them."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._clear())
 
     def close(self) -> None:
         """Let go."""
         if self._task is not None:
             self._task.cancel()
-
-    def _strays(self, shard_map: ShardMap) -> list[int]:
-        mine = {group.id for group in shard_map.groups_on(self._node)}
-        return [replica.group for replica in self._replicas.all() if replica.group not in mine]
 
     async def _clear(self) -> None:
         try:
@@ -63,12 +85,18 @@ class Leftovers:
             _, wire = unpack(answer.value or b"")
             state = MetaState.from_wire(wire)
             assert state.map is not None
-            for group in self._strays(state.map):
-                if (group, self._node) in state.leftover:
-                    log.info("group %d: this node has left it, its replica is dropped", group)
-                    self._replicas.drop(group)
-                    while self._replicas.drops(group):
-                        await sleep(self._clock, _LOOK)
-                    await self._ask(meta_command(self._rng, "dropped", group, self._node))
+            # From now on no older map can make this node host what it is about to call gone.
+            self._use_map(state.map)
+            for group, node in sorted(state.leftover):
+                if node == self._node:
+                    await self._drop(group)
         except Failed as failure:
             log.info("replicas that are left over cannot be dropped yet: %s", failure)
+
+    async def _drop(self, group: int) -> None:
+        if self._replicas.get(group) is not None:
+            log.info("group %d: this node has left it, its replica is dropped", group)
+            self._replicas.drop(group)
+        while self._replicas.drops(group):
+            await sleep(self._clock, _LOOK)
+        await self._ask(meta_command(self._rng, "dropped", group, self._node))

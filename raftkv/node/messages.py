@@ -2,7 +2,7 @@
 
 ``["op", number, timeout in ms, [operation, ...]]`` asks the receiver to execute operations;
 ``["re", [[number, index, result], ...]]`` brings results; ``["epoch", epoch]`` says which shard map the sender has;
-``["map", map]`` brings one.
+``["map", map]`` brings one; ``["left"]`` reminds the receiver of replicas that it has to drop.
 """
 
 from __future__ import annotations

@@ -184,7 +184,16 @@ class RaftNode:
         self._mover = Mover(self._meta_state, ask, self._clock, rng)
         self._membership = Membership(self._meta_state, ask, self._clock, rng)
         self._inspection = Inspection(self._replicas)
-        self._leftovers = Leftovers(self.id, self._replicas, ask, self._clock, rng)
+        self._leftovers = Leftovers(
+            self.id,
+            self._replicas,
+            self._meta_state,
+            ask,
+            lambda node: self._links.send(node, ["left"]),
+            self._take_newer_map,
+            self._clock,
+            rng,
+        )
         self._timer: Timer | None = None
         self._ticks = 0
         self._map_saved = True
@@ -257,8 +266,7 @@ class RaftNode:
                 self._replicas.reclaim()
                 self._mover.run()
                 self._membership.run()
-                if self._router.map is not None:
-                    self._leftovers.run(self._router.map)
+                self._leftovers.run()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_SPACE_CHECK) == 0:
                     self._look_at_space()
                     self._save_map()
@@ -284,8 +292,8 @@ class RaftNode:
     def _look_at_meta(self) -> None:
         """This node's replica of the meta group may have a newer map than the copy in use."""
         known = self._replicas.meta.map
-        if known is not None and (self._router.map is None or known.epoch > self._router.map.epoch):
-            self._use_map(known)
+        if known is not None:
+            self._take_newer_map(known)
 
     def _take_map(self, data: bytes) -> None:
         """A copy from another node or from this node's own folder."""
@@ -295,6 +303,9 @@ class RaftNode:
             raise messages.Malformed(f"malformed shard map: {problem}") from None
         if shard_map.cluster_id != self._config.cluster.id:
             raise messages.Malformed(f"shard map of another cluster, {shard_map.cluster_id}")
+        self._take_newer_map(shard_map)
+
+    def _take_newer_map(self, shard_map: ShardMap) -> None:
         if self._router.map is None or shard_map.epoch > self._router.map.epoch:
             self._use_map(shard_map)
 
@@ -413,6 +424,8 @@ class RaftNode:
                     self._links.send(peer, self._map_message())
                 elif mine is None or messages.epoch(message) > mine.epoch:
                     self._links.send(peer, ["epoch", 0 if mine is None else mine.epoch])
+            elif kind == "left" and len(message) == 1:
+                self._leftovers.clear()
             elif kind == "map" and len(message) == 2 and isinstance(message[1], bytes):
                 self._take_map(message[1])
             else:
