@@ -22,6 +22,8 @@ class Ownership:
         self._report = report
         self._latest: dict[int, tuple[int, frozenset[int]]] = {}
         self._ended: set[int] = set()
+        self._epoch = 0
+        self._voters: dict[int, tuple[int, ...]] = {}
         cluster.on_applied.append(self._applied)
 
     def _applied(self, node: SimNode, group: RaftGroup, index: int) -> None:
@@ -43,6 +45,12 @@ class Ownership:
                 self._report("owners", f"groups {group.group} and {other} both serve {both}, by {node.name}")
 
     def _count(self, state: MetaState) -> None:
+        for group in () if state.map is None else state.map.groups:
+            before = self._voters.setdefault(group.id, group.voters)
+            if set(before) != set(group.voters) and state.map is not None and state.map.epoch > self._epoch:
+                self._voters[group.id] = group.voters
+                self.counts["voters changed"] += 1
+        self._epoch = self._epoch if state.map is None else max(self._epoch, state.map.epoch)
         for one in state.finished:
             if one.id not in self._ended:
                 self._ended.add(one.id)

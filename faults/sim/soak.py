@@ -91,6 +91,9 @@ class Total:
         yield "keys checked", f"{counts['checked keys']:,} in {counts['model steps']:,} steps"
         for name in ("leaderships", "snapshots installed", "states compared", "WALs read after a crash"):
             yield name, f"{counts[name]:,}"
+        for name in ("moves committed", "moves cancelled", "slots moved", "voters changed"):
+            if counts[name]:
+                yield name, f"{counts[name]:,}"
         yield "longest time to convergence", f"{self.slowest:.1f} s"
         if self.gentle:
             yield "longest time without a write", f"{self.worst_gap:.2f} s, in {self.gentle} gentle storms"

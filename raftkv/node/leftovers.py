@@ -32,7 +32,7 @@ _LOOK: Final = 0.05
 class Leftovers:
     """``leading``: the meta group's state while this node leads it. ``tell(node)`` asks another node to :meth:`clear`.
 
-    ``use_map``: takes a map that may be newer than the node's own.
+    ``keep_map``: takes a map that may be newer than the node's own, durably.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Leftovers:
         leading: Leading,
         ask: Ask,
         tell: Callable[[int], None],
-        use_map: Callable[[ShardMap], None],
+        keep_map: Callable[[ShardMap], None],
         clock: Clock,
         rng: random.Random,
     ) -> None:
@@ -51,7 +51,7 @@ class Leftovers:
         self._leading = leading
         self._ask = ask
         self._tell = tell
-        self._use_map = use_map
+        self._keep_map = keep_map
         self._clock = clock
         self._rng = rng
         self._task: asyncio.Task[None] | None = None
@@ -85,8 +85,8 @@ class Leftovers:
             _, wire = unpack(answer.value or b"")
             state = MetaState.from_wire(wire)
             assert state.map is not None
-            # From now on no older map can make this node host what it is about to call gone.
-            self._use_map(state.map)
+            # From now on no older map, not even after a restart, makes this node host what it is about to call gone.
+            self._keep_map(state.map)
             for group, node in sorted(state.leftover):
                 if node == self._node:
                     await self._drop(group)

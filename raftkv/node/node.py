@@ -190,7 +190,7 @@ class RaftNode:
             self._meta_state,
             ask,
             lambda node: self._links.send(node, ["left"]),
-            self._take_newer_map,
+            self._keep_map,
             self._clock,
             rng,
         )
@@ -308,6 +308,11 @@ class RaftNode:
     def _take_newer_map(self, shard_map: ShardMap) -> None:
         if self._router.map is None or shard_map.epoch > self._router.map.epoch:
             self._use_map(shard_map)
+
+    def _keep_map(self, shard_map: ShardMap) -> None:
+        """Use this map, if it is newer, and have it on disk now."""
+        self._take_newer_map(shard_map)
+        self._save_map()
 
     def _use_saved_map(self) -> None:
         saved = self._folder.load_map()
