@@ -34,6 +34,8 @@ _SHARE: Final = 3
 """A node that does not answer costs at most this part of the time, so that others are asked too."""
 
 _MIN_ATTEMPT: Final = 1.0
+_NOT_REACHED: Final = "failed to connect to all addresses"
+"""What gRPC says of a request that it could not send."""
 
 _ONE_NODE: Final = 2.0
 """Seconds for what a node answers out of its memory: one that needs longer is not well."""
@@ -132,7 +134,10 @@ class AdminClient:
         try:
             return await self.state()
         except (Unavailable, DeadlineExceeded):
-            found = await self._any(lambda stub, left: stub.GetMap(admin_pb2.GetMapRequest(), timeout=left))
+            found = await self._any(
+                lambda stub, left: stub.GetMap(admin_pb2.GetMapRequest(), timeout=left),
+                timeout=min(self._timeout, _ONE_NODE),
+            )
             return self._known(admin_pb2.GetStateResponse(map=found), vouched=False)
 
     async def leaders(self) -> dict[int, int]:
@@ -159,11 +164,11 @@ class AdminClient:
     async def join(
         self, address: str, peer_address: str, incarnation: str, cluster_id: str = ""
     ) -> admin_pb2.JoinResponse:
-        """Make the data folder ``incarnation`` a node of the cluster."""
+        """Make the data folder ``incarnation`` a node of the cluster. Asked again, it has the same outcome."""
         request = admin_pb2.JoinRequest(
             address=address, peer_address=peer_address, incarnation=incarnation, cluster_id=cluster_id
         )
-        return await self._any(lambda stub, left: stub.Join(request, timeout=left), changes=True)
+        return await self._any(lambda stub, left: stub.Join(request, timeout=left))
 
     # Questions to one node, which gets two seconds at most
 
@@ -224,10 +229,15 @@ class AdminClient:
             raise _lost(address, failure(error)) from None
 
     async def _any(
-        self, ask: Callable[[admin_pb2_grpc.AdminAsyncStub, float], Awaitable[T]], *, changes: bool = False
+        self,
+        ask: Callable[[admin_pb2_grpc.AdminAsyncStub, float], Awaitable[T]],
+        *,
+        changes: bool = False,
+        timeout: float | None = None,
     ) -> T:
         """The answer of the first node that has one. ``changes``: an attempt without an answer may have had effect."""
-        end = self._clock.now() + self._timeout
+        timeout = self._timeout if timeout is None else timeout
+        end = self._clock.now() + timeout
         problems: dict[str, str] = {}
         unknown = False
         while True:
@@ -236,13 +246,13 @@ class AdminClient:
                 if left <= 0:
                     break
                 try:
-                    answer = await ask(self._stub(address), min(left, max(self._timeout / _SHARE, _MIN_ATTEMPT)))
+                    answer = await ask(self._stub(address), min(left, max(timeout / _SHARE, _MIN_ATTEMPT)))
                 except FAILURES as error:
                     result = failure(error)
                     if not _worth_another(result):
                         raise error_of(result) from None
-                    problems[address] = result.detail
-                    unknown = unknown or not OUTCOMES[known_code(result.code)].definite
+                    problems[address] = _brief(result.detail)
+                    unknown = unknown or (_NOT_REACHED not in result.detail and not _definite(result))
                     continue
                 # Asked first the next time.
                 self._addresses.remove(address)
@@ -254,7 +264,16 @@ class AdminClient:
         text = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
         if changes and unknown:
             raise DeadlineExceeded(f"it is not known whether the change was made: {text}")
-        raise Unavailable(f"no node could answer within {self._timeout:g} s: {text}")
+        raise Unavailable(f"no node could answer within {timeout:g} s: {text}")
+
+
+def _definite(result: Result) -> bool:
+    return OUTCOMES[known_code(result.code)].definite
+
+
+def _brief(text: str) -> str:
+    """Without what gRPC says around the system's error."""
+    return text.rpartition("to remote host: ")[2]
 
 
 def _worth_another(result: Result) -> bool:
@@ -265,5 +284,5 @@ def _worth_another(result: Result) -> bool:
 def _lost(address: str, result: Result) -> RaftKVError:
     """For a question to one node, which changes nothing: a failure without a promise means that it is not there."""
     if known_code(result.code) in (Code.UNKNOWN, Code.DEADLINE_EXCEEDED):
-        return Unavailable(f"{address}: {result.detail}")
+        return Unavailable(f"{address}: {_brief(result.detail)}")
     return error_of(result)

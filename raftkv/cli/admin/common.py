@@ -25,6 +25,7 @@ SCHEMA: Final = 1
 _NAME: Final = "raftkv-admin"
 _GIVEN: Final = "raftkv.cli.admin"
 DEFAULT_TIMEOUT: Final = 5.0
+_WIDE: Final = 10_000
 
 
 class AdminExit(IntEnum):
@@ -202,14 +203,14 @@ def display(parts: Iterable[Section | str]) -> None:
     """Print tables and lines to stdout, a blank line between them where a table stands."""
     from rich.console import Console
 
-    # Addresses must stay whole when the output is not a terminal.
-    console = Console(soft_wrap=True, highlight=False)
+    # Only a terminal has an edge: what a script reads stays in one line.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
     before: Section | str | None = None
     for part in parts:
         if before is not None and not (isinstance(before, str) and isinstance(part, str)):
             console.print()
         if isinstance(part, str):
-            console.print(part, markup=False)
+            console.print(part, markup=False, soft_wrap=True)
         else:
             if part.title:
                 console.print(part.title, markup=False, style="bold")
@@ -225,7 +226,7 @@ def _table(section: Section) -> Any:
     for at, name in enumerate(section.columns):
         numbers = [row[at] for row in section.rows if row[at] not in ("", "-")]
         right = bool(numbers) and all(isinstance(one, int | float) for one in numbers)
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in section.rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     return table
