@@ -82,6 +82,9 @@ first incomplete number loses the oldest."""
 MAX_EXPIRED_PER_ENTRY: Final = 1000
 """Records removed for their expiry while one entry is applied: bounds the time an entry takes."""
 
+MAX_FREED_PER_ENTRY: Final = 1000
+"""Items of slots that moved away whose memory is given back while one entry is applied: as MAX_EXPIRED_PER_ENTRY."""
+
 assert MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_BATCH_BYTES <= MAX_ENTRY_BYTES
 assert MAX_INFLIGHT_APPEND_BYTES + MAX_BATCH_BYTES < MAX_FRAME_BYTES
 assert MAX_BATCH_BYTES + 56 * MAX_BATCH_OPS < MAX_MESSAGE_BYTES

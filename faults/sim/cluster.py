@@ -26,6 +26,7 @@ from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSect
 from raftkv.node.node import NodeRefused, RaftNode, Sizes
 from raftkv.raft import RaftGroup
 from raftkv.rpc.frontend import Role
+from raftkv.storage.wal import GroupState
 
 _DATA: Final = "/data"
 WAL_FOLDER: Final = f"{_DATA}/wal"
@@ -197,7 +198,7 @@ class SimNode:
     def _watch(self, node: RaftNode) -> None:
         """Have the cluster's observers called: after turns and ticks, after applied entries, when messages leave."""
         replicas, links = node._replicas, node._links
-        turn, tick, start, send = replicas._turn, node._tick, replicas._start, links.send
+        turn, tick, start, drop, send = replicas._turn, node._tick, replicas._start, replicas.drop, links.send
 
         def watched(call: Callable[[], None]) -> Callable[[], None]:
             def run() -> None:
@@ -207,9 +208,14 @@ class SimNode:
 
             return run
 
-        def watched_start(group: int, voters: Sequence[int]) -> None:
-            start(group, voters)
+        def watched_start(group: int, founders: Sequence[int], state: GroupState) -> None:
+            start(group, founders, state)
             self._watch_applying(replicas.get(group))
+
+        def watched_drop(group: int) -> None:
+            drop(group)
+            for observer in self._cluster.on_dropped:
+                observer(self, group)
 
         def watched_send(peer: int, message: list[Any]) -> None:
             for observer in self._cluster.on_sent:
@@ -220,6 +226,7 @@ class SimNode:
         cast(Any, replicas)._turn = watched(turn)
         cast(Any, node)._tick = watched(tick)
         cast(Any, replicas)._start = watched_start
+        cast(Any, replicas).drop = watched_drop
         for group in replicas.all():
             self._watch_applying(group)
 
@@ -327,6 +334,7 @@ class SimCluster:
         self.on_turn: list[Callable[[SimNode], None]] = []
         """Called with the node after every turn and tick of it."""
         self.on_applied: list[Callable[[SimNode, RaftGroup, int], None]] = []
+        self.on_dropped: list[Callable[[SimNode, int], None]] = []
         """Called after a replica has applied an entry, with its index."""
         self.on_sent: list[Callable[[SimNode, int, list[Any]], None]] = []
         """Called when a node sends a message to a peer, with the peer and the message."""

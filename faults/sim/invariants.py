@@ -73,6 +73,7 @@ class Invariants:
         self._held: dict[tuple[int, int], int] = {}
         cluster.on_turn.append(self._look)
         cluster.on_applied.append(self._applied)
+        cluster.on_dropped.append(self._dropped)
 
     def report(self, kind: str, what: str) -> None:
         """Something is wrong."""
@@ -104,6 +105,11 @@ class Invariants:
                 seen.commit = commit
             self._look_at_held(node, group)
 
+    def _dropped(self, node: SimNode, group: int) -> None:
+        """Its replica owes nothing any more, but for its votes."""
+        self._held.pop((node.id, group), None)
+        self._seen.pop((node.id, node.starts, group), None)
+
     def _others(self, node: SimNode, number: int) -> list[tuple[SimNode, RaftGroup]]:
         """The running replicas of a group on other nodes."""
         found = []
@@ -120,7 +126,7 @@ class Invariants:
         if self._leaders.setdefault((number, term), me) != me:
             other = self._leaders[number, term][0]
             self.report("two leaders", f"{node.name} and n{other} both lead group {number} in term {term}")
-        voters = self.promises.votes.get((number, term, node.id), {node.id})
+        voters = self.promises.votes.get((number, term, node.id), {node.id}).intersection(group.voters)
         if 2 * len(voters) <= len(group.voters):
             self.report("votes", f"{node.name} leads group {number} in term {term} by the votes of {sorted(voters)}")
         # All that was committed in an earlier term; later ones do not bind a leader that slept meanwhile.
@@ -137,7 +143,7 @@ class Invariants:
 
     def _look_at_contact(self, node: SimNode, group: RaftGroup, seen: _Seen) -> None:
         """A leader that no majority answers steps down; what came due during a pause gets its turn first."""
-        contact = max(group._contact(), seen.lead_since)
+        contact = max(group.contact(), seen.lead_since)
         late = node.clock.now() - contact > group._config.election_max + _STEPS_DOWN
         seen.lonely = seen.lonely + 1 if late else 0
         if seen.lonely == _LOOKS:
@@ -149,6 +155,8 @@ class Invariants:
             progress = group._progress.get(other.id)
             if progress is None or progress.amnesia or replica.core.term() != group._lead_term:
                 continue
+            if other.id not in group.voters:
+                continue  # nothing is built on it
             if other.id in self.promises.lost_disks:
                 continue  # nobody can know yet
             match, log = group.core.match_index(other.id), replica.log
@@ -202,7 +210,8 @@ class Invariants:
         missing = [
             other.name
             for other, replica in [(node, group), *running]
-            if other.id not in self.promises.lost_disks
+            if other.id in group.voters
+            and other.id not in self.promises.lost_disks
             and replica.log.base_index < commit
             and (replica.log.durable_index < commit or replica.log.term_at(commit) != term)
         ]

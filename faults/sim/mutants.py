@@ -23,6 +23,7 @@ from raftkv.node.node import RaftNode
 from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
 from raftkv.raft.core import Core
+from raftkv.raft.elections import Elections
 from raftkv.raft.group import RaftGroup
 from raftkv.raft.snapshots import GroupSnapshots
 from raftkv.storage import wal_format
@@ -167,7 +168,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "the latest acknowledgement decides",
         "promise 2",
         "contact is what a majority has acknowledged",
-        ((RaftGroup, "_contact", planted.contact_of_one),),
+        ((RaftGroup, "contact", planted.contact_of_one),),
         ("partition", "one way"),
         only=True,
         tune=_five,
@@ -259,21 +260,21 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "no refusal of votes",
         "H4, lease",
         "a node that hears a leader refuses its vote",
-        ((RaftGroup, "_sticky", lambda _: False),),
+        ((Elections, "_sticky", lambda _: False),),
         ("one way", "partition"),
     ),
     Mutant(
         "no pre-vote, no refusal",
         "H4",
         "a node that cannot win does not disturb",
-        ((RaftGroup, "_sticky", lambda _: False), (RaftGroup, "_start_prevote", planted.campaigns_at_once)),
+        ((Elections, "_sticky", lambda _: False), (Elections, "stand", planted.campaigns_at_once)),
         ("one way",),
     ),
     Mutant(
         "pre-votes survive the leader's voice",
         "H4",
         "a candidate drops its pre-votes when it hears a leader",
-        ((RaftGroup, "_hear_leader", planted.keeps_prevotes),),
+        ((Elections, "hear_leader", planted.keeps_prevotes),),
         ("bridge", "flapping"),
         only=True,
         tune=_three,

@@ -13,6 +13,7 @@ from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
 from raftkv.peer.hello import Hello
 from raftkv.raft.core import Core
+from raftkv.raft.elections import Elections
 from raftkv.raft.group import RaftGroup
 from raftkv.raft.guard import Judgement, judge
 from raftkv.raft.log import FIRST_INDEX, Entry, GroupLog
@@ -29,7 +30,7 @@ def library_append(
 ) -> None:
     """What the library does by itself: cut behind the previous index, commit what the leader has committed."""
     if term >= group.core.term():
-        group._hear_leader()
+        group.elections.hear_leader()
         entries = [(command, at + 1 + number, of) for number, (of, command) in enumerate(raw)]
         reply = group.core.receive_append(peer, term, at, at_term, entries, commit)
         group._acknowledge(peer, seq, epoch, matches=reply["success"], index=reply["next_node_idx"])
@@ -72,7 +73,7 @@ def commits_older_terms(group: RaftGroup) -> None:
 
 def _commit_by_count(group: RaftGroup, own: int, *, own_term_only: bool) -> None:
     core = group.core
-    held = [core.match_index(peer) for peer in group._progress]
+    held = [core.match_index(peer) for peer in core.peers()]
     index = int(majority_value([own, *held]))
     if index > core.commit_index() and (not own_term_only or group.log.term_at(index) == group._lead_term):
         core.set_commit_index(index)
@@ -100,16 +101,16 @@ def trusts_its_log(group: RaftGroup, *arguments: Any, **options: Any) -> None:
 
 def speaks_at_once(group: RaftGroup, *arguments: Any, **options: Any) -> None:
     _group_init(group, *arguments, **options)
-    group._silent_until = float("-inf")
+    group.elections._silent_until = float("-inf")
 
 
-def keeps_prevotes(group: RaftGroup) -> None:
-    group._heard = group._clock.now()
+def keeps_prevotes(elections: Elections) -> None:
+    elections.heard = elections._clock.now()
 
 
-def campaigns_at_once(group: RaftGroup) -> None:
-    group.core.step_down()
-    group._campaign(transfer=False)
+def campaigns_at_once(elections: Elections) -> None:
+    elections._group.core.step_down()
+    elections.campaign(transfer=False)
 
 
 def transfers_for_ever(group: RaftGroup, target: int) -> bool:
@@ -147,7 +148,7 @@ def reads_whenever_it_leads(group: RaftGroup) -> bool:
 
 
 def lease_before_the_term_is_open(group: RaftGroup) -> bool:
-    return group._leading and not group._lease_off and group._clock.now() < group._contact() + group._config.lease
+    return group._leading and not group._lease_off and group._clock.now() < group.contact() + group._config.lease
 
 
 def lease_from_receipt(group: RaftGroup, peer: int, *fields: Any) -> None:
@@ -158,7 +159,7 @@ def lease_from_receipt(group: RaftGroup, peer: int, *fields: Any) -> None:
 
 
 def contact_of_one(group: RaftGroup) -> float:
-    return max(progress.contact for progress in group._progress.values())
+    return max(progress.contact for progress in group._counted)
 
 
 def lease_goes_on(group: RaftGroup) -> None:

@@ -50,10 +50,11 @@ class Envelope:
 class Replica:
     """One node, over all its starts. ``group`` is None while it is dead."""
 
-    def __init__(self, lab: Lab, node: int, voters: Sequence[int]) -> None:
+    def __init__(self, lab: Lab, node: int, founders: Sequence[int]) -> None:
         self.lab = lab
         self.node = node
-        self.voters = tuple(voters)
+        self.founders = tuple(founders)
+        self.learners: tuple[int, ...] = ()
         self.disk = Disk()
         self.rate = 1.0
         self.sync_delay: float | None = lab.sync_delay
@@ -92,8 +93,9 @@ class Replica:
         self.group = RaftGroup(
             GROUP,
             self.node,
-            self.voters,
+            self.founders,
             hard_state=(state.term, state.vote),
+            floor=state.floor,
             compacted=state.snapshot_index,
             entries=state.entries,
             machine=self.machine,
@@ -106,6 +108,7 @@ class Replica:
             wake=self.wake,
             fatal=self.fatal.append,
         )
+        self.group.set_learners(self.learners)
         self.wal.listeners += [self._release, self.group.on_durable]
         lab.on_started(self)
         if not lab.by_hand:
@@ -118,6 +121,15 @@ class Replica:
             self.wal.crash(self.lab.rng, keep)
             self.group = None
             self.lab.on_killed(self.node)
+
+    def drop(self) -> None:
+        """Host the group no more: nothing stays but what the WAL keeps. The next start begins with an empty log."""
+        log = self.raft.log
+        self.raft.close()
+        self.wal.drop(GROUP, log.last_term, log.last_index)
+        self.wal.sync()
+        self.disk.files.clear()
+        self.kill()
 
     @property
     def alive(self) -> bool:
@@ -190,6 +202,13 @@ class Replica:
         self.raft.read(quorum, done)
         return outcome
 
+    def change(self, *voters: int) -> Outcome:
+        """Have the voters changed."""
+        outcome = Outcome(b"")
+        self.raft.change_members(voters, lambda result: outcome.sink([result]))
+        self.wake()
+        return outcome
+
     def commands(self) -> list[bytes]:
         return [value for _, _, value in self.machine.applied]
 
@@ -241,12 +260,13 @@ Fate = Callable[[Envelope], Sequence[float]]
 
 
 class Lab:
-    """The replicas of one group, numbered from 1."""
+    """The replicas of one group, numbered from 1. ``founders``: its first voters (default: all)."""
 
     def __init__(
         self,
         nodes: int = 3,
         *,
+        founders: Sequence[int] = (),
         seed: int = 0,
         config: RaftConfig | None = None,
         by_hand: bool = False,
@@ -272,8 +292,8 @@ class Lab:
         self.leaders: dict[int, int] = {}
         self._arrival: dict[tuple[int, int], float] = {}
         self._generation: defaultdict[tuple[int, int], int] = defaultdict(int)
-        voters = range(1, nodes + 1)
-        self.nodes = {node: Replica(self, node, voters) for node in voters}
+        numbers = range(1, nodes + 1)
+        self.nodes = {node: Replica(self, node, founders or numbers) for node in numbers}
         for replica in self.nodes.values():
             replica.start()
         self.run(0.0)
@@ -351,6 +371,13 @@ class Lab:
             if self.leaders.setdefault(term, replica.node) != replica.node:
                 raise LabError(f"nodes {self.leaders[term]} and {replica.node} both lead in term {term}")
 
+    def set_learners(self, *nodes: int) -> None:
+        """Tell every replica, also for its later starts."""
+        for replica in self.nodes.values():
+            replica.learners = nodes
+            if replica.alive:
+                replica.raft.set_learners(nodes)
+
     # -- time
 
     def run(self, seconds: float) -> None:
@@ -423,7 +450,7 @@ class Lab:
         return max(leading, key=lambda replica: replica.raft.core.term(), default=None)
 
     def wait_for_leader(self, limit: float = 10.0) -> Replica:
-        """Run until there is a leader that has opened its term and all living nodes follow it."""
+        """Run until there is a leader that has opened its term and all living voters and learners follow it."""
 
         def settled() -> bool:
             leader = self.leader()
@@ -431,7 +458,7 @@ class Lab:
                 replica.raft.leader() == leader.node
                 and replica.raft.core.applied_index() >= leader.raft.core.no_op_index()
                 for replica in self.nodes.values()
-                if replica.alive
+                if replica.alive and leader.raft.membership.knows(replica.node)
             )
 
         self.run_until(settled, limit)

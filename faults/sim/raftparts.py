@@ -98,6 +98,7 @@ class Recovered:
     term: int = 0
     vote: int = 0
     snapshot_index: int = FIRST_INDEX
+    floor: tuple[int, int] = (0, 0)
     entries: list[Entry] = field(default_factory=list)
 
 
@@ -122,6 +123,9 @@ class Disk:
                         raise LabError(f"entry {index} leaves a gap in the WAL")
                     del state.entries[held:]
                     state.entries.append((command, index, term))
+            elif kind == "drop":
+                state.entries, state.snapshot_index = [], FIRST_INDEX
+                state.floor = max(state.floor, (fields[0], fields[1]))
             elif kind == "truncate":
                 del state.entries[max(0, fields[0] - state.snapshot_index - 1) :]
             elif kind == "snapshot" and fields[0] > state.snapshot_index:
@@ -160,6 +164,9 @@ class LabWal:
     def snapshot(self, group: int, index: int, term: int) -> None:
         self._append("snapshot", index, term)
 
+    def drop(self, group: int, last_term: int, last_index: int) -> None:
+        self._append("drop", last_term, last_index)
+
     def flush(self) -> None:
         if self.sync_delay is None or self._writing or self.durable == self.appended:
             return
@@ -192,6 +199,7 @@ class LabWal:
 class SnapshotFile:
     index: int
     term: int
+    voters: tuple[int, ...]
     raw: bytes
 
     @property
@@ -203,18 +211,18 @@ class SnapshotFile:
         return f"snapshot-{self.index}"
 
 
-def _seal(index: int, term: int, chunks: Sequence[bytes]) -> bytes:
-    body = msgpack.packb((index, term, list(chunks)))
+def _seal(index: int, term: int, voters: Sequence[int], chunks: Sequence[bytes]) -> bytes:
+    body = msgpack.packb((index, term, list(voters), list(chunks)))
     return zlib.crc32(body).to_bytes(4, "big") + bytes(body)
 
 
-def _unseal(raw: bytes, index: int, term: int) -> list[bytes]:
+def _unseal(raw: bytes, index: int, term: int) -> tuple[tuple[int, ...], list[bytes]]:
     if len(raw) < 5 or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "big"):
         raise CorruptData(f"snapshot-{index}", 0, "the checksum is wrong")
-    found, found_term, chunks = msgpack.unpackb(raw[4:])
+    found, found_term, voters, chunks = msgpack.unpackb(raw[4:])
     if (found, found_term) != (index, term):
         raise CorruptData(f"snapshot-{index}", 0, f"it is of entry {found}, term {found_term}")
-    return list(chunks)
+    return tuple(voters), list(chunks)
 
 
 class LabFiles:
@@ -230,13 +238,13 @@ class LabFiles:
         return max(self._disk.files.values(), key=lambda info: info.index, default=None)
 
     def open(self, info: SnapshotFile) -> Iterator[bytes]:
-        yield from _unseal(self._disk.files[info.index].raw, info.index, info.term)
+        yield from _unseal(self._disk.files[info.index].raw, info.index, info.term)[1]
 
     def read_raw(self, info: SnapshotFile, offset: int, size: int) -> bytes:
         return info.raw[offset : offset + size]
 
     def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> _Writer:
-        return _Writer(self, index, term)
+        return _Writer(self, index, term, tuple(voters))
 
     def incoming(self, group: int, index: int, term: int, size: int) -> _Incoming:
         return _Incoming(self, index, term, size)
@@ -246,13 +254,14 @@ class LabFiles:
             del self._disk.files[index]
 
     def put(self, index: int, term: int, raw: bytes) -> SnapshotFile:
-        info = self._disk.files[index] = SnapshotFile(index, term, raw)
+        voters, _ = _unseal(raw, index, term)
+        info = self._disk.files[index] = SnapshotFile(index, term, voters, raw)
         return info
 
 
 class _Writer:
-    def __init__(self, files: LabFiles, index: int, term: int) -> None:
-        self._files, self._index, self._term = files, index, term
+    def __init__(self, files: LabFiles, index: int, term: int, voters: tuple[int, ...]) -> None:
+        self._files, self._index, self._term, self._voters = files, index, term, voters
         self._chunks: list[bytes] = []
 
     def add(self, chunk: bytes, done: Callable[[BaseException | None], None]) -> None:
@@ -261,7 +270,8 @@ class _Writer:
 
     def commit(self, done: Callable[[Any, BaseException | None], None]) -> None:
         def written() -> None:
-            info = self._files.put(self._index, self._term, _seal(self._index, self._term, self._chunks))
+            raw = _seal(self._index, self._term, self._voters, self._chunks)
+            info = self._files.put(self._index, self._term, raw)
             self._files._later(self._files.delay, lambda: done(info, None))
 
         self._files._later(self._files.delay, written)

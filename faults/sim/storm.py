@@ -15,6 +15,7 @@ from typing import Final, Literal
 from unittest import mock
 
 import raftkv.raft.group as group_module
+import raftkv.store.ageing as ageing_module
 import raftkv.store.records as records_module
 import raftkv.store.snapshot as snapshot_module
 from faults.sim.cluster import Settings
@@ -84,7 +85,7 @@ class Bounds:
         changes = (
             (limits, "MAX_SESSIONS_PER_SLOT", self.sessions),
             (records_module, "_EVICTED_AT_ONCE", 1),
-            (records_module, "IDLE_MS", int(self.idle * 1000)),
+            (ageing_module, "IDLE_MS", int(self.idle * 1000)),
             (limits, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk),
             (snapshot_module, "_ITEM_BYTES", max(1, self.snapshot_chunk // 8)),
             (group_module, "_APPLY_BYTES", self.apply),

@@ -25,7 +25,7 @@ from grpc import aio
 from raftkv.clock import Clock
 from raftkv.peer.network import Listener, Network
 from raftkv.rpc.admin import AdminService
-from raftkv.rpc.frontend import Frontend
+from raftkv.rpc.frontend import AdminFrontend
 from raftkv.rpc.service import KVService
 from raftkv.v1 import admin_pb2_grpc, kv_pb2_grpc
 
@@ -101,7 +101,7 @@ def _serialize(message: Message) -> bytes:
 class SimServer:
     """The services of a node; see :class:`raftkv.rpc.server.RpcServer`."""
 
-    def __init__(self, frontend: Frontend, listen: str, network: Network, clock: Clock) -> None:
+    def __init__(self, frontend: AdminFrontend, listen: str, network: Network, clock: Clock) -> None:
         self.methods: dict[str, Any] = {}
         self._listen = listen
         self._network = network

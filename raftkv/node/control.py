@@ -62,11 +62,10 @@ class GroupOperations:
 
     @staticmethod
     def _members(group: RaftGroup) -> Result:
-        """value: msgpack of [committed voters, effective voters, [[node, match, in contact], ...], last index]."""
+        """``value``: msgpack of [committed voters, nodes in contact with the leader]; ``hint``: the leader."""
         members = group.members()
-        followers = [[one.node, one.match, one.contact] for one in members.followers]
-        value = [members.committed_voters, members.voters, followers, group.log.last_index]
-        return Result(Code.OK, 1, pack(value), hint=group.node)
+        contact = [node for node, state in members.peers.items() if state.contact]
+        return Result(Code.OK, 1, pack([members.committed_voters, contact]), hint=group.node)
 
     @staticmethod
     def _transfer(group: RaftGroup, op: Op, done: Done) -> None:

@@ -12,7 +12,7 @@ import logging
 import random
 from typing import Final
 
-from raftkv.clock import Clock
+from raftkv.clock import Clock, sleep
 from raftkv.node.asking import Ask, Failed, meta_command
 from raftkv.node.replicas import Replicas
 from raftkv.store.codec import pack, unpack
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _PATIENCE: Final = 1.0
 """Seconds between two questions."""
+
+_LOOK: Final = 0.05
 
 
 class Leftovers:
@@ -65,6 +67,8 @@ class Leftovers:
                 if (group, self._node) in state.leftover:
                     log.info("group %d: this node has left it, its replica is dropped", group)
                     self._replicas.drop(group)
+                    while self._replicas.drops(group):
+                        await sleep(self._clock, _LOOK)
                     await self._ask(meta_command(self._rng, "dropped", group, self._node))
         except Failed as failure:
             log.info("replicas that are left over cannot be dropped yet: %s", failure)

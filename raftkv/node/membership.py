@@ -32,7 +32,6 @@ class _Members:
     """What the group's leader says: its committed voters, whom it is in contact with, and itself."""
 
     committed: tuple[int, ...]
-    effective: tuple[int, ...]
     contact: frozenset[int]
     leader: int
 
@@ -109,9 +108,8 @@ class Membership:
 
     async def _members(self, group: int) -> _Members:
         answer = await self._ask(Op(Kind.MEMBERS, group, b"", pack([])))
-        committed, effective, followers, _ = unpack(answer.value or b"")
-        contact = frozenset(node for node, _, heard in followers if heard) | {answer.hint}
-        return _Members(tuple(committed), tuple(effective), contact, answer.hint)
+        committed, contact = unpack(answer.value or b"")
+        return _Members(tuple(committed), frozenset(contact), answer.hint)
 
     async def _change(self, group: int, voters: tuple[int, ...]) -> None:
         await self._ask(Op(Kind.CHANGE_MEMBERS, group, b"", pack(sorted(voters))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from raftkv.node.asking import asker
 from raftkv.node.config import NodeConfig
 from raftkv.node.control import GroupOperations
 from raftkv.node.housekeeping import Housekeeping
+from raftkv.node.inspection import Inspection
 from raftkv.node.leftovers import Leftovers
 from raftkv.node.membership import Membership
 from raftkv.node.mover import Mover
@@ -33,7 +34,7 @@ from raftkv.peer.hello import Hello, Identity
 from raftkv.peer.links import Links
 from raftkv.peer.network import Network
 from raftkv.raft import RaftConfig
-from raftkv.rpc.frontend import NodeStatus, ReplicaStatus, Role
+from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, ReplicaStatus, Role, SlotFigures
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import FileSystem, Worker
 from raftkv.storage.snapshots import SnapshotStore
@@ -182,6 +183,7 @@ class RaftNode:
         ask = asker(self._router.submit)
         self._mover = Mover(self._meta_state, ask, self._clock, rng)
         self._membership = Membership(self._meta_state, ask, self._clock, rng)
+        self._inspection = Inspection(self._replicas)
         self._leftovers = Leftovers(self.id, self._replicas, ask, self._clock, rng)
         self._timer: Timer | None = None
         self._ticks = 0
@@ -247,6 +249,7 @@ class RaftNode:
         try:
             self._replicas.tick()
             self._router.sweep()
+            self._inspection.run()
             self._ticks += 1
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._look_at_meta()
@@ -436,6 +439,23 @@ class RaftNode:
                 found[group] = leader
         return found
 
+    def settings(self) -> ClusterSettings:
+        cluster, raft = self._config.cluster, self._config.raft
+        times = (raft.election_min, raft.election_max, raft.heartbeat)
+        return ClusterSettings(cluster.groups, cluster.replicas, *times, raft.snapshot_bytes)
+
+    def waiting(self) -> Mapping[int, str]:
+        return self._membership.waiting
+
+    def slot_figures(self) -> list[SlotFigures]:
+        return self._inspection.slot_figures()
+
+    def digests(self, group: int, check: int) -> Digests | None:
+        return self._inspection.digests(group, check)
+
+    def read_snapshot(self, group: int) -> AsyncIterator[bytes]:
+        return self._inspection.read_snapshot(group)
+
     def status(self) -> NodeStatus:
         replicas = []
         for group in self._replicas.all():
@@ -454,6 +474,7 @@ class RaftNode:
                     records=0 if data is None else data.store.stats().records,
                     voters=state.voters,
                     match=state.match,
+                    learners=state.learners,
                 )
             )
         shard_map = self._router.map

@@ -28,6 +28,15 @@ _WAL_BYTES_PER_SNAPSHOT: Final = 4
 
 
 @dataclass(slots=True)
+class _Dropping:
+    """A group on its way out. ``lsn``: the WAL record that says so. ``founders``: not empty if it is to come back."""
+
+    lsn: int
+    removing: bool = False
+    founders: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
 class Replica:
     """A group's Raft state and its state machine."""
 
@@ -62,32 +71,82 @@ class Replicas:
         self._awake: dict[int, None] = {}
         self._turn_due = False
         self._groups: dict[int, RaftGroup] = {}
+        self._dropping: dict[int, _Dropping] = {}
         self.data: dict[int, Replica] = {}
         self.meta = MetaStore()
         wal.on_durable.append(self._on_durable)
 
     def recover(self) -> None:
         """Start the groups that the WAL knows. Raises CorruptData."""
-        for group, state in sorted(self._wal.recovered.items()):
-            if state.voters:
-                self._start(group, state.voters)
+        recovered, self._wal.recovered = self._wal.recovered, {}
+        for group, state in sorted(recovered.items()):
+            if state.founders:
+                self._start(group, state.founders, state)
+            elif self._files.latest(group) is not None:
+                # Dropped, and the node stopped before the files were gone.
+                self._dropping[group] = _Dropping(self._wal.durable)
+                self._remove_files(group)
 
-    def ensure(self, group: int, voters: Sequence[int]) -> None:
-        """Host ``group`` from now on, with an empty log if it is new here."""
-        if group not in self._groups:
-            self._wal.group(group, voters)
+    def ensure(self, group: int, founders: Sequence[int]) -> None:
+        """Host ``group`` from now on, with an empty log if it is new here.
+
+        ``founders``: the voters with which the group's log began. If this node is not among them its replica has no
+        vote until the log gives it one. A group that is still being dropped comes back when that is done.
+        """
+        if group in self._dropping:
+            self._dropping[group].founders = tuple(founders)
+        elif group not in self._groups:
+            state = self._wal.promised(group)
+            self._wal.group(group, founders)
             # Every log starts behind entry 1, the empty state.
             self._wal.snapshot(group, FIRST_INDEX, 0)
-            self._start(group, voters)
+            self._start(group, founders, state)
 
-    def _start(self, group: int, voters: Sequence[int]) -> None:
-        state = self._wal.recovered.get(group, GroupState())
+    def drop(self, group: int) -> None:
+        """Host ``group`` no more: what waits for it is answered, its log, state and snapshots go.
+
+        Its term, its vote and how far its log reached are kept for ever: this node may come back to the group. A node
+        that still votes in the group must not drop it: nothing would be lost, but the group may stand still.
+        """
+        if group in self._dropping:
+            self._dropping[group].founders = ()
+        replica = self._groups.pop(group, None)
+        if replica is None:
+            return
+        self.data.pop(group, None)
+        if group == META_GROUP:
+            self.meta = MetaStore(self.meta.on_change)
+        replica.close()
+        self._wal.drop(group, replica.log.last_term, replica.log.last_index)
+        # The files outlive the record: a log without its snapshot stops the next start.
+        self._dropping[group] = _Dropping(self._wal.appended)
+        self._schedule()
+
+    def drops(self, group: int) -> bool:
+        """Whether what is left of a dropped replica is still being removed."""
+        return group in self._dropping
+
+    def _remove_files(self, group: int) -> None:
+        self._dropping[group].removing = True
+
+        def removed(failure: BaseException | None) -> None:
+            if failure is not None:
+                self._fatal(failure)
+                return
+            founders = self._dropping.pop(group).founders
+            if founders:
+                self.ensure(group, founders)
+
+        self._files.discard(group, removed)
+
+    def _start(self, group: int, founders: Sequence[int], state: GroupState) -> None:
         store: Store | MetaStore = self.meta if group == META_GROUP else Store()
         replica = RaftGroup(
             group,
             self._node,
-            voters,
+            founders,
             hard_state=(state.term, state.vote),
+            floor=state.floor,
             compacted=state.snapshot_index,
             entries=state.entries,
             machine=store,
@@ -124,7 +183,7 @@ class Replicas:
 
     def tick(self) -> None:
         """Called every few milliseconds."""
-        for group in self._groups.values():
+        for group in list(self._groups.values()):
             group.tick()
         # A message may wait for the WAL although its group had nothing to do.
         if self._wal.durable < self._wal.appended:
@@ -134,6 +193,9 @@ class Replicas:
         self._outbox.on_durable(lsn)
         for group in self._groups.values():
             group.on_durable(lsn)
+        for number, dropping in list(self._dropping.items()):
+            if dropping.lsn <= lsn and not dropping.removing:
+                self._remove_files(number)
         self._links.flush()
 
     def _wake(self, group: int) -> None:
@@ -149,8 +211,10 @@ class Replicas:
         self._turn_due = False
         awake, self._awake = self._awake, {}
         try:
-            for group in awake:
-                self._groups[group].step()
+            for number in awake:
+                group = self._groups.get(number)
+                if group is not None:
+                    group.step()
             self._links.flush()
             self._wal.flush()
         except Exception as error:

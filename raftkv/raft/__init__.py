@@ -3,7 +3,17 @@
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.group import RaftGroup
 from raftkv.raft.log import BrokenInvariant
+from raftkv.raft.membership import Members, PeerState
 from raftkv.raft.ports import Outbox, StateMachine
 from raftkv.raft.status import GroupStatus
 
-__all__ = ["BrokenInvariant", "GroupStatus", "Outbox", "RaftConfig", "RaftGroup", "StateMachine"]
+__all__ = [
+    "BrokenInvariant",
+    "GroupStatus",
+    "Members",
+    "Outbox",
+    "PeerState",
+    "RaftConfig",
+    "RaftGroup",
+    "StateMachine",
+]

@@ -54,12 +54,14 @@ class _Capture(Transport):  # type: ignore[misc]
 
 
 class Core(SyncObj):  # type: ignore[misc]
-    """One replica's Raft state."""
+    """One replica's Raft state.
 
-    def __init__(
-        self, node: int, voters: Sequence[int], log: GroupLog, clock: Clock, rng: random.Random, config: RaftConfig
-    ) -> None:
+    The voters are those that the log names, which may leave this node out: then it neither stands nor counts itself.
+    """
+
+    def __init__(self, node: int, log: GroupLog, clock: Clock, rng: random.Random, config: RaftConfig) -> None:
         set_clock(clock)
+        self._node = node
         self._clock = clock
         self._rng = rng
         self._timing = config
@@ -67,9 +69,9 @@ class Core(SyncObj):  # type: ignore[misc]
         self._won = False
         self._votes: set[tuple[int, int]] = set()
         self._capture = _Capture()
-        self._peers = {peer: _Peer(peer) for peer in sorted(voters) if peer != node}
-        if node not in voters:
-            raise BrokenInvariant(f"node {node} is not among the voters {sorted(voters)}")
+        self._known: dict[int, _Peer] = {}
+        self._voters: tuple[int, ...] = ()
+        self._others: list[int] = []
         conf = SyncObjConf(
             autoTick=False,
             appendEntriesUseBatch=True,
@@ -85,10 +87,30 @@ class Core(SyncObj):  # type: ignore[misc]
             useFork=False,
             journalFile=log,
         )
-        super().__init__(_Peer(node), list(self._peers.values()), conf, nodeClass=_Peer, transport=self._capture)
-        for peer in self._peers.values():
-            self._capture._onNodeConnected(peer)
+        super().__init__(_Peer(node), [], conf, nodeClass=_Peer, transport=self._capture)
         self._SyncObj__raftLastApplied = log.base_index
+        self._follow_voters()
+
+    def _peer(self, node: int) -> _Peer:
+        peer = self._known.get(node)
+        if peer is None:
+            peer = self._known[node] = _Peer(node)
+        return peer
+
+    def _follow_voters(self) -> None:
+        """The log was changed: take over the voters that it names now."""
+        voters = self._log.configurations.voters
+        if voters == self._voters:
+            return
+        if self.role() == LEADER and self._node not in voters:
+            raise BrokenInvariant(f"node {self._node} leads and is no longer among the voters {voters}")
+        before, self._voters = self._voters, voters
+        self._others = [node for node in voters if node != self._node]
+        self._SyncObj__otherNodes = {self._peer(node) for node in self._others}
+        for node in set(before) - set(voters):
+            self._capture._onNodeDisconnected(self._peer(node))
+        for node in self._others:
+            self._capture._onNodeConnected(self._peer(node))
 
     # -- views
 
@@ -103,8 +125,16 @@ class Core(SyncObj):  # type: ignore[misc]
         leader: Any = self._SyncObj__raftLeader
         return 0 if leader is None else int(leader.id)
 
+    def voters(self) -> tuple[int, ...]:
+        return self._voters
+
+    def votes(self) -> bool:
+        """Whether this node is among the voters."""
+        return self._node in self._voters
+
     def peers(self) -> list[int]:
-        return list(self._peers)
+        """The other voters, ascending."""
+        return self._others
 
     def commit_index(self) -> int:
         return int(self._SyncObj__raftCommitIndex)
@@ -120,27 +150,30 @@ class Core(SyncObj):  # type: ignore[misc]
         return float(self._SyncObj__raftElectionDeadline)
 
     def next_index(self, peer: int) -> int:
-        return int(self._SyncObj__raftNextIndex[self._peers[peer]])
+        return int(self._SyncObj__raftNextIndex[self._peer(peer)])
 
     def match_index(self, peer: int) -> int:
-        return int(self._SyncObj__raftMatchIndex.get(self._peers[peer], 0))
+        return int(self._SyncObj__raftMatchIndex.get(self._peer(peer), 0))
 
     # -- elections
 
     def postpone_election(self) -> None:
         self._SyncObj__raftElectionDeadline = self._clock.now() + self._SyncObj__generateRaftTimeout()
 
-    def campaign(self) -> list[dict[str, Any]]:
-        """Start an election in the next term. Returns the vote request, once for each peer."""
+    def campaign(self) -> list[tuple[int, dict[str, Any]]]:
+        """Start an election in the next term. Returns the vote requests, each with the voter that it is for."""
         if self.role() == LEADER:
             raise BrokenInvariant("a leader does not campaign")
+        if not self.votes():
+            raise BrokenInvariant(f"node {self._node} is not among the voters {self._voters} and cannot campaign")
         set_clock(self._clock)
         self._votes.clear()
         self._SyncObj__raftElectionDeadline = -1.0
         self._onTick(0.0)
         sent = self._capture.take()
         self._finish_election()
-        return [message for _, message in sent if message["type"] == "request_vote"]
+        requests = [(peer, message) for peer, message in sent if message["type"] == "request_vote"]
+        return sorted(requests, key=lambda request: request[0])
 
     def receive_vote_request(self, peer: int, term: int, last_index: int, last_term: int) -> bool:
         """Returns whether the vote is granted (and recorded in the log storage)."""
@@ -151,7 +184,7 @@ class Core(SyncObj):  # type: ignore[misc]
 
     def receive_vote(self, peer: int, term: int) -> None:
         """Count a vote: once for each voter and term, whatever the network repeats."""
-        if self.role() != CANDIDATE or term != self.term() or (term, peer) in self._votes:
+        if self.role() != CANDIDATE or term != self.term() or (term, peer) in self._votes or peer not in self._voters:
             return
         self._votes.add((term, peer))
         self._deliver(peer, {"type": "response_vote", "term": term})
@@ -162,6 +195,9 @@ class Core(SyncObj):  # type: ignore[misc]
         # stored by a majority of one before it is durable.
         if self._won:
             self._won = False
+            # What a learner was known to hold in an older term must not count in this one.
+            self._SyncObj__raftNextIndex.clear()
+            self._SyncObj__raftMatchIndex.clear()
             SyncObj._SyncObj__onBecomeLeader(self)
 
     def adopt_term(self, term: int) -> None:
@@ -183,7 +219,18 @@ class Core(SyncObj):  # type: ignore[misc]
         """Leader: add an entry of the current term. Returns its index."""
         index = self._log.last_index + 1
         self._log.add(command, index, self.term())
+        self._follow_voters()
         return index
+
+    def track(self, peer: int) -> None:
+        """Leader: keep count of what ``peer`` holds, voter or not; nothing is known of it yet."""
+        self._SyncObj__raftNextIndex.setdefault(self._peer(peer), self._log.last_index + 1)
+        self._SyncObj__raftMatchIndex.setdefault(self._peer(peer), 0)
+
+    def untrack(self, peer: int) -> None:
+        """Forget what ``peer`` holds."""
+        self._SyncObj__raftNextIndex.pop(self._peer(peer), None)
+        self._SyncObj__raftMatchIndex.pop(self._peer(peer), None)
 
     def receive_append(
         self, peer: int, term: int, previous: int, previous_term: int, entries: list[Entry], commit: int
@@ -202,6 +249,7 @@ class Core(SyncObj):  # type: ignore[misc]
                 "prevLogTerm": previous_term,
             },
         )
+        self._follow_voters()
         replies = [message for _, message in self._capture.take() if message["type"] == "next_node_idx"]
         if len(replies) != 1:
             raise BrokenInvariant(f"an append was answered {len(replies)} times")
@@ -214,7 +262,7 @@ class Core(SyncObj):  # type: ignore[misc]
         if term > self.term():
             self._SyncObj__setCurrentTerm(term, None)
         self._SyncObj__setState(FOLLOWER)
-        self._set_leader(self._peers[peer])
+        self._set_leader(self._peer(peer))
         self.postpone_election()
 
     def receive_match(self, peer: int, match: int) -> None:
@@ -226,7 +274,7 @@ class Core(SyncObj):  # type: ignore[misc]
     def set_next_index(self, peer: int, index: int) -> None:
         """Clamped: never below what is known to match, never past the end of the own log."""
         low, high = self.match_index(peer) + 1, self._log.last_index + 1
-        self._SyncObj__raftNextIndex[self._peers[peer]] = max(low, min(index, high))
+        self._SyncObj__raftNextIndex[self._peer(peer)] = max(low, min(index, high))
 
     def set_commit_index(self, index: int) -> None:
         if index < self.commit_index():
@@ -237,17 +285,18 @@ class Core(SyncObj):  # type: ignore[misc]
     def set_applied_index(self, index: int) -> None:
         self._SyncObj__raftLastApplied = index
 
-    def install_snapshot(self, index: int, term: int) -> None:
-        """The state machine holds the state of ``index``: start the log there."""
+    def install_snapshot(self, index: int, term: int, voters: Sequence[int]) -> None:
+        """The state machine holds the state of ``index``: start the log there, with the voters as of then."""
         if index <= self.commit_index():
             raise BrokenInvariant(f"snapshot {index} is not beyond the commit index {self.commit_index()}")
-        self._log.reset(index, term)
+        self._log.reset(index, term, voters)
+        self._follow_voters()
         self._SyncObj__raftCommitIndex = index
         self._SyncObj__raftLastApplied = index
 
     def _deliver(self, peer: int, message: dict[str, Any]) -> None:
         set_clock(self._clock)
-        self._SyncObj__onMessageReceived(self._peers[peer], message)
+        self._SyncObj__onMessageReceived(self._peer(peer), message)
 
     # -- what the library would do by itself and must not
 

@@ -19,10 +19,13 @@ from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import Code
 from raftkv.raft.config import RaftConfig
-from raftkv.raft.core import CANDIDATE, FOLLOWER, LEADER, Core
+from raftkv.raft.configurations import CONFIG, Voters
+from raftkv.raft.core import LEADER, Core
+from raftkv.raft.elections import Elections
 from raftkv.raft.guard import judge
 from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
-from raftkv.raft.messages import Type, check
+from raftkv.raft.membership import ChangeDone, Members, Membership
+from raftkv.raft.messages import ANSWERS, OF_ELECTIONS, Type, check
 from raftkv.raft.ports import LogWriter, Outbox, StateMachine
 from raftkv.raft.proposals import Done, OpenEntry, Proposal, Proposals
 from raftkv.raft.reads import ReadDone, ReadQueue
@@ -50,6 +53,8 @@ class _Transfer:
 class RaftGroup:
     """One replica of one group.
 
+    ``founders``: the voters with which the group's log began; all later ones are in the log or come with a snapshot.
+    ``floor``: term and index of the end of a log that this node once held and dropped, see :class:`Elections`.
     ``wake`` asks for a ``step`` at the end of this turn. ``fatal`` stops the node: called when going on could break a
     promise.
     """
@@ -58,9 +63,10 @@ class RaftGroup:
         self,
         group: int,
         node: int,
-        voters: Sequence[int],
+        founders: Sequence[int],
         *,
         hard_state: tuple[int, int],
+        floor: tuple[int, int] = (0, 0),
         compacted: int,
         entries: Sequence[Entry],
         machine: StateMachine,
@@ -75,7 +81,6 @@ class RaftGroup:
     ) -> None:
         self.group = group
         self.node = node
-        self.voters = tuple(sorted(voters))
         self.machine = machine
         self._wal = wal
         self._outbox = outbox
@@ -83,16 +88,17 @@ class RaftGroup:
         self._config = config
         self._wake = wake
         self._fatal = fatal
-        base, kept = align(group, files.latest(group), compacted, entries, wal, machine, files)
-        self.log = GroupLog(group, wal, base, kept, hard_state[0], hard_state[1] or None)
-        self.core = Core(node, self.voters, self.log, clock, rng, config)
+        info = files.latest(group)
+        base, kept = align(group, info, compacted, entries, wal, machine, files)
+        base_voters = founders if info is None else info.voters
+        self.log = GroupLog(group, wal, base, base_voters, kept, hard_state[0], hard_state[1] or None)
+        self.core = Core(node, self.log, clock, rng, config)
+        self.elections = Elections(self, outbox, clock, config, floor)
+        self.membership = Membership(self)
         self.snapshots = GroupSnapshots(self, wal, files, outbox, clock, config)
         self._start = rng.getrandbits(32)
         self._replies = 0
-        self._heard = float("-inf")
         self._said_due = float("-inf")
-        self._silent_until = clock.now() + config.election_min
-        self._prevotes: set[int] | None = None
         self._proposals = Proposals()
         self._leading = False
         self._target_commit: int | None = None
@@ -104,6 +110,7 @@ class RaftGroup:
         self._lead_since = 0.0
         self._ready = False
         self._progress: dict[int, Progress] = {}
+        self._counted: list[Progress] = []
         self._seq = getattr(self, "_seq", 0)
         self._round_seq = 0
         self._reads = ReadQueue()
@@ -113,12 +120,30 @@ class RaftGroup:
 
     # -- views
 
+    @property
+    def voters(self) -> Voters:
+        """Those in effect, committed or not."""
+        return self.core.voters()
+
     def leads(self) -> bool:
         return self._leading
 
     def ready(self) -> bool:
-        """Whether this replica leads and has applied everything that was committed before its term."""
+        """Whether this replica leads and has applied the entry that opened its term."""
         return self._ready
+
+    def transfers(self) -> bool:
+        """Whether the leadership is being handed over."""
+        return self._transfer is not None
+
+    def answers(self, peer: int) -> bool:
+        """Whether ``peer`` is a follower in contact with this leader."""
+        progress = self._progress.get(peer)
+        return (
+            progress is not None
+            and not progress.amnesia
+            and self._clock.now() < progress.contact + self._config.election_max
+        )
 
     def leader(self) -> int:
         """Node believed to lead, 0 = unknown."""
@@ -126,7 +151,7 @@ class RaftGroup:
 
     def status(self) -> GroupStatus:
         core = self.core
-        match = {peer: core.match_index(peer) for peer in core.peers()} if self._leading else {}
+        match = {peer: core.match_index(peer) for peer in self._progress}
         if self._leading:
             match[self.node] = self.log.durable_index
         return GroupStatus(
@@ -140,6 +165,7 @@ class RaftGroup:
             snapshot_index=self.snapshots.index,
             match=match,
             voters=self.voters,
+            learners=self.membership.learners,
             amnesia=tuple(peer for peer, progress in self._progress.items() if progress.amnesia),
         )
 
@@ -189,7 +215,7 @@ class RaftGroup:
             self._ready
             and not self._lease_off
             and self.core.applied_index() == self.core.commit_index()
-            and self._clock.now() < self._contact() + self._config.lease
+            and self._clock.now() < self.contact() + self._config.lease
         )
 
     def read(self, quorum: bool, done: ReadDone) -> None:
@@ -202,13 +228,13 @@ class RaftGroup:
         self._reads.add(self._seq, index, quorum, done)
         self._wake()
 
-    def _contact(self) -> float:
+    def contact(self) -> float:
         """Latest moment after which a majority has heard this leader (send time of an acknowledged append)."""
-        return majority_value([self._clock.now(), *(p.contact for p in self._progress.values())])
+        return majority_value([self._clock.now(), *(p.contact for p in self._counted)])
 
     def _confirmed(self) -> int:
         """Latest append that a majority has acknowledged, itself included."""
-        return int(majority_value([self._seq + 1, *(p.acked for p in self._progress.values())]))
+        return int(majority_value([self._seq + 1, *(p.acked for p in self._counted)]))
 
     # -- the turn's end
 
@@ -233,12 +259,12 @@ class RaftGroup:
         now = self._clock.now()
         if not self._leading:
             if now >= self.core.election_deadline():
-                self._start_prevote()
+                self.elections.stand()
             return
-        if now - max(self._contact(), self._lead_since) > self._config.election_max:
+        if now - max(self.contact(), self._lead_since) > self._config.election_max:
             log.warning("group %d: no contact with a majority, stepping down in term %d", self.group, self._lead_term)
             self.core.step_down()
-            self._observe()
+            self.observe()
             return
         if self._transfer is not None and now > self._transfer.deadline:
             self._transfer = None
@@ -255,7 +281,7 @@ class RaftGroup:
 
     def _advance_commit(self) -> None:
         core = self.core
-        held = [0 if progress.amnesia else core.match_index(peer) for peer, progress in self._progress.items()]
+        held = [0 if self._progress[peer].amnesia else core.match_index(peer) for peer in core.peers()]
         index = int(majority_value([self.log.durable_index, *held]))
         # Only an entry of the own term proves that all before it are committed (Raft, figure 8).
         if index > core.commit_index() and self.log.term_at(index) == self._lead_term:
@@ -275,8 +301,11 @@ class RaftGroup:
 
     def _apply_entry(self, command: bytes, index: int, term: int) -> None:
         self.snapshots.bytes_since += len(command)
-        if command[:1] != _BATCH:
-            if self._leading and index == self.core.no_op_index() and term == self._lead_term:
+        kind = command[:1]
+        if kind != _BATCH:
+            if kind == CONFIG:
+                self.membership.applied(index)
+            elif self._leading and index == self.core.no_op_index() and term == self._lead_term:
                 self._ready = True
                 self._target_commit = index
                 self._time_base = (self.machine.time, self._clock.now())
@@ -337,13 +366,13 @@ class RaftGroup:
         self, peer: int, term: int, seq: int, epoch: int, matches: bool, index: int, last: int, stored: Sequence[int]
     ) -> None:
         if term > self.core.term():
-            self._adopt(term)
+            self.adopt(term)
         if not self._leading or term != self._lead_term:
             return
         progress, core = self._progress[peer], self.core
-        if progress.amnesia or seq > self._seq:
-            return
         at = (stored[0], stored[1])
+        if progress.amnesia or seq > self._seq or at[0] == progress.forgotten:
+            return
         if matches:
             if index - 1 > self.log.last_index:
                 raise BrokenInvariant(f"node {peer} claims entry {index - 1} of {self.log.last_index}")
@@ -352,7 +381,13 @@ class RaftGroup:
                 core.receive_match(peer, index - 1)
             progress.on_stored(at)
         elif epoch == progress.epoch and seq >= progress.probe:
-            if last < core.match_index(peer) and (at[0] != progress.stored[0] or at[1] > progress.stored[1]):
+            lost = last < core.match_index(peer) and (at[0] != progress.stored[0] or at[1] > progress.stored[1])
+            if lost and peer not in self.voters:
+                # Nothing was built on what it held: its replica was dropped and came back.
+                progress.forgotten = progress.stored[0]
+                core.untrack(peer)
+                core.track(peer)
+            elif lost:
                 log.error(
                     "group %d: node %d has lost entries that it had acknowledged (%d of %d): it no longer counts",
                     self.group,
@@ -389,7 +424,7 @@ class RaftGroup:
         if term < core.term():
             self._outbox.send_when_durable(peer, [self.group, Type.STALE, core.term()])
             return
-        self._hear_leader()
+        self.elections.hear_leader()
         found = judge(self.log, core.commit_index(), previous, previous_term, raw)
         verified = min(commit, found.next_index - 1) if found.matches else 0
         core.receive_append(peer, term, found.previous, found.previous_term, found.entries, verified)
@@ -400,20 +435,15 @@ class RaftGroup:
         self._wake()
 
     def _acknowledge(self, peer: int, seq: int, epoch: int, *, matches: bool, index: int) -> None:
-        if self._wal.durable < self._wal.appended and self._heard >= self._said_due:
+        if self._wal.durable < self._wal.appended and self.elections.heard >= self._said_due:
             # The acknowledgement may have to wait behind megabytes. A lease, a quorum read and the leader's calm need a
             # follower that listens, not one with a fast disk.
-            self._said_due = self._heard + self._config.heartbeat
+            self._said_due = self.elections.heard + self._config.heartbeat
             self._outbox.send(peer, [self.group, Type.HEARD, self.core.term(), seq])
         self._replies += 1
         stored = (self._start, self._replies)
         fields = (self.core.term(), seq, epoch, matches, index, self.log.last_index, stored)
         self._outbox.send_when_durable(peer, [self.group, Type.ACK, *fields])
-
-    def _hear_leader(self) -> None:
-        self._heard = self._clock.now()
-        # A pre-vote won from now on would depose a leader that this node has just heard.
-        self._prevotes = None
 
     def acknowledge_snapshot(self, peer: int, index: int) -> None:
         """This log and state hold everything up to ``index``; seq 0 answers no append."""
@@ -424,67 +454,17 @@ class RaftGroup:
         if term < self.core.term():
             self._outbox.send_when_durable(peer, [self.group, Type.STALE, self.core.term()])
             return False
-        self._hear_leader()
+        self.elections.hear_leader()
         self.core.follow(peer, term)
         return True
 
-    # -- elections
+    # -- terms
 
-    def _sticky(self) -> bool:
-        """Whether a leader was heard so recently that it may hold a lease: then no vote is given."""
-        now, calm = self._clock.now(), self._config.election_min
-        if self._leading:
-            return now < self._contact() + calm
-        return now < self._heard + calm or now < self._silent_until
-
-    def _majority(self, count: int) -> bool:
-        return count > len(self.voters) // 2
-
-    def _start_prevote(self) -> None:
-        self.core.step_down()
-        self.core.postpone_election()
-        self._prevotes = {self.node}
-        if self._majority(1):
-            self._campaign(transfer=False)
-            return
-        message = [self.group, Type.PREVOTE, self.core.term() + 1, self.log.last_index, self.log.last_term]
-        for peer in self.core.peers():
-            self._outbox.send(peer, message)
-
-    def _on_prevote(self, peer: int, term: int, last_index: int, last_term: int) -> None:
-        up_to_date = (last_term, last_index) >= (self.log.last_term, self.log.last_index)
-        granted = term > self.core.term() and up_to_date and not self._sticky()
-        self._outbox.send_when_durable(peer, [self.group, Type.PREVOTE_REPLY, term, granted, self.core.term()])
-
-    def _on_prevote_reply(self, peer: int, term: int, granted: bool, own_term: int) -> None:
-        if own_term > self.core.term():
-            self._adopt(own_term)
-        elif granted and self._prevotes is not None and term == self.core.term() + 1:
-            self._prevotes.add(peer)
-            if self._majority(len(self._prevotes)):
-                self._campaign(transfer=False)
-
-    def _campaign(self, *, transfer: bool) -> None:
-        self._prevotes = None
-        requests = self.core.campaign()
-        for peer, request in zip(self.core.peers(), requests, strict=True):
-            fields = (request["term"], request["last_log_index"], request["last_log_term"], transfer)
-            self._outbox.send_when_durable(peer, [self.group, Type.VOTE, *fields])
-        self._observe()
-
-    def _on_vote(self, peer: int, term: int, last_index: int, last_term: int, transfer: bool) -> None:
-        if term < self.core.term():
-            self._outbox.send_when_durable(peer, [self.group, Type.STALE, self.core.term()])
-        elif transfer or not self._sticky():
-            if self.core.receive_vote_request(peer, term, last_index, last_term):
-                self._outbox.send_when_durable(peer, [self.group, Type.VOTE_REPLY, term])
-            self._observe()
-
-    def _adopt(self, term: int) -> None:
+    def adopt(self, term: int) -> None:
         self.core.adopt_term(term)
-        self._observe()
+        self.observe()
 
-    def _observe(self) -> None:
+    def observe(self) -> None:
         """Notice that this replica has become or stopped being the leader."""
         leads = self.core.role() == LEADER
         if self._leading and not (leads and self.core.term() == self._lead_term):
@@ -497,13 +477,28 @@ class RaftGroup:
         self._leading = True
         self._lead_term = self.core.term()
         self._lead_since = now
-        self._prevotes = None
         self._seq += 1
-        for peer in self.core.peers():
-            self._progress[peer] = Progress(
-                self._outbox.epoch(peer), contact=float("-inf"), probe=self._seq, acked=0, heartbeat_due=now
-            )
+        self._follow_members()
         log.info("group %d: leading in term %d", self.group, self._lead_term)
+        self._wake()
+
+    def _follow_members(self) -> None:
+        """Leader: replicate to the voters and learners of now; those that were either go on from where they are."""
+        before, now, voters = self._progress, self._clock.now(), self.voters
+        self._progress = {}
+        for peer in self.membership.replicas():
+            progress = before.pop(peer, None)
+            if progress is not None and progress.amnesia and peer not in voters:
+                self.core.untrack(peer)
+                progress = None
+            if progress is None:
+                self.core.track(peer)
+                epoch = self._outbox.epoch(peer)
+                progress = Progress(epoch, contact=float("-inf"), probe=self._seq, heartbeat_due=now)
+            self._progress[peer] = progress
+        for peer in before:
+            self.core.untrack(peer)
+        self._counted = [progress for peer, progress in self._progress.items() if peer in voters]
         self._wake()
 
     def _stop_leading(self) -> None:
@@ -512,16 +507,48 @@ class RaftGroup:
         reads = self._reads
         self._reset_leadership()
         self.core.postpone_election()
-        self._proposals.fail_open(Result(Code.UNKNOWN, detail="the leader lost its term before it saw the outcome"))
+        unknown = Result(Code.UNKNOWN, detail="the leader lost its term before it saw the outcome")
+        self._proposals.fail_open(unknown)
+        self.membership.fail(unknown)
         reads.fail(Code.NOT_LEADER)
         self._proposals.refuse_waiting(self._not_leader())
         self._wake()
+
+    def close(self) -> None:
+        """The node hosts this replica no more: answer everything that waits. Nothing may be asked of it again."""
+        self.core.step_down()
+        self.observe()
+        self.snapshots.close()
+
+    # -- members
+
+    def members(self) -> Members:
+        """The voters and learners as this replica knows them."""
+        return self.membership.view()
+
+    def change_members(self, voters: Sequence[int], done: ChangeDone) -> None:
+        """Make ``voters`` the voters of the group: one more or one less than now.
+
+        ``done`` is called once: OK when the change is committed and applied here, or was so before; CONDITION_FAILED
+        with the reason if it was refused; NOT_LEADER, UNAVAILABLE and UNKNOWN as with ``propose``. A newcomer must be a
+        learner that has caught up.
+        """
+        if not self._leading:
+            done(self._not_leader())
+            return
+        if self.membership.change(voters, done):
+            self._follow_members()
+
+    def set_learners(self, nodes: Sequence[int]) -> None:
+        """The nodes that hold the log without a vote, all of them. Voters among them are passed over."""
+        if self.membership.set_learners(nodes) and self._leading:
+            self._follow_members()
 
     # -- leadership transfer
 
     def transfer(self, target: int) -> bool:
         """Hand the leadership to ``target``, as soon as it holds the whole log. Returns whether it was started."""
-        if not self._ready or target not in self._progress or self._transfer is not None:
+        if not self._ready or target not in self.core.peers() or self._transfer is not None:
             return False
         self._transfer = _Transfer(target, self._clock.now() + self._config.election_max)
         self._wake()
@@ -529,33 +556,16 @@ class RaftGroup:
 
     def approaches(self, peer: int, index: int) -> bool:
         """Whether ``peer`` is a follower in contact with this leader that has not reached ``index`` yet."""
-        progress = self._progress.get(peer)
-        return (
-            progress is not None
-            and not progress.amnesia
-            and self._clock.now() < progress.contact + self._config.election_max
-            and self.core.match_index(peer) < index
-        )
+        return self.answers(peer) and self.core.match_index(peer) < index
 
     def could_lead(self, node: int) -> bool:
         """Leader: whether ``node`` is a voter in contact that holds nearly the whole log."""
-        progress = self._progress.get(node)
-        return (
-            node in self.voters
-            and progress is not None
-            and not progress.amnesia
-            and self._clock.now() < progress.contact + self._config.election_max
-            and self.core.match_index(node) + self._config.keep_entries >= self.log.last_index
-        )
+        lag = self.log.last_index - self._config.keep_entries
+        return node in self.voters and self.answers(node) and self.core.match_index(node) >= lag
 
     def best_target(self) -> int:
-        """The follower that holds most of the log among those in contact, 0 = none."""
-        now = self._clock.now()
-        live = [
-            (self.core.match_index(peer), peer)
-            for peer, progress in self._progress.items()
-            if not progress.amnesia and now < progress.contact + self._config.election_max
-        ]
+        """The voter that holds most of the log among those in contact, 0 = none."""
+        live = [(self.core.match_index(peer), peer) for peer in self.core.peers() if self.answers(peer)]
         return max(live)[1] if live else 0
 
     def _continue_transfer(self) -> None:
@@ -567,19 +577,17 @@ class RaftGroup:
         self._lease_off = True
         self._outbox.send_when_durable(transfer.target, [self.group, Type.TIMEOUT_NOW, self._lead_term])
 
-    def _on_timeout_now(self, peer: int, term: int) -> None:
-        if term == self.core.term() and peer == self.core.leader() and self.core.role() == FOLLOWER:
-            self._campaign(transfer=True)
-
     # -- messages
 
     def receive(self, peer: int, message: list[Any]) -> bool:
         """Take a message of this group. Returns False if it is malformed; then nothing was changed."""
-        if peer not in self.voters or peer == self.node:
+        if peer == self.node:
             return True
         if not check(message):
             return False
         kind, fields = message[1], message[2:]
+        if kind in ANSWERS and not self.membership.knows(peer):
+            return True
         if kind == Type.APPEND:
             self._on_append(peer, *fields)
         elif kind == Type.ACK:
@@ -588,19 +596,10 @@ class RaftGroup:
             self._on_heard(peer, *fields)
         elif kind == Type.STALE:
             if fields[0] > self.core.term():
-                self._adopt(fields[0])
-        elif kind == Type.PREVOTE:
-            self._on_prevote(peer, *fields)
-        elif kind == Type.PREVOTE_REPLY:
-            self._on_prevote_reply(peer, *fields)
-        elif kind == Type.VOTE:
-            self._on_vote(peer, *fields)
-        elif kind == Type.VOTE_REPLY:
-            if self.core.role() == CANDIDATE:
-                self.core.receive_vote(peer, *fields)
-        elif kind == Type.TIMEOUT_NOW:
-            self._on_timeout_now(peer, *fields)
+                self.adopt(fields[0])
+        elif kind in OF_ELECTIONS:
+            self.elections.receive(peer, kind, fields)
         else:
             self.snapshots.receive(peer, kind, fields)
-        self._observe()
+        self.observe()
         return True

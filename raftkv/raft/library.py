@@ -21,6 +21,7 @@ from raftkv.errors import RaftKVError
 WANTED_VERSION: Final = "0.3.17"
 
 PRIVATE_STATE: Final = (
+    "otherNodes",
     "raftState",
     "raftCurrentTerm",
     "raftLeader",

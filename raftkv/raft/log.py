@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, overload
 
 from raftkv.errors import RaftKVError
+from raftkv.raft.configurations import CONFIG, Configurations, unpack_voters
 from raftkv.raft.library import Journal
 from raftkv.raft.ports import LogWriter
 
@@ -29,11 +30,19 @@ class GroupLog(Journal):  # type: ignore[misc]
 
     Position 0 is the base: the last entry covered by the snapshot (or entry 1, term 0, of every fresh log). ``add`` and
     truncation touch memory and the WAL's buffer only, so they never fail; a failing disk stops the node elsewhere.
-    The commit index is never stored: a restarted node learns it again from a leader.
+    The commit index is never stored: a restarted node learns it again from a leader. ``base_voters``: the voters as of
+    the base; ``configurations`` has those that the entries name.
     """
 
     def __init__(
-        self, group: int, wal: LogWriter, base: tuple[int, int], entries: Sequence[Entry], term: int, vote: int | None
+        self,
+        group: int,
+        wal: LogWriter,
+        base: tuple[int, int],
+        base_voters: Sequence[int],
+        entries: Sequence[Entry],
+        term: int,
+        vote: int | None,
     ) -> None:
         self._group = group
         self._wal = wal
@@ -44,6 +53,9 @@ class GroupLog(Journal):  # type: ignore[misc]
         self._syncing: deque[tuple[int, int]] = deque()
         self.durable_index = self.last_index
         self.bytes = sum(len(entry[0]) for entry in entries)
+        self.configurations = Configurations(base_voters)
+        for command, index, _ in entries:
+            self._note(command, index)
         for position, entry in enumerate(self._entries):
             if entry[1] != base[0] + position:
                 raise BrokenInvariant(f"group {group}: entry {entry[1]} at position {position} after base {base[0]}")
@@ -104,10 +116,12 @@ class GroupLog(Journal):  # type: ignore[misc]
         base = self._entries[count]
         del self._entries[:count]
         self._entries[0] = (NO_OP, base[1], base[2])
+        self.configurations.compact(index)
 
-    def reset(self, index: int, term: int) -> None:
-        """Replace the whole log by the base (``index``, ``term``) of a snapshot that was just installed."""
+    def reset(self, index: int, term: int, voters: Sequence[int]) -> None:
+        """Replace the whole log by the base (``index``, ``term``, ``voters``) of a snapshot that was just installed."""
         self._entries = [(NO_OP, index, term)]
+        self.configurations = Configurations(voters)
         self._syncing.clear()
         self.durable_index = index
         self._commit = index
@@ -120,8 +134,16 @@ class GroupLog(Journal):  # type: ignore[misc]
             raise BrokenInvariant(f"group {self._group}: entry {idx} added after {self.last_index}")
         self._entries.append((command, idx, term))
         self.bytes += len(command)
+        self._note(command, idx)
         self._wal.entry(self._group, idx, term, command)
         self._syncing.append((self._wal.appended, idx))
+
+    def _note(self, command: bytes, index: int) -> None:
+        if command.startswith(CONFIG):
+            try:
+                self.configurations.add(index, unpack_voters(command))
+            except ValueError as problem:
+                raise BrokenInvariant(f"group {self._group}: entry {index}: {problem}") from None
 
     def deleteEntriesFrom(self, position: int) -> None:
         first = self.base_index + position
@@ -131,6 +153,7 @@ class GroupLog(Journal):  # type: ignore[misc]
             )
         self.bytes -= sum(len(entry[0]) for entry in self._entries[position:])
         del self._entries[position:]
+        self.configurations.truncate(first)
         self._wal.truncate(self._group, first)
         while self._syncing and self._syncing[-1][1] >= first:
             self._syncing.pop()

@@ -38,6 +38,11 @@ class Type(IntEnum):
     """term, seq: an append was heard; says nothing of the log, so it need not wait for the disk"""
 
 
+ANSWERS: Final = frozenset((Type.ACK, Type.HEARD, Type.STALE, Type.PREVOTE_REPLY, Type.VOTE_REPLY, Type.SNAPSHOT_PULL))
+"""Count from members only. Who asks for something may be a member that this replica has not heard of yet."""
+
+OF_ELECTIONS: Final = frozenset((Type.PREVOTE, Type.PREVOTE_REPLY, Type.VOTE, Type.VOTE_REPLY, Type.TIMEOUT_NOW))
+
 _INT = (int,)
 _MAX_INT: Final = 2**62
 """Terms, indexes and numbers stay far below; one more than any of them still fits msgpack's integers."""

@@ -15,7 +15,7 @@ class Progress:
     ``sent``: appends not yet acknowledged: (seq, send time, bytes). ``acked``: the latest append that was acknowledged,
     ``contact``: when it was sent. ``probe``: rejections of appends before this seq are old news. ``stored``: the
     follower's (start, counter) when it last acknowledged a match. ``amnesia``: it has forgotten what it had
-    acknowledged.
+    acknowledged. ``forgotten``: the start of a learner's former replica, whose late answers mean nothing.
     """
 
     epoch: int
@@ -27,6 +27,7 @@ class Progress:
     acked: int = 0
     stored: tuple[int, int] = (0, 0)
     amnesia: bool = False
+    forgotten: int | None = None
     offer_due: float = 0.0
 
     def window_open(self) -> bool:

@@ -39,6 +39,8 @@ class SnapshotInfo(Protocol):
     @property
     def term(self) -> int: ...
     @property
+    def voters(self) -> tuple[int, ...]: ...
+    @property
     def size(self) -> int: ...
     @property
     def path(self) -> str: ...
@@ -148,6 +150,7 @@ class GroupSnapshots:
         self._config = config
         self._info: SnapshotInfo | None = files.latest(group.group)
         self._taking = False
+        self._closed = False
         self._wanted = False
         self._pulling: set[int] = set()
         self._receiving: _Receiving | None = None
@@ -157,6 +160,11 @@ class GroupSnapshots:
     def index(self) -> int:
         return 0 if self._info is None else self._info.index
 
+    def close(self) -> None:
+        """Let go of what is under way; nothing more is recorded."""
+        self._closed = True
+        self._drop_receiving()
+
     # -- taking
 
     def want(self) -> None:
@@ -165,11 +173,11 @@ class GroupSnapshots:
 
     def maybe_take(self) -> None:
         """Take a snapshot if enough was applied since the last one."""
-        core = self._group.core
-        if self._taking or not (self._wanted or self.bytes_since > self._config.snapshot_bytes) or self._in_use():
+        due = self._wanted or self.bytes_since > self._config.snapshot_bytes
+        if self._taking or self._closed or not due or self._in_use():
             return
         self._wanted = False
-        index = core.applied_index()
+        index = self._group.core.applied_index()
         if index <= max(self.index, FIRST_INDEX):
             return
         term = self._group.log.term_at(index)
@@ -178,7 +186,7 @@ class GroupSnapshots:
         self.bytes_since = 0
         snapshot = self._group.machine.snapshot()
         chunks = snapshot.chunks()
-        writer = self._files.writer(self._group.group, index, term, self._group.voters)
+        writer = self._files.writer(self._group.group, index, term, self._group.log.configurations.at(index))
 
         def finish(problem: BaseException | None) -> None:
             self._taking = False
@@ -188,6 +196,10 @@ class GroupSnapshots:
                 writer.abort()
 
         def proceed(problem: BaseException | None) -> None:
+            if self._closed:
+                snapshot.close()
+                writer.abort()
+                return
             if problem is not None:
                 finish(problem)
                 return
@@ -200,7 +212,7 @@ class GroupSnapshots:
 
         def committed(info: Any, problem: BaseException | None) -> None:
             finish(problem)
-            if problem is None and index > self.index:
+            if problem is None and index > self.index and not self._closed:
                 self._adopt(info)
                 keep = max(self._group.log.base_index, index - self._config.keep_entries)
                 self._group.log.compact(min(keep, index))
@@ -370,7 +382,7 @@ class GroupSnapshots:
         if group.log.last_index > group.log.base_index:
             # What the log holds contradicts the snapshot; it must not come back from the WAL behind it.
             self._wal.truncate(group.group, group.log.base_index + 1)
-        group.core.install_snapshot(info.index, info.term)
+        group.core.install_snapshot(info.index, info.term, info.voters)
         self._adopt(info)
         self.bytes_since = 0
         log.info("group %d: installed the snapshot of entry %d from node %d", group.group, info.index, group.leader())

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class GroupStatus:
     """A replica as an operator sees it.
 
-    ``match``: on the leader, the last entry that each voter is known to hold. ``amnesia``: voters that have lost what
-    they had acknowledged.
+    ``match``: on the leader, the last entry that each voter and learner is known to hold. ``voters``: those in effect.
+    ``amnesia``: voters that have lost what they had acknowledged.
     """
 
     group: int
@@ -23,4 +23,5 @@ class GroupStatus:
     snapshot_index: int
     match: dict[int, int]
     voters: tuple[int, ...]
+    learners: tuple[int, ...]
     amnesia: tuple[int, ...]

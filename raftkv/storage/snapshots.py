@@ -94,6 +94,18 @@ class SnapshotStore:
 
         self._worker.submit(work, lambda _, failure: done(failure) if done is not None else None)
 
+    def discard(self, group: int, done: Done) -> None:
+        """Remove all snapshots of ``group``; ``done`` when they are gone for good, or with what prevented it."""
+
+        def work() -> None:
+            self._latest.pop(group, None)
+            for found, index, term in list(_parse(self._fs.listdir(self._folder))):
+                if found == group:
+                    self._fs.remove(self._path(group, index, term))
+            self._fs.sync_dir(self._folder)
+
+        self._worker.submit(work, lambda _, failure: done(failure))
+
     def publish(self, temporary: str, info: SnapshotInfo) -> SnapshotInfo:
         """In the worker: name a synced file, unless the group has one as new already. Returns the group's latest."""
         latest = self._latest.get(info.group)

@@ -22,7 +22,7 @@ from raftkv import limits
 from raftkv.errors import CorruptData, StorageError
 from raftkv.storage import wal_format as fmt
 from raftkv.storage.fs import File, FileSystem, Worker
-from raftkv.storage.wal_recovery import GroupState, Recovered, Segment, cut_segments, recover
+from raftkv.storage.wal_recovery import GroupState, Recovered, Segment, cut_segments, forget_group, recover
 
 __all__ = ["GroupState", "Wal"]
 
@@ -36,12 +36,13 @@ _EMPTY_BIN_BYTES: Final = 2
 class _Tracked:
     """A group's state as of the last record appended; ``last`` without the entries of the batch that gathers."""
 
-    voters: tuple[int, ...] = ()
+    founders: tuple[int, ...] = ()
     term: int = 0
     vote: int = 0
     snapshot_index: int = 0
     snapshot_term: int = 0
     last: int = 0
+    floor: tuple[int, int] = (0, 0)
 
 
 class Wal:
@@ -54,7 +55,7 @@ class Wal:
     on_durable: list[Callable[[int], None]]
     """Called in the loop with ``durable`` each time it has advanced."""
     recovered: dict[int, GroupState]
-    """State of each group as of :meth:`open`; the log keeps no reference to it, the adapter may take it over."""
+    """State of each group as of :meth:`open`; the log keeps no reference to it, the node may take it over."""
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class Wal:
         self.on_durable = []
         self.recovered = found.groups
         self._groups = {
-            group: _Tracked(s.voters, s.term, s.vote, s.snapshot_index, s.snapshot_term, s.last_index)
+            group: _Tracked(s.founders, s.term, s.vote, s.snapshot_index, s.snapshot_term, s.last_index, s.floor)
             for group, s in found.groups.items()
         }
         self._parts: list[bytes] = []
@@ -152,11 +153,30 @@ class Wal:
         self._batch[group] = index
         self.appended += 1
 
-    def group(self, group: int, voters: Iterable[int]) -> None:
-        """Note the voters that the group starts with (or has after a change)."""
+    def group(self, group: int, founders: Iterable[int]) -> None:
+        """Note that this node hosts the group, whose log began with the voters ``founders``."""
         state = self._tracked(group)
-        state.voters = tuple(voters)
-        self._append((fmt.GROUP, group, state.voters))
+        state.founders = tuple(founders)
+        self._append((fmt.GROUP, group, state.founders))
+
+    def drop(self, group: int, last_term: int, last_index: int) -> None:
+        """Note that the group is hosted no more and its log, which ended at (``last_term``, ``last_index``), is gone.
+
+        Term and vote stay, and the furthest end of a log that was dropped: a node that comes back to the group must not
+        break what it had promised there.
+        """
+        state = self._tracked(group)
+        state.founders = ()
+        state.snapshot_index = state.snapshot_term = state.last = 0
+        state.floor = max(state.floor, (last_term, last_index))
+        self._batch.pop(group, None)
+        forget_group(self._segments, group)
+        self._append((fmt.DROP, group, last_term, last_index))
+
+    def promised(self, group: int) -> GroupState:
+        """What a new, empty log of ``group`` must keep to: term, vote, and the end of the log dropped before it."""
+        state = self._tracked(group)
+        return GroupState(term=state.term, vote=state.vote, floor=state.floor)
 
     def hard_state(self, group: int, term: int, vote: int) -> None:
         """Note the term and the node voted for in it, 0 for none."""
@@ -372,7 +392,8 @@ class Wal:
 
 
 def _opening(state: _Tracked) -> tuple[object, ...]:
-    return state.voters, state.term, state.vote, state.snapshot_index, state.snapshot_term, state.last
+    fields = state.founders, state.term, state.vote, state.snapshot_index, state.snapshot_term, state.last
+    return fields if state.floor == (0, 0) else (*fields, *state.floor)
 
 
 def _publish(

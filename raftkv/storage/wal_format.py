@@ -23,12 +23,16 @@ MAGIC: Final = b"RAFTKVWL"
 FORMAT: Final = 1
 
 # Kinds of records, the first element of each. Numbers are part of the format and never reused.
-GROUP: Final = 1  # group, voters
+GROUP: Final = 1  # group, its founders: the voters with which its log began
 HARD_STATE: Final = 2  # group, term, vote (0 = none)
 ENTRY: Final = 3  # group, index, term, command
 TRUNCATE: Final = 4  # group, first index removed
 SNAPSHOT: Final = 5  # group, index, term: a durable snapshot covers the log up to index
-OPENING: Final = 6  # list of (group, voters, term, vote, snapshot index, snapshot term, last index)
+OPENING: Final = 6  # list of (group, founders, term, vote, snapshot index, snapshot term, last index), see below
+DROP: Final = 7  # group, term and index of its last entry: its log is gone, term and vote are not
+
+# A group that was ever dropped has two more items in an OPENING: term and index of the end of what was dropped. While
+# it is not hosted its founders are empty.
 
 _SEGMENT: Final = struct.Struct("<8sIQQQ")  # magic, format, number, salt, size
 _CRC: Final = struct.Struct("<I")

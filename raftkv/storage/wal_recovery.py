@@ -19,14 +19,19 @@ LogEntry = tuple[bytes, int, int]
 
 @dataclass(slots=True)
 class GroupState:
-    """What a node knows of one group after a start. ``entries`` are consecutive from ``snapshot_index`` + 1 on."""
+    """What a node knows of one group after a start. ``entries`` are consecutive from ``snapshot_index`` + 1 on.
 
-    voters: tuple[int, ...] = ()
+    ``founders``: the voters with which the group's log began; empty if the group is not hosted (any more). ``floor``:
+    term and index of the end of a log that was dropped, (0, 0) if none was.
+    """
+
+    founders: tuple[int, ...] = ()
     term: int = 0
     vote: int = 0
     snapshot_index: int = 0
     snapshot_term: int = 0
     entries: list[LogEntry] = field(default_factory=list)
+    floor: tuple[int, int] = (0, 0)
 
     @property
     def last_index(self) -> int:
@@ -61,6 +66,12 @@ def cut_segments(segments: Sequence[Segment], group: int, first: int) -> None:
     for segment in segments:
         if segment.last.get(group, 0) >= first:
             segment.last[group] = first - 1
+
+
+def forget_group(segments: Sequence[Segment], group: int) -> None:
+    """Note that no entry of ``group`` is wanted any more."""
+    for segment in segments:
+        segment.last.pop(group, None)
 
 
 @dataclass(slots=True)
@@ -126,6 +137,14 @@ class _Log:
             del self.state.entries[:held]
             self.base = index
 
+    def drop(self, last_term: int, last_index: int) -> None:
+        state = self.state
+        self.base = 0
+        state.founders = ()
+        state.entries.clear()
+        state.snapshot_index = state.snapshot_term = 0
+        state.floor = max(state.floor, (last_term, last_index))
+
     def finish(self) -> bool:
         """Leave the entries after the snapshot in ``state``; True if they belonged to another history."""
         base = self.base or 0
@@ -173,20 +192,26 @@ class _Replay:
                 _, _, index, term = record
                 log.snapshot(index, term)
             elif kind == fmt.GROUP:
-                log.state.voters = tuple(record[2])
+                log.state.founders = tuple(record[2])
+            elif kind == fmt.DROP:
+                _, group, last_term, last_index = record
+                log.drop(last_term, last_index)
+                forget_group(self.segments, group)
             else:
                 raise _Damaged(f"unknown kind of record {kind!r}")
         return count
 
     def _opening(self, groups: Sequence[Any]) -> None:
-        for group, voters, term, vote, snapshot_index, snapshot_term, last in groups:
+        for group, founders, term, vote, snapshot_index, snapshot_term, last, *floor in groups:
             log = self._log(group)
             if log.base is None:
                 log.base = last
             elif log.last != last:
                 raise _Damaged(f"the log of group {group} ends at {log.last}, it should end at {last}")
             state = log.state
-            state.voters, state.term, state.vote = tuple(voters), term, vote
+            state.founders, state.term, state.vote = tuple(founders), term, vote
+            if floor:
+                state.floor = floor[0], floor[1]
             if snapshot_index > state.snapshot_index:
                 state.snapshot_index, state.snapshot_term = snapshot_index, snapshot_term
         self.opened = True

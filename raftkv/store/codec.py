@@ -31,3 +31,17 @@ def unpack_all(data: bytes) -> Iterator[Any]:
         raise ValueError(str(problem)) from problem
     if unpacker.tell() != len(data):
         raise ValueError("the last value is cut off")
+
+
+def whole(value: object) -> int:
+    """``value`` if it is a number. Raises ValueError otherwise."""
+    if type(value) is not int:
+        raise ValueError("a number is missing")
+    return value
+
+
+def binary(value: object) -> bytes:
+    """``value`` if it is bytes. Raises ValueError otherwise."""
+    if type(value) is not bytes:
+        raise ValueError("bytes are missing")
+    return value

@@ -21,12 +21,32 @@ class ExpiryQueue:
     all. ``live`` is the number of records that expire; the owner counts it down when one is replaced or removed.
     """
 
-    def __init__(self, is_live: Callable[[Due], bool], items: Iterable[Due] = ()) -> None:
+    def __init__(self, is_live: Callable[[Due], bool]) -> None:
         self._is_live = is_live
-        self._heap: list[Due] = list(items)
-        heapify(self._heap)
+        self._heap: list[Due] = []
         self._old: list[Due] = []
+        self.live = 0
+
+    def restart(self, items: Iterable[Due]) -> None:
+        """Begin anew with these items."""
+        self._heap = list(items)
+        heapify(self._heap)
+        self._old = []
         self.live = len(self._heap)
+
+    def extend(self, items: list[Due]) -> None:
+        """Add many records that expire."""
+        self.live += len(items)
+        self.give_back(items)
+
+    def give_back(self, items: list[Due]) -> None:
+        """Put in again what was popped and has not been removed."""
+        if len(items) < len(self._heap) // 8:
+            for item in items:
+                heappush(self._heap, item)
+        else:
+            self._heap += items
+            heapify(self._heap)
 
     def __len__(self) -> int:
         return len(self._heap) + len(self._old)

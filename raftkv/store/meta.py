@@ -15,8 +15,7 @@ from raftkv.errors import Code, StorageError
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_commands import execute
 from raftkv.store.meta_state import MetaState, Refused
-from raftkv.store.operations import Kind, Result
-from raftkv.store.records import MAX_GROUP_TIME
+from raftkv.store.operations import MAX_GROUP_TIME, Kind, Result
 from shards.map import MapError, ShardMap
 
 _FORMAT: Final = "raftkv meta 2"
@@ -33,10 +32,10 @@ class MetaStore:
     all but the time; it is replaced as a whole by every change. ``on_change``: called after an entry changed the map.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None] | None = None) -> None:
         self.time = 0
         self.state = MetaState()
-        self.on_change: Callable[[], None] | None = None
+        self.on_change = on_change
         self._tokens: dict[bytes, tuple[int, str]] = {}
 
     @property

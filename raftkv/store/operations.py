@@ -8,6 +8,18 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from raftkv import limits
+
+MAX_GROUP_TIME: Final = 2**60
+"""Milliseconds; a later time is refused, so that times and expiries always fit into 64 bits."""
+
+MAX_TTL_MS: Final = limits.MAX_TTL * 1000
+MAX_COUNT: Final = 2**62
+"""Of request numbers, versions, ids of moves."""
+
+MAX_EXPIRES: Final = 2**61
+"""Milliseconds; no record expires later."""
+
 
 class Kind(IntEnum):
     """What an operation does. Numbers are part of the log's format and never reused."""

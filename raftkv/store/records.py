@@ -6,25 +6,22 @@ each, so a record expires on all replicas at the same entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from heapq import heapify, heappop, heappush, nsmallest
+from collections.abc import Sequence
+from heapq import nsmallest
 from typing import Any, Final, NamedTuple
 
 from raftkv import limits
 from raftkv.errors import Code
+from raftkv.store.ageing import Ageing
 from raftkv.store.codec import pack, unpack
-from raftkv.store.expiry import Due, ExpiryQueue
-from raftkv.store.operations import ANY_VERSION, Kind, Op, Result
-from raftkv.store.sessions import CLIENT_BYTES, IDLE_MS, Session, code_and_version, failed
-from raftkv.store.slot import Slot, SlotState
-from raftkv.store.snapshot import StoreRestore, StoreSnapshot, StoreState, store_digest
+from raftkv.store.copying import MALFORMED
+from raftkv.store.digest import CheckDigest
+from raftkv.store.moving import MAX_SLOT, Moves
+from raftkv.store.operations import ANY_VERSION, MAX_COUNT, MAX_GROUP_TIME, MAX_TTL_MS, Kind, Op, Result
+from raftkv.store.sessions import CLIENT_BYTES, Session, code_and_version, failed
+from raftkv.store.slot import Slot, SlotImage, SlotState
+from raftkv.store.snapshot import Rest, StoreRestore, StoreSnapshot, StoreState, store_digest
 
-MAX_GROUP_TIME: Final = 2**60
-"""Milliseconds; a later time is refused, so that times and expiries always fit into 64 bits."""
-
-MAX_TTL_MS: Final = limits.MAX_TTL * 1000
-MAX_COUNT: Final = 2**62
-_MAX_SLOT: Final = 65535
 _EVICTED_AT_ONCE: Final = limits.MAX_SESSIONS_PER_SLOT // 16
 # Not counted against a page of a scan by the records themselves: framing, version, TTL.
 _SCAN_OVERHEAD: Final = 24
@@ -36,7 +33,6 @@ _OWNED: Final = SlotState.OWNED
 _OP_FIELDS: Final = len(Op._fields)
 _OP_DEFAULTS: Final = tuple(Op._field_defaults.values())
 
-_MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed command")
 _TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="key or value too large")
 _EXPIRED_SESSION: Final = Result(Code.SESSION_EXPIRED, detail="the request's dedupe record has gone")
 _MOVED: Final = Result(Code.MOVED, detail="the slot is not this group's")
@@ -57,16 +53,19 @@ class Stats(NamedTuple):
 class Store:
     """One data group's replicated state. Not thread-safe.
 
-    ``time``: group time of the last entry, in milliseconds; only :meth:`apply` and a restore change it.
+    ``time``: group time of the last entry, in milliseconds; only :meth:`apply` and a restore change it. ``checks``: by
+    check id, the digests as of the last two CHECK entries, to be made in steps; not replicated, and gone by a restore.
     """
 
     def __init__(self) -> None:
         self.time = 0
+        self.checks: dict[int, CheckDigest] = {}
         self._genesis = False
+        # Shared with ``_ageing`` and ``_moves``: never replaced.
         self._slots: dict[int, Slot] = {}
-        self._expiry = ExpiryQueue(self._is_live)
-        # (session.queued, slot, client), one for each session; items of evicted sessions are stale.
-        self._idle: list[tuple[int, int, bytes]] = []
+        self._ageing = Ageing(self._slots)
+        self._expiry = self._ageing.expiry
+        self._moves = Moves(self._slots, self._ageing)
 
     @property
     def genesis(self) -> bool:
@@ -95,6 +94,14 @@ class Store:
             slots=len(slots),
         )
 
+    def slot_stats(self) -> list[tuple[int, int, int, int]]:
+        """(slot, records, bytes of keys and values, operations) of the slots served, ascending.
+
+        Operations are reads and writes that this replica served since it started or got the slot: not replicated.
+        """
+        slots = (self._slots[number] for number in self.owned_slots())
+        return [(slot.number, len(slot.records), slot.bytes, slot.hits) for slot in slots]
+
     # Reads
 
     def read(self, slot: int, key: bytes) -> Result:
@@ -102,6 +109,7 @@ class Store:
         home = self._slots.get(slot)
         if home is None or home.state is not _OWNED:
             return _not_served(home)
+        home.hits += 1
         record = home.records.get(key)
         if record is None:
             return _NO_RECORD
@@ -120,6 +128,7 @@ class Store:
         home = self._slots.get(slot)
         if home is None or home.state is not _OWNED:
             return _not_served(home)
+        home.hits += 1
         budget = min(limit_bytes, limits.MAX_SCAN_PAGE_BYTES) if limit_bytes > 0 else limits.SCAN_PAGE_BYTES
         now, records = self.time, home.records
         page: list[tuple[bytes, bytes, int, int]] = []
@@ -133,6 +142,33 @@ class Store:
             page.append((key, value, version, expires - now if expires else -1))
         return Result(Code.OK, 0, pack(page))
 
+    def move_state(self, move: int) -> Result:
+        """How far a slot move is here. ``value`` is msgpack of a map.
+
+        "source": "none", "tracked", "frozen", "released" or "cancelled". "target": "none", "importing", "staged",
+        "active" or "cancelled". "seq", "cursor": of the last chunk imported. "bytes", "records": of the slots that this
+        group has of the move, staged or tracked. A move is forgotten once later moves of all its slots have ended.
+        """
+        return self._moves.state(move)
+
+    def export(self, move: int, cursor: bytes, limit_bytes: int) -> Result:
+        """The next page of what is to be copied of a move's slots, at the source, about ``limit_bytes`` (as of a scan).
+
+        ``value`` is msgpack of [next cursor, blob for IMPORT_CHUNK, records left, bytes left, done]; what is left is an
+        estimate. ``cursor``: b"" at first, then what the last page that was imported gave; also one of another replica.
+        ``done``: nothing was left at this moment. Slots that still serve can change again; of frozen ones, sessions are
+        included and ``done`` is the end. CONDITION_FAILED if this group is not the source or this replica is behind the
+        cursor.
+        """
+        return self._moves.export(move, cursor, limit_bytes, self.time)
+
+    def summary(self, move: int) -> Result:
+        """``value``: the summary of the frozen slots of a move, for IMPORT_FINAL. CONDITION_FAILED if not frozen here.
+
+        The first call reads all that is in the slots.
+        """
+        return self._moves.summary(move)
+
     # Writes
 
     def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
@@ -143,10 +179,9 @@ class Store:
         if type(now) is int and self.time < now <= MAX_GROUP_TIME:
             self.time = now
         results = [self._execute(command) for command in commands] if isinstance(commands, list | tuple) else []
-        if self._expiry.live:
-            self._remove_expired()
-        if self._idle and self._idle[0][0] <= self.time - IDLE_MS:
-            self._remove_idle()
+        self._ageing.run(self.time)
+        if self._moves.trash:
+            self._moves.free()
         return results
 
     def _execute(self, command: Sequence[Any]) -> Result:
@@ -185,6 +220,7 @@ class Store:
         slot = self._slots.get(number)
         if slot is None or slot.state is not _OWNED:
             return _not_served(slot)
+        slot.hits += 1
         if slot.pins:
             slot.detach()
         if not client:
@@ -222,7 +258,10 @@ class Store:
         if kind == _DELETE:
             if old is not None and current:
                 slot.counter += 1
-                self._remove(slot, key, old)
+                self._ageing.remove(slot, key, old)
+                if slot.dirty is not None:
+                    slot.dirty.pop(key, None)
+                    slot.dirty[key] = slot.counter
             return current
         version = slot.counter = slot.counter + 1
         if old is None:
@@ -231,20 +270,18 @@ class Store:
         else:
             slot.bytes += len(value) - len(old[0])
             if old[2]:
+                slot.expiring -= 1
                 self._expiry.live -= 1
         if ttl:
             slot.records[key] = (value, version, now + ttl)
+            slot.expiring += 1
             self._expiry.push((now + ttl, slot.number, key, version))
         else:
             slot.records[key] = (value, version, 0)
+        if slot.dirty is not None:
+            slot.dirty.pop(key, None)
+            slot.dirty[key] = version
         return version
-
-    def _remove(self, slot: Slot, key: bytes, record: tuple[bytes, int, int]) -> None:
-        del slot.records[key]
-        slot.order = None
-        slot.bytes -= len(key) + len(record[0])
-        if record[2]:
-            self._expiry.live -= 1
 
     def _execute_short(self, command: object) -> Result:
         """Fields at the end of a command that have their defaults may be left out."""
@@ -252,25 +289,41 @@ class Store:
             missing = _OP_FIELDS - len(command)
             if 0 < missing <= len(_OP_DEFAULTS):
                 return self._execute((*command, *_OP_DEFAULTS[-missing:]))
-        return _MALFORMED
+        return MALFORMED
 
     def _housekeeping(self, kind: object, value: object) -> Result:
         if kind == Kind.TICK:
             return _DONE
         if kind == Kind.GENESIS and isinstance(value, bytes):
             return self._begin(value)
-        return _MALFORMED
+        if kind == Kind.CHECK and isinstance(value, bytes):
+            return self._check(value)
+        return self._moves.execute(kind, value, self.time, self._genesis)
 
     def _begin(self, value: bytes) -> Result:
         try:
             numbers = unpack(value)
         except ValueError:
-            return _MALFORMED
-        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n <= _MAX_SLOT for n in numbers):
-            return _MALFORMED
+            return MALFORMED
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n <= MAX_SLOT for n in numbers):
+            return MALFORMED
         if not self._genesis:
             self._genesis = True
-            self._slots = {number: Slot(number) for number in sorted(set(numbers))}
+            self._slots.update((number, Slot(number)) for number in sorted(set(numbers)))
+        return _DONE
+
+    def _check(self, value: bytes) -> Result:
+        try:
+            (check,) = unpack(value)
+        except (ValueError, TypeError):
+            return MALFORMED
+        if type(check) is not int:
+            return MALFORMED
+        earlier = [one for one in self.checks if one != check][-1:]
+        for one in list(self.checks):
+            if one not in earlier:
+                self.checks.pop(one).close()
+        self.checks[check] = CheckDigest(self._rest(), self._images())
         return _DONE
 
     # Sessions
@@ -280,60 +333,16 @@ class Store:
             # Several at once, so that many short-lived clients on one slot do not pay for a search each.
             ages = ((session.last, name) for name, session in slot.sessions.items())
             for _, oldest in nsmallest(_EVICTED_AT_ONCE, ages):
-                self._close_session(slot, oldest)
+                slot.close_session(oldest)
         session = slot.sessions[client] = Session(first, self.time)
-        heappush(self._idle, (self.time, slot.number, client))
+        self._ageing.add_session(slot, client, session)
         return session
-
-    @staticmethod
-    def _close_session(slot: Slot, client: bytes) -> None:
-        del slot.sessions[client]
-        slot.floor = max(slot.floor, client)
-
-    def _remove_idle(self) -> None:
-        """Close idle sessions, the longest idle first; look at a bounded number of them."""
-        horizon = self.time - IDLE_MS
-        looked_at = 0
-        while self._idle and self._idle[0][0] <= horizon and looked_at < limits.MAX_EXPIRED_PER_ENTRY:
-            queued, number, client = heappop(self._idle)
-            slot = self._slots.get(number)
-            session = None if slot is None else slot.sessions.get(client)
-            if slot is None or session is None or session.queued != queued:
-                continue
-            looked_at += 1
-            if slot.pins:
-                slot.detach()
-                session = slot.sessions[client]
-            if session.last > horizon:
-                # Used since it was queued: writes only note the time, which is what keeps them cheap.
-                session.queued = session.last
-                heappush(self._idle, (session.queued, number, client))
-            else:
-                self._close_session(slot, client)
-
-    # Expiry
-
-    def _is_live(self, due: Due) -> bool:
-        _, number, key, version = due
-        slot = self._slots.get(number)
-        record = None if slot is None else slot.records.get(key)
-        return record is not None and record[1] == version
-
-    def _remove_expired(self) -> None:
-        for _ in range(limits.MAX_EXPIRED_PER_ENTRY):
-            due = self._expiry.pop_due(self.time)
-            if due is None:
-                return
-            slot = self._slots[due[1]]
-            if slot.pins:
-                slot.detach()
-            self._remove(slot, due[2], slot.records[due[2]])
 
     # The whole state
 
     def snapshot(self) -> StoreSnapshot:
         """The state as of this call, for as long as the snapshot is open; writes go on meanwhile."""
-        return StoreSnapshot(self.time, self._genesis, [self._slots[number].image() for number in sorted(self._slots)])
+        return StoreSnapshot(self._rest(), self._images())
 
     def begin_restore(self) -> StoreRestore:
         """Collects a snapshot's chunks; ``finish`` replaces the whole state by it."""
@@ -341,24 +350,24 @@ class Store:
 
     def digest(self) -> bytes:
         """16 bytes; equal for equal states, however they came about."""
-        return store_digest(self.time, self._genesis, self._slots.values())
+        return store_digest(self._rest(), self._slots.values())
+
+    def _rest(self) -> Rest:
+        return Rest(self.time, self._genesis, *self._moves.rows())
+
+    def _images(self) -> list[SlotImage]:
+        return [self._slots[number].image() for number in sorted(self._slots)]
 
     def _install(self, state: StoreState) -> None:
         self.time = state.time
         self._genesis = state.genesis
-        self._slots = {slot.number: slot for slot in state.slots}
-        self._expiry = ExpiryQueue(self._is_live, _due_records(state.slots))
-        self._idle = [
-            (session.queued, slot.number, client) for slot in state.slots for client, session in slot.sessions.items()
-        ]
-        heapify(self._idle)
-
-
-def _due_records(slots: Iterable[Slot]) -> Iterable[Due]:
-    for slot in slots:
-        for key, (_, version, expires) in slot.records.items():
-            if expires:
-                yield expires, slot.number, key, version
+        self._slots.clear()
+        self._slots.update((slot.number, slot) for slot in state.slots)
+        self._ageing.restart()
+        self._moves.install(state.ended, state.imports)
+        for check in self.checks.values():
+            check.close()
+        self.checks.clear()
 
 
 def _not_served(slot: Slot | None) -> Result:

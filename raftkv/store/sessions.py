@@ -26,10 +26,11 @@ inline and a dict is made only for clients with several writes in flight to one 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from raftkv import limits
 from raftkv.errors import Code
+from raftkv.store.codec import binary, whole
 
 CLIENT_BYTES: Final = 16
 IDLE_MS: Final = limits.SESSION_IDLE * 1000
@@ -115,3 +116,23 @@ class Session:
             yield from self.more.items()
         if self.seq:
             yield self.seq, self.outcome
+
+
+def session_row(client: bytes, session: Session) -> list[Any]:
+    """A session as plain values: client, first, last, queued, then seq and outcome of each result."""
+    row: list[Any] = [client, session.first, session.last, session.queued]
+    for result in session.results():
+        row += result
+    return row
+
+
+def session_from_row(row: list[Any]) -> tuple[bytes, Session]:
+    """Raises TypeError or ValueError for what :func:`session_row` does not make."""
+    client, first, last, queued, *results = row
+    session = Session(whole(first), whole(last))
+    session.queued = whole(queued)
+    pairs = [(whole(seq), whole(outcome)) for seq, outcome in zip(results[::2], results[1::2], strict=True)]
+    if any(seq < 1 for seq, _ in pairs):
+        raise ValueError("request numbers begin at 1")
+    session.load(pairs)
+    return binary(client), session

@@ -1,15 +1,20 @@
-"""One slot of a data group: its records, its sessions and the copy-on-write that keeps snapshots still."""
+"""One slot of a data group: its records, its sessions, what changes while it moves, and the copy-on-write of it all."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from enum import IntEnum
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Final, NamedTuple
 
+from raftkv.store.expiry import Due
 from raftkv.store.sessions import Session
 
 Record = tuple[bytes, int, int]
 """(value, version, expires): ``expires`` is group time in ms, 0 = never."""
+
+_COUNTER: Final = itemgetter(1)
 
 
 class SlotState(IntEnum):
@@ -28,8 +33,11 @@ class SlotImage(NamedTuple):
     state: int
     counter: int
     floor: bytes
+    move: int
+    frozen: int
     records: dict[bytes, Record]
     sessions: dict[bytes, Session]
+    dirty: dict[bytes, int] | None
 
     def release(self) -> None:
         """End the copy-on-write of this image. The image must not be read any more."""
@@ -42,13 +50,38 @@ class Slot:
     """Mutable state of a slot.
 
     ``counter``: mutations so far. ``floor``: largest client id whose session was removed. ``bytes``: keys and values.
-    ``pins``: images that share ``records`` and ``sessions``; while there are any, call :meth:`detach` before changing
-    either. ``order``: cache of the sorted keys; whoever adds or removes a key sets it to None.
+    ``expiring``: how many records expire. ``move``: the move that the slot takes part in, 0 = none. ``dirty``: at the
+    source of a move, the counter at the last change of each key that changed since it is tracked, in order of change.
+    ``frozen``: group time (ms) at which it was frozen.
+
+    Not replicated: ``pins``: images that share ``records``, ``sessions`` and ``dirty``; while there are any, call
+    :meth:`detach` before changing one of them. ``order``: cache of the sorted keys; whoever adds or removes a key sets
+    it to None. ``walk``: sorted keys as of some counter since the slot is tracked. ``held``, ``held_idle``: items of
+    the queues of expiry and of idle sessions that came due while it was frozen. ``hits``: operations served.
     """
 
-    __slots__ = ("bytes", "counter", "floor", "number", "order", "pins", "records", "sessions", "state")
+    __slots__ = (
+        "_changes",
+        "bytes",
+        "counter",
+        "dirty",
+        "expiring",
+        "floor",
+        "frozen",
+        "held",
+        "held_idle",
+        "hits",
+        "move",
+        "number",
+        "order",
+        "pins",
+        "records",
+        "sessions",
+        "state",
+        "walk",
+    )
 
-    def __init__(self, number: int, state: SlotState = SlotState.OWNED) -> None:
+    def __init__(self, number: int, state: SlotState = SlotState.OWNED, move: int = 0) -> None:
         self.number = number
         self.state = state
         self.counter = 0
@@ -56,23 +89,141 @@ class Slot:
         self.records: dict[bytes, Record] = {}
         self.sessions: dict[bytes, Session] = {}
         self.bytes = 0
+        self.expiring = 0
+        self.move = move
+        self.dirty: dict[bytes, int] | None = None
+        self.frozen = 0
         self.pins = 0
         self.order: list[bytes] | None = None
+        self.walk: tuple[int, list[bytes]] | None = None
+        self._changes: tuple[int, list[tuple[bytes, int]]] = (0, [])
+        self.held: list[Due] = []
+        self.held_idle: list[tuple[int, int, bytes]] = []
+        self.hits = 0
 
     def image(self) -> SlotImage:
         """Freeze the slot as it is now, until the image is released."""
         self.pins += 1
-        return SlotImage(self, self.number, int(self.state), self.counter, self.floor, self.records, self.sessions)
+        return SlotImage(
+            self,
+            self.number,
+            int(self.state),
+            self.counter,
+            self.floor,
+            self.move,
+            self.frozen,
+            self.records,
+            self.sessions,
+            self.dirty,
+        )
 
     def detach(self) -> None:
         """Leave the present dicts to the images that share them and go on with copies."""
         self.records = dict(self.records)
         self.sessions = {client: session.copy() for client, session in self.sessions.items()}
+        if self.dirty is not None:
+            self.dirty = dict(self.dirty)
         self.pins = 0
 
-    def keys_after(self, key: bytes) -> list[bytes]:
-        """Keys greater than ``key``, ascending."""
+    # Content. Writes of clients do the same in line: see Store._write.
+
+    def store(self, key: bytes, record: Record) -> None:
+        """Put a record in, as it is."""
+        self.discard(key)
+        self.records[key] = record
+        self.bytes += len(key) + len(record[0])
+        if record[2]:
+            self.expiring += 1
+
+    def discard(self, key: bytes) -> None:
+        """Take a record out, if there is one."""
+        record = self.records.pop(key, None)
+        self.order = None
+        if record is not None:
+            self.bytes -= len(key) + len(record[0])
+            if record[2]:
+                self.expiring -= 1
+
+    def close_session(self, client: bytes) -> None:
+        """Forget a client and refuse it, and all older ones that are not remembered, from now on."""
+        del self.sessions[client]
+        self.floor = max(self.floor, client)
+
+    def keys_after(self, key: bytes) -> Iterator[bytes]:
+        """Keys greater than ``key``, ascending. Records must not be added or removed while it is read."""
         order = self.order
         if order is None:
             order = self.order = sorted(self.records)
-        return order[bisect_right(order, key) :] if key else order
+        return _after(order, key)
+
+    # What a move copies
+
+    def track(self, move: int) -> None:
+        """Remember from now on what changes."""
+        self.move = move
+        self.dirty = {}
+        self.walk = None
+        self._changes = (0, [])
+
+    def untrack(self) -> None:
+        """Serve as if there had been no move."""
+        self.state = SlotState.OWNED
+        self.move = self.frozen = 0
+        self.dirty = self.walk = None
+        self._changes = (0, [])
+
+    def begin_walk(self) -> int:
+        """Start to walk over all keys. What changes after the counter that it returns may be missed by the walk."""
+        if self.walk is None:
+            self.keys_after(b"")
+            self.walk = (self.counter, self.order or [])
+        return self.walk[0]
+
+    def walk_after(self, mark: int, key: bytes) -> Iterator[bytes]:
+        """Keys greater than ``key`` of a walk that began at ``mark``, ascending; some may be gone meanwhile."""
+        # A list made before ``mark``, for another walk, may lack keys that nobody will name as changed after it.
+        if self.walk is None or self.walk[0] < mark:
+            self.walk = None
+            self.begin_walk()
+        assert self.walk is not None
+        return _after(self.walk[1], key)
+
+    def changes_after(self, mark: int) -> Iterator[tuple[bytes, int]]:
+        """(key, counter) of keys changed after ``mark``, in the order of their last changes."""
+        dirty = self.dirty
+        if dirty is None:
+            return
+        while True:
+            base, changes = self._changes
+            if not (base <= mark and changes and mark < changes[-1][1]):
+                # Copied from the end, so that reading on costs only what is new.
+                changes = []
+                for change in reversed(dirty.items()):
+                    if change[1] <= mark:
+                        break
+                    changes.append(change)
+                changes.reverse()
+                self._changes = (mark, changes)
+                if not changes:
+                    return
+            for at in range(bisect_right(changes, mark, key=_COUNTER), len(changes)):
+                key, counter = changes[at]
+                # Else it changed again, and comes later.
+                if dirty[key] == counter:
+                    yield key, counter
+            mark = changes[-1][1]
+
+    def free(self, most: int) -> int:
+        """Let go of at most ``most`` records, sessions and changes; returns how many. For a slot that is not used."""
+        self.order = self.walk = None
+        left = most
+        for items in (self.records, self.sessions, self.dirty or {}):
+            while items and left:
+                items.popitem()
+                left -= 1
+        return most - left
+
+
+def _after(order: list[bytes], key: bytes) -> Iterator[bytes]:
+    # Not a slice: a page of a large slot must not cost its length.
+    return map(order.__getitem__, range(bisect_right(order, key) if key else 0, len(order)))

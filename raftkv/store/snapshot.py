@@ -1,7 +1,8 @@
 """Snapshots of a data group's state: a stream of msgpack items in chunks, and their digest.
 
-The stream: a header, then for each slot, ascending, one SLOT item, its RECORDS items and its SESSIONS items, then END
-with the numbers of slots, records and sessions. A chunk holds whole items. Damage is found by whoever stores chunks
+The stream: a header, ENDED items (slots and the moves that ended last for them), an IMPORT item for each move towards
+this group; then for each slot, ascending, one SLOT item, its RECORDS, SESSIONS and DIRTY items; then END with the
+numbers of slots, records, sessions and dirty keys. A chunk holds whole items. Damage is found by whoever stores chunks
 (they carry no checksum); here only what does not fit together is refused.
 """
 
@@ -10,23 +11,41 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from raftkv import limits
 from raftkv.errors import StorageError
-from raftkv.store.codec import pack, unpack_all
-from raftkv.store.sessions import Session
+from raftkv.store.codec import binary, pack, unpack_all, whole
+from raftkv.store.digest import DIGEST_BYTES, slot_digest
+from raftkv.store.moving import Ending, Import
+from raftkv.store.sessions import session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState
 
-FORMAT: Final = "raftkv store 1"
+FORMAT: Final = "raftkv store 2"
 _SLOT: Final = 1
 _RECORDS: Final = 2
 _SESSIONS: Final = 3
 _END: Final = 4
+_DIRTY: Final = 5
+_ENDED: Final = 6
+_IMPORT: Final = 7
 # Items are small beside a chunk, so that chunks come out even.
 _ITEM_BYTES: Final = limits.SNAPSHOT_CHUNK_BYTES // 8
 _RECORD_OVERHEAD: Final = 24
 _RESULT_BYTES: Final = 12
+
+
+class Rest(NamedTuple):
+    """All that is replicated beside the slots, as plain values in a canonical order.
+
+    ``ended``: [slot, move, how] of the last move that ended for a slot. ``imports``: [move, seq, cursor, source's time
+    at the freeze or None, slots] of each move towards this group.
+    """
+
+    time: int
+    genesis: bool
+    ended: list[list[Any]]
+    imports: list[list[Any]]
 
 
 @dataclass
@@ -35,14 +54,16 @@ class StoreState:
 
     time: int = 0
     genesis: bool = False
+    ended: dict[int, tuple[int, int]] = field(default_factory=dict)
+    imports: list[Import] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
 
 
 class StoreSnapshot:
     """The state of one moment. Holds no copies: slots that are written to meanwhile copy themselves first."""
 
-    def __init__(self, time: int, genesis: bool, images: list[SlotImage]) -> None:
-        self._header = [FORMAT, time, genesis]
+    def __init__(self, rest: Rest, images: list[SlotImage]) -> None:
+        self._rest = rest
         self._images = images
         self._images.reverse()
         self._chunks = self._produce()
@@ -67,18 +88,23 @@ class StoreSnapshot:
         yield bytes(chunk)
 
     def _items(self) -> Iterator[list[Any]]:
-        yield self._header
-        slots = records = sessions = 0
+        yield [FORMAT, self._rest.time, self._rest.genesis]
+        yield from _items([_ENDED], ((row, _RECORD_OVERHEAD) for row in self._rest.ended))
+        for row in self._rest.imports:
+            yield [_IMPORT, *row]
+        slots = records = sessions = dirty = 0
         while self._images:
             image = self._images[-1]
             slots += 1
             records += len(image.records)
             sessions += len(image.sessions)
-            yield [_SLOT, image.number, image.state, image.counter, image.floor]
+            dirty += len(image.dirty or ())
+            yield [_SLOT, image.number, image.state, image.counter, image.floor, image.move, image.frozen]
             yield from _record_items(image)
-            yield from _session_items(image)
+            yield from _items([_SESSIONS, image.number], _session_parts(image))
+            yield from _items([_DIRTY, image.number], _dirty_parts(image))
             self._images.pop().release()
-        yield [_END, slots, records, sessions]
+        yield [_END, slots, records, sessions, dirty]
 
 
 def _record_items(image: SlotImage) -> Iterator[list[Any]]:
@@ -94,35 +120,28 @@ def _record_items(image: SlotImage) -> Iterator[list[Any]]:
         yield item
 
 
-def _session_items(image: SlotImage) -> Iterator[list[Any]]:
-    item: list[Any] = [_SESSIONS, image.number]
-    size = 0
-    for client, session in image.sessions.items():
-        row = session_row(client, session)
-        item.append(row)
-        size += _RESULT_BYTES * len(row)
+def _items(head: list[Any], parts: Iterable[tuple[list[Any], int]]) -> Iterator[list[Any]]:
+    """Items that begin with ``head`` and hold fields of about their size (bytes) each."""
+    item, size = [*head], 0
+    for fields, cost in parts:
+        item += fields
+        size += cost
         if size >= _ITEM_BYTES:
             yield item
-            item, size = [_SESSIONS, image.number], 0
+            item, size = [*head], 0
     if size:
         yield item
 
 
-def session_row(client: bytes, session: Session) -> list[Any]:
-    """A session as plain values: client, first, last, queued, then seq and outcome of each result."""
-    row: list[Any] = [client, session.first, session.last, session.queued]
-    for result in session.results():
-        row += result
-    return row
+def _session_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
+    for client, session in image.sessions.items():
+        row = session_row(client, session)
+        yield [row], _RESULT_BYTES * len(row)
 
 
-def session_from_row(row: list[Any]) -> tuple[bytes, Session]:
-    """Raises TypeError or ValueError for what :func:`session_row` does not make."""
-    client, first, last, queued, *results = row
-    session = Session(_int(first), _int(last))
-    session.queued = _int(queued)
-    session.load([(_int(seq), _int(outcome)) for seq, outcome in zip(results[::2], results[1::2], strict=True)])
-    return _bytes(client), session
+def _dirty_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
+    for key, counter in (image.dirty or {}).items():
+        yield [key, counter], len(key) + _RECORD_OVERHEAD
 
 
 class StoreRestore:
@@ -135,6 +154,7 @@ class StoreRestore:
         self._ended = False
         self._records = 0
         self._sessions = 0
+        self._dirty = 0
         self._clients: dict[bytes, bytes] = {}
 
     def feed(self, chunk: bytes) -> None:
@@ -159,7 +179,7 @@ class StoreRestore:
             name, time, genesis = item
             if name != FORMAT:
                 raise ValueError("unknown format")
-            self._state.time = _int(time)
+            self._state.time = whole(time)
             self._state.genesis = bool(genesis)
             self._started = True
         elif item[0] == _SLOT:
@@ -168,12 +188,25 @@ class StoreRestore:
             self._take_records(self._slot(item[1]), item)
         elif item[0] == _SESSIONS:
             self._take_sessions(self._slot(item[1]), item)
+        elif item[0] == _DIRTY:
+            self._take_dirty(self._slot(item[1]), item)
+        elif item[0] == _ENDED and not self._state.slots:
+            self._take_ended(item)
+        elif item[0] == _IMPORT and not self._state.slots:
+            self._take_import(item)
         elif item[0] == _END:
-            if item[1:] != [len(self._state.slots), self._records, self._sessions]:
+            if item[1:] != [len(self._state.slots), self._records, self._sessions, self._dirty]:
                 raise ValueError("parts are missing")
+            self._check_moves()
             self._ended = True
         else:
             raise ValueError("unknown item")
+
+    def _check_moves(self) -> None:
+        """Imports and the slots that are imported must be each other's."""
+        importing = [(slot.move, slot.number) for slot in self._state.slots if slot.state is SlotState.IMPORTING]
+        if sorted(importing) != sorted((one.move, number) for one in self._state.imports for number in one.slots):
+            raise ValueError("imports and slots do not fit together")
 
     def _slot(self, number: int) -> Slot:
         slot = self._state.slots[-1]
@@ -181,21 +214,51 @@ class StoreRestore:
             raise ValueError("slots are mixed up")
         return slot
 
+    def _take_ended(self, item: list[Any]) -> None:
+        fields = iter(item[1:])
+        for number, move, how in zip(fields, fields, fields, strict=True):
+            self._state.ended[whole(number)] = (whole(move), Ending(how))
+
+    def _take_import(self, item: list[Any]) -> None:
+        _, move, seq, cursor, frozen, numbers = item
+        slots = tuple(whole(number) for number in numbers)
+        frozen = None if frozen is None else whole(frozen)
+        self._state.imports.append(Import(whole(move), slots, whole(seq), binary(cursor), frozen))
+
     def _take_slot(self, item: list[Any]) -> None:
-        _, number, state, counter, floor = item
-        if self._state.slots and _int(number) <= self._state.slots[-1].number:
+        _, number, state, counter, floor, move, frozen = item
+        if self._state.slots and whole(number) <= self._state.slots[-1].number:
             raise ValueError("slots are not in order")
-        slot = Slot(_int(number), SlotState(state))
-        slot.counter = _int(counter)
-        slot.floor = _bytes(floor)
+        slot = Slot(whole(number), SlotState(state), whole(move))
+        slot.counter = whole(counter)
+        slot.floor = binary(floor)
+        slot.frozen = whole(frozen)
+        if move:
+            if move <= self._state.ended.get(number, (0, 0))[0]:
+                raise ValueError("a move goes on that has ended")
+            if slot.state is not SlotState.IMPORTING:
+                slot.track(move)
+        elif slot.state is not SlotState.OWNED:
+            raise ValueError("a slot moves without a move")
         self._state.slots.append(slot)
 
     def _take_records(self, slot: Slot, item: list[Any]) -> None:
         fields = iter(item[2:])
         for key, value, version, expires in zip(fields, fields, fields, fields, strict=True):
-            slot.records[_bytes(key)] = (_bytes(value), _int(version), _int(expires))
+            slot.records[binary(key)] = (binary(value), whole(version), whole(expires))
             slot.bytes += len(key) + len(value)
+            slot.expiring += expires != 0
             self._records += 1
+
+    def _take_dirty(self, slot: Slot, item: list[Any]) -> None:
+        if slot.dirty is None:
+            raise ValueError("changes of a slot that is not tracked")
+        fields = iter(item[2:])
+        for key, counter in zip(fields, fields, strict=True):
+            if whole(counter) <= next(reversed(slot.dirty.values()), 0) or counter > slot.counter:
+                raise ValueError("changes are not in order")
+            slot.dirty[binary(key)] = counter
+            self._dirty += 1
 
     def _take_sessions(self, slot: Slot, item: list[Any]) -> None:
         for row in item[2:]:
@@ -205,25 +268,9 @@ class StoreRestore:
             self._sessions += 1
 
 
-def _int(value: object) -> int:
-    if type(value) is not int:
-        raise ValueError("a number is missing")
-    return value
-
-
-def _bytes(value: object) -> bytes:
-    if type(value) is not bytes:
-        raise ValueError("bytes are missing")
-    return value
-
-
-def store_digest(time: int, genesis: bool, slots: Iterable[Slot]) -> bytes:
-    """Digest of a state in a canonical order: slots by number, records by key, sessions by client."""
-    digest = blake2b(pack([FORMAT, time, genesis]), digest_size=16)
+def store_digest(rest: Rest, slots: Iterable[Slot]) -> bytes:
+    """Digest of a whole state."""
+    digest = blake2b(pack([FORMAT, *rest]), digest_size=DIGEST_BYTES)
     for slot in sorted(slots, key=lambda one: one.number):
-        digest.update(pack([slot.number, int(slot.state), slot.counter, slot.floor, len(slot.records)]))
-        for key in sorted(slot.records):
-            digest.update(pack([key, *slot.records[key]]))
-        for client in sorted(slot.sessions):
-            digest.update(pack(session_row(client, slot.sessions[client])))
+        digest.update(slot_digest(slot))
     return digest.digest()

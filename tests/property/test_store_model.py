@@ -16,6 +16,7 @@ from raftkv import limits
 from raftkv.errors import Code
 from raftkv.store import Kind, Op, Result, Store
 from raftkv.store.snapshot import StoreSnapshot
+from tests.store_helpers import restored
 
 SLOTS = 3
 IDLE = limits.SESSION_IDLE * 1000
@@ -118,15 +119,6 @@ def genesis() -> Store:
     return store
 
 
-def restored(snapshot: StoreSnapshot) -> Store:
-    store = Store()
-    restore = store.begin_restore()
-    for chunk in snapshot.chunks():
-        restore.feed(chunk)
-    restore.finish()
-    return store
-
-
 def matches(result: Result, wanted: Result | None) -> bool:
     if wanted is None:
         return result.code == Code.SESSION_EXPIRED
@@ -150,9 +142,9 @@ def test_store_does_what_the_model_does(history: list[Step]) -> None:
             open_ones.append((store.snapshot(), store.digest()))
         elif action == "close" and number < len(open_ones):
             snapshot, digest = open_ones.pop(number)
-            assert restored(snapshot).digest() == digest
+            assert restored(snapshot.chunks()).digest() == digest
         elif action == "restore":
-            store = restored(store.snapshot())
+            store = restored(store.snapshot().chunks())
         assert store.digest() == replica.digest()
         for slot in range(SLOTS):
             for key in KEYS:
@@ -170,7 +162,7 @@ def test_store_does_what_the_model_does(history: list[Step]) -> None:
         due = [expires for (slot, key), (_, _, expires) in model.records.items() if expires > model.time]
         assert store.next_expiry() == min(due, default=None)
     for snapshot, digest in open_ones:
-        assert restored(snapshot).digest() == digest
+        assert restored(snapshot.chunks()).digest() == digest
     assert [slot.pins for slot in store._slots.values()] == [0] * SLOTS
 
 

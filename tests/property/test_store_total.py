@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from raftkv.errors import Code
 from raftkv.store import Kind, MetaStore, Op, Store
+from tests.store_helpers import restored, step
 
 scalars = (
     st.none()
@@ -39,7 +40,42 @@ nearly = st.tuples(
     numbers,
     numbers,
 )
-commands = nearly | nearly.map(lambda fields: fields[:7]) | values
+# Steps of moves: any arguments, nearly right ones, and blobs, cursors and summaries of any and of nearly right parts.
+ids = st.sampled_from([1, 2, 3]) | numbers
+slots = st.lists(st.sampled_from([0, 1, 2, 3]), max_size=3) | numbers
+packed = (
+    st.binary(max_size=20)
+    | values.map(msgpack.packb)
+    | st.tuples(
+        st.sampled_from([b"", b"c"]) | numbers,
+        st.lists(
+            st.tuples(
+                st.sampled_from([2, 3]) | numbers,
+                st.lists(st.sampled_from([b"k", b"v", 1, 0, 2**61, 2**62]), max_size=8),
+                st.lists(st.sampled_from([b"k", 1]), max_size=2),
+                st.lists(
+                    st.lists(st.sampled_from([b"c" * 16, 1, 2, -5, -(2**61), 2**61, 2**63]), max_size=8), max_size=2
+                ),
+            ),
+            max_size=2,
+        ),
+    ).map(msgpack.packb)
+    | st.tuples(
+        numbers,
+        st.lists(st.tuples(st.sampled_from([2, 3]), numbers, st.sampled_from([b"", b"f" * 16, b"x"])), max_size=2),
+        numbers,
+        st.sampled_from([b"d" * 16, b"d"]),
+    ).map(msgpack.packb)
+)
+arguments = (
+    values
+    | st.tuples(ids)
+    | st.tuples(ids, slots)
+    | st.tuples(ids, packed)
+    | st.tuples(ids, ids, st.sampled_from([b"", b"c"]) | packed, packed)
+)
+moving = st.tuples(st.sampled_from(range(30, 46)), numbers, st.just(b""), arguments.map(msgpack.packb))
+commands = nearly | nearly.map(lambda fields: fields[:7]) | moving | values
 entries = st.tuples(values | st.integers(0, 10**6), st.lists(commands, max_size=8) | values)
 
 
@@ -61,12 +97,36 @@ def test_apply_is_total(history: list[tuple[object, object]]) -> None:
         assert len(meta.apply(now, batch)) == wanted
         assert all(isinstance(result.code, int) for result in results)
         # Whatever got in can be stored and read back.
-        copy = Store()
-        restore = copy.begin_restore()
-        for chunk in store.snapshot().chunks():
-            restore.feed(chunk)
-        restore.finish()
-        assert copy.digest() == store.digest()
+        assert restored(store.snapshot().chunks()).digest() == store.digest()
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(st.lists(moving, max_size=8), packed, ids, numbers)
+def test_reads_of_moves_are_total(history: list[object], cursor: bytes, move: Any, limit: Any) -> None:
+    store = Store()
+    store.apply(1, [Op(Kind.GENESIS, 0, b"", msgpack.packb([0, 1]))])
+    store.apply(2, [Op(Kind.PUT, 0, b"k", b"v", client=b"c" * 16, seq=1), step(Kind.TRACK, 2, [0, 1])])
+    store.apply(2, decoded(history))
+    before = store.digest()
+    codes = (Code.OK, Code.INVALID_ARGUMENT, Code.CONDITION_FAILED)
+    for result in (store.move_state(move), store.export(move, cursor, limit), store.summary(move)):
+        assert result.code in codes
+    assert store.export(2, cursor, 10).code in codes
+    assert store.digest() == before
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(packed)
+def test_any_page_and_any_summary_are_survived(data: bytes) -> None:
+    store = Store()
+    store.apply(1, [Op(Kind.GENESIS, 0, b"", msgpack.packb([0, 1]))])
+    store.apply(2, [step(Kind.IMPORT_BEGIN, 1, [2, 3])])
+    before = store.digest()
+    for command in (step(Kind.IMPORT_CHUNK, 1, 1, b"", data), step(Kind.IMPORT_FINAL, 1, data)):
+        (result,) = store.apply(2, [command])
+        assert result.code != Code.INVALID_ARGUMENT or store.digest() == before
+        assert restored(store.snapshot().chunks()).digest() == store.digest()
+        before = store.digest()
 
 
 @settings(derandomize=True, max_examples=300, deadline=None)

@@ -19,6 +19,7 @@ from raftkv.errors import OUTCOMES, Code, NotApplied, OutcomeUnknown
 from raftkv.node.config import ClusterSection, NodeSection, PeerSection, RaftSection, parse_config
 from raftkv.raft.messages import Type
 from raftkv.storage import wal_format
+from raftkv.store import Kind
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -65,11 +66,12 @@ def test_the_readme_says_truly_which_errors_are_definite() -> None:
     ("first", "numbers"),
     [
         ("type", {kind.name: kind.value for kind in Type}),
+        ("step", {kind.name: kind.value for kind in Kind if 30 <= kind < 40 or kind is Kind.CHECK}),
         (
             "record",
             {
                 name: getattr(wal_format, name)
-                for name in ("GROUP", "HARD_STATE", "ENTRY", "TRUNCATE", "SNAPSHOT", "OPENING")
+                for name in ("GROUP", "HARD_STATE", "ENTRY", "TRUNCATE", "SNAPSHOT", "OPENING", "DROP")
             },
         ),
     ],

@@ -145,7 +145,7 @@ def leads_from_now_on(group: RaftGroup) -> None:
     """Take the term that the replica is in for won."""
     group.core._won = True
     group.core._finish_election()
-    group._observe()
+    group.observe()
 
 
 # -- nothing is wrong
@@ -267,7 +267,7 @@ def test_a_leader_has_the_votes_of_a_majority_and_all_that_was_committed() -> No
         term = world.group(world.leader())._lead_term + 1
 
         def usurp(group: RaftGroup) -> None:
-            group._adopt(term)
+            group.adopt(term)
             leads_from_now_on(group)
 
         assert world.group(usurper).log.last_index < missing
@@ -290,7 +290,7 @@ def test_no_leader_is_elected_within_the_lease_of_another(leases: bool) -> None:
         for number in (heir, other):
             world.cluster.network.cut(f"n{old}", f"n{number}")
         assert world.group(old).lease_holds()
-        await world.breaks(heir, lambda group: group._campaign(transfer=True))
+        await world.breaks(heir, lambda group: group.elections.campaign(transfer=True))
         await until(lambda: world.group(heir).leads())
         assert world.group(old).lease_holds()
         if leases:

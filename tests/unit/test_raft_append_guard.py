@@ -212,7 +212,7 @@ def test_h14c_next_index_stays_within_the_log(monkeypatch: pytest.MonkeyPatch, m
         monkeypatch.setattr(
             Core,
             "set_next_index",
-            lambda core, peer, index: core._SyncObj__raftNextIndex.__setitem__(core._peers[peer], index),
+            lambda core, peer, index: core._SyncObj__raftNextIndex.__setitem__(core._peer(peer), index),
         )
     lab = Lab(by_hand=True)
     leader = lab.elect(1)

@@ -203,7 +203,8 @@ def test_steady_writes_cost_one_append_and_one_answer_each() -> None:
 def test_log_slices_respect_bytes_and_end() -> None:
     """At least one entry if there is one, else as many as fit; never beyond the end or the stop."""
     lab = Lab(1, by_hand=True)
-    log = GroupLog(GROUP, lab[1].wal, (1, 0), [(b"x" * 10, index, 1) for index in range(2, 12)], 1, None)
+    entries = [(b"x" * 10, index, 1) for index in range(2, 12)]
+    log = GroupLog(GROUP, lab[1].wal, (1, 0), (1,), entries, 1, None)
     indexes = [[entry[1] for entry in log.between(*bounds)] for bounds in ((2, 12, 25), (2, 12, 1), (10, 99, 1000))]
     assert indexes == [[2, 3], [2], [10, 11]]
     assert log.between(12, 20, 100) == log.between(5, 5, 100) == []

@@ -203,7 +203,7 @@ def test_a_leader_keeps_contact_with_followers_whose_disks_are_slow(
     assert (leader.raft.leads() and leader.raft.status().term == term) is not mutant
     if not mutant:
         assert outcome.answers == []
-        assert leader.raft._clock.now() < leader.raft._contact() + leader.raft._config.lease
+        assert leader.raft._clock.now() < leader.raft.contact() + leader.raft._config.lease
         lab.run(5.0)
         assert outcome.ok
 

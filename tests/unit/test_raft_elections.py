@@ -1,31 +1,33 @@
 """Elections: a healthy leader stays, a deposed or deaf one goes soon, and no term ever has two."""
 
 import contextlib
+from typing import Any
 
 import pytest
 
 from faults.sim.raftlab import GROUP, Lab, append, batch
 from faults.sim.raftparts import Disk, LabError
 from raftkv.errors import Code
-from raftkv.raft import BrokenInvariant, RaftGroup
+from raftkv.raft import BrokenInvariant
 from raftkv.raft.core import Core
+from raftkv.raft.elections import Elections
 from raftkv.raft.messages import Type
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
 
 
-def _no_prevote(group: RaftGroup) -> None:
-    group.core.step_down()
-    group.core.postpone_election()
-    group._campaign(transfer=False)
+def _no_prevote(elections: Elections) -> None:
+    elections._group.core.step_down()
+    elections._group.core.postpone_election()
+    elections.campaign(transfer=False)
 
 
 @MUTANT
 def test_h4a_half_deaf_node_deposes_nobody(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A node that hears nothing but can send does not disturb a healthy majority."""
     if mutant:
-        monkeypatch.setattr(RaftGroup, "_start_prevote", _no_prevote)
-        monkeypatch.setattr(RaftGroup, "_sticky", lambda group: False)
+        monkeypatch.setattr(Elections, "stand", _no_prevote)
+        monkeypatch.setattr(Elections, "_sticky", lambda elections: False)
     lab = Lab()
     leader = lab.wait_for_leader()
     term = leader.raft.core.term()
@@ -61,7 +63,7 @@ def test_h4b_isolated_node_comes_back_quietly() -> None:
 def test_h4c_no_vote_soon_after_a_leader_was_heard(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A voter that has just heard a leader gives neither vote nor pre-vote, so that leases hold."""
     if mutant:
-        monkeypatch.setattr(RaftGroup, "_sticky", lambda group: False)
+        monkeypatch.setattr(Elections, "_sticky", lambda elections: False)
     lab = Lab(by_hand=True)
     lab.elect(1)
     lab.run(0.4)
@@ -88,7 +90,7 @@ def test_vote_is_given_once_the_leader_was_silent() -> None:
 def test_prevotes_end_when_a_leader_is_heard(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """Pre-votes that arrive after the leader's next append start no election."""
     if mutant:
-        monkeypatch.setattr(RaftGroup, "_hear_leader", lambda group: None)
+        monkeypatch.setattr(Elections, "hear_leader", lambda elections: None)
     lab = Lab(by_hand=True)
     lab.elect(1)
     lab.run(1.0)
@@ -108,7 +110,7 @@ def test_restarted_voter_is_silent(mutant: bool) -> None:
     lab[2].kill()
     lab[2].start()
     if mutant:
-        lab[2].raft._silent_until = 0.0
+        lab[2].raft.elections._silent_until = 0.0
     lab[2].receive(3, [GROUP, Type.VOTE, 2, 2, 1, False])
     lab.run(0.0)
     assert (len(lab.take(2, 3, Type.VOTE_REPLY)) == 1) is mutant
@@ -158,20 +160,29 @@ def test_h5_leader_without_contact_steps_down(deaf_only: bool) -> None:
     assert stuck is None or stuck.code == Code.UNKNOWN
 
 
-def test_h7_messages_of_strangers_change_nothing() -> None:
-    """Votes, appends and snapshots of a node outside the group, or of this node itself, are ignored."""
+def test_h7_answers_of_strangers_change_nothing() -> None:
+    """Answers of a node outside the group, and whatever seems to come from this node itself, are ignored."""
     lab = Lab(by_hand=True)
     leader = lab.elect(1)
     before = leader.raft.status()
-    for stranger in (9, 1):
-        for message in (
-            [GROUP, Type.VOTE, 50, 100, 50, True],
-            append(50, 1, 0, [(50, batch(b"foreign"))]),
-            [GROUP, Type.STALE, 50],
-            [GROUP, Type.PREVOTE_REPLY, 2, True, 50],
-            [GROUP, Type.SNAPSHOT_OFFER, 50, 100, 50, 1000],
-        ):
-            assert leader.receive(stranger, message)
+    answers: list[list[Any]] = [
+        [GROUP, Type.ACK, 50, 1, 1, True, 100, 100, [1, 1]],
+        [GROUP, Type.ACK, 1, leader.raft._seq, 1, True, 3, 3, [1, 1]],
+        [GROUP, Type.HEARD, 1, leader.raft._seq],
+        [GROUP, Type.STALE, 50],
+        [GROUP, Type.PREVOTE_REPLY, 2, True, 50],
+        [GROUP, Type.VOTE_REPLY, 1],
+        [GROUP, Type.SNAPSHOT_PULL, 1, 2, 0],
+    ]
+    own: list[list[Any]] = [
+        [GROUP, Type.VOTE, 50, 100, 50, True],
+        append(50, 1, 0, [(50, batch(b"foreign"))]),
+        [GROUP, Type.SNAPSHOT_OFFER, 50, 100, 50, 1000],
+    ]
+    for message in answers:
+        assert leader.receive(9, message)
+    for message in answers + own:
+        assert leader.receive(1, message)
     lab.run(0.0)
     assert leader.raft.status() == before
     assert lab.find(1, 9) == []
@@ -289,13 +300,25 @@ def test_vote_goes_to_logs_at_least_as_long(last_index: int, last_term: int, gra
     assert (len(lab.find(2, 3, Type.VOTE_REPLY)) == 1) is granted
 
 
-def test_h14h_node_outside_the_voters_is_refused() -> None:
-    """A replica is never built without being a member: it would elect itself."""
-    lab = Lab(by_hand=True)
-    lab[1].kill()
-    lab[1].voters = (2, 3)
+def test_h14h_node_outside_the_voters_never_stands() -> None:
+    """A replica that is no voter asks for no vote, whatever it hears or does not hear."""
+    lab = Lab(3, founders=(2, 3), by_hand=True)
+    for _ in range(5):
+        lab.tick(1, after=2.0)
+    assert lab[1].raft.voters == (2, 3)
+    assert lab.find(1) == []
+    leader = lab.elect(2)
+    leader.raft.set_learners((1,))
+    lab.tick(2, after=0.2)
+    lab.pump()
+    assert lab[1].raft.leader() == 2
+    lab[1].receive(2, [GROUP, Type.TIMEOUT_NOW, leader.raft.core.term()])
+    lab.run(0.0)
+    assert lab.find(1) == []
+    lab.tick(1, after=2.0)
+    assert lab[1].raft.leader() == 0, "it no longer names a leader that is silent"
     with pytest.raises(BrokenInvariant, match="not among the voters"):
-        lab[1].start()
+        lab[1].raft.core.campaign()
 
 
 def test_single_voter_leads_after_its_silence_and_commits_what_is_durable() -> None:

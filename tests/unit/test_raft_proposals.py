@@ -216,7 +216,7 @@ def test_log_refuses_entries_out_of_order() -> None:
     """A log that is recovered with a hole is not used."""
     lab = Lab(1, by_hand=True)
     with pytest.raises(BrokenInvariant, match="at position"):
-        GroupLog(GROUP, lab[1].wal, (1, 0), [(b"\x01", 3, 1)], 1, None)
+        GroupLog(GROUP, lab[1].wal, (1, 0), (1,), [(b"\x01", 3, 1)], 1, None)
 
 
 def test_group_time_never_goes_back() -> None:

@@ -26,7 +26,7 @@ def _real(replica: Replica, rng: random.Random) -> tuple[tuple[int, int], tuple[
         )
 
     wal = mount()
-    wal.group(GROUP, replica.voters)
+    wal.group(GROUP, replica.founders)
     wal.snapshot(GROUP, FIRST_INDEX, 0)
     for kind, *fields in replica.disk.records:
         method: Any = {"hard": wal.hard_state, "entry": wal.entry, "truncate": wal.truncate, "snapshot": wal.snapshot}
@@ -41,7 +41,7 @@ def _real(replica: Replica, rng: random.Random) -> tuple[tuple[int, int], tuple[
     info = max(replica.disk.files.values(), key=lambda file: file.index, default=None)
     wal = mount()
     state = wal.recovered[GROUP]
-    assert state.voters == replica.voters
+    assert state.founders == replica.founders
     base, entries = align(GROUP, info, state.snapshot_index, state.entries, wal, Machine(), _files(replica))
     return (state.term, state.vote), base, entries
 

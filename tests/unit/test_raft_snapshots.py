@@ -325,7 +325,7 @@ def test_h14e_damaged_snapshot_stops_the_start() -> None:
     _snapshot(lab, node)
     info = node.disk.files[2]
     node.kill()
-    node.disk.files[2] = SnapshotFile(info.index, info.term, info.raw[:-1] + b"?")
+    node.disk.files[2] = SnapshotFile(info.index, info.term, info.voters, info.raw[:-1] + b"?")
     with pytest.raises(CorruptData, match="checksum"):
         node.start()
     del node.disk.files[2]

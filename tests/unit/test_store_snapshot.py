@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -12,7 +12,9 @@ import pytest
 from raftkv import limits
 from raftkv.errors import Code, StorageError
 from raftkv.store import Kind, Op, SlotState, Store
+from raftkv.store.digest import content_digest
 from raftkv.store.snapshot import StoreRestore
+from tests.store_helpers import one, restored, step
 
 ROOT = Path(__file__).parents[2]
 SLOTS = 8
@@ -40,19 +42,10 @@ def change_everything(store: Store) -> None:
         store.apply(store.time + 10, [*writes, *removals, who])
 
 
-def restored(chunks: Iterable[bytes]) -> Store:
-    store = Store()
-    restore = store.begin_restore()
-    for chunk in chunks:
-        restore.feed(chunk)
-    restore.finish()
-    return store
-
-
 def test_everything_survives() -> None:
     store = filled()
     # The state of a slot is part of it, and so are the floors of sessions that have gone.
-    store._slots[5].state = SlotState.FROZEN
+    store.apply(500, [Op(Kind.TRACK, 0, b"", msgpack.packb([1, [5]])), Op(Kind.FREEZE, 0, b"", msgpack.packb([1]))])
     store._slots[6].floor = b"f" * 16
     other = restored(store.snapshot().chunks())
     assert other.digest() == store.digest()
@@ -177,11 +170,11 @@ def test_what_is_no_whole_snapshot_is_refused_and_changes_nothing() -> None:
         b"".join(packed[:-2] + packed[-1:]),
         b"".join([packed[0], *reversed(packed[1:-1]), packed[-1]]),
         msgpack.packb(["another format", 1, True]) + b"".join(packed[1:]),
-        packed[0] + msgpack.packb([1, 0, 9, 0, b""]) + packed[-1],
-        packed[0] + msgpack.packb([1, "0", 1, 0, b""]) + packed[-1],
-        packed[0] + msgpack.packb([1, 0, 1, 0, b""]) + msgpack.packb([2, 0, b"k", b"v", 1]),
-        packed[0] + msgpack.packb([1, 0, 1, 0, b""]) + msgpack.packb([3, 0, [b"c", 1]]),
-        packed[0] + msgpack.packb([1, 0, 1, 0, b""]) + msgpack.packb([3, 0, [b"c", 1, 1, 1, 5]]),
+        packed[0] + msgpack.packb([1, 0, 9, 0, b"", 0, 0]) + packed[-1],
+        packed[0] + msgpack.packb([1, "0", 1, 0, b"", 0, 0]) + packed[-1],
+        packed[0] + msgpack.packb([1, 0, 1, 9, b"", 0, 0]) + msgpack.packb([2, 0, b"k", b"v", 1]),
+        packed[0] + msgpack.packb([1, 0, 1, 9, b"", 0, 0]) + msgpack.packb([3, 0, [b"c", 1]]),
+        packed[0] + msgpack.packb([1, 0, 1, 9, b"", 0, 0]) + msgpack.packb([3, 0, [b"c", 1, 1, 1, 5]]),
     ):
         restore = store.begin_restore()
         with pytest.raises(StorageError):
@@ -189,7 +182,155 @@ def test_what_is_no_whole_snapshot_is_refused_and_changes_nothing() -> None:
         assert store.digest() == before
 
 
-def items_of(chunk: bytes) -> list[object]:
+def moving() -> Store:
+    """As filled, with slot 1 tracked, 2 frozen, 3 gone, and 20 being imported, 21 staged, 22 given up."""
+    store = filled()
+    tracks = [step(Kind.TRACK, move, [slot]) for move, slot in ((11, 1), (12, 2), (13, 3))]
+    freezes = [step(Kind.FREEZE, 12), step(Kind.FREEZE, 13), step(Kind.RELEASE, 13)]
+    imports = [step(Kind.IMPORT_BEGIN, slot, [slot]) for slot in (20, 21, 22)]
+    session = [b"c" * 16, 1, 5, 5, 1, 1]
+    pages = [
+        step(Kind.IMPORT_CHUNK, move, 1, b"next", msgpack.packb([b"", [[move, [b"k", b"v", 5, 90], [], [session]]]]))
+        for move in (20, 21, 22)
+    ]
+    store.apply(510, [*tracks, *imports, *pages])
+    records, digest = content_digest([store._slots[21]])
+    ends = [step(Kind.IMPORT_FINAL, 21, msgpack.packb([80, [[21, 5, b""]], records, digest]))]
+    change_everything(store)
+    results = store.apply(520, [*freezes, *ends, step(Kind.IMPORT_DROP, 22, [22])])
+    assert {result.code for result in results} == {Code.OK}
+    return store
+
+
+def test_moves_survive(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = moving()
+    chunks = list(store.snapshot().chunks())
+    monkeypatch.setattr("raftkv.store.snapshot._ITEM_BYTES", 100)
+    items = [item for chunk in store.snapshot().chunks() for item in items_of(chunk)]
+    assert sum(item[0] == 5 for item in items) > 10, "changed keys come in items of their size"
+    for other in (restored(chunks), restored(store.snapshot().chunks())):
+        assert other.digest() == store.digest()
+        states = [store.slot_state(slot) for slot in (1, 2, 3, 20, 21, 22)]
+        assert [other.slot_state(slot) for slot in (1, 2, 3, 20, 21, 22)] == states
+        for move in (11, 12, 13, 20, 21, 22, 99):
+            assert other.move_state(move) == store.move_state(move)
+            for cursor in (b"", msgpack.packb([[50], None, None])):
+                assert other.export(move, cursor, 500) == store.export(move, cursor, 500)
+            assert other.summary(move) == store.summary(move)
+
+
+def test_later_changes_of_a_tracked_slot_do_not_change_a_snapshot() -> None:
+    store = moving()
+    reference = list(moving().snapshot().chunks())
+    snapshot = store.snapshot()
+    change_everything(store)
+    store.apply(
+        store.time + 1000,
+        [
+            step(Kind.ACTIVATE, 21),
+            Op(Kind.PUT, 21, b"new", b""),
+            step(Kind.IMPORT_CHUNK, 20, 2, b"", msgpack.packb([b"next", [[20, [b"n", b"", 6, 0], [b"k"], []]]])),
+            step(Kind.RELEASE, 12),
+            step(Kind.UNTRACK, 11, [1]),
+        ],
+    )
+    store.apply(store.time, [])
+    assert list(snapshot.chunks()) == reference
+    assert store._moves.trash
+    store.apply(store.time, [])
+    assert not store._moves.trash
+    assert {slot.pins for slot in store._slots.values()} == {0}
+
+
+def test_moves_that_do_not_fit_together_are_refused() -> None:
+    (chunk,) = moving().snapshot().chunks()
+    items = items_of(chunk)
+    restored([chunk])
+
+    def where(kind: int, slot: int) -> int:
+        return next(at for at, item in enumerate(items) if item[0] == kind and slot in item[1:2])
+
+    at_slot, at_dirty, at_import = where(1, 1), where(5, 1), where(7, 20)
+    for at, change in (
+        (at_slot, [1, 1, 2, 100, b"", 0, 0]),
+        (at_slot, [1, 1, 1, 100, b"", 0, 0]),
+        (at_slot, [1, 1, 1, 1, b"", 11, 0]),
+        (at_slot, [1, 1, 3, 100, b"", 11, 0]),
+        (where(1, 20), [1, 20, 3, 0, b"", 21, 0]),
+        (where(1, 22 - 1), [1, 21, 1, 0, b"", 0, 0]),
+        (at_import, [7, 20, 1, b"", None, [20, 23]]),
+        (at_import, [7, 20, 1, b"", None, []]),
+        (at_import, [7, 20, 1, "", None, [20]]),
+        (at_import, [7, 20, 1, b"", "x", [20]]),
+        (at_dirty, [5, 1, *items[at_dirty][:1:-1]]),
+        (at_dirty, items[at_dirty][:-2]),
+        (where(6, 3), [6, 3, 13, 1, 22, 22, 9]),
+        (where(6, 3), [6, 3, 13, 1, 22, 22, 4, 1, 11, 1]),
+        (where(6, 3), [6, 3, 13]),
+    ):
+        changed = [*items[:at], change, *items[at + 1 :]]
+        store = filled()
+        before = store.digest()
+        with pytest.raises(StorageError):
+            feed_and_finish(store.begin_restore(), b"".join(msgpack.packb(item) for item in changed))
+        assert store.digest() == before
+    late = [*items[:at_import], *items[at_import + 1 : -1], items[at_import], items[-1]]
+    with pytest.raises(StorageError):
+        restored([b"".join(msgpack.packb(item) for item in late)])
+
+
+def test_a_check_is_of_the_state_as_of_its_entry() -> None:
+    store = moving()
+    twin = restored(store.snapshot().chunks())
+    for each in (store, twin):
+        assert one(each, step(Kind.CHECK, 5), now=600).code == Code.OK
+        change_everything(each)
+    check, other = store.checks[5], twin.checks[5]
+    assert check.result() is None
+    assert one(twin, step(Kind.CHECK, 6)).code == Code.OK
+    steps = 1
+    while not check.step():
+        steps += 1
+    assert steps == store.stats().slots
+    assert check.step()
+    while not other.step():
+        change_everything(twin)
+    result = check.result()
+    assert result is not None
+    assert result == other.result()
+    assert sorted(result[0]) == [0, 1, 2, 4, 5, 6, 7, 20, 21]
+    for each in (store, twin):
+        one(each, step(Kind.CHECK, 7))
+        while not each.checks[7].step():
+            pass
+    assert store.checks[7].result() != twin.checks[7].result(), "the twin changed more"
+    twin.checks[6].close()
+    assert {slot.pins for each in (store, twin) for slot in each._slots.values()} == {0}
+
+
+def test_two_checks_are_kept_and_a_restore_ends_them() -> None:
+    store = filled()
+    for check in (1, 2, 3, 2):
+        one(store, step(Kind.CHECK, check))
+        assert len(store.checks) <= 2
+    assert sorted(store.checks) == [2, 3]
+    assert {slot.pins for slot in store._slots.values()} == {2}
+    third = store.checks[3]
+    third.step()
+    one(store, step(Kind.CHECK, 4))
+    assert third.result() is None
+    assert third.step()
+    assert third.result() is None, "what was cut short has no result"
+    restore = store.begin_restore()
+    for chunk in store.snapshot().chunks():
+        restore.feed(chunk)
+    slots = list(store._slots.values())
+    restore.finish()
+    assert store.checks == {}
+    assert {slot.pins for slot in slots} == {0}
+
+
+def items_of(chunk: bytes) -> list[Any]:
     unpacker = msgpack.Unpacker(raw=False)
     unpacker.feed(chunk)
     return list(unpacker)

@@ -299,7 +299,7 @@ def test_segments_follow_each_other_and_keep_everything() -> None:
     fill(node.wal, 1, 51, 51, size=10 * SMALL)
     fill(node.wal, 1, 52, 60)
     state = node.restart()[1]
-    assert (state.voters, state.term, state.vote) == ((1, 2, 3), 4, 3)
+    assert (state.founders, state.term, state.vote) == ((1, 2, 3), 4, 3)
     assert state.entries == [(command(i, 10 * SMALL if i == 51 else 100), i, 1) for i in range(1, 61)]
     assert not [path for path in node.disk.files() if not path.endswith(".log")], "spares go at a start"
 
@@ -436,7 +436,7 @@ def test_h14e_a_lost_log_stops_the_start() -> None:
 def test_h14b_no_commit_index_is_stored() -> None:
     """H14b: what a start trusts is the log and the snapshots; the recovered state has no commit index at all."""
     assert set(GroupState.__dataclass_fields__) == {
-        "voters", "term", "vote", "snapshot_index", "snapshot_term", "entries"
+        "founders", "term", "vote", "snapshot_index", "snapshot_term", "entries", "floor"
     }  # fmt: skip
 
 

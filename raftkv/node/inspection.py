@@ -1,0 +1,62 @@
+"""What operators look at in the replicas of a node: figures of slots, digests, whole states."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from raftkv.errors import Code, Unavailable
+from raftkv.node.replicas import Replicas
+from raftkv.rpc.frontend import Digests, SlotFigures
+
+
+class Inspection:
+    """Looks at the replicas of one node."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+
+    def run(self) -> None:
+        """Do a little of the digests that were asked for. Called every few milliseconds."""
+        for replica in self._replicas.data.values():
+            for check in replica.store.checks.values():
+                if check.result() is None:
+                    check.step()
+
+    def slot_figures(self) -> list[SlotFigures]:
+        """Of all slots of the groups that this node leads."""
+        return [
+            SlotFigures(slot, group, keys, size, operations)
+            for group, replica in sorted(self._replicas.data.items())
+            if replica.group.leads()
+            for slot, keys, size, operations in replica.store.slot_stats()
+        ]
+
+    def digests(self, group: int, check: int) -> Digests | None:
+        """What a check has found, None if it has not (yet)."""
+        replica = self._replicas.data.get(group)
+        found = None if replica is None else replica.store.checks.get(check)
+        result = None if found is None else found.result()
+        return None if result is None else Digests(*result)
+
+    async def read_snapshot(self, group: int) -> AsyncIterator[bytes]:
+        """The chunks of a group's state, read as a linearizable read at its leader. Raises Unavailable."""
+        replica = self._replicas.get(group)
+        if replica is None:
+            raise Unavailable(f"this node has no replica of group {group}")
+        allowed: asyncio.Future[Code] = asyncio.get_running_loop().create_future()
+
+        def done(code: Code) -> None:
+            if not allowed.done():
+                allowed.set_result(code)
+
+        replica.read(True, done)
+        if await allowed != Code.OK:
+            raise Unavailable(f"this node does not lead group {group}")
+        snapshot = replica.machine.snapshot()
+        try:
+            for chunk in snapshot.chunks():
+                yield chunk
+                await asyncio.sleep(0)
+        finally:
+            snapshot.close()

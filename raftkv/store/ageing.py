@@ -1,0 +1,135 @@
+"""What time removes from a data group: expired records, idle sessions, each at the same entry on all replicas.
+
+An entry removes a bounded number of each, always those due first. So only removals may count towards the bound: which
+stale items a replica's queues hold depends on when it was restored. A frozen slot must not change; what comes due in
+one is held back until it is served again. A slot that is being imported keeps its source's times and is in no queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
+
+from raftkv import limits
+from raftkv.store.expiry import Due, ExpiryQueue
+from raftkv.store.sessions import IDLE_MS, Session
+from raftkv.store.slot import Record, Slot, SlotState
+
+
+class Ageing:
+    """The queues of the slots in ``slots``, which the owner fills. Not replicated: they follow from the slots."""
+
+    def __init__(self, slots: dict[int, Slot]) -> None:
+        self._slots = slots
+        self.expiry = ExpiryQueue(self._is_live)
+        # (session.queued, slot, client), one for each session; items of removed sessions are stale.
+        self._idle: list[tuple[int, int, bytes]] = []
+
+    def run(self, now: int) -> None:
+        """Remove what is due at ``now`` (group time in ms)."""
+        if self.expiry.live:
+            self._remove_expired(now)
+        if self._idle and self._idle[0][0] <= now - IDLE_MS:
+            self._remove_idle(now)
+
+    def remove(self, slot: Slot, key: bytes, record: Record) -> None:
+        """Take a record out of a slot that is not being imported."""
+        del slot.records[key]
+        slot.order = None
+        slot.bytes -= len(key) + len(record[0])
+        if record[2]:
+            slot.expiring -= 1
+            self.expiry.live -= 1
+
+    def add_session(self, slot: Slot, client: bytes, session: Session) -> None:
+        heappush(self._idle, (session.queued, slot.number, client))
+
+    # Slots come, go, freeze
+
+    def admit(self, slot: Slot, due: list[Due]) -> None:
+        """A slot is served from now on; ``due``: its records that expire."""
+        self.expiry.extend(due)
+        for client, session in slot.sessions.items():
+            self.add_session(slot, client, session)
+
+    def retire(self, slot: Slot) -> None:
+        """A slot that was served or frozen has gone."""
+        self.expiry.live -= slot.expiring
+        slot.held.clear()
+        slot.held_idle.clear()
+
+    def resume(self, slot: Slot) -> None:
+        """A slot was frozen and is served again."""
+        self.expiry.give_back(slot.held)
+        for item in slot.held_idle:
+            heappush(self._idle, item)
+        slot.held, slot.held_idle = [], []
+
+    def restart(self) -> None:
+        """All slots are new."""
+        slots = [slot for slot in self._slots.values() if slot.state is not SlotState.IMPORTING]
+        self.expiry.restart(due for slot in slots for due in due_records(slot))
+        self._idle[:] = [
+            (session.queued, slot.number, client) for slot in slots for client, session in slot.sessions.items()
+        ]
+        heapify(self._idle)
+
+    # Removal
+
+    def _is_live(self, due: Due) -> bool:
+        expires, number, key, version = due
+        slot = self._slots.get(number)
+        if slot is None or slot.state is SlotState.IMPORTING:
+            return False
+        record = slot.records.get(key)
+        # A slot that came back has records of the same versions that expire at other times.
+        return record is not None and record[1] == version and record[2] == expires
+
+    def _remove_expired(self, now: int) -> None:
+        removed = 0
+        while removed < limits.MAX_EXPIRED_PER_ENTRY:
+            due = self.expiry.pop_due(now)
+            if due is None:
+                return
+            slot = self._slots[due[1]]
+            if slot.state is SlotState.FROZEN:
+                slot.held.append(due)
+                continue
+            removed += 1
+            if slot.pins:
+                slot.detach()
+            self.remove(slot, due[2], slot.records[due[2]])
+
+    def _remove_idle(self, now: int) -> None:
+        """Close idle sessions, the longest idle first; look at a bounded number of them."""
+        horizon = now - IDLE_MS
+        looked_at = 0
+        while self._idle and self._idle[0][0] <= horizon and looked_at < limits.MAX_EXPIRED_PER_ENTRY:
+            item = queued, number, client = heappop(self._idle)
+            slot = self._slots.get(number)
+            if slot is None or slot.state is SlotState.IMPORTING:
+                continue
+            session = slot.sessions.get(client)
+            if session is None or session.queued != queued:
+                continue
+            if slot.state is SlotState.FROZEN:
+                slot.held_idle.append(item)
+                continue
+            looked_at += 1
+            if slot.pins:
+                slot.detach()
+                session = slot.sessions[client]
+            if session.last > horizon:
+                # Used since it was queued: writes only note the time, which is what keeps them cheap.
+                session.queued = session.last
+                self.add_session(slot, client, session)
+            else:
+                slot.close_session(client)
+
+
+def due_records(slot: Slot) -> Iterable[Due]:
+    """The records of a slot that expire."""
+    if slot.expiring:
+        for key, (_, version, expires) in slot.records.items():
+            if expires:
+                yield expires, slot.number, key, version

@@ -1,0 +1,281 @@
+"""What is copied of slots that move: pages of records, changes and sessions; the summary that proves it complete.
+
+A page is read at the source from a cursor and applied at the target, which stores the cursor that comes next. All that
+a cursor says is in terms of replicated counters, so any replica of the source can go on from it:
+
+1. For each slot, a walk over its keys. The cursor holds the slot's counter when its walk began: its mark.
+2. The keys that changed after the marks, in the order of their last changes; the marks move along. A slot that still
+   serves can change again, so this has an end only once the slot is frozen.
+3. Of frozen slots, the sessions.
+
+The state of a page's keys is that of the moment it was read, which may be later than the mark; changes that it already
+shows are sent once more. Pages chain: each names the cursor it was read from, and the target applies it only on top of
+just that one. So whatever is repeated, late or read at a replica that lags, nothing is left out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from raftkv import limits
+from raftkv.errors import Code
+from raftkv.store.codec import binary, pack, unpack, whole
+from raftkv.store.digest import DIGEST_BYTES, content_digest
+from raftkv.store.operations import MAX_COUNT, MAX_EXPIRES, Result
+from raftkv.store.sessions import CLIENT_BYTES, Session, session_from_row, session_row
+from raftkv.store.slot import Record, Slot, SlotState
+
+_OVERHEAD: Final = 24
+_FIELD_BYTES: Final = 9
+
+MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed command")
+
+
+@dataclass
+class _Position:
+    """A cursor. ``marks``: by slot, in their order, of those whose walk has begun. ``key``: the last one of the walk
+    over the last of these, None = it is over. ``session``: (place of the slot, last client), None = not yet there."""
+
+    marks: list[int] = field(default_factory=list)
+    key: bytes | None = None
+    session: tuple[int, bytes] | None = None
+
+    def encode(self) -> bytes:
+        return pack([self.marks, self.key, self.session])
+
+    @staticmethod
+    def decode(cursor: bytes, slots: int) -> _Position:
+        """Raises ValueError for what is no cursor of a move of so many slots."""
+        if not cursor:
+            return _Position()
+        value = unpack(cursor)
+        if not isinstance(value, list) or len(value) != 3 or not isinstance(value[0], list):
+            raise ValueError("not a cursor")
+        marks, key, session = value
+        if not all(type(mark) is int and 0 <= mark <= MAX_COUNT for mark in marks):
+            raise ValueError("marks out of range")
+        if key is None:
+            if len(marks) != slots:
+                raise ValueError("marks are missing")
+        elif not 0 < len(marks) <= slots or session is not None or len(binary(key)) > limits.MAX_KEY_BYTES:
+            raise ValueError("not a walk")
+        if session is None:
+            return _Position(marks, key)
+        if not isinstance(session, list) or len(session) != 2:
+            raise ValueError("not a session")
+        if not 0 <= whole(session[0]) <= slots or len(binary(session[1])) not in (0, CLIENT_BYTES):
+            raise ValueError("not a session")
+        return _Position(marks, key, (session[0], session[1]))
+
+
+class _Page:
+    """Collects what fits: parts [slot, [key, value, version, expires, ...], [deleted key, ...], [session, ...]]."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._empty = True
+        self._parts: dict[int, list[Any]] = {}
+
+    def room(self, size: int) -> bool:
+        """Whether ``size`` more bytes fit; the first ones always do."""
+        self._left -= size
+        fits = self._left >= 0 or self._empty
+        self._empty = False
+        return fits
+
+    def part(self, slot: Slot) -> list[Any]:
+        return self._parts.setdefault(slot.number, [slot.number, [], [], []])
+
+    def encode(self, start: bytes) -> bytes:
+        return pack([start, list(self._parts.values())])
+
+
+def export(slots: Sequence[Slot], cursor: bytes, limit_bytes: int, now: int) -> Result:
+    """See :meth:`raftkv.store.records.Store.export`. ``slots``: all of a move at its source, in order."""
+    try:
+        position = _Position.decode(cursor, len(slots))
+    except ValueError:
+        return MALFORMED
+    frozen = slots[0].state is SlotState.FROZEN
+    if frozen:
+        now = slots[0].frozen
+    if any(mark > slot.counter for mark, slot in zip(position.marks, slots, strict=False)) or (
+        position.session is not None and not frozen
+    ):
+        return Result(Code.CONDITION_FAILED, detail="this replica is behind the cursor")
+    page = _Page(min(limit_bytes, limits.MAX_SCAN_PAGE_BYTES) if limit_bytes > 0 else limits.SCAN_PAGE_BYTES)
+    done = (
+        _walk(slots, position, page, now)
+        and _changes(slots, position, page, now)
+        and (not frozen or _sessions(slots, position, page))
+    )
+    records, size = _left(slots, position)
+    return Result(Code.OK, value=pack([position.encode(), page.encode(cursor), records, size, done]))
+
+
+def _walk(slots: Sequence[Slot], position: _Position, page: _Page, now: int) -> bool:
+    """Returns whether the walks over all slots are over."""
+    marks = position.marks
+    while True:
+        if position.key is None:
+            if len(marks) == len(slots):
+                return True
+            marks.append(slots[len(marks)].begin_walk())
+            position.key = b""
+        slot = slots[len(marks) - 1]
+        for key in slot.walk_after(marks[-1], position.key):
+            record = _present(slot, key, now)
+            if not page.room(_size(key, record)):
+                return False
+            position.key = key
+            if record is not None:
+                page.part(slot)[1] += (key, *record)
+        position.key = None
+
+
+def _changes(slots: Sequence[Slot], position: _Position, page: _Page, now: int) -> bool:
+    """Returns whether there is no change after the marks any more."""
+    for place, slot in enumerate(slots):
+        for key, counter in slot.changes_after(position.marks[place]):
+            record = _present(slot, key, now)
+            if not page.room(_size(key, record)):
+                return False
+            position.marks[place] = counter
+            if record is None:
+                page.part(slot)[2].append(key)
+            else:
+                page.part(slot)[1] += (key, *record)
+        position.marks[place] = slot.counter
+    return True
+
+
+def _sessions(slots: Sequence[Slot], position: _Position, page: _Page) -> bool:
+    """Returns whether all sessions were sent."""
+    place, after = position.session or (0, b"")
+    for slot in slots[place:]:
+        clients = sorted(slot.sessions)
+        for client in clients[bisect_right(clients, after) :]:
+            row = session_row(client, slot.sessions[client])
+            if not page.room(_FIELD_BYTES * len(row)):
+                position.session = (place, after)
+                return False
+            page.part(slot)[3].append(row)
+            after = client
+        place, after = place + 1, b""
+    position.session = (place, b"")
+    return True
+
+
+def _present(slot: Slot, key: bytes, now: int) -> Record | None:
+    record = slot.records.get(key)
+    # ``now`` is not after the freeze, so what has expired by now is not in the summary.
+    return None if record is None or 0 < record[2] <= now else record
+
+
+def _size(key: bytes, record: Record | None) -> int:
+    return _OVERHEAD + len(key) + (0 if record is None else len(record[0]))
+
+
+def _left(slots: Sequence[Slot], position: _Position) -> tuple[int, int]:
+    """About how many records and bytes are still to be sent; at least that much unless something is deleted."""
+    records = size = 0
+    for place, slot in enumerate(slots):
+        if place >= len(position.marks):
+            records += len(slot.records)
+            size += slot.bytes
+            continue
+        left = min(len(slot.dirty or ()), slot.counter - position.marks[place])
+        if place == len(position.marks) - 1 and position.key is not None and slot.walk is not None:
+            order = slot.walk[1]
+            left += len(order) - bisect_right(order, position.key)
+        records += left
+        size += left * slot.bytes // (len(slot.records) or 1)
+    return records, size
+
+
+class Part(NamedTuple):
+    """What a page has of one slot."""
+
+    slot: int
+    records: list[tuple[bytes, Record]]
+    deleted: list[bytes]
+    sessions: list[tuple[bytes, Session]]
+
+
+def load(blob: bytes) -> tuple[bytes, list[Part]]:
+    """The cursor that a page was read from, and its parts. Raises ValueError for what :func:`export` does not make."""
+    value = unpack(blob)
+    try:
+        start, parts = value
+        return binary(start), [Part(whole(n), _records(r), _keys(d), _rows(s)) for n, r, d, s in parts]
+    except TypeError as problem:
+        raise ValueError(str(problem)) from problem
+
+
+def _records(fields: list[Any]) -> list[tuple[bytes, Record]]:
+    found = []
+    each = iter(fields)
+    for key, value, version, expires in zip(each, each, each, each, strict=True):
+        if not (0 < len(binary(key)) <= limits.MAX_KEY_BYTES and len(binary(value)) <= limits.MAX_VALUE_BYTES):
+            raise ValueError("too large")
+        if not (0 < whole(version) <= MAX_COUNT and 0 <= whole(expires) <= MAX_EXPIRES):
+            raise ValueError("out of range")
+        found.append((key, (value, version, expires)))
+    return found
+
+
+def _keys(keys: list[Any]) -> list[bytes]:
+    return [binary(key) for key in keys]
+
+
+def _rows(rows: list[Any]) -> list[tuple[bytes, Session]]:
+    found = [session_from_row(row) for row in rows]
+    for client, session in found:
+        if len(client) != CLIENT_BYTES or not 0 <= session.first <= MAX_COUNT:
+            raise ValueError("not a session")
+        if not all(-MAX_EXPIRES <= time <= MAX_EXPIRES for time in (session.last, session.queued)):
+            raise ValueError("times out of range")
+        if not all(0 < seq <= MAX_COUNT and abs(outcome) <= MAX_COUNT + 1 for seq, outcome in session.results()):
+            raise ValueError("results out of range")
+    return found
+
+
+class Summary(NamedTuple):
+    """What the frozen slots of a move hold: all that the target cannot know from pages, and proof that it has these.
+
+    ``frozen``: group time of the source (ms) when they were frozen. ``slots``: (number, counter, floor) of each, in
+    order. ``records``: how many had not expired by then. ``digest``: of these and the sessions.
+    """
+
+    frozen: int
+    slots: list[tuple[int, int, bytes]]
+    records: int
+    digest: bytes
+
+    @staticmethod
+    def of(slots: Sequence[Slot]) -> Summary:
+        """Summary of frozen slots in order."""
+        frozen = slots[0].frozen
+        records, digest = content_digest(slots, frozen)
+        return Summary(frozen, [(slot.number, slot.counter, slot.floor) for slot in slots], records, digest)
+
+    @staticmethod
+    def decode(data: bytes) -> Summary:
+        """Raises ValueError for what is no summary."""
+        value = unpack(data)
+        try:
+            frozen, slots, records, digest = value
+            rows = [(whole(number), whole(counter), binary(floor)) for number, counter, floor in slots]
+        except TypeError as problem:
+            raise ValueError(str(problem)) from problem
+        if not 0 <= whole(frozen) <= MAX_EXPIRES or whole(records) < 0 or len(binary(digest)) != DIGEST_BYTES:
+            raise ValueError("not a summary")
+        if not all(0 <= counter <= MAX_COUNT and len(floor) in (0, CLIENT_BYTES) for _, counter, floor in rows):
+            raise ValueError("not a summary")
+        return Summary(frozen, rows, records, digest)
+
+    def encode(self) -> bytes:
+        return pack(list(self))

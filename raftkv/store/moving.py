@@ -1,0 +1,414 @@
+"""The steps of slot moves between groups, as a group's state machine takes them, at the source and at the target.
+
+A move has an id, greater than those of all earlier moves of its slots. For each slot the group remembers the last move
+that ended here and how, so a command that is repeated or late finds its move over and does nothing: at any time a slot
+takes part in no move, or in one whose id is greater than that. All slots of a move take each step together.
+
+Target: begin (hidden staging slots), chunks, final (staged, if what was copied is what the source has), activate.
+Source: track (serves, and remembers what changes), freeze (refuses everything), release (has gone).
+Either: drop, untrack. Only the meta group's log decides between activate with release, and drop with untrack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+from raftkv import limits
+from raftkv.errors import Code
+from raftkv.store.ageing import Ageing, due_records
+from raftkv.store.codec import pack, unpack
+from raftkv.store.copying import MALFORMED, Summary, export, load
+from raftkv.store.digest import content_digest
+from raftkv.store.operations import MAX_COUNT, Kind, Result
+from raftkv.store.slot import Slot, SlotState
+
+MAX_SLOT: Final = 65535
+_DONE: Final = Result(Code.OK)
+_NEVER: Final = (0, 0)
+_OWNED: Final = SlotState.OWNED
+_FROZEN: Final = SlotState.FROZEN
+_IMPORTING: Final = SlotState.IMPORTING
+
+
+class Ending(IntEnum):
+    """How a move ended for a slot. Numbers are part of snapshots."""
+
+    RELEASED = 1
+    UNTRACKED = 2
+    ACTIVATED = 3
+    DROPPED = 4
+
+
+@dataclass
+class Import:
+    """A move at its target. ``slots``: ascending. ``seq``: last chunk applied; ``cursor``: where the next one begins.
+
+    ``frozen``: group time of the source (ms) when it froze the slots, known once the import is staged.
+    """
+
+    move: int
+    slots: tuple[int, ...]
+    seq: int = 0
+    cursor: bytes = b""
+    frozen: int | None = None
+
+
+class Moves:
+    """The moves that a group takes part in. ``slots`` and ``ageing`` are shared with the group's store.
+
+    ``ended``: by slot, the last move that ended here and how. ``imports``: by id, the moves towards this group.
+    ``trash``: slots that have gone and whose memory has not; not replicated.
+    """
+
+    def __init__(self, slots: dict[int, Slot], ageing: Ageing) -> None:
+        self.ended: dict[int, tuple[int, int]] = {}
+        self.imports: dict[int, Import] = {}
+        self.trash: list[Slot] = []
+        self._slots = slots
+        self._ageing = ageing
+        self._summary: tuple[int, bytes] | None = None
+        self._steps: dict[int, tuple[Callable[..., Result], tuple[Callable[[Any], bool], ...]]] = {
+            Kind.IMPORT_BEGIN: (self._import_begin, (_is_id, _are_slots)),
+            Kind.IMPORT_CHUNK: (self._import_chunk, (_is_id, _is_id, _is_bytes, _is_bytes)),
+            Kind.IMPORT_FINAL: (self._import_final, (_is_id, _is_bytes)),
+            Kind.ACTIVATE: (self._activate, (_is_id,)),
+            Kind.IMPORT_DROP: (self._import_drop, (_is_id, _are_slots)),
+            Kind.TRACK: (self._track, (_is_id, _are_slots)),
+            Kind.FREEZE: (self._freeze, (_is_id,)),
+            Kind.RELEASE: (self._release, (_is_id,)),
+            Kind.UNTRACK: (self._untrack, (_is_id, _are_slots)),
+        }
+
+    def execute(self, kind: object, value: object, now: int, genesis: bool) -> Result:
+        """Take one step: ``value`` is msgpack of its arguments, ``now`` the group's time (ms).
+
+        INVALID_ARGUMENT for what is malformed, CONDITION_FAILED for what cannot be done; neither changes anything, but
+        for a summary that differs, which empties the staging.
+        """
+        step = self._steps.get(kind) if isinstance(kind, int) else None
+        if step is None or not isinstance(value, bytes):
+            return MALFORMED
+        try:
+            arguments = unpack(value)
+        except ValueError:
+            return MALFORMED
+        run, checks = step
+        if not isinstance(arguments, list) or len(arguments) != len(checks):
+            return MALFORMED
+        if not all(check(argument) for check, argument in zip(checks, arguments, strict=True)):
+            return MALFORMED
+        if kind == Kind.IMPORT_BEGIN and not genesis:
+            return _refused("the group has not got its first slots")
+        return run(now, *arguments)
+
+    def install(self, ended: dict[int, tuple[int, int]], imports: Iterable[Import]) -> None:
+        """Replace everything, after the slots."""
+        self.ended = ended
+        self.imports = {one.move: one for one in imports}
+        self._summary = None
+
+    def rows(self) -> tuple[list[list[Any]], list[list[Any]]]:
+        """``ended`` and ``imports`` as plain values, in a canonical order."""
+        ended = [[slot, *self.ended[slot]] for slot in sorted(self.ended)]
+        imports = [self.imports[move] for move in sorted(self.imports)]
+        return ended, [[one.move, one.seq, one.cursor, one.frozen, list(one.slots)] for one in imports]
+
+    def free(self) -> None:
+        """Let go of a bounded part of the trash."""
+        left, kept = limits.MAX_FREED_PER_ENTRY, []
+        while self.trash and left:
+            slot = self.trash.pop()
+            # A snapshot may still be reading it.
+            if not slot.pins:
+                left -= slot.free(left)
+            if slot.pins or not left:
+                kept.append(slot)
+        self.trash += kept
+
+    # Reads
+
+    def state(self, move: int) -> Result:
+        """See :meth:`raftkv.store.records.Store.move_state`."""
+        if not _is_id(move):
+            return MALFORMED
+        source, target = "none", "none"
+        slots, one = self._tracked(move), self.imports.get(move)
+        if one is not None:
+            slots = [self._slots[number] for number in one.slots]
+            target = "importing" if one.frozen is None else "staged"
+        elif slots:
+            source = "frozen" if slots[0].state is _FROZEN else "tracked"
+        elif self._has_ended(move, Ending.RELEASED):
+            source = "released"
+        elif self._has_ended(move, Ending.UNTRACKED):
+            source = "cancelled"
+        elif self._has_ended(move, Ending.ACTIVATED):
+            target = "active"
+        elif self._has_ended(move, Ending.DROPPED):
+            target = "cancelled"
+        state = {
+            "source": source,
+            "target": target,
+            "seq": 0 if one is None else one.seq,
+            "cursor": b"" if one is None else one.cursor,
+            "bytes": sum(slot.bytes for slot in slots),
+            "records": sum(len(slot.records) for slot in slots),
+        }
+        return Result(Code.OK, value=pack(state))
+
+    def export(self, move: int, cursor: bytes, limit_bytes: int, now: int) -> Result:
+        """See :meth:`raftkv.store.records.Store.export`."""
+        if not (_is_id(move) and type(cursor) is bytes and type(limit_bytes) is int):
+            return MALFORMED
+        slots = self._tracked(move)
+        return export(slots, cursor, limit_bytes, now) if slots else _refused("not the source of the move")
+
+    def summary(self, move: int) -> Result:
+        """See :meth:`raftkv.store.records.Store.summary`."""
+        if not _is_id(move):
+            return MALFORMED
+        slots = self._tracked(move)
+        if not slots or slots[0].state is not _FROZEN:
+            return _refused("the slots are not frozen")
+        if self._summary is None or self._summary[0] != move:
+            self._summary = (move, Summary.of(slots).encode())
+        return Result(Code.OK, value=self._summary[1])
+
+    # Steps of the target
+
+    def _import_begin(self, _: int, move: int, numbers: list[int]) -> Result:
+        running = self.imports.get(move)
+        if running is not None:
+            return _DONE if running.slots == tuple(sorted(numbers)) else _refused("the move has other slots")
+        if self._tracked(move):
+            return _refused("the group is the source of the move")
+        replaced = set()
+        for number in numbers:
+            home = self._slots.get(number)
+            if home is not None and home.state is not _IMPORTING:
+                return _refused(f"the group has slot {number}")
+            if move <= self._ended(number)[0]:
+                return _refused(f"the move is over for slot {number}")
+            if home is not None:
+                if move < home.move:
+                    return _refused(f"slot {number} takes part in move {home.move}")
+                replaced.add(home.move)
+        for older in sorted(replaced):
+            self._drop(self.imports[older])
+        self.imports[move] = Import(move, tuple(sorted(numbers)))
+        for number in numbers:
+            self._slots[number] = Slot(number, _IMPORTING, move)
+        return _DONE
+
+    def _import_chunk(self, _: int, move: int, seq: int, cursor: bytes, blob: bytes) -> Result:
+        one = self.imports.get(move)
+        if one is None:
+            return _refused("not the target of the move")
+        if one.frozen is not None or seq != one.seq + 1:
+            return _refused("not the next chunk", one.seq)
+        try:
+            start, parts = load(blob)
+        except ValueError:
+            return MALFORMED
+        if not {part.slot for part in parts} <= set(one.slots):
+            return MALFORMED
+        if start != one.cursor:
+            return _refused("the chunk does not begin where the last one ended", one.seq)
+        for part in parts:
+            slot = self._slots[part.slot]
+            if slot.pins:
+                slot.detach()
+            for key, record in part.records:
+                slot.store(key, record)
+            for key in part.deleted:
+                slot.discard(key)
+            slot.sessions.update(part.sessions)
+        one.seq, one.cursor = seq, cursor
+        return Result(Code.OK, seq)
+
+    def _import_final(self, _: int, move: int, data: bytes) -> Result:
+        one = self.imports.get(move)
+        if one is None:
+            return _refused("not the target of the move")
+        try:
+            summary = Summary.decode(data)
+        except ValueError:
+            return MALFORMED
+        if tuple(number for number, _, _ in summary.slots) != one.slots:
+            return MALFORMED
+        if one.frozen is not None:
+            return _DONE
+        slots = [self._slots[number] for number in one.slots]
+        if content_digest(slots, summary.frozen) != (summary.records, summary.digest):
+            for slot in slots:
+                self.trash.append(slot)
+                self._slots[slot.number] = Slot(slot.number, _IMPORTING, move)
+            one.seq, one.cursor = 0, b""
+            return _refused("digest differs")
+        for slot, (_, counter, floor) in zip(slots, summary.slots, strict=True):
+            slot.counter, slot.floor = counter, floor
+            gone = [key for expires, _, key, _ in due_records(slot) if expires <= summary.frozen]
+            if gone and slot.pins:
+                slot.detach()
+            for key in gone:
+                slot.discard(key)
+        one.frozen = summary.frozen
+        return _DONE
+
+    def _activate(self, now: int, move: int) -> Result:
+        one = self.imports.get(move)
+        if one is None:
+            return _DONE if self._has_ended(move, Ending.ACTIVATED) else _refused("not the target of the move")
+        if one.frozen is None:
+            return _refused("not staged")
+        for number in one.slots:
+            self._serve(self._slots[number], now - one.frozen)
+            self.ended[number] = (move, Ending.ACTIVATED)
+        del self.imports[move]
+        return _DONE
+
+    def _serve(self, slot: Slot, shift: int) -> None:
+        """Serve a staged slot. ``shift``: this group's time less the source's time at the freeze.
+
+        The source's time stood still from then on, so what was left of a time to live then is left now.
+        """
+        due = [(expires + shift, number, key, version) for expires, number, key, version in due_records(slot)]
+        if slot.pins and (due or slot.sessions):
+            slot.detach()
+        for expires, _, key, version in due:
+            slot.records[key] = (slot.records[key][0], version, expires)
+        for session in slot.sessions.values():
+            session.last += shift
+            session.queued += shift
+        slot.state, slot.move = _OWNED, 0
+        self._ageing.admit(slot, due)
+
+    def _import_drop(self, _: int, move: int, numbers: list[int]) -> Result:
+        problem = self._may_end(move, numbers, Ending.DROPPED, lambda slot: slot.state is _IMPORTING)
+        if problem is not None:
+            return problem
+        homes = [self._slots[number] for number in numbers if number in self._slots]
+        for older in sorted({move, *(home.move for home in homes if 0 < home.move < move)}):
+            one = self.imports.get(older)
+            if one is not None:
+                self._drop(one)
+        self._end(move, numbers, Ending.DROPPED)
+        return _DONE
+
+    def _drop(self, one: Import) -> None:
+        for number in one.slots:
+            self.trash.append(self._slots.pop(number))
+        self._end(one.move, one.slots, Ending.DROPPED)
+        del self.imports[one.move]
+
+    # Steps of the source
+
+    def _track(self, _: int, move: int, numbers: list[int]) -> Result:
+        running = self._tracked(move)
+        if running:
+            same = [slot.number for slot in running] == sorted(numbers)
+            return _DONE if same else _refused("the move has other slots")
+        if move in self.imports:
+            return _refused("the group is the target of the move")
+        for number in numbers:
+            home = self._slots.get(number)
+            if home is None or home.state is not _OWNED:
+                return _refused(f"the group does not serve slot {number}")
+            if home.move:
+                return _refused(f"slot {number} takes part in move {home.move}")
+            if move <= self._ended(number)[0]:
+                return _refused(f"the move is over for slot {number}")
+        for number in numbers:
+            self._slots[number].track(move)
+        return _DONE
+
+    def _freeze(self, now: int, move: int) -> Result:
+        slots = self._tracked(move)
+        if not slots:
+            return _refused("not the source of the move")
+        for slot in slots:
+            if slot.state is _OWNED:
+                slot.state, slot.frozen = _FROZEN, now
+        return _DONE
+
+    def _release(self, _: int, move: int) -> Result:
+        slots = self._tracked(move)
+        if not slots:
+            return _DONE if self._has_ended(move, Ending.RELEASED) else _refused("not the source of the move")
+        if slots[0].state is not _FROZEN:
+            return _refused("the slots are not frozen")
+        for slot in slots:
+            self._ageing.retire(slot)
+            self.trash.append(self._slots.pop(slot.number))
+            self.ended[slot.number] = (move, Ending.RELEASED)
+        self._summary = None
+        return _DONE
+
+    def _untrack(self, _: int, move: int, numbers: list[int]) -> Result:
+        problem = self._may_end(
+            move, numbers, Ending.UNTRACKED, lambda slot: slot.move == move and slot.state is not _IMPORTING
+        )
+        if problem is not None:
+            return problem
+        for slot in self._tracked(move):
+            slot.untrack()
+            self._ageing.resume(slot)
+            self.ended[slot.number] = (move, Ending.UNTRACKED)
+        self._end(move, numbers, Ending.UNTRACKED)
+        return _DONE
+
+    # Both
+
+    def _tracked(self, move: int) -> list[Slot]:
+        """Slots of which the group is the source, ascending; all in the same state."""
+        found = [slot for slot in self._slots.values() if slot.move == move and slot.state is not _IMPORTING]
+        found.sort(key=lambda slot: slot.number)
+        return found
+
+    def _ended(self, number: int) -> tuple[int, int]:
+        return self.ended.get(number, _NEVER)
+
+    def _has_ended(self, move: int, ending: Ending) -> bool:
+        return (move, ending) in self.ended.values()
+
+    def _may_end(self, move: int, numbers: list[int], ending: Ending, mine: Callable[[Slot], bool]) -> Result | None:
+        """What forbids to cancel a move for these slots: it ended otherwise, or they are in another role or move."""
+        for number in numbers:
+            last, how = self._ended(number)
+            if last == move and how != ending:
+                return _refused(f"the move has ended otherwise for slot {number}")
+            home = self._slots.get(number)
+            if home is not None and 0 < home.move <= move and not mine(home):
+                return _refused(f"slot {number} takes part in move {home.move}")
+        return None
+
+    def _end(self, move: int, numbers: Iterable[int], ending: Ending) -> None:
+        """Remember that a move is over for these slots, but for those that a later one has taken up or ended for."""
+        for number in numbers:
+            home = self._slots.get(number)
+            if move > self._ended(number)[0] and not (home is not None and home.move > move):
+                self.ended[number] = (move, ending)
+
+
+def _refused(detail: str, version: int = 0) -> Result:
+    return Result(Code.CONDITION_FAILED, version, detail=detail)
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 < value <= MAX_COUNT
+
+
+def _is_bytes(value: object) -> bool:
+    return type(value) is bytes
+
+
+def _are_slots(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(type(number) is int and 0 <= number <= MAX_SLOT for number in value)
+        and len(set(value)) == len(value)
+    )

@@ -1,0 +1,351 @@
+"""Guarantee: slots that move between two groups, back and forth, with steps that are lost, repeated, late, cancelled,
+serve as one store that never moved would: same answers, same versions, writes once, no time to live cut short.
+
+The reference of a slot is a store that has only this slot, and its own time: it stands still while the slot is frozen.
+So all answers are known exactly. The meta group is the one boolean that it decides for each move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from raftkv import limits
+from raftkv.errors import Code
+from raftkv.store import Kind, Op, Result, SlotState, Store
+from tests.store_helpers import restored, step
+
+SLOTS = 3
+IDLE = limits.SESSION_IDLE * 1000
+KEYS = [b"a", b"b", b"c", b"d"]
+VALUES = [b"", b"1", b"x" * 30]
+NOT_HERE = (Code.MOVED, Code.SLOT_MOVING)
+
+
+@dataclass
+class Move:
+    id: int
+    slots: list[int]
+    source: int
+    target: int
+    committed: bool | None = None
+
+
+@dataclass
+class Group:
+    """A store, a replica that is restored at other times, and one that lags."""
+
+    store: Store
+    replica: Store
+    lagging: Store
+
+    def apply(self, now: int, ops: list[Op]) -> list[Result]:
+        results = self.store.apply(now, ops)
+        assert self.replica.apply(now, msgpack.unpackb(msgpack.packb(ops))) == results
+        assert self.store.digest() == self.replica.digest()
+        return results
+
+
+@dataclass
+class World:
+    exact: bool = True
+    offsets: tuple[int, int] = (1_000, 5_000_000)
+    wall: int = 0
+    last_id: int = 0
+    groups: list[Group] = field(default_factory=list)
+    references: list[Store] = field(default_factory=list)
+    # Reference time less the serving group's time; of a frozen slot, its time at the freeze.
+    shifts: list[int] = field(default_factory=list)
+    stopped: dict[int, int] = field(default_factory=dict)
+    moves: list[Move] = field(default_factory=list)
+    finished: int = 0
+    sent: list[tuple[int, Op]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for number, slots in enumerate((list(range(SLOTS)), [])):
+            stores = [Store(), Store(), Store()]
+            for store in stores:
+                store.apply(self.offsets[number], [Op(Kind.GENESIS, 0, b"", msgpack.packb(slots))])
+            self.groups.append(Group(*stores))
+        for slot in range(SLOTS):
+            store = Store()
+            store.apply(0, [Op(Kind.GENESIS, 0, b"", msgpack.packb([slot]))])
+            self.references.append(store)
+            self.shifts.append(-self.offsets[0])
+
+    # Entries
+
+    def entry(self, number: int, ops: list[Op]) -> list[Result]:
+        """Apply an entry to a group and check everything."""
+        group = self.groups[number]
+        before = [group.store.slot_state(slot) for slot in range(SLOTS)]
+        results = group.apply(self.wall + self.offsets[number], ops)
+        now = group.store.time
+        for slot in range(SLOTS):
+            self.follow(number, slot, before[slot], group.store.slot_state(slot), now)
+            if group.store.slot_state(slot) is SlotState.OWNED:
+                asked = [(op, result) for op, result in zip(ops, results, strict=True) if self.is_write(op, slot)]
+                time = now + self.shifts[slot]
+                assert time <= self.wall, "time runs no faster for having moved"
+                wanted = self.references[slot].apply(time, [op for op, _ in asked])
+                if self.exact:
+                    assert [one[:4] for one in wanted] == [result[:4] for _, result in asked]
+            else:
+                assert all(
+                    one.code in NOT_HERE for op, one in zip(ops, results, strict=True) if self.is_write(op, slot)
+                )
+        self.check()
+        return results
+
+    @staticmethod
+    def is_write(op: Op, slot: int) -> bool:
+        return bool(op.key) and op.slot == slot
+
+    def follow(self, number: int, slot: int, old: SlotState | None, new: SlotState | None, now: int) -> None:
+        """A slot's state may have changed: only as the meta group allows, and then its time changes pace."""
+        if old is new:
+            return
+        if new is SlotState.FROZEN:
+            assert old is SlotState.OWNED
+            self.stopped[slot] = now + self.shifts[slot]
+        elif new is SlotState.OWNED:
+            (move,) = [one for one in self.moves if slot in one.slots]
+            if old is SlotState.FROZEN:
+                assert (move.committed, move.source) == (False, number)
+            else:
+                assert (old, move.committed, move.target) == (SlotState.IMPORTING, True, number)
+                self.shifts[slot] = self.stopped[slot] - now
+        elif old in (SlotState.OWNED, SlotState.FROZEN):
+            (move,) = [one for one in self.moves if slot in one.slots]
+            assert (old, new, move.committed, move.source) == (SlotState.FROZEN, None, True, number)
+
+    def check(self) -> None:
+        for slot in range(SLOTS):
+            serving = [one.store for one in self.groups if one.store.slot_state(slot) is SlotState.OWNED]
+            assert len(serving) <= 1
+            for group in self.groups:
+                store = group.store
+                if store not in serving:
+                    assert store.read(slot, b"a").code in NOT_HERE
+                    assert store.scan(slot, b"", 0).code in NOT_HERE
+                elif self.exact:
+                    reference = self.references[slot]
+                    for key in KEYS:
+                        assert store.read(slot, key)[:4] == reference.read(slot, key)[:4]
+                    assert store.scan(slot, b"", 0) == reference.scan(slot, b"", 0)
+
+    # Moves
+
+    def start(self, first: int, slots: list[int]) -> None:
+        busy = {slot for move in self.moves for slot in move.slots}
+        source = first if any(self.serves(first, slot) for slot in slots) else 1 - first
+        slots = [slot for slot in slots if slot not in busy and self.serves(source, slot)]
+        if slots:
+            self.last_id += 1
+            self.moves.append(Move(self.last_id, slots, source, 1 - source))
+
+    def serves(self, number: int, slot: int) -> bool:
+        return self.groups[number].store.slot_state(slot) is SlotState.OWNED
+
+    def state(self, number: int, move: Move) -> dict[str, Any]:
+        value = self.groups[number].store.move_state(move.id).value
+        assert value is not None
+        found: dict[str, Any] = msgpack.unpackb(value)
+        return found
+
+    def drive(self, move: Move, limit: int, fate: str, hasty: bool) -> None:
+        """What any driver does next, knowing what the groups and the meta group say."""
+        source = str(self.state(move.source, move)["source"])
+        target = str(self.state(move.target, move)["target"])
+        assert self.state(move.source, move)["target"] == "none"
+        assert self.state(move.target, move)["source"] == "none"
+        if move.committed is None:
+            self.copy(move, source, target, limit, fate, hasty)
+        elif move.committed:
+            if target != "active" and (hasty or source == "released"):
+                self.send(move.target, step(Kind.ACTIVATE, move.id), fate)
+            elif source != "released":
+                self.send(move.source, step(Kind.RELEASE, move.id), fate)
+            else:
+                self.finish(move)
+        elif source != "cancelled" and (hasty or target == "cancelled"):
+            self.send(move.source, step(Kind.UNTRACK, move.id, move.slots), fate)
+        elif target != "cancelled":
+            self.send(move.target, step(Kind.IMPORT_DROP, move.id, move.slots), fate)
+        else:
+            self.finish(move)
+
+    def copy(self, move: Move, source: str, target: str, limit: int, fate: str, hasty: bool) -> None:
+        if target == "none":
+            self.send(move.target, step(Kind.IMPORT_BEGIN, move.id, move.slots), fate)
+        elif source == "none":
+            self.send(move.source, step(Kind.TRACK, move.id, move.slots), fate)
+        elif target == "staged":
+            move.committed = True
+        else:
+            self.page(move, source, limit, fate, hasty)
+
+    def page(self, move: Move, source: str, limit: int, fate: str, hasty: bool) -> None:
+        state, store = self.state(move.target, move), self.groups[move.source].store
+        exporter = self.groups[move.source].lagging if fate == "lag" else store
+        page = exporter.export(move.id, state["cursor"], limit)
+        if page.code != Code.OK:
+            assert (fate, page.code) == ("lag", Code.CONDITION_FAILED)
+            return
+        assert page.value is not None
+        cursor, blob, records, size, done = msgpack.unpackb(page.value)
+        assert records >= 0 <= size
+        if done and source == "frozen" and cursor == state["cursor"] and exporter is store:
+            self.send(move.target, step(Kind.IMPORT_FINAL, move.id, store.summary(move.id).value), fate)
+        elif done and source == "tracked" and (hasty or cursor == state["cursor"]):
+            self.send(move.source, step(Kind.FREEZE, move.id), fate)
+        else:
+            self.send(move.target, step(Kind.IMPORT_CHUNK, move.id, state["seq"] + 1, cursor, blob), fate)
+
+    def send(self, number: int, op: Op, fate: str) -> None:
+        self.sent.append((number, op))
+        for _ in range({"delay": 0, "twice": 2}.get(fate, 1)):
+            (result,) = self.entry(number, [op])
+            assert result.code in (Code.OK, Code.CONDITION_FAILED)
+            assert result.detail != "digest differs"
+
+    def cancel(self, move: Move) -> None:
+        """The meta group decides, unless it has decided before."""
+        if move.committed is None:
+            move.committed = False
+
+    def restore(self, number: int, which: str) -> None:
+        """Replace a store, or bring the one that lags up to date."""
+        group = self.groups[number]
+        setattr(group, which, restored(group.store.snapshot().chunks()))
+        assert group.store.digest() == group.replica.digest()
+        self.check()
+
+    def late(self, place: int) -> None:
+        """Some former command arrives, perhaps again. ``place``: how many commands ago it was sent."""
+        self.send(*self.sent[-(1 + place % len(self.sent))], "once")
+
+    def finish(self, move: Move) -> None:
+        self.moves.remove(move)
+        self.finished += bool(move.committed)
+
+    def settle(self) -> None:
+        """Let all moves end."""
+        for _ in range(1000):
+            if not self.moves:
+                break
+            self.drive(self.moves[0], 100, "once", True)
+        assert not self.moves
+        for slot in range(SLOTS):
+            assert sum(self.serves(number, slot) for number in (0, 1)) == 1
+        for group in self.groups:
+            assert all(found[3] >= 0 for found in group.store.slot_stats())
+
+
+Action = tuple[Any, ...]
+Pick = Callable[[Sequence[Any]], Any]
+"""Makes one choice: Hypothesis, or a random number generator for many more and longer histories."""
+
+
+def write(pick: Pick) -> Op:
+    kind = pick([Kind.PUT, Kind.PUT, Kind.DELETE, Kind.CAS])
+    who, seq = pick([0, 1, 2, 3]), pick([1, 2, 3, 4, 5, 6, 7, 8])
+    return Op(
+        kind,
+        pick(range(SLOTS)),
+        pick(KEYS),
+        None if kind == Kind.DELETE else pick(VALUES),
+        expect=-1 if kind == Kind.CAS else pick([-1, -1, -1, 0, 1, 2, 3]),
+        expected=pick([None, *VALUES]) if kind == Kind.CAS else None,
+        ttl=0 if kind == Kind.DELETE else pick([0, 0, 1, 5, 1000]),
+        client=who.to_bytes(16, "big") if who else b"",
+        seq=seq if who else 0,
+        first=pick([0, 0, 1, seq - 1, seq]) if who else 0,
+    )
+
+
+def action(pick: Pick) -> Action:
+    name = pick(["write"] * 4 + ["start"] + ["drive"] * 6 + ["late", "late", "cancel", "restore"])
+    if name == "write":
+        passed = pick([0, 0, 0, 1, 1, 4, 900, IDLE // 2, IDLE])
+        return name, passed, pick([0, 1]), [write(pick) for _ in range(pick([0, 1, 2, 5]))]
+    if name == "start":
+        return name, pick([0, 1]), pick([[0], [1], [2, 0], [1, 2], [0, 1, 2]])
+    if name == "drive":
+        fate = pick(["once", "once", "once", "once", "twice", "delay", "lag"])
+        return name, pick([0, 0, 1]), pick([1, 60, 1000]), fate, pick([False, True]), pick([1, 2, 4])
+    if name == "late":
+        return name, pick([1, 1, 2, 3, 5, 8, 20, 100])
+    if name == "cancel":
+        return name, pick([0, 1, 9, 9])
+    return name, pick([0, 1]), pick(["store", "replica", "lagging"])
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Action]:
+    length = draw(st.integers(0, 80))
+    return [action(lambda options: draw(st.sampled_from(options))) for _ in range(length)]
+
+
+def run(world: World, history: list[Action]) -> None:
+    for name, *details in history:
+        if name == "write":
+            passed, number, ops = details
+            world.wall += passed
+            world.entry(number, ops)
+        elif name == "start":
+            world.start(*details)
+        elif name == "drive":
+            which, limit, fate, hasty, times = details
+            for _ in range(times):
+                if which < len(world.moves):
+                    world.drive(world.moves[which], limit, fate, hasty)
+        elif name == "late" and world.sent:
+            world.late(*details)
+        elif name == "cancel" and details[0] < len(world.moves):
+            world.cancel(world.moves[details[0]])
+        elif name == "restore":
+            world.restore(*details)
+    world.settle()
+
+
+# Group times: far apart, so that times change with a move; or equal, so that what is stale looks like what is not.
+OFFSETS = [(1_000, 5_000_000), (5_000_000, 1_000), (0, 0)]
+SETTINGS = settings(
+    derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+@settings(SETTINGS, max_examples=150)
+@given(histories(), st.sampled_from(OFFSETS))
+def test_moving_slots_serve_as_one_store_would(history: list[Action], offsets: tuple[int, int]) -> None:
+    world = World(offsets=offsets)
+    run(world, history)
+    event(f"moves finished: {min(world.finished, 5)}")
+
+
+@pytest.mark.parametrize("offsets", OFFSETS)
+def test_long_histories_too(offsets: tuple[int, int]) -> None:
+    finished = 0
+    for seed in range(60):
+        rng, world = Random(seed), World(offsets=offsets)
+        run(world, [action(rng.choice) for _ in range(150)])
+        finished += world.finished
+    assert finished > 60
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_replicas_agree_when_each_entry_may_remove_only_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due and waits differs between the queues of replicas: what is removed must not."""
+    monkeypatch.setattr(limits, "MAX_EXPIRED_PER_ENTRY", 1)
+    monkeypatch.setattr(limits, "MAX_FREED_PER_ENTRY", 1)
+    for each in range(20):
+        rng = Random(100 * seed + each)
+        run(World(exact=False), [action(rng.choice) for _ in range(150)])

@@ -1,0 +1,214 @@
+"""Guarantees: pages bring all of a slot and what changes meanwhile; what is malformed changes nothing."""
+
+from __future__ import annotations
+
+import msgpack
+import pytest
+
+from raftkv import limits
+from raftkv.errors import Code
+from raftkv.store import Kind, Op, Result
+from raftkv.store.digest import content_digest
+from raftkv.store.operations import MAX_EXPIRES
+from tests.store_helpers import DONE, begin, copy, final, make, one, page, pair, restored, state, step
+
+
+def test_changes_are_sent_in_the_order_of_their_last_change() -> None:
+    source, target = make(0), make(9)
+    source.apply(1, [Op(Kind.PUT, 0, b"%02d" % i, b"old") for i in range(50)])
+    begin(source, target, (0,))
+    copy(source, target)
+    assert state(target)["records"] == 50
+    source.apply(1, [Op(Kind.PUT, 0, b"%02d" % i, b"new") for i in (40, 5, 30)])
+    source.apply(1, [Op(Kind.DELETE, 0, b"05"), Op(Kind.PUT, 0, b"40", b"newest"), Op(Kind.PUT, 0, b"xx", b"")])
+    assert list(source._slots[0].dirty or ()) == [b"30", b"05", b"40", b"xx"]
+    chunk, done = page(source, target, limit=1)
+    assert not done
+    assert msgpack.unpackb(msgpack.unpackb(chunk.value)[3])[1] == [[0, [b"30", b"new", 53, 0], [], []]]
+    one(target, chunk)
+    # What changed again has moved to the end.
+    one(source, Op(Kind.DELETE, 0, b"40"))
+    assert copy(source, target, limit=1) == 3
+    assert target._slots[0].records == source._slots[0].records
+    assert page(source, target)[1]
+
+
+def test_keys_that_come_and_go_during_a_walk() -> None:
+    source, target = make(0), make(9)
+    source.apply(1, [Op(Kind.PUT, 0, b"%02d" % i, b"old") for i in range(0, 50, 2)])
+    begin(source, target, (0,))
+    for i in range(0, 50, 3):
+        chunk, _ = page(source, target, limit=60)
+        one(target, chunk)
+        source.apply(1, [Op(Kind.PUT, 0, b"%02d" % i, b"new"), Op(Kind.DELETE, 0, b"%02d" % (49 - i))])
+    copy(source, target)
+    assert target._slots[0].records == source._slots[0].records
+
+
+def test_a_page_costs_what_it_holds_not_what_the_slot_holds() -> None:
+    source, target = make(0), make(9)
+    source.apply(1, [Op(Kind.PUT, 0, b"%05d" % i, b"v" * 10) for i in range(20_000)])
+    begin(source, target, (0,))
+    chunk, _ = page(source, target, limit=5_000)
+    one(target, chunk)
+    walk = source._slots[0].walk
+    # New keys make other reads sort again, but not the walk.
+    one(source, Op(Kind.PUT, 0, b"new", b""))
+    value = source.export(7, state(target)["cursor"], 5_000).value
+    assert source._slots[0].walk is walk
+    assert value is not None
+    _, blob, records, size, done = msgpack.unpackb(value)
+    assert len(blob) < 7_000
+    assert 19_000 < records < 20_000
+    assert 0.9 < size / (15 * records) < 1.1
+    assert not done
+
+
+def test_any_replica_goes_on_from_a_cursor() -> None:
+    source, target = pair()
+    begin(source, target)
+    behind = restored(source.snapshot().chunks())
+    while True:
+        source = restored(source.snapshot().chunks())
+        chunk, done = page(source, target, limit=100)
+        one(target, chunk)
+        if done:
+            break
+        one(source, Op(Kind.PUT, 0, b"key0", b"again"))
+        if state(target)["seq"] == 20:
+            break
+    copy(source, target)
+    result = behind.export(7, state(target)["cursor"], 0)
+    assert result == Result(Code.CONDITION_FAILED, detail="this replica is behind the cursor")
+    one(source, step(Kind.FREEZE, 7))
+    copy(source, target)
+    assert one(target, final(source)) == DONE
+
+
+def test_expired_records_are_not_copied() -> None:
+    source, target = make(0), make(9)
+    count = limits.MAX_EXPIRED_PER_ENTRY
+    source.apply(2_000, [Op(Kind.PUT, 0, b"%d" % i, b"v", ttl=5) for i in range(count + 10)])
+    begin(source, target, (0,))
+    source.apply(2_005, [step(Kind.FREEZE, 7)])
+    assert source.stats().records == count + 10
+    copy(source, target, limit=100_000)
+    assert state(target)["records"] == 0
+    assert one(target, final(source)) == DONE
+
+
+def test_reads_refuse_what_they_cannot_answer() -> None:
+    source, target = pair()
+    assert source.export(7, b"", 0).code == Code.CONDITION_FAILED
+    assert source.summary(7).code == Code.CONDITION_FAILED
+    begin(source, target)
+    assert source.summary(7).code == Code.CONDITION_FAILED
+    assert target.export(7, b"", 0).code == Code.CONDITION_FAILED
+    for bad in (0, -1, 2**63, "x", None, True):
+        for result in (source.move_state(bad), source.export(bad, b"", 0), source.summary(bad)):  # type: ignore[arg-type]
+            assert result.code == Code.INVALID_ARGUMENT
+    for cursor in (
+        b"\xc1",
+        b"\x01",
+        msgpack.packb([]),
+        msgpack.packb([[0, 0], None, None, None]),
+        msgpack.packb([[0], None, None]),
+        msgpack.packb([[0, 0, 0], b"", None]),
+        msgpack.packb([[], b"", None]),
+        msgpack.packb([[-1, 0], None, None]),
+        msgpack.packb([[0, True], None, None]),
+        msgpack.packb([[0, 0], "x", None]),
+        msgpack.packb([[0, 0], b"x" * (limits.MAX_KEY_BYTES + 1), None]),
+        msgpack.packb([[0, 0], b"", [0, b""]]),
+        msgpack.packb([[0, 0], None, [3, b""]]),
+        msgpack.packb([[0, 0], None, [0, b"short"]]),
+        msgpack.packb([[0, 0], None, [0]]),
+        msgpack.packb([[0, 0], None, 5]),
+    ):
+        assert source.export(7, cursor, 0).code == Code.INVALID_ARGUMENT
+    assert source.export(7, None, 0).code == Code.INVALID_ARGUMENT  # type: ignore[arg-type]
+
+
+def test_malformed_steps_change_nothing() -> None:
+    source, target = pair()
+    begin(source, target)
+    good, _ = page(source, target)
+    cursor, blob = msgpack.unpackb(good.value)[2:]
+    start, parts = msgpack.unpackb(blob)
+
+    def chunk(*part: object) -> Op:
+        return step(Kind.IMPORT_CHUNK, 7, 1, cursor, msgpack.packb([b"", [part]]))
+
+    session = [b"c" * 16, 1, 5, 5, 1, 1]
+    assert one(restored(target.snapshot().chunks()), chunk(0, [b"k", b"v", 1, 0], [b"d"], [session])).code == Code.OK
+    before = target.digest()
+    for bad in (
+        chunk(2, [], [], []),
+        chunk("0", [], [], []),
+        chunk(0, [b"k", b"v", 1], [], []),
+        chunk(0, [b"k", "v", 1, 0], [], []),
+        chunk(0, [b"", b"v", 1, 0], [], []),
+        chunk(0, [b"k", b"v" * (limits.MAX_VALUE_BYTES + 1), 1, 0], [], []),
+        chunk(0, [b"k", b"v", 0, 0], [], []),
+        chunk(0, [b"k", b"v", 1, -1], [], []),
+        chunk(0, [b"k", b"v", 1, 2**62], [], []),
+        chunk(0, [], ["k"], []),
+        chunk(0, [], [], [session[:-1]]),
+        chunk(0, [], [], [[b"short", *session[1:]]]),
+        chunk(0, [], [], [[*session[:2], 2**63, *session[3:]]]),
+        chunk(0, [], [], [[*session[:3], -(2**63), *session[4:]]]),
+        chunk(0, [], [], [[*session[:4], 0, 1]]),
+        chunk(0, [], [], [[*session[:5], 2**63]]),
+        chunk(0, [], [], [[session[0], -1, *session[2:]]]),
+        chunk(0, [], []),
+        chunk(0, 1, 2, 3),
+        step(Kind.IMPORT_CHUNK, 7, 1, cursor, b"\xc1"),
+        step(Kind.IMPORT_CHUNK, 7, 1, cursor, msgpack.packb(5)),
+        step(Kind.IMPORT_CHUNK, 7, 1, cursor, None),
+        step(Kind.IMPORT_CHUNK, 7, 1, "x", blob),
+        step(Kind.IMPORT_CHUNK, 7, 0, cursor, blob),
+        step(Kind.IMPORT_CHUNK, 7, 1, cursor),
+        step(Kind.IMPORT_FINAL, 7, b""),
+        step(Kind.IMPORT_FINAL, 7, msgpack.packb([0, [[0, 0, b""]], 0, b"0" * 16])),
+        step(Kind.IMPORT_FINAL, 7, msgpack.packb([0, [[0, 0, b""], [1, -1, b""]], 0, b"0" * 16])),
+        step(Kind.IMPORT_FINAL, 7, msgpack.packb([0, [[0, 0, b""], [1, 0, b"x"]], 0, b"0" * 16])),
+        step(Kind.IMPORT_FINAL, 7, msgpack.packb([2**62, [[0, 0, b""], [1, 0, b""]], 0, b"0" * 16])),
+        step(Kind.IMPORT_FINAL, 7, msgpack.packb([0, [[0, 0, b""], [1, 0, b""]], 0, b"short"])),
+        step(Kind.IMPORT_FINAL, 7, msgpack.packb([0, 5, 0, b"0" * 16])),
+        *[step(kind, *bad) for kind in (Kind.ACTIVATE, Kind.FREEZE, Kind.RELEASE) for bad in ([], [0], ["x"], [7, 7])],
+        *[
+            step(kind, 7, slots)
+            for kind in (Kind.IMPORT_BEGIN, Kind.IMPORT_DROP, Kind.TRACK, Kind.UNTRACK)
+            for slots in ([], [-1], [65536], [1, 1], ["x"], [True], 5, None)
+        ],
+        Op(Kind.TRACK, 0, b"", None),
+        Op(Kind.TRACK, 0, b"", b"\xc1"),
+        Op(Kind.CHECK, 0, b"", b"\xc1"),
+        Op(Kind.CHECK, 0, b"", None),
+        step(Kind.CHECK),
+        step(Kind.CHECK, "x"),
+        step(Kind.MOVE_STATE, 7),
+        step(Kind.EXPORT, 7, b"", 1),
+    ):
+        assert one(target, bad).code == Code.INVALID_ARGUMENT, bad
+        assert target.digest() == before
+    assert start == b""
+    assert parts
+    assert one(target, good) == Result(Code.OK, 1)
+
+
+@pytest.mark.parametrize("frozen", [0, MAX_EXPIRES])
+def test_times_at_their_bounds_stay_within_64_bits(frozen: int) -> None:
+    target = make(9, now=2**60)
+    one(target, step(Kind.IMPORT_BEGIN, 7, [0]))
+    rows = [[b"c" * 16, 0, -MAX_EXPIRES, MAX_EXPIRES, 2**62, -(2**62) - 1]]
+    one(
+        target,
+        step(Kind.IMPORT_CHUNK, 7, 1, b"", msgpack.packb([b"", [[0, [b"k", b"", 2**62, MAX_EXPIRES], [], rows]]])),
+    )
+    records, digest = content_digest([target._slots[0]], frozen)
+    summary = msgpack.packb([frozen, [[0, 2**62, b"f" * 16]], records, digest])
+    assert one(target, step(Kind.IMPORT_FINAL, 7, summary)) == DONE
+    assert one(target, step(Kind.ACTIVATE, 7)) == DONE
+    assert one(target, Op(Kind.PUT, 0, b"n", b"", ttl=limits.MAX_TTL * 1000)).code == Code.OK
+    assert restored(target.snapshot().chunks()).digest() == target.digest()
