@@ -291,11 +291,11 @@ class _Frontend:
 class Admin:
     """Runs ``raftkv-admin`` in this process."""
 
-    def __init__(self, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, endpoints: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._capsys = capsys
         self.out = ""
         self.err = ""
-        monkeypatch.setenv("RAFTKV_ENDPOINTS", world.endpoints)
+        monkeypatch.setenv("RAFTKV_ENDPOINTS", endpoints)
 
     def __call__(self, command: str, *more: str) -> int:
         """The exit code of ``command``, split at spaces; ``out`` and ``err`` are what it printed."""

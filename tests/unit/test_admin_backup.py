@@ -31,7 +31,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def admin(world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Admin:
-    return Admin(world, capsys, monkeypatch)
+    return Admin(world.endpoints, capsys, monkeypatch)
 
 
 @pytest.fixture

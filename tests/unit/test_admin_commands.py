@@ -28,7 +28,7 @@ def four() -> Iterator[World]:
 @pytest.fixture
 def admin(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Admin:
     name = next(name for name in ("world", "four") if name in request.fixturenames)
-    return Admin(request.getfixturevalue(name), capsys, monkeypatch)
+    return Admin(request.getfixturevalue(name).endpoints, capsys, monkeypatch)
 
 
 def kinds(report: dict[str, list[dict[str, object]]]) -> list[object]:

@@ -145,7 +145,7 @@ def test_options_may_stand_before_or_after_the_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with world_of(nodes=1, groups=1) as world:
-        admin = Admin(world, capsys, monkeypatch)
+        admin = Admin(world.endpoints, capsys, monkeypatch)
         assert admin("-o json map show") == 0
         assert admin.out.startswith('{"schema": 1, ')
         assert admin("-o json map show -o table") == 0
@@ -158,7 +158,7 @@ def test_options_may_stand_before_or_after_the_command(
 
 def test_one_node_that_answers_is_enough(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with world_of(nodes=3, groups=1) as world:
-        admin = Admin(world, capsys, monkeypatch)
+        admin = Admin(world.endpoints, capsys, monkeypatch)
         assert admin("map show --endpoints", f"127.0.0.1:1,{world.address(2)}") == 0
 
 
