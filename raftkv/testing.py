@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from raftkv.cli.growing import add_node
 from raftkv.cli.local import (
     PEER_PORT_OFFSET,
     READY_TIMEOUT,
@@ -67,6 +68,7 @@ class LocalCluster:
         dial: Mapping[tuple[int, int], str] | None = None,
     ) -> None:
         self._temporary = folder is None
+        self._node_options = dict(node or {})
         self.folder = Path(tempfile.mkdtemp(prefix="raftkv-") if folder is None else folder).absolute()
         try:
             self._processes = LocalProcesses.open(self.folder) or LocalProcesses.create(
@@ -123,6 +125,13 @@ class LocalCluster:
         """Process id of ``node``, None if it does not run."""
         process = self._node(node).process()
         return process.pid if process else None
+
+    def add_node(self, timeout: float = READY_TIMEOUT) -> int:
+        """Start a node that joins the running cluster and wait until it serves; its id. It holds no replicas yet.
+
+        The cluster's folder remembers it. Raises LocalError, JoinError, or Unavailable if no node takes it in.
+        """
+        return add_node(self._processes, node_options=self._node_options, timeout=timeout).id
 
     def start(self, timeout: float = READY_TIMEOUT) -> None:
         """Start every node that does not run and wait until all serve. Raises LocalError with the end of a log."""

@@ -64,12 +64,20 @@ class ProgressFile:
 
     def read(self) -> int:
         """Records that an earlier load of the same file into the same cluster has written; 0 if there was none."""
+        known = self._known()
+        return 0 if known is None else known.done
+
+    def begun(self) -> bool:
+        """Whether there was an earlier load of the same file into the same cluster, however far it came."""
+        return self._known() is not None
+
+    def _known(self) -> Progress | None:
         try:
             raw = json.loads(self.path.read_text(encoding="utf-8"))
             known = Progress(str(raw["file"]), str(raw["cluster"]), int(raw["done"]))
         except (OSError, ValueError, KeyError, TypeError):
-            return 0
-        return known.done if (known.file, known.cluster) == (self._file, self._cluster) else 0
+            return None
+        return known if (known.file, known.cluster) == (self._file, self._cluster) else None
 
     def write(self, done: int) -> None:
         try:

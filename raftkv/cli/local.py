@@ -16,18 +16,22 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
+import msgpack
 
 import raftkv
 from raftkv.cli.process import PidFile, Process, pause, write_atomically
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError, RaftKVError, Unavailable
 from raftkv.node.config import DEFAULT_SLOTS, NodeConfig, parse_config, render, split_address
+from raftkv.storage.folder import saved_map
+from raftkv.storage.fs import OsFileSystem
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
+from shards.map import ShardMap
 
 PEER_PORT_OFFSET: Final = 100
 MAX_LOCAL_NODES: Final = 50
@@ -262,19 +266,45 @@ class LocalProcesses:
         raw = {"cluster": cluster, "node": {"id": place.id, "data_dir": "data", **node}, "raft": dict(raft)}
         return parse_config({**raw, "nodes": peers}, f"node {place.id}")
 
+    def adopt(self, place: Place) -> LocalNode:
+        """Remember a node that has joined; its folder and configuration exist. Raises LocalError."""
+        self.shape = replace(self.shape, places=(*self.shape.places, place))
+        try:
+            write_atomically(self.shape_file(self.folder), self.shape.to_json())
+        except OSError as error:
+            raise LocalError(f"{self.folder}: cannot write there: {error.strerror or error}") from None
+        node = LocalNode(self.folder / f"node-{place.id}", place)
+        self.nodes.append(node)
+        return node
+
+    def removed(self) -> frozenset[int]:
+        """Nodes that have been removed from the cluster for good, as far as the others have noted it."""
+        newest: ShardMap | None = None
+        for node in self.nodes:
+            try:
+                data = saved_map(OsFileSystem(), str(node.data))
+                found = None if data is None else ShardMap.from_wire(msgpack.unpackb(data))
+            except (OSError, ValueError, msgpack.UnpackException):
+                continue
+            if found is not None and (newest is None or found.epoch > newest.epoch):
+                newest = found
+        return frozenset() if newest is None else frozenset(newest.removed)
+
     def start_missing(self) -> list[LocalNode]:
-        """Start the nodes that do not run. Raises LocalError if a port is taken; nothing is started then."""
-        missing = [node for node in self.nodes if node.process() is None]
+        """Start the members that do not run. Raises LocalError if a port is taken; nothing is started then."""
+        removed = self.removed()
+        missing = [node for node in self.nodes if node.process() is None and node.id not in removed]
         check_ports(missing)
         for node in missing:
             node.start()
         return missing
 
     def wait_ready(self, timeout: float = READY_TIMEOUT, nodes: Sequence[LocalNode] | None = None) -> None:
-        """Wait until every node (or those given) serves. Raises LocalError if one ends or the time runs out."""
+        """Wait until every member (or those given) serves. Raises LocalError if one ends or the time runs out."""
         clock = SystemClock()
         end = clock.now() + timeout
-        waiting = list(self.nodes if nodes is None else nodes)
+        removed = self.removed()
+        waiting = [node for node in self.nodes if node.id not in removed] if nodes is None else list(nodes)
         while waiting:
             for node in waiting:
                 if node.process() is None:
@@ -303,11 +333,12 @@ class LocalProcesses:
     def status(self) -> dict[str, Any]:
         """The cluster as plain data: nodes with pid, address and state, groups with leader, term and indexes."""
         seen = {node.id: (node.process(), probe(node.address)) for node in self.nodes}
-        nodes = [_node_status(node, *seen[node.id]) for node in self.nodes]
+        removed = self.removed()
+        nodes = [_node_status(node, *seen[node.id], node.id in removed) for node in self.nodes]
         replicas = [(i, r) for i, (process, s) in seen.items() if process and s for r in s.replicas]
         ids = sorted({replica.group for _, replica in replicas})
         groups = [_group_status(group, [(i, r) for i, r in replicas if r.group == group]) for group in ids]
-        ready = all(node["state"] == "ready" for node in nodes)
+        ready = all(node["state"] in ("ready", "removed") for node in nodes)
         return {
             "cluster_id": self.shape.cluster_id,
             "data_dir": str(self.folder),
@@ -355,9 +386,11 @@ def _why(status: admin_pb2.GetStatusResponse | None) -> str:
 
 
 def _node_status(
-    node: LocalNode, process: Process | None, status: admin_pb2.GetStatusResponse | None
+    node: LocalNode, process: Process | None, status: admin_pb2.GetStatusResponse | None, removed: bool
 ) -> dict[str, Any]:
-    if process is None:
+    if process is None and removed:
+        state = "removed"
+    elif process is None:
         state = "died" if node.died() else "stopped"
     elif status is None:
         state = "unreachable"

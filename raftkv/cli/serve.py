@@ -2,31 +2,75 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from raftkv.cli.common import Exit, complain
-from raftkv.node.config import load_config, split_address
+from raftkv.node.config import NodeConfig, load_config, split_address
 
-_CONFIG = click.option(
-    "--config", required=True, type=click.Path(dir_okay=False), metavar="FILE", help="The node's configuration (TOML)."
-)
+_FILE = click.Path(dir_okay=False)
 
 
 @click.command()
-@_CONFIG
-def serve(config: str) -> int:
-    """Run one node until SIGTERM or SIGINT.
+@click.option("--config", type=_FILE, metavar="FILE", help="The node's configuration (TOML).")
+@click.option("--join", metavar="HOST:PORT,...", help="Join the cluster of these nodes instead; any of them is enough.")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="With --join: the new node's folder; it gets raftkv.toml, the node's configuration.",
+)
+@click.option("--address", metavar="HOST:PORT", help="With --join: where clients reach this node.")
+@click.option(
+    "--peer-address",
+    metavar="HOST:PORT",
+    help="With --join: where the other nodes reach it.  [default: 100 above the port of --address]",
+)
+@click.option("--listen", metavar="HOST:PORT", help="With --join: where it listens for clients, if not at --address.")
+@click.option(
+    "--peer-listen", metavar="HOST:PORT", help="With --join: where it listens for nodes, if not at --peer-address."
+)
+def serve(
+    config: str | None,
+    join: str | None,
+    data_dir: Path | None,
+    address: str | None,
+    peer_address: str | None,
+    listen: str | None,
+    peer_listen: str | None,
+) -> int:
+    """Run one node until SIGTERM or SIGINT: that of a configuration, or a new one that joins a running cluster.
 
-    On SIGTERM the node hands its leaderships over, finishes what is in flight and exits 0.
+    On SIGTERM the node hands its leaderships over, finishes what is in flight and exits 0. The same command with --join
+    starts a node that has joined before.
     """
-    checked = load_config(config)
+    places = (address, peer_address, listen, peer_listen)
+    if (config is None) == (join is None):
+        raise click.UsageError("give either --config or --join")
+    if join is None and (data_dir is not None or any(places)):
+        raise click.UsageError("--data-dir and addresses go with --join; with --config, the file has them")
+    if join is not None and data_dir is None:
+        raise click.UsageError("--join needs --data-dir")
+    checked = load_config(config) if config is not None else _joined(join or "", data_dir or Path(), *places)
     from raftkv.node.main import serve as serve_node
 
     return serve_node(checked)
 
 
+def _joined(endpoints: str, folder: Path, *places: str | None) -> NodeConfig:
+    from raftkv.cli.joining import CONFIG, Places
+    from raftkv.cli.joining import join as join_cluster
+
+    before = (folder / CONFIG).exists()
+    config = join_cluster(endpoints, folder, Places(*places))
+    if not before:
+        complain(f"joined cluster {config.cluster.id} as node {config.node.id}; configuration: {folder / CONFIG}")
+    return config
+
+
 @click.command()
-@_CONFIG
+@click.option("--config", required=True, type=_FILE, metavar="FILE", help="The node's configuration (TOML).")
 @click.option(
     "--ready", is_flag=True, help="Also demand that the node serves: it knows a leader of each of its groups."
 )

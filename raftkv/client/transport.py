@@ -93,14 +93,15 @@ class Transport(Protocol):
         """``address`` is host:port. Connects when it is first used."""
 
 
-def _connect(address: str) -> aio.Channel:
+def connect(address: str) -> aio.Channel:
+    """A channel to the node at ``address``, with this client's settings; it connects when it is first used."""
     return aio.insecure_channel(address, options=_OPTIONS)
 
 
 class GrpcTransport:
     """Plain gRPC. ``connect`` makes the channel to an address; it connects when it is first used."""
 
-    def __init__(self, connect: Callable[[str], aio.Channel] = _connect) -> None:
+    def __init__(self, connect: Callable[[str], aio.Channel] = connect) -> None:
         self._connect = connect
 
     def endpoint(self, address: str) -> Endpoint:
@@ -115,14 +116,14 @@ class _GrpcStream:
     async def write(self, request: kv_pb2.PipelineRequest) -> None:
         try:
             await self._call.write(request)
-        except _FAILURES as error:
-            raise TransportError(_failure(error)) from error
+        except FAILURES as error:
+            raise TransportError(failure(error)) from error
 
     async def read(self) -> kv_pb2.PipelineResponse | None:
         try:
             message = await self._call.read()
-        except _FAILURES as error:
-            raise TransportError(_failure(error)) from error
+        except FAILURES as error:
+            raise TransportError(failure(error)) from error
         return message if isinstance(message, kv_pb2.PipelineResponse) else None
 
     def cancel(self) -> None:
@@ -150,7 +151,7 @@ class _GrpcEndpoint:
             except asyncio.CancelledError:
                 call.cancel()
                 raise
-        except _FAILURES as error:
+        except FAILURES as error:
             raise TransportError(self._not_reached(error)) from error
         call.cancel()
         raise TransportError(Result(int(Code.UNAVAILABLE), detail=f"{self._address}: {text}"))
@@ -158,7 +159,7 @@ class _GrpcEndpoint:
     async def view(self, timeout: float) -> View:
         try:
             answer = await self._admin.GetMap(admin_pb2.GetMapRequest(), timeout=timeout)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise TransportError(self._not_reached(error)) from error
         try:
             return view_of(
@@ -175,30 +176,30 @@ class _GrpcEndpoint:
     async def status(self, timeout: float) -> NodeStatus:
         try:
             return _status(await self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=timeout))
-        except _FAILURES as error:
+        except FAILURES as error:
             raise TransportError(self._not_reached(error)) from error
 
     async def scan(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
         try:
             return await self._kv.Scan(request, timeout=timeout)
-        except _FAILURES as error:
-            raise TransportError(_failure(error)) from error
+        except FAILURES as error:
+            raise TransportError(failure(error)) from error
 
     async def close(self) -> None:
         await self._channel.close(None)
 
     def _not_reached(self, error: BaseException) -> Result:
         """For a request that executes nothing: a failure without a promise means that the node was not reached."""
-        result = _failure(error)
+        result = failure(error)
         if result.code in (Code.UNKNOWN, Code.INTERNAL):
             return result._replace(code=int(Code.UNAVAILABLE), detail=f"{self._address}: {result.detail}")
         return result
 
 
-_FAILURES: Final = (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError)
+FAILURES: Final = (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError)
 
 
-def _failure(error: BaseException) -> Result:
+def failure(error: BaseException) -> Result:
     """The result for what gRPC raised. Raises CancelledError if the task was cancelled, not only gRPC's own call."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()

@@ -216,11 +216,18 @@ def _map_message(known: ShardMap, leaders: dict[int, int]) -> admin_pb2.GetMapRe
         epoch=known.epoch,
         slots=known.slots,
         nodes=[
-            admin_pb2.NodeInfo(id=node.id, address=node.address, peer_address=node.peer_address) for node in known.nodes
+            admin_pb2.NodeInfo(
+                id=node.id, address=node.address, peer_address=node.peer_address, incarnation=node.incarnation
+            )
+            for node in known.nodes
         ],
         groups=[
             admin_pb2.GroupInfo(
-                id=group.id, voters=group.voters, leader=leaders.get(group.id, 0), learners=group.learners
+                id=group.id,
+                voters=group.voters,
+                leader=leaders.get(group.id, 0),
+                learners=group.learners,
+                founders=group.founders,
             )
             for group in known.groups
         ],

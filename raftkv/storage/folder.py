@@ -49,11 +49,14 @@ class DataFolder:
         self.started = identity["started"]
 
     @classmethod
-    def open(cls, fs: FileSystem, path: str, cluster_id: str, node_id: int, rng: random.Random) -> DataFolder:
+    def open(
+        cls, fs: FileSystem, path: str, cluster_id: str, node_id: int, rng: random.Random, incarnation: str = ""
+    ) -> DataFolder:
         """Lock the folder and check whose it is; make it if it is missing or empty; blocks.
 
-        Raises DataFolderInUse; StorageError if it belongs to another cluster or node, has data without an identity, or
-        cannot be used; CorruptData.
+        ``incarnation``: the one that it must have, where it was drawn before the folder; "" = any, a new one is drawn.
+        Raises DataFolderInUse; StorageError if it belongs to another cluster or node, has another incarnation or data
+        without an identity, or cannot be used; CorruptData.
         """
         try:
             fs.makedirs(path)
@@ -63,12 +66,11 @@ class DataFolder:
         try:
             identity = _read_identity(fs, path)
             if identity is None:
-                incarnation = f"{rng.getrandbits(128):032x}"
                 identity = {
                     "format": FORMAT,
                     "cluster_id": cluster_id,
                     "node_id": node_id,
-                    "incarnation": incarnation,
+                    "incarnation": incarnation or f"{rng.getrandbits(128):032x}",
                     "started": False,
                     "peers": {},
                 }
@@ -76,6 +78,8 @@ class DataFolder:
                 folder._save_identity()
                 return folder
             _check_identity(path, identity, cluster_id, node_id)
+            if incarnation not in ("", identity["incarnation"]):
+                raise StorageError(f"{path}: this data folder is {identity['incarnation']}, not {incarnation}")
             fs.sync_dir(path)
             return cls(fs, path, lock, identity)
         except OSError as error:
@@ -119,12 +123,7 @@ class DataFolder:
 
     def load_map(self) -> bytes | None:
         """The map last saved. None if there is none or it is damaged: it is a hint, peers tell it anew."""
-        path = f"{self.path}/{_MAP}"
-        if not self._fs.exists(path):
-            return None
-        stored = self._fs.read(path, 0, self._fs.size(path))
-        data = stored[_CRC_BYTES:]
-        return data if stored[:_CRC_BYTES] == crc32(data).to_bytes(_CRC_BYTES, "little") else None
+        return saved_map(self._fs, self.path)
 
     def close(self) -> None:
         """Release the lock."""
@@ -155,6 +154,16 @@ class DataFolder:
             file.close()
         self._fs.rename(temporary, path)
         self._fs.sync_dir(self.path)
+
+
+def saved_map(fs: FileSystem, folder: str) -> bytes | None:
+    """The map last saved in a data folder, which may be in use; None if there is none or it is damaged."""
+    path = f"{folder}/{_MAP}"
+    if not fs.exists(path):
+        return None
+    stored = fs.read(path, 0, fs.size(path))
+    data = stored[_CRC_BYTES:]
+    return data if stored[:_CRC_BYTES] == crc32(data).to_bytes(_CRC_BYTES, "little") else None
 
 
 def _read_identity(fs: FileSystem, path: str) -> dict[str, Any] | None:

@@ -75,20 +75,24 @@ class NodeInfo(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     address: _builtins.str
     """Address for clients, host:port."""
     peer_address: _builtins.str
+    incarnation: _builtins.str
+    """Names the life of its data folder."""
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         address: _builtins.str = ...,
         peer_address: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "id", b"id", "peer_address", b"peer_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "id", b"id", "incarnation", b"incarnation", "peer_address", b"peer_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -102,6 +106,7 @@ class GroupInfo(_message.Message):
     VOTERS_FIELD_NUMBER: _builtins.int
     LEADER_FIELD_NUMBER: _builtins.int
     LEARNERS_FIELD_NUMBER: _builtins.int
+    FOUNDERS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     leader: _builtins.int
     """As far as the answering node knows; 0 = none."""
@@ -109,6 +114,10 @@ class GroupInfo(_message.Message):
     def voters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def learners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def founders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The voters with which its log began."""
+
     def __init__(
         self,
         *,
@@ -116,10 +125,11 @@ class GroupInfo(_message.Message):
         voters: _abc.Iterable[_builtins.int] | None = ...,
         leader: _builtins.int = ...,
         learners: _abc.Iterable[_builtins.int] | None = ...,
+        founders: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "leader", b"leader", "learners", b"learners", "voters", b"voters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["founders", b"founders", "id", b"id", "leader", b"leader", "learners", b"learners", "voters", b"voters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""The command ``raftkv-admin``: what operators ask of a cluster, and what they change."""

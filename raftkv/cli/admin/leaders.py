@@ -1,0 +1,156 @@
+"""``raftkv-admin leader transfer|balance``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import click
+
+from raftkv.cli.admin.common import AdminExit, Partial, Precondition, Section, ask, command, complain, emit
+from raftkv.cli.admin.placing import Wishes, voters_request
+from raftkv.cli.admin.text import listed
+from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.clock import SystemClock, sleep
+from raftkv.errors import RaftKVError
+from shards.map import META_GROUP
+from shards.planner import balance_leaders
+
+_PATIENCE: Final = 15.0
+"""Seconds until a leadership that was handed over must have arrived: leaders that have just been elected hesitate."""
+
+_INTERVAL: Final = 0.2
+_AGAIN: Final = 2.0
+"""Seconds before a leader is asked once more to hand over."""
+
+
+@click.group("leader")
+def leader_command() -> None:
+    """Who leads which group."""
+
+
+@command(leader_command, "transfer")
+@click.argument("group", type=click.IntRange(min=0))
+@click.argument("node", type=click.IntRange(min=1))
+def transfer(group: int, node: int) -> None:
+    """Let NODE, a voter of GROUP, lead it, and prefer it as its leader from now on. Group 0 is the meta group."""
+
+    async def main(client: AdminClient) -> int | None:
+        state = await client.state()
+        before = state.leaders.get(group)
+        await prefer(client, state, {group: led_by(state, group, node)})
+        missing = await hand_over(client, {group: node})
+        if missing:
+            raise Partial(f"group {group} is not led by node {node} yet: {missing[group]}")
+        return before
+
+    before = ask(main, f"node {node} stays the preferred leader of group {group}")
+    report = {"group": group, "leader": node, "before": before}
+    emit(report, lambda _: [f"node {node} leads group {group}"])
+
+
+def led_by(state: ClusterState, group: int, node: int) -> tuple[int, ...]:
+    """The voters of ``group`` with ``node`` first. Raises Precondition if it is none of them, or they change."""
+    if group not in {one.id for one in state.map.groups}:
+        raise Precondition(f"there is no group {group}")
+    voters = state.map.group(group).voters
+    if node not in voters:
+        raise Precondition(f"node {node} is no voter of group {group}, which has {listed(voters)}")
+    if group in state.wanted:
+        raise Precondition(f"the voters of group {group} are being changed: wait until that is done")
+    return (node, *(voter for voter in voters if voter != node))
+
+
+async def prefer(client: AdminClient, state: ClusterState, order: Wishes) -> None:
+    """Note the preferred leaders, the first of each group's voters, where they are other ones."""
+    changed = {group: voters for group, voters in order.items() if state.map.group(group).voters != voters}
+    if changed:
+        await client.change(voters_request(state, changed))
+
+
+async def hand_over(client: AdminClient, wanted: Mapping[int, int]) -> dict[int, str]:
+    """Ask leaders to hand over, and wait until they have; groups (with reasons) that ``wanted`` does not hold for."""
+    clock = SystemClock()
+    end = clock.now() + _PATIENCE
+    reasons: dict[int, str] = {}
+    due = clock.now()
+    while True:
+        try:
+            leaders = await client.leaders()
+        except RaftKVError:
+            leaders = {}
+        missing = {group: node for group, node in wanted.items() if leaders.get(group) != node}
+        if not missing or clock.now() >= end:
+            return {group: reasons.get(group, "no reason is known") for group in missing}
+        if clock.now() >= due:
+            due = clock.now() + _AGAIN
+            for group, node in missing.items():
+                try:
+                    await client.transfer(group, node)
+                    reasons.pop(group, None)
+                except RaftKVError as error:
+                    reasons[group] = str(error)
+        await sleep(clock, _INTERVAL)
+
+
+@command(leader_command, "balance")
+def balance() -> int:
+    """Spread the leaderships evenly over the nodes, with as few changes as can be, and hand them over.
+
+    Exits with 6 if a group has another leader than wanted after that; the same command goes on.
+    """
+
+    async def main(client: AdminClient) -> dict[str, Any]:
+        state = await client.state()
+        order = {group: voters for group, voters in balance_leaders(state.map).items() if group not in state.wanted}
+        await prefer(client, state, order)
+        wanted = {
+            group.id: order.get(group.id, group.voters)[0] for group in state.map.groups if group.id not in state.wanted
+        }
+        missing = await hand_over(client, wanted)
+        return balance_report(state, wanted, await client.leaders(), missing)
+
+    report = ask(main, "leaders go on being handed over to the preferred nodes")
+    emit(report, show_balance)
+    if report["missing"]:
+        complain(f"groups that another node leads: {listed(one['group'] for one in report['missing'])}")
+        return AdminExit.PARTIAL
+    return AdminExit.DONE
+
+
+def balance_report(
+    state: ClusterState, wanted: Mapping[int, int], now: Mapping[int, int], missing: Mapping[int, str]
+) -> dict[str, Any]:
+    """Leaders before and after."""
+    nodes = [node.id for node in state.map.nodes]
+    return {
+        "groups": [
+            {
+                "group": group.id,
+                "before": state.leaders.get(group.id),
+                "wanted": wanted.get(group.id),
+                "leader": now.get(group.id),
+            }
+            for group in state.map.groups
+        ],
+        "nodes": [
+            {"node": node, "leads": [group for group, leader in now.items() if leader == node]} for node in nodes
+        ],
+        "missing": [{"group": group, "reason": reason} for group, reason in missing.items()],
+    }
+
+
+def show_balance(report: dict[str, Any]) -> Iterator[Section | str]:
+    """The tables of ``leader balance``."""
+    rows: list[tuple[object, ...]] = [
+        (
+            "0 (meta)" if one["group"] == META_GROUP else str(one["group"]),
+            one["before"] or "-",
+            one["leader"] or "-",
+            one["wanted"] or "-",
+        )
+        for one in report["groups"]
+    ]
+    yield Section("", ("group", "leader before", "now", "wanted"), rows)
+    rows = [(one["node"], len(one["leads"]), listed(one["leads"])) for one in report["nodes"]]
+    yield Section("", ("node", "leads", "groups"), rows)

@@ -1,0 +1,96 @@
+"""Writing the records of a backup into a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import raftkv
+from raftkv.cli.admin import archive
+from raftkv.cli.admin.archive import Manifest
+from raftkv.cli.admin.common import Partial, Precondition, complain, settings
+from raftkv.cli.admin.survey import figures
+from raftkv.cli.admin.text import counted
+from raftkv.cli.admin.watch import progress_bar
+from raftkv.cli.loading import Loader, ProgressFile, fingerprint
+from raftkv.cli.records import Item
+from raftkv.client.admin import AdminClient
+from raftkv.clock import SystemClock
+from raftkv.errors import RaftKVError, Unavailable
+
+IN_FLIGHT: Final = 256
+_WRITE_TIMEOUT: Final = 60.0
+"""Seconds for one write: a restore outlasts elections and overload."""
+
+
+class StandingClock(SystemClock):
+    """Its wall time stands at 0, so that the time at which a record expires is how long it has to live."""
+
+    def wall(self) -> float:
+        return 0.0
+
+
+def items_of(folder: Path, manifest: Manifest) -> Iterator[Item]:
+    """All records, in the same order each time; ``expires_at``: seconds that were left when the group was read."""
+    number = 0
+    for file in manifest.files:
+        state = archive.read_state(folder / file.name)
+        for slot in archive.owned(state):
+            for key, (value, _, expires) in slot.records.items():
+                number += 1
+                yield Item(number, key, value, (expires - state.time) / 1000 if expires else None)
+
+
+async def restore_all(
+    client: AdminClient, folder: Path, manifest: Manifest, *, into_nonempty: bool, in_flight: int
+) -> dict[str, Any]:
+    """Write what the backup holds; how much that was.
+
+    Raises Precondition if the cluster holds records that this restore did not write; Partial if it could not go on.
+    """
+    state = await client.state()
+    path = folder / archive.MANIFEST
+    progress = ProgressFile(path, fingerprint(path), state.map.cluster_id)
+    begun = progress.begun()
+    if not begun and not into_nonempty:
+        await _check_empty(client)
+    skip = min(progress.read(), manifest.records)
+    if begun:
+        complain(f"going on after the {skip:,} records that were restored before")
+    # From now on the cluster is not empty any more, and that is this restore's doing.
+    progress.write(skip)
+    clock = StandingClock()
+    start = clock.now()
+    failure: RaftKVError | None = None
+    endpoints = [node.address for node in state.map.nodes]
+    async with raftkv.AsyncClient([*settings().endpoints.split(","), *endpoints], timeout=_WRITE_TIMEOUT) as kv:
+        with progress_bar("restoring") as bar:
+            loader = Loader(kv, clock, progress.write, lambda done: bar.show(done, manifest.records), in_flight)
+            try:
+                await loader.run(items_of(folder, manifest), skip)
+            except RaftKVError as error:
+                failure = error
+    if failure is not None:
+        done = f"{loader.done:,} of {counted(manifest.records, 'record')} are restored"
+        raise Partial(f"{failure}; {done}, and the same command goes on")
+    progress.remove()
+    return {
+        "records": manifest.records,
+        "written": loader.written,
+        "expired": loader.expired,
+        "skipped": skip,
+        "seconds": round(clock.now() - start, 3),
+    }
+
+
+async def _check_empty(client: AdminClient) -> None:
+    state = await client.state()
+    found = await figures(client, state.map)
+    if len(found) < state.map.slots:
+        raise Unavailable("not all groups have a leader that answers, so it is not known whether the cluster is empty")
+    keys = sum(one.keys for one in found.values())
+    if keys:
+        raise Precondition(
+            f"the cluster holds {counted(keys, 'record')} already: restore into an empty one, or say --into-nonempty"
+        )

@@ -1,0 +1,109 @@
+"""Looking at a whole cluster: its state, what each node says, and the figures of the slots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from raftkv.cli.admin.common import Precondition
+from raftkv.cli.admin.text import listed
+from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.errors import RaftKVError
+from raftkv.v1 import admin_pb2
+from shards.map import ShardMap
+
+Said = admin_pb2.GetStatusResponse | str
+"""What a node said of itself, or why nothing is known of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The cluster's state and what its nodes said at about that time."""
+
+    state: ClusterState
+    said: Mapping[int, Said]
+
+    def status(self, node: int) -> admin_pb2.GetStatusResponse | None:
+        """What ``node`` said, None if it could not be asked."""
+        said = self.said.get(node)
+        return said if isinstance(said, admin_pb2.GetStatusResponse) else None
+
+    @property
+    def alive(self) -> frozenset[int]:
+        """Nodes that answer."""
+        return frozenset(node for node in self.said if self.status(node) is not None)
+
+    def replica(self, group: int, node: int) -> admin_pb2.ReplicaStatus | None:
+        """The replica of ``group`` at ``node``, None if there is none or the node does not answer."""
+        status = self.status(node)
+        return None if status is None else next((one for one in status.replicas if one.group == group), None)
+
+    def leader(self, group: int) -> int | None:
+        """The node that leads ``group`` in the newest term that anyone reports, None if none does."""
+        replicas = [(node, found) for node in self.said if (found := self.replica(group, node)) is not None]
+        newest = max((one.term for _, one in replicas), default=0)
+        leading = [node for node, one in replicas if one.role == admin_pb2.ROLE_LEADER and one.term == newest]
+        return leading[0] if leading else None
+
+
+async def survey(client: AdminClient, state: ClusterState | None = None) -> Picture:
+    """Ask the cluster for its state, unless it is given, and then all nodes at once."""
+    state = state or await client.state_or_map()
+    nodes = state.map.nodes
+
+    async def one(address: str) -> Said:
+        try:
+            return await client.status(address)
+        except RaftKVError as error:
+            return str(error)
+
+    answers = await asyncio.gather(*(one(node.address) for node in nodes))
+    said: dict[int, Said] = {}
+    for node, answer in zip(nodes, answers, strict=True):
+        said[node.id] = checked(state.map, node.id, answer)
+    return Picture(state, said)
+
+
+def checked(shard_map: ShardMap, node: int, said: Said) -> Said:
+    """``said``, unless another node answered at the address of ``node``."""
+    if isinstance(said, str):
+        return said
+    if said.cluster_id != shard_map.cluster_id:
+        return f"a node of another cluster answers at its address: {said.cluster_id or 'no id'}"
+    if said.node != node:
+        return f"node {said.node} answers at its address"
+    return said
+
+
+async def figures(client: AdminClient, shard_map: ShardMap) -> dict[int, admin_pb2.SlotFigures]:
+    """Slot -> its figures at the leader of its group; slots of groups without a leader that answers are missing."""
+
+    async def one(address: str) -> list[admin_pb2.SlotFigures]:
+        try:
+            return await client.slots(address)
+        except RaftKVError:
+            return []
+
+    answers = await asyncio.gather(*(one(node.address) for node in shard_map.nodes))
+    return owned_figures(shard_map, (one for answer in answers for one in answer))
+
+
+def owned_figures(shard_map: ShardMap, found: Iterable[admin_pb2.SlotFigures]) -> dict[int, admin_pb2.SlotFigures]:
+    """Those of ``found`` that the owners of the slots have told. While a slot moves, two groups have it."""
+    return {one.slot: one for one in found if one.slot < shard_map.slots and shard_map.owners[one.slot] == one.group}
+
+
+def check_quorums(picture: Picture, groups: Iterable[int]) -> None:
+    """Raises Precondition that names those of ``groups`` that have lost their majority: their members cannot change."""
+    problems = []
+    for number in groups:
+        voters = picture.state.map.group(number).voters
+        away = [node for node in voters if node not in picture.alive]
+        if 2 * (len(voters) - len(away)) <= len(voters):
+            problems.append(f"group {number} (voters {listed(voters)}; no answer from {listed(away)})")
+    if problems:
+        raise Precondition(
+            f"{'; '.join(problems)} {'has' if len(problems) == 1 else 'have'} no majority: bring nodes back first, "
+            "a group without a majority cannot change its members"
+        )

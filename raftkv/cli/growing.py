@@ -1,0 +1,54 @@
+"""One more node for a local cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from raftkv.cli.joining import CONFIG, Places, has_begun, join
+from raftkv.cli.local import PEER_PORT_OFFSET, READY_TIMEOUT, LocalError, LocalNode, LocalProcesses, Place, free_ports
+from raftkv.cli.process import write_atomically
+from raftkv.node.config import NodeConfig, parse_config, render, split_address
+
+_JOINING: Final = "node-joining"
+"""The folder until the cluster has named the node. One that was left behind goes on."""
+
+
+def add_node(
+    cluster: LocalProcesses, *, node_options: Mapping[str, Any] | None = None, timeout: float = READY_TIMEOUT
+) -> LocalNode:
+    """Let a new node on free ports join the running ``cluster``, start it and wait until it serves.
+
+    ``node_options``: keys of its configuration's section ``node``. Raises LocalError, JoinError, Unavailable.
+    """
+    folder = cluster.folder / _JOINING
+    data = folder / "data"
+    places = Places() if has_begun(data) else _free_places(cluster)
+    config = join(cluster.endpoints, data, places, timeout)
+    place = Place(config.node.id, config.node.address, config.node.peer_address)
+    try:
+        write_atomically(folder / "node.toml", render(_moved(config, node_options or {})))
+        (data / CONFIG).unlink()
+        folder.replace(cluster.folder / f"node-{place.id}")
+    except OSError as error:
+        raise LocalError(f"{folder}: cannot write there: {error.strerror or error}") from None
+    node = cluster.adopt(place)
+    node.start()
+    cluster.wait_ready(timeout, [node])
+    return node
+
+
+def _free_places(cluster: LocalProcesses) -> Places:
+    """Addresses beside those of the cluster's nodes, also of nodes that do not run now."""
+    taken = {split_address(address)[1] for node in cluster.nodes for address in (node.address, node.peer_address)}
+    start = os.getpid() * 2 * (PEER_PORT_OFFSET + 1)
+    found = [port for port in free_ports(2 + len(taken), start) if port not in taken]
+    return Places(f"127.0.0.1:{found[0]}", f"127.0.0.1:{found[1]}")
+
+
+def _moved(config: NodeConfig, node_options: Mapping[str, Any]) -> NodeConfig:
+    """The configuration as a local cluster keeps it: beside the data folder."""
+    raw = config.model_dump(exclude_none=True)
+    raw["node"] = {**raw["node"], "data_dir": "data", **node_options}
+    return parse_config(raw, f"node {config.node.id}")

@@ -1,0 +1,288 @@
+"""The operators' client: the service Admin, asked of whichever node answers."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from raftkv.client.arguments import check_timeout
+from raftkv.client.routing import parse_endpoints
+from raftkv.client.transport import FAILURES, connect, failure
+from raftkv.clock import Clock, SystemClock, sleep
+from raftkv.errors import OUTCOMES, Code, DeadlineExceeded, RaftKVError, Unavailable
+from raftkv.limits import DEFAULT_TIMEOUT
+from raftkv.rpc.errors import error_of, known_code
+from raftkv.v1 import admin_pb2, admin_pb2_grpc
+from shards.map import Group, MapError, Node, ShardMap
+
+if TYPE_CHECKING:
+    from grpc import aio
+
+    from raftkv.store.operations import Result
+
+T = TypeVar("T")
+
+_TOKEN_BYTES: Final = 16
+_PAUSE: Final = 0.2
+"""Seconds before all nodes are asked again."""
+
+_SHARE: Final = 3
+"""A node that does not answer costs at most this part of the time, so that others are asked too."""
+
+_MIN_ATTEMPT: Final = 1.0
+_NOT_REACHED: Final = "failed to connect to all addresses"
+"""What gRPC says of a request that it could not send."""
+
+_ONE_NODE: Final = 2.0
+"""Seconds for what a node answers out of its memory: one that needs longer is not well."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """What the cluster said of itself: its map, who leads each group, and what is under way to change it.
+
+    ``vouched``: the meta group said so, as of now; else it is one node's copy of the map, and nothing is known of jobs,
+    wanted voters and nodes that are drained.
+    """
+
+    map: ShardMap
+    leaders: Mapping[int, int]
+    vouched: bool
+    message: admin_pb2.GetStateResponse
+
+    @property
+    def wanted(self) -> dict[int, tuple[int, ...]]:
+        """Group -> voters that it is to have, for groups that have others."""
+        return {one.group: tuple(one.voters) for one in self.message.wanted}
+
+    @property
+    def draining(self) -> frozenset[int]:
+        """Nodes that get no further replicas."""
+        return frozenset(self.message.draining)
+
+    @property
+    def job(self) -> admin_pb2.Job | None:
+        """The job under way or the last one, None if there never was one."""
+        return self.message.job if self.message.HasField("job") else None
+
+
+def shard_map_of(message: admin_pb2.GetMapResponse) -> ShardMap:
+    """The map that ``message`` carries. Raises Unavailable if it is none: then another node may have one."""
+    try:
+        return ShardMap(
+            message.cluster_id,
+            message.epoch,
+            message.slots,
+            tuple(Node(one.id, one.address, one.peer_address, one.incarnation) for one in message.nodes),
+            tuple(Group(one.id, tuple(one.voters), tuple(one.learners), tuple(one.founders)) for one in message.groups),
+            tuple(part.group for part in message.ranges for _ in range(part.first, part.last + 1)),
+            tuple(message.removed),
+        )
+    except MapError as problem:
+        raise Unavailable(f"a node answered with a shard map that is none: {problem}") from None
+
+
+class AdminClient:
+    """Asks the nodes at ``endpoints`` in turn, and those of the map once one has answered.
+
+    ``timeout``: seconds for each call, all attempts included. Calls raise the errors of :mod:`raftkv.errors`:
+    Unavailable if no node answered in time, ConditionFailed with the reason if the cluster refuses a change,
+    DeadlineExceeded if it is not known whether a change was made. A change is made once, however often it is tried.
+    """
+
+    def __init__(
+        self,
+        endpoints: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        clock: Clock | None = None,
+        connect: Callable[[str], aio.Channel] = connect,
+    ) -> None:
+        self._addresses = list(parse_endpoints(endpoints))
+        self._timeout = check_timeout(timeout)
+        self._clock = clock or SystemClock()
+        self._connect = connect
+        self._channels: dict[str, aio.Channel] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close(None)
+
+    # Questions that any node answers
+
+    async def state(self) -> ClusterState:
+        """The cluster as the meta group knows it now."""
+        answer = await self._any(lambda stub, left: stub.GetState(admin_pb2.GetStateRequest(), timeout=left))
+        return self._known(answer, vouched=True)
+
+    async def state_or_map(self) -> ClusterState:
+        """:meth:`state`, or a node's copy of the map if the meta group cannot answer."""
+        try:
+            return await self.state()
+        except (Unavailable, DeadlineExceeded):
+            found = await self._any(
+                lambda stub, left: stub.GetMap(admin_pb2.GetMapRequest(), timeout=left),
+                timeout=min(self._timeout, _ONE_NODE),
+            )
+            return self._known(admin_pb2.GetStateResponse(map=found), vouched=False)
+
+    async def leaders(self) -> dict[int, int]:
+        """Group -> node that leads it, as far as the answering node knows."""
+        found = await self._any(lambda stub, left: stub.GetMap(admin_pb2.GetMapRequest(), timeout=left))
+        return {group.id: group.leader for group in found.groups if group.leader}
+
+    async def change(self, request: admin_pb2.ChangeRequest) -> int:
+        """Change the cluster; the id of the job or group that was made, else 0."""
+        if not request.token:
+            request.token = secrets.token_bytes(_TOKEN_BYTES)
+        return (await self._any(lambda stub, left: stub.Change(request, timeout=left), changes=True)).id
+
+    async def transfer(self, group: int, node: int) -> None:
+        """Ask the leader of ``group`` to hand over to ``node``. It may go wrong afterwards: see who leads."""
+        request = admin_pb2.TransferRequest(group=group, node=node)
+        await self._any(lambda stub, left: stub.Transfer(request, timeout=left))
+
+    async def start_check(self, group: int) -> int:
+        """Make every replica of ``group`` note its digest as of one log entry; the check's number."""
+        request = admin_pb2.StartCheckRequest(group=group)
+        return (await self._any(lambda stub, left: stub.StartCheck(request, timeout=left))).check
+
+    async def join(
+        self, address: str, peer_address: str, incarnation: str, cluster_id: str = ""
+    ) -> admin_pb2.JoinResponse:
+        """Make the data folder ``incarnation`` a node of the cluster. Asked again, it has the same outcome."""
+        request = admin_pb2.JoinRequest(
+            address=address, peer_address=peer_address, incarnation=incarnation, cluster_id=cluster_id
+        )
+        return await self._any(lambda stub, left: stub.Join(request, timeout=left))
+
+    # Questions to one node, which gets two seconds at most
+
+    async def status(self, address: str) -> admin_pb2.GetStatusResponse:
+        """What the node at ``address`` says of itself."""
+        request = admin_pb2.GetStatusRequest()
+        return await self._one(address, lambda stub, left: stub.GetStatus(request, timeout=left))
+
+    async def slots(self, address: str) -> list[admin_pb2.SlotFigures]:
+        """Figures of the slots of the groups that the node at ``address`` leads."""
+        request = admin_pb2.GetSlotsRequest()
+        answer = await self._one(address, lambda stub, left: stub.GetSlots(request, timeout=left))
+        return list(answer.slots)
+
+    async def digests(self, address: str, group: int, check: int) -> admin_pb2.GetDigestsResponse:
+        """What the replica of ``group`` at ``address`` noted for ``check``."""
+        request = admin_pb2.GetDigestsRequest(group=group, check=check)
+        return await self._one(address, lambda stub, left: stub.GetDigests(request, timeout=left))
+
+    async def read_snapshot(self, address: str, group: int) -> AsyncIterator[bytes]:
+        """The chunks of a group's state as of now; ``address`` is its leader's. The time-out is for each chunk."""
+        call = self._stub(address).ReadSnapshot(admin_pb2.ReadSnapshotRequest(group=group))
+        chunks = call.__aiter__()
+        try:
+            while True:
+                async with asyncio.timeout(self._timeout):
+                    message = await anext(chunks, None)
+                if message is None:
+                    return
+                yield message.chunk
+        except TimeoutError:
+            raise Unavailable(f"{address}: no more of group {group} came for {self._timeout:g} s") from None
+        except FAILURES as error:
+            raise _lost(address, failure(error)) from None
+        finally:
+            call.cancel()
+
+    # How to ask
+
+    def _known(self, message: admin_pb2.GetStateResponse, *, vouched: bool) -> ClusterState:
+        shard_map = shard_map_of(message.map)
+        known = [node.address for node in shard_map.nodes]
+        self._addresses = list(dict.fromkeys([*self._addresses, *known]))
+        leaders = {group.id: group.leader for group in message.map.groups if group.leader}
+        return ClusterState(shard_map, leaders, vouched, message)
+
+    def _stub(self, address: str) -> admin_pb2_grpc.AdminAsyncStub:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = self._connect(address)
+        stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(channel)
+        return stub
+
+    async def _one(self, address: str, ask: Callable[[admin_pb2_grpc.AdminAsyncStub, float], Awaitable[T]]) -> T:
+        try:
+            return await ask(self._stub(address), min(self._timeout, _ONE_NODE))
+        except FAILURES as error:
+            raise _lost(address, failure(error)) from None
+
+    async def _any(
+        self,
+        ask: Callable[[admin_pb2_grpc.AdminAsyncStub, float], Awaitable[T]],
+        *,
+        changes: bool = False,
+        timeout: float | None = None,
+    ) -> T:
+        """The answer of the first node that has one. ``changes``: an attempt without an answer may have had effect."""
+        timeout = self._timeout if timeout is None else timeout
+        end = self._clock.now() + timeout
+        problems: dict[str, str] = {}
+        unknown = False
+        while True:
+            for address in tuple(self._addresses):
+                left = end - self._clock.now()
+                if left <= 0:
+                    break
+                try:
+                    answer = await ask(self._stub(address), min(left, max(timeout / _SHARE, _MIN_ATTEMPT)))
+                except FAILURES as error:
+                    result = failure(error)
+                    if not _worth_another(result):
+                        raise error_of(result) from None
+                    problems[address] = _brief(result.detail)
+                    unknown = unknown or (_NOT_REACHED not in result.detail and not _definite(result))
+                    continue
+                # Asked first the next time.
+                self._addresses.remove(address)
+                self._addresses.insert(0, address)
+                return answer
+            if end - self._clock.now() <= _PAUSE:
+                break
+            await sleep(self._clock, _PAUSE)
+        text = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
+        if changes and unknown:
+            raise DeadlineExceeded(f"it is not known whether the change was made: {text}")
+        raise Unavailable(f"no node could answer within {timeout:g} s: {text}")
+
+
+def _definite(result: Result) -> bool:
+    return OUTCOMES[known_code(result.code)].definite
+
+
+def _brief(text: str) -> str:
+    """Without what gRPC says around the system's error."""
+    return text.rpartition("to remote host: ")[2]
+
+
+def _worth_another(result: Result) -> bool:
+    code = known_code(result.code)
+    return OUTCOMES[code].retry or code is Code.DEADLINE_EXCEEDED
+
+
+def _lost(address: str, result: Result) -> RaftKVError:
+    """For a question to one node, which changes nothing: a failure without a promise means that it is not there."""
+    if known_code(result.code) in (Code.UNKNOWN, Code.DEADLINE_EXCEEDED):
+        return Unavailable(f"{address}: {_brief(result.detail)}")
+    return error_of(result)
