@@ -105,7 +105,7 @@ def test_what_a_replica_has_cached_does_not_mislead_it() -> None:
     copy(source, target)
     source.apply(1, [Op(Kind.DELETE, 0, b"00"), Op(Kind.DELETE, 0, b"01")])
     page(source, target, limit=1)
-    for each in (target, before):
+    for each in (before, target):
         copy(source, each)
         assert each._slots[0].records == source._slots[0].records
 
