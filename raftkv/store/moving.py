@@ -344,7 +344,6 @@ class Moves:
             self._ageing.retire(slot)
             self.trash.append(self._slots.pop(slot.number))
             self.ended[slot.number] = (move, Ending.RELEASED)
-        self._summary = None
         return _DONE
 
     def _untrack(self, _: int, move: int, numbers: list[int]) -> Result:

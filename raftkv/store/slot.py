@@ -162,8 +162,6 @@ class Slot:
         """Remember from now on what changes."""
         self.move = move
         self.dirty = {}
-        self.walk = None
-        self._changes = (0, [])
 
     def untrack(self) -> None:
         """Serve as if there had been no move."""

@@ -85,6 +85,31 @@ def test_any_replica_goes_on_from_a_cursor() -> None:
     assert one(target, final(source)) == DONE
 
 
+def test_what_a_replica_has_cached_does_not_mislead_it() -> None:
+    source, target = make(0), make(9)
+    source.apply(1, [Op(Kind.PUT, 0, b"%02d" % i, b"old") for i in range(20)])
+    begin(source, target, (0,))
+    other = restored(source.snapshot().chunks())
+    # This one lists the keys now, the other one begins the walk after new ones have come.
+    assert source.export(7, b"", 100).code == Code.OK
+    for each in (source, other):
+        each.apply(1, [Op(Kind.PUT, 0, b"%02dx" % i, b"new") for i in range(20)])
+    chunk, _ = page(other, target, limit=100)
+    one(target, chunk)
+    copy(source, target)
+    assert target._slots[0].records == source._slots[0].records
+    # This one lists only the latest changes, and is asked for earlier ones.
+    before = restored(target.snapshot().chunks())
+    for i in range(10):
+        one(source, Op(Kind.PUT, 0, b"%02d" % i, b"newer"))
+    copy(source, target)
+    source.apply(1, [Op(Kind.DELETE, 0, b"00"), Op(Kind.DELETE, 0, b"01")])
+    page(source, target, limit=1)
+    for each in (before, target):
+        copy(source, each)
+        assert each._slots[0].records == source._slots[0].records
+
+
 def test_expired_records_are_not_copied() -> None:
     source, target = make(0), make(9)
     count = limits.MAX_EXPIRED_PER_ENTRY

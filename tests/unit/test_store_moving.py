@@ -403,7 +403,8 @@ def test_what_is_held_back_does_not_count_as_removed(monkeypatch: pytest.MonkeyP
 
 def test_old_items_of_the_queues_do_not_reach_into_an_import() -> None:
     """All times equal, so that items of the time before the slot left look like those of what comes back."""
-    source, target = make(0), make(9, now=SOURCE_TIME)
+    source, target = make(0, 1), make(9, now=SOURCE_TIME)
+    one(source, Op(Kind.PUT, 1, b"first", b"v", ttl=50))
     both = [Op(Kind.PUT, 0, b"k", b"v", ttl=100, client=b"c" * 16, seq=1), Op(Kind.PUT, 0, b"l", b"v", ttl=2 * IDLE)]
     source.apply(SOURCE_TIME, both)
     stage(source, target, (0,))
@@ -412,6 +413,7 @@ def test_old_items_of_the_queues_do_not_reach_into_an_import() -> None:
     stage(target, source, (0,), move=8)
     source.apply(SOURCE_TIME + 2 * IDLE, [TICK])
     assert state(source, 8)["records"] == 2
+    assert state(source, 8)["bytes"] == 4
     assert source.stats().sessions == 1
     source.apply(SOURCE_TIME + 2 * IDLE, [step(Kind.ACTIVATE, 8)])
     assert source.read(0, b"k").ttl == 100
