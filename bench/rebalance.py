@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import raftkv
 from faults.history import History, Outcome
@@ -65,8 +63,8 @@ class Run:
         rows.append(("slots moved", share))
         rows.append(("bytes moved", f"{self.moved / 1e6:.1f} MB in {self.moving:.1f} s, {rate:.1f} MB/s"))
         if self.freezes:
-            rows.append(("freeze", f"p50 {_at(self.freezes, 0.5)} ms, p99 {_at(self.freezes, 0.99)} ms, "
-                                   f"max {max(self.freezes)} ms, {len(self.freezes)} moves"))
+            p50, p99, worst = (_at(self.freezes, share) for share in (0.5, 0.99, 1.0))
+            rows.append(("freeze", f"p50 {p50} ms, p99 {p99} ms, max {worst} ms, {len(self.freezes)} moves"))
         return rows
 
     def _speed(self, phase: Phase) -> str:
@@ -74,8 +72,10 @@ class Run:
         if not took:
             return "no operations"
         rate = len(took) / (phase.ended - phase.began)
-        return f"{rate:,.0f}/s, p50 {_at(took, 0.5) * 1000:.1f} ms, p99 {_at(took, 0.99) * 1000:.1f} ms, " \
-               f"worst {took[-1] * 1000:.0f} ms"
+        return (
+            f"{rate:,.0f}/s, p50 {_at(took, 0.5) * 1000:.1f} ms, p99 {_at(took, 0.99) * 1000:.1f} ms, "
+            f"worst {took[-1] * 1000:.0f} ms"
+        )
 
 
 def _at(values: Sequence[float], share: float) -> float:
@@ -92,9 +92,9 @@ async def measure(cluster: LocalCluster, records: int, workers: int, say: Callab
     run, clock, history = Run(records), SystemClock(), History()
     seeds = cluster.endpoints
     async with raftkv.AsyncClient(seeds, timeout=10.0) as client, AdminClient(seeds) as admin:
-        await _load(client, records)
         over = asyncio.Event()
         recorder = Recorder(client, "w", history, clock.now)
+        await _load(recorder, records)
         working = [asyncio.create_task(_work(number, recorder, over, run, records)) for number in range(workers)]
 
         def begin(name: str) -> None:
@@ -138,12 +138,12 @@ async def measure(cluster: LocalCluster, records: int, workers: int, say: Callab
     return run
 
 
-async def _load(client: raftkv.AsyncClient, records: int) -> None:
+async def _load(recorder: Recorder, records: int) -> None:
     numbers = iter(range(records))
 
     async def load() -> None:
         for number in numbers:
-            await client.put(_key(number), b"0".ljust(_VALUE_BYTES))
+            await recorder.put(_key(number), "0".ljust(_VALUE_BYTES))
 
     await asyncio.gather(*(load() for _ in range(_LOAD_IN_FLIGHT)))
 
@@ -181,8 +181,8 @@ async def _rebalance(admin: AdminClient, run: Run, seeds: str, emptied: Sequence
     share = before.slots / len(stay)
     fewest = sum(max(0, round(share) - len(before.slots_of(group))) for group in stay)
     run.slots_moved.append((changed, fewest))
-    mine = state.finished[-job.moves :]
-    run.freezes += [one.freeze for one in mine]
+    mine = state.message.finished[-job.moves :]
+    run.freezes += [one.freeze_ms for one in mine]
     run.moved += sum(one.bytes for one in mine)
 
 
@@ -213,6 +213,5 @@ def _judge(run: Run, history: History) -> None:
         last = operations[-1]
         if last.outcome is Outcome.OK and last.found is None:
             run.lost += 1
-        # The record that was loaded is where the history of each key begins.
         if check(operations, model, BUDGET).verdict is not Verdict.LINEARIZABLE:
             run.violations.append(key)
