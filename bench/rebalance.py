@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -188,12 +189,13 @@ async def _rebalance(admin: AdminClient, run: Run, seeds: str, emptied: Sequence
 
 async def _admin(seeds: str, *command: str) -> None:
     arguments = ["-m", "raftkv.cli.admin", command[0], command[1], "--endpoints", seeds, "--yes", *command[2:]]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    # Not by the loop's own means: forking them with gRPC's threads about may hang.
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
-    said, _ = await process.communicate()
-    if process.returncode != 0:
-        raise AdminFailed(f"raftkv-admin {' '.join(command)} exits with {process.returncode}: {said.decode()[-2000:]}")
+    if done.returncode != 0:
+        said = done.stdout.decode()[-2000:]
+        raise AdminFailed(f"raftkv-admin {' '.join(command)} exits with {done.returncode}: {said}")
 
 
 async def _last_look(recorder: Recorder, records: int) -> None:
