@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from raftkv.clock import Clock, sleep
 from raftkv.node.asking import Ask, Failed, Leading, meta_command
@@ -41,6 +41,16 @@ class _Figures:
     bytes: int = 0
     frozen_at: float = 0.0
     freeze: float = 0.0
+
+
+class _Page(NamedTuple):
+    """What the source gave: up to which point, records and sessions, what is left, whether that is nothing."""
+
+    cursor: bytes
+    chunk: bytes
+    records: int
+    size: int
+    done: bool
 
 
 class Mover:
@@ -123,15 +133,12 @@ class Mover:
                 await self._tell(Kind.TRACK, move.source, move.id, list(move.slots))
                 source = SourceState.TRACKED
             elif step is Step.COPY:
-                seq, cursor = await self._copy(move, seq, cursor, figures, frozen=False)
+                seq, cursor = await self._copy(move, seq, cursor, figures)
                 figures.frozen_at = self._clock.now()
                 await self._tell(Kind.FREEZE, move.source, move.id)
                 source = SourceState.FROZEN
             elif step is Step.FINAL:
-                seq, cursor = await self._copy(move, seq, cursor, figures, frozen=True)
-                summary = await self._ask(Op(Kind.SUMMARY, move.source, b"", pack([move.id])))
-                figures.records = unpack(summary.value or b"")[2]
-                await self._tell(Kind.IMPORT_FINAL, move.target, move.id, summary.value)
+                await self._bring_the_rest(move, seq, cursor, figures)
                 target = TargetState.STAGED
             elif step is Step.COMMIT:
                 await self._meta("commit", move.id)
@@ -174,32 +181,50 @@ class Mover:
     async def _tell(self, kind: Kind, group: int, *arguments: Any) -> None:
         await self._ask(Op(kind, group, b"", pack(list(arguments))))
 
-    async def _copy(self, move: Move, seq: int, cursor: bytes, figures: _Figures, *, frozen: bool) -> tuple[int, bytes]:
-        """Bring records over until all are there (``frozen``), or few are left."""
+    async def _copy(self, move: Move, seq: int, cursor: bytes, figures: _Figures) -> tuple[int, bytes]:
+        """Bring records over until few are left."""
         while True:
-            asked = pack([move.id, cursor, _CHUNK_BYTES])
-            found = await self._ask(Op(Kind.EXPORT, move.source, b"", asked))
-            cursor, chunk, records, size, done = unpack(found.value or b"")
-            await self._within_rate(len(chunk), frozen)
-            seq += 1
-            await self._tell(Kind.IMPORT_CHUNK, move.target, move.id, seq, cursor, chunk)
-            figures.bytes += len(chunk)
-            if done or (not frozen and records <= _FEW_RECORDS and size <= _FEW_BYTES):
+            page = await self._export(move, cursor)
+            await self._within_rate(len(page.chunk))
+            seq, cursor = seq + 1, page.cursor
+            await self._import(move, seq, page, figures)
+            if page.done or (page.records <= _FEW_RECORDS and page.size <= _FEW_BYTES):
                 return seq, cursor
             state = self._leading()
-            if state is None or (not frozen and state.moves.get(move.id, move).phase is not Phase.STARTED):
+            if state is None or state.moves.get(move.id, move).phase is not Phase.STARTED:
                 raise Failed("the move was cancelled, or another node drives it")
 
-    async def _within_rate(self, size: int, frozen: bool) -> None:
-        """All moves together keep to the job's rate; a frozen one does not wait."""
+    async def _bring_the_rest(self, move: Move, seq: int, cursor: bytes, figures: _Figures) -> None:
+        """The source is frozen and clients wait: as few rounds as can be, and no rate."""
+        while True:
+            question = Op(Kind.SUMMARY, move.source, b"", pack([move.id]))
+            page, summary = await asyncio.gather(self._export(move, cursor), self._ask(question))
+            seq, cursor = seq + 1, page.cursor
+            if page.done:
+                break
+            await self._import(move, seq, page, figures)
+        figures.records = unpack(summary.value or b"")[2]
+        # Both are proposed in this turn, and so share an entry in this order.
+        final = self._tell(Kind.IMPORT_FINAL, move.target, move.id, summary.value)
+        await asyncio.gather(self._import(move, seq, page, figures), final)
+
+    async def _export(self, move: Move, cursor: bytes) -> _Page:
+        asked = pack([move.id, cursor, _CHUNK_BYTES])
+        return _Page(*unpack((await self._ask(Op(Kind.EXPORT, move.source, b"", asked))).value or b""))
+
+    async def _import(self, move: Move, seq: int, page: _Page, figures: _Figures) -> None:
+        await self._tell(Kind.IMPORT_CHUNK, move.target, move.id, seq, page.cursor, page.chunk)
+        figures.bytes += len(page.chunk)
+
+    async def _within_rate(self, size: int) -> None:
+        """All moves together keep to the job's rate."""
         state = self._leading()
         job: Job | None = None if state is None else state.job
         if job is None or not job.rate:
             return
         now = self._clock.now()
         self._spent_until = max(self._spent_until, now) + size / job.rate
-        if not frozen and self._spent_until > now:
-            await sleep(self._clock, self._spent_until - now)
+        await sleep(self._clock, self._spent_until - now)
 
 
 def _may_start(state: MetaState) -> bool:
