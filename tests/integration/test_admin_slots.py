@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -52,7 +53,7 @@ class Writer:
         except BaseException as problem:  # noqa: BLE001 - told by check()
             self.problems.append(problem)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
