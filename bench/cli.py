@@ -11,6 +11,7 @@ import click
 from bench.echo import measure as measure_echo
 from bench.failover import measure as measure_failover
 from bench.load import Operation, Plan, measure
+from bench.rebalance import measure as measure_rebalance
 from bench.report import as_text, summarize
 from bench.targets import Api
 from raftkv.cli.common import DEFAULT_ENDPOINTS, complain, describe, exit_code, run
@@ -91,6 +92,24 @@ def failover(kills: int, nodes: int, groups: int, output: str) -> None:
         click.echo(json.dumps({"seconds": found.seconds, "median": found.median, "max": found.worst}))
     else:
         click.echo(f"{kills} kills: median {found.median:.3f} s, worst {found.worst:.3f} s")
+
+
+@bench.command()
+@click.option("--nodes", type=click.IntRange(3, 9), default=3, help="Nodes before it grows.")
+@click.option("--groups", type=click.IntRange(1, 64), default=3, help="Groups before it grows.")
+@click.option("--records", type=click.IntRange(1, 10_000_000), default=200_000)
+@click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Operations under way at a time.")
+def rebalance(nodes: int, groups: int, records: int, workers: int) -> None:
+    """Let a cluster grow to twice its nodes and groups and shrink again under load; check every answer.
+
+    Exit code 1 if an operation failed, a record was lost or a history cannot be explained.
+    """
+    with LocalCluster(nodes, groups) as cluster:
+        found = run(measure_rebalance(cluster, records, workers, complain))
+    for name, value in found.rows():
+        click.echo(f"{name:26} {value}")
+    if found.violations or found.lost or set(found.outcomes) != {"ok"}:
+        raise SystemExit(1)
 
 
 @bench.command()

@@ -2,7 +2,8 @@
 
 ``["op", number, timeout in ms, [operation, ...]]`` asks the receiver to execute operations;
 ``["re", [[number, index, result], ...]]`` brings results; ``["epoch", epoch]`` says which shard map the sender has;
-``["map", map]`` brings one; ``["left"]`` reminds the receiver of replicas that it has to drop.
+``["map", map]`` brings one; ``["leads", [group, ...]]`` says which
+groups the sender leads; ``["left"]`` reminds the receiver of replicas that it has to drop.
 """
 
 from __future__ import annotations
@@ -51,3 +52,10 @@ def epoch(message: list[Any]) -> int:
     if len(message) == 2 and type(message[1]) is int:
         return message[1]
     raise Malformed("malformed epoch")
+
+
+def groups(message: list[Any]) -> list[int]:
+    """Groups of a "leads" message. Raises Malformed."""
+    if len(message) == 2 and isinstance(message[1], list | tuple) and all(type(one) is int for one in message[1]):
+        return list(message[1])
+    raise Malformed("malformed groups")

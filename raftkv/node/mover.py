@@ -180,11 +180,10 @@ class Mover:
             asked = pack([move.id, cursor, _CHUNK_BYTES])
             found = await self._ask(Op(Kind.EXPORT, move.source, b"", asked))
             cursor, chunk, records, size, done = unpack(found.value or b"")
-            if chunk:
-                await self._within_rate(len(chunk), frozen)
-                seq += 1
-                await self._tell(Kind.IMPORT_CHUNK, move.target, move.id, seq, cursor, chunk)
-                figures.bytes += len(chunk)
+            await self._within_rate(len(chunk), frozen)
+            seq += 1
+            await self._tell(Kind.IMPORT_CHUNK, move.target, move.id, seq, cursor, chunk)
+            figures.bytes += len(chunk)
             if done or (not frozen and records <= _FEW_RECORDS and size <= _FEW_BYTES):
                 return seq, cursor
             state = self._leading()

@@ -196,6 +196,7 @@ class RaftNode:
         )
         self._timer: Timer | None = None
         self._ticks = 0
+        self._led: list[int] = []
         self._map_saved = True
         self._replicas.recover()
         self._use_saved_map()
@@ -262,6 +263,7 @@ class RaftNode:
             self._ticks += 1
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._look_at_meta()
+                self._tell_what_is_led()
                 self._housekeeping.run(self._router.map)
                 self._replicas.reclaim()
                 self._mover.run()
@@ -410,6 +412,15 @@ class RaftNode:
             self._router.on_link_down(node)
         elif self._router.map is not None:
             self._links.send(node, ["epoch", self._router.map.epoch])
+            self._links.send(node, ["leads", self._led])
+
+    def _tell_what_is_led(self) -> None:
+        """Nodes that hold no replica of a group hear in this way who leads it."""
+        led = [group.group for group in self._replicas.all() if group.leads()]
+        if led != self._led:
+            self._led = led
+            for peer in self._links.peers:
+                self._links.send(peer, ["leads", led])
 
     def _on_message(self, peer: int, message: list[Any]) -> None:
         try:
@@ -429,6 +440,8 @@ class RaftNode:
                     self._links.send(peer, self._map_message())
                 elif mine is None or messages.epoch(message) > mine.epoch:
                     self._links.send(peer, ["epoch", 0 if mine is None else mine.epoch])
+            elif kind == "leads":
+                self._router.on_leads(peer, messages.groups(message))
             elif kind == "left" and len(message) == 1:
                 self._leftovers.clear()
             elif kind == "map" and len(message) == 2 and isinstance(message[1], bytes):

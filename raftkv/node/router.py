@@ -426,6 +426,11 @@ class Router:
         if leader and self.map is not None:
             self._hints[self._group_of(request.op, self.map)] = leader
 
+    def on_leads(self, peer: int, groups: Sequence[int]) -> None:
+        """``peer`` says that it leads ``groups``."""
+        for group in groups:
+            self._hints[group] = peer
+
     def on_link_down(self, peer: int) -> None:
         """Whatever was forwarded to ``peer`` may or may not have arrived."""
         for number in [number for number, entry in self._forwarded.items() if entry.target == peer]:
