@@ -42,6 +42,8 @@ class World:
         self.leading: dict[int, int] = {}
         self.lag: dict[tuple[int, int], int] = {}
         self.missing: set[tuple[int, int]] = set()
+        self.not_ready: set[int] = set()
+        self.answers_changes = True
         self.corrupt: dict[tuple[int, int, int], bytes] = {}
         self.why_waiting: dict[int, str] = {}
         self.refuses_transfer: set[int] = set()
@@ -240,7 +242,9 @@ class _Frontend:
 
     def submit(self, ops: Sequence[Op], timeout: float, reply: Any) -> None:
         for index, op in enumerate(ops):
-            reply(index, self._world.execute(op))
+            result = self._world.execute(op)
+            if self._world.answers_changes or op.kind != Kind.META:
+                reply(index, result)
 
     def cluster_map(self) -> ShardMap | None:
         return self._world.meta.map
@@ -259,11 +263,19 @@ class _Frontend:
             held = 5000 - behind[self._node]
             role = Role.LEADER if leads else Role.FOLLOWER
             match = {node: 5000 - less for node, less in behind.items()} if leads else {}
-            leader = world.leading.get(group.id, 0)
+            leader = 0 if self._node in world.not_ready else world.leading.get(group.id, 0)
             replicas.append(
                 ReplicaStatus(group.id, role, leader, 3, held, held, held, 100, 7, group.voters, match, group.learners)
             )
-        return NodeStatus(self._node, world.cluster_id, "0.1.0", world.map.epoch, True, 61.5, tuple(replicas))
+        return NodeStatus(
+            self._node,
+            world.cluster_id,
+            "0.1.0",
+            world.map.epoch,
+            self._node not in world.not_ready,
+            61.5,
+            tuple(replicas),
+        )
 
     def settings(self) -> ClusterSettings:
         return ClusterSettings(len(self._world.stores), 3, 0.5, 0.9, 0.1, 1 << 26)

@@ -103,7 +103,7 @@ def _joined(endpoints: str, folder: Path, places: Places) -> NodeConfig:
             option = name.replace("_", "-")
             raise ConfigError(f"{folder}: node {config.node.id} joined with --{option} {kept}, not {given}")
     try:
-        state = _ask(endpoints, _GLANCE, lambda client: client.state_or_map())
+        state = _ask(endpoints, _GLANCE, lambda client: client.known())
     except (Unavailable, DeadlineExceeded):
         # The node finds its cluster by itself; whom it should have asked for need not live any more.
         return config

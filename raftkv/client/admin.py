@@ -134,16 +134,15 @@ class AdminClient:
         try:
             return await self.state()
         except (Unavailable, DeadlineExceeded):
-            found = await self._any(
-                lambda stub, left: stub.GetMap(admin_pb2.GetMapRequest(), timeout=left),
-                timeout=min(self._timeout, _ONE_NODE),
-            )
-            return self._known(admin_pb2.GetStateResponse(map=found), vouched=False)
+            return await self.known()
 
-    async def leaders(self) -> dict[int, int]:
-        """Group -> node that leads it, as far as the answering node knows."""
-        found = await self._any(lambda stub, left: stub.GetMap(admin_pb2.GetMapRequest(), timeout=left))
-        return {group.id: group.leader for group in found.groups if group.leader}
+    async def known(self) -> ClusterState:
+        """What a node knows by itself: its copy of the map."""
+        found = await self._any(
+            lambda stub, left: stub.GetMap(admin_pb2.GetMapRequest(), timeout=left),
+            timeout=min(self._timeout, _ONE_NODE),
+        )
+        return self._known(admin_pb2.GetStateResponse(map=found), vouched=False)
 
     async def change(self, request: admin_pb2.ChangeRequest) -> int:
         """Change the cluster; the id of the job or group that was made, else 0."""
@@ -273,7 +272,7 @@ def _definite(result: Result) -> bool:
 
 def _brief(text: str) -> str:
     """Without what gRPC says around the system's error."""
-    return text.rpartition("to remote host: ")[2]
+    return text.removeprefix(f"{_NOT_REACHED}; last error: ").rpartition("to remote host: ")[2]
 
 
 def _worth_another(result: Result) -> bool:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 import raftkv
+from raftkv.cli.process import pause
+from raftkv.clock import SystemClock
 from raftkv.testing import LocalCluster
 from tests.admin_world import Admin
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(120)
 
 RECORDS = {b"key:%d" % number: b"value %d" % number for number in range(2000)}
@@ -21,10 +29,13 @@ RECORDS = {b"key:%d" % number: b"value %d" % number for number in range(2000)}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(nodes=3, groups=2, slots=256) as running:
-        with raftkv.Client(running.endpoints) as kv:
-            for key, value in RECORDS.items():
-                kv.put(key, value)
+        asyncio.run(fill(running.endpoints))
         yield running
+
+
+async def fill(endpoints: str) -> None:
+    async with raftkv.AsyncClient(endpoints, timeout=20.0) as kv:
+        await asyncio.gather(*(kv.put(key, value) for key, value in RECORDS.items()))
 
 
 @pytest.fixture
@@ -52,7 +63,7 @@ class Writer:
         except BaseException as problem:  # noqa: BLE001 - told by check()
             self.problems.append(problem)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -137,6 +148,27 @@ def test_a_job_is_paused_and_cancelled(cluster: LocalCluster, admin: Admin) -> N
     assert job["state"] == "paused"
     assert job["slots"]["done"] < job["slots"]["total"]
     assert admin("rebalance resume") == 0
+    assert admin("rebalance cancel") == 0
+    assert admin("rebalance status --wait --wait-timeout 20") == 6
+    assert admin("rebalance apply --wait") == 0
+    assert_all_there(cluster.endpoints)
+
+
+def test_an_interrupted_command_leaves_the_job_going_on(cluster: LocalCluster, admin: Admin) -> None:
+    owned = next(one for one in admin.json("map show")["groups"] if one["id"] == 1)["slots"]
+    before = admin.json("rebalance status")["job"]
+    command = [sys.executable, "-m", "raftkv.cli.admin", "slot", "move", owned, "--to", "2", "--rate", "2KB", "--wait"]
+    process = subprocess.Popen(
+        [*command, "--endpoints", cluster.endpoints], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    end = SystemClock().now() + 20
+    while admin.json("rebalance status")["job"]["id"] == before["id"] and SystemClock().now() < end:
+        pause(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted; the job goes on in the cluster" in told
+    assert admin.json("rebalance status")["job"]["state"] == "running"
     assert admin("rebalance cancel") == 0
     assert admin("rebalance status --wait --wait-timeout 20") == 6
     assert admin("rebalance apply --wait") == 0

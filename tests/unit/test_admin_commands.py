@@ -73,6 +73,14 @@ def test_every_problem_is_named(world: World, admin: Admin) -> None:
     assert "replica_lagging" not in admin.out
 
 
+def test_a_node_that_is_cut_off_from_the_others_is_named(world: World, admin: Admin) -> None:
+    node = next(node for node in (1, 2, 3) if node not in world.leading.values())
+    world.not_ready.add(node)
+    (problem,) = admin.json("cluster health", code=5)["problems"]
+    assert (problem["kind"], problem["node"]) == ("node_not_ready", node)
+    assert "it knows no leader of groups 0, 1, 2" in problem["text"]
+
+
 def test_a_dead_node_and_a_group_without_a_majority(world: World, admin: Admin) -> None:
     world.stop_node(3)
     report = admin.json("cluster health", code=5)

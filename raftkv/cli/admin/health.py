@@ -118,10 +118,14 @@ def _node_problems(picture: Picture) -> Iterator[dict[str, Any]]:
     state = picture.state
     for node in state.map.nodes:
         held = [group.id for group in state.map.groups_on(node.id)]
-        said = picture.said.get(node.id, "")
+        said = picture.said.get(node.id, "it was not asked")
         if isinstance(said, str):
             where = f"replicas of groups {listed(held)}" if held else "no replicas"
             yield _problem("node_unreachable", f"node {node.id} ({where}): {said}", node=node.id)
+        elif not said.ready:
+            lost = [one.group for one in said.replicas if not one.leader]
+            why = f"it knows no leader of groups {listed(lost)}" if lost else "it is starting"
+            yield _problem("node_not_ready", f"node {node.id} answers but does not serve: {why}", node=node.id)
         if node.id in state.draining:
             left = f"{counted(len(held), 'replica')} left" if held else "no replicas left, it can be removed"
             yield _problem("draining", f"node {node.id} is drained: {left}", node=node.id)

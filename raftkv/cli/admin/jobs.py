@@ -237,7 +237,7 @@ def show_job(report: dict[str, Any]) -> Iterator[Section | str]:
             ("keys", f"{job['keys']['moved']:,} moved, {_left(job['keys']['left'])} left"),
             ("bytes", f"{size_text(job['bytes']['moved'])} moved, {known_size(job['bytes']['left'])} left"),
             ("rate", f"{rate}, limit {rate_text(job['rate_limit'])}, {counted(job['concurrency'], 'move')} at a time"),
-            ("time", f"{time_text(job['seconds'])} so far, {time_text(job['eta_seconds'])} left"),
+            ("time", _duration(job)),
             ("freeze", f"p50 {_ms(freeze['p50'])}, p99 {_ms(freeze['p99'])}, max {_ms(freeze['max'])}"),
         ],
     )
@@ -254,6 +254,12 @@ def show_job(report: dict[str, Any]) -> Iterator[Section | str]:
             for one in report["under_way"]
         ]
         yield Section("", ("move", "from", "to", "phase", "since", "slots"), rows)
+
+
+def _duration(job: dict[str, Any]) -> str:
+    if job["state"] in ("running", "paused", "cancelling"):
+        return f"{time_text(job['seconds'])} so far, {time_text(job['eta_seconds'])} left"
+    return time_text(job["seconds"])
 
 
 def _left(keys: int | None) -> str:

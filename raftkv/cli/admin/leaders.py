@@ -75,10 +75,11 @@ async def hand_over(client: AdminClient, wanted: Mapping[int, int]) -> dict[int,
     reasons: dict[int, str] = {}
     due = clock.now()
     while True:
+        leaders: Mapping[int, int] = {}
         try:
-            leaders = await client.leaders()
+            leaders = (await client.known()).leaders
         except RaftKVError:
-            leaders = {}
+            pass
         missing = {group: node for group, node in wanted.items() if leaders.get(group) != node}
         if not missing or clock.now() >= end:
             return {group: reasons.get(group, "no reason is known") for group in missing}
@@ -108,7 +109,7 @@ def balance() -> int:
             group.id: order.get(group.id, group.voters)[0] for group in state.map.groups if group.id not in state.wanted
         }
         missing = await hand_over(client, wanted)
-        return balance_report(state, wanted, await client.leaders(), missing)
+        return balance_report(state, wanted, (await client.known()).leaders, missing)
 
     report = ask(main, "leaders go on being handed over to the preferred nodes")
     emit(report, show_balance)

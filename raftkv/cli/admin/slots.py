@@ -56,7 +56,7 @@ def stats_report(shard_map: ShardMap, known: Figures, top: int, by: str) -> dict
     ordered = sorted(known.values(), key=lambda one: (-int(getattr(one, by)), one.slot))
     groups = []
     for group in shard_map.data_groups():
-        mine = [one for one in known.values() if one.group == group.id]
+        mine = [known[slot] for slot in shard_map.slots_of(group.id) if slot in known]
         sums = {name: sum(int(getattr(one, name)) for one in mine) for name in ("keys", "bytes", "operations")}
         groups.append({"group": group.id, "slots": len(shard_map.slots_of(group.id)), **sums})
     missing = {shard_map.owners[slot] for slot in range(shard_map.slots) if slot not in known}

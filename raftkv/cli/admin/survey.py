@@ -90,8 +90,12 @@ async def figures(client: AdminClient, shard_map: ShardMap) -> dict[int, admin_p
 
 
 def owned_figures(shard_map: ShardMap, found: Iterable[admin_pb2.SlotFigures]) -> dict[int, admin_pb2.SlotFigures]:
-    """Those of ``found`` that the owners of the slots have told. While a slot moves, two groups have it."""
-    return {one.slot: one for one in found if one.slot < shard_map.slots and shard_map.owners[one.slot] == one.group}
+    """One of each slot: its owner's, if that has told some. While a slot moves, two groups have it."""
+    chosen: dict[int, admin_pb2.SlotFigures] = {}
+    for one in found:
+        if one.slot < shard_map.slots and (one.slot not in chosen or shard_map.owners[one.slot] == one.group):
+            chosen[one.slot] = one
+    return chosen
 
 
 def check_quorums(picture: Picture, groups: Iterable[int]) -> None:

@@ -1,0 +1,122 @@
+"""The operators' client asks whoever answers, makes a change once, and says what is not known."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from raftkv.client.admin import AdminClient, shard_map_of
+from raftkv.clock import SystemClock
+from raftkv.errors import ConditionFailed, DeadlineExceeded, InvalidArgument, Unavailable
+from raftkv.rpc.admin import _map_message
+from raftkv.store.operations import Kind
+from raftkv.v1 import admin_pb2
+from shards.map import Group, Node, ShardMap
+from tests.admin_world import World, world_of
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with world_of(nodes=3, groups=1) as made:
+        yield made
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """An address that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+PAUSE = admin_pb2.ChangeRequest(pause=True)
+
+
+def test_a_map_survives_the_wire_with_founders_and_incarnations() -> None:
+    nodes = tuple(Node(number, f"a:{number}", f"b:{number}", f"{number:032x}") for number in (1, 2, 3))
+    groups = (Group(0, (2, 1), (), (1, 2)), Group(1, (3, 1), (2,), (1, 2)), Group(4, (1,)))
+    shard_map = ShardMap("c", 9, 256, nodes, groups, (1,) * 100 + (4,) * 156, (7, 8))
+    message = admin_pb2.GetMapResponse.FromString(_map_message(shard_map, {1: 3}).SerializeToString())
+    assert shard_map_of(message) == shard_map
+    message.epoch = 0
+    with pytest.raises(Unavailable, match="shard map that is none"):
+        shard_map_of(message)
+
+
+def test_a_node_that_says_nothing_costs_a_part_of_the_time(world: World) -> None:
+    async def main(endpoints: str) -> None:
+        start = SystemClock().now()
+        async with AdminClient(endpoints, timeout=6.0) as client:
+            assert (await client.state()).map == world.map
+            assert SystemClock().now() - start < 4
+            start = SystemClock().now()
+            await client.state()
+            # Whoever has answered is asked first.
+            assert SystemClock().now() - start < 1
+
+    with silent() as address:
+        asyncio.run(main(f"{address},{world.address(2)}"))
+
+
+def test_the_nodes_of_the_map_are_asked_when_the_given_ones_are_gone(world: World) -> None:
+    async def main() -> None:
+        async with AdminClient(world.address(1), timeout=5.0) as client:
+            state = await client.state()
+            assert (state.vouched, state.job, state.wanted, state.draining) == (True, None, {}, frozenset())
+            await asyncio.to_thread(world.stop_node, 1)
+            assert (await client.state()).leaders[1] != 1
+
+    asyncio.run(main())
+
+
+def test_a_refusal_is_final_and_says_why(world: World) -> None:
+    async def main() -> None:
+        async with AdminClient(world.endpoints, timeout=5.0) as client:
+            with pytest.raises(ConditionFailed, match="nothing is under way"):
+                await client.change(PAUSE)
+
+    asyncio.run(main())
+    assert len([op for op in world.served if op.kind == Kind.META]) == 1
+
+
+def test_a_change_whose_outcome_is_not_known_is_told_as_such(world: World) -> None:
+    world.answers_changes = False
+
+    async def main() -> None:
+        async with AdminClient(world.endpoints, timeout=1.5) as client:
+            with pytest.raises(DeadlineExceeded, match="not known whether the change was made"):
+                await client.change(PAUSE)
+
+    asyncio.run(main())
+
+
+def test_a_change_that_reached_nobody_surely_was_not_made() -> None:
+    async def main() -> None:
+        async with AdminClient("127.0.0.1:1", timeout=0.5) as client:
+            with pytest.raises(Unavailable, match="Connection refused"):
+                await client.change(PAUSE)
+
+    asyncio.run(main())
+
+
+def test_attempts_of_one_change_share_a_token(world: World) -> None:
+    """The cluster answers the first attempt's outcome again."""
+
+    async def main() -> None:
+        async with AdminClient(world.endpoints, timeout=5.0) as client:
+            request = admin_pb2.ChangeRequest(add_group=admin_pb2.AddGroup(voters=[1, 2, 3]))
+            first = await client.change(request)
+            assert await client.change(request) == first == 2
+
+    asyncio.run(main())
+    assert len(world.map.groups) == 3
+
+
+def test_endpoints_and_timeouts_are_checked() -> None:
+    with pytest.raises(InvalidArgument):
+        AdminClient("nonsense")
+    with pytest.raises(InvalidArgument):
+        AdminClient("a:1", timeout=0)
