@@ -136,7 +136,7 @@ class Membership:
                 return refusal
         silent = [node for node in wanted if node != group.node and not group.answers(node)]
         if 2 * (len(wanted) - len(silent)) <= len(wanted):
-            return f"nodes {_names(silent)} do not answer, and without them there is no majority of {_names(wanted)}"
+            return f"there would be no majority of voters {_names(wanted)}: no answer from {_names(silent)}"
         return None
 
     def _refuse_newcomer(self, node: int) -> str | None:

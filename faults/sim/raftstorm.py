@@ -1,0 +1,318 @@
+"""Random faults over a group of replicas on virtual time: what Raft promises must hold in every run.
+
+:class:`MemberStorm` has the group's members change all the while.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from faults.sim.raftlab import Envelope, Lab, Outcome, Replica
+from raftkv.errors import Code
+from raftkv.raft import RaftConfig
+from raftkv.raft.configurations import CONFIG, unpack_voters
+
+_SECONDS: Final = 8.0
+_CLIENTS: Final = 4
+_SURELY_NOT: Final = (Code.NOT_LEADER, Code.UNAVAILABLE)
+
+
+@dataclass(slots=True)
+class Call:
+    """One operation of a client. ``end`` is None while nothing is known of its outcome."""
+
+    outcome: Outcome
+    write: bool
+    node: int
+    start: float
+    end: float | None = None
+
+
+class Storm:
+    """One run. Safety is checked all along and at the end, liveness after the faults are over."""
+
+    sizes: tuple[int, ...] = (3, 3, 3, 5)
+    founders: tuple[int, ...] = ()
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(f"storm {seed}")
+        nodes = rng.choice(self.sizes)
+        self.lab = Lab(
+            nodes,
+            founders=self.founders,
+            seed=seed,
+            config=RaftConfig(snapshot_bytes=rng.choice((1500, 4000, 10**9)), keep_entries=rng.choice((0, 10, 60))),
+            sync_delay=rng.choice((0.0005, 0.003, 0.02)),
+            file_delay=rng.choice((0.0, 0.005)),
+            fifo=rng.random() < 0.7,
+            fate=self.fate,
+        )
+        self.loss = rng.choice((0.0, 0.01, 0.05))
+        self.repeats = rng.choice((0.0, 0.02))
+        for replica in self.lab.nodes.values():
+            replica.clock.set_rate(rng.uniform(0.95, 1.05))
+        self.calls: list[Call] = []
+        self.open: list[Call | None] = [None] * _CLIENTS
+        self.history: list[bytes] = []
+        self.checked: dict[tuple[int, int], int] = {}
+        self.written = 0
+        self.drops = 0
+        """Replicas that were dropped: a leader that missed their removal may miss what they held."""
+
+    def fate(self, envelope: Envelope) -> Sequence[float]:
+        rng = self.lab.rng
+        if not hasattr(self, "loss"):
+            return (0.001,)
+        delays = [] if rng.random() < self.loss else [rng.uniform(0.001, 0.003 if self.lab.fifo else 0.03)]
+        if rng.random() < self.repeats:
+            delays.append(rng.uniform(0.001, 2.0))
+        return delays
+
+    def run(self) -> None:
+        end = self.lab.world.now + _SECONDS
+        next_fault = 1.0
+        while self.lab.world.now < end:
+            self.lab.run(0.005)
+            self.clients()
+            self.check()
+            if self.lab.world.now > next_fault:
+                next_fault = self.lab.world.now + self.rng.expovariate(1 / 0.35)
+                self.fault()
+        self.heal()
+        self.converge()
+
+    # -- clients
+
+    def clients(self) -> None:
+        for client, call in enumerate(self.open):
+            if call is not None:
+                if call.outcome.answers:
+                    call.end = self.lab.world.now
+                elif self.lab.world.now < call.start + 1.0 and self.lab[call.node].alive:
+                    continue
+                self.open[client] = None
+            if self.rng.random() < 0.5:
+                continue
+            leading = [replica for replica in self.lab.nodes.values() if replica.alive and replica.raft.leads()]
+            if leading:
+                self.open[client] = self.call(self.rng.choice(leading))
+
+    def call(self, replica: Replica) -> Call:
+        start = self.lab.world.now
+        write = self.rng.random() < 0.5
+        if write:
+            self.written += 1
+            outcome = replica.put(b"%d" % self.written + b"." * self.rng.randrange(100))
+        else:
+            outcome = replica.read(quorum=self.rng.random() < 0.4)
+        call = Call(outcome, write, replica.node, start)
+        self.calls.append(call)
+        return call
+
+    # -- faults
+
+    def fault(self) -> None:
+        lab, rng = self.lab, self.rng
+        node = rng.randint(1, len(lab.nodes))
+        other = rng.choice([peer for peer in lab.nodes if peer != node])
+        kind = rng.choice(
+            ("kill", "kill", "revive", "revive", "cut", "isolate", "heal", "heal", "break", "transfer", "all")
+        )
+        if kind == "kill":
+            lab[node].kill()
+        elif kind == "revive":
+            self.revive()
+        elif kind == "cut":
+            lab.cut(node, other)
+        elif kind == "isolate":
+            lab.isolate(node)
+        elif kind == "heal":
+            lab.heal()
+        elif kind == "break":
+            lab.reconnect(node, other)
+        elif kind == "transfer":
+            if lab[node].alive:
+                lab[node].raft.transfer(other)
+        elif rng.random() < 0.3:
+            for replica in lab.nodes.values():
+                replica.kill()
+            self.revive()
+
+    def revive(self) -> None:
+        for replica in self.lab.nodes.values():
+            if not replica.alive:
+                replica.start()
+
+    def heal(self) -> None:
+        self.loss = self.repeats = 0.0
+        self.lab.fifo = True
+        self.lab.heal()
+        self.revive()
+
+    # -- what must hold
+
+    def check(self) -> None:
+        """Each replica has applied a prefix of one and the same history; a term has one leader."""
+        for replica in self.lab.nodes.values():
+            if not replica.alive:
+                continue
+            assert not replica.fatal, replica.fatal
+            assert replica.raft.status().amnesia == () or self.drops, "no disk was ever lost"
+            commands = replica.machine.applied
+            key = (replica.node, replica.starts)
+            for position in range(self.checked.get(key, 0), len(commands)):
+                value = commands[position][2]
+                if position == len(self.history):
+                    self.history.append(value)
+                assert self.history[position] == value, f"node {replica.node} applied another command at {position}"
+            self.checked[key] = len(commands)
+            if replica.raft.leads():
+                term = replica.raft.core.term()
+                assert self.lab.leaders.setdefault(term, replica.node) == replica.node, f"two leaders in term {term}"
+
+    def converge(self) -> None:
+        self.lab.run(2.0)  # until the last repeated message and the last transfer of the leadership are over
+        leader = self.lab.wait_for_leader(5.0)
+        assert self.lab.commit(leader, b"last").ok
+        self.lab.run_until(lambda: all(r.commands() == leader.commands() for r in self.lab.nodes.values()), 10.0)
+        self.check()
+        assert len({replica.machine.digest() for replica in self.lab.nodes.values()}) == 1
+        for call in self.calls:
+            if call.outcome.answers and call.end is None:
+                call.end = self.lab.world.now
+        self.linearizable(leader.commands())
+
+    def linearizable(self, history: list[bytes]) -> None:
+        """Every write has its place in the history, so the real-time order of all calls can be compared with it."""
+        place = {value: number for number, value in enumerate(history, 1)}
+        assert len(place) == len(history), "a write took effect twice"
+        started = {call.outcome.value: call.start for call in self.calls if call.write}
+        done: list[tuple[float, float, int]] = []
+        for call in self.calls:
+            code = call.outcome.code
+            if call.write and code in _SURELY_NOT:
+                assert call.outcome.value not in place, f"{call} was refused and yet took effect"
+            if code != Code.OK:
+                continue
+            assert call.end is not None
+            if call.write:
+                assert call.outcome.value in place, f"acknowledged write lost: {call}"
+                done.append((call.start, call.end, place[call.outcome.value]))
+            else:
+                seen = place[call.outcome.seen] if call.outcome.seen is not None else 0
+                if call.outcome.seen is not None:
+                    assert started[call.outcome.seen] <= call.end, f"read from the future: {call}"
+                done.append((call.start, call.end, seen))
+        floor = 0
+        ended = sorted(done, key=lambda item: item[1])
+        position = 0
+        for start, _, at in sorted(done):
+            while position < len(ended) and ended[position][1] < start:
+                floor = max(floor, ended[position][2])
+                position += 1
+            assert at >= floor, f"a call that started at {start} saw {at}, another had seen {floor} before"
+
+
+class MemberStorm(Storm):
+    """Three founders among more nodes; voters and learners come and go, and replicas are dropped and come back."""
+
+    sizes = (5, 6, 7)
+    founders = (1, 2, 3)
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.changes: list[tuple[tuple[int, ...], Outcome]] = []
+        self.committed: dict[int, tuple[int, ...]] = {}
+        """Index -> the voters that a committed entry names there."""
+        self.changed = 0
+        self.away: dict[int, float] = {}
+        """Nodes that have dropped their replica, and until when."""
+        self.lab.set_learners(*self.lab.nodes)
+
+    def fault(self) -> None:
+        kind = self.rng.choice(("fault", "fault", "change", "change", "change", "learners", "drop"))
+        if kind == "fault":
+            super().fault()
+        elif kind == "learners":
+            present = [node for node in self.lab.nodes if node not in self.away]
+            self.lab.set_learners(*(node for node in present if self.rng.random() < 0.8))
+        elif kind == "change":
+            self.change()
+        else:
+            self.drop()
+
+    def change(self) -> None:
+        """Ask whoever leads for a change of one server."""
+        leading = [replica for replica in self.lab.nodes.values() if replica.alive and replica.raft.leads()]
+        if leading:
+            leader = self.rng.choice(leading)
+            node = self.rng.choice(list(self.lab.nodes))
+            wanted = tuple(sorted(set(leader.raft.voters) ^ {node}))
+            self.changes.append((wanted, leader.change(*wanted)))
+
+    def drop(self) -> None:
+        """A node outside the group lets go of its replica: it is no learner either, and no change brings it in."""
+        voting = set(self.committed[max(self.committed)] if self.committed else self.founders)
+        for replica in self.lab.nodes.values():
+            changes = [command for command, _, _ in replica.disk.recover().entries if command.startswith(CONFIG)]
+            voting |= {node for command in changes for node in unpack_voters(command)}
+        idle = [node for node, replica in self.lab.nodes.items() if replica.alive and node not in voting]
+        if idle:
+            node = self.rng.choice(idle)
+            # Links keep order, so no answer of the replica of before comes after one of its next.
+            self.away[node] = self.lab.world.now + 2.1
+            self.lab.set_learners(*(other for other in self.lab.nodes if other not in self.away))
+            self.lab[node].drop()
+            self.drops += 1
+
+    def revive(self) -> None:
+        for node, replica in self.lab.nodes.items():
+            if not replica.alive and self.lab.world.now >= self.away.get(node, 0.0):
+                self.away.pop(node, None)
+                replica.start()
+
+    def check(self) -> None:
+        super().check()
+        for replica in self.lab.nodes.values():
+            if replica.alive:
+                self.check_members(replica)
+
+    def check_members(self, replica: Replica) -> None:
+        group = replica.raft
+        configurations, commit = group.log.configurations, group.core.commit_index()
+        assert group.voters == configurations.voters
+        for index, voters in configurations._changes:
+            if index <= commit:
+                known = self.committed.setdefault(index, voters)
+                assert known == voters, f"the change of entry {index} made {known} and {voters} the voters"
+        latest = max(self.committed, default=0)
+        if group.log.base_index > latest:
+            # Committed, and gone into a snapshot, before any look at it.
+            self.committed[group.log.base_index] = configurations.at(group.log.base_index)
+        elif commit >= latest > 0:
+            assert configurations.at(commit) == self.committed[latest], "voters of a committed entry"
+        if group.leads():
+            assert replica.node in group.voters, "a leader without a vote"
+        pending = [index for index, _ in configurations._changes if index > commit]
+        if group.leads() and group.ready():
+            assert len(pending) <= 1, f"changes {pending} at a time"
+
+    def converge(self) -> None:
+        self.away.clear()
+        self.lab.set_learners(*self.lab.nodes)
+        self.revive()
+        super().converge()
+        chain = [self.founders, *(voters for _, voters in sorted(self.committed.items()))]
+        steps = [(one, other) for one, other in itertools.pairwise(chain) if one != other]
+        for one, other in steps:
+            assert len(set(one) ^ set(other)) == 1, f"voters {one} and {other} follow each other"
+        self.changed = len(steps)
+        voters = {replica.raft.voters for replica in self.lab.nodes.values()}
+        assert voters == {chain[-1]}, f"{voters} instead of {chain[-1]}"
+        for wanted, outcome in self.changes:
+            if outcome.ok:
+                assert wanted in chain, f"voters {wanted} were acknowledged and never came"
