@@ -14,9 +14,9 @@ from typing import Any, Final, Literal
 from unittest import mock
 
 import raftkv.raft.group as group_module
-from faults.sim import planted
+from faults.sim import planted, planted_moves
 from faults.sim.disk import SimFile, SimFileSystem
-from faults.sim.storm import Storm
+from faults.sim.storm import MOVING, RUINOUS, Storm
 from raftkv.client.engine import Engine
 from raftkv.client.retry import Progress as Attempts
 from raftkv.node.node import RaftNode
@@ -27,7 +27,11 @@ from raftkv.raft.elections import Elections
 from raftkv.raft.group import RaftGroup
 from raftkv.raft.snapshots import GroupSnapshots
 from raftkv.storage import wal_format
+from raftkv.store import copying, meta_commands
+from raftkv.store.moving import Moves
+from raftkv.store.records import Store
 from raftkv.store.sessions import Session
+from raftkv.store.slot import Slot
 
 Patch = tuple[Any, str, Any]
 
@@ -101,6 +105,17 @@ def _often(storm: Storm, **periods: float) -> Storm:
 def _small_snapshots(storm: Storm) -> Storm:
     small = replace(storm.settings, snapshot_bytes=4096, chunk_bytes=512, keep_entries=0, segment_bytes=4096)
     return replace(storm, settings=small)
+
+
+def _moving(storm: Storm) -> Storm:
+    """Slots move all the time, and somebody often changes his mind."""
+    moving = Storm.draw(MOVING + storm.seed)
+    more = {kind: often for kind, often in storm.faults.items() if kind not in (*RUINOUS, "wild clock", "drift")}
+    return replace(moving, seed=storm.seed, moves=0.3, pause=0.02, groups=3, faults={**moving.faults, **more})
+
+
+def _moving_with(workload: str) -> Callable[[Storm], Storm]:
+    return lambda storm: replace(_moving(storm), workloads=(workload,))
 
 
 def _with_reads(storm: Storm, reads: Literal["lease", "quorum"]) -> Storm:
@@ -398,6 +413,48 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a folder is synced after a change of names",
         ((SimFileSystem, "sync_dir", lambda *_: None),),
         ("power loss", "blackout"),
+    ),
+    Mutant(
+        "reads while frozen",
+        "moves",
+        "a frozen slot answers nothing, as its new owner may have written",
+        ((Store, "read", planted_moves.reads_while_frozen),),
+        tune=_moving_with("registers"),
+    ),
+    Mutant(
+        "cancelled and committed",
+        "moves",
+        "the meta group's log decides between cancel and commit once",
+        ((meta_commands, "_COMMANDS", planted_moves.COMMANDS),),
+        tune=_moving,
+    ),
+    Mutant(
+        "copied once",
+        "moves",
+        "what is written during the copy is copied again, and the copy is compared",
+        (
+            (Slot, "changes_after", planted_moves.forgets_changes),
+            (Moves, "_import_final", planted_moves.believes_the_copy),
+        ),
+        tune=_moving_with("registers"),
+    ),
+    Mutant(
+        "sessions stay behind",
+        "moves",
+        "the records of who wrote what move along, and the copy is compared",
+        (
+            (copying, "_sessions", planted_moves.leaves_sessions),
+            (Moves, "_import_final", planted_moves.believes_the_copy),
+        ),
+        ("drop replies",),
+        tune=_moving_with("retry"),
+    ),
+    Mutant(
+        "the source's time at the target",
+        "moves",
+        "times to live are carried over to the target's time",
+        ((Moves, "_serve", planted_moves.keeps_the_source_time),),
+        tune=_moving_with("ttl"),
     ),
 )
 """All planted faults."""
