@@ -305,12 +305,13 @@ class SimNode:
         self.state = state
 
 
-def _between_replicas(address: str, data: bytes) -> bool:
-    """Whether ``data`` is a frame of Raft messages only. Neither links nor TCP ever send anything twice, and what nodes
-    say to each other about single operations rests on that; Raft has to do without."""
+def _kinds_of_raft(address: str, data: bytes) -> list[int]:
+    """The kinds of messages in a frame of Raft messages only. Neither links nor TCP ever send anything twice, and what
+    nodes say to each other about single operations rests on that; Raft has to do without."""
     if not address.endswith(f":{_PEER_PORT}"):
-        return False
-    return all(isinstance(one, int) or isinstance(one[0], int) for one in msgpack.unpackb(data[_FRAME_HEAD:]))
+        return []
+    messages = [one for one in msgpack.unpackb(data[_FRAME_HEAD:]) if not isinstance(one, int)]
+    return sorted({one[1] for one in messages}) if all(isinstance(one[0], int) for one in messages) else []
 
 
 class SimCluster:
@@ -347,7 +348,7 @@ class SimCluster:
         self._rng = rng
         self.network = MemoryNetwork(random.Random(rng.getrandbits(64)), replace(self.settings.conditions))
         self.network.trace = self.trace.mark
-        self.network.may_repeat = _between_replicas
+        self.network.repeatable = _kinds_of_raft
         # The bounds of the configuration are for people: a simulation wants smaller numbers.
         self._cluster = ClusterSection.model_construct(
             id=str(uuid.UUID(int=rng.getrandbits(128))), slots=slots, groups=groups, replicas=replicas

@@ -16,11 +16,12 @@ import contextvars
 import random
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from faults.sim.loop import Process, current_process
+from faults.sim.repeats import Repeats
 from raftkv.peer.network import AddressInUse, Listener
 
 _RESET: Final = object()
@@ -28,9 +29,6 @@ _END: Final = object()
 
 _HIGH: Final = 64 * 1024
 """Bytes on the way at which the sender is asked to pause."""
-
-_REMEMBERED: Final = 24
-"""Sendings to one address that may come again over a later connection."""
 
 _RETRANSMIT: Final = 0.2
 """Seconds until lost bytes are sent again; twice as long each further time."""
@@ -46,7 +44,7 @@ class Conditions:
     Pareto-distributed number more, ``longest`` at most. ``loss``: share of sendings that are lost and sent again.
     ``pieces``: share of deliveries that arrive in pieces. ``late``: share of broken connections whose bytes on the way
     arrive all the same, up to ``late_by`` later. ``again``: share of sendings over a renewed connection that something
-    sent over a former one follows once more, where the network repeats at all (:attr:`MemoryNetwork.may_repeat`).
+    sent over a former one follows once more, where the network repeats at all (:attr:`MemoryNetwork.repeatable`).
     """
 
     base: float = 0.0005
@@ -88,9 +86,9 @@ class MemoryNetwork:
         """How often something happened to bytes on the way: lost, stalled, late, broken, refused, unanswered."""
         self.trace: Callable[[str], None] | None = None
         """Told of every delivery."""
-        self.may_repeat: Callable[[str, bytes], bool] | None = None
-        """Whether what is sent to an address is a message of its own, which a harsh network may repeat."""
-        self._former: dict[tuple[str, str], deque[tuple[_Pipe, bytes]]] = {}
+        self.repeatable: Callable[[str, bytes], Iterable[int]] | None = None
+        """What kinds of messages a sending to an address consists of; none if a harsh network must not repeat it."""
+        self._repeats: dict[tuple[str, str], Repeats] = {}
         self._listeners: dict[str, MemoryListener] = {}
         self._cuts: set[tuple[str, str]] = set()
         self._down: set[str] = set()
@@ -220,15 +218,12 @@ class MemoryNetwork:
         conditions = self.between(pipe.source, pipe.target)
         if self.rng is None or conditions is None or not conditions.again:
             return None
-        sent = self._former.setdefault((pipe.source, address), deque(maxlen=_REMEMBERED))
-        again = None
-        if sent and sent[0][0] is not pipe and self.rng.random() < conditions.again:
-            former, again = sent[self.rng.randrange(len(sent))]
-            if former is pipe:
-                return None
+        sent = self._repeats.setdefault((pipe.source, address), Repeats())
+        again = sent.draw(pipe, conditions.again, self.rng)
+        if again is not None:
             self.count("again")
-        if self.may_repeat is not None and self.may_repeat(address, data):
-            sent.append((pipe, data))
+        if self.repeatable is not None:
+            sent.remember(self.repeatable(address, data), data)
         return again
 
     def count(self, effect: str) -> None:
@@ -442,7 +437,7 @@ class MemoryTransport(asyncio.Transport):
     def __init__(self, network: MemoryNetwork, host: str, peer: str, *, dialled: bool, process: Process | None) -> None:
         super().__init__({"peername": peer, "sockname": host})
         self.dialled = dialled
-        self.repeats = dialled and network.may_repeat is not None
+        self.repeats = dialled and network.repeatable is not None
         self.context = contextvars.Context() if process is None else process.context
         self.paused = False
         self.writes = 0
@@ -460,7 +455,7 @@ class MemoryTransport(asyncio.Transport):
         if not self._closing:
             self.writes += 1
             self.out.put(bytes(data))
-            if self.repeats and self.writes > 1 and (again := self._network.repeat(self._peer, self.out, bytes(data))):
+            if self.repeats and (again := self._network.repeat(self._peer, self.out, bytes(data))):
                 self.out.put(again)
             if self.out.waiting > _HIGH and not self._choked:
                 self._choked = True

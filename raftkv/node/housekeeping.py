@@ -26,6 +26,9 @@ comes and goes, must not hand over twice."""
 
 _BETWEEN_TRANSFERS: Final = 10.0
 
+_MAX_LAG: Final = 1000
+"""Entries that a preferred leader may lack."""
+
 
 class Housekeeping:
     """``members`` returns the configured nodes with their incarnations once all of them were met, else None."""
@@ -72,9 +75,14 @@ class Housekeeping:
             self._led_since.pop(group.group, None)
             return
         since = self._led_since.setdefault(group.group, now)
-        if preferred == group.node or now < max(since + _SETTLED, self._transfer_due.get(group.group, 0.0)):
+        if (
+            preferred == group.node
+            or preferred not in group.voters
+            or now < max(since + _SETTLED, self._transfer_due.get(group.group, 0.0))
+        ):
             return
-        if group.could_lead(preferred):
+        # Nothing is written while a leader waits for its successor to catch up.
+        if group.answers(preferred) and group.core.match_index(preferred) + _MAX_LAG >= group.log.last_index:
             self._transfer_due[group.group] = now + _BETWEEN_TRANSFERS
             group.transfer(preferred)
 

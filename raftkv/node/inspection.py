@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Final
 
+from raftkv.clock import Clock
 from raftkv.errors import Code, Unavailable
 from raftkv.node.replicas import Replicas
 from raftkv.rpc.frontend import Digests, SlotFigures
+
+_SLICE: Final = 0.002
+"""Seconds of a tick for digests; one slot is done at least."""
 
 
 class Inspection:
     """Looks at the replicas of one node."""
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, clock: Clock) -> None:
         self._replicas = replicas
+        self._clock = clock
 
     def run(self) -> None:
         """Do a little of the digests that were asked for. Called every few milliseconds."""
+        until = self._clock.now() + _SLICE
         for replica in self._replicas.data.values():
             for check in replica.store.checks.values():
-                if check.result() is None:
+                while check.result() is None:
                     check.step()
+                    if self._clock.now() >= until:
+                        return
 
     def slot_figures(self) -> list[SlotFigures]:
         """Of all slots of the groups that this node leads."""

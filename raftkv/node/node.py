@@ -183,7 +183,7 @@ class RaftNode:
         ask = asker(self._router.submit)
         self._mover = Mover(self._meta_state, ask, self._clock, rng)
         self._membership = Membership(self._meta_state, ask, self._clock, rng)
-        self._inspection = Inspection(self._replicas)
+        self._inspection = Inspection(self._replicas, self._clock)
         self._leftovers = Leftovers(
             self.id,
             self._replicas,

@@ -145,6 +145,7 @@ class Router:
         self._numbers: dict[int, None] = {}
         self._number = 0
         self._hints: dict[int, int] = {}
+        self._member_of: frozenset[int] = frozenset()
         self._led: dict[int, int] = {}
         self._forwarded: dict[int, _Forward] = {}
         self._forward_number = 0
@@ -160,7 +161,8 @@ class Router:
 
     def leader_of(self, group: int) -> int:
         """Node that leads ``group`` as far as this node knows, 0 = nobody."""
-        replica = self._groups.get(group)
+        # A replica that is left over hears nothing of its group any more.
+        replica = self._groups.get(group) if self.map is None or group in self._member_of else None
         return self._hints.get(group, 0) if replica is None else replica.leader()
 
     @staticmethod
@@ -501,6 +503,7 @@ class Router:
     def on_map(self, shard_map: ShardMap) -> None:
         """There is a newer map: what was refused for its slot's sake is asked for again at once."""
         self.map = shard_map
+        self._member_of = frozenset(group.id for group in shard_map.groups_on(self._node))
         retries, self._retries = self._retries, deque()
         for _, request in retries:
             if not request.answered:

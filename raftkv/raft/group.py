@@ -558,11 +558,6 @@ class RaftGroup:
         """Whether ``peer`` is a follower in contact with this leader that has not reached ``index`` yet."""
         return self.answers(peer) and self.core.match_index(peer) < index
 
-    def could_lead(self, node: int) -> bool:
-        """Leader: whether ``node`` is a voter in contact that holds nearly the whole log."""
-        lag = self.log.last_index - self._config.keep_entries
-        return node in self.voters and self.answers(node) and self.core.match_index(node) >= lag
-
     def best_target(self) -> int:
         """The voter that holds most of the log among those in contact, 0 = none."""
         live = [(self.core.match_index(peer), peer) for peer in self.core.peers() if self.answers(peer)]
