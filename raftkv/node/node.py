@@ -54,6 +54,8 @@ _TICKS_PER_ROUND: Final = 5
 """Housekeeping runs every so many ticks."""
 
 _ROUNDS_PER_SPACE_CHECK: Final = 10
+_ROUNDS_PER_MAP: Final = 100
+"""The map is saved so rarely because it is a hint, and saving it holds up everything else."""
 
 _FULL_BELOW: Final = 4
 _FREE_ABOVE: Final = 8
@@ -271,6 +273,7 @@ class RaftNode:
                 self._leftovers.run()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_SPACE_CHECK) == 0:
                     self._look_at_space()
+                if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_MAP) == 0:
                     self._save_map()
         except Exception as error:
             self._fatal(error)
