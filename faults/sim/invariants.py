@@ -7,7 +7,7 @@
   and what is of its own term.
 - An entry that one replica has committed is the same on every replica, for ever. A disk that held it goes on holding
   it, or a snapshot that covers it.
-- State machines that have applied the same entries are equal.
+- State machines that have applied the same entries are equal, and so are the voters as of the same entry.
 - What was durable, or was told to others, survives every crash (:mod:`faults.sim.promises`).
 """
 
@@ -69,6 +69,7 @@ class Invariants:
         self._log: dict[int, dict[int, _Committed]] = {}
         self._last: dict[int, int] = {}
         self._states: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self._voters: dict[tuple[int, int], tuple[tuple[int, ...], int]] = {}
         self._seen: dict[tuple[int, int, int], _Seen] = {}
         self._held: dict[tuple[int, int], int] = {}
         cluster.on_turn.append(self._look)
@@ -102,6 +103,7 @@ class Invariants:
             commit = group.core.commit_index()
             if commit != seen.commit:
                 self._look_at_commits(node, group, seen.commit, commit)
+                self._look_at_voters(node, group, commit)
                 seen.commit = commit
             self._look_at_held(node, group)
 
@@ -188,6 +190,14 @@ class Invariants:
                 )
             elif old.seen_in > term_now:
                 known[index] = old._replace(seen_in=term_now)
+
+    def _look_at_voters(self, node: SimNode, group: RaftGroup, commit: int) -> None:
+        voters = group.log.configurations.at(commit)
+        known, other = self._voters.setdefault((group.group, commit), (voters, node.id))
+        if known != voters:
+            self.report(
+                "voters", f"of group {group.group} at entry {commit}: {known} on n{other}, {voters} on {node.name}"
+            )
 
     def _look_at_held(self, node: SimNode, group: RaftGroup) -> None:
         """What is committed and was on this node's disk is still in its log, or below its base."""

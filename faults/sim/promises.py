@@ -100,8 +100,9 @@ class Promises:
             state = wal.recovered.get(group, GroupState())
             found = {index: term for _, index, term in state.entries}
             self._compare(node, group, entries, state.snapshot_index, found)
-            term, candidate = self._told.get((node.id, group), (0, 0))
-            if state.term < term or (state.term == term and state.vote != candidate):
+        for (number, group), (term, candidate) in self._told.items():
+            state = wal.recovered.get(group, GroupState())
+            if number == node.id and (state.term < term or (state.term == term and state.vote != candidate)):
                 self._report("wal", f"{node.name} has forgotten its vote for n{candidate} in term {term} of {group}")
 
     def after_start(self, node: SimNode, group: RaftGroup) -> None:

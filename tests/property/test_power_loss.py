@@ -1,7 +1,7 @@
 """Power loss at every moment: nothing that the log announced as durable is ever lost, and nothing is invented."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +23,8 @@ class Model:
     vote: int = 0
     snapshot: int = 0
     entries: tuple[tuple[bytes, int, int], ...] = ()  # after the snapshot
+    founders: tuple[int, ...] = ()
+    floor: tuple[int, int] = (0, 0)
 
     @property
     def last(self) -> int:
@@ -41,27 +43,33 @@ def step(rng: random.Random, wal: Wal, history: History) -> None:
     """Append one random record."""
     group = rng.choice(GROUPS)
     now = history.states[-1].get(group, Model())
-    kind = rng.choice(["entry"] * 8 + ["hard state", "truncate", "snapshot", "install"])
+    kind = rng.choice(["entry"] * 8 + ["hard state", "truncate", "snapshot", "install", "group or drop"])
     if kind == "entry":
         # A batch may outgrow a segment.
         data = rng.randbytes(rng.choice((0, 1, 40, 200, 200, 3 * SEGMENT if rng.random() < 0.05 else 100)))
         wal.entry(group, now.last + 1, now.term, data)
-        now = Model(now.term, now.vote, now.snapshot, (*now.entries, (data, now.last + 1, now.term)))
+        now = replace(now, entries=(*now.entries, (data, now.last + 1, now.term)))
     elif kind == "hard state":
-        now = Model(now.term + 1, rng.randrange(4), now.snapshot, now.entries)
+        now = replace(now, term=now.term + 1, vote=rng.randrange(4))
         wal.hard_state(group, now.term, now.vote)
     elif kind == "truncate" and now.entries:
         first = rng.randint(now.snapshot + 1, now.last)
         wal.truncate(group, first)
-        now = Model(now.term, now.vote, now.snapshot, now.entries[: first - now.snapshot - 1])
+        now = replace(now, entries=now.entries[: first - now.snapshot - 1])
     elif kind == "snapshot" and now.entries:
         index = rng.randint(now.snapshot + 1, now.last)
         wal.snapshot(group, index, now.entries[index - now.snapshot - 1][2])
-        now = Model(now.term, now.vote, index, now.entries[index - now.snapshot :])
+        now = replace(now, snapshot=index, entries=now.entries[index - now.snapshot :])
     elif kind == "install" and rng.random() < 0.2:
         index = now.last + rng.randint(1, 5)
         wal.snapshot(group, index, now.term)
-        now = Model(now.term, now.vote, index)
+        now = replace(now, snapshot=index, entries=())
+    elif kind == "group or drop" and not now.founders:
+        now = replace(now, founders=(1, group))
+        wal.group(group, now.founders)
+    elif kind == "group or drop":
+        now = Model(now.term, now.vote, floor=max(now.floor, (now.term, now.last)))
+        wal.drop(group, now.term, history.states[-1][group].last)
     else:
         return
     history.states.append({**history.states[-1], group: now})
@@ -70,7 +78,7 @@ def step(rng: random.Random, wal: Wal, history: History) -> None:
 
 def recovered(wal: Wal) -> dict[int, Model]:
     return {
-        group: Model(state.term, state.vote, state.snapshot_index, tuple(state.entries))
+        group: Model(state.term, state.vote, state.snapshot_index, tuple(state.entries), state.founders, state.floor)
         for group, state in wal.recovered.items()
     }
 

@@ -17,11 +17,12 @@ from faults.sim.cluster import WAL_FOLDER, Settings, SimCluster, SimNode
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, simulate
 from raftkv import AsyncClient
+from raftkv.errors import Code
 from raftkv.raft import RaftGroup
 from raftkv.raft.log import NO_OP
 from raftkv.raft.messages import Type
 from raftkv.storage.wal_format import segment_name
-from raftkv.store.operations import Kind, Op
+from raftkv.store.operations import Kind, Op, Result
 from shards.slots import slot_of
 
 GROUP = 1
@@ -411,6 +412,62 @@ def test_a_leader_commits_by_counting_what_is_of_its_own_term_only() -> None:
         await world.breaks(leader, commit)
         assert f" of term {term - 1} in term {term}" in await world.reported("commit")
         writing.cancel()
+
+    run(scenario)
+
+
+def test_replicas_that_have_committed_the_same_have_the_same_voters() -> None:
+    async def scenario(world: World) -> None:
+        leader = world.leader()
+        await world.settled()
+        wrong = world.followers()[0]
+        await world.breaks(wrong, lambda group: group.log.configurations.add(2, (1, 2)))
+        await world.write(1)
+        found = await world.reported("voters")
+        assert f"of group {GROUP} at entry {world.group(leader).core.commit_index()}" in found
+        assert "(1, 2, 3)" in found
+        assert f"(1, 2) on n{wrong}" in found
+
+    run(scenario)
+
+
+def test_a_group_that_drops_a_replica_and_takes_it_back_is_accused_of_nothing() -> None:
+    """A voter is removed, lets go of its replica, comes back as a learner and is a voter again, through real nodes."""
+
+    async def scenario(world: World) -> None:
+        leader, (_, gone) = world.leader(), world.followers()
+        answers: list[Result] = []
+
+        async def changed(*voters: int) -> None:
+            answers.clear()
+            node = world.node(leader)
+            node.process.run(lambda: world.group(leader).change_members(voters, answers.append))
+            await until(lambda: answers != [])
+            assert answers[0].code == Code.OK, answers[0].detail
+
+        await changed(*(one for one in world.cluster.nodes if one != gone))
+        node = world.node(gone)
+        assert node.node is not None
+        replicas = node.node._replicas
+        node.process.run(lambda: replicas.drop(GROUP))
+        await world.write(30)
+        node.process.run(lambda: replicas.ensure(GROUP, (1, 2, 3)))
+        await until(lambda: replicas.get(GROUP) is not None)
+        for number in world.cluster.nodes:
+            world.node(number).process.run(lambda one: world.group(one).set_learners((gone,)), number)
+        await world.write(10)
+        await world.settled()
+        await changed(1, 2, 3)
+        await world.write(10)
+        await world.settled()
+        assert world.group(gone).voters == (1, 2, 3)
+        world.invariants.promises.before_crash(node)
+        world.cluster.kill(gone, power_loss=True)
+        world.invariants.promises.after_crash(node)
+        world.cluster.restart(gone)
+        await world.cluster.ready(10.0)
+        await world.settled()
+        assert world.problems == []
 
     run(scenario)
 

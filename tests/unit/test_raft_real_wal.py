@@ -8,6 +8,7 @@ import pytest
 from faults.sim.disk import SimDisk
 from faults.sim.raftlab import GROUP, Lab, Replica
 from faults.sim.raftparts import LabFiles, Machine
+from faults.sim.raftstorm import MemberStorm
 from faults.sim.worker import SimWorker
 from raftkv.raft import RaftConfig
 from raftkv.raft.log import FIRST_INDEX, Entry
@@ -29,8 +30,17 @@ def _real(replica: Replica, rng: random.Random) -> tuple[tuple[int, int], tuple[
     wal.group(GROUP, replica.founders)
     wal.snapshot(GROUP, FIRST_INDEX, 0)
     for kind, *fields in replica.disk.records:
-        method: Any = {"hard": wal.hard_state, "entry": wal.entry, "truncate": wal.truncate, "snapshot": wal.snapshot}
+        method: Any = {
+            "hard": wal.hard_state,
+            "entry": wal.entry,
+            "truncate": wal.truncate,
+            "snapshot": wal.snapshot,
+            "drop": wal.drop,
+        }
         method[kind](GROUP, *fields)
+        if kind == "drop":  # and back again, as Replicas.ensure does it
+            wal.group(GROUP, replica.founders)
+            wal.snapshot(GROUP, FIRST_INDEX, 0)
         if rng.random() < 0.3:
             wal.flush()
         if rng.random() < 0.05:
@@ -42,6 +52,7 @@ def _real(replica: Replica, rng: random.Random) -> tuple[tuple[int, int], tuple[
     wal = mount()
     state = wal.recovered[GROUP]
     assert state.founders == replica.founders
+    assert state.floor == replica.disk.recover().floor
     base, entries = align(GROUP, info, state.snapshot_index, state.entries, wal, Machine(), _files(replica))
     return (state.term, state.vote), base, entries
 
@@ -88,6 +99,17 @@ def test_real_wal_and_laboratory_recover_the_same(seed: int) -> None:
         for node in rng.sample(range(1, 4), rng.choice((0, 1, 1, 2, 3))):
             lab[node].kill()
     assert compared > 10
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_they_agree_on_replicas_that_were_dropped(seed: int) -> None:
+    """Members come and go, replicas are dropped and begin anew: both find the same log, votes and promises."""
+    storm = MemberStorm(seed)
+    storm.run()
+    rng = random.Random(f"real wal {seed}")
+    for replica in storm.lab.nodes.values():
+        assert _real(replica, rng) == _laboratory(replica)
+    assert storm.drops > 0
 
 
 def _restarted(disk: SimDisk) -> Wal:

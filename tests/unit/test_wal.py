@@ -397,6 +397,89 @@ def test_truncated_entries_hold_no_segment() -> None:
     assert node.restart()[1] == GroupState((), 0, 0, 10, 1, [])
 
 
+def hosted(wal: Wal, group: int, last: int) -> None:
+    wal.group(group, (1, 2, 3))
+    wal.snapshot(group, 1, 0)
+    wal.hard_state(group, 7, 2)
+    fill(wal, group, 2, last)
+
+
+def test_of_a_dropped_group_term_and_vote_and_the_end_of_its_log_are_kept() -> None:
+    """Its entries and its snapshot are forgotten, and so is that it was hosted; also when segments come and go."""
+    node = Node(SMALL)
+    hosted(node.wal, 1, 30)
+    node.wal.snapshot(1, 20, 1)
+    node.wal.drop(1, 1, 30)
+    kept = GroupState((), 7, 2, floor=(1, 30))
+    assert node.wal.promised(1) == kept
+    node.wal.flush()
+    for _ in range(3):
+        assert node.restart()[1] == kept
+        assert node.wal.promised(1) == kept
+        fill(node.wal, 2, node.wal.recovered.get(2, GroupState()).last_index + 1, 60)
+        node.wal.snapshot(2, 60, 1)
+        node.wal.flush()
+        node.wal.collect()
+    assert len(node.segments()) < 3
+
+
+@pytest.mark.parametrize("flushed", [False, True], ids=["one batch", "batches"])
+def test_a_dropped_group_comes_back_with_an_empty_log(flushed: bool) -> None:
+    """Entries of its new log begin at 2 again, in any mixture with the old ones."""
+    node = Node(SMALL)
+    for life in range(1, 4):
+        node.wal.group(1, (1, 2, 3))
+        node.wal.snapshot(1, 1, 0)
+        for index in range(2, 20 - life):
+            node.wal.entry(1, index, life, command(index))
+            if flushed:
+                node.wal.flush()
+        if life < 3:
+            node.wal.drop(1, life, 19 - life)
+    node.wal.flush()
+    assert node.restart() == {
+        1: GroupState((1, 2, 3), 0, 0, 1, 0, [(command(i), i, 3) for i in range(2, 17)], floor=(2, 17))
+    }
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_dropped_group_holds_no_segment(restarted: bool) -> None:
+    """Nothing waits for a snapshot that nobody will take."""
+    node = Node(SMALL)
+    hosted(node.wal, 1, 30)
+    fill(node.wal, 2, 1, 5)
+    node.wal.snapshot(2, 5, 1)
+    node.wal.drop(1, 1, 30)
+    node.wal.flush()
+    if restarted:
+        node.restart()
+    assert node.wal.pinned_by()[1] is None
+    node.wal.collect()
+    assert len(node.segments()) == 1
+    assert node.restart()[1] == GroupState((), 7, 2, floor=(1, 30))
+
+
+def test_a_drop_that_was_not_durable_did_not_happen() -> None:
+    """Kill -9 before its batch is written: the group is there as before."""
+    node = Node(SMALL)
+    hosted(node.wal, 1, 10)
+    node.wal.drop(1, 1, 10)
+    assert node.restart()[1] == GroupState((1, 2, 3), 7, 2, 1, 0, [(command(i), i, 1) for i in range(2, 11)])
+
+
+def test_the_floor_only_rises() -> None:
+    """A shorter log that is dropped later does not make the longer one before it forgotten."""
+    node = Node()
+    node.wal.drop(1, 4, 9)
+    node.wal.drop(1, 3, 90)
+    node.wal.drop(1, 4, 8)
+    node.wal.flush()
+    assert node.restart()[1].floor == (4, 9)
+    node.wal.drop(1, 5, 2)
+    node.wal.flush()
+    assert node.restart()[1].floor == (5, 2)
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_pinning_is_known_after_a_restart_too(restarted: bool) -> None:
     """The node can always ask the group that holds the oldest segment for a snapshot."""

@@ -96,6 +96,24 @@ def test_a_torn_tail_is_cut_at_every_byte() -> None:
         assert start(disk, 4096).recovered[1].entries[-1] == (command(7), 7, 2)
 
 
+def test_a_drop_torn_at_any_byte_did_not_happen() -> None:
+    """Either all of the group is there or, once the batch is whole, nothing but term, vote and the end of its log."""
+    disk = written(6, 4096)
+    wal = start(disk, 4096)
+    before = wal.recovered[1]
+    wal.drop(1, 1, 6)
+    wal.group(1, (1, 2, 3))
+    wal.flush()
+    path = logs(disk)[-1]
+    last = batches(disk, path)[-1]
+    whole = disk.files()[path]
+    for cut in range(last.offset, last.end):
+        disk.replace(path, whole[:cut] + bytes(len(whole) - cut))
+        assert start(disk, 4096).recovered[1] == before, f"cut at {cut}"
+    disk.replace(path, whole)
+    assert start(disk, 4096).recovered[1] == GroupState((1, 2, 3), 3, 2, floor=(1, 6))
+
+
 def test_garbage_after_the_last_batch_is_zeroed_before_anything_is_written() -> None:
     """Bytes of a torn batch must never be read as part of a later one, even if power fails again."""
     disk = written(5, 4096)
@@ -249,6 +267,7 @@ def forge(records: list[object], count: int) -> SimDisk:
         ([(99, 1)], 1, "unknown kind"),
         ([(wal_format.ENTRY, 1, 9, 1, b"")], 1, "entries 3 to 8 are missing"),
         ([(wal_format.ENTRY, 1)], 1, "not enough values"),
+        ([(wal_format.DROP, 1, 1)], 1, "not enough values"),
         ([5], 1, "damaged"),
         ([(wal_format.HARD_STATE, 1, 1, 1)], 2, "1 records, 2 announced"),
         ([(wal_format.OPENING, [(1, (1,), 3, 2, 0, 0, 7)])], 0, "ends at 2, it should end at 7"),
