@@ -241,6 +241,8 @@ class RaftGroup:
     def step(self) -> None:
         """Do what the events of this turn have made possible."""
         if self._leading:
+            if self.membership.look(self._progress, self._clock.now()):
+                self._follow_members()
             self._advance_commit()
         self._apply()
         if self._leading:
@@ -379,7 +381,7 @@ class RaftGroup:
             progress.on_ack(seq)
             if index - 1 > core.match_index(peer):
                 core.receive_match(peer, index - 1)
-            progress.on_stored(at)
+            progress.on_match(seq, at)
         elif epoch == progress.epoch and seq >= progress.probe:
             lost = last < core.match_index(peer) and (at[0] != progress.stored[0] or at[1] > progress.stored[1])
             if lost and peer not in self.voters:
@@ -388,13 +390,8 @@ class RaftGroup:
                 core.untrack(peer)
                 core.track(peer)
             elif lost:
-                log.error(
-                    "group %d: node %d has lost entries that it had acknowledged (%d of %d): it no longer counts",
-                    self.group,
-                    peer,
-                    last,
-                    core.match_index(peer),
-                )
+                found = f"node {peer} has lost entries that it had acknowledged ({last} of {core.match_index(peer)})"
+                log.error("group %d: %s: it no longer counts", self.group, found)
                 progress.amnesia = True
                 return
             progress.on_ack(seq)
@@ -536,7 +533,7 @@ class RaftGroup:
         if not self._leading:
             done(self._not_leader())
             return
-        if self.membership.change(voters, done):
+        if self.membership.change(voters, done, self._seq, self._clock.now() + self._config.election_max):
             self._follow_members()
 
     def set_learners(self, nodes: Sequence[int]) -> None:

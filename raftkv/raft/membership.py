@@ -11,7 +11,7 @@ for nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +21,7 @@ from raftkv.store.operations import Result
 
 if TYPE_CHECKING:
     from raftkv.raft.group import RaftGroup
+    from raftkv.raft.replication import Progress
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,23 @@ class Members:
     peers: dict[int, PeerState]
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A change that brings ``newcomer`` in, as soon as it acknowledges an append sent after ``seq``; see ``look``."""
+
+    wanted: Voters
+    newcomer: int
+    seq: int
+    deadline: float
+    done: ChangeDone
+
+
 class Membership:
     """The changes and learners of one replica."""
 
     def __init__(self, group: RaftGroup) -> None:
         self._group = group
+        self._asked: _Asked | None = None
         self._told: tuple[int, ...] = ()
         self._waiting: list[tuple[int, ChangeDone]] = []
 
@@ -102,21 +115,60 @@ class Membership:
 
     # -- changes
 
-    def change(self, voters: Sequence[int], done: ChangeDone) -> bool:
-        """Leader: start a change, or answer why not. Returns whether the voters have changed."""
+    def change(self, voters: Sequence[int], done: ChangeDone, seq: int, deadline: float) -> bool:
+        """Leader: start a change, or answer why not. Returns whether the voters have changed.
+
+        ``seq``: the last append sent. ``deadline``: until when a newcomer has to answer.
+        """
         group = self._group
         wanted: Voters = tuple(sorted(set(voters)))
         if group.ready() and self._settled() and wanted == group.voters:
             _answer(done, Result(Code.OK))
             return False
+        if self._refused(wanted, done):
+            return False
+        newcomers = set(wanted) - set(group.voters)
+        if newcomers:
+            self._asked = _Asked(wanted, newcomers.pop(), seq, deadline, done)
+            return False
+        self._start(wanted, done)
+        return True
+
+    def look(self, progress: Mapping[int, Progress], now: float) -> bool:
+        """Leader, at each step: bring a newcomer in that has answered. Returns whether the voters have changed.
+
+        What is known of a newcomer may be that of a replica which its node has dropped since, and a voter that is
+        believed to hold what it does not could help to commit it. So it has to acknowledge an append that was sent
+        after the change was asked for: a node drops its replica before it may be asked for again.
+        """
+        asked = self._asked
+        if asked is None:
+            return False
+        state = progress.get(asked.newcomer)
+        if state is not None and state.matched > asked.seq:
+            self._asked = None
+            if self._refused(asked.wanted, asked.done):
+                return False
+            self._start(asked.wanted, asked.done)
+            return True
+        if now > asked.deadline:
+            self._asked = None
+            self._refuse(f"node {asked.newcomer} does not answer", asked.done)
+        return False
+
+    def _start(self, wanted: Voters, done: ChangeDone) -> None:
+        index = self._group.core.append(pack_voters(wanted))
+        log.info("group %d: voters %s from entry %d on", self._group.group, _names(wanted), index)
+        self._waiting.append((index, done))
+
+    def _refused(self, wanted: Voters, done: ChangeDone) -> bool:
         refusal = self._refusal(wanted)
         if refusal is not None:
-            _answer(done, Result(Code.CONDITION_FAILED, detail=f"group {group.group}: {refusal}"))
-            return False
-        index = group.core.append(pack_voters(wanted))
-        log.info("group %d: voters %s from entry %d on", group.group, _names(wanted), index)
-        self._waiting.append((index, done))
-        return True
+            self._refuse(refusal, done)
+        return refusal is not None
+
+    def _refuse(self, reason: str, done: ChangeDone) -> None:
+        _answer(done, Result(Code.CONDITION_FAILED, detail=f"group {self._group.group}: {reason}"))
 
     def _refusal(self, wanted: Voters) -> str | None:
         group, present = self._group, self._group.voters
@@ -124,6 +176,8 @@ class Membership:
             return "the leader has not committed an entry of its term yet"
         if not self._settled():
             return f"the change to voters {_names(present)} is not committed yet"
+        if self._asked is not None:
+            return f"node {self._asked.newcomer} is being looked at"
         if group.transfers():
             return "the leadership is being handed over"
         if group.node not in wanted:
@@ -158,7 +212,8 @@ class Membership:
     def fail(self, outcome: Result) -> None:
         """This replica will not see what becomes of its changes."""
         waiting, self._waiting = self._waiting, []
-        for _, done in waiting:
+        asked, self._asked = self._asked, None
+        for done in [*(done for _, done in waiting), *(() if asked is None else (asked.done,))]:
             _answer(done, outcome)
 
 

@@ -15,7 +15,8 @@ class Progress:
     ``sent``: appends not yet acknowledged: (seq, send time, bytes). ``acked``: the latest append that was acknowledged,
     ``contact``: when it was sent. ``probe``: rejections of appends before this seq are old news. ``stored``: the
     follower's (start, counter) when it last acknowledged a match. ``amnesia``: it has forgotten what it had
-    acknowledged. ``forgotten``: the start of a learner's former replica, whose late answers mean nothing.
+    acknowledged. ``forgotten``: the start of a learner's former replica, whose late answers mean nothing. ``matched``:
+    the latest append that was acknowledged with a match.
     """
 
     epoch: int
@@ -29,6 +30,7 @@ class Progress:
     amnesia: bool = False
     forgotten: int | None = None
     offer_due: float = 0.0
+    matched: int = 0
 
     def window_open(self) -> bool:
         return len(self.sent) < limits.MAX_INFLIGHT_APPENDS and self.bytes < limits.MAX_INFLIGHT_APPEND_BYTES
@@ -55,8 +57,9 @@ class Progress:
         if seq > self.acked:
             self.acked, self.contact = seq, sent_at
 
-    def on_stored(self, at: tuple[int, int]) -> None:
+    def on_match(self, seq: int, at: tuple[int, int]) -> None:
         """The follower acknowledged a match; answers of the same start may arrive out of order."""
+        self.matched = max(self.matched, seq)
         if at[0] != self.stored[0] or at[1] > self.stored[1]:
             self.stored = at
 

@@ -469,3 +469,33 @@ def test_a_batch_behind_a_change_is_applied_once() -> None:
     assert second.ok
     lab[3].receive(1, append(1, 2, 1, [(1, batch(b"x"))], commit=2))
     assert leader.commands() == [b"a", b"b"]
+
+
+def test_a_newcomer_has_to_answer_after_it_was_asked_for() -> None:
+    """What the leader knows of a learner may be that of a replica which the node has dropped since."""
+    lab, leader = led()
+    write(lab, leader, b"a", b"b")
+    beat(lab)
+    assert leader.raft.core.match_index(4) == leader.raft.log.last_index
+    outcome = leader.change(1, 2, 3, 4, heard=False)
+    lab.run(0.0)
+    assert 4 not in leader.raft.voters
+    assert "node 4 is being looked at" in refusal(leader.change(1, 2, 3, 4, heard=False))
+    lab.pump(1, 2)
+    lab.pump(1, 3)
+    assert 4 not in leader.raft.voters
+    beat(lab)
+    assert outcome.ok
+    assert leader.raft.voters == (1, 2, 3, 4)
+
+
+def test_a_newcomer_that_answers_no_more_is_refused() -> None:
+    lab, leader = led()
+    beat(lab)
+    lab[4].kill()
+    outcome = leader.change(1, 2, 3, 4, heard=False)
+    for _ in range(10):
+        lab.tick(1, after=0.1)
+        lab.pump()
+    assert "node 4 does not answer" in refusal(outcome)
+    assert leader.raft.voters == (1, 2, 3)

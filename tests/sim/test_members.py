@@ -1,0 +1,115 @@
+"""Guarantee: a node that has left a group never takes part in it again by mistake, and finds whom to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from faults.sim.cluster import SimCluster
+from faults.sim.loop import SimLoop, simulate
+from faults.sim.operator import Operator
+from raftkv.store.meta_state import MetaState
+from shards.map import ShardMap
+
+GROUP = 1
+
+
+async def state_of(operator: Operator) -> MetaState:
+    state = await operator.look()
+    assert state is not None
+    return state
+
+
+async def map_of(operator: Operator) -> ShardMap:
+    shard_map = (await state_of(operator)).map
+    assert shard_map is not None
+    return shard_map
+
+
+async def leave(operator: Operator) -> int:
+    """One node leaves GROUP for another; it has dropped its replica when this returns. Its id."""
+    shard_map = await map_of(operator)
+    voters = shard_map.group(GROUP).voters
+    leaving = voters[-1]
+    new = next(node.id for node in shard_map.nodes if node.id not in voters)
+    assert await operator._tell("want", shard_map.epoch, [[GROUP, [*voters[:-1], new]]])
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        state = await state_of(operator)
+        if not state.wanted and not state.leftover:
+            return leaving
+    raise AssertionError("the members did not change")
+
+
+def play(scene: Callable[[SimCluster, Operator], Awaitable[None]]) -> None:
+    async def main(loop: SimLoop) -> None:
+        cluster = SimCluster(loop, random.Random("members"), nodes=4, groups=2)
+        operator = Operator(cluster, random.Random("operator"), 1.0, members=True, replicas=3)
+        await cluster.start()
+        await scene(cluster, operator)
+        assert loop.problems == []
+
+    simulate(main)
+
+
+def test_a_dropped_replica_stays_dropped_after_a_restart() -> None:
+    """A node's saved map was older than its leaving, and made it host the group again with an empty log."""
+
+    async def scene(cluster: SimCluster, operator: Operator) -> None:
+        left = await leave(operator)
+        for power_loss in (False, True):
+            node = cluster.nodes[left]
+            assert node.node is not None
+            assert node.node._replicas.get(GROUP) is None
+            cluster.kill(left, power_loss=power_loss)
+            cluster.restart(left)
+            assert node.node is not None
+            assert node.node._replicas.get(GROUP) is None
+            await asyncio.sleep(1.0)
+            assert node.node._replicas.get(GROUP) is None
+
+    play(scene)
+
+
+def test_a_node_that_has_left_may_come_back() -> None:
+    async def scene(cluster: SimCluster, operator: Operator) -> None:
+        left = await leave(operator)
+        shard_map = await map_of(operator)
+        voters = (*shard_map.group(GROUP).voters[:2], left)
+        assert await operator._tell("want", shard_map.epoch, [[GROUP, list(voters)]])
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            if not (await state_of(operator)).wanted:
+                break
+        assert set((await map_of(operator)).group(GROUP).voters) == set(voters)
+        node = cluster.nodes[left].node
+        assert node is not None
+        replica = node._replicas.get(GROUP)
+        assert replica is not None
+        assert set(replica.voters) == set(voters)
+
+    play(scene)
+
+
+def test_a_replica_left_over_finds_the_leader() -> None:
+    """Its own belief who leads was asked before what others say, and never changed as nobody speaks to it any more."""
+
+    async def scene(cluster: SimCluster, operator: Operator) -> None:
+        await asyncio.sleep(0.5)
+        shard_map = await map_of(operator)
+        group = shard_map.group(GROUP)
+        leader = cluster.leaders()[GROUP]
+        me = next(node for node in group.voters if node != leader)
+        other = next(node for node in group.voters if node not in (me, leader))
+        one = cluster.nodes[me].node
+        assert one is not None
+        router = one._router
+        assert router.leader_of(GROUP) == leader
+        new = next(node.id for node in shard_map.nodes if node.id not in group.voters)
+        after = shard_map.with_group(type(group)(GROUP, (leader, other, new), (), group.founders))
+        router.on_map(after)
+        router.on_leads(other, [GROUP])
+        assert router.leader_of(GROUP) == other
+
+    play(scene)
