@@ -122,6 +122,9 @@ class Mover:
 
     async def _advance(self, move: Move, figures: _Figures) -> None:
         """Look where the move is and take all steps from there. Raises Failed, or Impossible."""
+        if move.phase is Phase.CANCELLED:
+            # Before anything is asked of the target, whose majority may be gone: the source's clients wait.
+            await self._tell(Kind.UNTRACK, move.source, move.id, list(move.slots))
         source, target, seq, cursor = await self._look(move)
         phase = move.phase
         while True:

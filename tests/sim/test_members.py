@@ -113,3 +113,19 @@ def test_a_replica_left_over_finds_the_leader() -> None:
         assert router.leader_of(GROUP) == other
 
     play(scene)
+
+
+def test_nodes_say_what_they_lead() -> None:
+    """A node without a replica of a group did not know its leader until it had asked around for an operation."""
+
+    async def scene(cluster: SimCluster, operator: Operator) -> None:
+        await asyncio.sleep(0.5)
+        shard_map = await map_of(operator)
+        leaders = cluster.leaders()
+        for node in cluster.nodes.values():
+            assert node.node is not None
+            assert node.node.leaders() == leaders
+        outside = [(node, group.id) for node in cluster.nodes for group in shard_map.groups if node not in group.voters]
+        assert outside
+
+    play(scene)
