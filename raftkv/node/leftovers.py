@@ -32,7 +32,7 @@ _LOOK: Final = 0.05
 class Leftovers:
     """``leading``: the meta group's state while this node leads it. ``tell(node)`` asks another node to :meth:`clear`.
 
-    ``keep_map``: takes a map that may be newer than the node's own, durably.
+    ``keep_map``: takes a map that may be newer than the node's own, durably, or raises OSError.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Leftovers:
             for group, node in sorted(state.leftover):
                 if node == self._node:
                     await self._drop(group)
-        except Failed as failure:
+        except (Failed, OSError) as failure:
             log.info("replicas that are left over cannot be dropped yet: %s", failure)
 
     async def _drop(self, group: int) -> None:

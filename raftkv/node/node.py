@@ -55,7 +55,7 @@ _TICKS_PER_ROUND: Final = 5
 
 _ROUNDS_PER_SPACE_CHECK: Final = 10
 _ROUNDS_PER_MAP: Final = 100
-"""The map is saved so rarely because it is a hint, and saving it holds up everything else."""
+"""A map in which only owners of slots have changed is saved so rarely: it is a hint, and saving it holds up all else."""
 
 _FULL_BELOW: Final = 4
 _FREE_ABOVE: Final = 8
@@ -245,6 +245,8 @@ class RaftNode:
             self._timer = None
         for driver in (self._mover, self._membership, self._leftovers):
             driver.close()
+        if not self._failed:
+            self._try_to_save_map()
         await self._links.close()
         self._wal.close()
         self._folder.close()
@@ -274,7 +276,7 @@ class RaftNode:
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_SPACE_CHECK) == 0:
                     self._look_at_space()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_MAP) == 0:
-                    self._save_map()
+                    self._try_to_save_map()
         except Exception as error:
             self._fatal(error)
             raise
@@ -315,7 +317,7 @@ class RaftNode:
             self._use_map(shard_map)
 
     def _keep_map(self, shard_map: ShardMap) -> None:
-        """Use this map, if it is newer, and have it on disk now."""
+        """Use this map, if it is newer, and have it on disk now. Raises OSError."""
         self._take_newer_map(shard_map)
         self._save_map()
 
@@ -332,13 +334,14 @@ class RaftNode:
         if self.id in shard_map.removed:
             self._fatal(NodeRefused(f"this node, {self.id}, has been removed from the cluster"))
             return
+        before = self._router.map
         self._router.on_map(shard_map)
         self._map_saved = False
+        if before is None or (before.nodes, before.groups) != (shard_map.nodes, shard_map.groups):
+            self._try_to_save_map()
         self._meet(shard_map)
         for group in shard_map.groups_on(self.id):
-            if self._replicas.get(group.id) is None:
-                self._save_map()
-                self._replicas.ensure(group.id, group.founders)
+            self._replicas.ensure(group.id, group.founders)
         for group in shard_map.groups:
             replica = self._replicas.get(group.id)
             if replica is not None:
@@ -359,10 +362,16 @@ class RaftNode:
                 self._links.remove_peer(peer)
 
     def _save_map(self) -> None:
-        """Keep the map for the next start: a hint, so it need not be on disk at once."""
+        """Keep the map for the next start. Raises OSError."""
         if not self._map_saved and self._router.map is not None:
-            self._map_saved = True
             self._folder.save_map(msgpack.packb(self._router.map.to_wire()))
+            self._map_saved = True
+
+    def _try_to_save_map(self) -> None:
+        try:
+            self._save_map()
+        except OSError as problem:
+            log.warning("the shard map cannot be saved: %s", problem)
 
     def _map_message(self) -> list[Any]:
         assert self._router.map is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections.abc import Awaitable, Callable
 
@@ -68,6 +69,37 @@ def test_a_dropped_replica_stays_dropped_after_a_restart() -> None:
             assert node.node._replicas.get(GROUP) is None
             await asyncio.sleep(1.0)
             assert node.node._replicas.get(GROUP) is None
+
+    play(scene)
+
+
+def test_a_map_that_could_not_be_saved_is_not_called_saved() -> None:
+    """A node whose disk was full dropped its replica later, kept an old map, and hosted the group again after a
+    restart."""
+
+    async def scene(cluster: SimCluster, operator: Operator) -> None:
+        shard_map = await map_of(operator)
+        leaving = shard_map.group(GROUP).voters[-1]
+        one = cluster.nodes[leaving].node
+        assert one is not None
+        save = one._folder.save_map
+
+        def fail(_: bytes) -> None:
+            raise OSError(errno.ENOSPC, "no space")
+
+        one._folder.save_map = fail  # type: ignore[method-assign]
+        group = shard_map.group(GROUP)
+        assert await operator._tell("want", shard_map.epoch, [[GROUP, group.voters[::-1]]])
+        await asyncio.sleep(1.0)
+        assert not one._map_saved
+        one._folder.save_map = save  # type: ignore[method-assign]
+        assert await operator._tell("want", (await map_of(operator)).epoch, [[GROUP, group.voters]])
+        assert await leave(operator) == leaving
+        cluster.kill(leaving, power_loss=True)
+        cluster.restart(leaving)
+        node = cluster.nodes[leaving].node
+        assert node is not None
+        assert node._replicas.get(GROUP) is None
 
     play(scene)
 
