@@ -61,10 +61,13 @@ class Operator:
 
     async def settle(self) -> None:
         """He lets go of what he has not got yet: jobs go on by themselves, groups keep the voters they have."""
+        # What he asked for last may still be on its way.
+        await asyncio.sleep(_TIMEOUT)
         while True:
             state = await self.look()
             if state is not None and state.map is not None:
-                await self._tell("pause", False)
+                if state.job is not None and state.job.paused and not await self._tell("pause", False):
+                    continue
                 wishes = [[group, state.map.group(group).voters] for group in state.wanted]
                 if not wishes or await self._tell("want", state.map.epoch, wishes):
                     return

@@ -89,22 +89,25 @@ class Membership:
             await self._tell("voters", group.id, list(have))
             return
         missing = [node for node in wanted if node not in have]
-        if missing:
-            if missing[0] not in group.learners:
-                await self._tell("learn", group.id, missing[0])
-                return
-            await self._change(group.id, (*have, missing[0]))
-            return
         leaving = [node for node in have if node not in wanted]
-        if not leaving:
-            await self._tell("voters", group.id, list(have))
-            return
-        # The dead first: each of them weakens the group. The leader last: it must hand over before.
-        leaving.sort(key=lambda node: (node in members.contact, node == members.leader))
-        if leaving[0] == members.leader:
-            await self._hand_over(group.id, wanted, members)
+        unwanted = [node for node in group.learners if node not in have and node not in wanted]
+        if missing:
+            if missing[0] in group.learners:
+                await self._change(group.id, (*have, missing[0]))
+            else:
+                await self._tell("learn", group.id, missing[0])
+        elif leaving:
+            # The dead first: each of them weakens the group. The leader last: it must hand over before.
+            leaving.sort(key=lambda node: (node in members.contact, node == members.leader))
+            if leaving[0] == members.leader:
+                await self._hand_over(group.id, wanted, members)
+            else:
+                await self._change(group.id, tuple(node for node in have if node != leaving[0]))
+        elif unwanted:
+            # Somebody may still be about to make it a voter: it becomes one, and leaves as a voter does.
+            await self._change(group.id, (*have, unwanted[0]))
         else:
-            await self._change(group.id, tuple(node for node in have if node != leaving[0]))
+            await self._tell("voters", group.id, list(have))
 
     async def _members(self, group: int) -> _Members:
         answer = await self._ask(Op(Kind.MEMBERS, group, b"", pack([])))

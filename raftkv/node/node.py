@@ -55,7 +55,7 @@ _TICKS_PER_ROUND: Final = 5
 
 _ROUNDS_PER_SPACE_CHECK: Final = 10
 _ROUNDS_PER_MAP: Final = 100
-"""A map in which only owners of slots have changed is saved so rarely: it is a hint, and saving it holds up all else."""
+"""A map in which only owners have changed is saved so rarely: it is a hint, and saving it holds up all else."""
 
 _FULL_BELOW: Final = 4
 _FREE_ABOVE: Final = 8

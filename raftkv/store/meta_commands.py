@@ -231,19 +231,17 @@ def _want(state: MetaState, shard_map: ShardMap, _: int, epoch: int, wishes: Any
 
 
 def _with_wishes(state: MetaState, shard_map: ShardMap, wishes: Any) -> MetaState:
+    """A learner stays one whatever is wished: only its group's log can tell that nobody makes it a voter any more."""
     for number, voters in wishes:
         group = _group(shard_map, number)
         wanted = _voters(state, shard_map, voters, group.voters)
-        if set(wanted) == set(group.voters):
-            rest = {key: value for key, value in state.wanted.items() if key != number}
-            changed = replace(group, voters=wanted, learners=())
-            state = replace(state, wanted=rest)
-        else:
-            changed = replace(group, learners=tuple(node for node in group.learners if node in wanted))
-            state = replace(state, wanted={**state.wanted, number: wanted})
-        if changed != group:
-            shard_map = shard_map.with_group(changed)
-            state = replace(_left(state, number, group.replicas, changed.replicas), map=shard_map)
+        rest = {key: value for key, value in state.wanted.items() if key != number}
+        if set(wanted) != set(group.voters) or group.learners:
+            state = replace(state, wanted={**rest, number: wanted})
+            continue
+        if wanted != group.voters:
+            shard_map = shard_map.with_group(replace(group, voters=wanted))
+        state = replace(state, map=shard_map, wanted=rest)
     return state
 
 
@@ -270,11 +268,11 @@ def _note_voters(state: MetaState, shard_map: ShardMap, _: int, number: int, vot
     # As they are wanted, then those that are still to go.
     order = tuple(node for node in (*wanted, *group.voters) if node in have)
     order = tuple(dict.fromkeys((*order, *sorted(have))))
-    learners = tuple(node for node in group.learners if node not in have and node in wanted)
+    learners = tuple(node for node in group.learners if node not in have)
     changed = replace(group, voters=order, learners=learners)
     if changed != group:
         state = replace(_left(state, number, group.replicas, changed.replicas), map=shard_map.with_group(changed))
-    if set(order) == set(wanted):
+    if set(order) == set(wanted) and not learners:
         state = replace(state, wanted={key: value for key, value in state.wanted.items() if key != number})
     return state, 0
 
@@ -321,11 +319,15 @@ def _remove_node(state: MetaState, shard_map: ShardMap, _: int, node: int) -> Ou
     if node in shard_map.removed:
         return state, 0
     _check_node(shard_map, node)
-    held = [group.id for group in shard_map.groups_on(node)]
-    if held:
-        raise Refused(f"node {node} still holds replicas of the groups {_listed(held)}: drain it first")
+    voting = [group.id for group in shard_map.groups if node in group.voters]
+    if voting:
+        raise Refused(f"node {node} still holds replicas of the groups {_listed(voting)}: drain it first")
     if any(node in voters for voters in state.wanted.values()):
         raise Refused(f"node {node} is about to get replicas")
+    for group in shard_map.groups_on(node):
+        # It was to become a voter, and will never answer again.
+        learners = tuple(one for one in group.learners if one != node)
+        shard_map = shard_map.with_group(replace(group, learners=learners))
     draining = tuple(one for one in state.draining if one != node)
     leftover = frozenset(one for one in state.leftover if one[1] != node)
     return replace(state, map=shard_map.without_node(node), draining=draining, leftover=leftover), 0

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 from faults.sim.cluster import SimCluster
 from faults.sim.loop import SimLoop, simulate
@@ -82,17 +83,17 @@ def test_a_map_that_could_not_be_saved_is_not_called_saved() -> None:
         leaving = shard_map.group(GROUP).voters[-1]
         one = cluster.nodes[leaving].node
         assert one is not None
-        save = one._folder.save_map
 
         def fail(_: bytes) -> None:
             raise OSError(errno.ENOSPC, "no space")
 
-        one._folder.save_map = fail  # type: ignore[method-assign]
+        folder = cast(Any, one._folder)
+        save, folder.save_map = folder.save_map, fail
         group = shard_map.group(GROUP)
         assert await operator._tell("want", shard_map.epoch, [[GROUP, group.voters[::-1]]])
         await asyncio.sleep(1.0)
         assert not one._map_saved
-        one._folder.save_map = save  # type: ignore[method-assign]
+        folder.save_map = save
         assert await operator._tell("want", (await map_of(operator)).epoch, [[GROUP, group.voters]])
         assert await leave(operator) == leaving
         cluster.kill(leaving, power_loss=True)

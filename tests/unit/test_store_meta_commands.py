@@ -289,3 +289,36 @@ def test_a_snapshot_carries_everything() -> None:
     restore.finish()
     assert other.state == meta.state
     assert other.digest() == meta.store.digest()
+
+
+def test_a_learner_stays_one_until_it_was_a_voter_or_its_node_is_removed() -> None:
+    """Nobody can tell whether a change that makes it a voter is under way: it must not drop its replica."""
+    meta = Meta()
+    assert meta.state.map is not None
+    group = meta.state.map.group(1)
+    new = next(node for node in (1, 2, 3, 4) if node not in group.voters)
+    meta.do("want", meta.epoch, [[1, [*group.voters[:2], new]]])
+    meta.do("learn", 1, new)
+    meta.do("want", meta.epoch, [[1, group.voters]])
+    assert meta.state.map.group(1).learners == (new,)
+    assert meta.state.wanted == {1: group.voters}
+    assert not meta.state.leftover
+    meta.do("voters", 1, [*group.voters, new])
+    meta.do("voters", 1, group.voters)
+    assert not meta.state.wanted
+    assert meta.state.leftover == {(1, new)}
+
+
+def test_a_node_that_is_only_to_become_a_voter_can_be_removed() -> None:
+    meta = Meta(nodes=3)
+    new = meta.do("add node", "h:9", "p:9", "new life")
+    assert meta.state.map is not None
+    voters = meta.state.map.group(1).voters
+    meta.do("want", meta.epoch, [[1, [*voters[:2], new]]])
+    meta.do("learn", 1, new)
+    assert "about to get" in meta.refused("remove node", new)
+    meta.do("want", meta.epoch, [[1, voters]])
+    meta.do("remove node", new)
+    assert meta.state.map.group(1).learners == ()
+    meta.do("voters", 1, voters)
+    assert not meta.state.wanted
