@@ -10,28 +10,33 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 from unittest import mock
 
 import raftkv.raft.group as group_module
-from faults.sim import planted, planted_moves
+from faults.sim import planted, planted_moves, weather
 from faults.sim.disk import SimFile, SimFileSystem
-from faults.sim.storm import MOVING, RUINOUS, Bounds, Storm
+from faults.sim.storm import Storm
 from raftkv.client.engine import Engine
 from raftkv.client.retry import Progress as Attempts
+from raftkv.node.membership import Membership as DriverOfMembers
 from raftkv.node.node import RaftNode
 from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
 from raftkv.raft.core import Core
 from raftkv.raft.elections import Elections
 from raftkv.raft.group import RaftGroup
+from raftkv.raft.log import GroupLog
+from raftkv.raft.membership import Membership
 from raftkv.raft.snapshots import GroupSnapshots
 from raftkv.storage import wal_format
+from raftkv.storage.wal import Wal
 from raftkv.store import copying, meta_commands
 from raftkv.store.moving import Moves
 from raftkv.store.records import Store
 from raftkv.store.sessions import Session
 from raftkv.store.slot import Slot
+from shards import moves
 
 Patch = tuple[Any, str, Any]
 
@@ -68,88 +73,6 @@ class Mutant:
             yield
 
 
-# -- weather
-
-
-def _three(storm: Storm) -> Storm:
-    return _with_reads(replace(storm, nodes=3, replicas=3, groups=1), "lease")
-
-
-def _five(storm: Storm) -> Storm:
-    return _with_reads(replace(storm, nodes=5, replicas=5, groups=1), "lease")
-
-
-def _restless(storm: Storm) -> Storm:
-    """Short terms and much to write."""
-    fast = replace(storm.settings, election_min=0.15, election_max=0.25, heartbeat=0.03)
-    return replace(storm, pause=0.005, settings=fast, workloads=("registers", "unique-set"))
-
-
-def _again(storm: Storm, share: float = 0.5) -> Storm:
-    conditions = replace(storm.settings.conditions, again=share, late=0.8)
-    return replace(storm, settings=replace(storm.settings, conditions=conditions))
-
-
-def _gentle(storm: Storm) -> Storm:
-    return replace(Storm.draw_gentle(storm.seed), faults=storm.faults)
-
-
-def _slow_disks(storm: Storm) -> Storm:
-    return replace(storm, settings=replace(storm.settings, sync=0.02, sync_spread=0.5))
-
-
-def _often(storm: Storm, **periods: float) -> Storm:
-    return replace(storm, faults={**storm.faults, **periods})
-
-
-def _long_tails(storm: Storm) -> Storm:
-    """A leader in a minority gathers many entries, since many callers wait for it; and a follower that has missed some
-    takes long to catch up, since it gets few at a time."""
-    conditions = replace(storm.settings.conditions, base=0.005)
-    settings = replace(
-        storm.settings,
-        election_min=0.25,
-        election_max=0.4,
-        heartbeat=0.05,
-        sync=0.002,
-        sync_spread=0.5,
-        conditions=conditions,
-    )
-    few = Bounds(sessions=4096, idle=3600.0, snapshot_chunk=2048, apply=4096, entry=256, appends=1, expired=1000)
-    busy = replace(storm, settings=settings, seconds=20.0, clients=5, tasks=6, pause=0.3, timeout=0.5, aim=1.0)
-    return replace(busy, bounds=few)
-
-
-def _long_elections(storm: Storm) -> Storm:
-    """Votes wait for slow disks and come one by one, while candidates wait long for them."""
-    slow = replace(storm.settings, election_min=0.5, election_max=1.0, heartbeat=0.1, sync=0.1, sync_spread=1.0)
-    return replace(storm, settings=slow, seconds=20.0, clients=2, tasks=1, pause=0.05)
-
-
-def _small_snapshots(storm: Storm) -> Storm:
-    small = replace(storm.settings, snapshot_bytes=4096, chunk_bytes=512, keep_entries=0, segment_bytes=4096)
-    return replace(storm, settings=small)
-
-
-def _moving(storm: Storm) -> Storm:
-    """Slots move all the time, and somebody often changes his mind."""
-    moving = Storm.draw(MOVING + storm.seed)
-    more = {kind: often for kind, often in storm.faults.items() if kind not in (*RUINOUS, "wild clock", "drift")}
-    return replace(moving, seed=storm.seed, moves=0.3, pause=0.02, groups=3, faults={**moving.faults, **more})
-
-
-def _moving_with(workload: str) -> Callable[[Storm], Storm]:
-    return lambda storm: replace(_moving(storm), workloads=(workload,))
-
-
-def _with_reads(storm: Storm, reads: Literal["lease", "quorum"]) -> Storm:
-    """Leases are only for clocks that keep to their allowance."""
-    tame = {kind: often for kind, often in storm.faults.items() if kind != "wild clock"}
-    if reads == "lease":
-        storm = replace(storm, faults=tame, wild=False)
-    return replace(storm, settings=replace(storm.settings, reads=reads))
-
-
 MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
         "acks of any term",
@@ -158,8 +81,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ((RaftGroup, "_on_ack", planted.any_term_ack),),
         ("partition", "transfer", "reset", "slow link"),
         only=True,
-        tune=lambda storm: _often(
-            _long_tails(_again(_restless(_five(storm)), 0.9)),
+        tune=lambda storm: weather.often(
+            weather.long_tails(weather.again(weather.restless(weather.five(storm)), 0.9)),
             **{"partition": 0.5, "transfer": 0.3, "reset": 0.05, "slow link": 0.5},
         ),
     ),
@@ -170,7 +93,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ((group_module, "judge", planted.vouches_for_all),),
         ("reset", "power loss", "partition", "slow link"),
         only=True,
-        tune=lambda storm: _again(_restless(storm)),
+        tune=lambda storm: weather.again(weather.restless(storm)),
     ),
     Mutant(
         "speaks right after a start",
@@ -179,7 +102,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ((RaftGroup, "__init__", planted.speaks_at_once),),
         ("bridge", "kill"),
         only=True,
-        tune=lambda storm: replace(_three(storm), aim=0.0),
+        tune=lambda storm: replace(weather.three(storm), aim=0.0),
     ),
     Mutant(
         "installs over its own log",
@@ -187,7 +110,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a snapshot that the log holds already is not installed",
         ((GroupSnapshots, "_held", planted.installs_always),),
         ("slow sync", "kill", "partition", "transfer"),
-        tune=lambda storm: _small_snapshots(_restless(storm)),
+        tune=lambda storm: weather.small_snapshots(weather.restless(storm)),
     ),
     Mutant(
         "failed load acknowledged",
@@ -195,7 +118,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "only a snapshot that was taken over is acknowledged",
         ((GroupSnapshots, "_give_up", planted.acknowledges_failure),),
         ("full disk", "kill", "partition"),
-        tune=_small_snapshots,
+        tune=weather.small_snapshots,
     ),
     Mutant(
         "lease from the receipt",
@@ -204,7 +127,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ((RaftGroup, "_on_ack", planted.lease_from_receipt),),
         ("slow link", "one way"),
         only=True,
-        tune=_three,
+        tune=weather.three,
     ),
     Mutant(
         "the latest acknowledgement decides",
@@ -213,7 +136,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ((RaftGroup, "contact", planted.contact_of_one),),
         ("partition", "one way"),
         only=True,
-        tune=_five,
+        tune=weather.five,
     ),
     Mutant(
         "lost leaders stay",
@@ -229,7 +152,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ((RaftGroup, "transfer", planted.transfers_for_ever),),
         ("transfer", "pause"),
         only=True,
-        tune=_gentle,
+        tune=weather.gentle,
     ),
     Mutant(
         "wiped node votes",
@@ -319,7 +242,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ((Elections, "hear_leader", planted.keeps_prevotes),),
         ("bridge", "flapping"),
         only=True,
-        tune=_three,
+        tune=weather.three,
     ),
     Mutant(
         "offers commit",
@@ -335,7 +258,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ((group_module, "align", planted.drops_the_tail),),
         ("kill", "power loss", "blackout"),
         only=True,
-        tune=lambda storm: _slow_disks(_small_snapshots(storm)),
+        tune=lambda storm: weather.slow_disks(weather.small_snapshots(storm)),
     ),
     Mutant(
         "refused although it happened",
@@ -351,8 +274,11 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ((Core, "receive_vote", planted.counts_each_vote),),
         ("transfer", "reset", "kill"),
         only=True,
-        tune=lambda storm: _often(
-            _long_elections(_again(_restless(_five(storm)), 0.9)), transfer=1.0, reset=0.05, kill=1.5
+        tune=lambda storm: weather.often(
+            weather.long_elections(weather.again(weather.restless(weather.five(storm)), 0.9)),
+            transfer=1.0,
+            reset=0.05,
+            kill=1.5,
         ),
     ),
     Mutant(
@@ -375,7 +301,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a leader reads at once only while its lease holds",
         ((RaftGroup, "lease_holds", planted.reads_whenever_it_leads),),
         ("partition", "pause"),
-        tune=lambda storm: _with_reads(storm, "lease"),
+        tune=lambda storm: weather.with_reads(storm, "lease"),
     ),
     Mutant(
         "lease before the term is open",
@@ -383,7 +309,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a leader knows what is committed only once it has committed an entry of its term",
         ((RaftGroup, "lease_holds", planted.lease_before_the_term_is_open),),
         ("kill", "stop"),
-        tune=lambda storm: _with_reads(storm, "lease"),
+        tune=lambda storm: weather.with_reads(storm, "lease"),
     ),
     Mutant(
         "lease outlives a transfer",
@@ -391,7 +317,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a leader gives its lease up before it hands over",
         ((RaftGroup, "_continue_transfer", planted.lease_goes_on),),
         ("stop",),
-        tune=lambda storm: _with_reads(storm, "lease"),
+        tune=lambda storm: weather.with_reads(storm, "lease"),
     ),
     Mutant(
         "quorum reads without a round",
@@ -399,7 +325,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a read that has no lease waits for a round of the majority",
         ((RaftGroup, "read", planted.read_without_round),),
         ("partition", "pause"),
-        tune=lambda storm: _with_reads(storm, "quorum"),
+        tune=lambda storm: weather.with_reads(storm, "quorum"),
     ),
     Mutant(
         "any replica reads",
@@ -448,14 +374,44 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "moves",
         "a frozen slot answers nothing, as its new owner may have written",
         ((Store, "read", planted_moves.reads_while_frozen),),
-        tune=_moving_with("registers"),
+        tune=weather.much_read,
+    ),
+    Mutant(
+        "writes while frozen",
+        "moves",
+        "a frozen slot takes nothing, as its copy is complete",
+        ((Store, "_execute", planted_moves.writes_while_frozen),),
+        tune=weather.moving_with("unique-set"),
     ),
     Mutant(
         "cancelled and committed",
         "moves",
-        "the meta group's log decides between cancel and commit once",
-        ((meta_commands, "_COMMANDS", planted_moves.COMMANDS),),
-        tune=_moving,
+        "a move that was cancelled is not committed any more",
+        ((meta_commands, "_COMMANDS", planted_moves.COMMIT_ANYWAY),),
+        ("partition", "pause"),
+        tune=weather.changing_his_mind,
+    ),
+    Mutant(
+        "committed and cancelled",
+        "moves",
+        "a move that was committed is not cancelled any more",
+        ((meta_commands, "_COMMANDS", planted_moves.CANCEL_ANYWAY),),
+        tune=weather.changing_his_mind,
+    ),
+    Mutant(
+        "serves before the commit",
+        "moves",
+        "the target serves only once the meta group's log has the commit",
+        ((moves, "_STARTED", planted_moves.EARLY),),
+        tune=weather.changing_his_mind,
+    ),
+    Mutant(
+        "a move is never over",
+        "moves",
+        "a group remembers which moves are over, so that late steps of them do nothing",
+        ((Moves, "_ended", lambda *_: (0, 0)),),
+        ("partition", "pause"),
+        tune=weather.changing_his_mind,
     ),
     Mutant(
         "copied once",
@@ -465,7 +421,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             (Slot, "changes_after", planted_moves.forgets_changes),
             (Moves, "_import_final", planted_moves.believes_the_copy),
         ),
-        tune=_moving_with("registers"),
+        tune=weather.moving_with("registers"),
     ),
     Mutant(
         "sessions stay behind",
@@ -476,14 +432,57 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             (Moves, "_import_final", planted_moves.believes_the_copy),
         ),
         ("drop replies",),
-        tune=_moving_with("retry"),
+        tune=weather.moving_with("retry"),
     ),
     Mutant(
         "the source's time at the target",
         "moves",
         "times to live are carried over to the target's time",
         ((Moves, "_serve", planted_moves.keeps_the_source_time),),
-        tune=_moving_with("ttl"),
+        tune=weather.moving_with("ttl"),
+    ),
+    Mutant(
+        "all voters at once",
+        "members",
+        "voters change one by one, and each change is committed before the next",
+        (
+            (DriverOfMembers, "_step", planted_moves.all_at_once),
+            (Membership, "_refusal", planted_moves.never_too_many),
+        ),
+        ("partition", "kill"),
+        tune=weather.changing_members,
+    ),
+    Mutant(
+        "learners count",
+        "members",
+        "a learner counts for nothing",
+        ((RaftGroup, "_advance_commit", planted_moves.counts_learners),),
+        ("partition", "kill"),
+        tune=weather.changing_members,
+    ),
+    Mutant(
+        "voters forgotten by a restart",
+        "members",
+        "a restarted node has the voters that its log names",
+        ((GroupLog, "__init__", planted_moves.forgets_changes_of_voters),),
+        ("kill",),
+        tune=weather.changing_members,
+    ),
+    Mutant(
+        "promises dropped",
+        "members",
+        "vote and length of a dropped replica's log are kept",
+        ((Wal, "promised", planted_moves.promises_nothing),),
+        ("partition", "kill"),
+        tune=weather.changing_members,
+    ),
+    Mutant(
+        "comes back too soon",
+        "members",
+        "a node joins a group again only after its former replica is gone",
+        ((meta_commands, "_COMMANDS", planted_moves.LEARN_ANYWAY),),
+        ("partition", "kill"),
+        tune=weather.changing_members,
     ),
 )
 """All planted faults."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from faults.sim.cluster import SimCluster
@@ -21,30 +21,54 @@ from shards.map import META_GROUP, Group
 
 _TIMEOUT: Final = 4.0
 _MOST_GROUPS: Final = 5
+_USUAL: Final = {
+    "plan": 6,
+    "cancel": 1,
+    "pause": 1,
+    "tune": 1,
+    "add group": 1,
+    "remove group": 1,
+    "prefer": 1,
+    "members": 4,
+}
+"""How often he does what, in comparison."""
+
 _UNSEEN: Final = Result(Code.UNKNOWN, detail="the node that was asked is gone")
 
 
 class Operator:
-    """``pause``: usual seconds between two things he does. ``members``: whether he changes those of groups too."""
+    """``pause``: usual seconds between two things he does. ``members``: whether he changes those of groups too.
 
-    def __init__(self, cluster: SimCluster, rng: random.Random, pause: float, *, members: bool, replicas: int) -> None:
+    ``deeds``: how often he does what, where that is not as usual.
+    """
+
+    def __init__(
+        self,
+        cluster: SimCluster,
+        rng: random.Random,
+        pause: float,
+        *,
+        members: bool,
+        replicas: int,
+        deeds: Mapping[str, int] | None = None,
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self._cluster = cluster
         self._rng = rng
         self._pause = pause
         self._replicas = replicas
-        deeds: list[tuple[int, Callable[[MetaState], Awaitable[None]]]] = [
-            (6, self._plan),
-            (1, self._cancel),
-            (1, self._pause_job),
-            (1, self._tune),
-            (1, self._add_group),
-            (1, self._remove_group),
-            (1, self._prefer),
-        ]
-        if members:
-            deeds.append((4, self._change_members))
-        self._deeds = [deed for weight, deed in deeds for _ in range(weight)]
+        known: dict[str, Callable[[MetaState], Awaitable[None]]] = {
+            "plan": self._plan,
+            "cancel": self._cancel,
+            "pause": self._pause_job,
+            "tune": self._tune,
+            "add group": self._add_group,
+            "remove group": self._remove_group,
+            "prefer": self._prefer,
+            "members": self._change_members,
+        }
+        weights = {**_USUAL, "members": _USUAL["members"] if members else 0, **(deeds or {})}
+        self._deeds = [deed for name, deed in known.items() for _ in range(weights[name])]
 
     async def work(self) -> None:
         """Until he is cancelled."""

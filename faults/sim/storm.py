@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 from unittest import mock
 
@@ -108,7 +108,8 @@ class Storm:
     usual time between the starts of two. ``aim``: share of process and disk faults that are aimed at a leader.
     ``wild``: clocks may leave the allowance of leases, so reads ask a majority. ``gentle``: one fault of a minority at
     a time, so every group must go on. ``moves``: usual time between two deeds of an operator who moves slots and
-    groups, 0 = there is none; ``members``: he changes members too.
+    groups, 0 = there is none; ``members``: he changes members too; ``deeds``: how often he does what, where that is not
+    as usual.
     """
 
     seed: int
@@ -131,6 +132,7 @@ class Storm:
     bounds: Bounds | None = None
     moves: float = 0.0
     members: bool = False
+    deeds: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def draw(cls, seed: int) -> Storm:
