@@ -162,3 +162,20 @@ def test_nodes_say_what_they_lead() -> None:
         assert outside
 
     play(scene)
+
+
+def test_leaderships_go_where_the_map_prefers_them_also_after_a_restart() -> None:
+    async def scene(cluster: SimCluster, operator: Operator) -> None:
+        shard_map = await map_of(operator)
+        preferred = {group.id: group.voters[0] for group in shard_map.groups}
+        await asyncio.sleep(20.0)
+        assert cluster.leaders() == preferred
+        node = preferred[GROUP]
+        cluster.kill(node, power_loss=True)
+        await asyncio.sleep(3.0)
+        assert cluster.leaders()[GROUP] != node
+        cluster.restart(node)
+        await asyncio.sleep(20.0)
+        assert cluster.leaders() == preferred
+
+    play(scene)
