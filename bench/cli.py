@@ -99,13 +99,14 @@ def failover(kills: int, nodes: int, groups: int, output: str) -> None:
 @click.option("--groups", type=click.IntRange(1, 64), default=3, help="Groups before it grows.")
 @click.option("--records", type=click.IntRange(1, 10_000_000), default=200_000)
 @click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Operations under way at a time.")
-def rebalance(nodes: int, groups: int, records: int, workers: int) -> None:
+@click.option("--calm", type=click.FloatRange(min=0.1), default=10.0, help="Seconds before, between and after.")
+def rebalance(nodes: int, groups: int, records: int, workers: int, calm: float) -> None:
     """Let a cluster grow to twice its nodes and groups and shrink again under load; check every answer.
 
     Exit code 1 if an operation failed, a record was lost or a history cannot be explained.
     """
     with LocalCluster(nodes, groups) as cluster:
-        found = run(measure_rebalance(cluster, records, workers, complain))
+        found = run(measure_rebalance(cluster, records, workers, calm, complain))
     for name, value in found.rows():
         click.echo(f"{name:26} {value}")
     if found.violations or found.lost or set(found.outcomes) != {"ok"}:

@@ -21,9 +21,6 @@ from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.testing import LocalCluster
 
-_CALM = 10.0
-"""Seconds of work before anything changes, and between growing and shrinking."""
-
 _LOAD_IN_FLIGHT = 256
 _VALUE_BYTES = 120
 
@@ -89,8 +86,11 @@ class AdminFailed(RaftKVError):
     """A command of raftkv-admin did not exit with 0."""
 
 
-async def measure(cluster: LocalCluster, records: int, workers: int, say: Callable[[str], None]) -> Run:
-    """Grow the running ``cluster`` to twice its nodes and groups and shrink it again. Raises AdminFailed."""
+async def measure(cluster: LocalCluster, records: int, workers: int, calm: float, say: Callable[[str], None]) -> Run:
+    """Grow the running ``cluster`` to twice its nodes and groups and shrink it again.
+
+    ``calm``: seconds of work before anything changes, between growing and shrinking, and after it. Raises AdminFailed.
+    """
     run, clock, history = Run(records), SystemClock(), History()
     # The history only grows: looking through it for garbage would stall the clients, not the cluster.
     gc.disable()
@@ -109,7 +109,7 @@ async def measure(cluster: LocalCluster, records: int, workers: int, say: Callab
             run.phases.append(Phase(name, now))
 
         begin("before")
-        await asyncio.sleep(_CALM)
+        await asyncio.sleep(calm)
         old_nodes = cluster.nodes
         old_groups = [group.id for group in (await admin.state()).map.data_groups()]
         begin("nodes join")
@@ -122,7 +122,7 @@ async def measure(cluster: LocalCluster, records: int, workers: int, say: Callab
         begin("slots move to new groups")
         await _rebalance(admin, run, seeds, [])
         begin("twice as large")
-        await asyncio.sleep(_CALM)
+        await asyncio.sleep(calm)
         new_groups = [group.id for group in (await admin.state()).map.data_groups() if group.id not in old_groups]
         begin("slots move back")
         await _rebalance(admin, run, seeds, new_groups)
@@ -133,7 +133,7 @@ async def measure(cluster: LocalCluster, records: int, workers: int, say: Callab
             await _admin(seeds, "node", "drain", str(node), "--wait")
             await _admin(seeds, "node", "remove", str(node))
         begin("after")
-        await asyncio.sleep(_CALM)
+        await asyncio.sleep(calm)
         run.phases[-1].ended = clock.now()
         over.set()
         await asyncio.gather(*working)
