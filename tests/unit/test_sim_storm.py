@@ -191,6 +191,8 @@ def test_the_storm_of_a_planted_fault_has_the_weather_that_it_needs(mutant: Muta
         assert set(mutant.faults) <= set(storm.faults) <= set(KINDS)
         if mutant.only:
             assert set(storm.faults) == set(mutant.faults)
+        elif storm.moves:
+            assert not (storm.members and {*RUINOUS} & {*storm.faults})
         else:
             tamed = set() if storm.wild == plain.wild else {"wild clock"}
             assert set(storm.faults) == {*plain.faults, *mutant.faults} - tamed
