@@ -25,8 +25,10 @@ def restless(storm: Storm) -> Storm:
 
 
 def far_apart(storm: Storm) -> Storm:
-    """Connections take long to be made, compared with a term."""
-    return replace(storm, settings=replace(storm.settings, conditions=Conditions(base=0.006, spread=0.5)))
+    """Connections take long to be made, compared with a term; all nodes fail alike."""
+    far = Conditions(base=0.006, spread=0.5)
+    settings = replace(storm.settings, election_min=0.2, election_max=0.3, heartbeat=0.04, sync=0.0005, conditions=far)
+    return replace(storm, settings=settings, groups=3, aim=0.0, clients=2, tasks=1, pause=0.05, seconds=30.0)
 
 
 def again(storm: Storm, share: float = 0.5) -> Storm:
