@@ -11,7 +11,6 @@ from raftkv.raft.group import RaftGroup
 from raftkv.raft.log import GroupLog
 from raftkv.raft.membership import Membership
 from raftkv.raft.replication import majority_value
-from raftkv.storage.wal import GroupState, Wal
 from raftkv.store import meta_commands
 from raftkv.store.copying import Summary
 from raftkv.store.digest import content_digest
@@ -25,32 +24,6 @@ from shards.map import Group, ShardMap
 from shards.moves import Phase, SourceState, Step, TargetState
 
 
-def reads_while_frozen(store: Store, slot: int, key: bytes) -> Result:
-    """The source goes on answering reads until it lets go of the slot."""
-    home = store._slots.get(slot)
-    if home is None or home.state is not SlotState.FROZEN:
-        return _read(store, slot, key)
-    home.state = SlotState.OWNED
-    found = _read(store, slot, key)
-    home.state = SlotState.FROZEN
-    return found
-
-
-_read = Store.read
-
-
-def commits_what_was_cancelled(state: MetaState, shard_map: ShardMap, now: int, number: int) -> meta_commands.Outcome:
-    """The meta group does not look whether a move was cancelled before."""
-    move = state.moves[number]
-    if move.phase is Phase.CANCELLED:
-        changed = {**state.moves, number: replace(move, phase=Phase.STARTED)}
-        state = replace(state, moves=changed)
-    return _commit(state, shard_map, now, number)
-
-
-_commit = meta_commands._commit
-
-
 def cancels_what_was_committed(state: MetaState, shard_map: ShardMap, now: int) -> meta_commands.Outcome:
     """The meta group does not look whether a move was committed before."""
     moves = {
@@ -61,7 +34,6 @@ def cancels_what_was_committed(state: MetaState, shard_map: ShardMap, now: int) 
 
 
 _cancel = meta_commands._cancel
-COMMIT_ANYWAY: Final = {**meta_commands._COMMANDS, "commit": commits_what_was_cancelled}
 CANCEL_ANYWAY: Final = {**meta_commands._COMMANDS, "cancel": cancels_what_was_committed}
 
 
@@ -162,18 +134,3 @@ def forgets_changes_of_voters(log: GroupLog, *arguments: Any, **options: Any) ->
 
 
 _log_init = GroupLog.__init__
-
-
-def promises_nothing(_wal: Wal, _group: int) -> GroupState:
-    """A node that comes back to a group knows neither its vote nor how far its log reached."""
-    return GroupState()
-
-
-def learns_anyway(state: MetaState, shard_map: ShardMap, now: int, number: int, node: int) -> meta_commands.Outcome:
-    """A node may come back before its former replica is gone."""
-    state, answer = _learn(replace(state, leftover=frozenset()), shard_map, now, number, node)
-    return state, answer
-
-
-_learn = meta_commands._learn
-LEARN_ANYWAY: Final = {**meta_commands._COMMANDS, "learn": learns_anyway}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+from faults.sim.network import Conditions
 from faults.sim.storm import MOVING, RUINOUS, Bounds, Storm
 
 
@@ -21,6 +22,13 @@ def restless(storm: Storm) -> Storm:
     """Short terms and much to write."""
     fast = replace(storm.settings, election_min=0.15, election_max=0.25, heartbeat=0.03)
     return replace(storm, pause=0.005, settings=fast, workloads=("registers", "unique-set"))
+
+
+def far_apart(storm: Storm) -> Storm:
+    """Connections take long to be made, compared with a term; all nodes fail alike."""
+    far = Conditions(base=0.006, spread=0.5)
+    settings = replace(storm.settings, election_min=0.2, election_max=0.3, heartbeat=0.04, sync=0.0005, conditions=far)
+    return replace(storm, settings=settings, groups=3, aim=0.0, clients=2, tasks=1, pause=0.05, seconds=30.0)
 
 
 def again(storm: Storm, share: float = 0.5) -> Storm:
@@ -81,22 +89,13 @@ def moving_with(workload: str) -> Callable[[Storm], Storm]:
     return lambda storm: replace(moving(storm), workloads=(workload,))
 
 
-def much_read(storm: Storm) -> Storm:
-    """Somebody reads all the time what moves, and hears late of it."""
-    drawn = moving_with("registers")(storm)
-    late = replace(drawn.settings.conditions, base=0.01, spread=1.0, slow=0.05, tail=0.05, loss=0.0)
-    settings = replace(drawn.settings, conditions=late, sync=0.0005)
-    deeds = {"plan": 12, "cancel": 0, "add group": 0, "remove group": 0}
-    busy = replace(drawn, settings=settings, clients=5, tasks=6, pause=0.004, seconds=12.0, deeds=deeds)
-    return often(busy, **{"slow link": 0.5, "one way": 0.8})
-
-
 def changing_his_mind(storm: Storm) -> Storm:
-    """Moves are often cancelled, while leaders of the meta group come and go."""
-    drawn = moving_with("counter")(storm)
-    settings = replace(drawn.settings, sync=0.01, sync_spread=1.0)
-    deeds = {"plan": 6, "cancel": 6, "pause": 0, "add group": 0, "remove group": 0, "prefer": 0}
-    return replace(drawn, settings=settings, moves=0.1, seconds=20.0, aim=1.0, clients=2, tasks=1, deeds=deeds)
+    """Small moves are often cancelled, while leaders of the meta group come and go; nothing else goes wrong."""
+    drawn = with_reads(moving_with("counter")(storm), "lease")
+    settings = replace(drawn.settings, sync=0.005, sync_spread=0.5, conditions=Conditions(base=0.005, spread=1.0))
+    deeds = {"plan": 6, "cancel": 3, "pause": 0, "add group": 0, "remove group": 0, "prefer": 0}
+    patient = replace(drawn, settings=settings, seconds=40.0, aim=1.0, clients=2, tasks=1, bounds=None)
+    return replace(patient, moves=0.15, members=False, faults={"partition": 2.5, "pause": 4.0}, deeds=deeds)
 
 
 def changing_members(storm: Storm) -> Storm:
