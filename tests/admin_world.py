@@ -214,7 +214,7 @@ class World:
         for group, voters in list(self.meta.state.wanted.items()):
             for node in voters:
                 tell("learn", group, node)
-            tell("voters", group, list(voters))
+            tell("voters", group, 1, list(voters))
             if self.leading.get(group) not in voters:
                 self.leading[group] = next(node for node in voters if node in self._servers)
         for group, node in list(self.meta.state.leftover):

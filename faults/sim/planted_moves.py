@@ -102,7 +102,7 @@ async def all_at_once(driver: Driver, _: MetaState, group: Group, wanted: tuple[
     if strange:
         await driver._tell("learn", group.id, strange[0])
     elif set(have) == set(wanted):
-        await driver._tell("voters", group.id, list(have))
+        await driver._tell("voters", group.id, members.index, list(have))
     elif members.leader in wanted:
         await driver._change(group.id, wanted)
     else:

@@ -62,10 +62,10 @@ class GroupOperations:
 
     @staticmethod
     def _members(group: RaftGroup) -> Result:
-        """``value``: msgpack of [committed voters, nodes in contact with the leader]; ``hint``: the leader."""
+        """``value``: msgpack of [commit index, voters as of it, nodes in contact with the leader]; ``hint``: it."""
         members = group.members()
         contact = [node for node, state in members.peers.items() if state.contact]
-        return Result(Code.OK, 1, pack([members.committed_voters, contact]), hint=group.node)
+        return Result(Code.OK, 1, pack([group.core.commit_index(), members.committed_voters, contact]), hint=group.node)
 
     @staticmethod
     def _transfer(group: RaftGroup, op: Op, done: Done) -> None:

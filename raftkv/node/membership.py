@@ -29,8 +29,9 @@ _AFTER_MISTAKE: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Members:
-    """What the group's leader says: its committed voters, whom it is in contact with, and itself."""
+    """What the group's leader says: its voters as of its commit index, whom it is in contact with, and itself."""
 
+    index: int
     committed: tuple[int, ...]
     contact: frozenset[int]
     leader: int
@@ -86,7 +87,7 @@ class Membership:
         members = await self._members(group.id)
         have = members.committed
         if set(have) != set(group.voters):
-            await self._tell("voters", group.id, list(have))
+            await self._tell("voters", group.id, members.index, list(have))
             return
         missing = [node for node in wanted if node not in have]
         leaving = [node for node in have if node not in wanted]
@@ -107,17 +108,16 @@ class Membership:
             # Somebody may still be about to make it a voter: it becomes one, and leaves as a voter does.
             await self._change(group.id, (*have, unwanted[0]))
         else:
-            await self._tell("voters", group.id, list(have))
+            await self._tell("voters", group.id, members.index, list(have))
 
     async def _members(self, group: int) -> _Members:
         answer = await self._ask(Op(Kind.MEMBERS, group, b"", pack([])))
-        committed, contact = unpack(answer.value or b"")
-        return _Members(tuple(committed), frozenset(contact), answer.hint)
+        index, committed, contact = unpack(answer.value or b"")
+        return _Members(index, tuple(committed), frozenset(contact), answer.hint)
 
     async def _change(self, group: int, voters: tuple[int, ...]) -> None:
         await self._ask(Op(Kind.CHANGE_MEMBERS, group, b"", pack(sorted(voters))))
         log.info("group %d has the voters %s", group, ", ".join(str(node) for node in sorted(voters)))
-        await self._tell("voters", group, sorted(voters))
 
     async def _hand_over(self, group: int, wanted: tuple[int, ...], members: _Members) -> None:
         heirs = [node for node in wanted if node in members.contact and node in members.committed]

@@ -209,6 +209,7 @@ def _remove_group(state: MetaState, shard_map: ShardMap, _: int, number: int) ->
     if any(number in (one.source, one.target) for one in planned):
         raise Refused(f"a move of slots from or to group {number} is under way")
     wanted = {group: voters for group, voters in state.wanted.items() if group != number}
+    state = replace(state, noted={group: index for group, index in state.noted.items() if group != number})
     state = _left(state, number, shard_map.group(number).replicas, ())
     return replace(state, map=shard_map.without_group(number), wanted=wanted), 0
 
@@ -258,9 +259,12 @@ def _learn(state: MetaState, shard_map: ShardMap, _: int, number: int, node: int
     return replace(state, map=shard_map.with_group(replace(group, learners=learners))), 0
 
 
-def _note_voters(state: MetaState, shard_map: ShardMap, _: int, number: int, voters: Any) -> Outcome:
-    """The group has committed these voters; one fewer or more than the map says."""
+def _note_voters(state: MetaState, shard_map: ShardMap, _: int, number: int, index: int, voters: Any) -> Outcome:
+    """The group has committed these voters, as of its commit index; a report may come late, and then it is refused."""
     group = _group(shard_map, number)
+    if _number(index, 0) < state.noted.get(number, 0):
+        raise Refused(f"the voters of group {number} are known as of entry {state.noted[number]}, this is of {index}")
+    state = replace(state, noted={**state.noted, number: index})
     have = {_number(node, 1) for node in voters}
     if not have or not have <= {node.id for node in shard_map.nodes}:
         raise ValueError("voters must be nodes")

@@ -89,6 +89,7 @@ class MetaState:
 
     ``wanted``: group -> voters that it is to have. ``draining``: nodes that get no further replicas.
     ``leftover``: (group, node) of replicas that are no longer members, until their nodes have dropped them.
+    ``noted``: group -> its commit index as of which its voters were noted last.
     """
 
     map: ShardMap | None = None
@@ -102,6 +103,7 @@ class MetaState:
     wanted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     draining: tuple[int, ...] = ()
     leftover: frozenset[tuple[int, int]] = frozenset()
+    noted: Mapping[int, int] = field(default_factory=dict)
 
     def to_wire(self) -> list[Any]:
         """Plain values for msgpack. Equal states give equal forms."""
@@ -118,12 +120,13 @@ class MetaState:
             [[group, voters] for group, voters in sorted(self.wanted.items())],
             self.draining,
             sorted(self.leftover),
+            [[group, index] for group, index in sorted(self.noted.items())],
         ]
 
     @staticmethod
     def from_wire(wire: Any) -> MetaState:
         """What :meth:`to_wire` encoded. Raises ValueError or TypeError for anything else."""
-        shard_map, last, moves, job, finished, wanted, draining, leftover = wire
+        shard_map, last, moves, job, finished, wanted, draining, leftover, noted = wire
         last_group, last_node, last_move, last_job = (int(number) for number in last)
         return MetaState(
             None if shard_map is None else ShardMap.from_wire(shard_map),
@@ -140,6 +143,7 @@ class MetaState:
             {group: tuple(voters) for group, voters in wanted},
             tuple(draining),
             frozenset((group, node) for group, node in leftover),
+            dict(noted),
         )
 
 

@@ -186,10 +186,10 @@ def test_members_change_one_by_one() -> None:
     meta.do("learn", 1, new)
     assert meta.state.map is not None
     assert meta.state.map.group(1).learners == (new,)
-    meta.do("voters", 1, [*group.voters, new])
+    meta.do("voters", 1, meta.number, [*group.voters, new])
     assert meta.state.map.group(1).learners == ()
     assert meta.state.wanted
-    meta.do("voters", 1, wanted)
+    meta.do("voters", 1, meta.number, wanted)
     assert meta.state.map.group(1).voters == tuple(wanted)
     assert meta.state.map.group(1).founders == group.founders
     assert not meta.state.wanted
@@ -224,7 +224,7 @@ def test_nodes_join_drain_and_leave_for_good() -> None:
     assert "being drained" in meta.refused("add group", [1, 2, 3])
     for group, voters in moved:
         meta.do("learn", group, 4)
-        meta.do("voters", group, voters)
+        meta.do("voters", group, meta.number, voters)
     meta.do("remove node", 3)
     meta.do("remove node", 3)
     assert meta.state.map.removed == (3,)
@@ -260,7 +260,8 @@ def test_a_drain_can_be_taken_back() -> None:
         ["pause", 1],
         ["nonsense"],
         ["want", 1, [[1]]],
-        ["voters", 1, []],
+        ["voters", 1, 1, []],
+        ["voters", 1, "x", [1]],
         ["add node", 1, 2, 3],
         ["drain", 1, 1, 5],
         ["learn", 1, [1]],
@@ -303,8 +304,8 @@ def test_a_learner_stays_one_until_it_was_a_voter_or_its_node_is_removed() -> No
     assert meta.state.map.group(1).learners == (new,)
     assert meta.state.wanted == {1: group.voters}
     assert not meta.state.leftover
-    meta.do("voters", 1, [*group.voters, new])
-    meta.do("voters", 1, group.voters)
+    meta.do("voters", 1, meta.number, [*group.voters, new])
+    meta.do("voters", 1, meta.number, group.voters)
     assert not meta.state.wanted
     assert meta.state.leftover == {(1, new)}
 
@@ -320,5 +321,17 @@ def test_a_node_that_is_only_to_become_a_voter_can_be_removed() -> None:
     meta.do("want", meta.epoch, [[1, voters]])
     meta.do("remove node", new)
     assert meta.state.map.group(1).learners == ()
-    meta.do("voters", 1, voters)
+    meta.do("voters", 1, meta.number, voters)
     assert not meta.state.wanted
+
+
+def test_a_late_report_of_voters_is_refused() -> None:
+    meta = Meta()
+    assert meta.state.map is not None
+    voters = meta.state.map.group(1).voters
+    new = next(node for node in (1, 2, 3, 4) if node not in voters)
+    meta.do("voters", 1, 10, [*voters, new])
+    meta.do("voters", 1, 12, voters)
+    assert "known as of entry 12" in meta.refused("voters", 1, 10, [*voters, new])
+    assert meta.state.map.group(1).voters == voters
+    meta.do("voters", 1, 12, voters)
