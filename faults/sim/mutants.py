@@ -501,7 +501,7 @@ NOTICED_BY: Final[dict[str, int]] = {
     "a move is never over": 3,
     "copied once": 4,
     "sessions stay behind": 20,
-    "the source's time at the target": 3,
+    "the source's time at the target": 34,
     "all voters at once": 15,
     "learners count": 11,
     "voters forgotten by a restart": 3,
