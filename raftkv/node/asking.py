@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from raftkv.errors import Code, RaftKVError
+from raftkv.rpc.frontend import answer_to
 from raftkv.store.codec import pack
 from raftkv.store.meta_state import MetaState
 from raftkv.store.operations import Kind, Op, Result
@@ -35,14 +35,7 @@ def asker(submit: Submit, timeout: float = _TIMEOUT) -> Ask:
     """Awaitable operations over ``submit``."""
 
     async def ask(op: Op) -> Result:
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-
-        def reply(_: int, result: Result) -> None:
-            if not answer.done():
-                answer.set_result(result)
-
-        submit((op,), timeout, reply)
-        result = await answer
+        result = await answer_to(submit, op, timeout)
         if result.code != Code.OK:
             name, code = Kind(op.kind).name.lower().replace("_", " "), Code(result.code).name
             raise Failed(f"{name} at group {op.slot}: {result.detail or code}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from raftkv.errors import Code, RaftKVError
 from raftkv.limits import DEFAULT_TIMEOUT, MAX_TIMEOUT
 from raftkv.rpc.errors import failure_of
+from raftkv.rpc.frontend import answer_to
 from raftkv.rpc.service import abort
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import Job, MetaState
@@ -171,14 +171,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def _ask(self, context: Context, op: Op) -> Result:
         remaining: float | None = context.time_remaining()
         timeout = DEFAULT_TIMEOUT if remaining is None else min(max(remaining, 0.001), MAX_TIMEOUT)
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-
-        def reply(_: int, result: Result) -> None:
-            if not answer.done():
-                answer.set_result(result)
-
-        self._frontend.submit((op,), timeout, reply)
-        result = await answer
+        result = await answer_to(self._frontend.submit, op, timeout)
         if result.code != Code.OK:
             await abort(context, result)
         return result

@@ -5,6 +5,7 @@ The port belongs to its consumer: the services know nothing of Raft, of links to
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -15,6 +16,8 @@ from shards.slots import DEFAULT_SLOTS
 if TYPE_CHECKING:
     from raftkv.store.operations import Op, Result
     from shards.map import ShardMap
+
+    Submit = Callable[[Sequence[Op], float, Callable[[int, Result], None]], None]
 
 
 class Role(IntEnum):
@@ -134,6 +137,18 @@ class AdminFrontend(Frontend, Protocol):
 
     def read_snapshot(self, group: int) -> AsyncIterator[bytes]:
         """The chunks of a group's state as of now. Raises NotApplied if this node cannot vouch for it."""
+
+
+async def answer_to(submit: Submit, op: Op, timeout: float) -> Result:
+    """Submit one operation and wait for its result, within ``timeout`` seconds and a little."""
+    answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+    def reply(_: int, result: Result) -> None:
+        if not answer.done():
+            answer.set_result(result)
+
+    submit((op,), timeout, reply)
+    return await answer
 
 
 def slots_of(frontend: Frontend) -> int:

@@ -13,7 +13,7 @@ from raftkv.errors import Code, InvalidArgument, RaftKVError
 from raftkv.limits import DEFAULT_TIMEOUT, MAX_TIMEOUT
 from raftkv.rpc import convert
 from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, failure_of, status_of
-from raftkv.rpc.frontend import slots_of
+from raftkv.rpc.frontend import answer_to, slots_of
 from raftkv.rpc.pipeline import PipelineStream
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
@@ -105,14 +105,7 @@ class KVService(kv_pb2_grpc.KVServicer):
             await abort(context, failure_of(error))
         remaining: float | None = context.time_remaining()
         timeout = DEFAULT_TIMEOUT if remaining is None else min(max(remaining, 0.001), MAX_TIMEOUT)
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-
-        def reply(_: int, result: Result) -> None:
-            if not answer.done():
-                answer.set_result(result)
-
-        self._frontend.submit((op,), timeout, reply)
-        result = await answer
+        result = await answer_to(self._frontend.submit, op, timeout)
         if result.code not in answers:
             await abort(context, result)
         return result
