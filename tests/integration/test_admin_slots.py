@@ -98,7 +98,8 @@ def test_status_and_health(cluster: LocalCluster, admin: Admin) -> None:
 
 
 def test_a_paused_node_is_named(cluster: LocalCluster, admin: Admin) -> None:
-    node = next(node for node in cluster.nodes if node not in {cluster.leader(group) for group in (0, 1, 2)})
+    # Leaderships are spread by and by, so there may be no node that leads nothing.
+    node = next(node for node in cluster.nodes if node != cluster.leader(0))
     cluster.pause(node)
     try:
         report = admin.json("cluster health", code=5)
