@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from faults.history import History, Kind, Operation, Outcome
 from raftkv import AsyncClient
@@ -13,6 +13,16 @@ from raftkv.errors import ConditionFailed, NotApplied, OutcomeUnknown, RaftKVErr
 from shards.slots import DEFAULT_SLOTS, slot_of
 
 T = TypeVar("T")
+
+
+class Listener(Protocol):
+    """Is told of every operation when it begins and when the call has returned."""
+
+    def invoked(self, operation: Operation) -> None:
+        """It says what was asked for."""
+
+    def completed(self, operation: Operation) -> None:
+        """It says what was answered."""
 
 
 class Recorder:
@@ -30,6 +40,7 @@ class Recorder:
         now: Callable[[], float],
         patience: Callable[[], float | None] = lambda: None,
         slots: int = DEFAULT_SLOTS,
+        listener: Listener | None = None,
     ) -> None:
         self.client = client
         self.name = name
@@ -37,6 +48,7 @@ class Recorder:
         self._now = now
         self._patience = patience
         self._slots = slots
+        self._listener = listener
 
     async def get(self, key: str, consistency: Consistency = "linearizable") -> Operation:
         operation = self._begin(Kind.GET, key)
@@ -96,6 +108,8 @@ class Recorder:
 
     async def _run(self, operation: Operation, call: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> Operation:
         patience = self._patience() if operation.write else None
+        if self._listener is not None:
+            self._listener.invoked(operation)
         try:
             async with asyncio.timeout(patience) as limit:
                 answered = await call
@@ -118,4 +132,6 @@ class Recorder:
         if operation.outcome is not Outcome.UNKNOWN:
             operation.ended = self._now()
         operation.answered = self._now()
+        if self._listener is not None:
+            self._listener.completed(operation)
         return operation
