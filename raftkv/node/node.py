@@ -34,7 +34,7 @@ from raftkv.peer.hello import Hello, Identity
 from raftkv.peer.links import Links
 from raftkv.peer.network import Network
 from raftkv.raft import RaftConfig
-from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, ReplicaStatus, Role, SlotFigures
+from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, PeerStatus, ReplicaStatus, Role, SlotFigures
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import FileSystem, Worker
 from raftkv.storage.snapshots import SnapshotStore
@@ -535,4 +535,5 @@ class RaftNode:
             ready=ready,
             uptime=self._clock.now() - self._started_at,
             replicas=tuple(replicas),
+            peers=tuple(PeerStatus(one.node, one.up, one.round_trip, one.silence) for one in self._links.states()),
         )
