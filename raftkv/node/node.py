@@ -353,10 +353,9 @@ class RaftNode:
 
     def _meet(self, shard_map: ShardMap) -> None:
         """Have links to the nodes of the map and to no removed one."""
-        dials = self._config.dial_addresses()
         for node in shard_map.nodes:
             if node.id != self.id and node.id not in self._links.peers:
-                self._links.add_peer(node.id, dials.get(node.id, node.peer_address))
+                self._links.add_peer(node.id, self._config.dial_address(node.id, node.peer_address))
         for peer in self._links.peers:
             if peer in shard_map.removed:
                 self._links.remove_peer(peer)
