@@ -26,6 +26,9 @@ class Workload(ABC):
     settle: ClassVar[float] = 0.0
     """Seconds to wait before the last look."""
 
+    era: int | None = None
+    """Long runs count it up: the work goes on with fresh keys, so that no key's history becomes too long to check."""
+
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
         self._seen: dict[tuple[str, str], Operation] = {}
@@ -37,6 +40,9 @@ class Workload(ABC):
     def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
         """What is wrong besides single keys' histories; ``last``: all records that a scan found at the end."""
         return []
+
+    def _key(self, name: str) -> str:
+        return name if self.era is None else f"{name}.{self.era}"
 
     def _value(self, kv: Recorder, rng: random.Random) -> str:
         """A value that nobody else writes, mostly short."""
@@ -65,7 +71,7 @@ class Registers(Workload):
     name = "registers"
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
-        key = f"r{rng.randrange(6)}"
+        key = self._key(f"r{rng.randrange(6)}")
         value, version = self._last(kv, key)
         chance = rng.random()
         if chance < 0.34:
@@ -117,14 +123,15 @@ class Counter(Workload):
     _keys = ("n0", "n1")
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
-        key = rng.choice(self._keys)
+        key = self._key(rng.choice(self._keys))
         seen = await kv.get(key)
         if seen.outcome is Outcome.OK:
             await kv.cas(key, seen.found, str(int(seen.found or "0") + 1))
 
     def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
         found = []
-        for key in self._keys:
+        counted = {one.key for one in history.operations if one.key.split(".")[0] in self._keys}
+        for key in sorted(counted):
             added = [one for one in history.operations if one.key == key and one.write]
             sure = sum(one.outcome is Outcome.OK and one.done for one in added)
             maybe = sum(one.outcome in (Outcome.UNKNOWN, Outcome.OPEN) for one in added)
@@ -134,13 +141,26 @@ class Counter(Workload):
         return found
 
 
+class ReadBack(Workload):
+    """What a demonstration would do: set a key, and see whether it is there a little later."""
+
+    name = "read-back"
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        value = self._value(kv, rng)
+        written = await kv.put(f"b-{value[:40]}", value)
+        if written.outcome is Outcome.OK:
+            await asyncio.sleep(rng.uniform(0.0, 2.0))
+            await kv.get(written.key)
+
+
 class Retry(Workload):
     """Each client alone on its keys, so that it knows what every answer must be; meant for lost replies."""
 
     name = "retry"
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
-        key = f"o-{kv.name}-{rng.randrange(2)}"
+        key = self._key(f"o-{kv.name}-{rng.randrange(2)}")
         seen = await kv.get(key)
         if seen.outcome is not Outcome.OK:
             return
@@ -179,7 +199,7 @@ class Ttl(Workload):
     settle = 2.0 * _LONGEST_TTL
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
-        key = f"t{rng.randrange(12)}"
+        key = self._key(f"t{rng.randrange(12)}")
         chance = rng.random()
         if chance < 0.45:
             self._learn(await kv.get(key))
@@ -202,4 +222,9 @@ class Ttl(Workload):
         return [f"{key} should have expired: {record}" for key, record in last.items() if key.startswith("t")]
 
 
-WORKLOADS: Final[dict[str, type[Workload]]] = {one.name: one for one in (Registers, UniqueSet, Counter, Retry, Ttl)}
+MIXED: Final = ("registers", "unique-set", "counter", "retry", "ttl")
+"""Those that run side by side; seeds of the simulator choose from them."""
+
+WORKLOADS: Final[dict[str, type[Workload]]] = {
+    one.name: one for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack)
+}

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from raftkv.cli.growing import add_node
+from raftkv.cli.joining import Places
 from raftkv.cli.local import (
     MAIN,
     PEER_PORT_OFFSET,
@@ -135,13 +136,22 @@ class LocalCluster:
         process = self._node(node).process()
         return process.pid if process else None
 
-    def add_node(self, timeout: float = READY_TIMEOUT, *, dial: Mapping[int, str] | None = None) -> int:
+    def add_node(
+        self,
+        timeout: float = READY_TIMEOUT,
+        *,
+        dial: Mapping[int, str] | None = None,
+        addresses: tuple[str, str] | None = None,
+    ) -> int:
         """Start a node that joins the running cluster and wait until it serves; its id. It holds no replicas yet.
 
-        ``dial``: node id -> address at which it reaches that node, from its first link on. The cluster's folder
-        remembers it. Raises ConfigError, LocalError, JoinError, or Unavailable if no node takes it in.
+        ``dial``: node id -> address at which it reaches that node, from its first link on. ``addresses``: where it
+        listens for clients and for nodes; without them, free ports are found. The cluster's folder remembers it. Raises
+        ConfigError, LocalError, JoinError, or Unavailable if no node takes it in.
         """
-        return add_node(self._processes, node_options=self._node_options, dial=dial, timeout=timeout).id
+        places = None if addresses is None else Places(*addresses)
+        options = self._node_options
+        return add_node(self._processes, node_options=options, dial=dial, places=places, timeout=timeout).id
 
     def start(self, timeout: float = READY_TIMEOUT) -> None:
         """Start every node that does not run and wait until all serve. Raises LocalError with the end of a log."""

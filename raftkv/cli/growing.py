@@ -20,16 +20,17 @@ def add_node(
     *,
     node_options: Mapping[str, Any] | None = None,
     dial: Mapping[int, str] | None = None,
+    places: Places | None = None,
     timeout: float = READY_TIMEOUT,
 ) -> LocalNode:
-    """Let a new node on free ports join the running ``cluster``, start it and wait until it serves.
+    """Let a new node at ``places``, or on free ports, join the running ``cluster``, and wait until it serves.
 
     ``node_options``: keys of its configuration's section ``node``. ``dial``: node id -> address at which it reaches
     that node, from its first link on. Raises ConfigError, LocalError, JoinError, Unavailable.
     """
     folder = cluster.folder / _JOINING
     data = folder / "data"
-    places = Places() if has_begun(data) else _free_places(cluster)
+    places = Places() if has_begun(data) else places or _free_places(cluster)
     config = join(cluster.endpoints, data, places, timeout)
     place = Place(config.node.id, config.node.address, config.node.peer_address)
     try:

@@ -1,0 +1,79 @@
+"""The last look of a run, when all is calm again: a write to every group, a read of every key, and a scan of all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Final
+
+from faults.history import History, Operation, Outcome
+from faults.recorder import Recorder
+from faults.workloads import Workload
+from raftkv.client.types import Record
+from shards.map import ShardMap
+from shards.slots import slot_of
+
+LAST: Final = "last"
+"""Name of the client that looks."""
+
+LAST_TIMEOUT: Final = 10.0
+"""Of calls whose success is the question, in seconds."""
+
+_ATTEMPTS: Final = 3
+"""Writes of the last look until one is known to have happened: one packet may take two seconds in calm weather too, and
+what it carried is not told a second time if a session's record has gone within tight bounds."""
+
+
+def one_key_per_group(shard_map: ShardMap, prefix: str) -> dict[int, str]:
+    """Group -> a key that it owns, for the groups that own slots."""
+    keys: dict[int, str] = {}
+    owning = set(shard_map.owners)
+    for number in count():
+        if len(keys) == len(owning):
+            break
+        key = f"{prefix}{number}"
+        keys.setdefault(shard_map.owners[slot_of(key.encode(), shard_map.slots)], key)
+    return dict(sorted(keys.items()))
+
+
+async def look_at_everything(
+    last: Recorder,
+    history: History,
+    fresh: Sequence[str],
+    workloads: Sequence[Workload],
+    report: Callable[[str, str], None],
+    at_once: int = 1,
+) -> None:
+    """``fresh``: keys to write to. ``report(kind, text)`` is told of every problem. Closes the client.
+
+    ``at_once``: keys that are read at the same time.
+    """
+    for key in fresh:
+        for _ in range(_ATTEMPTS):
+            written = await last.put(key, "fresh")
+            if written.outcome is not Outcome.UNKNOWN:
+                break
+        if written.outcome is not Outcome.OK:
+            report("liveness", f"no write after the storm: {written.describe()}")
+    await asyncio.sleep(max(workload.settle for workload in workloads))
+    reads: dict[str, Operation] = {}
+    keys = history.all_keys()
+    for start in range(0, len(keys), at_once):
+        for one in await asyncio.gather(*(last.get(key) for key in keys[start : start + at_once])):
+            reads[one.key] = one
+            if one.outcome is not Outcome.OK:
+                report("liveness", f"no read after the storm: {one.describe()}")
+    found: dict[str, Record] = {}
+    async for record in last.client.records():
+        found[record.key.decode()] = record
+    for key in sorted({*reads, *found}):
+        there, read = found.get(key), reads.get(key)
+        scanned = None if there is None else (there.value.decode(), there.version)
+        seen = None if read is None or read.found is None else (read.found, read.version)
+        if scanned != seen:
+            report("scan", f"{key} is {seen} by get and {scanned} by scan")
+    for workload in workloads:
+        for problem in workload.problems(history, found):
+            report(workload.name, problem)
+    await last.client.close()

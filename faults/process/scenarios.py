@@ -1,0 +1,95 @@
+"""What a run does to the cluster, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from faults.process.nemesis import FAULTS
+from faults.workloads import MIXED
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """``faults``: kinds, injected one after the other in a random order, each as often as the others.
+
+    ``combined``: two at a time. ``deeds``: usual seconds between two things that an operator does meanwhile (slots
+    move, moves are cancelled, leaderships are handed over), 0 = nothing. ``replaces``: usual number of faults until a
+    node is lost for good and replaced, 0 = never.
+    """
+
+    name: str
+    what: str
+    faults: tuple[str, ...]
+    workloads: tuple[str, ...] = MIXED
+    combined: bool = False
+    deeds: float = 0.0
+
+
+_SCENARIOS: Final = (
+    Scenario(
+        "simple",
+        "set a key, kill a random replica, read the key back: what a demonstration would show",
+        ("kill leader", "kill follower"),
+        workloads=("read-back",),
+    ),
+    Scenario(
+        "kills",
+        "kill -9 of leader, follower, minority, majority, all; orderly stops",
+        tuple(kind for kind in FAULTS if kind.startswith(("kill", "stop"))),
+    ),
+    Scenario("leaders", "leaders die or are isolated, all the time", ("kill leader", "isolate leader")),
+    Scenario("pauses", "SIGSTOP for 1 to 30 s", ("pause leader", "pause follower", "pause majority", "long pause")),
+    Scenario(
+        "partitions",
+        "cuts between nodes, as black holes and as resets",
+        ("isolate leader", "split", "one way", "bridge", "majorities ring"),
+    ),
+    Scenario(
+        "links",
+        "links that flap, delay, throttle, slice, or stay open behind a dead node",
+        ("flapping", "latency", "bandwidth", "slicer", "slow close"),
+    ),
+    Scenario("clients", "clients lose sight of nodes while leaders die", ("cut client", "cut client", "kill leader")),
+    Scenario("disks", "disks that are slow or full", ("slow disk", "full disk")),
+    Scenario(
+        "moves",
+        "slots move and leaderships are handed over while leaders die, stop or are cut off",
+        ("kill leader", "isolate leader", "split", "pause leader", "one way", "kill majority"),
+        deeds=1.5,
+    ),
+    Scenario(
+        "replacement",
+        "nodes are lost for good and replaced, while others are slow, cut off or killed",
+        ("replace node", "latency", "replace node", "one way", "replace node", "kill follower"),
+        deeds=4.0,
+    ),
+    Scenario(
+        "combined",
+        "two faults at a time, while slots move",
+        (
+            "kill leader",
+            "kill follower",
+            "pause leader",
+            "isolate leader",
+            "split",
+            "one way",
+            "bridge",
+            "flapping",
+            "latency",
+            "cut client",
+            "kill majority",
+        ),
+        combined=True,
+        deeds=2.0,
+    ),
+    Scenario(
+        "bank",
+        "transfers between accounts: the total never changes",
+        ("kill leader", "isolate leader", "pause leader", "split", "one way", "kill all"),
+        workloads=("bank",),
+        deeds=3.0,
+    ),
+)
+
+SCENARIOS: Final = {one.name: one for one in _SCENARIOS}

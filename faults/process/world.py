@@ -1,0 +1,345 @@
+"""A real cluster whose every link goes through a proxy of its own, and what can be done to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from faults.journal import Journal
+from faults.process.disks import Disk
+from faults.process.toxiproxy import STREAMS, Link, Toxiproxy
+from faults.process.watcher import Watcher
+from raftkv import AsyncClient
+from raftkv.cli.local import MAIN, free_ports
+from raftkv.client.transport import GrpcTransport, TransportError, connect
+from raftkv.testing import LocalCluster
+
+SPARES: Final = 4
+"""Nodes that may join during a run."""
+
+SLOTS: Final = 256
+_HOST: Final = "127.0.0.1"
+_CANARY: Final = 0.6
+"""Seconds after which a door that lets no answer through counts as shut."""
+
+_COMMAND: Final = 90.0
+"""Seconds for a command of the operator's tool."""
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """``main``, ``environment``: see LocalCluster. ``clients``: names of the clients that have doors of their own.
+
+    ``sick_disks``: the library that lets disks be slow or full, None = they are not.
+    """
+
+    nodes: int = 5
+    groups: int = 3
+    replicas: int = 3
+    clients: tuple[str, ...] = ()
+    main: str = MAIN
+    environment: Mapping[str, str] = field(default_factory=dict)
+    sick_disks: Path | None = None
+    raft: Mapping[str, Any] = field(default_factory=dict)
+    node: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Toxic:
+    """What lies on one direction of one link; ``attributes`` are Toxiproxy's."""
+
+    kind: str
+    attributes: tuple[tuple[str, int], ...] = ()
+
+
+BLACK_HOLE: Final = Toxic("timeout", (("timeout", 0),))
+RESET: Final = Toxic("reset_peer", (("timeout", 0),))
+CUTS: Final = {"black hole": BLACK_HOLE, "reset": RESET}
+
+
+class World:
+    """Nodes, proxies and clients in ``folder``. ``server``: Toxiproxy's binary.
+
+    ``down`` and ``paused``: nodes that were ended or stopped on purpose. ``gone``: nodes that never come back.
+    """
+
+    def __init__(self, folder: Path, shape: Shape, journal: Journal, server: str) -> None:
+        self.shape = shape
+        self.down: set[int] = set()
+        self.paused: set[int] = set()
+        self.gone: set[int] = set()
+        self.disks: dict[int, Disk] = {}
+        self._folder = folder
+        self._journal = journal
+        self._server = server
+        self._stack = AsyncExitStack()
+        self._links: dict[Pair, Link] = {}
+        self._doors: dict[tuple[str, str], Link] = {}
+        """(client, address of the node) -> the proxy between them."""
+        self._laid: Counter[tuple[str, str, str]] = Counter()
+
+    async def start(self) -> None:
+        """Start Toxiproxy and the nodes, and wait until all serve. Raises ToxiproxyError, LocalError."""
+        shape = self.shape
+        most = shape.nodes + SPARES
+        pairs = [(a, b) for a in range(1, most + 1) for b in range(1, most + 1) if a != b]
+        doors = [(client, node) for client in shape.clients for node in range(1, most + 1)]
+        ports = await asyncio.to_thread(free_ports, len(pairs) + len(doors) + 2 * most, os.getpid() * 211)
+        self._link_ports = dict(zip(pairs, ports, strict=False))
+        self._door_ports = dict(zip(doors, ports[len(pairs) :], strict=False))
+        self._spare_ports = ports[len(pairs) + len(doors) :]
+        self._toxiproxy = await asyncio.to_thread(Toxiproxy, self._server, self._folder / "toxiproxy.log")
+        self._stack.callback(self._toxiproxy.close)
+        environment = dict(shape.environment)
+        if shape.sick_disks is not None:
+            environment["LD_PRELOAD"] = str(shape.sick_disks)
+        self.cluster = LocalCluster(
+            shape.nodes,
+            shape.groups,
+            shape.replicas,
+            slots=SLOTS,
+            folder=self._folder / "cluster",
+            node=shape.node,
+            raft=shape.raft,
+            dial={(a, b): f"{_HOST}:{port}" for (a, b), port in self._link_ports.items() if a <= shape.nodes},
+            main=shape.main,
+            environment=environment,
+        )
+        self._stack.callback(self.cluster.close)
+        if shape.sick_disks is not None:
+            for node in self.cluster.nodes:
+                self.disks[node] = Disk(self.cluster.data_dir(node).parent)
+                self._stack.callback(self.disks[node].close)
+        for node in self.cluster.nodes:
+            await asyncio.to_thread(
+                self._open_ways_to, node, self.cluster.address(node), self.cluster.peer_address(node)
+            )
+        for node in self.nodes:
+            self._journal.event("node", node=node, state="starts")
+        await asyncio.to_thread(self.cluster.start)
+        for node in self.nodes:
+            self._journal.event("node", node=node, state="ready")
+        self.watcher = Watcher(lambda: {node: self.cluster.address(node) for node in self.alive}, self._journal)
+        self._stack.push_async_callback(self.watcher.close)
+        self.watcher.start()
+        await self.watcher.fresh()
+
+    async def close(self) -> None:
+        """End everything that was started; the nodes' logs and data stay in the folder."""
+        await self._stack.aclose()
+
+    # -- who is there
+
+    @property
+    def nodes(self) -> list[int]:
+        """Members, whether they run or not."""
+        return [node for node in self.cluster.nodes if node not in self.gone]
+
+    @property
+    def alive(self) -> list[int]:
+        """Nodes that run, paused or not."""
+        return [node for node in self.nodes if node not in self.down]
+
+    def voters(self, group: int) -> tuple[int, ...]:
+        """As the nodes that answer know them."""
+        for status in self.watcher.statuses.values():
+            for replica in () if status is None else status.replicas:
+                if replica.group == group:
+                    return replica.voters
+        return ()
+
+    def groups(self) -> list[int]:
+        """Groups that some node has a replica of, the meta group (0) included."""
+        statuses = [status for status in self.watcher.statuses.values() if status is not None]
+        return sorted({replica.group for status in statuses for replica in status.replicas})
+
+    def apart(self) -> str:
+        """Why the cluster is not healthy, or nothing: all nodes ready, every group led, every link heard."""
+        if self.down or self.paused:
+            return f"nodes {sorted(self.down | self.paused)} do not run"
+        for node in self.nodes:
+            status = self.watcher.statuses.get(node)
+            if status is None or not status.ready:
+                return f"node {node} {'does not answer' if status is None else 'is not ready'}"
+            for peer in self.nodes:
+                silence = None if peer == node else self.watcher.silence(node, peer)
+                if silence is not None and silence > 1.0:
+                    return f"node {node} does not hear node {peer}"
+        leaderless = [group for group in self.groups() if self.watcher.leader(group) is None]
+        return f"nobody leads groups {leaderless}" if leaderless else ""
+
+    # -- processes
+
+    async def kill(self, nodes: Sequence[int]) -> None:
+        """kill -9."""
+        self.down.update(nodes)
+        await asyncio.gather(*(asyncio.to_thread(self.cluster.kill, node) for node in nodes))
+        self.paused.difference_update(nodes)
+        self._note(nodes, "killed")
+
+    async def stop(self, node: int) -> bool:
+        """SIGTERM; whether it ended by itself."""
+        self.down.add(node)
+        self._note([node], "stopping")
+        ended = await asyncio.to_thread(self.cluster.stop_node, node)
+        self._note([node], "stopped")
+        return ended
+
+    async def restart(self, nodes: Sequence[int]) -> None:
+        """Start those of the nodes that do not run; does not wait until they serve."""
+        nodes = [node for node in nodes if node in self.down]
+        self._note(nodes, "starts")
+        for node in nodes:
+            await asyncio.to_thread(self.cluster.restart, node, wait=False)
+        self.down.difference_update(nodes)
+
+    def pause(self, nodes: Sequence[int]) -> None:
+        """SIGSTOP."""
+        for node in nodes:
+            self.cluster.pause(node)
+        self.paused.update(nodes)
+        self._note(nodes, "paused")
+
+    def resume(self, nodes: Sequence[int]) -> None:
+        """SIGCONT."""
+        for node in nodes:
+            self.cluster.resume(node)
+        self.paused.difference_update(nodes)
+        self._note(nodes, "goes on")
+
+    async def add_node(self) -> int:
+        """One more node, reached through proxies as the others are. Raises LocalError, JoinError, Unavailable."""
+        new = max(self.cluster.nodes) + 1
+        client_port, peer_port = self._spare_ports[2 * new - 2 : 2 * new]
+        addresses = f"{_HOST}:{client_port}", f"{_HOST}:{peer_port}"
+        await asyncio.to_thread(self._open_ways_to, new, *addresses)
+        dial = {b: f"{_HOST}:{port}" for (a, b), port in self._link_ports.items() if a == new}
+        self._note([new], "starts")
+        node = await asyncio.to_thread(self.cluster.add_node, dial=dial, addresses=addresses)
+        assert node == new, f"the cluster gave the id {node} instead of {new}"
+        self._note([new], "ready")
+        return node
+
+    async def lose(self, node: int) -> None:
+        """kill -9, and the disk is gone: the node never comes back."""
+        await self.kill([node])
+        self.gone.add(node)
+        self.down.discard(node)
+        await asyncio.to_thread(shutil.rmtree, self.cluster.data_dir(node))
+
+    def dead(self) -> list[int]:
+        """Nodes that have ended although nobody wanted it; they count as down from now on."""
+        found = [node for node in self.alive if self.cluster.pid(node) is None]
+        self.down.update(found)
+        self._note(found, "ended by itself")
+        return found
+
+    def _note(self, nodes: Iterable[int], state: str) -> None:
+        for node in nodes:
+            self._journal.event("node", node=node, state=state)
+
+    def admin(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``raftkv-admin`` against the members; blocks."""
+        endpoints = ",".join(self.cluster.address(node) for node in self.nodes)
+        return subprocess.run(
+            [sys.executable, "-m", "raftkv.cli.admin", "--endpoints", endpoints, "--yes", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND,
+            check=False,
+        )
+
+    # -- links
+
+    def _open_ways_to(self, node: int, address: str, peer_address: str) -> None:
+        for (a, b), port in self._link_ports.items():
+            if b == node:
+                self._links[a, b] = self._toxiproxy.link(f"node-{a}-to-{b}", f"{_HOST}:{port}", peer_address)
+        for (client, reached), port in self._door_ports.items():
+            if reached == node:
+                name = f"{client}-to-{node}"
+                self._doors[client, address] = self._toxiproxy.link(name, f"{_HOST}:{port}", address)
+
+    async def cut(self, pairs: Iterable[Pair], toxic: Toxic) -> None:
+        """Lay ``toxic`` on what goes from the first to the second node of each pair, on both of their connections."""
+        await asyncio.to_thread(self._each, [*pairs], toxic, self._lay)
+
+    async def mend(self, pairs: Iterable[Pair], toxic: Toxic) -> None:
+        """Undo :meth:`cut`."""
+        await asyncio.to_thread(self._each, [*pairs], toxic, self._lift)
+
+    async def shut(self, client: str, nodes: Iterable[int], toxic: Toxic) -> None:
+        """Lay ``toxic`` on both directions between a client and ``nodes``."""
+        await asyncio.to_thread(self._each_door, client, [*nodes], toxic, self._lay)
+
+    async def open(self, client: str, nodes: Iterable[int], toxic: Toxic) -> None:
+        """Undo :meth:`shut`."""
+        await asyncio.to_thread(self._each_door, client, [*nodes], toxic, self._lift)
+
+    def _each(self, pairs: list[Pair], toxic: Toxic, act: Any) -> None:
+        up, down = STREAMS
+        for a, b in pairs:
+            for pair, stream in (((a, b), up), ((b, a), down)):
+                if pair in self._links:
+                    act(self._links[pair], toxic, stream)
+
+    def _each_door(self, client: str, nodes: list[int], toxic: Toxic, act: Any) -> None:
+        for node in nodes:
+            for stream in STREAMS:
+                act(self._doors[client, self.cluster.address(node)], toxic, stream)
+
+    def _lay(self, link: Link, toxic: Toxic, stream: str) -> None:
+        key = (link.name, toxic.kind, stream)
+        self._laid[key] += 1
+        if self._laid[key] == 1:
+            link.add(toxic.kind, stream, **dict(toxic.attributes))
+
+    def _lift(self, link: Link, toxic: Toxic, stream: str) -> None:
+        key = (link.name, toxic.kind, stream)
+        self._laid[key] -= 1
+        if self._laid[key] <= 0:
+            del self._laid[key]
+            link.remove(f"{toxic.kind}_{stream}")
+
+    async def heal(self) -> None:
+        """Everybody runs, every link is clean."""
+        self._laid.clear()
+        await asyncio.to_thread(self._toxiproxy.heal)
+        self.resume(sorted(self.paused))
+        await self.restart([node for node in self.nodes if node in self.down])
+
+    async def door_open(self, client: str, node: int) -> bool:
+        """Whether an answer comes through between a client and a node."""
+        endpoint = GrpcTransport(lambda address: connect(self._doors[client, address].listen)).endpoint(
+            self.cluster.address(node)
+        )
+        try:
+            await endpoint.status(_CANARY)
+        except TransportError:
+            return False
+        else:
+            return True
+        finally:
+            await endpoint.close()
+
+    # -- clients
+
+    def client(self, name: str, timeout: float) -> AsyncClient:
+        """A client through the doors of ``name``, or straight if it has none. ``timeout`` in seconds."""
+
+        def reach(address: str) -> Any:
+            door = self._doors.get((name, address))
+            return connect(address if door is None else door.listen)
+
+        return AsyncClient(self.cluster.endpoints, timeout=timeout, transport=GrpcTransport(reach))
