@@ -9,10 +9,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from faults.history import OPEN_END, History, Operation, Outcome
-from faults.linearizability import BUDGET, Finding, Verdict, check, check_stale
+from faults.history import History, Operation, Outcome
+from faults.linearizability import Finding
 from faults.recorder import Recorder
-from faults.register import Register
 from faults.sim.cluster import LogCapture, SimCluster, Trace
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, Stuck, simulate
@@ -21,6 +20,7 @@ from faults.sim.operator import Operator
 from faults.sim.ownership import Ownership
 from faults.sim.probe import LAST_TIMEOUT, PATIENCE, Probe
 from faults.sim.storm import Storm
+from faults.verdict import LAST, LATE, judge
 from faults.workloads import WORKLOADS, Workload
 from raftkv.client.types import Record
 from raftkv.errors import RaftKVError
@@ -29,10 +29,7 @@ from shards.slots import slot_of
 CONVERGENCE: Final = 30.0
 """Seconds within which a healed cluster must be one again."""
 
-_LATE: Final = 1.0
-"""Seconds by which a call may outlast its time-out."""
 
-_LAST: Final = "last"
 _CALM: Final = 2.0
 """Seconds of work after the faults are over."""
 
@@ -97,19 +94,15 @@ def run(storm: Storm) -> Report:
 def _judge(report: Report) -> None:
     """The verdict on the history; the run itself has judged what happened inside."""
     history, storm = report.history, report.storm
-    model = Register(storm.fastest_clock)
-    for key, operations in history.by_key():
-        finding = check(operations, model, BUDGET)
-        report.counts["checked keys"] += 1
-        report.counts["model steps"] += finding.steps
-        if finding.verdict is not Verdict.LINEARIZABLE:
-            report.violations[key] = finding
-            report.problems.append(f"history of {key}: {finding.verdict}")
-        report.problems += [f"stale read of what never was: {read.describe()}" for read in check_stale(operations)]
-    for one in history.operations:
-        timeout = storm.timeout if one.client[0] == "c" else LAST_TIMEOUT
-        if one.answered - one.began > timeout + _LATE and one.answered != OPEN_END:
-            report.problems.append(f"a call outlasted its time-out of {timeout} s: {one.describe()}")
+
+    def timeout(client: str) -> float:
+        return storm.timeout if client[0] == "c" else LAST_TIMEOUT
+
+    found = judge(history, fastest_clock=storm.fastest_clock, timeout=timeout)
+    report.violations = found.findings
+    report.problems += [problem.text for problem in found.problems]
+    report.counts["checked keys"] += found.checked
+    report.counts["model steps"] += found.steps
     for outcome in Outcome:
         report.counts[f"operations {outcome}"] = history.count(outcome)
 
@@ -204,14 +197,14 @@ class _Run:
         return [cluster.processes[name].spawn(work(f"{name}{letter}")) for letter in _LETTERS[: storm.tasks]]
 
     async def _ended(self, working: list[asyncio.Task[None]]) -> None:
-        _, hanging = await asyncio.wait(working, timeout=6 * (self._storm.timeout + _LATE))
+        _, hanging = await asyncio.wait(working, timeout=6 * (self._storm.timeout + LATE))
         if hanging:
             self._invariants.report("client", f"{len(hanging)} tasks hang")
         for task in working:
             if task not in hanging and (problem := task.exception()) is not None:
                 self._invariants.report("client", f"a task raised {problem!r}")
         closing = [self._cluster.processes[name].spawn(self._cluster.clients[name].close()) for name in self._names]
-        _, hanging = await asyncio.wait(closing, timeout=_LATE)
+        _, hanging = await asyncio.wait(closing, timeout=LATE)
         if hanging:
             self._invariants.report("client", f"{len(hanging)} clients do not close")
 
@@ -263,9 +256,9 @@ class _Run:
 
     async def _last_look(self) -> None:
         """A new client writes to every group, reads every key, and scans all there is."""
-        client = self._cluster.client(_LAST, timeout=LAST_TIMEOUT)
-        last = Recorder(client, _LAST, self._report.history, self._loop.time)
-        looking = self._cluster.processes[_LAST].spawn(self._look_at_everything(last))
+        client = self._cluster.client(LAST, timeout=LAST_TIMEOUT)
+        last = Recorder(client, LAST, self._report.history, self._loop.time)
+        looking = self._cluster.processes[LAST].spawn(self._look_at_everything(last))
         done, _ = await asyncio.wait([looking], timeout=_FORMING + 10 * LAST_TIMEOUT)
         if not done:
             self._invariants.report("client", "the last look hangs")
@@ -297,7 +290,7 @@ class _Run:
                 self._invariants.report("scan", f"{key} is {seen} by get and {scanned} by scan")
         for workload in self._workloads:
             for problem in workload.problems(self._report.history, found):
-                self._invariants.report(workload.name, problem)
+                self._invariants.report(workload.name, problem.text)
         await last.client.close()
 
     def _one_key_per_group(self, prefix: str) -> list[str]:
