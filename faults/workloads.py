@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
+from faults import bank
+from faults.bank import Account
 from faults.history import History, Kind, Operation, Outcome
 from faults.problem import Breach, Problem
 from faults.recorder import Recorder
@@ -227,4 +229,63 @@ class Ttl(Workload):
         ]
 
 
-WORKLOADS: Final[dict[str, type[Workload]]] = {one.name: one for one in (Registers, UniqueSet, Counter, Retry, Ttl)}
+class Bank(Workload):
+    """Transfers between accounts, in steps that any client finishes: see :mod:`faults.bank`. No money comes or goes,
+    also in scans of whole banks, no account is overdrawn, each transfer happens once."""
+
+    name = "bank"
+    prefix = bank.PREFIX
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        accounts = bank.keys(rng.randrange(bank.BANKS))
+        if rng.random() < 0.2:
+            await kv.look(accounts)
+            return
+        source, target = rng.sample(accounts, 2)
+        account = await self._open(kv, source)
+        if account is not None and account.to is None:
+            account = await self._debit(kv, source, account, target, rng.randint(1, 40))
+        if account is not None and account.to is not None:
+            await self._finish(kv, source, account, account.to)
+
+    async def _open(self, kv: Recorder, key: str) -> Account | None:
+        """The account as it is now, None if that is not to be learned."""
+        seen = await kv.get(key)
+        if seen.outcome is not Outcome.OK:
+            return None
+        if seen.found is not None:
+            return Account.read(seen.found)
+        opened = Account(by=self._sign(kv))
+        return opened if await self._swap(kv, key, None, opened) else None
+
+    async def _debit(self, kv: Recorder, source: str, account: Account, target: str, amount: int) -> Account | None:
+        if amount > account.balance:
+            return None
+        after = account.debited(self._sign(kv), target, amount)
+        return after if await self._swap(kv, source, account, after) else None
+
+    async def _finish(self, kv: Recorder, source: str, account: Account, target: str) -> None:
+        there = await self._open(kv, target)
+        if there is None:
+            return
+        if not there.has_got(source, account.sent):
+            after = there.credited(self._sign(kv), source, account.sent, account.amount)
+            if not await self._swap(kv, target, there, after):
+                return
+        await self._swap(kv, source, account, account.cleared(self._sign(kv)))
+
+    async def _swap(self, kv: Recorder, key: str, before: Account | None, after: Account) -> bool:
+        swapped = await kv.cas(key, None if before is None else before.text, after.text)
+        return swapped.outcome is Outcome.OK and swapped.done
+
+    def _sign(self, kv: Recorder) -> str:
+        number = self._numbers[kv.name] = self._numbers.get(kv.name, 0) + 1
+        return f"{kv.name}-{number}"
+
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
+        return bank.audit(history, last)
+
+
+WORKLOADS: Final[dict[str, type[Workload]]] = {
+    one.name: one for one in (Registers, UniqueSet, Counter, Retry, Ttl, Bank)
+}
