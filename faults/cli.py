@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Final
 
 import click
@@ -10,12 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from faults.checking import check_file
 from faults.sim.mutants import MUTANTS, find
 from faults.sim.nemesis import EFFECTS
 from faults.sim.run import Report, run
 from faults.sim.soak import Summary, Total, cores, seeds_until_caught, soak
 from faults.sim.storm import MOVING, Storm
 from faults.story import timeline
+from faults.verdict import FASTEST
 
 FIXED: Final = (*range(1, 61), *range(MOVING + 1, MOVING + 21))
 """Seeds of ``make sim`` and of the test suite."""
@@ -96,6 +99,24 @@ def mutants(most: int, markdown: bool, only: tuple[str, ...], jobs: int) -> None
             table.add_row(*row)
         Console().print(table)
     sys.exit(1 if any(row[3].startswith("none") for row in rows) else 0)
+
+
+@main.command()
+@click.argument("history", type=click.Path(path_type=Path))
+@click.option(
+    "--fastest-clock",
+    type=click.FloatRange(1.0, 100.0),
+    default=FASTEST,
+    show_default=True,
+    help="Seconds that a node's clock may show in one second of the history's; times to live are judged by it.",
+)
+@click.option("--full", is_flag=True, help="All problems, however many.")
+def check(history: Path, fastest_clock: float, full: bool) -> None:
+    """Judge a run by its HISTORY: a history.jsonl, or the folder of a run.
+
+    Exit code 1 if a promise was broken or a key could not be decided, 2 if it is no history.
+    """
+    sys.exit(check_file(history, fastest_clock=fastest_clock, full=full))
 
 
 def _progress() -> Progress:

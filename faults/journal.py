@@ -23,6 +23,14 @@ _TYPES: Final = {Outcome.OK: "ok", Outcome.REFUSED: "fail", Outcome.UNKNOWN: "in
 _OUTCOMES: Final = {name: outcome for outcome, name in _TYPES.items()}
 _ASKED: Final = ("value", "expect", "expected", "ttl")
 _TOLD: Final = ("done", "found", "version")
+_KINDS: Final[dict[str, type | tuple[type, ...]]] = {
+    "value": str,
+    "expect": int,
+    "expected": str,
+    "ttl": (int, float),
+    "found": str,
+    "version": int,
+}
 
 
 class JournalError(RaftKVError):
@@ -130,7 +138,7 @@ def load_history(path: Path) -> History:
             if kind == "invoke":
                 one = Operation(int(raw["op"]), str(raw["client"]), Kind(raw["f"]), str(raw["key"]), float(raw["t"]))
                 for name in _ASKED:
-                    setattr(one, name, raw.get(name))
+                    setattr(one, name, _checked(raw, name))
                 one.stale = bool(raw.get("stale", False))
                 if operations.setdefault(one.number, one) is not one:
                     raise JournalError(f"{path}:{number}: operation {one.number} is invoked twice")
@@ -142,13 +150,22 @@ def load_history(path: Path) -> History:
             if one.outcome is not Outcome.UNKNOWN:
                 one.ended = one.answered
             one.done = bool(raw.get("done", False))
-            one.found, one.version, one.error = raw.get("found"), raw.get("version"), str(raw.get("error", ""))
+            one.found, one.version = _checked(raw, "found"), _checked(raw, "version")
+            one.error = str(raw.get("error", ""))
         except (KeyError, TypeError, ValueError) as problem:
             raise JournalError(f"{path}:{number}: not a line of a history: {problem!r}") from None
     history = History(sorted(operations.values(), key=lambda one: one.number))
     for number, one in enumerate(history.operations):
         one.number = number
     return history
+
+
+def _checked(raw: Mapping[str, Any], name: str) -> Any:
+    """Raises ValueError."""
+    value = raw.get(name)
+    if value is not None and (not isinstance(value, _KINDS[name]) or isinstance(value, bool)):
+        raise ValueError(f"{name} cannot be {value!r}")
+    return value
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Final, NamedTuple
 
 from faults.history import OPEN_END, Kind, Operation, Outcome
@@ -56,18 +57,18 @@ def check(operations: Sequence[Operation], model: Register, budget: int = BUDGET
 
 def check_stale(operations: Sequence[Operation]) -> list[Operation]:
     """Stale reads that returned a value which nobody can have written by then, or with another write's version."""
-    wrong = []
-    for read in operations:
-        if not read.stale or read.outcome is not Outcome.OK or read.found is None:
-            continue
-        writers = [
-            one
-            for one in operations
-            if one.write and one.value == read.found and _may_have_written(one) and one.began <= read.ended
-        ]
-        if not any(one.version in (None, read.version) for one in writers):
-            wrong.append(read)
-    return wrong
+    writers: dict[str | None, list[Operation]] = {}
+    for one in operations:
+        if one.write and _may_have_written(one):
+            writers.setdefault(one.value, []).append(one)
+    return [
+        read
+        for read in operations
+        if read.stale and read.outcome is Outcome.OK and read.found is not None
+        if not any(
+            one.began <= read.ended and one.version in (None, read.version) for one in writers.get(read.found, ())
+        )
+    ]
 
 
 def _may_have_written(write: Operation) -> bool:
@@ -80,6 +81,16 @@ class _Choice(NamedTuple):
     indexes: tuple[int, ...]
     mask: int
     after: State
+
+
+class _Taken(NamedTuple):
+    """A choice that was taken, the state before it, what else might have been taken, and the position in ``_told`` of
+    the first that had no place."""
+
+    choice: _Choice
+    before: State
+    others: list[_Choice]
+    told: int
 
 
 def _too_high(choice: _Choice, waiting: Sequence[tuple[int, int, bool]]) -> bool:
@@ -119,38 +130,46 @@ class _Search:
         self._failed: set[tuple[int, State]] = set()
 
     def run(self) -> Finding:
-        done, state = 0, EMPTY
-        path: list[tuple[_Choice, State, list[_Choice]]] = []
+        done, state, told = 0, EMPTY, 0
+        path: list[_Taken] = []
         best: tuple[int, tuple[int, ...], State, int] = (-1, (), EMPTY, 0)
         while len(path) < len(self._known):
-            if len(path) > best[0]:
+            told = self._first_waiting(done, told)
+            choices = self._choices(done, state, told)
+            exhausted = self._steps > self._budget
+            if (exhausted or not choices) and len(path) > best[0]:
                 best = (len(path), self._order(path), state, done)
-            choices = self._choices(done, state)
             # Before they are used: choices on which the budget ran out are not all that there are.
-            if self._steps > self._budget:
+            if exhausted:
                 return Finding(Verdict.OUT_OF_BUDGET, self._steps, best[1], best[2])
             while not choices:
                 self._failed.add((done, state))
                 if not path:
                     stuck = self._first_to_end(best[3])
                     return Finding(Verdict.VIOLATION, self._steps, best[1], best[2], stuck)
-                choice, state, choices = path.pop()
+                choice, state, choices, told = path.pop()
                 done &= ~choice.mask
             choice = choices.pop(0)
-            path.append((choice, state, choices))
+            path.append(_Taken(choice, state, choices, told))
             done |= choice.mask
             state = choice.after
         return Finding(Verdict.LINEARIZABLE, self._steps, self._order(path), state)
 
-    def _order(self, path: Sequence[tuple[_Choice, State, list[_Choice]]]) -> tuple[int, ...]:
-        return tuple(self._all[index].number for choice, _, _ in path for index in choice.indexes)
+    def _order(self, path: Sequence[_Taken]) -> tuple[int, ...]:
+        return tuple(self._all[index].number for taken in path for index in taken.choice.indexes)
+
+    def _first_waiting(self, done: int, told: int) -> int:
+        """The position in ``_told``, from ``told`` on, of the first that has no place."""
+        while told < len(self._told) and done & self._told[told][1]:
+            told += 1
+        return told
 
     def _first_to_end(self, done: int) -> Operation:
         """Of the known operations without a place, the one that ended first: none may come behind it."""
         left = [one for index, one in enumerate(self._known) if not done >> index & 1]
         return min(left, key=lambda one: one.ended)
 
-    def _choices(self, done: int, state: State) -> list[_Choice]:
+    def _choices(self, done: int, state: State, told: int) -> list[_Choice]:
         """What may come next: whatever began before the first of the known ones without a place ended."""
         known, until = self._known, OPEN_END
         candidates: list[int] = []
@@ -176,7 +195,8 @@ class _Search:
                 if one.began <= until and not done >> index & 1
             ]
             found = plain + self._helped(state, needing, open_ones, (), 0)
-        waiting = [told for told in self._told if not done & told[1]][: self._ahead]
+        lowest = islice(self._told, told, None)
+        waiting = list(islice((one for one in lowest if not done & one[1]), self._ahead))
         return [
             choice
             for choice in found

@@ -8,14 +8,12 @@ from itertools import count
 from typing import Final
 
 from faults.history import History, Operation, Outcome
+from faults.problem import Problem
 from faults.recorder import Recorder
 from faults.workloads import Workload
 from raftkv.client.types import Record
 from shards.map import ShardMap
 from shards.slots import slot_of
-
-LAST: Final = "last"
-"""Name of the client that looks."""
 
 LAST_TIMEOUT: Final = 10.0
 """Of calls whose success is the question, in seconds."""
@@ -44,10 +42,10 @@ async def look_at_everything(
     workloads: Sequence[Workload],
     report: Callable[[str, str], None],
     at_once: int = 1,
-) -> None:
-    """``fresh``: keys to write to. ``report(kind, text)`` is told of every problem. Closes the client.
+) -> list[tuple[str, Problem]]:
+    """What the workloads find wrong, each with its name. ``report(kind, text)`` is told of all else. Closes the client.
 
-    ``at_once``: keys that are read at the same time.
+    ``fresh``: keys to write to. ``at_once``: keys that are read at the same time.
     """
     for key in fresh:
         for _ in range(_ATTEMPTS):
@@ -73,7 +71,5 @@ async def look_at_everything(
         seen = None if read is None or read.found is None else (read.found, read.version)
         if scanned != seen:
             report("scan", f"{key} is {seen} by get and {scanned} by scan")
-    for workload in workloads:
-        for problem in workload.problems(history, found):
-            report(workload.name, problem)
     await last.client.close()
+    return [(workload.name, problem) for workload in workloads for problem in workload.problems(history, found)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from faults.history import History, Kind, Operation, Outcome
@@ -67,14 +67,42 @@ class Recorder:
 
         return await self._read(operation, first())
 
-    async def _read(self, operation: Operation, call: Coroutine[Any, Any, Record | None]) -> Operation:
-        def answer(record: Record | None) -> None:
-            if record is None:
-                operation.version = 0
-            else:
-                operation.found, operation.version = record.value.decode(), record.version
+    async def look(self, keys: Sequence[str]) -> list[Operation]:
+        """Gets of all ``keys`` at one moment, by one page of a scan. They are sorted and share a hash tag, and there
+        are no others between them in their slot. Raises ValueError if they are too large for a page."""
+        first, *others = operations = [self._begin(Kind.GET, key) for key in keys]
+        for one in others:
+            one.began = first.began
+            if self._listener is not None:
+                self._listener.invoked(one)
+        name = keys[0].encode()
 
-        return await self._run(operation, call, answer)
+        async def page() -> dict[str, Record]:
+            below = name[:-1] + bytes([name[-1] - 1]) + b"\xff"
+            found, more = await self.client.scan_slot(slot_of(name, self._slots), below)
+            if more and (not found or found[-1].key < keys[-1].encode()):
+                raise ValueError(f"{keys[0]} to {keys[-1]} do not fit into one page")
+            return {record.key.decode(): record for record in found}
+
+        def answer(found: dict[str, Record]) -> None:
+            for one in operations:
+                self._tell(one, found.get(one.key))
+
+        await self._run(first, page(), answer)
+        for one in others:
+            one.outcome, one.error, one.ended, one.answered = first.outcome, first.error, first.ended, first.answered
+            if self._listener is not None:
+                self._listener.completed(one)
+        return operations
+
+    async def _read(self, operation: Operation, call: Coroutine[Any, Any, Record | None]) -> Operation:
+        return await self._run(operation, call, lambda record: self._tell(operation, record))
+
+    def _tell(self, operation: Operation, record: Record | None) -> None:
+        if record is None:
+            operation.version = 0
+        else:
+            operation.found, operation.version = record.value.decode(), record.version
 
     async def put(self, key: str, value: str, *, ttl: float | None = None, expect: int | None = None) -> Operation:
         operation = self._begin(Kind.PUT, key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from faults.history import OPEN_END, Operation
@@ -26,15 +26,23 @@ def timeline(operations: Sequence[Operation], finding: Finding) -> Iterator[str]
     shown = near[max(0, at - 2 * _AROUND) : at + _AROUND]
     if guilty is not None and guilty not in shown:
         shown.insert(0, guilty)
-    first = min(one.began for one in shown)
-    last = max(one.began if one.ended == OPEN_END else one.ended for one in shown)
-    for one in shown:
-        mark = "!" if one is guilty else "*" if one.number in placed else " "
-        yield f"{mark} |{_bar(one, first, last)}| {one.describe()}"
+    yield from _bars(shown, lambda one: "!" if one is guilty else "*" if one.number in placed else " ")
     if finding.verdict is Verdict.OUT_OF_BUDGET:
         yield f"undecided after {finding.steps} steps; the state at the farthest point: {finding.state}"
     else:
         yield f"the state before the operation that cannot be: {finding.state}"
+
+
+def latest(operations: Sequence[Operation]) -> Iterator[str]:
+    """The last operations, each as a bar as in :func:`timeline`."""
+    yield from _bars(sorted(operations, key=lambda one: one.began)[-2 * _AROUND :], lambda _: " ")
+
+
+def _bars(shown: Sequence[Operation], mark: Callable[[Operation], str]) -> Iterator[str]:
+    first = min(one.began for one in shown)
+    last = max(one.began if one.ended == OPEN_END else one.ended for one in shown)
+    for one in shown:
+        yield f"{mark(one)} |{_bar(one, first, last)}| {one.describe()}"
 
 
 def _bar(one: Operation, first: float, last: float) -> str:

@@ -12,17 +12,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
+from faults import bank
+from faults.bank import Account
 from faults.history import History, Kind, Operation, Outcome
+from faults.problem import Breach, Problem
 from faults.recorder import Recorder
 from raftkv.client.types import Record
 
 _LONGEST_TTL: Final = 2.5
+_MAYBE: Final = (Outcome.UNKNOWN, Outcome.OPEN)
 
 
 class Workload(ABC):
     """The keys of one kind of work. ``step`` is called again and again by each client that does this work."""
 
     name: ClassVar[str]
+    prefix: ClassVar[str]
+    """Of its keys, and of nobody else's."""
+    looks_at_end: ClassVar[bool] = True
+    """Whether :meth:`problems` needs what is there at the end."""
     settle: ClassVar[float] = 0.0
     """Seconds to wait before the last look."""
 
@@ -37,8 +45,8 @@ class Workload(ABC):
     async def step(self, kv: Recorder, rng: random.Random) -> None:
         """One operation or a few that belong together."""
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
-        """What is wrong besides single keys' histories; ``last``: all records that a scan found at the end."""
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
+        """What is wrong besides single keys' histories; ``last``: all records that were there at the end."""
         return []
 
     def _key(self, name: str) -> str:
@@ -69,6 +77,8 @@ class Registers(Workload):
     """Everything the API offers, by all clients on the same few keys."""
 
     name = "registers"
+    prefix = "r"
+    looks_at_end = False
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
         key = self._key(f"r{rng.randrange(6)}")
@@ -96,23 +106,24 @@ class UniqueSet(Workload):
     """Elements that are added once each: no acknowledged one is lost, none is added twice, no refused one is there."""
 
     name = "unique-set"
+    prefix = "s-"
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
         element = self._value(kv, rng)
         await kv.put(f"s-{element[:40]}", element, expect=0)
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
         found = []
         for one in history.operations:
-            if not one.key.startswith("s-") or not one.write:
+            if not one.key.startswith(self.prefix) or not one.write:
                 continue
-            there = one.key in last
+            there, said = one.key in last, one.describe()
             if one.outcome is Outcome.OK and not one.done:
-                found.append(f"element added twice: {one.describe()}")
+                found.append(Problem(Breach.DUPLICATE, f"element added twice: {said}", one.key))
             elif one.outcome is Outcome.OK and not there:
-                found.append(f"acknowledged element lost: {one.describe()}")
+                found.append(Problem(Breach.LOST, f"acknowledged element lost: {said}", one.key))
             elif one.outcome is Outcome.REFUSED and there:
-                found.append(f"element is there although it was refused: {one.describe()}")
+                found.append(Problem(Breach.OTHER, f"element is there although it was refused: {said}", one.key))
         return found
 
 
@@ -120,6 +131,7 @@ class Counter(Workload):
     """Increments by compare-and-swap: each counts once."""
 
     name = "counter"
+    prefix = "n"
     _keys = ("n0", "n1")
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
@@ -128,16 +140,19 @@ class Counter(Workload):
         if seen.outcome is Outcome.OK:
             await kv.cas(key, seen.found, str(int(seen.found or "0") + 1))
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
         found = []
         counted = {one.key for one in history.operations if one.key.split(".")[0] in self._keys}
         for key in sorted(counted):
             added = [one for one in history.operations if one.key == key and one.write]
             sure = sum(one.outcome is Outcome.OK and one.done for one in added)
-            maybe = sum(one.outcome in (Outcome.UNKNOWN, Outcome.OPEN) for one in added)
+            maybe = sum(one.outcome in _MAYBE for one in added)
             count = int(last[key].value) if key in last else 0
-            if not sure <= count <= sure + maybe:
-                found.append(f"{key} counts {count}, but {sure} increments were acknowledged and {maybe} are unknown")
+            text = f"{key} counts {count}, but {sure} increments were acknowledged and {maybe} are unknown"
+            if count < sure:
+                found.append(Problem(Breach.LOST, text, key, sure - count))
+            elif count > sure + maybe:
+                found.append(Problem(Breach.DUPLICATE, text, key, count - sure - maybe))
         return found
 
 
@@ -145,6 +160,8 @@ class ReadBack(Workload):
     """What a demonstration would do: set a key, and see whether it is there a little later."""
 
     name = "read-back"
+    prefix = "b-"
+    looks_at_end = False
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
         value = self._value(kv, rng)
@@ -158,6 +175,8 @@ class Retry(Workload):
     """Each client alone on its keys, so that it knows what every answer must be; meant for lost replies."""
 
     name = "retry"
+    prefix = "o-"
+    looks_at_end = False
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
         key = self._key(f"o-{kv.name}-{rng.randrange(2)}")
@@ -177,25 +196,31 @@ class Retry(Workload):
         if rng.random() < 0.4:
             await kv.delete(key)
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
         return [
-            f"nobody else writes this key: {one.describe()}"
+            Problem(self._breach(one), f"nobody else writes this key: {one.describe()}", one.key)
             for one in history.operations
-            if one.key.startswith("o-") and one.write and one.outcome is Outcome.OK and not one.done
+            if one.key.startswith(self.prefix) and one.write and one.outcome is Outcome.OK and not one.done
             if not self._explained(history, one)
         ]
+
+    def _breach(self, failed: Operation) -> Breach:
+        """A higher version in its way can only be its own; a lower one is that of a record that should be gone."""
+        if failed.version is None or failed.expect is None:
+            return Breach.OTHER
+        return Breach.DUPLICATE if failed.version > failed.expect else Breach.LOST
 
     def _explained(self, history: History, failed: Operation) -> bool:
         """Whether an earlier write of the key has an unknown outcome: it may have come in between."""
         earlier = history.operations[: failed.number]
-        maybe = (Outcome.UNKNOWN, Outcome.OPEN)
-        return any(one.key == failed.key and one.write and one.outcome in maybe for one in earlier)
+        return any(one.key == failed.key and one.write and one.outcome in _MAYBE for one in earlier)
 
 
 class Ttl(Workload):
     """Records with a time to live: never gone early, and gone in the end."""
 
     name = "ttl"
+    prefix = "t"
     settle = 2.0 * _LONGEST_TTL
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
@@ -218,13 +243,74 @@ class Ttl(Workload):
     def _ttl(self, rng: random.Random) -> float:
         return round(rng.uniform(0.2, _LONGEST_TTL), 3)
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[str]:
-        return [f"{key} should have expired: {record}" for key, record in last.items() if key.startswith("t")]
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
+        return [
+            Problem(Breach.OTHER, f"{key} should have expired: {record}", key)
+            for key, record in last.items()
+            if key.startswith(self.prefix)
+        ]
+
+
+class Bank(Workload):
+    """Transfers between accounts, in steps that any client finishes: see :mod:`faults.bank`. No money comes or goes,
+    also in scans of whole banks, no account is overdrawn, each transfer happens once."""
+
+    name = "bank"
+    prefix = bank.PREFIX
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        accounts = bank.keys(rng.randrange(bank.BANKS) + bank.BANKS * (self.era or 0))
+        if rng.random() < 0.2:
+            await kv.look(accounts)
+            return
+        source, target = rng.sample(accounts, 2)
+        account = await self._open(kv, source)
+        if account is not None and account.to is None:
+            account = await self._debit(kv, source, account, target, rng.randint(1, 40))
+        if account is not None and account.to is not None:
+            await self._finish(kv, source, account, account.to)
+
+    async def _open(self, kv: Recorder, key: str) -> Account | None:
+        """The account as it is now, None if that is not to be learned."""
+        seen = await kv.get(key)
+        if seen.outcome is not Outcome.OK:
+            return None
+        if seen.found is not None:
+            return Account.read(seen.found)
+        opened = Account(by=self._sign(kv))
+        return opened if await self._swap(kv, key, None, opened) else None
+
+    async def _debit(self, kv: Recorder, source: str, account: Account, target: str, amount: int) -> Account | None:
+        if amount > account.balance:
+            return None
+        after = account.debited(self._sign(kv), target, amount)
+        return after if await self._swap(kv, source, account, after) else None
+
+    async def _finish(self, kv: Recorder, source: str, account: Account, target: str) -> None:
+        there = await self._open(kv, target)
+        if there is None:
+            return
+        if not there.has_got(source, account.sent):
+            after = there.credited(self._sign(kv), source, account.sent, account.amount)
+            if not await self._swap(kv, target, there, after):
+                return
+        await self._swap(kv, source, account, account.cleared(self._sign(kv)))
+
+    async def _swap(self, kv: Recorder, key: str, before: Account | None, after: Account) -> bool:
+        swapped = await kv.cas(key, None if before is None else before.text, after.text)
+        return swapped.outcome is Outcome.OK and swapped.done
+
+    def _sign(self, kv: Recorder) -> str:
+        number = self._numbers[kv.name] = self._numbers.get(kv.name, 0) + 1
+        return f"{kv.name}-{number}"
+
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
+        return bank.audit(history, last)
 
 
 MIXED: Final = ("registers", "unique-set", "counter", "retry", "ttl")
-"""Those that run side by side; seeds of the simulator choose from them."""
+"""Those that run side by side, each for some of the clients; seeds of the simulator choose from them."""
 
 WORKLOADS: Final[dict[str, type[Workload]]] = {
-    one.name: one for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack)
+    one.name: one for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack, Bank)
 }

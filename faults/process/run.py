@@ -16,8 +16,9 @@ from typing import Any, Final
 import raftkv
 from faults.history import History, Outcome
 from faults.journal import Journal
-from faults.look import LAST, LAST_TIMEOUT, look_at_everything, one_key_per_group
+from faults.look import LAST_TIMEOUT, look_at_everything, one_key_per_group
 from faults.probe import Probe
+from faults.problem import Problem
 from faults.process.disks import NoSickDisks, library
 from faults.process.nemesis import FAULTS, SICK_DISKS, Fault, together
 from faults.process.operator import Operator
@@ -25,7 +26,7 @@ from faults.process.scenarios import Scenario
 from faults.process.toxiproxy import ToxiproxyError, find_server
 from faults.process.world import SLOTS, Shape, World
 from faults.recorder import Recorder
-from faults.verdict import judge
+from faults.verdict import LAST, judge
 from faults.workloads import WORKLOADS, Workload
 from raftkv.cli.local import MAIN
 from raftkv.client.admin import AdminClient
@@ -50,6 +51,9 @@ _LOOK: Final = 0.05
 _PERIOD: Final = 0.05
 _TIMEOUT: Final = 3.0
 """Of the clients' calls, in seconds."""
+
+_LATE: Final = 2.0
+"""Seconds by which a call may outlast its time-out where five nodes, clients and Toxiproxy share few cores."""
 
 _PAUSE: Final = 0.03
 """Usual seconds between two operations of one task."""
@@ -170,6 +174,7 @@ class _Run:
         self._over = False
         self._numbers = 0
         self._figures: dict[str, Any] = {}
+        self._work_problems: list[Problem] = []
 
     def _report(self, kind: str, text: str) -> None:
         self._outcomes.problems.append(f"{kind}: {text}")
@@ -362,7 +367,8 @@ class _Run:
     async def _last_look(self) -> None:
         recorder = self._recorder(self._world.client("", LAST_TIMEOUT), LAST, lambda: None)
         fresh = list((await self._keys("f")).values())
-        await look_at_everything(recorder, self._history, fresh, self._workloads, self._report, _AT_ONCE)
+        found = await look_at_everything(recorder, self._history, fresh, self._workloads, self._report, _AT_ONCE)
+        self._work_problems = [problem for _, problem in found]
 
     async def _compare_replicas(self) -> None:
         """As an operator would: digests of every replica's slots as of one log entry."""
@@ -380,14 +386,16 @@ class _Run:
     def _logged(self, text: str) -> int:
         return sum(path.read_text(errors="replace").count(text) for path in self._plan.folder.rglob("node.log"))
 
+    def _timeout(self, client: str) -> float:
+        return _TIMEOUT if client.startswith("c") else LAST_TIMEOUT
+
     def judge(self) -> None:
         """The verdict on the history; the run itself has judged what it saw."""
         self._phase("checks")
-        verdict = judge(self._history)
-        self._outcomes.problems += verdict.problems
-        self._figures["checked keys"] = verdict.checked
-        self._figures["undecided keys"] = verdict.undecided
-        self._figures["violations"] = len(verdict.violations)
+        judgement = judge(self._history, timeout=self._timeout, late=_LATE)
+        judgement.problems += self._work_problems
+        self._outcomes.problems += [problem.text for problem in judgement.problems]
+        self._figures.update(judgement.figures())
         for outcome in Outcome:
             self._figures[f"operations {outcome}"] = self._history.count(outcome)
         self._journal.event("figures", **self._figures)

@@ -9,38 +9,30 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from faults.history import OPEN_END, History, Operation, Outcome
-from faults.linearizability import BUDGET, Finding, Verdict, check, check_stale
+from faults.history import History, Outcome
+from faults.linearizability import Finding
+from faults.look import LAST_TIMEOUT, look_at_everything, one_key_per_group
 from faults.recorder import Recorder
-from faults.register import Register
 from faults.sim.cluster import LogCapture, SimCluster, Trace
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, Stuck, simulate
 from faults.sim.nemesis import Nemesis
 from faults.sim.operator import Operator
 from faults.sim.ownership import Ownership
-from faults.sim.probe import LAST_TIMEOUT, PATIENCE, Probe
+from faults.sim.probe import PATIENCE, Probes
 from faults.sim.storm import Storm
+from faults.verdict import LAST, LATE, judge
 from faults.workloads import WORKLOADS, Workload
-from raftkv.client.types import Record
 from raftkv.errors import RaftKVError
-from shards.slots import slot_of
 
 CONVERGENCE: Final = 30.0
 """Seconds within which a healed cluster must be one again."""
 
-_LATE: Final = 1.0
-"""Seconds by which a call may outlast its time-out."""
 
-_LAST: Final = "last"
 _CALM: Final = 2.0
 """Seconds of work after the faults are over."""
 
 _FORMING: Final = 60.0
-_ATTEMPTS: Final = 3
-"""Writes of the last look until one is known to have happened: one packet may take two seconds in calm weather too, and
-what it carried is not told a second time if a session's record has gone within tight bounds."""
-
 _LETTERS: Final = "abcdef"
 
 
@@ -97,19 +89,15 @@ def run(storm: Storm) -> Report:
 def _judge(report: Report) -> None:
     """The verdict on the history; the run itself has judged what happened inside."""
     history, storm = report.history, report.storm
-    model = Register(storm.fastest_clock)
-    for key, operations in history.by_key():
-        finding = check(operations, model, BUDGET)
-        report.counts["checked keys"] += 1
-        report.counts["model steps"] += finding.steps
-        if finding.verdict is not Verdict.LINEARIZABLE:
-            report.violations[key] = finding
-            report.problems.append(f"history of {key}: {finding.verdict}")
-        report.problems += [f"stale read of what never was: {read.describe()}" for read in check_stale(operations)]
-    for one in history.operations:
-        timeout = storm.timeout if one.client[0] == "c" else LAST_TIMEOUT
-        if one.answered - one.began > timeout + _LATE and one.answered != OPEN_END:
-            report.problems.append(f"a call outlasted its time-out of {timeout} s: {one.describe()}")
+
+    def timeout(client: str) -> float:
+        return storm.timeout if client[0] == "c" else LAST_TIMEOUT
+
+    found = judge(history, fastest_clock=storm.fastest_clock, timeout=timeout)
+    report.violations = found.findings
+    report.problems += [problem.text for problem in found.problems]
+    report.counts["checked keys"] += found.checked
+    report.counts["model steps"] += found.steps
     for outcome in Outcome:
         report.counts[f"operations {outcome}"] = history.count(outcome)
 
@@ -154,15 +142,15 @@ class _Run:
         try:
             await cluster.start()
             working = [task for number, name in enumerate(self._names) for task in self._work(number, name)]
-            probe = self._probe() if self._storm.gentle else None
+            probes = self._begin_probes() if self._storm.gentle else None
             self._nemesis.start()
             moving = self._loop.create_task(self._operator.work()) if self._storm.moves else None
             await asyncio.sleep(self._storm.seconds)
             await self._nemesis.calm()
             if moving is not None:
                 await self._end_moving(moving)
-            if probe is not None:
-                await self._judge_probe(probe)
+            if probes is not None:
+                await self._judge_probes(probes)
             healed = self._loop.time()
             await asyncio.sleep(_CALM)
             self._over = True
@@ -204,25 +192,26 @@ class _Run:
         return [cluster.processes[name].spawn(work(f"{name}{letter}")) for letter in _LETTERS[: storm.tasks]]
 
     async def _ended(self, working: list[asyncio.Task[None]]) -> None:
-        _, hanging = await asyncio.wait(working, timeout=6 * (self._storm.timeout + _LATE))
+        _, hanging = await asyncio.wait(working, timeout=6 * (self._storm.timeout + LATE))
         if hanging:
             self._invariants.report("client", f"{len(hanging)} tasks hang")
         for task in working:
             if task not in hanging and (problem := task.exception()) is not None:
                 self._invariants.report("client", f"a task raised {problem!r}")
         closing = [self._cluster.processes[name].spawn(self._cluster.clients[name].close()) for name in self._names]
-        _, hanging = await asyncio.wait(closing, timeout=_LATE)
+        _, hanging = await asyncio.wait(closing, timeout=LATE)
         if hanging:
             self._invariants.report("client", f"{len(hanging)} clients do not close")
 
-    def _probe(self) -> Probe:
-        return Probe(self._cluster, self._report.history, self._one_key_per_group("p"))
+    def _begin_probes(self) -> Probes:
+        return Probes(self._cluster, self._report.history, self._one_key_per_group("p"))
 
-    async def _judge_probe(self, probe: Probe) -> None:
-        await probe.end()
-        self._report.worst_gap = probe.worst
-        if probe.worst > PATIENCE:
-            self._invariants.report("availability", f"no write for {probe.worst:.3f} s: {probe.when}")
+    async def _judge_probes(self, probes: Probes) -> None:
+        await probes.end()
+        slowest = probes.slowest
+        self._report.worst_gap = slowest.worst
+        if slowest.worst > PATIENCE:
+            self._invariants.report("availability", f"no write for {slowest.worst:.3f} s: {slowest.when}")
 
     # -- after the storm
 
@@ -263,9 +252,9 @@ class _Run:
 
     async def _last_look(self) -> None:
         """A new client writes to every group, reads every key, and scans all there is."""
-        client = self._cluster.client(_LAST, timeout=LAST_TIMEOUT)
-        last = Recorder(client, _LAST, self._report.history, self._loop.time)
-        looking = self._cluster.processes[_LAST].spawn(self._look_at_everything(last))
+        client = self._cluster.client(LAST, timeout=LAST_TIMEOUT)
+        last = Recorder(client, LAST, self._report.history, self._loop.time)
+        looking = self._cluster.processes[LAST].spawn(self._look_at_everything(last))
         done, _ = await asyncio.wait([looking], timeout=_FORMING + 10 * LAST_TIMEOUT)
         if not done:
             self._invariants.report("client", "the last look hangs")
@@ -273,32 +262,9 @@ class _Run:
             self._invariants.report("client", f"the last look failed: {problem!r}")
 
     async def _look_at_everything(self, last: Recorder) -> None:
-        for key in self._one_key_per_group("f"):
-            for _ in range(_ATTEMPTS):
-                written = await last.put(key, "fresh")
-                if written.outcome is not Outcome.UNKNOWN:
-                    break
-            if written.outcome is not Outcome.OK:
-                self._invariants.report("liveness", f"no write after the storm: {written.describe()}")
-        await asyncio.sleep(max(workload.settle for workload in self._workloads))
-        reads: dict[str, Operation] = {}
-        for key in self._report.history.all_keys():
-            reads[key] = await last.get(key)
-            if reads[key].outcome is not Outcome.OK:
-                self._invariants.report("liveness", f"no read after the storm: {reads[key].describe()}")
-        found: dict[str, Record] = {}
-        async for record in last.client.records():
-            found[record.key.decode()] = record
-        for key in sorted({*reads, *found}):
-            there, read = found.get(key), reads.get(key)
-            scanned = None if there is None else (there.value.decode(), there.version)
-            seen = None if read is None or read.found is None else (read.found, read.version)
-            if scanned != seen:
-                self._invariants.report("scan", f"{key} is {seen} by get and {scanned} by scan")
-        for workload in self._workloads:
-            for problem in workload.problems(self._report.history, found):
-                self._invariants.report(workload.name, problem)
-        await last.client.close()
+        fresh, report = self._one_key_per_group("f"), self._invariants.report
+        for name, problem in await look_at_everything(last, self._report.history, fresh, self._workloads, report):
+            report(name, problem.text)
 
     def _one_key_per_group(self, prefix: str) -> list[str]:
         shard_map = next(
@@ -306,14 +272,7 @@ class _Run:
             for node in self._cluster.nodes.values()
             if node.node is not None and (one := node.node.cluster_map()) is not None
         )
-        keys: dict[int, str] = {}
-        number = 0
-        owning = set(shard_map.owners)
-        while len(keys) < len(owning):
-            key = f"{prefix}{number}"
-            keys.setdefault(shard_map.owners[slot_of(key.encode(), self._storm.slots)], key)
-            number += 1
-        return [key for _, key in sorted(keys.items())]
+        return list(one_key_per_group(shard_map, prefix).values())
 
     def _close(self) -> None:
         """Gather what was found, also if the run breaks off."""

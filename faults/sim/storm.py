@@ -20,6 +20,7 @@ import raftkv.store.records as records_module
 import raftkv.store.snapshot as snapshot_module
 from faults.sim.cluster import Settings
 from faults.sim.network import Conditions
+from faults.workloads import MIXED
 from raftkv import limits
 
 NETWORK: Final = ("partition", "bridge", "ring", "one way", "flapping", "reset", "slow link", "drop replies")
@@ -57,8 +58,6 @@ MOVING: Final = 1_000_000
 
 _SHARE: Final = 0.35
 """Of the kinds of faults in one storm."""
-
-_WORKLOADS: Final = ("registers", "unique-set", "counter", "retry", "ttl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +155,7 @@ class Storm:
             seconds=round(rng.uniform(15.0, 25.0), 1),
             clients=3,
             tasks=1,
-            workloads=(rng.choice(_WORKLOADS),),
+            workloads=(rng.choice(MIXED),),
             timeout=5.0,
             pause=0.05,
             cancels=0.0,
@@ -182,7 +181,7 @@ class Storm:
         nodes = rng.choice((3, 3, 5))
         replicas = rng.choice((3, 5)) if nodes == 5 else 3
         faults = _faults(rng)
-        workloads = tuple(sorted(rng.sample(_WORKLOADS, rng.choice((1, 2, 2)))))
+        workloads = tuple(sorted(rng.sample(MIXED, rng.choice((1, 2, 2)))))
         if "retry" in workloads:
             faults.setdefault("drop replies", round(_logarithmic(rng, 0.5, 2.0), 2))
         wild = "wild clock" in faults

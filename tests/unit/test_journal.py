@@ -54,6 +54,8 @@ def test_a_run_that_broke_off_is_read_as_far_as_it_came(tmp_path: Path) -> None:
         (['{"t":1,"type":"ok","op":1,"client":"c"}'], "1: not a line"),
         (['{"t":1,"type":"invoke","op":1,"client":"c","f":"get","key":"k"}'] * 2, "2: operation 1 is invoked twice"),
         (['{"t":1,"type":"invoke","op":1,"client":"c","f":"steal","key":"k"}'], "steal"),
+        (['{"t":1,"type":"invoke","op":1,"client":"c","f":"put","key":"k","value":5}'], "value cannot be 5"),
+        (['{"t":1,"type":"invoke","op":1,"client":"c","f":"put","key":"k","expect":"1"}'], "expect cannot be '1'"),
     ],
 )
 def test_what_is_no_history_is_refused_by_line(tmp_path: Path, lines: list[str], reason: str) -> None:

@@ -27,6 +27,7 @@ from raftkv.errors import (
     UsageError,
     WrongCluster,
 )
+from shards.slots import slot_of
 
 BEGAN = 10.0
 TOOK = 2.5
@@ -64,6 +65,9 @@ class Scripted:
 
     async def cas(self, key: str, expected: str | None, value: str, *, ttl: float | None) -> Any:
         return await self._end("cas", key, expected, value, ttl)
+
+    async def scan_slot(self, *call: Any) -> Any:
+        return await self._end("scan", *call)
 
     async def _end(self, *call: Any) -> Any:
         self.calls.append(call)
@@ -286,3 +290,61 @@ def test_operations_are_numbered_in_the_order_in_which_they_begin() -> None:
         (2, "c1", "a"),
     ]
     assert history.count(Outcome.UNKNOWN) == 3
+
+
+# -- several keys at one moment
+
+KEYS = ("{k}0", "{k}1", "{k}2")
+
+
+def look(client: Scripted, *keys: str) -> list[Operation]:
+    """What the history has of one look at these keys."""
+    desk = Desk(client)
+    returned = asyncio.run(desk.recorder.look(keys))
+    assert returned == desk.history.operations
+    return returned
+
+
+def test_a_look_is_a_get_of_each_key_at_one_moment() -> None:
+    found = [Record(b"{k}0", b"a", 3), Record(b"{k}2", b"c", 5), Record(b"{k}9", b"z", 6)]
+    client = Scripted((found, True))
+    seen = look(client, *KEYS)
+    assert client.calls == [("scan", slot_of(b"{k}0"), b"{k}/\xff")]
+    assert [(one.kind, one.key, one.found, one.version) for one in seen] == [
+        (Kind.GET, "{k}0", "a", 3),
+        (Kind.GET, "{k}1", None, 0),
+        (Kind.GET, "{k}2", "c", 5),
+    ]
+    for one in seen:
+        assert (one.outcome, one.began, one.ended, one.answered) == (Outcome.OK, BEGAN, BEGAN + TOOK, BEGAN + TOOK)
+
+
+def test_a_look_that_was_refused_tells_nothing_of_any_key() -> None:
+    for one in look(Scripted(fails=Unavailable("nobody")), *KEYS):
+        assert (one.outcome, one.found, one.version) == (Outcome.REFUSED, None, None)
+        assert one.error == "Unavailable: nobody"
+        assert one.ended == one.answered == BEGAN + TOOK
+
+
+def test_a_page_that_ends_too_early_is_not_taken_for_records_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match="do not fit into one page"):
+        look(Scripted(([Record(b"{k}0", b"a", 3)], True)), *KEYS)
+
+
+def test_every_key_of_a_look_is_told_to_the_listener() -> None:
+    class Listener:
+        def __init__(self) -> None:
+            self.told: list[tuple[str, str, Outcome]] = []
+
+        def invoked(self, one: Operation) -> None:
+            self.told.append(("invoked", one.key, one.outcome))
+
+        def completed(self, one: Operation) -> None:
+            self.told.append(("completed", one.key, one.outcome))
+
+    client, listener = Scripted(([], False)), Listener()
+    recorder = Recorder(cast(AsyncClient, client), "c1", History(), lambda: client.now, listener=listener)
+    asyncio.run(recorder.look(KEYS))
+    assert sorted(listener.told) == sorted(
+        [("invoked", key, Outcome.OPEN) for key in KEYS] + [("completed", key, Outcome.OK) for key in KEYS]
+    )

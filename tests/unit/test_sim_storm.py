@@ -17,7 +17,7 @@ import pytest
 from faults.sim.mutants import MUTANTS, Mutant, find
 from faults.sim.nemesis import EFFECTS
 from faults.sim.storm import DISK, DRIFT, FASTEST_WILD, GENTLE, KINDS, NETWORK, PROCESS, RUINOUS, Storm
-from faults.workloads import WORKLOADS
+from faults.workloads import MIXED
 from raftkv.raft.config import RaftConfig
 
 SEEDS = range(300)
@@ -61,7 +61,7 @@ def test_every_kind_of_fault_occurs_alone_and_with_every_other() -> None:
 
 def test_every_workload_size_of_cluster_and_read_mode_occurs_often() -> None:
     for count, wanted in (
-        (Counter(name for storm in STORMS for name in storm.workloads), set(WORKLOADS)),
+        (Counter(name for storm in STORMS for name in storm.workloads), set(MIXED)),
         (Counter(storm.nodes for storm in STORMS), {3, 5}),
         (Counter((storm.nodes, storm.replicas) for storm in STORMS), {(3, 3), (5, 3), (5, 5)}),
         (Counter(storm.groups for storm in STORMS), {1, 2, 3}),
