@@ -141,7 +141,7 @@ class KindFigures:
             number(self.unavailability.p50),
             number(self.unavailability.worst),
             number(self.recovery.p50),
-            f"never, {self.unrecovered:,} times" if self.unrecovered else number(self.recovery.worst),
+            f"never ({self.unrecovered:,})" if self.unrecovered else number(self.recovery.worst),
         )
 
 
@@ -196,6 +196,18 @@ class Figures:
     def total(self) -> Counts:
         return sum(self.operations.values(), Counts())
 
+    @property
+    def worst_unavailability(self) -> str:
+        """For people."""
+        return seconds(max((one.seconds for fault in self.faults if (one := fault.gap)), default=None))
+
+    @property
+    def worst_recovery(self) -> str:
+        """For people."""
+        if never := sum(one.recovery is None for one in self.faults):
+            return f"never ({never:,} faults)"
+        return seconds(max((one.recovery or 0.0 for one in self.faults), default=None))
+
     def kinds(self) -> list[KindFigures]:
         """By kind of fault, the kinds sorted."""
         found = []
@@ -234,10 +246,8 @@ class Figures:
         yield "violations", _count(self.violations)
         yield "acknowledged writes lost", _count(self.lost)
         yield "duplicates", _count(self.duplicates)
-        yield "worst unavailability", seconds(max((one.unavailability or 0.0 for one in self.faults), default=None))
-        never = sum(one.recovery is None for one in self.faults)
-        worst = seconds(max((one.recovery or 0.0 for one in self.faults), default=None))
-        yield "worst recovery", f"never, after {never:,} faults" if never else worst
+        yield "worst unavailability", self.worst_unavailability
+        yield "worst recovery", self.worst_recovery
         yield "latency of gets", _milliseconds(Spread.of(self.gets_ms))
         yield "latency of writes", _milliseconds(Spread.of(self.writes_ms))
         yield "length", f"{sum(one.seconds for one in self.runs):,.1f} s"
