@@ -1,8 +1,9 @@
-"""``python -m faults``: storms from seeds, many of them, and the faults that they must notice."""
+"""``python -m faults``: storms from seeds, many of them, the faults that they must notice, and reports of runs."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Final
 
 import click
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from faults.journal import JournalError
 from faults.sim.mutants import MUTANTS, find
 from faults.sim.nemesis import EFFECTS
 from faults.sim.run import Report, run
@@ -96,6 +98,18 @@ def mutants(most: int, markdown: bool, only: tuple[str, ...], jobs: int) -> None
             table.add_row(*row)
         Console().print(table)
     sys.exit(1 if any(row[3].startswith("none") for row in rows) else 0)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report(folder: Path) -> None:
+    """Make the page of the run in FOLDER, or of all runs in its folders, and print where it is."""
+    from faults.report import write_report
+
+    try:
+        click.echo(write_report(folder))
+    except JournalError as problem:
+        raise click.ClickException(str(problem)) from None
 
 
 def _progress() -> Progress:

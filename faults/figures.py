@@ -228,6 +228,9 @@ class Figures:
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """What to show in a table: a name and its figures."""
+        if len(self.runs) != 1:
+            ends = Counter(one.passed for one in self.runs)
+            yield "runs", f"{ends[True]:,} passed, {ends[False]:,} failed, {ends[None]:,} did not end"
         yield "operations", str(self.total)
         for kind in CLIENT_KINDS:
             if kind in self.operations:

@@ -157,11 +157,12 @@ def _nodes(recorded: Recorded, faults: Sequence[Fault], end: float) -> Chart:
     names += [f"node {node}" for node in sorted(nodes)]
     rows = {node: above + at for at, node in enumerate(sorted(nodes))}
     groups = sorted({int(one["group"]) for one in leaders})
-    layout = _rows_layout(end, names, max(26, 12 + 6 * len(groups)))
+    layout = _rows_layout(end, names, max(34, 20 + 8 * len(groups)))
+    layout["uniformtext"] = {"mode": "hide", "minsize": 10}  # names of phases that do not fit
     data = [
         _bars("phases", "--phase", _phases(recorded, end), width=0.6),
-        *_fault_bars(faults, rows, names, end),
         _bars("node down", "--down", _downtimes(recorded, rows, end), width=0.9, pattern="/"),
+        *_fault_bars(faults, rows, names, end),
         *(_leader(leaders, group, at, len(groups), rows, end) for at, group in enumerate(groups)),
     ]
     if "operators" in names:
@@ -195,7 +196,7 @@ def _bars(name: str, colour: str, bars: Iterable[_Bar], *, width: float, pattern
         "text": [escaped(one.text, 40) for one in drawn],
         "textposition": "inside",
         "insidetextanchor": "start",
-        "constraintext": "none",
+        "constraintext": "inside",
         "textangle": 0,
         "cliponaxis": True,
         "textfont": {"color": "--ink"},
@@ -212,21 +213,34 @@ def _bars(name: str, colour: str, bars: Iterable[_Bar], *, width: float, pattern
 def _phases(recorded: Recorded, end: float) -> list[_Bar]:
     began = [(float(one["t"]), str(one.get("name", ""))) for one in recorded.of("phase")]
     return [
-        _Bar(0, at, until, name if until - at > end / 20 else "", f"{name}: {_span(at, until)}")
+        _Bar(0, at, until, name, f"{name}: {_span(at, until)}")
         for (at, name), (until, _) in pairwise([*began, (end, "")])
     ]
 
 
 def _fault_bars(faults: Sequence[Fault], rows: dict[int, int], names: list[str], end: float) -> list[dict[str, Any]]:
     kinds: dict[bool, list[_Bar]] = {True: [], False: []}
+    labels: list[tuple[float, float, str]] = []
     for fault in faults:
         until = end if fault.healed is None else fault.healed
         hover = f"{label(fault)}, {_span(fault.began, until)}: {fault.how}"
         places = [rows[node] for node in fault.targets] or [names.index("cluster")]
-        kinds[fault.confirmed is True] += [_Bar(row, fault.began, until, label(fault), hover) for row in places]
+        kinds[fault.confirmed is True] += [_Bar(row, fault.began, until, "", hover) for row in places]
+        labels += [(fault.began, row - 0.3, label(fault)) for row in places]
     return [
         _bars("fault, seen to take effect", "--fault", kinds[True], width=0.9),
         _bars("fault, effect not seen", "--unseen", kinds[False], width=0.9, pattern="x"),
+        {
+            "type": "scatter",
+            "mode": "text",
+            "x": [round(began, 4) for began, _, _ in labels],
+            "y": [height for _, height, _ in labels],
+            "text": [f" {escaped(text, 40)}" for _, _, text in labels],
+            "textposition": "middle right",
+            "textfont": {"color": "--ink"},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        },
     ]
 
 
@@ -256,7 +270,8 @@ def _leader(
     text: list[str] = []
     for one, until in zip(of, [*(float(one["t"]) for one in of[1:]), end], strict=True):
         if one["node"]:
-            height = rows[int(one["node"])] + 0.7 * ((at + 0.5) / groups - 0.5)
+            # Below the names of faults.
+            height = rows[int(one["node"])] - 0.08 + 0.5 * (at + 0.5) / groups
             told = f"node {one['node']} leads group {group} in term {one.get('term', '?')}, {_span(one['t'], until)}"
             x += [round(float(one["t"]), 4), round(until, 4), None]
             y += [height, height, None]
@@ -320,7 +335,11 @@ def _gaps(faults: Sequence[Fault], end: float) -> Chart:
     data = [
         _bars("fault", "--fault", hurting, width=0.8),
         _bars("until healthy again", "--recovery", recovering, width=0.8),
-        {**_bars("no write acknowledged", "--gap", waiting, width=0.3), "textposition": "outside"},
+        {
+            **_bars("no write acknowledged", "--gap", waiting, width=0.3),
+            "textposition": "outside",
+            "constraintext": "none",
+        },
     ]
     layout = _rows_layout(end, [escaped(label(fault), _LONGEST_LABEL) for fault in faults], 24)
     caption = (
@@ -379,7 +398,11 @@ def _throughput(recorded: Recorded, faults: Sequence[Fault], end: float) -> Char
             "y": [round(count / width, 2) for count in counts[outcome]],
             "width": width,
             "hovertemplate": f"%{{x:.2f}} s: %{{y:,.1f}} {name} a second<extra></extra>",
-            "marker": {"color": colour, "line": {"width": 0}, "pattern": {"shape": _PATTERNS[outcome], "size": 4}},
+            "marker": {
+                "color": colour,
+                "line": {"width": 0},
+                "pattern": {"shape": _PATTERNS[outcome], "size": 5, "fillmode": "overlay"},
+            },
         }
         # What went wrong stands at the bottom, where little of it can be seen beside much that went right.
         for outcome, (name, colour, _) in reversed(_OUTCOMES.items())
@@ -409,14 +432,15 @@ def _layout(end: float, height: int, y: dict[str, Any]) -> dict[str, Any]:
     return {
         "height": height,
         # The same on the left for all, so that the times of all charts stand below each other.
-        "margin": {"l": 120, "r": 12, "t": 10, "b": 44},
+        "margin": {"l": 120, "r": 12, "t": 10, "b": 30},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "--ink"},
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "--card", "bordercolor": "--line", "font": {"color": "--ink"}, "align": "left"},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "--quiet", "activecolor": "--ink"},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"},
-        "xaxis": {**axis, "range": [0, round(end, 3)], "ticksuffix": " s", "title": {"text": ""}},
+        "xaxis": {**axis, "range": [0, round(end, 3)], "ticksuffix": " s"},
         "yaxis": {**axis, "fixedrange": True, **y},
     }
 

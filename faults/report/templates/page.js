@@ -32,13 +32,14 @@
       if (narrow.matches) {
         layout.margin = { ...layout.margin, l: 78 };
         layout.font.size = 10;
+        layout.height += 15 * data.length; // the legend has a line for each
       }
       // A finger that moves over a chart scrolls the page.
       layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
       layout.xaxis.range = (time || whole[at]).slice();
       return Plotly.react(places[at], data, layout, {
-        responsive: true, displaylogo: false, doubleClick: "reset",
-        modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+        responsive: true, displaylogo: false, displayModeBar: !narrow.matches, doubleClick: "reset",
+        modeBarButtons: [["zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
       });
     }));
   }
