@@ -24,9 +24,11 @@ from typing import Any, Final, Self
 
 from raftkv.cli.growing import add_node
 from raftkv.cli.local import (
+    MAIN,
     PEER_PORT_OFFSET,
     READY_TIMEOUT,
     STOP_TIMEOUT,
+    Launch,
     LocalError,
     LocalNode,
     LocalProcesses,
@@ -50,8 +52,11 @@ class LocalCluster:
     ``folder`` keeps data and logs, and one that holds a cluster already is used with the shape that it remembers;
     without a folder, a temporary one is used and removed by :meth:`close`. ``port``: as of ``raftkv up``; without one,
     free ports are found. ``node`` and ``raft``: keys of those sections of the node's configuration, for instance
-    ``node={"reads": "quorum"}``. ``dial[a, b]``: address at which node a reaches node b, so that a proxy can stand
-    between them. Raises ConfigError for options that do not fit together.
+    ``node={"reads": "quorum"}``. ``dial[a, b]``: address at which node a reaches node b, which may join later, so
+    that a proxy can stand between them. ``main``: the module that is run as a node, to run one with faults planted or
+    instrumented; it gets the arguments of the command ``raftkv``. ``environment``: variables of the nodes' processes
+    besides those of this one. Both hold for all starts by this object; the folder does not remember them. Raises
+    ConfigError for options that do not fit together.
     """
 
     def __init__(
@@ -66,17 +71,21 @@ class LocalCluster:
         node: Mapping[str, Any] | None = None,
         raft: Mapping[str, Any] | None = None,
         dial: Mapping[tuple[int, int], str] | None = None,
+        main: str = MAIN,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        launch = Launch(main, dict(environment or {}))
         self._temporary = folder is None
         self._node_options = dict(node or {})
         self.folder = Path(tempfile.mkdtemp(prefix="raftkv-") if folder is None else folder).absolute()
         try:
-            self._processes = LocalProcesses.open(self.folder) or LocalProcesses.create(
+            self._processes = LocalProcesses.open(self.folder, launch) or LocalProcesses.create(
                 self.folder,
                 new_shape(_places(nodes, port), groups, min(3, nodes) if replicas is None else replicas, slots),
                 node_options=node,
                 raft_options=raft,
                 dial=dial,
+                launch=launch,
             )
         except BaseException:
             self._clean()
@@ -126,12 +135,13 @@ class LocalCluster:
         process = self._node(node).process()
         return process.pid if process else None
 
-    def add_node(self, timeout: float = READY_TIMEOUT) -> int:
+    def add_node(self, timeout: float = READY_TIMEOUT, *, dial: Mapping[int, str] | None = None) -> int:
         """Start a node that joins the running cluster and wait until it serves; its id. It holds no replicas yet.
 
-        The cluster's folder remembers it. Raises LocalError, JoinError, or Unavailable if no node takes it in.
+        ``dial``: node id -> address at which it reaches that node, from its first link on. The cluster's folder
+        remembers it. Raises ConfigError, LocalError, JoinError, or Unavailable if no node takes it in.
         """
-        return add_node(self._processes, node_options=self._node_options, timeout=timeout).id
+        return add_node(self._processes, node_options=self._node_options, dial=dial, timeout=timeout).id
 
     def start(self, timeout: float = READY_TIMEOUT) -> None:
         """Start every node that does not run and wait until all serve. Raises LocalError with the end of a log."""

@@ -18,7 +18,7 @@ import pytest
 from raftkv.cli.admin.main import run
 from raftkv.clock import SystemClock
 from raftkv.errors import Code
-from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, ReplicaStatus, Role, SlotFigures
+from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, PeerStatus, ReplicaStatus, Role, SlotFigures
 from raftkv.rpc.server import RpcServer
 from raftkv.store import MetaStore, Store
 from raftkv.store.codec import pack, unpack
@@ -43,6 +43,8 @@ class World:
         self.lag: dict[tuple[int, int], int] = {}
         self.missing: set[tuple[int, int]] = set()
         self.not_ready: set[int] = set()
+        self.silence: dict[tuple[int, int], float | None] = {}
+        """Of (node, peer), where it is not 0."""
         self.answers_changes = True
         self.corrupt: dict[tuple[int, int, int], bytes] = {}
         self.why_waiting: dict[int, str] = {}
@@ -275,6 +277,11 @@ class _Frontend:
             self._node not in world.not_ready,
             61.5,
             tuple(replicas),
+            tuple(
+                PeerStatus(one.id, True, 0.001, world.silence.get((self._node, one.id), 0.0))
+                for one in world.map.nodes
+                if one.id != self._node
+            ),
         )
 
     def settings(self) -> ClusterSettings:

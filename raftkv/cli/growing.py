@@ -16,11 +16,16 @@ _JOINING: Final = "node-joining"
 
 
 def add_node(
-    cluster: LocalProcesses, *, node_options: Mapping[str, Any] | None = None, timeout: float = READY_TIMEOUT
+    cluster: LocalProcesses,
+    *,
+    node_options: Mapping[str, Any] | None = None,
+    dial: Mapping[int, str] | None = None,
+    timeout: float = READY_TIMEOUT,
 ) -> LocalNode:
     """Let a new node on free ports join the running ``cluster``, start it and wait until it serves.
 
-    ``node_options``: keys of its configuration's section ``node``. Raises LocalError, JoinError, Unavailable.
+    ``node_options``: keys of its configuration's section ``node``. ``dial``: node id -> address at which it reaches
+    that node, from its first link on. Raises ConfigError, LocalError, JoinError, Unavailable.
     """
     folder = cluster.folder / _JOINING
     data = folder / "data"
@@ -28,7 +33,7 @@ def add_node(
     config = join(cluster.endpoints, data, places, timeout)
     place = Place(config.node.id, config.node.address, config.node.peer_address)
     try:
-        write_atomically(folder / "node.toml", render(_moved(config, node_options or {})))
+        write_atomically(folder / "node.toml", render(_moved(config, node_options or {}, dial or {})))
         (data / CONFIG).unlink()
         folder.replace(cluster.folder / f"node-{place.id}")
     except OSError as error:
@@ -47,8 +52,8 @@ def _free_places(cluster: LocalProcesses) -> Places:
     return Places(f"127.0.0.1:{found[0]}", f"127.0.0.1:{found[1]}")
 
 
-def _moved(config: NodeConfig, node_options: Mapping[str, Any]) -> NodeConfig:
+def _moved(config: NodeConfig, node_options: Mapping[str, Any], dial: Mapping[int, str]) -> NodeConfig:
     """The configuration as a local cluster keeps it: beside the data folder."""
-    raw = config.model_dump(exclude_none=True)
+    raw = {**config.model_dump(), "dial": dict(dial)}
     raw["node"] = {**raw["node"], "data_dir": "data", **node_options}
     return parse_config(raw, f"node {config.node.id}")

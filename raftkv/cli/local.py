@@ -16,7 +16,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from raftkv.storage.fs import OsFileSystem
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
 from shards.map import ShardMap
 
+MAIN: Final = "raftkv.cli.main"
 PEER_PORT_OFFSET: Final = 100
 MAX_LOCAL_NODES: Final = 50
 READY_TIMEOUT: Final = 60.0
@@ -98,10 +99,19 @@ def new_shape(places: Sequence[Place], groups: int, replicas: int, slots: int = 
     return Shape(str(uuid.uuid4()), groups, replicas, slots, tuple(places))
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How node processes are started. ``main``: the module that is run as the command ``raftkv``. ``environment``:
+    variables besides those of this process."""
+
+    main: str = MAIN
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 class LocalNode:
     """One node's folder and its process."""
 
-    def __init__(self, folder: Path, place: Place) -> None:
+    def __init__(self, folder: Path, place: Place, launch: Launch) -> None:
         self.id = place.id
         self.address = place.address
         self.peer_address = place.peer_address
@@ -110,6 +120,7 @@ class LocalNode:
         self.log = folder / "node.log"
         self.data = folder / "data"
         self.pid_file = PidFile(folder / "node.pid")
+        self._launch = launch
         self._child: subprocess.Popen[bytes] | None = None
 
     def process(self) -> Process | None:
@@ -125,10 +136,10 @@ class LocalNode:
     def start(self) -> Process:
         """Start the process, detached from this one's terminal. Raises LocalError if it cannot be started."""
         package_root = str(Path(raftkv.__file__).resolve().parent.parent)
-        environment = dict(os.environ)
+        environment = {**os.environ, **self._launch.environment}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
         environment["PYTHONUNBUFFERED"] = "1"
-        command = [sys.executable, "-P", "-m", "raftkv.cli.main", "serve", "--config", str(self.config)]
+        command = [sys.executable, "-P", "-m", self._launch.main, "serve", "--config", str(self.config)]
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
                 command,
@@ -202,10 +213,14 @@ class LocalNode:
 class LocalProcesses:
     """All nodes of one local cluster."""
 
-    def __init__(self, folder: Path, shape: Shape) -> None:
+    def __init__(self, folder: Path, shape: Shape, launch: Launch) -> None:
         self.folder = folder
         self.shape = shape
-        self.nodes = [LocalNode(folder / f"node-{place.id}", place) for place in shape.places]
+        self._launch = launch
+        self.nodes = [self._node(place) for place in shape.places]
+
+    def _node(self, place: Place) -> LocalNode:
+        return LocalNode(self.folder / f"node-{place.id}", place, self._launch)
 
     @property
     def endpoints(self) -> str:
@@ -217,7 +232,7 @@ class LocalProcesses:
         return folder / "cluster.json"
 
     @classmethod
-    def open(cls, folder: Path) -> LocalProcesses | None:
+    def open(cls, folder: Path, launch: Launch = Launch()) -> LocalProcesses | None:
         """The cluster kept in ``folder``, None if there is none. Raises ConfigError if its file is damaged."""
         path = cls.shape_file(folder)
         try:
@@ -226,7 +241,7 @@ class LocalProcesses:
             return None
         except OSError as error:
             raise ConfigError(f"{path}: cannot read it: {error.strerror or error}") from None
-        return cls(folder.absolute(), Shape.from_json(text, path))
+        return cls(folder.absolute(), Shape.from_json(text, path), launch)
 
     @classmethod
     def create(
@@ -237,12 +252,16 @@ class LocalProcesses:
         node_options: Mapping[str, Any] | None = None,
         raft_options: Mapping[str, Any] | None = None,
         dial: Mapping[tuple[int, int], str] | None = None,
+        launch: Launch = Launch(),
     ) -> LocalProcesses:
         """Write the folder of a new cluster. ``dial[a, b]``: address at which node a reaches node b.
 
         Raises ConfigError if the options do not fit together; nothing is written then.
         """
-        cluster = cls(folder.absolute(), shape)
+        cluster = cls(folder.absolute(), shape, launch)
+        ids = {place.id for place in shape.places}
+        if strangers := sorted({a for a, _ in dial or {}} - ids):
+            raise ConfigError(f"dial: there is no node {strangers[0]} yet; one that joins brings its own addresses")
         configs = [cluster._config(p, node_options or {}, raft_options or {}, dial or {}) for p in shape.places]
         try:
             for node, config in zip(cluster.nodes, configs, strict=True):
@@ -258,13 +277,11 @@ class LocalProcesses:
         self, place: Place, node: Mapping[str, Any], raft: Mapping[str, Any], dial: Mapping[tuple[int, int], str]
     ) -> NodeConfig:
         shape = self.shape
-        peers = []
-        for p in shape.places:
-            peer = {"id": p.id, "address": p.address, "peer_address": p.peer_address}
-            peers.append({**peer, "dial": dial[place.id, p.id]} if (place.id, p.id) in dial else peer)
+        peers = [{"id": p.id, "address": p.address, "peer_address": p.peer_address} for p in shape.places]
+        dials = {b: address for (a, b), address in dial.items() if a == place.id}
         cluster = {"id": shape.cluster_id, "slots": shape.slots, "groups": shape.groups, "replicas": shape.replicas}
         raw = {"cluster": cluster, "node": {"id": place.id, "data_dir": "data", **node}, "raft": dict(raft)}
-        return parse_config({**raw, "nodes": peers}, f"node {place.id}")
+        return parse_config({**raw, "dial": dials, "nodes": peers}, f"node {place.id}")
 
     def adopt(self, place: Place) -> LocalNode:
         """Remember a node that has joined; its folder and configuration exist. Raises LocalError."""
@@ -273,7 +290,7 @@ class LocalProcesses:
             write_atomically(self.shape_file(self.folder), self.shape.to_json())
         except OSError as error:
             raise LocalError(f"{self.folder}: cannot write there: {error.strerror or error}") from None
-        node = LocalNode(self.folder / f"node-{place.id}", place)
+        node = self._node(place)
         self.nodes.append(node)
         return node
 

@@ -15,7 +15,7 @@ from raftkv.client.routing import View, view_of
 from raftkv.errors import Code
 from raftkv.limits import MAX_MESSAGE_BYTES
 from raftkv.rpc.errors import CLUSTER_KEY, result_of
-from raftkv.rpc.frontend import NodeStatus, ReplicaStatus, Role
+from raftkv.rpc.frontend import NodeStatus, PeerStatus, ReplicaStatus, Role
 from raftkv.store.operations import Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
@@ -231,7 +231,17 @@ def _status(message: admin_pb2.GetStatusResponse) -> NodeStatus:
                 records=replica.records,
                 voters=tuple(replica.voters),
                 match=dict(replica.match),
+                learners=tuple(replica.learners),
             )
             for replica in message.replicas
+        ),
+        peers=tuple(
+            PeerStatus(
+                peer.node,
+                peer.up,
+                peer.round_trip_seconds if peer.HasField("round_trip_seconds") else None,
+                peer.silence_seconds if peer.HasField("silence_seconds") else None,
+            )
+            for peer in message.peers
         ),
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from raftkv.errors import ConfigError
 from raftkv.peer import network
@@ -53,8 +53,18 @@ def _slots(value: int) -> int:
     return value
 
 
+def _id_from_key(value: object) -> object:
+    """Keys of TOML tables are strings."""
+    if not isinstance(value, str):
+        return value
+    if not (value.isascii() and value.isdigit()) or value != str(int(value)):
+        raise ValueError(f"{value!r} is not the id of a node")
+    return int(value)
+
+
 Address = Annotated[str, AfterValidator(_address)]
 NodeId = Annotated[int, Field(ge=1, le=65535)]
+NodeKey = Annotated[NodeId, BeforeValidator(_id_from_key)]
 
 
 class _Section(BaseModel):
@@ -105,20 +115,24 @@ class RaftSection(_Section):
 
 
 class PeerSection(_Section):
-    """One node of the cluster. ``dial``: where this node reaches that peer, if not at its ``peer_address``."""
+    """One node of the cluster."""
 
     id: NodeId
     address: Address
     peer_address: Address
-    dial: Address | None = None
 
 
 class NodeConfig(_Section):
-    """Everything that one node needs to know to start."""
+    """Everything that one node needs to know to start.
+
+    ``dial``: node id -> where this node reaches that node, if not at its ``peer_address``; also for nodes that do not
+    exist yet.
+    """
 
     cluster: ClusterSection
     node: NodeSection
     raft: RaftSection = RaftSection()
+    dial: dict[NodeKey, Address] = {}
     nodes: Annotated[tuple[PeerSection, ...], Field(strict=False, min_length=1)]
 
     @model_validator(mode="after")
@@ -143,9 +157,14 @@ class NodeConfig(_Section):
                 return peer
         raise KeyError(node)
 
+    def dial_address(self, node: int, peer_address: str) -> str:
+        """Where this node reaches ``node``, which the cluster knows at ``peer_address``."""
+        return self.dial.get(node, peer_address)
+
     def dial_addresses(self) -> dict[int, str]:
-        """Where this node reaches each of the others: node id -> host:port."""
-        return {peer.id: peer.dial or peer.peer_address for peer in self.nodes if peer.id != self.node.id}
+        """Where this node reaches each of the others in ``nodes``: node id -> host:port."""
+        others = (peer for peer in self.nodes if peer.id != self.node.id)
+        return {peer.id: self.dial_address(peer.id, peer.peer_address) for peer in others}
 
 
 def _unique(what: str, values: Iterable[object]) -> None:
@@ -226,7 +245,8 @@ def render(config: NodeConfig) -> str:
     for name in ("cluster", "node", "raft"):
         section: _Section = getattr(config, name)
         lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in section.model_dump().items()]
+    if config.dial:
+        lines += ["", "[dial]"] + [f"{node} = {_toml(address)}" for node, address in sorted(config.dial.items())]
     for peer in config.nodes:
-        values = peer.model_dump(exclude_none=True)
-        lines += ["", "[[nodes]]"] + [f"{key} = {_toml(value)}" for key, value in values.items()]
+        lines += ["", "[[nodes]]"] + [f"{key} = {_toml(value)}" for key, value in peer.model_dump().items()]
     return "\n".join(lines[1:]) + "\n"

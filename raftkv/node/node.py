@@ -34,7 +34,7 @@ from raftkv.peer.hello import Hello, Identity
 from raftkv.peer.links import Links
 from raftkv.peer.network import Network
 from raftkv.raft import RaftConfig
-from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, ReplicaStatus, Role, SlotFigures
+from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, PeerStatus, ReplicaStatus, Role, SlotFigures
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import FileSystem, Worker
 from raftkv.storage.snapshots import SnapshotStore
@@ -353,10 +353,9 @@ class RaftNode:
 
     def _meet(self, shard_map: ShardMap) -> None:
         """Have links to the nodes of the map and to no removed one."""
-        dials = self._config.dial_addresses()
         for node in shard_map.nodes:
             if node.id != self.id and node.id not in self._links.peers:
-                self._links.add_peer(node.id, dials.get(node.id, node.peer_address))
+                self._links.add_peer(node.id, self._config.dial_address(node.id, node.peer_address))
         for peer in self._links.peers:
             if peer in shard_map.removed:
                 self._links.remove_peer(peer)
@@ -535,4 +534,5 @@ class RaftNode:
             ready=ready,
             uptime=self._clock.now() - self._started_at,
             replicas=tuple(replicas),
+            peers=tuple(PeerStatus(one.node, one.up, one.round_trip, one.silence) for one in self._links.states()),
         )

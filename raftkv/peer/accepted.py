@@ -77,6 +77,11 @@ class Acceptor:
         if self._peers.get(connection.node) is connection:
             del self._peers[connection.node]
 
+    def silence(self, node: int, now: float) -> float | None:
+        """Seconds since ``node`` was heard, to about half a second; None if it has no connection to this node."""
+        connection = self._peers.get(node)
+        return None if connection is None else connection.silence(now)
+
     def drop_peer(self, node: int) -> None:
         """Take nothing more from ``node`` until it says hello again."""
         connection = self._peers.get(node)
@@ -134,6 +139,9 @@ class AcceptedConnection(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    def silence(self, now: float) -> float:
+        return 0.0 if self._heard else now - self._last_heard
 
     def tick(self, now: float, late: bool) -> None:
         """``late``: this node itself stood still, which says nothing of the peer."""

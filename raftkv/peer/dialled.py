@@ -173,6 +173,10 @@ class DialledLink:
             self._attempt.write(self._wiring.encoder.frame(packed))
         return self.up
 
+    def round_trip(self, now: float) -> float | None:
+        """Seconds that the last ping took, or that one has been waiting for its answer; None while the link is down."""
+        return self._attempt.round_trip(now) if self.up and self._attempt is not None else None
+
     def tick(self, now: float, late: bool) -> None:
         """Ping, or drop a dead link. ``late``: this node itself stood still, which says nothing of the peer."""
         if self.up and self._attempt is not None:
@@ -196,6 +200,7 @@ class _Attempt(asyncio.Protocol):
         self._failed = False
         self._unanswered: deque[tuple[int, float]] = deque()
         self._pings = 0
+        self._round_trip = 0.0
 
     def stop_deadline(self) -> None:
         if self.deadline is not None:
@@ -246,6 +251,10 @@ class _Attempt(asyncio.Protocol):
         unanswered.append((self._pings, now))
         self._link.send(self._pings)
 
+    def round_trip(self, now: float) -> float:
+        waiting = now - self._unanswered[0][1] if self._unanswered else 0.0
+        return max(self._round_trip, waiting)
+
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -291,7 +300,7 @@ class _Attempt(asyncio.Protocol):
             if type(number) is not int:
                 raise ProtocolViolation("only pongs may come back on an outgoing link")
             while unanswered and unanswered[0][0] <= number:
-                unanswered.popleft()
+                self._round_trip = self._wiring.clock.now() - unanswered.popleft()[1]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._failed = True

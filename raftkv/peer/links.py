@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from raftkv.clock import Clock, Timer
@@ -16,6 +17,21 @@ from raftkv.peer.wiring import PING_INTERVAL, Wiring, log
 
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds that :meth:`Links.close` waits for unsent bytes before it drops them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """Both directions between this node and ``node``. Times in seconds.
+
+    ``up``: whether messages to it are sent at present. ``round_trip``: what the last ping to it took, or has been
+    waiting for; None while the link is down. ``silence``: since something came from it, to about half a second; None
+    without a connection from it.
+    """
+
+    node: int
+    up: bool
+    round_trip: float | None
+    silence: float | None
 
 
 class Links:
@@ -160,6 +176,14 @@ class Links:
         """Whether messages to ``node`` are sent at present."""
         link = self._links.get(node)
         return link is not None and link.up
+
+    def states(self) -> list[LinkState]:
+        """How both directions to each peer are doing."""
+        now = self._wiring.clock.now()
+        return [
+            LinkState(node, link.up, link.round_trip(now), self._acceptor.silence(node, now))
+            for node, link in self._links.items()
+        ]
 
     def _end(self, link: DialledLink) -> None:
         self._epochs[link.node] = link.epoch

@@ -257,6 +257,12 @@ def status_message(status: NodeStatus) -> admin_pb2.GetStatusResponse:
         ready=status.ready,
         replicas=[_replica_message(replica) for replica in status.replicas],
         uptime_seconds=status.uptime,
+        peers=[
+            admin_pb2.PeerStatus(
+                node=peer.node, up=peer.up, round_trip_seconds=peer.round_trip, silence_seconds=peer.silence
+            )
+            for peer in status.peers
+        ],
     )
 
 

@@ -50,6 +50,20 @@ class ReplicaStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """How this node reaches ``node``, and hears it. Times in seconds.
+
+    ``up``: whether messages to it are sent. ``round_trip``: what the last ping took, or has been waiting for; None
+    while ``up`` is false. ``silence``: since something came from it; None without a connection from it.
+    """
+
+    node: int
+    up: bool
+    round_trip: float | None
+    silence: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """One node.
 
@@ -63,6 +77,7 @@ class NodeStatus:
     ready: bool
     uptime: float
     replicas: tuple[ReplicaStatus, ...] = ()
+    peers: tuple[PeerStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

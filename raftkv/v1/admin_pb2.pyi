@@ -296,6 +296,46 @@ class ReplicaStatus(_message.Message):
 Global___ReplicaStatus: _TypeAlias = ReplicaStatus  # noqa: Y015
 
 @_typing.final
+class PeerStatus(_message.Message):
+    """How the node reaches a peer, and hears it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    UP_FIELD_NUMBER: _builtins.int
+    ROUND_TRIP_SECONDS_FIELD_NUMBER: _builtins.int
+    SILENCE_SECONDS_FIELD_NUMBER: _builtins.int
+    node: _builtins.int
+    up: _builtins.bool
+    """Messages to it are sent."""
+    round_trip_seconds: _builtins.float
+    """What the last ping took, or has been waiting for. Absent while it is not up."""
+    silence_seconds: _builtins.float
+    """Since something came from it. Absent without a connection from it."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.int = ...,
+        up: _builtins.bool = ...,
+        round_trip_seconds: _builtins.float | None = ...,
+        silence_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_round_trip_seconds", b"_round_trip_seconds", "_silence_seconds", b"_silence_seconds", "round_trip_seconds", b"round_trip_seconds", "silence_seconds", b"silence_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_round_trip_seconds", b"_round_trip_seconds", "_silence_seconds", b"_silence_seconds", "node", b"node", "round_trip_seconds", b"round_trip_seconds", "silence_seconds", b"silence_seconds", "up", b"up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__round_trip_seconds: _TypeAlias = _typing.Literal["round_trip_seconds"]  # noqa: Y015
+    _WhichOneofArgType__round_trip_seconds: _TypeAlias = _typing.Literal["_round_trip_seconds", b"_round_trip_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__silence_seconds: _TypeAlias = _typing.Literal["silence_seconds"]  # noqa: Y015
+    _WhichOneofArgType__silence_seconds: _TypeAlias = _typing.Literal["_silence_seconds", b"_silence_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__round_trip_seconds) -> _WhichOneofReturnType__round_trip_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__silence_seconds) -> _WhichOneofReturnType__silence_seconds | None: ...
+
+Global___PeerStatus: _TypeAlias = PeerStatus  # noqa: Y015
+
+@_typing.final
 class GetStatusResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -306,6 +346,7 @@ class GetStatusResponse(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
     node: _builtins.int
     cluster_id: _builtins.str
     version: _builtins.str
@@ -315,6 +356,8 @@ class GetStatusResponse(_message.Message):
     uptime_seconds: _builtins.float
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaStatus]: ...
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStatus]: ...
     def __init__(
         self,
         *,
@@ -325,10 +368,11 @@ class GetStatusResponse(_message.Message):
         ready: _builtins.bool = ...,
         replicas: _abc.Iterable[Global___ReplicaStatus] | None = ...,
         uptime_seconds: _builtins.float = ...,
+        peers: _abc.Iterable[Global___PeerStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "map_epoch", b"map_epoch", "node", b"node", "ready", b"ready", "replicas", b"replicas", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "map_epoch", b"map_epoch", "node", b"node", "peers", b"peers", "ready", b"ready", "replicas", b"replicas", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

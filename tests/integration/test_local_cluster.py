@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import yaml
 
 import raftkv
 from raftkv.cli.local import LocalError, free_ports, probe
+from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError
 from raftkv.testing import LocalCluster
@@ -127,6 +131,88 @@ def test_options_that_do_not_fit_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cluster\.replicas"):
         LocalCluster(nodes=2, replicas=3, folder=tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
+
+
+class Relay:
+    """A proxy before a node: forwards bytes to ``target``, which may be told later, and counts connections."""
+
+    def __init__(self, port: int) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self.target = ""
+        self.connections = 0
+        self._loop = asyncio.new_event_loop()
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", port))
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            if not self.target:
+                return
+            host, _, port = self.target.rpartition(":")
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+            self.connections += 1
+            with contextlib.closing(far_writer):
+                await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+
+    def close(self) -> None:
+        async def end() -> None:
+            self._server.close()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+def test_proxies_stand_before_a_node_that_joins_and_a_module_of_the_test_runs_as_each_node(tmp_path: Path) -> None:
+    """Both also after a restart."""
+    (tmp_path / "instrumented.py").write_text(
+        "import os, sys\nfrom raftkv.cli.main import main\n"
+        "print('instrumented:', os.environ['MARK'], file=sys.stderr)\nmain()\n"
+    )
+    ports = free_ports(2, 3000)
+    to_new, to_old = Relay(ports[0]), Relay(ports[1])
+    environment = {"PYTHONPATH": str(tmp_path), "MARK": "yes"}
+    try:
+        with LocalCluster(
+            1, 1, folder=tmp_path / "c", dial={(1, 2): to_new.address}, main="instrumented", environment=environment
+        ) as cluster:
+            to_old.target = cluster.peer_address(1)
+            # The newcomer has its place only once it has joined, so the way to it opens behind that.
+            assert cluster.add_node(dial={1: to_old.address, 9: "127.0.0.1:1"}) == 2
+            assert to_old.connections >= 1
+            assert cluster.log(2).count("instrumented: yes") == 1
+            to_new.target = cluster.peer_address(2)
+            _until(lambda: to_new.connections >= 1)
+            before = to_old.connections
+            cluster.restart(2)
+            _until(lambda: to_old.connections > before)
+            assert cluster.log(2).count("instrumented: yes") == 2
+            assert cluster.log(1).count("instrumented: yes") == 1
+        assert not (tmp_path / "c" / "cluster.json").read_text().count("instrumented")
+    finally:
+        to_new.close()
+        to_old.close()
+
+
+def _until(condition: Callable[[], bool], timeout: float = 15.0) -> None:
+    end = _CLOCK.now() + timeout
+    while not condition():
+        assert _CLOCK.now() < end, "it did not become so in time"
+        pause(0.02)
 
 
 def test_two_nodes_cannot_use_one_data_folder(healthy: LocalCluster) -> None:

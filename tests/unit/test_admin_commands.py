@@ -81,6 +81,19 @@ def test_a_node_that_is_cut_off_from_the_others_is_named(world: World, admin: Ad
     assert "it knows no leader of groups 0, 1, 2" in problem["text"]
 
 
+def test_a_cut_between_two_nodes_that_answer_is_named(world: World, admin: Admin) -> None:
+    world.silence = {(1, 3): 4.25, (2, 3): None}
+    report = admin.json("cluster health", code=5)
+    assert [(one["kind"], one["node"], one["text"]) for one in report["problems"]] == [
+        ("link_down", 1, "node 1 has heard nothing from node 3 for 4.2 s"),
+        ("link_down", 2, "node 2 has no connection from node 3"),
+    ]
+    peers = {one["node"]: one for one in report["nodes"][0]["peers"]}
+    assert peers[2] == {"node": 2, "up": True, "round_trip_seconds": 0.001, "silence_seconds": 0.0}
+    world.stop_node(3)
+    assert kinds(admin.json("cluster health", code=5)) == ["node_unreachable"]
+
+
 def test_a_dead_node_and_a_group_without_a_majority(world: World, admin: Admin) -> None:
     world.stop_node(3)
     report = admin.json("cluster health", code=5)

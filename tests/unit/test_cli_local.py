@@ -69,7 +69,8 @@ def test_node_i_takes_its_ports_from_the_first_one_on() -> None:
 
 def test_a_cluster_folder_is_read_back_and_its_configurations_load(tmp_path: Path) -> None:
     shape = new_shape(places_from(7401, 3), groups=2, replicas=3)
-    made = LocalProcesses.create(tmp_path, shape, node_options={"reads": "quorum"}, dial={(1, 2): "127.0.0.1:9"})
+    dial = {(1, 2): "127.0.0.1:9", (1, 4): "127.0.0.1:8"}
+    made = LocalProcesses.create(tmp_path, shape, node_options={"reads": "quorum"}, dial=dial)
     found = LocalProcesses.open(tmp_path)
     assert found is not None
     assert found.shape == shape
@@ -78,7 +79,25 @@ def test_a_cluster_folder_is_read_back_and_its_configurations_load(tmp_path: Pat
     assert [config.node.id for config in configs] == [1, 2, 3]
     assert {config.node.reads for config in configs} == {"quorum"}
     assert configs[0].dial_addresses() == {2: "127.0.0.1:9", 3: "127.0.0.1:7503"}
+    assert configs[0].dial_address(4, "127.0.0.1:7504") == "127.0.0.1:8"
+    assert configs[1].dial == {}
     assert configs[1].node.data_dir == str(tmp_path.resolve() / "node-2" / "data")
+
+
+@pytest.mark.parametrize(
+    ("dial", "told"),
+    [
+        ({(4, 1): "127.0.0.1:9"}, "dial: there is no node 4 yet"),
+        ({(1, 0): "127.0.0.1:9"}, r"node 1: dial\.0"),
+        ({(1, 2): "127.0.0.1"}, r"node 1: dial\.2"),
+    ],
+)
+def test_addresses_that_no_node_could_use_are_refused_and_nothing_is_written(
+    tmp_path: Path, dial: dict[tuple[int, int], str], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        LocalProcesses.create(tmp_path / "data", new_shape(places_from(7401, 3), groups=2, replicas=3), dial=dial)
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_damaged_cluster_file_is_refused(tmp_path: Path) -> None:

@@ -30,8 +30,30 @@ def test_addresses_of_the_node_default_to_its_entry_and_listening_to_advertising
 
 def test_dial_overrides_where_one_peer_is_reached() -> None:
     value = raw()
-    value["nodes"][2]["dial"] = "127.0.0.1:9999"
-    assert parse_config(value, "x").dial_addresses() == {1: "127.0.0.1:7501", 3: "127.0.0.1:9999"}
+    value["dial"] = {"3": "127.0.0.1:9999", "4": "127.0.0.1:9998"}
+    config = parse_config(value, "x")
+    assert config.dial_addresses() == {1: "127.0.0.1:7501", 3: "127.0.0.1:9999"}
+    assert config.dial_address(4, "10.0.0.4:1") == "127.0.0.1:9998", "it may join later"
+    assert config.dial_address(5, "10.0.0.5:1") == "10.0.0.5:1"
+
+
+@pytest.mark.parametrize(
+    ("key", "address", "named"),
+    [
+        ("0", "h:1", "dial.0"),
+        ("65536", "h:1", "dial.65536"),
+        ("02", "h:1", "'02' is not the id of a node"),
+        ("-1", "h:1", "'-1' is not the id of a node"),
+        ("two", "h:1", "'two' is not the id of a node"),
+        ("²", "h:1", "'²' is not the id of a node"),
+        ("2", "h:0", "dial.2"),
+        ("2", 7, "dial.2"),
+    ],
+)
+def test_a_wrong_entry_of_dial_is_named(key: str, address: object, named: str) -> None:
+    with pytest.raises(ConfigError, match="^x: dial") as caught:
+        parse_config({**raw(), "dial": {key: address}}, "x")
+    assert named in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +127,7 @@ def test_rendering_and_reading_gives_the_same_configuration(data_dir: str) -> No
 
     value = raw()
     value["node"]["data_dir"] = data_dir
-    value["nodes"][0]["dial"] = "[::1]:9999"
+    value["dial"] = {"1": "[::1]:9999", "17": "h:1"}
     config = parse_config(value, "x")
     assert parse_config(tomllib.loads(render(config)), "x") == config
 

@@ -16,7 +16,7 @@ from raftkv import limits
 from raftkv.cli.common import Exit
 from raftkv.cli.main import cli
 from raftkv.errors import OUTCOMES, Code, NotApplied, OutcomeUnknown
-from raftkv.node.config import ClusterSection, NodeSection, PeerSection, RaftSection, parse_config
+from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSection, RaftSection, parse_config
 from raftkv.raft.messages import Type
 from raftkv.storage import wal_format
 from raftkv.store import Kind
@@ -89,6 +89,7 @@ def test_the_table_of_the_configuration_names_every_key_and_its_default() -> Non
         **defaults("cluster", ClusterSection),
         **defaults("node", NodeSection),
         **defaults("raft", RaftSection),
+        "dial": NodeConfig.model_fields["dial"],
         **defaults("nodes", PeerSection),
     }
     rows = {row[0]: row[2].strip("`") for row in table(DOCS / "operations.md", "key")}

@@ -30,6 +30,33 @@ def test_a_silent_peer_is_noticed_within_seconds_and_dialled_anew() -> None:
     run(scenario)
 
 
+def test_the_state_of_both_directions_is_told() -> None:
+    async def scenario(world: World) -> None:
+        two, one = await world.node(2, [1]), await world.node(1, [2])
+        await world.clock.advance(3.0)
+        (state,) = one.links.states()
+        assert (state.node, state.up, state.silence) == (2, True, 0.0)
+        assert state.round_trip is not None
+        assert 0.0 <= state.round_trip < 0.01
+        world.network.cut("n2", "n1", one_way=True)
+        await world.clock.advance(1.6)
+        (deaf,), (dumb,) = one.links.states(), two.links.states()
+        assert deaf.up
+        assert deaf.round_trip is not None
+        assert 1.0 <= deaf.round_trip < 1.7, "a ping waits for its answer"
+        assert deaf.silence is not None
+        assert 1.0 <= deaf.silence < 1.7
+        assert dumb.silence == 0.0, "its own direction is not cut"
+        await world.clock.advance(1.0)
+        (deaf,) = one.links.states()
+        assert (deaf.up, deaf.round_trip) == (False, None)
+        await world.clock.advance(5.0)
+        (deaf,) = one.links.states()
+        assert deaf.silence is None
+
+    run(scenario)
+
+
 def test_a_hanging_dial_and_a_hanging_handshake_end_after_two_seconds() -> None:
     async def scenario(world: World) -> None:
         await world.node(2, [])

@@ -14,13 +14,21 @@ from shards.map import META_GROUP, Group
 MAX_LAG: Final = 1000
 """Entries that a replica may be behind before that is a problem: about a second of heavy writing."""
 
+_SILENCE: Final = 2.0
+"""Seconds without a word from a node that answers the operator: nodes ping each other twice a second."""
+
 
 def cluster_report(picture: Picture, max_lag: int = MAX_LAG) -> dict[str, Any]:
     """The cluster as plain data, with its ``problems``. ``max_lag``: entries."""
     state = picture.state
     nodes = [_node(picture, node.id) for node in state.map.nodes]
     groups = [_group(picture, group) for group in state.map.groups]
-    problems = [*_cluster_problems(picture), *_node_problems(picture), *_group_problems(groups, picture, max_lag)]
+    problems = [
+        *_cluster_problems(picture),
+        *_node_problems(picture),
+        *_link_problems(picture),
+        *_group_problems(groups, picture, max_lag),
+    ]
     return {
         "cluster_id": state.map.cluster_id,
         "epoch": state.map.epoch,
@@ -53,6 +61,16 @@ def _node(picture: Picture, number: int) -> dict[str, Any]:
         "replicas": len(held),
         "leads": [group.id for group in state.map.groups if picture.leader(group.id) == number],
         "draining": number in state.draining,
+        "peers": [_peer(peer) for peer in (() if status is None else status.peers)],
+    }
+
+
+def _peer(peer: admin_pb2.PeerStatus) -> dict[str, Any]:
+    return {
+        "node": peer.node,
+        "up": peer.up,
+        "round_trip_seconds": peer.round_trip_seconds if peer.HasField("round_trip_seconds") else None,
+        "silence_seconds": peer.silence_seconds if peer.HasField("silence_seconds") else None,
     }
 
 
@@ -129,6 +147,22 @@ def _node_problems(picture: Picture) -> Iterator[dict[str, Any]]:
         if node.id in state.draining:
             left = f"{counted(len(held), 'replica')} left" if held else "no replicas left, it can be removed"
             yield _problem("draining", f"node {node.id} is drained: {left}", node=node.id)
+
+
+def _link_problems(picture: Picture) -> Iterator[dict[str, Any]]:
+    """Nodes that answer the operator and do not hear each other: cuts that no look at single nodes shows."""
+    for number in sorted(picture.alive):
+        status = picture.status(number)
+        for peer in () if status is None else status.peers:
+            if peer.node not in picture.alive:
+                continue
+            if not peer.HasField("silence_seconds"):
+                text = f"node {number} has no connection from node {peer.node}"
+            elif peer.silence_seconds >= _SILENCE:
+                text = f"node {number} has heard nothing from node {peer.node} for {peer.silence_seconds:.1f} s"
+            else:
+                continue
+            yield _problem("link_down", text, node=number)
 
 
 def _group_problems(groups: list[dict[str, Any]], picture: Picture, max_lag: int) -> Iterator[dict[str, Any]]:

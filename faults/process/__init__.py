@@ -1,0 +1,1 @@
+"""The chaos suite on real processes: nodes, links through Toxiproxy, kill -9, and checked histories."""
