@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from faults.history import History, Kind, Operation, Outcome
+from faults.history import History, Kind, Outcome
 from faults.journal import Journal
 
 WHAT: Final = "three nodes, each fault once, with registers and counters"
@@ -62,9 +62,10 @@ def believable(
     seed: int = 7,
     scenario: str = "all faults",
     pause: float = 0.25,
+    key: str = "r2",
 ) -> Path:
-    """Write a run of 30 s. ``violated``: a get returns what had been overwritten long before. ``ended``: with figures
-    and verdict. ``pause``: seconds between operations of a client of the workloads."""
+    """Write a run of 30 s. ``violated``: a get of ``key`` returns what had been overwritten long before. ``ended``:
+    with figures and verdict. ``pause``: seconds between operations of a client of the workloads."""
     made, length = Made(), 30.0
     made.event(
         0.0,
@@ -100,11 +101,12 @@ def believable(
         for (group, began, until), node in zip(out, (2, 1, 1, 2), strict=True):
             made.event(began, "leader", group=group, node=0, term=1)
             made.event(until, "leader", group=group, node=node, term=2)
-    history = _history(random.Random(seed), out, pause)
-    guilty = _violate(history) if violated else ""
+    history = _history(random.Random(seed), out, pause, ["r0", "r1", key, "r3", "r4", "r5"])
+    if violated:
+        _violate(history, key)
     made.operations(history)
     if ended:
-        problems = [f"history of {guilty}: violation"] if violated else []
+        problems = [f"history of {key}: violation"] if violated else []
         made.event(28.5, "phase", name="checks")
         made.event(
             length - 0.01,
@@ -152,7 +154,7 @@ def _tell_faults(made: Made) -> None:
     made.event(17.0, "deed", what="cancel moves", outcome="unknown", detail="deadline")
 
 
-def _history(rng: random.Random, out: list[tuple[int, float, float]], pause: float) -> History:
+def _history(rng: random.Random, out: list[tuple[int, float, float]], pause: float, keys: list[str]) -> History:
     """A history in which each operation takes effect in its middle, unless its group has no leader then."""
     planned: list[tuple[float, float, str, str, int, bool]] = []
     for number in range(6):
@@ -160,7 +162,7 @@ def _history(rng: random.Random, out: list[tuple[int, float, float]], pause: flo
         while at < 24.0:
             register = rng.randrange(6)
             took = 0.002 + rng.expovariate(250)
-            planned.append((at, took, f"c{number + 1}a", f"r{register}", register % 3 + 1, rng.random() < 0.5))
+            planned.append((at, took, f"c{number + 1}a", keys[register], register % 3 + 1, rng.random() < 0.5))
             at += took + rng.expovariate(1 / pause)
     for group in (1, 2, 3):
         at = 1.0
@@ -169,7 +171,7 @@ def _history(rng: random.Random, out: list[tuple[int, float, float]], pause: flo
             planned.append((at, took, f"p{group - 1}", f"probe-{group}", group, True))
             at += max(took, 0.05)
     for number in range(6):
-        planned.append((28.0 + number / 20, 0.004, "last", f"r{number}", number % 3 + 1, False))
+        planned.append((28.0 + number / 20, 0.004, "last", keys[number], number % 3 + 1, False))
     history, records, busy = History(), dict[str, tuple[str, int]](), dict[str, float]()
     for at, took, client, key, group, write in sorted(planned):
         if at < busy.get(client, 0.0):
@@ -198,9 +200,7 @@ def _history(rng: random.Random, out: list[tuple[int, float, float]], pause: flo
     return history
 
 
-def _violate(history: History) -> str:
-    """The last get of some key returns what it held long before. Returns the key."""
-    gets = [one for one in history.of("r2") if one.kind is Kind.GET and one.outcome is Outcome.OK and one.found]
-    old: Operation = gets[0]
-    gets[-1].found, gets[-1].version = old.found, old.version
-    return "r2"
+def _violate(history: History, key: str) -> None:
+    """The last get of the key returns what it held long before."""
+    gets = [one for one in history.of(key) if one.kind is Kind.GET and one.outcome is Outcome.OK and one.found]
+    gets[-1].found, gets[-1].version = gets[0].found, gets[0].version
