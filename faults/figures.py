@@ -422,7 +422,7 @@ def _faults(recorded: Recorded, gaps: Mapping[str, Sequence[Gap]], end: float) -
                 len(found) + 1,
                 str(one.get("kind", "")),
                 str(one.get("how", "")),
-                tuple(one.get("targets") or ()),
+                tuple(int(node) for node in one.get("targets") or ()),
                 one.get("group"),
                 began,
                 effect.get("confirmed"),
