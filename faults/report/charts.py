@@ -29,6 +29,8 @@ _WIDTHS: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _LONGEST_TEXT: Final = 180
 _LONGEST_LABEL: Final = 18
 _GROUP_COLOURS: Final = 7
+_LETTER: Final = 0.007
+"""Width of a letter, as a part of a chart's width."""
 
 _DOWN: Final = {"killed": "killed", "paused": "paused", "stopped": "stopped", "starts": "starting"}
 _UP: Final = {"ready", "goes on"}
@@ -235,13 +237,23 @@ def _fault_bars(faults: Sequence[Fault], rows: dict[int, int], names: list[str],
             "mode": "text",
             "x": [round(began, 4) for began, _, _ in labels],
             "y": [height for _, height, _ in labels],
-            "text": [f" {escaped(text, 40)}" for _, _, text in labels],
+            "text": [f" {escaped(text, 40)}" for text in _uncrowded(labels, end)],
             "textposition": "middle right",
             "textfont": {"color": "--ink"},
             "hoverinfo": "skip",
             "showlegend": False,
         },
     ]
+
+
+def _uncrowded(labels: Sequence[tuple[float, float, str]], end: float) -> list[str]:
+    """Their texts; of one that would run into the next one in its row, only the number."""
+    found = []
+    for at, height, text in labels:
+        until = at + len(text) * _LETTER * end
+        crowded = any(at <= other < until for other, row, name in labels if row == height and name != text)
+        found.append(text.split()[0] if crowded else text)
+    return found
 
 
 def _downtimes(recorded: Recorded, rows: dict[int, int], end: float) -> list[_Bar]:
@@ -458,11 +470,10 @@ def _rows_layout(end: float, names: Sequence[str], row: int) -> dict[str, Any]:
 
 
 def _shaded(layout: dict[str, Any], faults: Sequence[Fault], end: float) -> dict[str, Any]:
-    spans: list[tuple[float, float, str]] = []
-    for fault in faults:
-        healed = end if fault.healed is None else fault.healed
-        spans.append((fault.began, healed, "--fault-shade"))
-        spans.append((healed, end if fault.recovered is None else fault.recovered, "--recovery-shade"))
+    healed = [(fault, end if fault.healed is None else fault.healed) for fault in faults]
+    hurting = [(fault.began, until) for fault, until in healed]
+    recovering = [(since, end if fault.recovered is None else fault.recovered) for fault, since in healed]
+    shades = ((hurting, "--fault-shade"), (recovering, "--recovery-shade"))
     shapes = [
         {
             "type": "rect",
@@ -476,7 +487,18 @@ def _shaded(layout: dict[str, Any], faults: Sequence[Fault], end: float) -> dict
             "line": {"width": 0},
             "layer": "below",
         }
-        for began, ended, colour in spans
-        if ended > began
+        for spans, colour in shades
+        for began, ended in _together(spans)
     ]
     return layout | {"shapes": shapes}
+
+
+def _together(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The time that any of them covers; each part of it once, as shades would add up."""
+    found: list[tuple[float, float]] = []
+    for began, ended in sorted(spans):
+        if found and began <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], ended)
+        elif ended > began:
+            found.append((began, ended))
+    return found

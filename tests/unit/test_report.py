@@ -181,6 +181,19 @@ def test_a_node_is_down_from_its_kill_until_it_is_ready() -> None:
     assert (down["base"], down["x"]) == ([1.0, 6.0], [3.5, 3.0])
 
 
+def test_names_of_faults_that_follow_each_other_closely_are_shortened_and_shades_do_not_add_up() -> None:
+    events: list[dict[str, Any]] = [{"t": 100.0, "event": "phase", "name": "end"}]
+    for number, began in enumerate((10.0, 11.0, 60.0)):
+        events.append({"t": began, "event": "fault", "id": number, "kind": "kill", "how": "", "targets": [1]})
+        events.append({"t": began + 3, "event": "healed", "id": number})
+        events.append({"t": began + 5, "event": "recovered", "id": number, "healthy": True})
+    drawn = {one.name: one for one in charts_of(Recorded(History(), sorted(events, key=lambda one: one["t"])))}
+    (names,) = [one for one in drawn["nodes"].data if one.get("mode") == "text"]
+    assert [text.strip() for text in names["text"]] == ["#1", "#2 kill", "#3 kill"]
+    shades = [(one["x0"], one["x1"]) for one in drawn["latency"].layout["shapes"]]
+    assert shades == [(10.0, 14.0), (60.0, 63.0), (13.0, 16.0), (63.0, 65.0)]
+
+
 @pytest.mark.parametrize(("seconds", "width"), [(0.001, 0.05), (30, 0.5), (600, 5), (86_400, 600)])
 def test_buckets_are_few_and_round(seconds: float, width: float) -> None:
     assert bucket_width(seconds) == width

@@ -30,7 +30,7 @@
       const layout = coloured(one.layout, styles);
       if (!webgl) data.forEach((trace) => { if (trace.type === "scattergl") trace.type = "scatter"; });
       if (narrow.matches) {
-        layout.margin = { ...layout.margin, l: 78 };
+        layout.margin = { ...layout.margin, l: 98 };
         layout.font.size = 10;
         layout.height += 15 * data.length; // the legend has a line for each
       }
