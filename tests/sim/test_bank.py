@@ -22,7 +22,10 @@ def test_a_storm_costs_nobody_money(seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "seed", "told"),
-    [("no dedupe", 1, "bank: happened, then its condition failed"), ("writes while frozen", 1, "bank: arrived, and is")],
+    [
+        ("no dedupe", 1, "bank: happened, then its condition failed"),
+        ("writes while frozen", 1, "bank: arrived, and is"),
+    ],
 )
 def test_the_bank_notices_planted_faults(fault: str, seed: int, told: str) -> None:
     mutant = find(fault)
