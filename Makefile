@@ -1,6 +1,6 @@
 # raftkv: make setup, make up, make test. Needs python3 >= 3.11 and make, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status test quick sim soak mutants check format generate bench clean
+.PHONY: help setup tools browser up down status test quick sim soak mutants check format generate bench clean
 
 PY := .venv/bin/python
 # What a cluster was made with is remembered in its folder: only what is given is passed on.
@@ -15,6 +15,7 @@ FIRST ?= 1
 
 help:
 	@echo "make setup     prepare .venv (PYTHON=... to choose the interpreter)"
+	@echo "make browser   install Chromium for the tests that look at pages, where apt-get can"
 	@echo "make up        start a local cluster and wait for it (NODES=3 GROUPS=3 PORT=7401 DATA=./data)"
 	@echo "make status    show the local cluster"
 	@echo "make down      stop the local cluster; its data stay"
@@ -32,6 +33,13 @@ help:
 setup:
 	@PYTHON="$(PYTHON)" sh .ci/setup
 
+browser:
+	@sh .ci/browser
+
+# What tests need besides .venv. Says what cannot be had, and goes on: its tests are skipped, but for those of .ci/run.
+tools: setup browser
+	@sh .ci/toxiproxy
+
 up: setup
 	@$(PY) -m raftkv.cli.main up $(if $(NODES),--nodes $(NODES)) $(if $(GROUPS),--groups $(GROUPS)) $(if $(PORT),--port $(PORT)) --data-dir $(DATA)
 
@@ -41,7 +49,7 @@ down: setup
 status: setup
 	@$(PY) -m raftkv.cli.main status --data-dir $(DATA)
 
-test: setup
+test: tools
 	$(PY) -m pytest $(ARGS)
 
 quick: setup

@@ -1,4 +1,4 @@
-"""``python -m faults``: storms from seeds, many of them, and the faults that they must notice."""
+"""``python -m faults``: storms from seeds, many of them, the faults that they must notice, and reports of runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from faults.checking import check_file
+from faults.journal import JournalError
 from faults.sim.mutants import MUTANTS, find
 from faults.sim.nemesis import EFFECTS
 from faults.sim.run import Report, run
@@ -117,6 +118,59 @@ def check(history: Path, fastest_clock: float, full: bool) -> None:
     Exit code 1 if a promise was broken or a key could not be decided, 2 if it is no history.
     """
     sys.exit(check_file(history, fastest_clock=fastest_clock, full=full))
+
+
+@main.command("run")
+@click.option("--scenario", "scenarios", multiple=True, help="What to do to the cluster; may be repeated. See list.")
+@click.option("--all", "everything", is_flag=True, help="All scenarios, one after the other.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Draws faults and operations.")
+@click.option(
+    "--time",
+    "seconds",
+    type=click.FloatRange(1, 24 * 3600),
+    default=120.0,
+    show_default=True,
+    help="Seconds for which each scenario injects faults.",
+)
+@click.option("--nodes", type=click.IntRange(3, 15), default=5, show_default=True, help="Nodes of the cluster.")
+@click.option("--operations", type=click.IntRange(1), default=200_000, show_default=True, help="Most of one run.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for what is found; new.")
+def run_command(
+    scenarios: tuple[str, ...],
+    everything: bool,
+    seed: int,
+    seconds: float,
+    nodes: int,
+    operations: int,
+    out: Path | None,
+) -> None:
+    """Run scenarios against a cluster of processes on this machine, every link of it through Toxiproxy.
+
+    The folder gets the history, what happened to the cluster, the nodes' logs, and a report as a page. Exit code 1 if a
+    promise was broken, 2 if nothing could be run.
+    """
+    from faults.process.command import Order, execute
+
+    sys.exit(execute(Order(scenarios, everything, seed, seconds, nodes, operations, out)))
+
+
+@main.command("list")
+def list_command() -> None:
+    """Show the scenarios and the faults of each."""
+    from faults.process.command import show_scenarios
+
+    show_scenarios()
+
+
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report(folder: Path) -> None:
+    """Make the page of the run in FOLDER, or of all runs in its folders, and print where it is."""
+    from faults.report import write_report
+
+    try:
+        click.echo(write_report(folder))
+    except JournalError as problem:
+        raise click.ClickException(str(problem)) from None
 
 
 def _progress() -> Progress:

@@ -508,6 +508,9 @@ def replace_node(world: World, rng: random.Random) -> Fault | None:
     return Fault("replace node", f"n{old} is lost for good and replaced", (old,), None, inject, heal, proof, 0.0)
 
 
+COMBINED: Final = "two at once"
+
+
 def together(one: Fault, other: Fault) -> Fault:
     """Both at once: the second begins when the first is in place."""
 
@@ -528,7 +531,7 @@ def together(one: Fault, other: Fault) -> Fault:
         return "; ".join(proofs[number] for number in sorted(proofs)) if len(proofs) == 2 else ""
 
     return Fault(
-        f"{one.kind} + {other.kind}",
+        COMBINED,
         f"{one.how}; {other.how}",
         tuple(sorted({*one.targets, *other.targets})),
         one.group,

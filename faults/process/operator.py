@@ -29,7 +29,7 @@ class Operator:
         """Until ``over``."""
         async with AdminClient(self._world.cluster.endpoints, timeout=_TIMEOUT) as admin:
             while not over():
-                await asyncio.sleep(self._rng.expovariate(1.0 / self._pause))
+                await asyncio.sleep(min(self._rng.expovariate(1.0 / self._pause), 2.0 * self._pause))
                 what = self._rng.choices(("move slots", "cancel moves", "transfer leader"), (6, 1, 3))[0]
                 try:
                     detail = await self._do(admin, what)

@@ -305,8 +305,13 @@ class _Run:
         if fault is None or not self._plan.scenario.combined:
             return fault
         others = [kind for kind in self._kinds if kind != fault.kind]
-        second = FAULTS[self._rng.choice(others)](self._world, self._rng)
-        return fault if second is None else together(fault, second)
+        self._rng.shuffle(others)
+        for kind in others:
+            second = FAULTS[kind](self._world, self._rng)
+            # Of a node that is dead nobody learns what it hears.
+            if second is not None and not set(second.targets) & set(fault.targets):
+                return together(fault, second)
+        return fault
 
     async def _inject(self, fault: Fault) -> None:
         number = self._numbers = self._numbers + 1

@@ -28,6 +28,8 @@ class Watcher:
         self.leaders: dict[int, tuple[int, int]] = {}
         self.elected: set[tuple[int, int]] = set()
         """(group, term) of every leadership that was seen."""
+        self.awaited: set[int] = set()
+        """Nodes that were started; it is noted when they are ready."""
         self._addresses = addresses
         self._journal = journal
         self._endpoints: dict[str, Endpoint] = {}
@@ -92,6 +94,9 @@ class Watcher:
     def _compare(self) -> None:
         claims: dict[int, tuple[int, int]] = {}
         for node, status in self.statuses.items():
+            if status is not None and status.ready and node in self.awaited:
+                self.awaited.remove(node)
+                self._journal.event("node", node=node, state="ready")
             for replica in () if status is None else status.replicas:
                 if replica.role is Role.LEADER and replica.term > claims.get(replica.group, (0, -1))[1]:
                     claims[replica.group] = (node, replica.term)

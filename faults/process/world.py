@@ -184,6 +184,7 @@ class World:
     async def kill(self, nodes: Sequence[int]) -> None:
         """kill -9."""
         self.down.update(nodes)
+        self.watcher.awaited.difference_update(nodes)
         await asyncio.gather(*(asyncio.to_thread(self.cluster.kill, node) for node in nodes))
         self.paused.difference_update(nodes)
         self._note(nodes, "killed")
@@ -203,6 +204,7 @@ class World:
         for node in nodes:
             await asyncio.to_thread(self.cluster.restart, node, wait=False)
         self.down.difference_update(nodes)
+        self.watcher.awaited.update(nodes)
 
     def pause(self, nodes: Sequence[int]) -> None:
         """SIGSTOP."""

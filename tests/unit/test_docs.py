@@ -12,6 +12,9 @@ import pytest
 from pydantic import BaseModel
 
 import raftkv
+from faults import journal
+from faults.history import Kind as Asked
+from faults.history import Operation, Outcome
 from raftkv import limits
 from raftkv.cli.common import Exit
 from raftkv.cli.main import cli
@@ -20,6 +23,7 @@ from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSect
 from raftkv.raft.messages import Type
 from raftkv.storage import wal_format
 from raftkv.store import Kind
+from tests.chaos_runs import believable
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -128,6 +132,40 @@ def test_the_readmes_limits_are_those_of_the_code() -> None:
     assert rows["one batch of a client"] == f"{limits.MAX_BATCH_BYTES // 1024**2} MiB"
     assert rows["time to live"] == f"{limits.MAX_TTL // (365 * 24 * 3600)} years"
     assert rows["time-out of one call"] == f"{limits.MAX_TIMEOUT // 60} minutes"
+
+
+def test_the_lines_of_a_history_are_documented() -> None:
+    """Every field that a call and its answer may have, and what each answer means."""
+    page = DOCS / "chaos.md"
+    one = Operation(1, "c1a", Asked.PUT, "k", 1.0, "v", 0, "e", 2.0, True, 1.5, 1.5, Outcome.OK, True, "f", 3)
+    shared = {"t", "type", "op", "client"}
+    asked = {row[0] for row in table(page, "field")}
+    assert asked == set(journal.invocation(one)) - {"t", "type"}
+    text = page.read_text()
+    told = set(re.findall(r"^\| `(\w+)` \|", text[text.index("| field | of which") :].split("\n\n")[0], re.MULTILINE))
+    assert told == set(journal.completion(one)) - shared - {"definite"}
+    answers = {}
+    for one.outcome in (Outcome.OK, Outcome.REFUSED, Outcome.UNKNOWN):
+        line = journal.completion(one)
+        answers[line["type"]] = str(line["definite"]).lower()
+    assert {row[0]: row[1] for row in table(page, "`type`")} == answers
+
+
+def test_the_example_of_a_history_is_one(tmp_path: Path) -> None:
+    text = (DOCS / "chaos.md").read_text()
+    (tmp_path / "history.jsonl").write_text(text.split("```json\n")[1].split("```")[0])
+    put, cas, get = journal.load_history(tmp_path / "history.jsonl").operations
+    assert (put.outcome, cas.outcome, get.outcome) == (Outcome.OK, Outcome.UNKNOWN, Outcome.OK)
+    assert (put.version, cas.expected, get.found) == (7, "4", "5")
+
+
+def test_the_events_of_a_run_are_documented(tmp_path: Path) -> None:
+    rows = {row[0]: row[1] for row in table(DOCS / "chaos.md", "`event`")}
+    events = journal.load(believable(tmp_path)).events
+    assert {one["event"] for one in events} == set(rows)
+    for one in events:
+        said = re.split(r"[`,:()] *", rows[one["event"]])
+        assert [name for name in one if name not in ("t", "event", *said)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,0 +1,122 @@
+"""``python -m faults run`` and ``list``."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from faults.figures import KIND_COLUMNS, Figures, figures_of, merged
+from faults.journal import EVENTS, HISTORY, load
+from faults.process.run import Plan, run
+from faults.process.scenarios import SCENARIOS, Scenario
+from faults.process.toxiproxy import ToxiproxyError
+from faults.report import write_report
+from raftkv.clock import SystemClock
+
+PASSED: Final = 0
+BROKEN: Final = 1
+NOT_RUN: Final = 2
+
+_FOLDER: Final = Path("chaos")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the command was asked for. ``out``: None = a new folder under ``chaos``."""
+
+    scenarios: tuple[str, ...]
+    everything: bool
+    seed: int
+    seconds: float
+    nodes: int
+    operations: int
+    out: Path | None
+
+
+def show_scenarios() -> None:
+    """Print what there is to choose from."""
+    table = Table("scenario", "what it is", "faults")
+    for one in SCENARIOS.values():
+        table.add_row(one.name, one.what, ", ".join(dict.fromkeys(one.faults)))
+    Console().print(table)
+
+
+def execute(order: Order) -> int:
+    """Run what was ordered and print what came of it; PASSED, BROKEN or NOT_RUN."""
+    chosen = _chosen(order)
+    if isinstance(chosen, str):
+        click.echo(chosen, err=True)
+        return NOT_RUN
+    out = order.out or _FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-seed-{order.seed}"
+    if out.exists() and any(out.iterdir()):
+        click.echo(f"{out} is not empty: name a new folder with --out", err=True)
+        return NOT_RUN
+    console = Console(stderr=True, highlight=False)
+    found: list[Figures] = []
+    for scenario in chosen:
+        folder = out / scenario.name if len(chosen) > 1 else out
+        console.print(f"[bold]{scenario.name}[/bold]: {scenario.what}")
+        try:
+            found.append(_one(scenario, order, folder, console))
+        except ToxiproxyError as problem:
+            click.echo(str(problem), err=True)
+            return NOT_RUN
+    figures = merged(found)
+    _show(figures)
+    click.echo(f"report: {write_report(out)}")
+    for one in figures.runs:
+        for text in one.problems:
+            click.echo(f"PROBLEM {one.scenario}: {text}")
+    click.echo("passed" if figures.passed else "FAILED")
+    return PASSED if figures.passed else BROKEN
+
+
+def _chosen(order: Order) -> list[Scenario] | str:
+    """The scenarios, or what is wrong with the order."""
+    names = tuple(SCENARIOS) if order.everything else tuple(dict.fromkeys(order.scenarios))
+    if order.everything and order.scenarios:
+        return "either --all or --scenario"
+    if not names:
+        return f"name a --scenario, or --all; there are {', '.join(SCENARIOS)}"
+    unknown = [name for name in names if name not in SCENARIOS]
+    if unknown:
+        return f"there is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}"
+    return [SCENARIOS[name] for name in names]
+
+
+def _one(scenario: Scenario, order: Order, folder: Path, console: Console) -> Figures:
+    clock = SystemClock()
+    began = clock.now()
+
+    def say(text: str) -> None:
+        console.print(f"{clock.now() - began:7.1f} {text}", markup=False)
+
+    plan = Plan(scenario, folder, order.seed, order.seconds, order.nodes, operations=order.operations)
+    passed = run(plan, say).passed
+    if passed:
+        # What is left is logs; a failure's data tell more.
+        for data in folder.glob("cluster/node-*/data"):
+            shutil.rmtree(data)
+    console.print("passed" if passed else "[bold red]FAILED[/bold red]")
+    assert (folder / HISTORY).exists()
+    assert (folder / EVENTS).exists()
+    return figures_of(load(folder))
+
+
+def _show(figures: Figures) -> None:
+    console = Console()
+    table = Table("what", "how much", show_header=False)
+    for row in figures.rows():
+        table.add_row(*row)
+    console.print(table)
+    faults = Table(*KIND_COLUMNS)
+    for kind in figures.kinds():
+        faults.add_row(*kind.cells())
+    console.print(faults)
