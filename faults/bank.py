@@ -15,6 +15,7 @@ nobody else.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from raftkv.client.types import Record
 
 PREFIX: Final = "{bank"
 BANKS: Final = 3
+_KEY: Final = re.compile(r"\{bank(\d+)\}a\d")
 _ACCOUNTS: Final = 5
 _OPENING: Final = 100
 """Of each account, whether somebody has opened it yet or not."""
@@ -87,11 +89,12 @@ _UNOPENED: Final = Account(by="nobody")
 
 def audit(history: History, last: Mapping[str, Record]) -> list[Problem]:
     """What is wrong with the banks; ``last``: the records that were there at the end."""
-    operations = [one for one in history.operations if one.key.startswith(PREFIX)]
-    problems = list(_nonsense(operations, last))
+    operations = [one for one in history.operations if _KEY.fullmatch(one.key)]
+    there = {key: record.value.decode(errors="replace") for key, record in last.items() if _KEY.fullmatch(key)}
+    problems = list(_nonsense(operations, there))
     if problems:
         return problems
-    final = {key: Account.read(record.value.decode()) for key, record in last.items() if key.startswith(PREFIX)}
+    final = {key: Account.read(text) for key, text in there.items()}
     problems += _sums(operations, final)
     problems += _overdrawn(operations, final)
     problems += _not_told(operations)
@@ -100,10 +103,9 @@ def audit(history: History, last: Mapping[str, Record]) -> list[Problem]:
     return problems
 
 
-def _nonsense(operations: Sequence[Operation], last: Mapping[str, Record]) -> Iterator[Problem]:
+def _nonsense(operations: Sequence[Operation], last: Mapping[str, str]) -> Iterator[Problem]:
     texts = {(one.key, text) for one in operations for text in (one.value, one.expected, one.found) if text is not None}
-    texts |= {(key, record.value.decode()) for key, record in last.items() if key.startswith(PREFIX)}
-    for key, text in sorted(texts):
+    for key, text in sorted(texts | set(last.items())):
         try:
             Account.read(text)
         except ValueError:
@@ -127,7 +129,8 @@ def _sums(operations: Sequence[Operation], final: Mapping[str, Account]) -> Iter
 
 def _banks(operations: Sequence[Operation]) -> list[int]:
     """Those that somebody has worked with."""
-    return sorted({int(one.key.removeprefix(PREFIX).partition("}")[0]) for one in operations})
+    found = {_KEY.fullmatch(one.key) for one in operations}
+    return sorted({int(key[1]) for key in found if key is not None})
 
 
 def _sum_of(accounts: Mapping[str, Account]) -> int:

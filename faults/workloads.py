@@ -147,7 +147,11 @@ class Counter(Workload):
             added = [one for one in history.operations if one.key == key and one.write]
             sure = sum(one.outcome is Outcome.OK and one.done for one in added)
             maybe = sum(one.outcome in _MAYBE for one in added)
-            count = int(last[key].value) if key in last else 0
+            value = last[key].value if key in last else b"0"
+            if not value.isdigit():
+                found.append(Problem(Breach.OTHER, f"{key} is no number: {value!r}", key))
+                continue
+            count = int(value)
             text = f"{key} counts {count}, but {sure} increments were acknowledged and {maybe} are unknown"
             if count < sure:
                 found.append(Problem(Breach.LOST, text, key, sure - count))

@@ -298,6 +298,12 @@ def test_debts_are_named(past: Past) -> None:
     assert past.problems() == [(Breach.OTHER, f"{FIRST} has -30 in the end")]
 
 
+def test_keys_of_others_are_none_of_its_business(past: Past) -> None:
+    for key in ("{bank", "{bankrupt}a0", "{bank0}", "{bank0}b1", "{bank0}a0x"):
+        past.history.begin("c1", Kind.PUT, key, 1.0).value = "x"
+    assert bank.audit(past.history, {"{bank": Record(b"{bank", b"\xff", 1)}) == []
+
+
 def test_what_is_no_account_is_named(past: Past) -> None:
     past.transfer()
     for text in ("", "7", '{"by":"x","balance":"many"}'):
