@@ -17,6 +17,7 @@ from raftkv.rpc import convert
 from raftkv.rpc.errors import failure_of
 from raftkv.rpc.frontend import slots_of
 from raftkv.rpc.pace import Pace
+from raftkv.rpc.tally import MALFORMED, Tally
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2
 
@@ -30,9 +31,10 @@ _OVERHEAD = 48  # an operation without payload still takes room
 class PipelineStream:
     """State of one stream. ``run`` reads until the client ends, ``responses`` yields what is to be sent."""
 
-    def __init__(self, frontend: Frontend, clock: Clock) -> None:
+    def __init__(self, frontend: Frontend, clock: Clock, tally: Tally) -> None:
         self._frontend = frontend
         self._clock = clock
+        self._tally = tally
         self._pace = Pace()
         self._enough = 1
         self._loop = asyncio.get_running_loop()
@@ -120,6 +122,7 @@ class PipelineStream:
         client_id = request.client_id
         first = request.first_incomplete
         ids: list[int] = []
+        kinds: list[int] = []
         ops: list[Op] = []
         size = 0
         decode = convert.operation
@@ -128,11 +131,14 @@ class PipelineStream:
             try:
                 op = decode(message, client_id, first, slots)
             except InvalidArgument as error:
+                failure = failure_of(error)
+                self._tally.counts[MALFORMED][failure.code] += 1
                 self._unanswered += 1
-                self._ready.append((message.id, failure_of(error)))
+                self._ready.append((message.id, failure))
                 self._notify()
                 continue
             ids.append(message.id)
+            kinds.append(op[0])
             ops.append(op)
             size += _OVERHEAD + len(op.key) + (0 if op.value is None else len(op.value))
         if ops:
@@ -141,10 +147,13 @@ class PipelineStream:
             self._unanswered_bytes += share * len(ops)
             timeout = min(request.timeout_ms / 1000 or DEFAULT_TIMEOUT, MAX_TIMEOUT)
             self._pace.follow(ids[0], self._clock.now())
-            self._frontend.submit(ops, timeout, self._replier(ids, share))
+            self._frontend.submit(ops, timeout, self._replier(ids, kinds, share))
 
-    def _replier(self, ids: list[int], share: int) -> Callable[[int, Result], None]:
+    def _replier(self, ids: list[int], kinds: list[int], share: int) -> Callable[[int, Result], None]:
+        counts = self._tally.counts
+
         def reply(index: int, result: Result) -> None:
+            counts[kinds[index]][result[0]] += 1
             self._ready.append((ids[index], result))
             self._unanswered_bytes -= share
             value = result.value
@@ -174,7 +183,7 @@ class PipelineStream:
                 if size > MAX_BATCH_BYTES and index > start:
                     return response, index
             if number == followed:
-                self._pace.answered(self._clock.now())
+                self._tally.latency.observe(self._pace.answered(self._clock.now()))
             message = add()
             message.id = number
             fill(message, result)
