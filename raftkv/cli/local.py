@@ -27,7 +27,7 @@ import raftkv
 from raftkv.cli.process import PidFile, Process, pause, write_atomically
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError, RaftKVError, Unavailable
-from raftkv.node.config import DEFAULT_SLOTS, NodeConfig, parse_config, render, split_address
+from raftkv.node.config import DEFAULT_SLOTS, NodeConfig, load_config, parse_config, render, split_address
 from raftkv.storage.folder import saved_map
 from raftkv.storage.fs import OsFileSystem
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
@@ -111,6 +111,10 @@ class LocalNode:
         self.data = folder / "data"
         self.pid_file = PidFile(folder / "node.pid")
         self._child: subprocess.Popen[bytes] | None = None
+
+    def metrics(self) -> str | None:
+        """Where the node serves metrics and probes, None if nowhere. Raises ConfigError."""
+        return load_config(self.config).node.metrics
 
     def process(self) -> Process | None:
         """The node's living process."""
@@ -237,13 +241,19 @@ class LocalProcesses:
         node_options: Mapping[str, Any] | None = None,
         raft_options: Mapping[str, Any] | None = None,
         dial: Mapping[tuple[int, int], str] | None = None,
+        metrics: Mapping[int, str] | None = None,
     ) -> LocalProcesses:
-        """Write the folder of a new cluster. ``dial[a, b]``: address at which node a reaches node b.
+        """Write the folder of a new cluster. ``dial[a, b]``: address at which node a reaches node b. ``metrics[a]``:
+        where node a serves metrics and probes.
 
         Raises ConfigError if the options do not fit together; nothing is written then.
         """
         cluster = cls(folder.absolute(), shape)
-        configs = [cluster._config(p, node_options or {}, raft_options or {}, dial or {}) for p in shape.places]
+        configs = []
+        for place in shape.places:
+            own = {"metrics": metrics[place.id]} if metrics and place.id in metrics else {}
+            options = {**(node_options or {}), **own}
+            configs.append(cluster._config(place, options, raft_options or {}, dial or {}))
         try:
             for node, config in zip(cluster.nodes, configs, strict=True):
                 node.folder.mkdir(parents=True, exist_ok=True)

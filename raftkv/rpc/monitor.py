@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from raftkv.errors import ListenError
@@ -41,6 +42,15 @@ _HEADERS: Final = 64
 _GRACE: Final = 0.5
 
 
+def _no_fault_of_the_client(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+# Whoever sends malformed requests must not fill the node's log with them.
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.addFilter(_no_fault_of_the_client)
+
+
 class Monitor:
     """Serves ``/metrics``, ``/livez`` and ``/readyz`` of ``node`` at ``host:port``; port 0 = any free one."""
 
@@ -61,6 +71,7 @@ class Monitor:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=_http_log,
             keepalive_timeout=0,
             lingering_time=0,
             max_line_size=_LINE,
