@@ -19,61 +19,11 @@ from raftkv.clock import SystemClock, Timer
 from raftkv.errors import Code, ListenError
 from raftkv.node.figures import MeasuredWorker
 from raftkv.rpc import metrics
-from raftkv.rpc.frontend import NodeFigures, NodeStatus, PeerFigures, ReplicaFigures, ReplicaStatus, Role
+from raftkv.rpc.frontend import Role
 from raftkv.rpc.monitor import CONNECTIONS, SCRAPES, Monitor
-from raftkv.rpc.tally import MALFORMED, Durations, Tally
+from raftkv.rpc.tally import MALFORMED, Tally
 from raftkv.store.operations import Kind
-from tests.rpc_fakes import started, until
-
-CLUSTER = "4d4f7c52-9a3e-4a8e-8c0f-0a3a1b2c3d4e"
-
-
-def replica(group: int, role: Role, leader: int, *, member: bool = True, **values: Any) -> ReplicaFigures:
-    indexes = {"last_index": 120, "commit_index": 118, "applied_index": 117, "snapshot_index": 100, **values}
-    status = ReplicaStatus(group=group, role=role, leader=leader, term=7, records=3, voters=(1, 2, 3), **indexes)
-    return ReplicaFigures(status, member, 44, 5, 512, (), 2, 1)
-
-
-class Node:
-    """A node that says what the test wants."""
-
-    def __init__(self) -> None:
-        self.ready = True
-        self.living = True
-        self.disk_full = False
-        self.broken = False
-        self.replicas = [
-            replica(0, Role.FOLLOWER, 2),
-            replica(1, Role.LEADER, 1, match={1: 120, 2: 120, 3: 90}),
-            replica(2, Role.CANDIDATE, 0, member=False),
-        ]
-        self.writes = Durations((0.001, 0.01))
-
-    def alive(self) -> bool:
-        return self.living
-
-    def figures(self) -> NodeFigures:
-        if self.broken:
-            raise ZeroDivisionError("a mistake")
-        replicas = tuple(self.replicas)
-        status = NodeStatus(1, CLUSTER, raftkv.__version__, 9, self.ready, 12.5, tuple(one.status for one in replicas))
-        return NodeFigures(
-            status=status,
-            replicas=replicas,
-            peers={2: PeerFigures(True, 1), 3: PeerFigures(False, 4)},
-            disk_full=self.disk_full,
-            disk_free=10**9,
-            wal_bytes=2**24,
-            wal_segments=1,
-            wal_waiting=6,
-            writes=self.writes,
-            writing=0.25,
-            outstanding=8,
-            outstanding_bytes=800,
-            moves_committed=3,
-            moves_cancelled=1,
-            freezes=Durations((0.1,)),
-        )
+from tests.rpc_fakes import CLUSTER, MonitoredFake, monitored_replica, started, until
 
 
 class Clock(SystemClock):
@@ -91,7 +41,7 @@ class Clock(SystemClock):
 class World:
     """A monitor that serves ``node``, and a client."""
 
-    def __init__(self, node: Node, monitor: Monitor, http: aiohttp.ClientSession) -> None:
+    def __init__(self, node: MonitoredFake, monitor: Monitor, http: aiohttp.ClientSession) -> None:
         self.node = node
         self.monitor = monitor
         self._http = http
@@ -107,7 +57,7 @@ class World:
 
 @contextlib.asynccontextmanager
 async def serving(clock: SystemClock | None = None) -> AsyncIterator[World]:
-    node = Node()
+    node = MonitoredFake()
     monitor = Monitor(node, Tally(), "127.0.0.1", 0, clock or SystemClock())
     await monitor.start()
     try:
@@ -129,7 +79,7 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 # -- metrics
 
 
-def samples(node: Node, tally: Tally) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def samples(node: MonitoredFake, tally: Tally) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     text = generate_latest(metrics.registry(node, tally)).decode()
     families = list(parse(text))
     for family in families:
@@ -146,7 +96,7 @@ def test_the_metrics_say_what_the_node_says() -> None:
     tally.counts[Kind.PUT][Code.OK] += 5
     tally.counts[Kind.CAS][Code.CONDITION_FAILED] += 2
     tally.counts[MALFORMED][Code.TOO_LARGE] += 1
-    node = Node()
+    node = MonitoredFake()
     node.writes.observe(0.0005)
     node.writes.observe(0.001)
     node.writes.observe(5.0)
@@ -190,7 +140,7 @@ def test_a_code_of_a_newer_version_is_counted_as_internal() -> None:
     tally = Tally()
     tally.counts[Kind.GET][99] += 1
     tally.counts[Kind.GET][Code.INTERNAL] += 1
-    assert samples(Node(), tally)["raftkv_operations_total", (("kind", "get"), ("outcome", "internal"))] == 2
+    assert samples(MonitoredFake(), tally)["raftkv_operations_total", (("kind", "get"), ("outcome", "internal"))] == 2
 
 
 def test_operations_of_clients_are_counted_by_kind_and_outcome() -> None:
@@ -274,7 +224,7 @@ def test_liveness_depends_on_the_node_alone_and_readiness_says_what_is_missing()
             assert status == 200
             assert '"groups": [{"group": 0, "role": "follower", "leader": 2, "term": 7, "lag": 1}, {"group": 1' in text
             assert '"group": 2' not in text  # no member of it any more
-            node.ready, node.disk_full, node.replicas[0] = False, True, replica(0, Role.CANDIDATE, 0)
+            node.ready, node.disk_full, node.replicas[0] = False, True, monitored_replica(0, Role.CANDIDATE, 0)
             status, text = await world.get("/readyz")
             assert status == 503
             assert '"disk_full": true, "groups": [{"group": 0, "role": "candidate", "leader": null' in text
@@ -317,7 +267,7 @@ def test_a_broken_scrape_is_said_once_and_hurts_nothing(caplog: pytest.LogCaptur
 def test_an_address_in_use_is_named() -> None:
     async def main() -> None:
         async with serving() as world:
-            second = Monitor(Node(), Tally(), "127.0.0.1", world.monitor.port, SystemClock())
+            second = Monitor(MonitoredFake(), Tally(), "127.0.0.1", world.monitor.port, SystemClock())
             with pytest.raises(ListenError, match=f"cannot listen for metrics on 127.0.0.1:{world.monitor.port}: "):
                 await second.start()
             await second.stop()
