@@ -98,13 +98,14 @@ def _log(figures: NodeFigures) -> Iterator[Metric]:
 
 
 def _operations(figures: NodeFigures, tally: Tally) -> Iterator[Metric]:
-    rows: dict[tuple[str, str], int] = {(name, "ok"): 0 for name in KINDS.values() if name != "malformed"}
-    for kind, name in KINDS.items():
-        for code, count in tally.counts[kind].items():
-            key = (name, known_code(code).name.lower())
-            rows[key] = rows.get(key, 0) + count
-    text = "Operations that this node has answered to clients, each once however often it was tried."
-    yield _counter("operations_total", text, list(rows.items()), ("kind", "outcome"))
+    taken: list[Row] = [((name,), tally.taken[kind]) for kind, name in KINDS.items()]
+    yield _counter("operations_total", "Operations that clients have asked of this node.", taken, ("kind",))
+    failed: dict[tuple[str, str], int] = {}
+    for (kind, code), count in tally.failed.items():
+        key = (KINDS[kind], known_code(code).name.lower())
+        failed[key] = failed.get(key, 0) + count
+    text = "Those of them whose answer was not ok; condition_failed is one, too."
+    yield _counter("operations_failed_total", text, list(failed.items()), ("kind", "outcome"))
     text = "Time from message to answer, of unary calls and of a sample of those in pipelines."
     yield _histogram("operation_seconds", text, tally.latency)
     text = "Operations without an answer yet, those of other nodes and of the node itself included."

@@ -17,7 +17,7 @@ from raftkv.rpc import convert
 from raftkv.rpc.errors import failure_of
 from raftkv.rpc.frontend import slots_of
 from raftkv.rpc.pace import Pace
-from raftkv.rpc.tally import MALFORMED, Tally
+from raftkv.rpc.tally import Tally
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2
 
@@ -122,7 +122,6 @@ class PipelineStream:
         client_id = request.client_id
         first = request.first_incomplete
         ids: list[int] = []
-        kinds: list[int] = []
         ops: list[Op] = []
         size = 0
         decode = convert.operation
@@ -132,13 +131,12 @@ class PipelineStream:
                 op = decode(message, client_id, first, slots)
             except InvalidArgument as error:
                 failure = failure_of(error)
-                self._tally.counts[MALFORMED][failure.code] += 1
+                self._tally.malformed(failure.code)
                 self._unanswered += 1
                 self._ready.append((message.id, failure))
                 self._notify()
                 continue
             ids.append(message.id)
-            kinds.append(op[0])
             ops.append(op)
             size += _OVERHEAD + len(op.key) + (0 if op.value is None else len(op.value))
         if ops:
@@ -146,14 +144,17 @@ class PipelineStream:
             share = size // len(ops)
             self._unanswered_bytes += share * len(ops)
             timeout = min(request.timeout_ms / 1000 or DEFAULT_TIMEOUT, MAX_TIMEOUT)
+            kinds = [op[0] for op in ops]
+            self._tally.take(kinds)
             self._pace.follow(ids[0], self._clock.now())
             self._frontend.submit(ops, timeout, self._replier(ids, kinds, share))
 
     def _replier(self, ids: list[int], kinds: list[int], share: int) -> Callable[[int, Result], None]:
-        counts = self._tally.counts
+        failed = self._tally.failed
 
         def reply(index: int, result: Result) -> None:
-            counts[kinds[index]][result[0]] += 1
+            if result[0]:
+                failed[kinds[index], result[0]] += 1
             self._ready.append((ids[index], result))
             self._unanswered_bytes -= share
             value = result.value

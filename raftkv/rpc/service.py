@@ -15,7 +15,7 @@ from raftkv.rpc import convert
 from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, failure_of, status_of
 from raftkv.rpc.frontend import answer_to, slots_of
 from raftkv.rpc.pipeline import PipelineStream
-from raftkv.rpc.tally import MALFORMED, Tally
+from raftkv.rpc.tally import Tally
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 
@@ -105,13 +105,15 @@ class KVService(kv_pb2_grpc.KVServicer):
             op = convert_request(request, slots_of(self._frontend))
         except InvalidArgument as error:
             failure = failure_of(error)
-            self.tally.counts[MALFORMED][failure.code] += 1
+            self.tally.malformed(failure.code)
             await abort(context, failure)
         remaining: float | None = context.time_remaining()
         timeout = DEFAULT_TIMEOUT if remaining is None else min(max(remaining, 0.001), MAX_TIMEOUT)
+        self.tally.take((op.kind,))
         since = self._clock.now()
         result = await answer_to(self._frontend.submit, op, timeout)
-        self.tally.counts[op.kind][result.code] += 1
+        if result.code:
+            self.tally.failed[op.kind, result.code] += 1
         self.tally.latency.observe(self._clock.now() - since)
         if result.code not in answers:
             await abort(context, result)

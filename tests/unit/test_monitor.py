@@ -93,9 +93,9 @@ def samples(node: MonitoredFake, tally: Tally) -> dict[tuple[str, tuple[tuple[st
 
 def test_the_metrics_say_what_the_node_says() -> None:
     tally = Tally()
-    tally.counts[Kind.PUT][Code.OK] += 5
-    tally.counts[Kind.CAS][Code.CONDITION_FAILED] += 2
-    tally.counts[MALFORMED][Code.TOO_LARGE] += 1
+    tally.take((Kind.PUT, Kind.CAS, Kind.PUT))
+    tally.failed[Kind.CAS, Code.CONDITION_FAILED] += 1
+    tally.malformed(Code.TOO_LARGE)
     node = MonitoredFake()
     node.writes.observe(0.0005)
     node.writes.observe(0.001)
@@ -110,10 +110,10 @@ def test_the_metrics_say_what_the_node_says() -> None:
     assert one("map_epoch") == 9
     assert one("disk_full") == 0
     assert one("node_info", node="1", cluster_id=CLUSTER) == 1
-    assert one("operations_total", kind="put", outcome="ok") == 5
-    assert one("operations_total", kind="get", outcome="ok") == 0
-    assert one("operations_total", kind="cas", outcome="condition_failed") == 2
-    assert one("operations_total", kind="malformed", outcome="too_large") == 1
+    kinds = ("get", "put", "delete", "cas", "scan", "malformed")
+    assert [one("operations_total", kind=kind) for kind in kinds] == [0, 2, 0, 1, 0, 1]
+    assert one("operations_failed_total", kind="cas", outcome="condition_failed") == 1
+    assert one("operations_failed_total", kind="malformed", outcome="too_large") == 1
     assert one("raft_role", group="1", role="leader") == 1
     assert one("raft_role", group="1", role="follower") == 0
     assert one("raft_match_lag_entries", group="1", peer="3") == 30
@@ -138,9 +138,10 @@ def test_the_metrics_say_what_the_node_says() -> None:
 
 def test_a_code_of_a_newer_version_is_counted_as_internal() -> None:
     tally = Tally()
-    tally.counts[Kind.GET][99] += 1
-    tally.counts[Kind.GET][Code.INTERNAL] += 1
-    assert samples(MonitoredFake(), tally)["raftkv_operations_total", (("kind", "get"), ("outcome", "internal"))] == 2
+    tally.failed[Kind.GET, 99] += 1
+    tally.failed[Kind.GET, Code.INTERNAL] += 1
+    found = samples(MonitoredFake(), tally)
+    assert found["raftkv_operations_failed_total", (("kind", "get"), ("outcome", "internal"))] == 2
 
 
 def test_operations_of_clients_are_counted_by_kind_and_outcome() -> None:
@@ -154,14 +155,12 @@ def test_operations_of_clients_are_counted_by_kind_and_outcome() -> None:
             with pytest.raises(raftkv.ConditionFailed):
                 await kv.put("k1", b"v", if_version=raftkv.ABSENT)
             await kv.scan_slot(0)
-            counts = cluster.servers[0].tally.counts
-            assert dict(counts[Kind.PUT]) == {Code.OK: 20, Code.CONDITION_FAILED: 1}
-            assert dict(counts[Kind.GET]) == {Code.OK: 2}
-            assert dict(counts[Kind.CAS]) == {Code.CONDITION_FAILED: 1}
-            assert counts[Kind.SCAN][Code.OK] == 1
-            latency = cluster.servers[0].tally.latency
-            assert sum(latency.counts) > 0
-            assert latency.total > 0
+            tally = cluster.servers[0].tally
+            kinds = (Kind.GET, Kind.PUT, Kind.DELETE, Kind.CAS, Kind.SCAN, MALFORMED)
+            assert [tally.taken[kind] for kind in kinds] == [2, 21, 0, 1, 1, 0]
+            assert tally.failed == {(Kind.PUT, Code.CONDITION_FAILED): 1, (Kind.CAS, Code.CONDITION_FAILED): 1}
+            assert sum(tally.latency.counts) > 0
+            assert tally.latency.total > 0
 
     asyncio.run(main())
 
