@@ -1,6 +1,6 @@
 """Metrics and probes of a node over HTTP, in the node's own loop, so that no other thread looks at its state.
 
-It touches no file and asks no other node. Whoever talks to it gets one answer per connection, within a few seconds;
+It needs no disk and asks no other node. Whoever talks to it gets one answer per connection, within a few seconds;
 there are few connections at a time, and few scrapes a second. So a slow or hostile client costs the node little, and
 probes are answered beside it.
 """
