@@ -244,6 +244,7 @@ class MonitoredFake:
         self.living = True
         self.disk_full = False
         self.broken = False
+        self.takes: Callable[[], None] = lambda: None
         self.replicas = [
             monitored_replica(0, Role.FOLLOWER, 2),
             monitored_replica(1, Role.LEADER, 1, match={1: 120, 2: 120, 3: 90}),
@@ -255,6 +256,7 @@ class MonitoredFake:
         return self.living
 
     def figures(self) -> NodeFigures:
+        self.takes()
         if self.broken:
             raise ZeroDivisionError("a mistake")
         replicas = tuple(self.replicas)

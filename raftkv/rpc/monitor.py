@@ -1,8 +1,8 @@
 """Metrics and probes of a node over HTTP, in the node's own loop, so that no other thread looks at its state.
 
 It needs no disk and asks no other node. Whoever talks to it gets one answer per connection, within a few seconds;
-there are few connections at a time, and few scrapes a second. So a slow or hostile client costs the node little, and
-probes are answered beside it.
+there are few connections at a time, and scrapes get a small share of the loop. So a slow or hostile client costs the
+node little, and probes are answered beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
     from raftkv.clock import Clock, Timer
-    from raftkv.rpc.frontend import MonitoredNode, ReplicaStatus
+    from raftkv.rpc.frontend import MonitoredNode, NodeFigures, ReplicaStatus
     from raftkv.rpc.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,11 @@ CONNECTIONS: Final = 16
 PATIENCE: Final = 5.0
 """Seconds from the connection to its end, whoever is slow."""
 
-SCRAPES: Final = 20
-"""A second, after a pause as many at once; a scrape takes a millisecond or more of the loop."""
+SHARE: Final = 0.1
+"""Of the loop's time, for all scrapes; what a second of it has saved may be spent at once."""
+
+FRESH: Final = 0.1
+"""Seconds for which what ``/readyz`` saw is not looked at again."""
 
 _LINE: Final = 4096
 _HEADERS: Final = 64
@@ -60,7 +63,9 @@ class Monitor:
         self._host = host
         self._stopping = False
         self._failing = False
-        self._scrapes_until = 0.0
+        self._scrapes_due = 0.0
+        self._seen: NodeFigures | None = None
+        self._seen_until = 0.0
         self._open: dict[_Visit, None] = {}
         self._listener: asyncio.Server | None = None
         app = web.Application(middlewares=[self._answer], client_max_size=_LINE)
@@ -130,11 +135,14 @@ class Monitor:
         return response
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
-        now = self._clock.now()
-        if self._scrapes_until > now:
+        since = self._clock.now()
+        if self._scrapes_due > since:
             raise web.HTTPTooManyRequests
-        self._scrapes_until = max(self._scrapes_until, now - 1.0) + 1 / SCRAPES
-        return await self._scrape(request)
+        try:
+            return await self._scrape(request)
+        finally:
+            took = self._clock.now() - since
+            self._scrapes_due = max(self._scrapes_due, since - 1.0) + took / SHARE
 
     async def _livez(self, _: web.Request) -> web.Response:
         # That this runs at all is most of the answer. Other nodes must not matter: who restarts a node because its
@@ -143,8 +151,10 @@ class Monitor:
         return web.json_response({"alive": alive}, status=200 if alive else 503)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        figures = self._node.figures()
-        status = figures.status
+        now = self._clock.now()
+        if self._seen is None or now >= self._seen_until:
+            self._seen, self._seen_until = self._node.figures(), now + FRESH
+        figures, status = self._seen, self._seen.status
         ready = status.ready and self._node.alive() and not self._stopping
         groups = [_group(one.status) for one in figures.replicas if one.member]
         answer = {

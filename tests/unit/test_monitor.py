@@ -20,7 +20,7 @@ from raftkv.errors import Code, ListenError
 from raftkv.node.figures import MeasuredWorker
 from raftkv.rpc import metrics
 from raftkv.rpc.frontend import Role
-from raftkv.rpc.monitor import CONNECTIONS, SCRAPES, Monitor
+from raftkv.rpc.monitor import CONNECTIONS, Monitor
 from raftkv.rpc.tally import MALFORMED, Tally
 from raftkv.store.operations import Kind
 from tests.rpc_fakes import CLUSTER, MonitoredFake, monitored_replica, started, until
@@ -33,6 +33,10 @@ class Clock(SystemClock):
 
     def now(self) -> float:
         return super().now() if self.frozen is None else self.frozen
+
+    def move(self, seconds: float) -> None:
+        assert self.frozen is not None
+        self.frozen += seconds
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         return super().call_later(delay / 25, callback)
@@ -181,8 +185,7 @@ def test_a_measured_worker_times_its_jobs_and_hands_on_what_they_give() -> None:
     given: list[object] = []
 
     def work() -> str:
-        assert clock.frozen is not None
-        clock.frozen += 0.02
+        clock.move(0.02)
         given.append(worker.busy_for())
         return "done"
 
@@ -217,18 +220,23 @@ def test_scrapes_get_the_format_that_they_ask_for() -> None:
 
 def test_liveness_depends_on_the_node_alone_and_readiness_says_what_is_missing() -> None:
     async def main() -> None:
-        async with serving() as world:
+        clock = Clock()
+        clock.frozen = 1000.0
+        async with serving(clock) as world:
             node = world.node
             status, text = await world.get("/readyz")
             assert status == 200
             assert '"groups": [{"group": 0, "role": "follower", "leader": 2, "term": 7, "lag": 1}, {"group": 1' in text
             assert '"group": 2' not in text  # no member of it any more
             node.ready, node.disk_full, node.replicas[0] = False, True, monitored_replica(0, Role.CANDIDATE, 0)
+            assert (await world.get("/readyz"))[0] == 200  # asked too often: as of a moment ago
+            clock.move(0.2)
             status, text = await world.get("/readyz")
             assert status == 503
             assert '"disk_full": true, "groups": [{"group": 0, "role": "candidate", "leader": null' in text
             assert (await world.get("/livez"))[0] == 200
             node.living, node.ready = False, True
+            clock.move(0.2)
             assert [(await world.get(path))[0] for path in ("/livez", "/readyz", "/metrics")] == [503, 503, 200]
             node.living = True
             assert (await world.get("/readyz"))[0] == 200
@@ -282,12 +290,12 @@ def test_scrapes_beyond_the_limit_are_refused_and_probes_are_not() -> None:
         clock = Clock()
         clock.frozen = 1000.0
         async with serving(clock) as world:
-            given = [(await world.get("/metrics"))[0] for _ in range(SCRAPES + 10)]
-            assert given[:SCRAPES] == [200] * SCRAPES
-            assert given[SCRAPES + 1 :] == [429] * 9
-            assert (await world.get("/livez"))[0] == 200
-            clock.frozen += 0.5
-            assert (await world.get("/metrics"))[0] == 200
+            world.node.takes = lambda: clock.move(0.03)
+            # A tenth of the time: of the second before, 0.1 s may be spent, and 0.03 s a time from then on.
+            assert [(await world.get("/metrics"))[0] for _ in range(8)] == [200] * 4 + [429] * 4
+            assert [(await world.get(path))[0] for path in ("/livez", "/readyz")] == [200, 200]
+            clock.move(0.3)
+            assert [(await world.get("/metrics"))[0] for _ in range(3)] == [200, 429, 429]
 
     asyncio.run(main())
 
