@@ -13,6 +13,8 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin raft
 ENV PATH=/opt/raftkv/bin:$PATH PYTHONUNBUFFERED=1
 USER raftkv
 VOLUME /var/lib/raftkv
+# Clients, nodes, metrics and probes, by custom: the configuration says.
+EXPOSE 7401 7501 7601
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 \
   CMD ["raftkv", "health", "--config", "/etc/raftkv/node.toml"]

@@ -162,6 +162,7 @@ def list_command() -> None:
     show_scenarios()
 
 
+@main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(folder: Path) -> None:
     """Make the page of the run in FOLDER, or of all runs in its folders, and print where it is."""

@@ -54,10 +54,11 @@ class LocalCluster:
     without a folder, a temporary one is used and removed by :meth:`close`. ``port``: as of ``raftkv up``; without one,
     free ports are found. ``node`` and ``raft``: keys of those sections of the node's configuration, for instance
     ``node={"reads": "quorum"}``. ``dial[a, b]``: address at which node a reaches node b, which may join later, so
-    that a proxy can stand between them. ``main``: the module that is run as a node, to run one with faults planted or
-    instrumented; it gets the arguments of the command ``raftkv``. ``environment``: variables of the nodes' processes
-    besides those of this one. Both hold for all starts by this object; the folder does not remember them. Raises
-    ConfigError for options that do not fit together.
+    that a proxy can stand between them. ``metrics``: the nodes serve metrics and probes (:meth:`metrics_address`).
+    ``main``: the module that is run as a node, to run one with faults planted or instrumented; it gets the arguments of
+    the command ``raftkv``. ``environment``: variables of the nodes' processes besides those of this one. Both hold for
+    all starts by this object; the folder does not remember them. Raises ConfigError for options that do not fit
+    together.
     """
 
     def __init__(
@@ -72,20 +73,24 @@ class LocalCluster:
         node: Mapping[str, Any] | None = None,
         raft: Mapping[str, Any] | None = None,
         dial: Mapping[tuple[int, int], str] | None = None,
+        metrics: bool = False,
         main: str = MAIN,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         launch = Launch(main, dict(environment or {}))
         self._temporary = folder is None
+        self._metrics = metrics
         self._node_options = dict(node or {})
         self.folder = Path(tempfile.mkdtemp(prefix="raftkv-") if folder is None else folder).absolute()
         try:
+            places, monitors = _places(nodes, port)
             self._processes = LocalProcesses.open(self.folder, launch) or LocalProcesses.create(
                 self.folder,
-                new_shape(_places(nodes, port), groups, min(3, nodes) if replicas is None else replicas, slots),
+                new_shape(places, groups, min(3, nodes) if replicas is None else replicas, slots),
                 node_options=node,
                 raft_options=raft,
                 dial=dial,
+                metrics=monitors if metrics else None,
                 launch=launch,
             )
         except BaseException:
@@ -131,6 +136,13 @@ class LocalCluster:
         """Address of ``node`` for the other nodes."""
         return self._node(node).peer_address
 
+    def metrics_address(self, node: int) -> str:
+        """Where ``node`` serves ``/metrics``, ``/livez`` and ``/readyz``. Raises LocalError if it does not."""
+        address = self._node(node).metrics()
+        if address is None:
+            raise LocalError(f"node {node} serves no metrics: make the cluster with metrics=True")
+        return address
+
     def pid(self, node: int) -> int | None:
         """Process id of ``node``, None if it does not run."""
         process = self._node(node).process()
@@ -150,8 +162,15 @@ class LocalCluster:
         ConfigError, LocalError, JoinError, or Unavailable if no node takes it in.
         """
         places = None if addresses is None else Places(*addresses)
-        options = self._node_options
-        return add_node(self._processes, node_options=options, dial=dial, places=places, timeout=timeout).id
+        node = add_node(
+            self._processes,
+            node_options=self._node_options,
+            dial=dial,
+            places=places,
+            metrics=self._metrics,
+            timeout=timeout,
+        )
+        return node.id
 
     def start(self, timeout: float = READY_TIMEOUT) -> None:
         """Start every node that does not run and wait until all serve. Raises LocalError with the end of a log."""
@@ -246,11 +265,14 @@ class LocalCluster:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _places(nodes: int, port: int | None) -> tuple[Place, ...]:
+def _places(nodes: int, port: int | None) -> tuple[tuple[Place, ...], dict[int, str]]:
+    """Where the nodes listen, and where each of them may serve metrics."""
     if nodes < 1:
         raise LocalError(f"a cluster of {nodes} nodes is none")
-    if port is not None:
-        return places_from(port, nodes)
     # Clusters of test processes that run side by side search from different ports on.
-    ports = free_ports(2 * nodes, os.getpid() * 2 * (PEER_PORT_OFFSET + 1))
-    return tuple(Place(i + 1, f"127.0.0.1:{ports[i]}", f"127.0.0.1:{ports[nodes + i]}") for i in range(nodes))
+    ports = free_ports(3 * nodes, os.getpid() * 2 * (PEER_PORT_OFFSET + 1))
+    at = [f"127.0.0.1:{port}" for port in ports]
+    monitors = {i + 1: at[2 * nodes + i] for i in range(nodes)}
+    if port is not None:
+        return places_from(port, nodes), monitors
+    return tuple(Place(i + 1, at[i], at[nodes + i]) for i in range(nodes)), monitors

@@ -6,15 +6,27 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import msgpack
 
+import raftkv
 from raftkv.client.aio import AsyncClient
 from raftkv.clock import SystemClock
 from raftkv.errors import Code
-from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, ReplicaStatus, Role, SlotFigures
+from raftkv.rpc.frontend import (
+    ClusterSettings,
+    Digests,
+    NodeFigures,
+    NodeStatus,
+    PeerFigures,
+    ReplicaFigures,
+    ReplicaStatus,
+    Role,
+    SlotFigures,
+)
 from raftkv.rpc.server import RpcServer
+from raftkv.rpc.tally import Durations
 from raftkv.store.operations import ANY_VERSION, Kind, Op, Result
 from shards.map import Group, Node, ShardMap
 from shards.slots import slot_of
@@ -216,3 +228,53 @@ def calls(kv: AsyncClient) -> dict[str, Callable[[], Awaitable[object]]]:
         "cas": lambda: kv.cas("k", None, b"v"),
         "scan": lambda: kv.scan_slot(0),
     }
+
+
+def monitored_replica(group: int, role: Role, leader: int, *, member: bool = True, **values: Any) -> ReplicaFigures:
+    indexes = {"last_index": 120, "commit_index": 118, "applied_index": 117, "snapshot_index": 100, **values}
+    status = ReplicaStatus(group=group, role=role, leader=leader, term=7, records=3, voters=(1, 2, 3), **indexes)
+    return ReplicaFigures(status, member, 44, 5, 512, (), 2, 1)
+
+
+class MonitoredFake:
+    """A node that tells its monitoring what the test wants."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.living = True
+        self.disk_full = False
+        self.broken = False
+        self.takes: Callable[[], None] = lambda: None
+        self.replicas = [
+            monitored_replica(0, Role.FOLLOWER, 2),
+            monitored_replica(1, Role.LEADER, 1, match={1: 120, 2: 120, 3: 90}),
+            monitored_replica(2, Role.CANDIDATE, 0, member=False),
+        ]
+        self.writes = Durations((0.001, 0.01))
+
+    def alive(self) -> bool:
+        return self.living
+
+    def figures(self) -> NodeFigures:
+        self.takes()
+        if self.broken:
+            raise ZeroDivisionError("a mistake")
+        replicas = tuple(self.replicas)
+        status = NodeStatus(1, CLUSTER, raftkv.__version__, 9, self.ready, 12.5, tuple(one.status for one in replicas))
+        return NodeFigures(
+            status=status,
+            replicas=replicas,
+            peers={2: PeerFigures(True, 1), 3: PeerFigures(False, 4)},
+            disk_full=self.disk_full,
+            disk_free=10**9,
+            wal_bytes=2**24,
+            wal_segments=1,
+            wal_waiting=6,
+            writes=self.writes,
+            writing=0.25,
+            outstanding=8,
+            outstanding_bytes=800,
+            moves_committed=3,
+            moves_cancelled=1,
+            freezes=Durations((0.1,)),
+        )

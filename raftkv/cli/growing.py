@@ -21,20 +21,24 @@ def add_node(
     node_options: Mapping[str, Any] | None = None,
     dial: Mapping[int, str] | None = None,
     places: Places | None = None,
+    metrics: bool = False,
     timeout: float = READY_TIMEOUT,
 ) -> LocalNode:
     """Let a new node at ``places``, or on free ports, join the running ``cluster``, and wait until it serves.
 
     ``node_options``: keys of its configuration's section ``node``. ``dial``: node id -> address at which it reaches
-    that node, from its first link on. Raises ConfigError, LocalError, JoinError, Unavailable.
+    that node, from its first link on. ``metrics``: it serves them on a free port. Raises ConfigError, LocalError,
+    JoinError, Unavailable.
     """
     folder = cluster.folder / _JOINING
     data = folder / "data"
-    places = Places() if has_begun(data) else places or _free_places(cluster)
+    address, peer_address, monitor = _free_addresses(cluster)
+    places = Places() if has_begun(data) else places or Places(address, peer_address)
+    options = {**(node_options or {}), **({"metrics": monitor} if metrics else {})}
     config = join(cluster.endpoints, data, places, timeout)
     place = Place(config.node.id, config.node.address, config.node.peer_address)
     try:
-        write_atomically(folder / "node.toml", render(_moved(config, node_options or {}, dial or {})))
+        write_atomically(folder / "node.toml", render(_moved(config, options, dial or {})))
         (data / CONFIG).unlink()
         folder.replace(cluster.folder / f"node-{place.id}")
     except OSError as error:
@@ -45,12 +49,13 @@ def add_node(
     return node
 
 
-def _free_places(cluster: LocalProcesses) -> Places:
-    """Addresses beside those of the cluster's nodes, also of nodes that do not run now."""
-    taken = {split_address(address)[1] for node in cluster.nodes for address in (node.address, node.peer_address)}
+def _free_addresses(cluster: LocalProcesses) -> list[str]:
+    """Three addresses beside those of the cluster's nodes, also of nodes that do not run now."""
+    used = [address for node in cluster.nodes for address in (node.address, node.peer_address, node.metrics())]
+    taken = {split_address(address)[1] for address in used if address is not None}
     start = os.getpid() * 2 * (PEER_PORT_OFFSET + 1)
-    found = [port for port in free_ports(2 + len(taken), start) if port not in taken]
-    return Places(f"127.0.0.1:{found[0]}", f"127.0.0.1:{found[1]}")
+    found = [port for port in free_ports(3 + len(taken), start) if port not in taken]
+    return [f"127.0.0.1:{port}" for port in found[:3]]
 
 
 def _moved(config: NodeConfig, node_options: Mapping[str, Any], dial: Mapping[int, str]) -> NodeConfig:

@@ -27,7 +27,7 @@ import raftkv
 from raftkv.cli.process import PidFile, Process, pause, write_atomically
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError, RaftKVError, Unavailable
-from raftkv.node.config import DEFAULT_SLOTS, NodeConfig, parse_config, render, split_address
+from raftkv.node.config import DEFAULT_SLOTS, NodeConfig, load_config, parse_config, render, split_address
 from raftkv.storage.folder import saved_map
 from raftkv.storage.fs import OsFileSystem
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
@@ -122,6 +122,10 @@ class LocalNode:
         self.pid_file = PidFile(folder / "node.pid")
         self._launch = launch
         self._child: subprocess.Popen[bytes] | None = None
+
+    def metrics(self) -> str | None:
+        """Where the node serves metrics and probes, None if nowhere. Raises ConfigError."""
+        return load_config(self.config).node.metrics
 
     def process(self) -> Process | None:
         """The node's living process."""
@@ -253,8 +257,10 @@ class LocalProcesses:
         raft_options: Mapping[str, Any] | None = None,
         dial: Mapping[tuple[int, int], str] | None = None,
         launch: Launch = Launch(),
+        metrics: Mapping[int, str] | None = None,
     ) -> LocalProcesses:
-        """Write the folder of a new cluster. ``dial[a, b]``: address at which node a reaches node b.
+        """Write the folder of a new cluster. ``dial[a, b]``: address at which node a reaches node b. ``metrics[a]``:
+        where node a serves metrics and probes.
 
         Raises ConfigError if the options do not fit together; nothing is written then.
         """
@@ -262,7 +268,11 @@ class LocalProcesses:
         ids = {place.id for place in shape.places}
         if strangers := sorted({a for a, _ in dial or {}} - ids):
             raise ConfigError(f"dial: there is no node {strangers[0]} yet; one that joins brings its own addresses")
-        configs = [cluster._config(p, node_options or {}, raft_options or {}, dial or {}) for p in shape.places]
+        configs = []
+        for place in shape.places:
+            own = {"metrics": metrics[place.id]} if metrics and place.id in metrics else {}
+            options = {**(node_options or {}), **own}
+            configs.append(cluster._config(place, options, raft_options or {}, dial or {}))
         try:
             for node, config in zip(cluster.nodes, configs, strict=True):
                 node.folder.mkdir(parents=True, exist_ok=True)

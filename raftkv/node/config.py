@@ -83,7 +83,8 @@ class ClusterSection(_Section):
 class NodeSection(_Section):
     """This node. ``listen`` and ``peer_listen`` differ from the advertised addresses behind a NAT or in a container.
 
-    ``joined``: it came to a cluster that existed already, and never helps to form one.
+    ``metrics``: where it answers HTTP, metrics and probes; without it, nowhere. ``joined``: it came to a cluster that
+    existed already, and never helps to form one.
     """
 
     id: NodeId
@@ -92,6 +93,7 @@ class NodeSection(_Section):
     listen: Address
     peer_address: Address
     peer_listen: Address
+    metrics: Address | None = None
     reads: Literal["lease", "quorum"] = "lease"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     joined: bool = False
@@ -144,6 +146,9 @@ class NodeConfig(_Section):
         for name in ("address", "peer_address"):
             if getattr(me, name) != getattr(self.node, name):
                 raise ValueError(f"node.{name} is not the {name} of node {me.id} in nodes")
+        for name in ("listen", "peer_listen"):
+            if self.node.metrics == getattr(self.node, name):
+                raise ValueError(f"node.metrics: {self.node.metrics} is node.{name} already")
         if self.cluster.replicas > len(ids):
             raise ValueError(f"cluster.replicas: {self.cluster.replicas} replicas need more than {len(ids)} nodes")
         if self.cluster.groups > self.cluster.slots:
@@ -244,7 +249,8 @@ def render(config: NodeConfig) -> str:
     lines: list[str] = []
     for name in ("cluster", "node", "raft"):
         section: _Section = getattr(config, name)
-        lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in section.model_dump().items()]
+        values = section.model_dump(exclude_none=True)
+        lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in values.items()]
     if config.dial:
         lines += ["", "[dial]"] + [f"{node} = {_toml(address)}" for node, address in sorted(config.dial.items())]
     for peer in config.nodes:

@@ -8,17 +8,21 @@ import logging
 import random
 import signal
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvloop
 
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
-from raftkv.node.config import NodeConfig
+from raftkv.node.config import NodeConfig, split_address
 from raftkv.node.node import RaftNode
 from raftkv.peer.network import TcpNetwork
 from raftkv.rpc.server import RpcServer
 from raftkv.storage.fs import OsFileSystem, ThreadWorker
+
+if TYPE_CHECKING:
+    from raftkv.clock import Clock
+    from raftkv.rpc.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +76,10 @@ async def _serve(config: NodeConfig) -> int:
         on_fatal=finish,
     )
     server = RpcServer(node, config.node.listen, clock)
+    monitor = _monitor(node, server, clock, config.node.metrics)
     try:
+        if monitor is not None:
+            await monitor.start()
         await node.start()
         await server.start()
         # What exists now lives as long as the process, and records are no garbage: look at both rarely.
@@ -80,7 +87,11 @@ async def _serve(config: NodeConfig) -> int:
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         log.info("serving clients at %s, nodes at %s", config.node.listen, config.node.peer_listen)
+        if monitor is not None:
+            log.info("serving metrics and probes at %s", config.node.metrics)
         problem = await stop
+        if monitor is not None:
+            monitor.stopping()
         if problem is None:
             log.info("stopping: handing leaderships over")
             await node.hand_over(_HAND_OVER)
@@ -88,6 +99,8 @@ async def _serve(config: NodeConfig) -> int:
         else:
             await server.stop(0)
     finally:
+        if monitor is not None:
+            await monitor.stop()
         await node.close()
         worker.close()
         background.close()
@@ -99,3 +112,12 @@ async def _serve(config: NodeConfig) -> int:
     else:
         log.critical("node stopped: %r", problem, exc_info=problem)
     return 1
+
+
+def _monitor(node: RaftNode, server: RpcServer, clock: Clock, address: str | None) -> Monitor | None:
+    if address is None:
+        return None
+    # Its libraries take time and memory, for nothing where nobody asked for it.
+    from raftkv.rpc.monitor import Monitor
+
+    return Monitor(node, server.tally, *split_address(address), clock)

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from raftkv.clock import Clock, sleep
 from raftkv.node.asking import Ask, Failed, Leading, meta_command
+from raftkv.rpc.tally import Durations
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import Job, MetaState, Move
 from raftkv.store.operations import Kind, Op, Result
@@ -31,6 +32,8 @@ _FEW_RECORDS: Final = 256
 _RETRY: Final = 0.2
 _AFTER_MISTAKE: Final = 2.0
 """Seconds before a step that failed is looked at again."""
+
+_FREEZES: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 @dataclass(slots=True)
@@ -64,6 +67,10 @@ class Mover:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._starting: asyncio.Task[None] | None = None
         self._spent_until = 0.0
+        self.committed = self.cancelled = 0
+        """Moves that this driver has seen to their end."""
+        self.freezes = Durations(_FREEZES)
+        """How long their slots had no service."""
 
     def run(self) -> None:
         """Take up what is under way. Called about ten times a second, and when a move has ended."""
@@ -163,12 +170,21 @@ class Mover:
             else:
                 freeze = int(figures.freeze * 1000)
                 await self._meta("finish", move.id, figures.records, figures.bytes, freeze)
+                self._count(phase, figures)
                 return
             state = self._leading()
             if state is None or move.id not in state.moves:
                 return
             if state.moves[move.id].phase is Phase.CANCELLED:
                 phase = Phase.CANCELLED
+
+    def _count(self, phase: Phase, figures: _Figures) -> None:
+        if phase is Phase.CANCELLED:
+            self.cancelled += 1
+            return
+        self.committed += 1
+        if figures.freeze:
+            self.freezes.observe(figures.freeze)
 
     async def _look(self, move: Move) -> tuple[SourceState, TargetState, int, bytes]:
         question = pack([move.id])

@@ -22,6 +22,7 @@ from raftkv.node import messages
 from raftkv.node.asking import asker
 from raftkv.node.config import NodeConfig
 from raftkv.node.control import GroupOperations
+from raftkv.node.figures import Figures, MeasuredWorker
 from raftkv.node.housekeeping import Housekeeping
 from raftkv.node.inspection import Inspection
 from raftkv.node.leftovers import Leftovers
@@ -34,7 +35,16 @@ from raftkv.peer.hello import Hello, Identity
 from raftkv.peer.links import Links
 from raftkv.peer.network import Network
 from raftkv.raft import RaftConfig
-from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, PeerStatus, ReplicaStatus, Role, SlotFigures
+from raftkv.rpc.frontend import (
+    ClusterSettings,
+    Digests,
+    NodeFigures,
+    NodeStatus,
+    PeerStatus,
+    ReplicaStatus,
+    Role,
+    SlotFigures,
+)
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import FileSystem, Worker
 from raftkv.storage.snapshots import SnapshotStore
@@ -121,9 +131,10 @@ class RaftNode:
 
     def _compose(self, worker: Worker, background: Worker, network: Network, rng: random.Random) -> None:
         config, fs, folder = self._config, self._fs, self._folder
+        measured = MeasuredWorker(worker, self._clock)
         self._wal = Wal.open(
             fs,
-            worker,
+            measured,
             folder.wal_path,
             self._fatal,
             background=background,
@@ -196,6 +207,8 @@ class RaftNode:
             self._clock,
             rng,
         )
+        self._figures = Figures(self._replicas, self._router, self._links, self._wal, measured, self._mover)
+        self._disk_free = -1
         self._timer: Timer | None = None
         self._ticks = 0
         self._led: list[int] = []
@@ -282,7 +295,7 @@ class RaftNode:
             raise
 
     def _look_at_space(self) -> None:
-        free = self._fs.free_space(self._config.node.data_dir)
+        free = self._disk_free = self._fs.free_space(self._config.node.data_dir)
         full = free < self._sizes.segment_bytes * (_FREE_ABOVE if self._router.disk_full else _FULL_BELOW)
         if full != self._router.disk_full:
             self._router.disk_full = full
@@ -497,6 +510,12 @@ class RaftNode:
 
     def read_snapshot(self, group: int) -> AsyncIterator[bytes]:
         return self._inspection.read_snapshot(group)
+
+    def alive(self) -> bool:
+        return not self._failed
+
+    def figures(self) -> NodeFigures:
+        return self._figures.collect(self.status(), self._disk_free)
 
     def status(self) -> NodeStatus:
         replicas = []

@@ -159,6 +159,11 @@ class Router:
         milliseconds = max(int(self._clock.wall() * 1000), after)
         return milliseconds.to_bytes(6, "big") + self._rng.randbytes(10)
 
+    @property
+    def outstanding(self) -> tuple[int, int]:
+        """(operations that have no answer yet, their bytes)."""
+        return self._open_ops, self._open_bytes
+
     def leader_of(self, group: int) -> int:
         """Node that leads ``group`` as far as this node knows, 0 = nobody."""
         # A replica that is left over hears nothing of its group any more.

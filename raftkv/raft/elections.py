@@ -35,6 +35,8 @@ class Elections:
         self._floor = floor
         self.heard = float("-inf")
         """When a leader was heard last."""
+        self.won = 0
+        """Times that this replica became the leader, since it was started."""
         self._silent_until = clock.now() + config.election_min
         self._prevotes: set[int] | None = None
 

@@ -474,6 +474,7 @@ class RaftGroup:
         self._leading = True
         self._lead_term = self.core.term()
         self._lead_since = now
+        self.elections.won += 1
         self._seq += 1
         self._follow_members()
         log.info("group %d: leading in term %d", self.group, self._lead_term)

@@ -155,6 +155,8 @@ class GroupSnapshots:
         self._pulling: set[int] = set()
         self._receiving: _Receiving | None = None
         self.bytes_since = 0
+        self.installed = 0
+        """Snapshots taken over from a leader since the replica was started."""
 
     @property
     def index(self) -> int:
@@ -385,6 +387,7 @@ class GroupSnapshots:
         group.core.install_snapshot(info.index, info.term, info.voters)
         self._adopt(info)
         self.bytes_since = 0
+        self.installed += 1
         log.info("group %d: installed the snapshot of entry %d from node %d", group.group, info.index, group.leader())
 
     def _give_up(self, problem: BaseException) -> None:

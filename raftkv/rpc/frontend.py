@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from shards.slots import DEFAULT_SLOTS
 
 if TYPE_CHECKING:
+    from raftkv.rpc.tally import Durations
     from raftkv.store.operations import Op, Result
     from shards.map import ShardMap
 
@@ -109,6 +110,69 @@ class Digests:
 
     slots: Mapping[int, bytes]
     rest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaFigures:
+    """One replica as a monitor sees it. Counters run since the replica was started.
+
+    ``member``: whether the map still gives it to this node. ``sessions``, ``slots``, ``record_bytes``: what it holds.
+    ``amnesia``: on the leader, voters that have lost what they had acknowledged.
+    """
+
+    status: ReplicaStatus
+    member: bool
+    record_bytes: int
+    sessions: int
+    slots: int
+    amnesia: tuple[int, ...]
+    elections_won: int
+    snapshots_installed: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFigures:
+    """The link to another node: whether it is up, and how often it has come up."""
+
+    up: bool
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFigures:
+    """One node as a monitor sees it. Times in seconds, sizes in bytes; counters run since the process started.
+
+    ``disk_free``: as of the last look, -1 before the first. ``wal_waiting``: records that are not on stable storage
+    yet. ``writing``: how long the present write to the WAL goes on, 0 if there is none. ``outstanding``: operations
+    that have no answer yet. ``moves_committed``, ``moves_cancelled``, ``freezes``: of slot moves that this node saw to
+    their end.
+    """
+
+    status: NodeStatus
+    replicas: tuple[ReplicaFigures, ...]
+    peers: Mapping[int, PeerFigures]
+    disk_full: bool
+    disk_free: int
+    wal_bytes: int
+    wal_segments: int
+    wal_waiting: int
+    writes: Durations
+    writing: float
+    outstanding: int
+    outstanding_bytes: int
+    moves_committed: int
+    moves_cancelled: int
+    freezes: Durations
+
+
+class MonitoredNode(Protocol):
+    """A node as its monitoring sees it."""
+
+    def alive(self) -> bool:
+        """False once the node has failed and is about to stop, say because its disk has. Depends on no other node."""
+
+    def figures(self) -> NodeFigures:
+        """What the node and its replicas are at, as of now."""
 
 
 class Frontend(Protocol):

@@ -49,7 +49,9 @@ class Pace:
             self.followed = number
             self._since = now
 
-    def answered(self, now: float) -> None:
-        """The followed operation has its answer."""
+    def answered(self, now: float) -> float:
+        """The followed operation has its answer. Returns what it took, in seconds."""
         self.followed = 0
-        self._answer_time += _WEIGHT * (now - self._since - self._answer_time)
+        took = now - self._since
+        self._answer_time += _WEIGHT * (took - self._answer_time)
+        return took

@@ -17,6 +17,7 @@ from raftkv.rpc import convert
 from raftkv.rpc.errors import failure_of
 from raftkv.rpc.frontend import slots_of
 from raftkv.rpc.pace import Pace
+from raftkv.rpc.tally import Tally
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2
 
@@ -30,9 +31,10 @@ _OVERHEAD = 48  # an operation without payload still takes room
 class PipelineStream:
     """State of one stream. ``run`` reads until the client ends, ``responses`` yields what is to be sent."""
 
-    def __init__(self, frontend: Frontend, clock: Clock) -> None:
+    def __init__(self, frontend: Frontend, clock: Clock, tally: Tally) -> None:
         self._frontend = frontend
         self._clock = clock
+        self._tally = tally
         self._pace = Pace()
         self._enough = 1
         self._loop = asyncio.get_running_loop()
@@ -128,8 +130,10 @@ class PipelineStream:
             try:
                 op = decode(message, client_id, first, slots)
             except InvalidArgument as error:
+                failure = failure_of(error)
+                self._tally.malformed(failure.code)
                 self._unanswered += 1
-                self._ready.append((message.id, failure_of(error)))
+                self._ready.append((message.id, failure))
                 self._notify()
                 continue
             ids.append(message.id)
@@ -140,11 +144,17 @@ class PipelineStream:
             share = size // len(ops)
             self._unanswered_bytes += share * len(ops)
             timeout = min(request.timeout_ms / 1000 or DEFAULT_TIMEOUT, MAX_TIMEOUT)
+            kinds = [op[0] for op in ops]
+            self._tally.take(kinds)
             self._pace.follow(ids[0], self._clock.now())
-            self._frontend.submit(ops, timeout, self._replier(ids, share))
+            self._frontend.submit(ops, timeout, self._replier(ids, kinds, share))
 
-    def _replier(self, ids: list[int], share: int) -> Callable[[int, Result], None]:
+    def _replier(self, ids: list[int], kinds: list[int], share: int) -> Callable[[int, Result], None]:
+        failed = self._tally.failed
+
         def reply(index: int, result: Result) -> None:
+            if result[0]:
+                failed[kinds[index], result[0]] += 1
             self._ready.append((ids[index], result))
             self._unanswered_bytes -= share
             value = result.value
@@ -174,7 +184,7 @@ class PipelineStream:
                 if size > MAX_BATCH_BYTES and index > start:
                     return response, index
             if number == followed:
-                self._pace.answered(self._clock.now())
+                self._tally.latency.observe(self._pace.answered(self._clock.now()))
             message = add()
             message.id = number
             fill(message, result)

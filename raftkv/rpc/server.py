@@ -49,6 +49,8 @@ class RpcServer:
         self._server: aio.Server | None = None
         self.port = 0
         """Port in use, known after :meth:`start`."""
+        self.tally = self._kv.tally
+        """What clients' operations came to."""
 
     async def start(self) -> None:
         """Listen and serve. Raises ListenError if the address cannot be listened on."""

@@ -15,6 +15,7 @@ from raftkv.rpc import convert
 from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, failure_of, status_of
 from raftkv.rpc.frontend import answer_to, slots_of
 from raftkv.rpc.pipeline import PipelineStream
+from raftkv.rpc.tally import Tally
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 
@@ -38,6 +39,7 @@ class KVService(kv_pb2_grpc.KVServicer):
     def __init__(self, frontend: Frontend, clock: Clock) -> None:
         self._frontend = frontend
         self._clock = clock
+        self.tally = Tally()
         self._streams: dict[PipelineStream, None] = {}
         self._draining = False
 
@@ -70,7 +72,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         status = self._frontend.status()
         # Sent before the first message is read: a client that has not seen it knows that nothing was executed.
         await context.send_initial_metadata(((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node))))
-        stream = PipelineStream(self._frontend, self._clock)
+        stream = PipelineStream(self._frontend, self._clock, self.tally)
         self._streams[stream] = None
         reader = asyncio.create_task(stream.run(request_iterator))
         try:
@@ -102,10 +104,17 @@ class KVService(kv_pb2_grpc.KVServicer):
         try:
             op = convert_request(request, slots_of(self._frontend))
         except InvalidArgument as error:
-            await abort(context, failure_of(error))
+            failure = failure_of(error)
+            self.tally.malformed(failure.code)
+            await abort(context, failure)
         remaining: float | None = context.time_remaining()
         timeout = DEFAULT_TIMEOUT if remaining is None else min(max(remaining, 0.001), MAX_TIMEOUT)
+        self.tally.take((op.kind,))
+        since = self._clock.now()
         result = await answer_to(self._frontend.submit, op, timeout)
+        if result.code:
+            self.tally.failed[op.kind, result.code] += 1
+        self.tally.latency.observe(self._clock.now() - since)
         if result.code not in answers:
             await abort(context, result)
         return result

@@ -319,6 +319,11 @@ class Wal:
     # Segments.
 
     @property
+    def segments(self) -> int:
+        """Number of segments on disk."""
+        return len(self._segments)
+
+    @property
     def total_bytes(self) -> int:
         """Size of all segments on disk."""
         return sum(segment.size for segment in self._segments)

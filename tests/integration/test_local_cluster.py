@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 import raftkv
 from raftkv.cli.local import LocalError, free_ports, probe
@@ -234,50 +230,3 @@ def test_the_plugin_gives_tests_a_cluster(raftkv_cluster: LocalCluster) -> None:
         record = client.get("k")
         assert record is not None
         assert record.value == b"v"
-
-
-def test_the_nodes_of_the_compose_file_form_a_cluster(tmp_path: Path) -> None:
-    """The exact commands of docker-compose.yml, with addresses and paths of this machine put in."""
-    compose: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    services = compose["services"]
-    ports = iter(free_ports(2 * len(services), os.getpid()))
-    moved = {f"{name}:7501": f"127.0.0.1:{next(ports)}" for name in services}
-    for number in range(1, len(services) + 1):
-        port = next(ports)
-        moved |= {f"127.0.0.1:740{number}": f"127.0.0.1:{port}", f"0.0.0.0:740{number}": f"0.0.0.0:{port}"}
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        for name, service in services.items():
-            folder = tmp_path / name
-            folder.mkdir()
-            mounts = dict(mount.split(":")[:2] for mount in service["volumes"])
-            (source,) = [host for host, inside in mounts.items() if inside.endswith(".toml")]
-            text = (ROOT / source).read_text().replace("/var/lib/raftkv", str(folder / "data"))
-            for before, after in moved.items():
-                text = text.replace(f'"{before}"', f'"{after}"')
-            text = text.replace('"0.0.0.0:7501"', f'"{moved[f"{name}:7501"]}"')
-            config = folder / "node.toml"
-            config.write_text(text)
-            arguments = [word.replace("/etc/raftkv/node.toml", str(config)) for word in service["command"]]
-            with (folder / "log").open("wb") as log:
-                command = [sys.executable, "-m", "raftkv.cli.main", *arguments]
-                running[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-        endpoints = ",".join(moved[f"127.0.0.1:740{number}"] for number in range(1, len(services) + 1))
-        with raftkv.Client(endpoints, timeout=30) as client:
-            client.put("container", b"here")
-            record = client.get("container")
-            assert record is not None
-            assert record.value == b"here"
-        check = [sys.executable, "-m", "raftkv.cli.main", "health", "--ready", "--config", str(config)]
-        # Two nodes serve while the third is still joining.
-        until = _CLOCK.now() + 20.0
-        while subprocess.run(check, cwd=ROOT, capture_output=True, timeout=30, check=False).returncode:
-            assert _CLOCK.now() < until, "the node never served"
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)
-        assert {name: process.wait(20) for name, process in running.items()} == dict.fromkeys(services, 0)
-        assert subprocess.run(check, cwd=ROOT, capture_output=True, timeout=30, check=False).returncode == 3
-    finally:
-        for process in running.values():
-            process.kill()
-            process.wait()

@@ -28,6 +28,11 @@ def test_addresses_of_the_node_default_to_its_entry_and_listening_to_advertising
     assert (config.raft.election_min, config.raft.election_max, config.raft.heartbeat) == (0.5, 0.9, 0.1)
 
 
+def test_metrics_are_served_nowhere_unless_asked_for() -> None:
+    assert parse_config(raw(), "x").node.metrics is None
+    assert "metrics" not in render(parse_config(raw(), "x"))
+
+
 def test_dial_overrides_where_one_peer_is_reached() -> None:
     value = raw()
     value["dial"] = {"3": "127.0.0.1:9999", "4": "127.0.0.1:9998"}
@@ -71,6 +76,10 @@ def test_a_wrong_entry_of_dial_is_named(key: str, address: object, named: str) -
         ("node", "address", "127.0.0.1", "node.address"),
         ("node", "address", "127.0.0.1:7409", "node.address is not the address of node 2"),
         ("node", "listen", "host:0", "node.listen"),
+        ("node", "metrics", "7601", "node.metrics"),
+        ("node", "metrics", ":7601", "node.metrics"),
+        ("node", "metrics", "127.0.0.1:7402", "node.metrics: 127.0.0.1:7402 is node.listen already"),
+        ("node", "metrics", "127.0.0.1:7502", "node.metrics: 127.0.0.1:7502 is node.peer_listen already"),
         ("node", "reads", "leases", "node.reads"),
         ("node", "log_level", "loud", "node.log_level"),
         ("raft", "heartbeat", 0.2, "heartbeat must be less than a third of election_min"),
@@ -127,6 +136,7 @@ def test_rendering_and_reading_gives_the_same_configuration(data_dir: str) -> No
 
     value = raw()
     value["node"]["data_dir"] = data_dir
+    value["node"]["metrics"] = "[::1]:7602"
     value["dial"] = {"1": "[::1]:9999", "17": "h:1"}
     config = parse_config(value, "x")
     assert parse_config(tomllib.loads(render(config)), "x") == config
