@@ -13,6 +13,7 @@ from rich.table import Table
 
 from faults.checking import check_file
 from faults.journal import JournalError
+from faults.process.planted import PLANTED
 from faults.sim.mutants import MUTANTS, find
 from faults.sim.nemesis import EFFECTS
 from faults.sim.run import Report, run
@@ -135,6 +136,7 @@ def check(history: Path, fastest_clock: float, full: bool) -> None:
 @click.option("--nodes", type=click.IntRange(3, 15), default=5, show_default=True, help="Nodes of the cluster.")
 @click.option("--operations", type=click.IntRange(1), default=200_000, show_default=True, help="Most of one run.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for what is found; new.")
+@click.option("--planted", type=click.Choice(PLANTED), help="Run nodes with this fault planted: the run should fail.")
 def run_command(
     scenarios: tuple[str, ...],
     everything: bool,
@@ -143,6 +145,7 @@ def run_command(
     nodes: int,
     operations: int,
     out: Path | None,
+    planted: str | None,
 ) -> None:
     """Run scenarios against a cluster of processes on this machine, every link of it through Toxiproxy.
 
@@ -151,7 +154,7 @@ def run_command(
     """
     from faults.process.command import Order, execute
 
-    sys.exit(execute(Order(scenarios, everything, seed, seconds, nodes, operations, out)))
+    sys.exit(execute(Order(scenarios, everything, seed, seconds, nodes, operations, out, planted or "")))
 
 
 @main.command("list")

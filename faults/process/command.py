@@ -38,6 +38,7 @@ class Order:
     nodes: int
     operations: int
     out: Path | None
+    planted: str
 
 
 def show_scenarios() -> None:
@@ -98,7 +99,9 @@ def _one(scenario: Scenario, order: Order, folder: Path, console: Console) -> Fi
     def say(text: str) -> None:
         console.print(f"{clock.now() - began:7.1f} {text}", markup=False)
 
-    plan = Plan(scenario, folder, order.seed, order.seconds, order.nodes, operations=order.operations)
+    plan = Plan(
+        scenario, folder, order.seed, order.seconds, order.nodes, operations=order.operations, planted=order.planted
+    )
     passed = run(plan, say).passed
     if passed:
         # What is left is logs; a failure's data tell more.

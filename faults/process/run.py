@@ -19,6 +19,7 @@ from faults.journal import Journal
 from faults.look import LAST_TIMEOUT, look_at_everything, one_key_per_group
 from faults.probe import Probe
 from faults.problem import Problem
+from faults.process import planted
 from faults.process.disks import NoSickDisks, library
 from faults.process.nemesis import FAULTS, SICK_DISKS, Fault, together
 from faults.process.operator import Operator
@@ -33,12 +34,6 @@ from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.v1 import admin_pb2
-
-HEALTHY: Final = 30.0
-"""Seconds within which a cluster is whole again after one fault is over."""
-
-CONVERGENCE: Final = 30.0
-"""Seconds within which all replicas are equal after the last one."""
 
 _PROOF: Final = 4.0
 """Seconds beyond its time that a fault is kept up if nothing shows it yet."""
@@ -72,7 +67,9 @@ _AT_ONCE: Final = 32
 class Plan:
     """``seconds``: for which faults are injected. ``operations``: after so many the clients' work is done.
 
-    ``main``, ``environment``: see LocalCluster.
+    ``patience``: seconds within which the cluster is whole after each fault, and all replicas are equal in the end.
+
+    ``planted``: the fault that all nodes have in them (:data:`faults.process.planted.PLANTED`), nothing usually.
     """
 
     scenario: Scenario
@@ -83,8 +80,8 @@ class Plan:
     groups: int = 3
     clients: int = 5
     operations: int = 200_000
-    main: str = MAIN
-    environment: dict[str, str] = field(default_factory=dict)
+    planted: str = ""
+    patience: float = 30.0
 
 
 @dataclass(slots=True)
@@ -165,8 +162,8 @@ class _Run:
             groups=plan.groups,
             replicas=min(3, plan.nodes),
             clients=self._names,
-            main=plan.main,
-            environment=plan.environment,
+            main=planted.MAIN if plan.planted else MAIN,
+            environment=planted.environment(plan.planted) if plan.planted else {},
             sick_disks=disks,
         )
         self._world = World(plan.folder, shape, journal, server)
@@ -204,7 +201,7 @@ class _Run:
                 await self._healthy()
                 await asyncio.sleep(_CALM)
                 self._over = True
-            state = await operator.finish(CONVERGENCE)
+            state = await operator.finish(plan.patience)
             self._phase("convergence")
             healed = self._now()
             await self._converge(healed)
@@ -227,6 +224,7 @@ class _Run:
             scenario=plan.scenario.name,
             what=plan.scenario.what,
             seed=plan.seed,
+            planted=plan.planted,
             nodes=plan.nodes,
             groups=plan.groups,
             replicas=self._world.shape.replicas,
@@ -330,10 +328,10 @@ class _Run:
             self._report("effect", f"nothing shows that fault {number} took effect: {fault.kind}: {fault.how}")
         await fault.heal()
         self._journal.event("healed", id=number)
-        healthy = await self._healthy()
-        self._journal.event("recovered", id=number, healthy=not healthy)
-        if healthy:
-            self._report("recovery", f"not whole {HEALTHY:g} s after fault {number}, {fault.how}: {healthy}")
+        apart = await self._healthy()
+        self._journal.event("recovered", id=number, healthy=not apart)
+        if apart:
+            self._report("recovery", f"not whole {self._plan.patience:g} s after fault {number}, {fault.how}: {apart}")
 
     async def _healthy(self) -> str:
         """Wait until the cluster is whole; what is wrong if it is not within the time."""
@@ -342,7 +340,7 @@ class _Run:
             # Statuses of before the healing say nothing.
             await self._world.watcher.fresh()
             apart = self._world.apart() or self._unwritten(began)
-            if not apart or self._now() - began > HEALTHY:
+            if not apart or self._now() - began > self._plan.patience:
                 return apart
 
     def _unwritten(self, since: float) -> str:
@@ -354,12 +352,12 @@ class _Run:
     async def _converge(self, healed: float) -> None:
         """All replicas have applied all of their logs, and are as long as each other."""
         apart = "nobody has looked"
-        while self._now() < healed + CONVERGENCE:
+        while self._now() < healed + self._plan.patience:
             await self._world.watcher.fresh()
             apart = self._world.apart() or self._behind()
             if not apart:
                 return
-        self._report("convergence", f"not after {CONVERGENCE:g} s: {apart}")
+        self._report("convergence", f"not after {self._plan.patience:g} s: {apart}")
 
     def _behind(self) -> str:
         logs: dict[int, set[tuple[int, int]]] = {}

@@ -14,8 +14,7 @@ class Scenario:
     """``faults``: kinds, injected one after the other in a random order, each as often as the others.
 
     ``combined``: two at a time. ``deeds``: usual seconds between two things that an operator does meanwhile (slots
-    move, moves are cancelled, leaderships are handed over), 0 = nothing. ``replaces``: usual number of faults until a
-    node is lost for good and replaced, 0 = never.
+    move, moves are cancelled, leaderships are handed over), 0 = nothing.
     """
 
     name: str

@@ -148,6 +148,7 @@ def run_page(recorded: Recorded, figures: Figures, folder: str) -> str:
 
 _FACTS: Final = (
     "seed",
+    "planted",
     "commit",
     "started",
     "nodes",

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +17,11 @@ import pytest
 import yaml
 
 import raftkv
+from faults.process.toxiproxy import find_server
 from raftkv.cli.local import free_ports, probe
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
+from tests.needs import need
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(120)
@@ -29,17 +30,11 @@ _CONFIG = "/etc/raftkv/node.toml"
 
 
 def toxiproxy() -> str:
-    """The server's program; skips the test if there is none, unless RAFTKV_REQUIRE_TOOLS=1."""
-    kept = ROOT / ".cache" / "toxiproxy" / "server"
-    found = (
-        os.environ.get("RAFTKV_TOXIPROXY") or shutil.which("toxiproxy-server") or (str(kept) if kept.exists() else "")
-    )
-    if found:
-        return found
-    reason = "no Toxiproxy: set RAFTKV_TOXIPROXY to its server"
-    if os.environ.get("RAFTKV_REQUIRE_TOOLS") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    """The server's program."""
+    found = find_server()
+    need(found is not None, "no Toxiproxy: make toxiproxy")
+    assert found is not None
+    return found
 
 
 class Containers:

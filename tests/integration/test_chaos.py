@@ -1,0 +1,155 @@
+"""The chaos suite on real processes: short runs that pass, planted faults that are caught, and what it must refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from faults import cli
+from faults.figures import figures_of
+from faults.history import Outcome
+from faults.journal import load
+from faults.process import command, run
+from faults.process.disks import NoSickDisks, library
+from faults.process.planted import PLANTED
+from faults.process.run import Plan
+from faults.process.scenarios import SCENARIOS, Scenario
+from faults.process.toxiproxy import find_server
+from tests.needs import need
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture
+def toxiproxy() -> None:
+    need(find_server() is not None, "no Toxiproxy: make toxiproxy")
+
+
+def faults(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.main, [str(one) for one in arguments])
+
+
+# -- short runs
+
+SHORT = (
+    (
+        Scenario(
+            "short",
+            "deaths, pauses, cuts and sick links while slots move",
+            ("kill leader", "isolate leader", "one way", "pause leader", "cut client", "latency"),
+            deeds=2.0,
+        ),
+        24.0,
+    ),
+    (Scenario("lost nodes", "a node is replaced, all die", ("replace node", "kill all", "slow close")), 12.0),
+    (Scenario("short bank", "transfers while disks are full", ("full disk", "split"), workloads=("bank",)), 10.0),
+)
+"""And the seconds in which each kind of fault comes once at least."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("toxiproxy")
+@pytest.mark.parametrize(("scenario", "seconds"), SHORT, ids=lambda one: getattr(one, "name", ""))
+def test_a_short_run_keeps_every_promise_and_sees_every_fault(
+    scenario: Scenario, seconds: float, tmp_path: Path
+) -> None:
+    try:
+        library()
+    except NoSickDisks as problem:
+        need(False, str(problem))
+    assert run.run(Plan(scenario, tmp_path, seconds=seconds)).problems == []
+
+    figures = figures_of(load(tmp_path))
+    assert figures.passed
+    assert {kind.kind for kind in figures.kinds()} == set(scenario.faults)
+    for kind in figures.kinds():
+        assert kind.injected == kind.confirmed >= 1, kind
+        assert kind.unrecovered == 0, kind
+        assert kind.unavailability.worst is not None, "probes measured it"
+    assert (figures.violations, figures.lost, figures.duplicates, figures.undecided) == (0, 0, 0, 0)
+    assert figures.checked is not None
+    assert figures.checked > 50
+    assert figures.total.ok > 1_000
+    again = faults("check", tmp_path)
+    assert (again.exit_code, "violation" in again.output.lower()) == (0, True), again.output
+
+
+# -- planted faults
+
+CAUGHT = {"stale reads": "clients", "no dedupe": "leaders", "acknowledge before majority": "leaders"}
+"""By which scenario; those of short runs do not fail without a planted fault."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("toxiproxy")
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_fault_is_caught_by_the_history(planted: str, tmp_path: Path) -> None:
+    plan = Plan(SCENARIOS[CAUGHT[planted]], tmp_path, seconds=12.0, patience=6.0, planted=planted)
+    assert not run.run(plan).passed
+    found = load(tmp_path)
+    (about,) = found.of("run")
+    assert about["planted"] == planted
+    figures = figures_of(found)
+    assert figures.violations, figures.runs
+    again = faults("check", tmp_path)
+    assert again.exit_code == 1
+    assert "!" in again.output, "an operation that could not be placed"
+
+
+# -- the command
+
+
+def test_what_there_is_to_run_is_listed() -> None:
+    listed = faults("list")
+    assert listed.exit_code == 0
+    for name in SCENARIOS:
+        assert name in listed.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "name a --scenario, or --all"),
+        (("--all", "--scenario", "kills"), "either --all or --scenario"),
+        (("--scenario", "earthquake"), "there is no scenario earthquake; there are simple, kills"),
+        (("--scenario", "kills", "--nodes", "2"), "Invalid value for '--nodes'"),
+        (("--scenario", "kills", "--time", "nan"), "Invalid value for '--time'"),
+        (("--scenario", "kills", "--planted", "gremlins"), "Invalid value for '--planted'"),
+    ],
+)
+def test_an_order_that_makes_no_sense_is_refused(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    refused = faults("run", "--out", tmp_path / "out", *arguments)
+    assert refused.exit_code == command.NOT_RUN
+    assert words in refused.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    refused = faults("run", "--scenario", "simple", "--out", tmp_path)
+    assert refused.exit_code == command.NOT_RUN
+    assert "is not empty" in refused.output
+    assert [one.name for one in tmp_path.iterdir()] == ["mine"]
+
+
+def test_without_toxiproxy_nothing_is_run_and_it_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "find_server", lambda: None)
+    refused = faults("run", "--scenario", "simple", "--out", tmp_path / "out")
+    assert refused.exit_code == command.NOT_RUN
+    assert "make toxiproxy" in refused.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("toxiproxy")
+def test_the_simplest_scenario_by_the_command(tmp_path: Path) -> None:
+    done = faults("run", "--scenario", "simple", "--time", "3", "--nodes", "3", "--out", tmp_path / "out")
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "passed"), done.output
+    assert (tmp_path / "out" / "report.html").exists()
+    assert list((tmp_path / "out").rglob("node.log"))
+    assert not list((tmp_path / "out").rglob("data"))
+    found = load(tmp_path / "out")
+    assert found.history.count(Outcome.OK) > 100
