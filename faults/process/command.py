@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +60,8 @@ def execute(order: Order) -> int:
     if out.exists() and any(out.iterdir()):
         click.echo(f"{out} is not empty: name a new folder with --out", err=True)
         return NOT_RUN
+    # Ends as with Ctrl-C: the cluster's processes are ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(stderr=True, highlight=False)
     found: list[Figures] = []
     for scenario in chosen:

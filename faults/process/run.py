@@ -21,7 +21,8 @@ from faults.probe import Probe
 from faults.problem import Problem
 from faults.process import planted
 from faults.process.disks import NoSickDisks, library
-from faults.process.nemesis import FAULTS, SICK_DISKS, Fault, together
+from faults.process.fault import Fault
+from faults.process.nemesis import FAULTS, SICK_DISKS, together
 from faults.process.operator import Operator
 from faults.process.scenarios import Scenario
 from faults.process.toxiproxy import ToxiproxyError, find_server

@@ -49,7 +49,11 @@ _SCENARIOS: Final = (
         "links that flap, delay, throttle, slice, or stay open behind a dead node",
         ("flapping", "latency", "bandwidth", "slicer", "slow close"),
     ),
-    Scenario("clients", "clients lose sight of nodes while leaders die", ("cut client", "cut client", "kill leader")),
+    Scenario(
+        "clients",
+        "clients lose sight of nodes, or are alone with an old leader, while leaders die",
+        ("cut client", "lose answers", "isolate with client", "kill leader"),
+    ),
     Scenario("disks", "disks that are slow or full", ("slow disk", "full disk")),
     Scenario(
         "moves",
@@ -77,6 +81,7 @@ _SCENARIOS: Final = (
             "flapping",
             "latency",
             "cut client",
+            "lose answers",
             "kill majority",
         ),
         combined=True,

@@ -281,13 +281,13 @@ class World:
         """Undo :meth:`cut`."""
         await asyncio.to_thread(self._each, [*pairs], toxic, self._lift)
 
-    async def shut(self, client: str, nodes: Iterable[int], toxic: Toxic) -> None:
-        """Lay ``toxic`` on both directions between a client and ``nodes``."""
-        await asyncio.to_thread(self._each_door, client, [*nodes], toxic, self._lay)
+    async def shut(self, client: str, nodes: Iterable[int], toxic: Toxic, streams: Sequence[str] = STREAMS) -> None:
+        """Lay ``toxic`` on both directions between a client and ``nodes``, or on one of the ``streams``."""
+        await asyncio.to_thread(self._each_door, client, [*nodes], toxic, streams, self._lay)
 
-    async def open(self, client: str, nodes: Iterable[int], toxic: Toxic) -> None:
+    async def open(self, client: str, nodes: Iterable[int], toxic: Toxic, streams: Sequence[str] = STREAMS) -> None:
         """Undo :meth:`shut`."""
-        await asyncio.to_thread(self._each_door, client, [*nodes], toxic, self._lift)
+        await asyncio.to_thread(self._each_door, client, [*nodes], toxic, streams, self._lift)
 
     def _each(self, pairs: list[Pair], toxic: Toxic, act: Any) -> None:
         up, down = STREAMS
@@ -296,9 +296,9 @@ class World:
                 if pair in self._links:
                     act(self._links[pair], toxic, stream)
 
-    def _each_door(self, client: str, nodes: list[int], toxic: Toxic, act: Any) -> None:
+    def _each_door(self, client: str, nodes: list[int], toxic: Toxic, streams: Sequence[str], act: Any) -> None:
         for node in nodes:
-            for stream in STREAMS:
+            for stream in streams:
                 act(self._doors[client, self.cluster.address(node)], toxic, stream)
 
     def _lay(self, link: Link, toxic: Toxic, stream: str) -> None:

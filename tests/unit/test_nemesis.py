@@ -11,8 +11,10 @@ from typing import Any, cast
 import pytest
 
 from faults.process import nemesis
-from faults.process.nemesis import FAULTS, Fault, together
+from faults.process.fault import Fault
+from faults.process.nemesis import FAULTS, together
 from faults.process.scenarios import SCENARIOS
+from faults.process.toxiproxy import STREAMS
 from faults.process.world import Pair, World
 from faults.workloads import WORKLOADS
 
@@ -208,3 +210,57 @@ def test_nothing_is_done_where_there_is_nothing_to_do_it_to() -> None:
     assert FAULTS["majorities ring"](cast(World, world), rng) is None
     world.down.add(1)
     assert FAULTS["replace node"](cast(World, world), rng) is None
+
+
+class Doors(FakeWorld):
+    """Clients' ways to nodes; ``shut`` ones carry no answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocked: set[int] = set()
+        self.streams: set[str] = set()
+
+    async def shut(self, client: str, nodes: list[int], toxic: Any, streams: tuple[str, ...] = STREAMS) -> None:
+        self.blocked.update(nodes)
+        self.streams.update(streams)
+
+    async def open(self, client: str, nodes: list[int], toxic: Any, streams: tuple[str, ...] = STREAMS) -> None:
+        assert set(streams) == self.streams
+        self.blocked.difference_update(nodes)
+
+    async def door_open(self, client: str, node: int) -> bool:
+        return node not in self.blocked
+
+
+def test_lost_answers_are_lost_in_one_direction_of_all_ways_of_one_client() -> None:
+    async def check() -> None:
+        world = Doors()
+        fault = make("lose answers", world)
+        assert await fault.proof() == ""
+        await fault.inject()
+        assert (world.blocked, world.streams) == ({1, 2, 3, 4, 5}, {"downstream"})
+        assert "no call of c1 is answered by n1, n2, n3, n4, n5" in await fault.proof()
+        await fault.heal()
+        assert world.blocked == set()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_isolated_leader_keeps_its_client_and_nobody_else(seed: int) -> None:
+    async def check() -> None:
+        world = Doors()
+        fault = make("isolate with client", world, seed)
+        (leader,) = fault.targets
+        await fault.inject()
+        assert world.blocked == {1, 2, 3, 4, 5} - {leader}
+        assert cut_pairs(world) == {pair for other in world.blocked for pair in ((leader, other), (other, leader))}
+        assert await fault.proof() == "", "the nodes hear each other still"
+        world.watcher.silences = {(b, a): 1.0 for a, b in cut_pairs(world)}
+        assert await fault.proof()
+        world.blocked.add(leader)
+        assert await fault.proof() == "", "the client is alone"
+        await fault.heal()
+        assert world.blocked == {leader}
+
+    asyncio.run(check())
