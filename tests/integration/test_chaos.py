@@ -17,7 +17,6 @@ from faults.process.planted import PLANTED
 from faults.process.run import Plan
 from faults.process.scenarios import SCENARIOS, Scenario
 from faults.process.toxiproxy import find_server
-from faults.workloads import MIXED
 from tests.needs import need
 
 pytestmark = pytest.mark.timeout(240)
@@ -82,8 +81,8 @@ def test_a_short_run_keeps_every_promise_and_sees_every_fault(
 
 CAUGHT = {
     "stale reads": ("isolate with client", ("counter",)),
-    "no dedupe": ("lose answers", ("retry",)),
-    "acknowledge before majority": ("isolate with client", MIXED),
+    "no dedupe": ("lose answers", ("unique-set",)),
+    "acknowledge before majority": ("isolate with client", ("unique-set",)),
 }
 """By which fault of the scenario "clients", and which of its workloads."""
 
