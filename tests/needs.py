@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from faults.process.toxiproxy import find_server
+
 
 def need(found: bool, reason: str) -> None:
     """Go on if ``found``; else skip the test, or fail it where tools are required."""
@@ -14,3 +16,11 @@ def need(found: bool, reason: str) -> None:
     if os.environ.get("CI", "").lower() not in ("", "0", "false") or os.environ.get("RAFTKV_REQUIRE_TOOLS") == "1":
         pytest.fail(f"{reason}; tools are required here", pytrace=False)
     pytest.skip(reason)
+
+
+def toxiproxy() -> str:
+    """The program of Toxiproxy's server; else as :func:`need`."""
+    found = find_server()
+    need(found is not None, "no Toxiproxy: make toxiproxy")
+    assert found is not None
+    return found

@@ -19,7 +19,7 @@ from raftkv.rpc.frontend import (
     Digests,
     NodeFigures,
     NodeStatus,
-    PeerFigures,
+    PeerStatus,
     ReplicaFigures,
     ReplicaStatus,
     Role,
@@ -260,11 +260,20 @@ class MonitoredFake:
         if self.broken:
             raise ZeroDivisionError("a mistake")
         replicas = tuple(self.replicas)
-        status = NodeStatus(1, CLUSTER, raftkv.__version__, 9, self.ready, 12.5, tuple(one.status for one in replicas))
+        status = NodeStatus(
+            1,
+            CLUSTER,
+            raftkv.__version__,
+            9,
+            self.ready,
+            12.5,
+            tuple(one.status for one in replicas),
+            (PeerStatus(2, True, 0.001, 0.1), PeerStatus(3, False, None, None)),
+        )
         return NodeFigures(
             status=status,
             replicas=replicas,
-            peers={2: PeerFigures(True, 1), 3: PeerFigures(False, 4)},
+            connections={2: 1, 3: 4},
             disk_full=self.disk_full,
             disk_free=10**9,
             wal_bytes=2**24,

@@ -26,6 +26,11 @@ def both_ways(pairs: Iterable[Pair]) -> list[Pair]:
     return [way for a, b in pairs for way in ((a, b), (b, a))]
 
 
+def _around(world: World, node: int) -> list[Pair]:
+    """All links of a node, both ways."""
+    return both_ways((node, other) for other in world.alive if other != node)
+
+
 def _deaf(world: World, pairs: Sequence[Pair]) -> str:
     """Says so if whoever should not hear hears nothing."""
     silences = [silence for a, b in pairs if (silence := world.watcher.silence(b, a)) is not None]
@@ -34,11 +39,16 @@ def _deaf(world: World, pairs: Sequence[Pair]) -> str:
     return f"none of the {len(silences)} directions that are cut was heard for {_DEAF} s"
 
 
+def _some_cut(rng: random.Random) -> tuple[str, Toxic]:
+    way = rng.choice(sorted(CUTS))
+    return way, CUTS[way]
+
+
 def _cut(
     kind: str, world: World, rng: random.Random, pairs: list[Pair], targets: Sequence[int], what: str, group: int | None
 ) -> Fault:
-    way = rng.choice(sorted(CUTS))
-    return _laid(kind, world, pairs, targets, f"{what}, {way}", group, CUTS[way], rng.uniform(2.0, 5.0))
+    way, toxic = _some_cut(rng)
+    return _laid(kind, world, pairs, targets, f"{what}, {way}", group, toxic, rng.uniform(2.0, 5.0))
 
 
 def _laid(
@@ -50,9 +60,12 @@ def _laid(
     group: int | None,
     toxic: Toxic,
     hold: float,
+    seen: Callable[[World, Sequence[Pair]], str] = _deaf,
 ) -> Fault:
+    """``seen``: says so if the links show that the toxic lies on them."""
+
     async def proof() -> str:
-        return _deaf(world, pairs)
+        return seen(world, pairs)
 
     return Fault(
         kind,
@@ -72,8 +85,8 @@ def isolate_leader(world: World, rng: random.Random) -> Fault | None:
     if found is None:
         return None
     group, leader = found
-    pairs = both_ways((leader, node) for node in world.alive if node != leader)
-    return _cut("isolate leader", world, rng, pairs, [leader], f"n{leader} from all other nodes", group)
+    what = f"n{leader} from all other nodes"
+    return _cut("isolate leader", world, rng, _around(world, leader), [leader], what, group)
 
 
 def split(world: World, rng: random.Random) -> Fault | None:
@@ -180,52 +193,44 @@ def flapping(world: World, rng: random.Random) -> Fault | None:
 # -- sick links
 
 
-def _sick(kind: str, toxics: Callable[[random.Random], tuple[list[Toxic], str, float]]) -> Maker:
-    """``toxics``: what to lay on every link of one node, in words, and how long a ping must take then, in seconds."""
+def _sick(kind: str, sickness: Callable[[random.Random], tuple[Toxic, str, float]]) -> Maker:
+    """``sickness``: what to lay on every link of one node, in words, and how long a ping must take then, in seconds."""
 
     def make(world: World, rng: random.Random) -> Fault | None:
         found = some_group(world, rng)
         if found is None:
             return None
         group, leader = found
-        laid, what, slow = toxics(rng)
-        pairs = both_ways((leader, node) for node in world.alive if node != leader)
+        toxic, what, slow = sickness(rng)
 
-        async def inject() -> None:
-            for toxic in laid:
-                await world.cut(pairs, toxic)
-
-        async def heal() -> None:
-            for toxic in laid:
-                await world.mend(pairs, toxic)
-
-        async def proof() -> str:
+        def slowed(world: World, pairs: Sequence[Pair]) -> str:
             worst = max(world.watcher.round_trip(a, b) for a, b in pairs)
             return f"a ping takes {worst:.3f} s" if worst >= slow else ""
 
         how = f"{what} on all links of n{leader}"
-        return Fault(kind, how, (leader,), group, inject, heal, proof, rng.uniform(3.0, 6.0))
+        hold = rng.uniform(3.0, 6.0)
+        return _laid(kind, world, _around(world, leader), [leader], how, group, toxic, hold, slowed)
 
     return make
 
 
-def _latency(rng: random.Random) -> tuple[list[Toxic], str, float]:
+def _latency(rng: random.Random) -> tuple[Toxic, str, float]:
     delay = rng.choice((30, 80, 150))
     jitter = delay // 2
     toxic = Toxic("latency", (("latency", delay), ("jitter", jitter)))
     # Two directions, each delayed by delay - jitter at least.
-    return [toxic], f"{delay} ms latency with {jitter} ms jitter", _SLOWED * 2 * (delay - jitter) / 1000
+    return toxic, f"{delay} ms latency with {jitter} ms jitter", _SLOWED * 2 * (delay - jitter) / 1000
 
 
-def _bandwidth(rng: random.Random) -> tuple[list[Toxic], str, float]:
+def _bandwidth(rng: random.Random) -> tuple[Toxic, str, float]:
     rate = rng.choice((8, 20, 50))
-    return [Toxic("bandwidth", (("rate", rate),))], f"{rate} KB/s", 0.01
+    return Toxic("bandwidth", (("rate", rate),)), f"{rate} KB/s", 0.01
 
 
-def _slicer(rng: random.Random) -> tuple[list[Toxic], str, float]:
+def _slicer(rng: random.Random) -> tuple[Toxic, str, float]:
     size, delay = rng.choice((16, 64)), rng.choice((1_000, 5_000))
     toxic = Toxic("slicer", (("average_size", size), ("size_variation", size // 2), ("delay", delay)))
-    return [toxic], f"slices of about {size} bytes, {delay} us apart", 2 * delay / 1e6
+    return toxic, f"slices of about {size} bytes, {delay} us apart", 2 * delay / 1e6
 
 
 LATENCY: Final = _sick("latency", _latency)
@@ -240,7 +245,7 @@ def slow_close(world: World, rng: random.Random) -> Fault | None:
         return None
     group, leader = found
     others = [node for node in world.alive if node != leader]
-    pairs = both_ways((leader, node) for node in others)
+    pairs = _around(world, leader)
     toxic = Toxic("slow_close", (("delay", 4_000),))
 
     async def inject() -> None:
@@ -284,8 +289,7 @@ def cut_client(world: World, rng: random.Random) -> Fault | None:
     rng.shuffle(nodes)
     shape = rng.choice(("the leader", "a majority", "all"))
     chosen = {"the leader": [leader], "a majority": nodes[: majority(len(nodes))], "all": nodes}[shape]
-    way = rng.choice(sorted(CUTS))
-    toxic = CUTS[way]
+    way, toxic = _some_cut(rng)
 
     async def proof() -> str:
         return await _shut(world, client, chosen)
@@ -332,9 +336,8 @@ def isolate_with_client(world: World, rng: random.Random) -> Fault | None:
     group, leader = found
     client = rng.choice(world.shape.clients)
     others = [node for node in world.alive if node != leader]
-    pairs = both_ways((leader, node) for node in others)
-    way = rng.choice(sorted(CUTS))
-    toxic = CUTS[way]
+    pairs = _around(world, leader)
+    way, toxic = _some_cut(rng)
 
     async def inject() -> None:
         await asyncio.gather(world.cut(pairs, toxic), world.shut(client, others, toxic))

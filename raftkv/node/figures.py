@@ -10,7 +10,7 @@ from raftkv.node.mover import Mover
 from raftkv.node.replicas import Replicas
 from raftkv.node.router import Router
 from raftkv.peer.links import Links
-from raftkv.rpc.frontend import NodeFigures, NodeStatus, PeerFigures, ReplicaFigures, ReplicaStatus
+from raftkv.rpc.frontend import NodeFigures, NodeStatus, ReplicaFigures, ReplicaStatus
 from raftkv.rpc.tally import Durations
 from raftkv.storage.fs import Worker
 from raftkv.storage.wal import Wal
@@ -77,7 +77,7 @@ class Figures:
         return NodeFigures(
             status=status,
             replicas=tuple(self._replica(replica, replica.group in mine) for replica in status.replicas),
-            peers={peer: PeerFigures(self._links.up(peer), self._links.epoch(peer)) for peer in self._links.peers},
+            connections={peer: self._links.epoch(peer) for peer in self._links.peers},
             disk_full=self._router.disk_full,
             disk_free=disk_free,
             wal_bytes=self._wal.total_bytes,

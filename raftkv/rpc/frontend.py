@@ -131,26 +131,18 @@ class ReplicaFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerFigures:
-    """The link to another node: whether it is up, and how often it has come up."""
-
-    up: bool
-    connections: int
-
-
-@dataclass(frozen=True, slots=True)
 class NodeFigures:
     """One node as a monitor sees it. Times in seconds, sizes in bytes; counters run since the process started.
 
-    ``disk_free``: as of the last look, -1 before the first. ``wal_waiting``: records that are not on stable storage
-    yet. ``writing``: how long the present write to the WAL goes on, 0 if there is none. ``outstanding``: operations
-    that have no answer yet. ``moves_committed``, ``moves_cancelled``, ``freezes``: of slot moves that this node saw to
-    their end.
+    ``connections``: other node -> how often the link to it has come up. ``disk_free``: as of the last look, -1 before
+    the first. ``wal_waiting``: records that are not on stable storage yet. ``writing``: how long the present write to
+    the WAL goes on, 0 if there is none. ``outstanding``: operations that have no answer yet. ``moves_committed``,
+    ``moves_cancelled``, ``freezes``: of slot moves that this node saw to their end.
     """
 
     status: NodeStatus
     replicas: tuple[ReplicaFigures, ...]
-    peers: Mapping[int, PeerFigures]
+    connections: Mapping[int, int]
     disk_full: bool
     disk_free: int
     wal_bytes: int

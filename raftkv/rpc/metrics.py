@@ -43,14 +43,14 @@ class NodeCollector(Collector):
 
 
 def _gauge(name: str, text: str, rows: Sequence[Row], labels: Sequence[str] = ()) -> Metric:
-    family = GaugeMetricFamily(f"raftkv_{name}", text, labels=labels)
-    for values, number in rows:
-        family.add_metric(values, number)
-    return family
+    return _filled(GaugeMetricFamily(f"raftkv_{name}", text, labels=labels), rows)
 
 
 def _counter(name: str, text: str, rows: Sequence[Row], labels: Sequence[str] = ()) -> Metric:
-    family = CounterMetricFamily(f"raftkv_{name}", text, labels=labels)
+    return _filled(CounterMetricFamily(f"raftkv_{name}", text, labels=labels), rows)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, rows: Sequence[Row]) -> Metric:
     for values, number in rows:
         family.add_metric(values, number)
     return family
@@ -120,10 +120,9 @@ def _moves(figures: NodeFigures) -> Iterator[Metric]:
 
 
 def _peers(figures: NodeFigures) -> Iterator[Metric]:
-    peers = [((str(peer),), found) for peer, found in figures.peers.items()]
-    up: list[Row] = [(values, found.up) for values, found in peers]
+    up: list[Row] = [((str(peer.node),), peer.up) for peer in figures.status.peers]
     yield _gauge("peer_up", "1 if this node's link to the other one is up.", up, ("peer",))
-    made: list[Row] = [(values, found.connections) for values, found in peers]
+    made: list[Row] = [((str(peer),), count) for peer, count in figures.connections.items()]
     yield _counter("peer_connections_total", "How often that link has come up.", made, ("peer",))
 
 

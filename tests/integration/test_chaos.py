@@ -16,15 +16,14 @@ from faults.process.disks import NoSickDisks, library
 from faults.process.planted import PLANTED
 from faults.process.run import Plan
 from faults.process.scenarios import SCENARIOS, Scenario
-from faults.process.toxiproxy import find_server
-from tests.needs import need
+from tests import needs
 
 pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
-def toxiproxy() -> None:
-    need(find_server() is not None, "no Toxiproxy: make toxiproxy")
+def toxiproxy() -> str:
+    return needs.toxiproxy()
 
 
 def faults(*arguments: str | Path) -> Result:
@@ -58,7 +57,7 @@ def test_a_short_run_keeps_every_promise_and_sees_every_fault(
     try:
         library()
     except NoSickDisks as problem:
-        need(False, str(problem))
+        needs.need(False, str(problem))
     assert run.run(Plan(scenario, tmp_path, seconds=seconds)).problems == []
 
     figures = figures_of(load(tmp_path))

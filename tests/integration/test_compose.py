@@ -17,24 +17,15 @@ import pytest
 import yaml
 
 import raftkv
-from faults.process.toxiproxy import find_server
 from raftkv.cli.local import free_ports, probe
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
-from tests.needs import need
+from tests.needs import toxiproxy
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(120)
 _CLOCK = SystemClock()
 _CONFIG = "/etc/raftkv/node.toml"
-
-
-def toxiproxy() -> str:
-    """The server's program."""
-    found = find_server()
-    need(found is not None, "no Toxiproxy: make toxiproxy")
-    assert found is not None
-    return found
 
 
 class Containers:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from faults.process.toxiproxy import STREAMS, Link, Toxiproxy, ToxiproxyError, find_server
+from faults.process.toxiproxy import STREAMS, Link, Toxiproxy, ToxiproxyError
 from raftkv.cli.local import free_ports
 from raftkv.clock import SystemClock
-from tests.needs import need
+from tests import needs
 
 _CLOCK = SystemClock()
 _SOON = 5.0
@@ -45,10 +45,7 @@ class Echo:
 
 @pytest.fixture(scope="module")
 def server() -> str:
-    found = find_server()
-    need(found is not None, "no Toxiproxy: make toxiproxy")
-    assert found is not None
-    return found
+    return needs.toxiproxy()
 
 
 @pytest.fixture(scope="module")
