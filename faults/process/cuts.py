@@ -10,12 +10,16 @@ from typing import Final
 from faults.process.fault import Fault, Maker, majority, minority, names, some_group
 from faults.process.toxiproxy import STREAMS
 from faults.process.world import CUTS, Pair, Toxic, World
+from raftkv.peer.frames import Encoder
 
 _DEAF: Final = 0.7
 """Seconds without a word after which a direction counts as cut: nodes ping each other twice a second."""
 
 _SLOWED: Final = 0.8
 """Part of a delay that a ping must show."""
+
+_PING_BYTES: Final = len(Encoder().frame_of([1]))
+"""What a ping and its answer have at least."""
 
 
 # -- cuts between nodes
@@ -223,8 +227,9 @@ def _latency(rng: random.Random) -> tuple[Toxic, str, float]:
 
 
 def _bandwidth(rng: random.Random) -> tuple[Toxic, str, float]:
-    rate = rng.choice((8, 20, 50))
-    return Toxic("bandwidth", (("rate", rate),)), f"{rate} KB/s", 0.01
+    # So little that a ping alone takes a while: what else the links carry is up to the clients.
+    rate = rng.choice((1, 2, 4))
+    return Toxic("bandwidth", (("rate", rate),)), f"{rate} KB/s", 2 * _PING_BYTES / (rate * 1000)
 
 
 def _slicer(rng: random.Random) -> tuple[Toxic, str, float]:
