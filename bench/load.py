@@ -1,27 +1,46 @@
-"""A closed loop: each worker has one operation under way and starts the next when it has its answer."""
+"""One measurement: workers that ask a store, and how long each operation took.
+
+Closed loop (``rate`` 0): each worker has one operation under way and starts the next when it has its answer; the rate
+is what comes of it. That finds what a store can do, and its latencies are those of that many callers who wait.
+
+Open loop (``rate`` over 0): operations arrive at that rate and their latencies count from when they should have begun,
+as :mod:`bench.arrivals` explains. That finds how long a caller waits at a load that the store does not choose.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import random
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Literal, TypeAlias
 
 import grpc
 
+from bench.arrivals import Arrivals, Spacing
+from bench.keys import Distribution, make_keys
 from bench.targets import Api, Target, connect
+from bench.workload import MIXES, Kind, Operation, Workload
 from raftkv.errors import RaftKVError
 
-Operation: TypeAlias = Literal["get", "set"]
+__all__ = ["Measured", "Operation", "Plan", "make_keys", "measure", "prepared"]
+
+_GRACE = 5.0
+"""Seconds after the end of an open loop in which operations that have arrived may still begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. Sizes in bytes, times in seconds."""
+    """What to measure. Sizes in bytes, times in seconds.
+
+    ``rate``: operations that arrive per second, 0 = a closed loop. ``distribution``: None = what the operation has by
+    itself. ``fill``: write all keys beforehand; None = if the operation reads. ``part`` of ``parts``: number of this
+    process among those that measure together; each has a plan of its own, with its share of workers and rate.
+    """
 
     endpoints: str
     op: Operation
@@ -35,35 +54,52 @@ class Plan:
     warmup: float = 1.0
     timeout: float = 5.0
     seed: int = 1
+    rate: float = 0.0
+    spacing: Spacing = "poisson"
+    distribution: Distribution | None = None
+    fill: bool | None = None
+    part: int = 0
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Latencies in seconds of the operations that succeeded, time that the measurement took, failures by kind."""
+    """Latencies in seconds of the operations that succeeded, time that the measurement took, failures by kind.
+
+    ``by_kind``: the same latencies for each kind of operation of a mix. ``waited``: operations of an open loop that
+    found all workers busy. ``scanned``: ``scans`` and the ``records`` that they read.
+    """
 
     latencies: array[float]
     seconds: float
     errors: Counter[str]
-
-
-def make_keys(count: int, size: int) -> list[bytes]:
-    """``count`` different keys of ``size`` bytes. Raises ValueError if there are not so many."""
-    if len(str(count - 1)) > size:
-        raise ValueError(f"there are no {count} decimal keys of {size} bytes")
-    return [str(i).zfill(size).encode() for i in range(count)]
+    by_kind: dict[Kind, array[float]] = field(default_factory=dict)
+    waited: int = 0
+    scanned: Counter[str] = field(default_factory=Counter)
 
 
 async def measure(plan: Plan) -> Measured:
     """Run the plan. Raises the first error of filling the store; errors while measuring are counted."""
+    async with prepared(plan) as begin:
+        return await begin()
+
+
+@contextlib.asynccontextmanager
+async def prepared(plan: Plan) -> AsyncIterator[Callable[[], Awaitable[Measured]]]:
+    """Clients that are connected and a store that is filled: a function that begins the measurement.
+
+    Raises ValueError for a plan that cannot be.
+    """
     keys = make_keys(plan.keys, plan.key_size)
     value = random.Random(plan.seed).randbytes(plan.value_size)
     targets: list[Target] = []
     try:
         for number in range(plan.clients):
             targets.append(await connect(plan.api, plan.endpoints, plan.timeout, number))
-        if plan.op == "get":
+        fill = MIXES[plan.op].reads if plan.fill is None else plan.fill
+        if fill:
             await _fill(targets[0], keys, value)
-        return await _run(plan, targets, keys, value)
+        yield lambda: _run(plan, targets, keys, value)
     finally:
         for target in targets:
             await target.close()
@@ -76,30 +112,32 @@ async def _fill(target: Target, keys: Sequence[bytes], value: bytes, in_flight: 
         for key in rest:
             await target.set(key, value)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(in_flight):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(in_flight):
+                group.create_task(work())
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from None
 
 
-async def _run(plan: Plan, targets: Sequence[Target], keys: Sequence[bytes], value: bytes) -> Measured:
-    begin = perf_counter() + plan.warmup
-    end = begin + plan.seconds
-    latencies: array[float] = array("d")
+async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: bytes) -> Measured:
+    workload = Workload(plan.op, plan.distribution, keys, value, plan.part, plan.parts)
+    seed = (plan.seed * plan.parts + plan.part) * 1_000_003
+    rngs = [random.Random(seed + number) for number in range(plan.workers)]
+    starts = [workload.worker(targets[number % len(targets)], rng) for number, rng in enumerate(rngs)]
     errors: Counter[str] = Counter()
+    first = perf_counter()
+    begin = first + plan.warmup
+    end = begin + plan.seconds
+    arrivals = Arrivals(plan.rate, plan.spacing, first, begin, end, random.Random(seed - 1)) if plan.rate else None
 
-    async def work(number: int) -> None:
-        rng = random.Random(plan.seed * 1_000_003 + number)
-        target = targets[number % len(targets)]
-        getting = plan.op == "get"
-        count = len(keys)
+    async def ask() -> None:
+        start_one = starts.pop()
         start = perf_counter()
         while start < end:
-            key = keys[int(rng.random() * count)]
             try:
-                if getting:
-                    await target.get(key)
-                else:
-                    await target.set(key, value)
+                record, answer = start_one()
+                await answer
             except (RaftKVError, grpc.RpcError) as error:
                 if start >= begin:
                     errors[_kind(error)] += 1
@@ -109,13 +147,57 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: Sequence[bytes], val
                 continue
             now = perf_counter()
             if start >= begin:
-                latencies.append(now - start)
+                record(now - start)
             start = now
 
-    async with asyncio.TaskGroup() as group:
-        for number in range(plan.workers):
-            group.create_task(work(number))
-    return Measured(latencies, perf_counter() - begin, errors)
+    async def serve(arrivals: Arrivals) -> None:
+        start_one = starts.pop()
+        give_up = end + _GRACE
+        while perf_counter() < give_up and (intended := await arrivals.take()) is not None:
+            try:
+                record, answer = start_one()
+                await answer
+            except (RaftKVError, grpc.RpcError) as error:
+                if intended >= begin:
+                    errors[_kind(error)] += 1
+                continue
+            if intended >= begin:
+                record(perf_counter() - intended)
+
+    with _undisturbed():
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(plan.workers):
+                    group.create_task(ask() if arrivals is None else serve(arrivals))
+        finally:
+            if arrivals is not None:
+                arrivals.close()
+    # The last operation of an open loop may end before its time is over: nothing has arrived since.
+    seconds = max(perf_counter(), end) - begin
+    if arrivals is not None and (left := arrivals.left()):
+        errors["NotBegun"] += left
+    latencies = array("d")
+    for some in workload.latencies.values():
+        latencies.extend(some)
+    return Measured(
+        latencies, seconds, errors, workload.latencies, arrivals.waited if arrivals else 0, workload.scanned
+    )
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No collection of garbage: looking through keys and latencies would stall the workers, not what is measured.
+
+    What the operations leave in cycles is collected afterwards.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def _kind(error: Exception) -> str:

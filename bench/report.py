@@ -2,43 +2,134 @@
 
 from __future__ import annotations
 
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hdrh.histogram import HdrHistogram
-
+from bench import histogram
+from bench.histogram import Histogram
 from bench.load import Measured, Plan
+from bench.workload import MIXES
 
-_LONGEST_US: Final = 600_000_000
-_DIGITS: Final = 3
-_PERCENTILES: Final = (50.0, 95.0, 99.0)
+PERCENTILES: Final = (50.0, 95.0, 99.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was measured, with latencies as histograms: small enough to be sent, and several of them make one.
+
+    ``longest``: seconds by kind of operation, which a histogram would round.
+    """
+
+    latencies: dict[str, Histogram]
+    longest: dict[str, float]
+    seconds: float
+    errors: Counter[str] = field(default_factory=Counter)
+    waited: int = 0
+    scanned: Counter[str] = field(default_factory=Counter)
+
+    def packed(self) -> dict[str, Any]:
+        """For :meth:`unpacked` of another process, as JSON."""
+        return {
+            "latencies": {kind: histogram.encoded(one) for kind, one in self.latencies.items()},
+            "longest": self.longest,
+            "seconds": self.seconds,
+            "errors": self.errors,
+            "waited": self.waited,
+            "scanned": self.scanned,
+        }
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Any]) -> Tally:
+        return cls(
+            {kind: histogram.decoded(text) for kind, text in packed["latencies"].items()},
+            packed["longest"],
+            packed["seconds"],
+            Counter(packed["errors"]),
+            packed["waited"],
+            Counter(packed["scanned"]),
+        )
+
+    def all_latencies(self) -> Histogram:
+        """Of all kinds of operations together."""
+        return histogram.merged(self.latencies.values())
+
+
+def tally(plan: Plan, measured: Measured) -> Tally:
+    """The measurement of one process."""
+    by_kind: Mapping[str, array[float]] = measured.by_kind or {plan.op: measured.latencies}
+    return Tally(
+        {kind: histogram.of(some) for kind, some in by_kind.items()},
+        {kind: max(some, default=0.0) for kind, some in by_kind.items()},
+        measured.seconds,
+        measured.errors,
+        measured.waited,
+        measured.scanned,
+    )
+
+
+def together(tallies: Sequence[Tally], seconds: float) -> Tally:
+    """One tally of several, which took ``seconds`` in all."""
+    return Tally(
+        {kind: histogram.merged(one.latencies[kind] for one in tallies) for kind in tallies[0].latencies},
+        {kind: max(one.longest[kind] for one in tallies) for kind in tallies[0].longest},
+        seconds,
+        sum((one.errors for one in tallies), Counter()),
+        sum(one.waited for one in tallies),
+        sum((one.scanned for one in tallies), Counter()),
+    )
 
 
 def summarize(plan: Plan, measured: Measured) -> dict[str, Any]:
     """Rate in operations per second, latencies in milliseconds (precise to 0.1%)."""
-    histogram = HdrHistogram(1, _LONGEST_US, _DIGITS)
-    for latency in measured.latencies:
-        histogram.record_value(max(1, round(latency * 1e6)))
-    count = len(measured.latencies)
-    longest = max(measured.latencies, default=0.0) * 1000
-    # A percentile is the upper end of its bucket, which may lie over the longest latency there was.
-    latency_ms: dict[str, float | None] = {
-        f"p{p:g}": min(histogram.get_value_at_percentile(p) / 1000, longest) if count else None for p in _PERCENTILES
-    }
-    latency_ms["max"] = longest if count else None
-    return {
+    return summary_of(plan, tally(plan, measured))
+
+
+def summary_of(plan: Plan, tally: Tally) -> dict[str, Any]:
+    """As :func:`summarize`; ``plan`` is that of all processes together.
+
+    Of an open loop there are also ``rate``, what was to arrive per second, and ``waited``, operations that found all
+    workers busy; of a mix, ``kinds``, each kind of operation by itself; of scans, ``records_per_scan``.
+    """
+    everything = tally.all_latencies()
+    count = everything.get_total_count()
+    summary: dict[str, Any] = {
         "op": plan.op,
         "api": plan.api,
         "workers": plan.workers,
         "clients": plan.clients,
+        "processes": plan.parts,
         "key_size": plan.key_size,
         "value_size": plan.value_size,
         "keys": plan.keys,
-        "seconds": round(measured.seconds, 3),
+        "distribution": plan.distribution or MIXES[plan.op].distribution,
+        "seconds": round(tally.seconds, 3),
         "operations": count,
-        "per_second": round(count / measured.seconds, 1) if measured.seconds > 0 else 0.0,
-        "latency_ms": {name: None if value is None else round(value, 3) for name, value in latency_ms.items()},
-        "errors": dict(sorted(measured.errors.items())),
+        "per_second": round(count / tally.seconds, 1) if tally.seconds > 0 else 0.0,
+        "latency_ms": _latency_ms(everything, max(tally.longest.values(), default=0.0)),
+        "errors": dict(sorted(tally.errors.items())),
     }
+    if plan.rate:
+        summary.update(rate=plan.rate, spacing=plan.spacing, waited=tally.waited)
+    if len(tally.latencies) > 1:
+        summary["kinds"] = {
+            kind: {"operations": one.get_total_count(), "latency_ms": _latency_ms(one, tally.longest[kind])}
+            for kind, one in tally.latencies.items()
+        }
+    if tally.scanned["scans"]:
+        summary["records_per_scan"] = round(tally.scanned["records"] / tally.scanned["scans"], 1)
+    return summary
+
+
+def _latency_ms(latencies: Histogram, longest: float) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for one, value in histogram.percentiles(latencies, PERCENTILES).items():
+        # A percentile is the upper end of its bucket, which may lie over the longest latency there was.
+        found[f"p{one:g}"] = None if value is None else round(min(value, longest * 1000), 3)
+    found["max"] = round(longest * 1000, 3) if latencies.get_total_count() else None
+    return found
 
 
 def as_text(summary: dict[str, Any]) -> str:
@@ -48,6 +139,8 @@ def as_text(summary: dict[str, Any]) -> str:
     )
     what = f"{summary['op'].upper()} {summary['api']}, {summary['workers']} workers, {summary['clients']} client(s)"
     line = f"{what}: {summary['per_second']:,.0f}/s  {latency}"
+    if summary.get("rate"):
+        line += f"\narriving: {summary['rate']:,.0f}/s, {summary['waited']:,} found all workers busy"
     if summary["errors"]:
         line += "\nerrors: " + ", ".join(f"{count} {kind}" for kind, count in summary["errors"].items())
     return line

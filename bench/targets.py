@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol, Self, TypeAlias
+from typing import Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import grpc
 
 import raftkv
-from raftkv.v1 import kv_pb2, kv_pb2_grpc
+from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
+from shards.slots import slot_of
 
 Api: TypeAlias = Literal["pipeline", "unary"]
 
@@ -23,11 +24,21 @@ class Target(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class Scanner(Protocol):
+    """A target that also reads several records at a time."""
+
+    async def scan(self, key: bytes, size: int, /) -> int:
+        """Read records that follow ``key``, about ``size`` bytes of them; how many there were."""
+
+
 class PipelineTarget:
     """raftkv.AsyncClient."""
 
-    def __init__(self, client: raftkv.AsyncClient) -> None:
+    def __init__(self, client: raftkv.AsyncClient, endpoints: str) -> None:
         self._client = client
+        self._endpoints = endpoints
+        self._slots = 0
         self.get: Callable[[bytes], Awaitable[object]] = client.get
         self.set: Callable[[bytes, bytes], Awaitable[object]] = client.put
 
@@ -35,10 +46,23 @@ class PipelineTarget:
     async def connect(cls, endpoints: str, timeout: float) -> Self:
         client = raftkv.AsyncClient(endpoints, timeout=timeout)
         await client.__aenter__()
-        return cls(client)
+        return cls(client, endpoints)
+
+    async def scan(self, key: bytes, size: int) -> int:
+        """One page of the slot of ``key``: keys have no order over all slots."""
+        if not self._slots:
+            self._slots = await _slots_of(self._endpoints)
+        records, _ = await self._client.scan_slot(slot_of(key, self._slots), key, limit_bytes=size)
+        return len(records)
 
     async def close(self) -> None:
         await self._client.close()
+
+
+async def _slots_of(endpoints: str) -> int:
+    async with grpc.aio.insecure_channel(endpoints.split(",", 1)[0].strip()) as channel:
+        answer = await admin_pb2_grpc.AdminStub(channel).GetMap(admin_pb2.GetMapRequest())
+    return int(answer.slots)
 
 
 class UnaryTarget:

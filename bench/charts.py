@@ -1,0 +1,126 @@
+"""Plots of a scenario: latency by percentile, along what its cases differ by, and throughput against latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DPI: Final = 110
+_AXES: Final = {
+    "clients": "clients (connections)",
+    "groups": "shard groups",
+    "key_size": "bytes of a key",
+    "value_size": "bytes of a value",
+    "keys": "records",
+    "workers": "workers",
+    "processes": "generator processes",
+    "rate": "operations that arrive per second",
+}
+_LOAD: Final = ("workers", "rate")
+"""Axes along which the load grows: throughput against latency says more than each by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A plot as a file."""
+
+    title: str
+    path: Path
+
+
+def draw(scenario: dict[str, Any], folder: Path) -> list[Chart]:
+    """The plots of ``scenario``, a member of ``result.json``, as PNG in ``folder``. Raises OSError."""
+    name, axis = scenario["name"], scenario["axis"]
+    rows = [row for row in scenario["rows"] if row["operations"]]
+    if not rows:
+        return []
+    drawn = [_save(folder / f"{name}-percentiles.png", f"{name}: latency by percentile", rows, _percentiles)]
+    lines = [row for row in rows if axis in row]
+    if axis and lines:
+        title = f"{name}: rate and latency along {_AXES[axis]}"
+        drawn.append(_save(folder / f"{name}-along.png", title, lines, lambda figure, some: _along(figure, some, axis)))
+    if axis in _LOAD:
+        title = f"{name}: throughput against latency"
+        drawn.append(_save(folder / f"{name}-throughput.png", title, lines, _throughput))
+    return drawn
+
+
+def _save(
+    path: Path, title: str, rows: list[dict[str, Any]], fill: Callable[[Figure, list[dict[str, Any]]], None]
+) -> Chart:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    fill(figure, rows)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=_DPI)
+    return Chart(title, path)
+
+
+def _percentiles(figure: Figure, rows: list[dict[str, Any]]) -> None:
+    axes = figure.subplots()
+    for row in rows:
+        # 99% and 99.9% are as far apart as 90% and 99%, as is usual with HdrHistograms.
+        left = [1 / (1 - at / 100) for at, _ in row["percentiles"]]
+        axes.plot(left, [value for _, value in row["percentiles"]], label=row["label"])
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    nines = [(1, "0%"), (2, "50%"), (10, "90%"), (100, "99%"), (1e3, "99.9%"), (1e4, "99.99%"), (1e5, "99.999%")]
+    last = max(1 / (1 - row["percentiles"][-1][0] / 100) for row in rows)
+    shown = [one for one in nines if one[0] <= max(last, 10)]
+    axes.set_xticks([at for at, _ in shown], [text for _, text in shown])
+    axes.minorticks_off()
+    axes.set_xlabel("percentile")
+    axes.set_ylabel("ms")
+    _finish(axes)
+
+
+def _along(figure: Figure, rows: list[dict[str, Any]], axis: str) -> None:
+    rate, latency = figure.subplots(1, 2)
+    for op, some in _by_op(rows):
+        at = [row[axis] for row in some]
+        rate.plot(at, [row["per_second"] for row in some], marker="o", label=op)
+        for name, style in (("p50", ":"), ("p99", "-")):
+            latency.plot(at, [row["latency_ms"][name] for row in some], style, marker="o", label=f"{op} {name}")
+    values = sorted({row[axis] for row in rows})
+    for axes, label in ((rate, "operations per second"), (latency, "ms")):
+        if values[-1] >= 20 * values[0]:
+            axes.set_xscale("log")
+        if axis != "rate":
+            axes.set_xticks(values, [f"{value:,}" for value in values], rotation=30)
+            axes.minorticks_off()
+        axes.set_xlabel(_AXES[axis])
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        _finish(axes)
+
+
+def _throughput(figure: Figure, rows: list[dict[str, Any]]) -> None:
+    axes = figure.subplots()
+    for op, some in _by_op(rows):
+        reached = [row["per_second"] for row in some]
+        for name, style in (("p50", ":"), ("p99", "-")):
+            axes.plot(reached, [row["latency_ms"][name] for row in some], style, marker="o", label=f"{op} {name}")
+    axes.set_yscale("log")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("operations per second")
+    axes.set_ylabel("ms")
+    _finish(axes)
+
+
+def _by_op(rows: list[dict[str, Any]]) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    for op in dict.fromkeys(row["op"] for row in rows):
+        yield op, [row for row in rows if row["op"] == op]
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend()

@@ -1,0 +1,127 @@
+"""What ``python -m bench run`` leaves in its folder: ``result.json``, ``report.html`` and the plots as PNG.
+
+``result.json`` is one object. Rates are operations per second, latencies milliseconds, sizes bytes, times seconds.
+
+=============  =========================================================================================================
+field          content
+=============  =========================================================================================================
+``format``     1: the version of what this table says
+``machine``    :func:`bench.machine.facts`: date, commit, cores, processor, memory, versions of Python and libraries
+``options``    what the command was asked for, as :class:`bench.series.Options` names it
+``scenarios``  a list of the scenarios in their order, each with the fields below
+=============  =========================================================================================================
+
+Of a scenario: ``name``; ``what`` it is; ``axis``, the field by which its rows differ, or ""; ``beside``: ``fsync``,
+durable writes of 4 KiB one after the other in the folder of the clusters' data, and ``echo``, messages of ``batch``
+operations and ``bytes`` through a bare gRPC stream, both taken before the scenario; ``rows``, one for each case.
+
+====================  =================================================================================================
+field of a row        content
+====================  =================================================================================================
+``label``             names the case
+``nodes``             of the cluster; with ``groups`` and ``reads``, "lease" or "quorum"
+``op``                "get", "set" or a mix of :mod:`bench.workload`
+``api``               "pipeline" or "unary"
+``workers``           operations under way at a time, at most; of all processes together, as are ``clients``
+``processes``         generators
+``key_size``          with ``value_size`` and the number of ``keys``; ``distribution`` says how keys are chosen
+``seconds``           that were measured, in all rounds
+``operations``        that succeeded, in all rounds
+``per_second``        median of the rounds
+``latency_ms``        ``p50``, ``p95``, ``p99``: medians of the rounds; ``max``: of all rounds
+``errors``            operations that failed by kind; "NotBegun": those of an open loop that waited in vain
+``rate``              open loop: arrivals per second; their ``spacing``; ``waited``: those that found all workers busy
+``kinds``             mixes: ``operations`` and ``latency_ms`` of each kind of operation, over all rounds
+``records_per_scan``  of mixes that scan
+``runs``              ``per_second``, ``latency_ms`` and ``errors`` of each round
+``percentiles``       [percentile, milliseconds] over all rounds, to 99.9999% if there were so many operations
+``histogram``         all latencies in microseconds: an HdrHistogram, V2, compressed, base64
+====================  =================================================================================================
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+from rich.table import Table
+
+from bench import charts
+from bench.series import Options
+
+FORMAT: Final = 1
+RESULT: Final = "result.json"
+PAGE: Final = "report.html"
+
+_COLUMNS: Final = ("", "per second", "p50 ms", "p95 ms", "p99 ms", "max ms", "operations", "failed")
+_PAGES: Final = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def options(chosen: Options) -> dict[str, Any]:
+    """As ``result.json`` names them."""
+    return {**dataclasses.asdict(chosen), "data": None if chosen.data is None else str(chosen.data)}
+
+
+def write(folder: Path, result: dict[str, Any]) -> None:
+    """Write everything into ``folder``, over what an earlier call left there. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    drawn = {one["name"]: charts.draw(one, folder) for one in result["scenarios"]}
+    (folder / PAGE).write_text(page(result, drawn), encoding="utf-8")
+
+
+def page(result: dict[str, Any], drawn: dict[str, list[charts.Chart]]) -> str:
+    """One file that needs nothing else: the plots are in it."""
+    plots = {
+        name: [(one.title, base64.b64encode(one.path.read_bytes()).decode()) for one in some]
+        for name, some in drawn.items()
+    }
+    return _PAGES.get_template("report.html").render(result=result, plots=plots, columns=_COLUMNS, cells=cells)
+
+
+def table(scenario: dict[str, Any]) -> Table:
+    """For a terminal."""
+    made = Table(title=f"{scenario['name']}: {scenario['what']}", caption=beside(scenario), title_justify="left")
+    for at, name in enumerate(_COLUMNS):
+        made.add_column(name, justify="right" if at else "left")
+    for row in scenario["rows"]:
+        for line in cells(row):
+            made.add_row(*line)
+    return made
+
+
+def cells(row: dict[str, Any]) -> list[list[str]]:
+    """The lines of a table for one row: of a mix, one for each kind of operation too."""
+    failed = ", ".join(f"{count:,} {kind}" for kind, count in row["errors"].items()) or "0"
+    rate = f"{row['per_second']:,.0f}"
+    lines = [[row["label"], rate, *_latencies(row), f"{row['operations']:,}", failed]]
+    for kind, one in row.get("kinds", {}).items():
+        lines.append([f"  {kind.replace('_', ' ')}", "", *_latencies(one), f"{one['operations']:,}", ""])
+    return lines
+
+
+def _latencies(row: dict[str, Any]) -> list[str]:
+    return ["-" if value is None else f"{value:.2f}" for value in row["latency_ms"].values()]
+
+
+def beside(scenario: dict[str, Any]) -> str:
+    """What the machine did by itself."""
+    synced, echoed = scenario["beside"]["fsync"], scenario["beside"]["echo"]
+    return (
+        f"beside it: fsync {synced['per_second']:,.0f}/s, "
+        f"p50 {synced['p50_ms']:.2f} ms, p99 {synced['p99_ms']:.2f} ms; "
+        f"gRPC echo {echoed['round_trips_per_second']:,.0f} round trips/s = {echoed['per_second']:,.0f} operations/s"
+    )
+
+
+_PAGES.globals["beside"] = beside

@@ -1,0 +1,196 @@
+"""``python -m bench run`` and ``load``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bench import generators, results, series
+from bench.arrivals import SPACINGS, Spacing
+from bench.keys import DISTRIBUTIONS, Distribution
+from bench.load import Plan
+from bench.machine import facts
+from bench.progress import Watcher
+from bench.report import as_text, summary_of
+from bench.scenarios import SCENARIOS, Reads, Scenario
+from bench.targets import Api
+from bench.workload import OPERATIONS, Operation
+from raftkv.cli.common import DEFAULT_ENDPOINTS
+from raftkv.testing import LocalCluster
+
+_FOLDER: Final = Path("bench-results")
+
+
+@click.command("load")
+@click.option("--endpoints", envvar="RAFTKV_ENDPOINTS", default=DEFAULT_ENDPOINTS, metavar="HOST:PORT,...")
+@click.option("--cluster", type=click.IntRange(1, 9), help="Start a cluster of so many nodes for this measurement.")
+@click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of that cluster.")
+@click.option("--reads", type=click.Choice(["lease", "quorum"]), default="lease", help="How that cluster reads.")
+@click.option("--op", type=click.Choice(OPERATIONS), default="set", help="One kind of operation, or a mix of YCSB.")
+@click.option("--api", type=click.Choice(["pipeline", "unary"]), default="pipeline")
+@click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Operations under way at a time, at most.")
+@click.option("--clients", type=click.IntRange(1, 1_000), default=1, help="Connections that the workers share.")
+@click.option("--processes", type=click.IntRange(1, 64), default=1, help="Generators that share workers and clients.")
+@click.option("--rate", type=click.FloatRange(min=0), default=0.0, help="Arrivals per second; 0 = a closed loop.")
+@click.option("--spacing", type=click.Choice(SPACINGS), default="poisson", help="Of arrivals.")
+@click.option("--key-size", type=click.IntRange(1, 8 * 1024), default=16, help="Bytes.")
+@click.option("--value-size", type=click.IntRange(0, 1024 * 1024), default=128, help="Bytes.")
+@click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Different keys.")
+@click.option(
+    "--distribution", type=click.Choice(DISTRIBUTIONS), show_default="uniform, or that of the mix", help="Of keys."
+)
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0)
+@click.option("--warmup", type=click.FloatRange(min=0), default=1.0, help="Seconds before the measurement.")
+@click.option("--seed", type=click.IntRange(0), default=1, help="Of keys, arrivals and values.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+def load_command(
+    endpoints: str,
+    cluster: int | None,
+    groups: int,
+    reads: Reads,
+    op: Operation,
+    api: Api,
+    workers: int,
+    clients: int,
+    processes: int,
+    rate: float,
+    spacing: Spacing,
+    key_size: int,
+    value_size: int,
+    keys: int,
+    distribution: Distribution | None,
+    seconds: float,
+    warmup: float,
+    seed: int,
+    output: str,
+) -> None:
+    """One measurement: keep WORKERS operations under way for SECONDS, or let RATE arrive; print rate and latencies."""
+    plan = Plan(
+        endpoints,
+        op,
+        api,
+        workers,
+        clients,
+        key_size,
+        value_size,
+        keys,
+        seconds,
+        warmup,
+        seed=seed,
+        rate=rate,
+        spacing=spacing,
+        distribution=distribution,
+        parts=processes,
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            generators.check(plan)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        if cluster is not None:
+            local = stack.enter_context(LocalCluster(cluster, groups, node={"reads": reads}))
+            plan = dataclasses.replace(plan, endpoints=local.endpoints)
+        summary: dict[str, Any] = summary_of(plan, generators.measure(plan))
+    if cluster is not None:
+        summary.update(cluster=cluster, groups=groups, reads=reads)
+    click.echo(json.dumps(summary) if output == "json" else as_text(summary))
+
+
+@click.command("run")
+@click.argument("scenario", nargs=-1)
+@click.option("--list", "listing", is_flag=True, help="Print the scenarios and end.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, help="Of each measurement.")
+@click.option("--warmup", type=click.FloatRange(min=0), default=2.0, help="Seconds before each measurement.")
+@click.option("--repeat", type=click.IntRange(1, 100), default=1, help="Rounds; numbers are medians of them.")
+@click.option("--processes", type=click.IntRange(1, 64), default=1, help="Generators that share workers and clients.")
+@click.option("--nodes", type=click.IntRange(1, 9), default=3, help="Nodes of the clusters.")
+@click.option("--seed", type=click.IntRange(0), default=1, help="Of keys, arrivals and values.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    help="Folder on the disk that clusters are to write to.",
+    show_default="that of temporary files",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    show_default=f"a new one in {_FOLDER}/",
+    help="Folder for result.json, report.html and the plots.",
+)
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="JSON is that of result.json."
+)
+def run_command(
+    scenario: tuple[str, ...],
+    listing: bool,
+    seconds: float,
+    warmup: float,
+    repeat: int,
+    processes: int,
+    nodes: int,
+    seed: int,
+    data: Path | None,
+    out: Path | None,
+    output: str,
+) -> None:
+    """Measure each SCENARIO on clusters of its own; write result.json, report.html and plots.
+
+    Exit code 1 if an operation failed.
+    """
+    if listing:
+        _list()
+        return
+    chosen = _chosen(scenario)
+    options = series.Options(seconds, warmup, repeat, processes, seed, nodes, data)
+    for one in chosen:
+        try:
+            series.check(one, options)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+    started = datetime.now(UTC)
+    folder = out or _FOLDER / f"{started:%Y%m%d-%H%M%S}"
+    if folder.exists() and any(folder.iterdir()):
+        raise click.UsageError(f"{folder} is not empty: name a new folder with --out")
+    # Ends as with Ctrl-C: the processes of clusters and generators are ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    result = {"format": results.FORMAT, "machine": facts(), "options": results.options(options), "scenarios": []}
+    found: list[dict[str, Any]] = result["scenarios"]  # type: ignore[assignment]
+    with Watcher(sum(len(one.cases) for one in chosen) * repeat) as watcher:
+        for one in chosen:
+            found.append(series.measure(one, options, watcher))
+            # What was measured is kept, whatever becomes of the rest.
+            results.write(folder, result)
+    if output == "json":
+        click.echo(json.dumps(result))
+    else:
+        console = Console()
+        for one in found:
+            console.print(results.table(one))
+        click.echo(f"report: {folder / results.PAGE}")
+    if any(row["errors"] for one in found for row in one["rows"]):
+        raise SystemExit(1)
+
+
+def _chosen(names: tuple[str, ...]) -> list[Scenario]:
+    if not names:
+        raise click.UsageError("name a scenario, or several; --list prints them")
+    unknown = [name for name in names if name not in SCENARIOS]
+    if unknown:
+        raise click.UsageError(f"there is no scenario {', '.join(unknown)}; --list prints those that there are")
+    return [SCENARIOS[name] for name in dict.fromkeys(names)]
+
+
+def _list() -> None:
+    table = Table("scenario", "measurements", "what it is")
+    for one in SCENARIOS.values():
+        table.add_row(one.name, str(len(one.cases)), one.what)
+    Console().print(table)

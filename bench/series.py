@@ -1,0 +1,197 @@
+"""The course of a scenario: clusters, rounds, medians, and what the machine itself can do beside it.
+
+All cases are measured once, then all of them again, as often as was asked for, so that a machine that becomes slower
+meanwhile does so for all of them; numbers are medians of the rounds. A cluster is kept for the next case if that wants
+the same shape and the same records and nothing was inserted; otherwise it gets a new one, which is filled with the
+case's keys first, so that writes replace records and the store does not grow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, Self, TypeAlias
+
+from bench import disk, echo, generators, histogram
+from bench.load import Plan
+from bench.progress import Watcher
+from bench.report import PERCENTILES, Tally, as_text, summary_of, together
+from bench.scenarios import Case, Scenario, Shape
+from bench.workload import MIXES, Operation
+from raftkv.testing import LocalCluster
+
+_BATCH: Final = 50
+"""Operations that a message of the echo stands for: those of the default number of workers."""
+_FRAME_BYTES: Final = 16
+"""What an operation takes in a message besides its key and value, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What holds for all scenarios of a run. ``seconds`` and ``warmup`` of each measurement; ``repeat``: rounds;
+    ``data``: folder under which clusters keep their data, None = the system's for temporary files.
+    """
+
+    seconds: float = 10.0
+    warmup: float = 2.0
+    repeat: int = 1
+    processes: int = 1
+    seed: int = 1
+    nodes: int = 3
+    data: Path | None = None
+
+
+class Running(Protocol):
+    """What a scenario needs of a cluster that runs."""
+
+    @property
+    def endpoints(self) -> str: ...
+
+
+Measure: TypeAlias = Callable[[Plan], Tally]
+Start: TypeAlias = Callable[[Shape, Path], contextlib.AbstractContextManager[Running]]
+
+
+def start_cluster(shape: Shape, folder: Path) -> contextlib.AbstractContextManager[Running]:
+    """A cluster of node processes that keep their data in ``folder``."""
+    return LocalCluster(shape.nodes, shape.groups, folder=folder, node={"reads": shape.reads})
+
+
+def check(scenario: Scenario, options: Options) -> None:
+    """Raises ValueError if a case of ``scenario`` cannot be measured with ``options``."""
+    for case in scenario.cases:
+        try:
+            generators.check(_plan_of(case, options))
+        except ValueError as error:
+            raise ValueError(f"{scenario.name}, {case.label}: {error}") from None
+
+
+def measure(
+    scenario: Scenario,
+    options: Options,
+    watcher: Watcher,
+    run: Measure = generators.measure,
+    start: Start = start_cluster,
+) -> dict[str, Any]:
+    """Measure every case of ``scenario``; the result as documented in :mod:`bench.results`.
+
+    Raises ValueError for a case that cannot be measured; errors of clusters and generators as they are.
+    """
+    check(scenario, options)
+    tallies: list[list[Tally]] = [[] for _ in scenario.cases]
+    plans: list[Plan] = [case.plan for case in scenario.cases]
+    reached: dict[Operation, float] = {}
+    watcher.doing("disk and echo")
+    beside = _beside(scenario, options)
+    with _Clusters(options, start) as clusters:
+        for _ in range(options.repeat):
+            for at, case in enumerate(scenario.cases):
+                watcher.doing(f"{scenario.name}: {case.label}")
+                shape = dataclasses.replace(case.shape, nodes=options.nodes)
+                endpoints, new = clusters.endpoints(shape, case.plan)
+                rate = case.fraction * reached[case.plan.op] if case.fraction else case.plan.rate
+                plan = dataclasses.replace(_plan_of(case, options), endpoints=endpoints, rate=round(rate, 1), fill=new)
+                tally = run(plan)
+                summary = summary_of(plan, tally)
+                # That of the first round, so that all rounds are at the same rates.
+                if not case.fraction:
+                    reached.setdefault(plan.op, summary["per_second"])
+                tallies[at].append(tally)
+                plans[at] = plan
+                watcher.found(f"{case.label}: {as_text(summary)}")
+    rows = [_row(*one, options) for one in zip(scenario.cases, plans, tallies, strict=True)]
+    return {"name": scenario.name, "what": scenario.what, "axis": scenario.axis, "beside": beside, "rows": rows}
+
+
+def _plan_of(case: Case, options: Options) -> Plan:
+    return dataclasses.replace(
+        case.plan,
+        seconds=options.seconds,
+        warmup=options.warmup,
+        seed=options.seed,
+        parts=case.processes or options.processes,
+    )
+
+
+class _Clusters:
+    """At most one cluster runs at a time."""
+
+    def __init__(self, options: Options, start: Start) -> None:
+        self._options, self._start = options, start
+        self._stack = contextlib.ExitStack()
+        self._holds: tuple[object, ...] = ()
+        self._endpoints = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def endpoints(self, shape: Shape, plan: Plan) -> tuple[str, bool]:
+        """Those of a cluster of ``shape`` that holds the records of ``plan`` or is new, and whether it is."""
+        wanted = (shape, plan.keys, plan.key_size, plan.value_size)
+        new = wanted != self._holds
+        if new:
+            self._stack.close()
+            self._holds = ()
+            folder = self._stack.enter_context(_folder(self._options))
+            self._endpoints = self._stack.enter_context(self._start(shape, folder)).endpoints
+        # A mix that inserts leaves more than it found.
+        self._holds = () if "insert" in MIXES[plan.op].shares else wanted
+        return self._endpoints, new
+
+
+@contextlib.contextmanager
+def _folder(options: Options) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="raftkv-bench-", dir=options.data) as folder:
+        yield Path(folder)
+
+
+def _beside(scenario: Scenario, options: Options) -> dict[str, Any]:
+    """What disk and gRPC alone can do at this moment, while no cluster runs."""
+    seconds = min(1.0, options.seconds)
+    plan = scenario.cases[0].plan
+    size = _BATCH * (plan.key_size + plan.value_size + _FRAME_BYTES)
+    with _folder(options) as folder:
+        synced = disk.measure(folder, seconds)
+    trips = echo.measure(size, seconds)
+    return {
+        "fsync": {
+            "per_second": round(synced.per_second, 1),
+            "p50_ms": round(synced.p50_ms, 3),
+            "p99_ms": round(synced.p99_ms, 3),
+        },
+        "echo": {
+            "round_trips_per_second": round(trips, 1),
+            "per_second": round(trips * _BATCH, 1),
+            "batch": _BATCH,
+            "bytes": size,
+        },
+    }
+
+
+def _row(case: Case, plan: Plan, tallies: Sequence[Tally], options: Options) -> dict[str, Any]:
+    runs = [summary_of(plan, one) for one in tallies]
+    total = together(tallies, sum(one.seconds for one in tallies))
+    everything = total.all_latencies()
+    row = summary_of(plan, total)
+    row["per_second"] = statistics.median(one["per_second"] for one in runs)
+    for name in (f"p{one:g}" for one in PERCENTILES):
+        found = [one["latency_ms"][name] for one in runs if one["latency_ms"][name] is not None]
+        row["latency_ms"][name] = round(statistics.median(found), 3) if found else None
+    return {
+        "label": case.label,
+        "nodes": options.nodes,
+        "groups": case.shape.groups,
+        "reads": case.shape.reads,
+        **row,
+        "runs": [{name: one[name] for name in ("per_second", "latency_ms", "errors")} for one in runs],
+        "percentiles": [[round(at, 5), round(value, 3)] for at, value in histogram.curve(everything)],
+        "histogram": histogram.encoded(everything),
+    }

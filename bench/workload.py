@@ -1,0 +1,137 @@
+"""What a worker does next: one kind of operation, or one of the mixes of YCSB.
+
+The mixes are those of YCSB's core workloads A to F (Cooper et al., "Benchmarking Cloud Serving Systems with YCSB", SoCC
+2010, and the files ``workloads/workload[a-f]`` of its sources), with records of one value in place of ten fields:
+
+======  ===========================================  ============
+mix     operations                                   keys
+======  ===========================================  ============
+ycsb-a  50% read, 50% update                         zipfian
+ycsb-b  95% read, 5% update                          zipfian
+ycsb-c  100% read                                    zipfian
+ycsb-d  95% read, 5% insert                          latest
+ycsb-e  95% scan of 1 to 100 records, 5% insert      zipfian
+ycsb-f  50% read, 50% read, then write (one of F's)  zipfian
+======  ===========================================  ============
+
+raftkv keeps keys in order within a slot and not over all, so a scan of E is one page of the key's slot: the records
+after that key, as many as were asked for if the slot has them. That is less than what YCSB's scan reads.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from bisect import bisect
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from itertools import accumulate, count
+from typing import Final, Literal, TypeAlias, get_args
+
+from bench.keys import Distribution, chooser, make_key
+from bench.targets import Scanner, Target
+
+Operation: TypeAlias = Literal["get", "set", "ycsb-a", "ycsb-b", "ycsb-c", "ycsb-d", "ycsb-e", "ycsb-f"]
+OPERATIONS: Final[tuple[str, ...]] = get_args(Operation)
+Kind: TypeAlias = Literal["get", "set", "read", "update", "insert", "scan", "read_modify_write"]
+Start: TypeAlias = Callable[[], tuple[Callable[[float], None], Awaitable[object]]]
+"""Begins an operation: where to record how long it took, and what to wait for."""
+
+LONGEST_SCAN: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Kinds of operations, the share of each, and the keys that they meet unless told otherwise."""
+
+    shares: dict[Kind, float]
+    distribution: Distribution = "zipfian"
+
+    @property
+    def reads(self) -> bool:
+        """Whether records must be there beforehand."""
+        return set(self.shares) != {"set"}
+
+
+MIXES: Final[dict[Operation, Mix]] = {
+    "get": Mix({"get": 1.0}, "uniform"),
+    "set": Mix({"set": 1.0}, "uniform"),
+    "ycsb-a": Mix({"read": 0.5, "update": 0.5}),
+    "ycsb-b": Mix({"read": 0.95, "update": 0.05}),
+    "ycsb-c": Mix({"read": 1.0}),
+    "ycsb-d": Mix({"read": 0.95, "insert": 0.05}, "latest"),
+    "ycsb-e": Mix({"scan": 0.95, "insert": 0.05}),
+    "ycsb-f": Mix({"read": 0.5, "read_modify_write": 0.5}),
+}
+
+
+class Workload:
+    """The operations of all workers of one process.
+
+    ``part`` of ``parts``: number of this process, so that no two of them insert the same key. A key that was inserted
+    is read only once that was acknowledged, and by this process only.
+    """
+
+    def __init__(
+        self,
+        op: Operation,
+        distribution: Distribution | None,
+        keys: list[bytes],
+        value: bytes,
+        part: int = 0,
+        parts: int = 1,
+    ) -> None:
+        mix = MIXES[op]
+        self._keys, self._value = keys, value
+        self._numbers = count(len(keys) + part, parts)
+        self._key_size = len(keys[0])
+        # Latest keys are chosen from a list that grows, others from the keys that were filled in.
+        chosen = distribution or mix.distribution
+        self._chooser = chooser(chosen, keys if chosen == "latest" else tuple(keys))
+        self._bounds = list(accumulate(mix.shares.values()))[:-1]
+        self.latencies: dict[Kind, array[float]] = {kind: array("d") for kind in mix.shares}
+        """Seconds of the operations that succeeded."""
+        self.scanned: Counter[str] = Counter()
+        """``scans`` that succeeded and the ``records`` that they gave."""
+
+    def worker(self, target: Target, rng: random.Random) -> Start:
+        """What one worker calls. Raises ValueError if ``target`` cannot do it."""
+        draw, bounds = rng.random, self._bounds
+        starts = [self._start(kind, target, draw) for kind in self.latencies]
+        if len(starts) == 1:
+            return starts[0]
+
+        def start() -> tuple[Callable[[float], None], Awaitable[object]]:
+            return starts[bisect(bounds, draw())]()
+
+        return start
+
+    def _start(self, kind: Kind, target: Target, draw: Callable[[], float]) -> Start:
+        record, choose = self.latencies[kind].append, self._chooser(draw)
+        get, put, value = target.get, target.set, self._value
+        if kind in ("get", "read"):
+            return lambda: (record, get(choose()))
+        if kind in ("set", "update"):
+            return lambda: (record, put(choose(), value))
+        if kind == "insert":
+            return lambda: (record, self._insert(target))
+        if kind == "read_modify_write":
+            return lambda: (record, self._modify(target, choose()))
+        if not isinstance(target, Scanner):
+            raise ValueError("this client cannot scan")  # noqa: TRY004 - the plan is wrong, not the code
+        return lambda: (record, self._scan(target, choose(), 1 + int(draw() * LONGEST_SCAN)))
+
+    async def _insert(self, target: Target) -> None:
+        key = make_key(next(self._numbers), self._key_size)
+        await target.set(key, self._value)
+        self._keys.append(key)
+
+    async def _modify(self, target: Target, key: bytes) -> None:
+        await target.get(key)
+        await target.set(key, self._value)
+
+    async def _scan(self, target: Scanner, key: bytes, records: int) -> None:
+        found = await target.scan(key, records * (len(key) + len(self._value)))
+        self.scanned["scans"] += 1
+        self.scanned["records"] += found
