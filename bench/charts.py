@@ -22,6 +22,8 @@ _AXES: Final = {
     "processes": "generator processes",
     "rate": "operations that arrive per second",
 }
+_LEGEND: Final = 6
+"""Lines whose names fit into the plot."""
 _LOAD: Final = ("workers", "rate")
 """Axes along which the load grows: throughput against latency says more than each by itself."""
 
@@ -78,18 +80,17 @@ def _percentiles(figure: Figure, rows: list[dict[str, Any]]) -> None:
     shown = [one for one in nines if one[0] <= max(last, 10)]
     axes.set_xticks([at for at, _ in shown], [text for _, text in shown])
     axes.minorticks_off()
-    axes.set_xlabel("percentile")
-    axes.set_ylabel("ms")
-    _finish(axes)
+    _finish(axes, "percentile", "ms")
+    if len(rows) > _LEGEND:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def _along(figure: Figure, rows: list[dict[str, Any]], axis: str) -> None:
     rate, latency = figure.subplots(1, 2)
-    for op, some in _by_op(rows):
+    for color, op, some in _by_op(rows):
         at = [row[axis] for row in some]
-        rate.plot(at, [row["per_second"] for row in some], marker="o", label=op)
-        for name, style in (("p50", ":"), ("p99", "-")):
-            latency.plot(at, [row["latency_ms"][name] for row in some], style, marker="o", label=f"{op} {name}")
+        rate.plot(at, [row["per_second"] for row in some], color=color, marker="o", label=op)
+        _latencies(latency, color, op, at, some)
     values = sorted({row[axis] for row in rows})
     for axes, label in ((rate, "operations per second"), (latency, "ms")):
         if values[-1] >= 20 * values[0]:
@@ -97,30 +98,36 @@ def _along(figure: Figure, rows: list[dict[str, Any]], axis: str) -> None:
         if axis != "rate":
             axes.set_xticks(values, [f"{value:,}" for value in values], rotation=30)
             axes.minorticks_off()
-        axes.set_xlabel(_AXES[axis])
-        axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-        _finish(axes)
+        _finish(axes, _AXES[axis], label)
 
 
 def _throughput(figure: Figure, rows: list[dict[str, Any]]) -> None:
     axes = figure.subplots()
-    for op, some in _by_op(rows):
-        reached = [row["per_second"] for row in some]
-        for name, style in (("p50", ":"), ("p99", "-")):
-            axes.plot(reached, [row["latency_ms"][name] for row in some], style, marker="o", label=f"{op} {name}")
+    for color, op, some in _by_op(rows):
+        _latencies(axes, color, op, [row["per_second"] for row in some], some)
     axes.set_yscale("log")
     axes.set_xlim(left=0)
-    axes.set_xlabel("operations per second")
-    axes.set_ylabel("ms")
-    _finish(axes)
+    _finish(axes, "operations per second", "ms")
 
 
-def _by_op(rows: list[dict[str, Any]]) -> Iterable[tuple[str, list[dict[str, Any]]]]:
-    for op in dict.fromkeys(row["op"] for row in rows):
-        yield op, [row for row in rows if row["op"] == op]
+def _latencies(axes: Axes, color: str, op: str, at: list[float], rows: list[dict[str, Any]]) -> None:
+    for name, style in (("p50", ":"), ("p99", "-")):
+        values = [row["latency_ms"][name] for row in rows]
+        axes.plot(at, values, style, color=color, marker="o", label=f"{op} {name}")
 
 
-def _finish(axes: Axes) -> None:
+def _by_op(rows: list[dict[str, Any]]) -> Iterable[tuple[str, str, list[dict[str, Any]]]]:
+    """A colour, an operation, its rows."""
+    for number, op in enumerate(dict.fromkeys(row["op"] for row in rows)):
+        yield f"C{number}", op, [row for row in rows if row["op"] == op]
+
+
+def _finish(axes: Axes, across: str, up: str) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -24,7 +24,7 @@ import grpc
 from bench.arrivals import Arrivals, Spacing
 from bench.keys import Distribution, make_keys
 from bench.targets import Api, Target, connect
-from bench.workload import MIXES, Kind, Operation, Workload
+from bench.workload import MIXES, Operation, Workload
 from raftkv.errors import RaftKVError
 
 __all__ = ["Measured", "Operation", "Plan", "make_keys", "measure", "prepared"]
@@ -73,7 +73,7 @@ class Measured:
     latencies: array[float]
     seconds: float
     errors: Counter[str]
-    by_kind: dict[Kind, array[float]] = field(default_factory=dict)
+    by_kind: dict[str, array[float]] = field(default_factory=dict)
     waited: int = 0
     scanned: Counter[str] = field(default_factory=Counter)
 
@@ -179,9 +179,8 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
     latencies = array("d")
     for some in workload.latencies.values():
         latencies.extend(some)
-    return Measured(
-        latencies, seconds, errors, workload.latencies, arrivals.waited if arrivals else 0, workload.scanned
-    )
+    by_kind = {str(kind): some for kind, some in workload.latencies.items()}
+    return Measured(latencies, seconds, errors, by_kind, arrivals.waited if arrivals else 0, workload.scanned)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +58,7 @@ class Tally:
 
 def tally(plan: Plan, measured: Measured) -> Tally:
     """The measurement of one process."""
-    by_kind: Mapping[str, array[float]] = measured.by_kind or {plan.op: measured.latencies}
+    by_kind = measured.by_kind or {str(plan.op): measured.latencies}
     return Tally(
         {kind: histogram.of(some) for kind, some in by_kind.items()},
         {kind: max(some, default=0.0) for kind, some in by_kind.items()},
@@ -99,7 +98,8 @@ def summary_of(plan: Plan, tally: Tally) -> dict[str, Any]:
         "op": plan.op,
         "api": plan.api,
         "workers": plan.workers,
-        "clients": plan.clients,
+        # Processes cannot share one.
+        "clients": max(plan.clients, plan.parts),
         "processes": plan.parts,
         "key_size": plan.key_size,
         "value_size": plan.value_size,

@@ -57,7 +57,7 @@ FORMAT: Final = 1
 RESULT: Final = "result.json"
 PAGE: Final = "report.html"
 
-_COLUMNS: Final = ("", "per second", "p50 ms", "p95 ms", "p99 ms", "max ms", "operations", "failed")
+_COLUMNS: Final = ("", "per second", "p50 ms", "p95 ms", "p99 ms", "max ms", "number", "failed")
 _PAGES: Final = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=True,
@@ -93,7 +93,7 @@ def table(scenario: dict[str, Any]) -> Table:
     """For a terminal."""
     made = Table(title=f"{scenario['name']}: {scenario['what']}", caption=beside(scenario), title_justify="left")
     for at, name in enumerate(_COLUMNS):
-        made.add_column(name, justify="right" if at else "left")
+        made.add_column(name, justify="right" if at else "left", no_wrap=True)
     for row in scenario["rows"]:
         for line in cells(row):
             made.add_row(*line)

@@ -173,8 +173,8 @@ def run_command(
         click.echo(json.dumps(result))
     else:
         console = Console()
-        for one in found:
-            console.print(results.table(one))
+        for measured in found:
+            console.print(results.table(measured))
         click.echo(f"report: {folder / results.PAGE}")
     if any(row["errors"] for one in found for row in one["rows"]):
         raise SystemExit(1)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,33 @@ from raftkv.testing import LocalCluster
 
 def test_the_echo_measures_round_trips_and_leaves_no_process() -> None:
     assert measure(1000, 0.3) > 1
+
+
+def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "bench", "run", "get", "--nodes", "1", "--processes", "2"]
+    options = ["--seconds", "0.3", "--warmup", "0.1", "--repeat", "2", "--data", str(tmp_path)]
+    out = tmp_path / "out"
+    result = subprocess.run(
+        [*command, *options, "--out", str(out), "-o", "json"],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found == json.loads((out / "result.json").read_text())
+    (scenario,) = found["scenarios"]
+    (row,) = scenario["rows"]
+    assert (row["nodes"], row["processes"], len(row["runs"])) == (1, 2, 2)
+    assert row["operations"] > 100
+    assert row["errors"] == {}
+    assert scenario["beside"]["fsync"]["per_second"] > 0
+    assert scenario["beside"]["echo"]["per_second"] > 0
+    assert "2/2 get: GET" in result.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["get-percentiles.png", "report.html", "result.json"]
+    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.slow

@@ -204,8 +204,10 @@ def test_the_examples_run(name: str, at: str) -> None:
     assert result.stdout
 
 
-@pytest.mark.parametrize("api", ["pipeline", "unary"])
-@pytest.mark.parametrize("op", ["get", "set"])
+@pytest.mark.parametrize(
+    ("api", "op"),
+    [("pipeline", "get"), ("pipeline", "set"), ("pipeline", "ycsb-e"), ("unary", "get"), ("unary", "set")],
+)
 def test_the_load_generator_measures(api: str, op: str, at: str) -> None:
     command = [sys.executable, "-m", "bench", "load", "--endpoints", at, "--api", api, "--op", op, "-o", "json"]
     options = ["--workers", "8", "--clients", "2", "--keys", "200", "--seconds", "0.5", "--warmup", "0.1"]

@@ -1,0 +1,170 @@
+"""Mixes have their shares, keys their distributions, and nothing is read that was not written."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import get_args
+
+import pytest
+
+from bench import load
+from bench.keys import Distribution, chooser, make_keys, zipfian
+from bench.load import Plan, measure
+from bench.report import summarize
+from bench.workload import LONGEST_SCAN, MIXES, Operation, Workload
+
+
+class Store:
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+        self.asked: list[tuple[str, bytes]] = []
+        self.sizes: list[int] = []
+
+    async def get(self, key: bytes) -> None:
+        await asyncio.sleep(0)
+        assert key in self.records
+        self.asked.append(("get", key))
+
+    async def set(self, key: bytes, value: bytes) -> None:
+        await asyncio.sleep(0)
+        self.asked.append(("set" if key in self.records else "insert", key))
+        self.records[key] = value
+
+    async def scan(self, key: bytes, size: int) -> int:
+        await asyncio.sleep(0)
+        assert key in self.records
+        self.asked.append(("scan", key))
+        self.sizes.append(size)
+        return 7
+
+    async def close(self) -> None:
+        pass
+
+
+def drive(op: Operation, number: int = 4000, keys: int = 1000, part: int = 0, parts: int = 1) -> Store:
+    """``number`` operations of ``op`` by one worker."""
+    store = Store()
+    names = make_keys(keys, 16)
+    store.records = dict.fromkeys(names, b"")
+    start = Workload(op, None, names, b"v" * 84, part, parts).worker(store, random.Random(1))
+
+    async def work() -> None:
+        for _ in range(number):
+            _, answer = start()
+            await answer
+
+    asyncio.run(work())
+    return store
+
+
+@pytest.mark.parametrize(
+    ("op", "shares"),
+    [
+        ("get", {"get": 1.0}),
+        ("set", {"set": 1.0}),
+        ("ycsb-a", {"get": 0.5, "set": 0.5}),
+        ("ycsb-b", {"get": 0.95, "set": 0.05}),
+        ("ycsb-c", {"get": 1.0}),
+        ("ycsb-d", {"get": 0.95, "insert": 0.05}),
+        ("ycsb-e", {"scan": 0.95, "insert": 0.05}),
+        # Each second operation asks twice.
+        ("ycsb-f", {"get": 2 / 3, "set": 1 / 3}),
+    ],
+)
+def test_a_mix_asks_what_it_says(op: Operation, shares: dict[str, float]) -> None:
+    asked = Counter(kind for kind, _ in drive(op).asked)
+    assert set(asked) == set(shares)
+    for kind, share in shares.items():
+        assert asked[kind] / asked.total() == pytest.approx(share, abs=0.02)
+
+
+def test_every_operation_has_a_mix_that_adds_up() -> None:
+    assert set(MIXES) == set(get_args(Operation))
+    for mix in MIXES.values():
+        assert sum(mix.shares.values()) == pytest.approx(1.0)
+
+
+def test_read_modify_write_writes_what_it_read() -> None:
+    asked = drive("ycsb-f").asked
+    writes = [at for at, (kind, _) in enumerate(asked) if kind == "set"]
+    assert writes
+    assert all(asked[at - 1] == ("get", asked[at][1]) for at in writes)
+
+
+def test_processes_insert_different_keys() -> None:
+    first, second = (
+        {key for kind, key in drive("ycsb-d", part=part, parts=2).asked if kind == "insert"} for part in (0, 1)
+    )
+    assert len(first) > 100
+    assert first.isdisjoint(second)
+
+
+def test_scans_ask_for_one_to_a_hundred_records() -> None:
+    records = [size / 100 for size in drive("ycsb-e").sizes]
+    assert (min(records), max(records)) == (1, LONGEST_SCAN)
+    assert sum(records) / len(records) == pytest.approx(50.5, rel=0.05)
+
+
+def draws(distribution: Distribution, keys: list[bytes], number: int = 100_000) -> Counter[bytes]:
+    choose = chooser(distribution, keys)(random.Random(1).random)
+    return Counter(choose() for _ in range(number))
+
+
+def test_zipfian_keys_are_those_of_ycsb() -> None:
+    """The r-th most popular of its ranks has a probability of r ** -0.99 / 26.469, wherever it lies."""
+    found = draws("zipfian", make_keys(10_000, 16))
+    top = [count / found.total() for _, count in found.most_common(20)]
+    for rank in (1, 2, 3, 5, 10, 20):
+        assert top[rank - 1] == pytest.approx(rank**-0.99 / 26.469, rel=0.1), rank
+    popular = [int(key) for key, _ in found.most_common(20)]
+    assert max(popular) - min(popular) > 2000
+    # Every key has its share of the many ranks that are too rare to count.
+    assert len(found) > 9000
+    assert zipfian(10_000)[-1] == pytest.approx(1.0)
+
+
+def test_latest_keys_are_the_youngest_even_when_more_come() -> None:
+    keys = make_keys(1000, 16)
+    choose = chooser("latest", keys)(random.Random(1).random)
+    before = Counter(choose() for _ in range(20_000))
+    assert [key for key, _ in before.most_common(3)] == keys[:-4:-1]
+    keys.append(b"new")
+    assert Counter(choose() for _ in range(20_000)).most_common(1)[0][0] == b"new"
+
+
+def test_uniform_keys_are_alike() -> None:
+    found = draws("uniform", make_keys(100, 4))
+    assert len(found) == 100
+    assert max(found.values()) < 1.2 * min(found.values())
+
+
+def test_a_mix_is_measured_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+
+    async def connect(*_: object) -> Store:
+        return store
+
+    monkeypatch.setattr(load, "connect", connect)
+    plan = Plan("x", "ycsb-e", workers=4, keys=100, seconds=0.2, warmup=0.0)
+    summary = summarize(plan, asyncio.run(measure(plan)))
+    assert sum(one["operations"] for one in summary["kinds"].values()) == summary["operations"] > 100
+    assert set(summary["kinds"]) == {"scan", "insert"}
+    assert summary["records_per_scan"] == 7
+    assert summary["distribution"] == "zipfian"
+
+
+def test_a_client_that_cannot_scan_is_refused() -> None:
+    class Plain:
+        async def get(self, key: bytes) -> None: ...
+
+        async def set(self, key: bytes, value: bytes) -> None: ...
+
+        async def close(self) -> None: ...
+
+    workload = Workload("ycsb-e", None, make_keys(10, 4), b"")
+    with pytest.raises(ValueError, match="cannot scan"):
+        workload.worker(Plain(), random.Random(1))
