@@ -48,6 +48,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+from rich import box
 from rich.table import Table
 
 from bench import charts
@@ -57,7 +58,7 @@ FORMAT: Final = 1
 RESULT: Final = "result.json"
 PAGE: Final = "report.html"
 
-_COLUMNS: Final = ("", "per second", "p50 ms", "p95 ms", "p99 ms", "max ms", "number", "failed")
+_COLUMNS: Final = ("latencies in ms", "ops/s", "p50", "p95", "p99", "max", "number", "failed")
 _PAGES: Final = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=True,
@@ -91,7 +92,14 @@ def page(result: dict[str, Any], drawn: dict[str, list[charts.Chart]]) -> str:
 
 def table(scenario: dict[str, Any]) -> Table:
     """For a terminal."""
-    made = Table(title=f"{scenario['name']}: {scenario['what']}", caption=beside(scenario), title_justify="left")
+    made = Table(
+        title=f"{scenario['name']}: {scenario['what']}",
+        caption=beside(scenario),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
     for at, name in enumerate(_COLUMNS):
         made.add_column(name, justify="right" if at else "left", no_wrap=True)
     for row in scenario["rows"]:
@@ -106,7 +114,10 @@ def cells(row: dict[str, Any]) -> list[list[str]]:
     rate = f"{row['per_second']:,.0f}"
     lines = [[row["label"], rate, *_latencies(row), f"{row['operations']:,}", failed]]
     for kind, one in row.get("kinds", {}).items():
-        lines.append([f"  {kind.replace('_', ' ')}", "", *_latencies(one), f"{one['operations']:,}", ""])
+        name = f"  {kind.replace('_', ' ')}"
+        if kind == "scan" and "records_per_scan" in row:
+            name += f" of {row['records_per_scan']:g}"
+        lines.append([name, "", *_latencies(one), f"{one['operations']:,}", ""])
     return lines
 
 

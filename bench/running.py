@@ -24,10 +24,11 @@ from bench.report import as_text, summary_of
 from bench.scenarios import SCENARIOS, Reads, Scenario
 from bench.targets import Api
 from bench.workload import OPERATIONS, Operation
-from raftkv.cli.common import DEFAULT_ENDPOINTS
+from raftkv.cli.common import DEFAULT_ENDPOINTS, stdout_is_terminal
 from raftkv.testing import LocalCluster
 
 _FOLDER: Final = Path("bench-results")
+_WIDTH: Final = 120
 
 
 @click.command("load")
@@ -172,7 +173,8 @@ def run_command(
     if output == "json":
         click.echo(json.dumps(result))
     else:
-        console = Console()
+        # Files have room.
+        console = Console(width=None if stdout_is_terminal() else _WIDTH)
         for measured in found:
             console.print(results.table(measured))
         click.echo(f"report: {folder / results.PAGE}")
