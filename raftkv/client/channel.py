@@ -32,6 +32,10 @@ _SETTLED: Final = (int(Code.OK), int(Code.CONDITION_FAILED))
 _CONNECT_TIMEOUT: Final = 2.0
 _SILENCE: Final = 2.0
 """Seconds over the node's budget after which a stream without any answer is taken for broken."""
+_FULL: Final = 32
+"""Operations over which a message is hardly cheaper for each of them."""
+_SPACING: Final = 1.2
+"""Of the time that answers take, between two messages with fewer operations than would be enough."""
 _NOT_SENT: Final = int(Code.UNAVAILABLE)
 _UNKNOWN: Final = int(Code.UNKNOWN)
 _NEVER: Final = 1 << 63
@@ -44,6 +48,9 @@ class Observer(Protocol):
 
     def on_busy(self) -> None:
         """A channel without attempts under way got one: it has to be swept."""
+
+    def share(self) -> int:
+        """How many attempts a channel that has some has on average."""
 
     def on_state(self, address: str, ok: bool) -> None:
         """Whether the node at ``address`` answers."""
@@ -79,8 +86,7 @@ class Channel:
         self._out: deque[int] = deque()
         self._pending: dict[int, Call] = {}
         self._wake: asyncio.Future[None] | None = None
-        self._enough = 1
-        self._pace = Pace()
+        self._pace = Pace(clock, _SPACING, self._notify)
         self._stream: Stream | None = None
         self._lost: Result | None = None
         self._heard = 0.0
@@ -105,7 +111,7 @@ class Channel:
         pending[number] = call
         self._out.append(number)
         wake = self._wake
-        if wake is not None and len(self._out) >= self._enough:
+        if wake is not None and len(self._out) >= self._pace.enough:
             self._wake = None
             if not wake.done():
                 wake.set_result(None)
@@ -131,6 +137,11 @@ class Channel:
             if self._stream is not None:
                 self._stream.cancel()
         return bool(self._pending or self._due)
+
+    @property
+    def under_way(self) -> int:
+        """Attempts that have no result yet."""
+        return len(self._pending)
 
     @property
     def idle(self) -> bool:
@@ -180,6 +191,7 @@ class Channel:
             try:
                 await self._write_stream(stream)
             finally:
+                self._pace.close()
                 self._stream = None
                 self._due = 0.0
                 stream.cancel()
@@ -210,17 +222,15 @@ class Channel:
             if not self._out:
                 await self._sleep()
                 continue
-            delay = self._pace.delay(self._clock.now(), len(self._out), len(self._pending))
-            if delay:
-                await self._gather(delay)
+            if self._pace.waits(len(self._out), min(self._observer.share(), _FULL)):
+                await self._sleep()
                 continue
             request = self._batch()
             if request is None:
                 continue
             try:
-                now = self._clock.now()
-                self._pace.sent(now)
-                self._pace.follow(request.operations[0].id, now)
+                self._pace.sent()
+                self._pace.follow(request.operations[0].id)
                 await stream.write(request)
             except TransportError as error:
                 if self._lost is None:
@@ -242,7 +252,7 @@ class Channel:
                 for message in response.results:
                     number = message.id
                     if number == followed:
-                        self._pace.answered(self._heard)
+                        self._pace.answered()
                     call = pending.pop(number, None)
                     if call is None:
                         continue
@@ -251,7 +261,7 @@ class Channel:
                         future = call.future
                         if not future.done():
                             future.set_result(decode(message) if call.kind == _GET else _written(message))
-                if self._enough > 1:
+                if self._pace.enough > 1:
                     # Less is outstanding: what has gathered may be enough now.
                     self._notify()
                 self._observer.on_state(self.address, True)
@@ -345,16 +355,6 @@ class Channel:
     async def _sleep(self) -> None:
         self._wake = self._loop.create_future()
         await self._wake
-
-    async def _gather(self, delay: float) -> None:
-        """Wait until half of what is outstanding waits here, less is outstanding, or for ``delay`` seconds."""
-        self._enough = (len(self._pending) + 1) // 2
-        timer = self._clock.call_later(delay, self._notify)
-        try:
-            await self._sleep()
-        finally:
-            timer.cancel()
-            self._enough = 1
 
     def _notify(self) -> None:
         wake, self._wake = self._wake, None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import get_running_loop
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from random import Random
+from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from raftkv.client.call import Call
@@ -46,6 +47,8 @@ class Engine:
         self._channels: dict[str, Channel] = {}
         self._sessions: Sessions | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._running: Callable[[], bool] = bool
         self._forks = forks()
         self._closed = False
         self._numbers = count(1)
@@ -67,10 +70,13 @@ class Engine:
             if self._loop is not None:
                 raise UsageError("the client belongs to another event loop: make one client per loop")
             self._loop = loop
+            self._thread = get_ident()
+            self._running = loop.is_running
 
     async def run(self, call: Call, timeout: float, accept: int = 0) -> Result:
         """The result of ``call`` within ``timeout`` seconds, its code OK or ``accept``. Raises RaftKVError."""
-        if self._closed or get_running_loop() is not self._loop or forks() != self._forks:
+        # A loop that runs in this thread is the running one; to ask for that costs a system call before Python 3.12.
+        if self._closed or get_ident() != self._thread or not self._running() or forks() != self._forks:
             self.check_usable()
         now = self._now()
         call.deadline = now + timeout
@@ -229,6 +235,11 @@ class Engine:
             channel = Channel(address, endpoint, self._clock, self._numbers, self)
             self._channels[address] = channel
         return channel
+
+    def share(self) -> int:
+        """How many attempts a channel that has some has on average."""
+        busy = [channel.under_way for channel in self._channels.values() if not channel.idle]
+        return sum(busy) // len(busy) if busy else 0
 
     def on_busy(self) -> None:
         """A channel without attempts under way got one."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from raftkv.clock import Clock
     from raftkv.rpc.frontend import Frontend
 
+_SPACING = 0.5
+"""Of the time that answers take, between two messages with less than half of them."""
 _OVERHEAD = 48  # an operation without payload still takes room
 
 
@@ -35,8 +37,7 @@ class PipelineStream:
         self._frontend = frontend
         self._clock = clock
         self._tally = tally
-        self._pace = Pace()
-        self._enough = 1
+        self._pace = Pace(clock, _SPACING, self._notify)
         self._loop = asyncio.get_running_loop()
         self._ready: list[tuple[int, Result]] = []
         self._ready_bytes = 0
@@ -64,21 +65,22 @@ class PipelineStream:
     def stop_reading(self) -> None:
         """What was read is still answered, then the stream ends."""
         self._reading = False
+        self._pace.close()
         self._notify()
 
     async def responses(self) -> AsyncIterator[kv_pb2.PipelineResponse]:
         """Messages to send, until everything that was read has been answered."""
         while True:
             if self._ready:
-                delay = self._pace.delay(self._clock.now(), len(self._ready), self._unanswered)
-                if delay and self._reading:
-                    await self._gather(delay)
+                if self._reading and self._pace.waits(len(self._ready), (self._unanswered + 1) // 2):
+                    await self._sleep()
+                    continue
                 batch, self._ready, self._ready_bytes = self._ready, [], 0
                 start = 0
                 while start < len(batch):
                     response, start = self._response(batch, start)
                     yield response
-                self._pace.sent(self._clock.now())
+                self._pace.sent()
                 self._unanswered -= len(batch)
                 if self._room is not None and not self._full():
                     room, self._room = self._room, None
@@ -87,19 +89,11 @@ class PipelineStream:
             elif not self._reading and (self.failure is not None or not self._unanswered):
                 return
             else:
-                self._wake = self._loop.create_future()
-                await self._wake
+                await self._sleep()
 
-    async def _gather(self, delay: float) -> None:
-        """Wait until half of what is outstanding is ready, or for ``delay`` seconds."""
-        self._enough = (self._unanswered + 1) // 2
+    async def _sleep(self) -> None:
         self._wake = self._loop.create_future()
-        timer = self._clock.call_later(delay, self._notify)
-        try:
-            await self._wake
-        finally:
-            timer.cancel()
-            self._enough = 1
+        await self._wake
 
     def _full(self) -> bool:
         return (
@@ -146,7 +140,7 @@ class PipelineStream:
             timeout = min(request.timeout_ms / 1000 or DEFAULT_TIMEOUT, MAX_TIMEOUT)
             kinds = [op[0] for op in ops]
             self._tally.take(kinds)
-            self._pace.follow(ids[0], self._clock.now())
+            self._pace.follow(ids[0])
             self._frontend.submit(ops, timeout, self._replier(ids, kinds, share))
 
     def _replier(self, ids: list[int], kinds: list[int], share: int) -> Callable[[int, Result], None]:
@@ -161,7 +155,7 @@ class PipelineStream:
             if value is not None:
                 self._ready_bytes += len(value)
             wake = self._wake
-            if wake is not None and len(self._ready) >= self._enough:
+            if wake is not None and len(self._ready) >= self._pace.enough:
                 self._wake = None
                 if not wake.done():
                     wake.set_result(None)
@@ -184,7 +178,7 @@ class PipelineStream:
                 if size > MAX_BATCH_BYTES and index > start:
                     return response, index
             if number == followed:
-                self._tally.latency.observe(self._pace.answered(self._clock.now()))
+                self._tally.latency.observe(self._pace.answered())
             message = add()
             message.id = number
             fill(message, result)

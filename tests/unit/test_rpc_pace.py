@@ -2,51 +2,117 @@
 
 from __future__ import annotations
 
-from raftkv.rpc.pace import LONGEST, SHARE, Pace
+from raftkv.rpc.pace import LONGEST, Pace
+from tests.peer_world import ManualClock
+
+_SHARE = 0.5
 
 
-def _settled(answer_time: float) -> Pace:
-    pace = Pace()
-    now = 0.0
-    for number in range(1, 200):
-        pace.follow(number, now)
-        now += answer_time
-        pace.answered(now)
-    return pace
+class _Clock(ManualClock):
+    def pass_by(self, seconds: float) -> None:
+        """As advance, with nothing that has to come to rest."""
+        passing = self.advance(seconds)
+        while True:
+            try:
+                passing.send(None)
+            except StopIteration:
+                return
+
+
+class _World:
+    def __init__(self) -> None:
+        self.clock = _Clock()
+        self.resumed = 0
+        self.pace = Pace(self.clock, _SHARE, self.resume)
+
+    def resume(self) -> None:
+        self.resumed += 1
+
+    def settle(self, answer_time: float) -> None:
+        for number in range(1, 200):
+            self.pace.follow(number)
+            self.clock.pass_by(answer_time)
+            assert abs(self.pace.answered() - answer_time) < 1e-9
+        self.pace.sent()
 
 
 def test_an_idle_stream_never_waits() -> None:
-    pace = _settled(0.01)
-    pace.sent(10.0)
-    assert pace.delay(10.0, gathered=1, outstanding=1) == 0.0
+    world = _World()
+    world.settle(0.01)
+    assert not world.pace.waits(gathered=1, enough=1)
 
 
 def test_what_travels_together_never_waits() -> None:
-    pace = _settled(0.01)
-    pace.sent(10.0)
-    assert pace.delay(10.0, gathered=25, outstanding=50) == 0.0
+    world = _World()
+    world.settle(0.01)
+    assert not world.pace.waits(gathered=25, enough=25)
 
 
 def test_a_small_part_waits_for_a_share_of_the_time_that_answers_take() -> None:
-    pace = _settled(0.004)
-    pace.sent(10.0)
-    wait = pace.delay(10.001, gathered=2, outstanding=50)
-    assert abs(wait - (SHARE * 0.004 - 0.001)) < 1e-4
-    assert pace.delay(10.0 + wait + 0.002, gathered=2, outstanding=50) == 0.0
+    world = _World()
+    world.settle(0.004)
+    world.clock.pass_by(0.001)
+    assert world.pace.waits(gathered=2, enough=25)
+    assert world.pace.enough == 25
+    world.clock.pass_by(_SHARE * 0.004 - 0.001 - 1e-4)
+    assert (world.resumed, world.pace.waits(3, 25)) == (0, True)
+    world.clock.pass_by(2e-4)
+    assert world.resumed == 1
+    assert not world.pace.waits(gathered=3, enough=25)
+    assert world.pace.enough == 1
+
+
+def test_one_timer_serves_all_waits() -> None:
+    world = _World()
+    world.settle(0.004)
+    assert world.pace.waits(2, 25)
+    world.clock.pass_by(0.001)
+    # Enough came: a message leaves, and the next one waits anew, from then on.
+    assert not world.pace.waits(25, 25)
+    world.pace.sent()
+    assert world.pace.waits(2, 25)
+    world.clock.pass_by(_SHARE * 0.004 - 1e-4)
+    assert world.resumed == 0
+    world.clock.pass_by(2e-4)
+    assert world.resumed == 1
+
+
+def test_nothing_rings_when_nobody_waits() -> None:
+    world = _World()
+    world.settle(0.004)
+    assert world.pace.waits(2, 25)
+    assert not world.pace.waits(25, 25)
+    world.clock.pass_by(1.0)
+    assert world.resumed == 0
+
+
+def test_nothing_rings_after_the_end_of_the_stream() -> None:
+    world = _World()
+    world.settle(0.004)
+    assert world.pace.waits(2, 25)
+    world.pace.close()
+    world.clock.pass_by(1.0)
+    assert (world.resumed, world.pace.enough) == (0, 1)
 
 
 def test_the_wait_is_bounded_however_slow_answers_are() -> None:
-    pace = _settled(3.0)
-    pace.sent(0.0)
-    assert pace.delay(0.0, gathered=1, outstanding=50) == LONGEST
+    world = _World()
+    world.settle(3.0)
+    assert world.pace.waits(1, 25)
+    world.clock.pass_by(LONGEST + 1e-6)
+    assert world.resumed == 1
+    assert not world.pace.waits(1, 25)
 
 
 def test_only_one_operation_is_timed_and_a_lost_one_makes_way() -> None:
-    pace = Pace()
-    pace.follow(1, 0.0)
-    pace.follow(2, 0.5)
-    assert pace.followed == 1
-    pace.follow(3, 2.0)
-    assert pace.followed == 3
-    pace.answered(2.1)
-    assert pace.followed == 0
+    world = _World()
+    world.pace.follow(1)
+    world.clock.pass_by(0.5)
+    world.pace.follow(2)
+    assert world.pace.followed == 1
+    world.clock.pass_by(1.5)
+    world.pace.follow(3)
+    assert world.pace.followed == 3
+    world.clock.pass_by(0.1)
+    assert abs(world.pace.answered() - 0.1) < 1e-9
+    assert world.pace.followed == 0
