@@ -186,6 +186,7 @@ class GroupSnapshots:
         assert term is not None
         self._taking = True
         self.bytes_since = 0
+        began = self._clock.now()
         snapshot = self._group.machine.snapshot()
         chunks = snapshot.chunks()
         writer = self._files.writer(self._group.group, index, term, self._group.log.configurations.at(index))
@@ -215,6 +216,8 @@ class GroupSnapshots:
         def committed(info: Any, problem: BaseException | None) -> None:
             finish(problem)
             if problem is None and index > self.index and not self._closed:
+                took = self._clock.now() - began
+                log.info("group %d: snapshot of entry %d took %.3f s", self._group.group, index, took)
                 self._adopt(info)
                 keep = max(self._group.log.base_index, index - self._config.keep_entries)
                 self._group.log.compact(min(keep, index))

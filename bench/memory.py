@@ -1,0 +1,293 @@
+"""What records cost: memory, disk, restarts, snapshots and the writes that they hold up, at several sizes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+
+import raftkv
+from bench.footprint import Taken, memory, on_disk, snapshots, written
+from bench.load import make_keys
+from bench.state import State
+from bench.state import measure as measure_state
+from bench.steady import Timed, at, steady
+from raftkv.cli.common import complain
+from raftkv.cli.local import probe
+from raftkv.clock import SystemClock, sleep
+from raftkv.errors import RaftKVError
+from raftkv.testing import LocalCluster
+
+_KEY_BYTES = 16
+_LOADING = 1_000
+"""Writes under way while the store is filled."""
+
+_SNAPSHOTS = 2
+"""Of each group, while writes go on."""
+
+_LOGGED_BYTES = 50
+"""What a write takes in the log beside its key and value, about."""
+
+_SETTLED = 1.0
+_PATIENCE = 600.0
+"""Seconds for a start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``rate``: operations per second while latencies are measured, ``seconds``: for how long; sizes in bytes."""
+
+    nodes: int = 3
+    groups: int = 3
+    value_size: int = 128
+    rate: float = 1_000.0
+    seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds."""
+
+    p50: float
+    p99: float
+    p999: float
+    worst: float
+
+    @classmethod
+    def of(cls, operations: Sequence[Timed]) -> Latency:
+        took = [one.took * 1000 for one in operations]
+        return cls(*(round(at(took, share), 2) for share in (0.5, 0.99, 0.999, 1.0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What was measured with so many records. Bytes and seconds; of several nodes, that of the worst.
+
+    ``node_bytes_per_record``: after loading, beyond what the empty node took; ``restarted_bytes_per_record``: after a
+    restart. ``wal_per_user_byte``: bytes that one node's log took for each byte of keys and values.
+    ``disk_per_user_byte``: what its data folder has in the end. ``restart_node``: from the start of a killed node's
+    process until it has applied what was committed before. ``restart_cluster``: from the start until all nodes have.
+    ``calm`` and ``held_up``: writes while no snapshot was taken anywhere, and those that met one. ``snapshots``:
+    seconds that each took.
+    """
+
+    records: int
+    state: State
+    node_bytes_per_record: float
+    restarted_bytes_per_record: float
+    loaded_per_second: float
+    wal_per_user_byte: float
+    disk_per_user_byte: float
+    reads: Latency
+    restart_node: float
+    restart_cluster: float
+    snapshots: tuple[float, ...]
+    calm: Latency
+    held_up: Latency
+    failed: int
+
+
+def measure(sizes: Sequence[int], plan: Plan, say: Callable[[str], None]) -> list[Size]:
+    """Each size with a cluster of its own."""
+    found = []
+    for records in sizes:
+        say(f"{records:,} records: the state by itself")
+        state = measure_state(records, plan.value_size)
+        with LocalCluster(plan.nodes, plan.groups) as cluster:
+            found.append(asyncio.run(_Run(cluster, records, plan, say).measure(state)))
+    return found
+
+
+class _Run:
+    def __init__(self, cluster: LocalCluster, records: int, plan: Plan, say: Callable[[str], None]) -> None:
+        self._cluster = cluster
+        self._plan = plan
+        self._say = say
+        self._clock = SystemClock()
+        self._keys = make_keys(records, _KEY_BYTES)
+        self._value = b"v" * plan.value_size
+        self._idle: dict[int, int] = {}
+
+    async def measure(self, state: State) -> Size:
+        cluster, plan, records = self._cluster, self._plan, len(self._keys)
+        user_bytes = records * (_KEY_BYTES + plan.value_size)
+        self._idle = self._memory()
+        async with raftkv.AsyncClient(cluster.endpoints, timeout=30.0) as client:
+            self._say("loading")
+            took = await self._load(client)
+            await sleep(self._clock, _SETTLED)
+            loaded = self._bytes_per_record()
+            wal = max(written(cluster.data_dir(node) / "wal") for node in cluster.nodes) / user_bytes
+            self._say("reading")
+            reads = await steady(client.get, self._keys, plan.rate, plan.seconds / 2)
+        self._say("restarting a node, then all")
+        restart_node = await self._restart([cluster.nodes[-1]])
+        cluster.kill_all()
+        self._lower_snapshot_bytes()
+        restart_cluster = await self._restart(cluster.nodes)
+        await sleep(self._clock, _SETTLED)
+        restarted = self._bytes_per_record()
+        self._say("writing while snapshots are taken")
+        taken, writes = await self._write()
+        met = [one for one in writes if _meets(one, taken)]
+        calm = [one for one in writes if not _meets(one, taken)]
+        return Size(
+            records=records,
+            state=state,
+            node_bytes_per_record=loaded,
+            restarted_bytes_per_record=restarted,
+            loaded_per_second=records / took,
+            wal_per_user_byte=wal,
+            disk_per_user_byte=max(on_disk(cluster.data_dir(node)) for node in cluster.nodes) / user_bytes,
+            reads=Latency.of(reads),
+            restart_node=restart_node,
+            restart_cluster=restart_cluster,
+            snapshots=tuple(round(one.ended - one.began, 3) for one in taken),
+            calm=Latency.of(calm),
+            held_up=Latency.of(met),
+            failed=sum(one.failed for one in (*reads, *writes)),
+        )
+
+    async def _load(self, client: raftkv.AsyncClient) -> float:
+        rest = iter(self._keys)
+
+        async def work() -> None:
+            for key in rest:
+                await client.put(key, self._value)
+
+        began = self._clock.now()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_LOADING):
+                group.create_task(work())
+        return self._clock.now() - began
+
+    def _memory(self) -> dict[int, int]:
+        pids = {node: self._cluster.pid(node) for node in self._cluster.nodes}
+        return {node: memory(pid) for node, pid in pids.items() if pid is not None}
+
+    def _bytes_per_record(self) -> float:
+        return max(taken - self._idle[node] for node, taken in self._memory().items()) / len(self._keys)
+
+    async def _restart(self, nodes: Sequence[int]) -> float:
+        """Seconds from starting ``nodes``, which are killed before, until they have applied what was committed."""
+        cluster = self._cluster
+        running = [node for node in cluster.nodes if cluster.pid(node) is not None]
+        self._goal = self._applied(running) or self._goal
+        for node in nodes:
+            cluster.kill(node)
+        began = self._clock.now()
+        for node in nodes:
+            cluster.restart(node, wait=False)
+        await asyncio.to_thread(cluster.wait_ready, _PATIENCE)
+        while any(self._applied([node]).get(group, 0) < goal for node in nodes for group, goal in self._goal.items()):
+            await sleep(self._clock, 0.05)
+        return self._clock.now() - began
+
+    _goal: dict[int, int]
+
+    def _applied(self, nodes: Sequence[int]) -> dict[int, int]:
+        """Group -> the furthest entry that one of ``nodes`` has applied."""
+        furthest: dict[int, int] = {}
+        for node in nodes:
+            status = probe(self._cluster.address(node))
+            for replica in [] if status is None else status.replicas:
+                furthest[replica.group] = max(furthest.get(replica.group, 0), replica.applied_index)
+        return furthest
+
+    def _lower_snapshot_bytes(self) -> None:
+        """So that each group takes some snapshots while :meth:`_write` writes."""
+        plan = self._plan
+        logged = plan.rate * plan.seconds * (_KEY_BYTES + plan.value_size + _LOGGED_BYTES) / plan.groups
+        wanted = max(64 * 1024, round(logged / _SNAPSHOTS))
+        for node in self._cluster.nodes:
+            path = self._cluster.data_dir(node).parent / "node.toml"
+            path.write_text(re.sub(r"(?m)^snapshot_bytes = \d+$", f"snapshot_bytes = {wanted}", path.read_text()))
+
+    async def _write(self) -> tuple[list[Taken], list[Timed]]:
+        """The snapshots taken during writes, and the writes; on the machine's clock."""
+        cluster, plan, clock = self._cluster, self._plan, self._clock
+        logs = {node: cluster.data_dir(node).parent / "node.log" for node in cluster.nodes}
+        ends = {node: path.stat().st_size for node, path in logs.items()}
+        async with raftkv.AsyncClient(cluster.endpoints, timeout=30.0) as client:
+            began = clock.now()
+            writes = await steady(lambda key: client.put(key, self._value), self._keys, plan.rate, plan.seconds)
+        ahead = clock.wall() - clock.now()
+        found = [one for node, path in logs.items() for one in snapshots(path, ends[node])]
+        found = [Taken(one.group, one.began - ahead, one.ended - ahead) for one in found]
+        if not found:
+            raise RaftKVError("no snapshot was taken while it was written: write for longer, or faster")
+        return [one for one in found if one.ended > began], writes
+
+
+def _meets(one: Timed, taken: Sequence[Taken]) -> bool:
+    return any(one.began < snapshot.ended and snapshot.began < one.began + one.took for snapshot in taken)
+
+
+def as_json(sizes: Sequence[Size]) -> list[dict[str, Any]]:
+    """Plain values."""
+    return [asdict(size) for size in sizes]
+
+
+def as_text(sizes: Sequence[Size]) -> str:
+    """A table: a line for each figure, a column for each size."""
+    rows: list[tuple[str, Callable[[Size], str]]] = [
+        ("records", lambda s: f"{s.records:,}"),
+        ("state alone, bytes/record", lambda s: f"{s.state.bytes_per_record:.0f}"),
+        ("node, bytes/record", lambda s: f"{s.node_bytes_per_record:.0f}"),
+        ("node restarted, bytes/record", lambda s: f"{s.restarted_bytes_per_record:.0f}"),
+        ("loaded/s", lambda s: f"{s.loaded_per_second:,.0f}"),
+        ("applied/s, state alone", lambda s: f"{s.state.applied_per_second:,.0f}"),
+        ("read, state alone", lambda s: f"{s.state.read_us:.2f} us"),
+        ("read p50", lambda s: f"{s.reads.p50:.2f} ms"),
+        ("read p99", lambda s: f"{s.reads.p99:.2f} ms"),
+        ("log, bytes/user byte", lambda s: f"{s.wal_per_user_byte:.2f}"),
+        ("disk, bytes/user byte", lambda s: f"{s.disk_per_user_byte:.2f}"),
+        ("restart of a node", lambda s: f"{s.restart_node:.1f} s"),
+        ("restart of all nodes", lambda s: f"{s.restart_cluster:.1f} s"),
+        ("snapshots under load", lambda s: f"{len(s.snapshots)}"),
+        ("a snapshot takes", lambda s: f"{statistics.median(s.snapshots):.2f} s"),
+        ("a snapshot's longest slice", lambda s: f"{s.state.slice_ms:.1f} ms"),
+        ("write p50, calm", lambda s: f"{s.calm.p50:.2f} ms"),
+        ("write p50, snapshot", lambda s: f"{s.held_up.p50:.2f} ms"),
+        ("write p99.9, calm", lambda s: f"{s.calm.p999:.1f} ms"),
+        ("write p99.9, snapshot", lambda s: f"{s.held_up.p999:.1f} ms"),
+        ("write worst, calm", lambda s: f"{s.calm.worst:.1f} ms"),
+        ("write worst, snapshot", lambda s: f"{s.held_up.worst:.1f} ms"),
+        ("failed operations", lambda s: f"{s.failed}"),
+    ]
+    return "\n".join(f"{name:30}" + "".join(f"{value(size):>14}" for size in sizes) for name, value in rows)
+
+
+def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter("numbers, separated by commas") from None
+    if min(sizes) < 1:
+        raise click.BadParameter("at least 1 record")
+    return sizes
+
+
+@click.command("memory")
+@click.option(
+    "--records", callback=_numbers, default="10000,100000,1000000", metavar="N,...", help="Sizes of the store."
+)
+@click.option("--value-size", type=click.IntRange(0, 1024 * 1024), default=128, help="Bytes.")
+@click.option("--nodes", type=click.IntRange(1, 9), default=3)
+@click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of the cluster.")
+@click.option("--rate", type=click.FloatRange(min=1), default=1000.0, help="Operations per second.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=30.0, help="Writing while snapshots are taken.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+def command(
+    records: list[int], value_size: int, nodes: int, groups: int, rate: float, seconds: float, output: str
+) -> None:
+    """Fill clusters with RECORDS each; print memory, disk, restarts, snapshots and the writes that these hold up."""
+    plan = Plan(nodes, groups, value_size, rate, seconds)
+    sizes = measure(records, plan, complain)
+    click.echo(json.dumps(as_json(sizes)) if output == "json" else as_text(sizes))
