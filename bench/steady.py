@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
@@ -59,4 +60,4 @@ async def steady(
 def at(values: Sequence[float], share: float) -> float:
     """The smallest of ``values`` that at least ``share`` of them do not exceed; 0 if there are none."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(len(ordered) * share + 0.5) - 1))] if ordered else 0.0
+    return ordered[min(len(ordered) - 1, max(0, ceil(len(ordered) * share) - 1))] if ordered else 0.0

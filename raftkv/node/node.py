@@ -87,7 +87,7 @@ class Sizes:
     """
 
     segment_bytes: int = limits.WAL_SEGMENT_BYTES
-    chunk_bytes: int = limits.SNAPSHOT_CHUNK_BYTES
+    chunk_bytes: int = limits.SNAPSHOT_PART_BYTES
     keep_entries: int = RaftConfig().keep_entries
 
 

@@ -23,9 +23,9 @@ class RaftConfig:
     election_max: float = 0.9
     heartbeat: float = 0.1
     lease_share: float = 0.9
-    snapshot_bytes: int = 64 * 1024 * 1024
+    snapshot_bytes: int = 32 * 1024 * 1024
     keep_entries: int = 1000
-    chunk_bytes: int = limits.SNAPSHOT_CHUNK_BYTES
+    chunk_bytes: int = limits.SNAPSHOT_PART_BYTES
     max_open_entries: int = 1
 
     def __post_init__(self) -> None:

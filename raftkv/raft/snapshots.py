@@ -30,6 +30,12 @@ _STALLED: Final = 1.0
 _PATIENCE: Final = 4
 """The log may grow to this many times ``snapshot_bytes`` while a follower takes over the latest snapshot."""
 
+_REST: Final = 4
+"""After each chunk of a snapshot the loop is left alone for so many times as long as the chunk took."""
+
+_FORGOTTEN: Final = 2000
+"""Entries of the log that are let go of in one turn once a snapshot covers them: a fraction of a millisecond."""
+
 
 class SnapshotInfo(Protocol):
     """A verified, durable snapshot file."""
@@ -64,6 +70,9 @@ class Incoming(Protocol):
 
 class SnapshotFiles(Protocol):
     """The node's snapshot files; callbacks come from the loop."""
+
+    @property
+    def busy(self) -> bool: ...
 
     def latest(self, group: int) -> Any: ...
 
@@ -174,9 +183,9 @@ class GroupSnapshots:
         self._wanted = True
 
     def maybe_take(self) -> None:
-        """Take a snapshot if enough was applied since the last one."""
+        """Take a snapshot if enough was applied since the last one, and no other group of the node is at it."""
         due = self._wanted or self.bytes_since > self._config.snapshot_bytes
-        if self._taking or self._closed or not due or self._in_use():
+        if self._taking or self._closed or not due or self._files.busy or self._in_use():
             return
         self._wanted = False
         index = self._group.core.applied_index()
@@ -206,12 +215,17 @@ class GroupSnapshots:
             if problem is not None:
                 finish(problem)
                 return
+            turn = self._clock.now()
             chunk = next(chunks, None)
             if chunk is None:
                 snapshot.close()
                 writer.commit(committed)
             else:
-                writer.add(chunk, proceed)
+                pause = _REST * (self._clock.now() - turn)
+                writer.add(chunk, lambda problem: rest(pause, problem))
+
+        def rest(pause: float, problem: BaseException | None) -> None:
+            self._clock.call_later(pause, lambda: proceed(problem))
 
         def committed(info: Any, problem: BaseException | None) -> None:
             finish(problem)
@@ -219,10 +233,17 @@ class GroupSnapshots:
                 took = self._clock.now() - began
                 log.info("group %d: snapshot of entry %d took %.3f s", self._group.group, index, took)
                 self._adopt(info)
-                keep = max(self._group.log.base_index, index - self._config.keep_entries)
-                self._group.log.compact(min(keep, index))
+                self._forget(index - self._config.keep_entries)
 
         proceed(None)
+
+    def _forget(self, until: int) -> None:
+        """Let go of the log before entry ``until``, a part in each turn: it may be long."""
+        log = self._group.log
+        if self._closed or log.base_index >= until:
+            return
+        log.compact(min(until, log.base_index + _FORGOTTEN))
+        self._clock.call_later(0.0, lambda: self._forget(until))
 
     def _in_use(self) -> bool:
         """Whether a follower is about to continue from the latest snapshot: with a newer one it would start anew, and

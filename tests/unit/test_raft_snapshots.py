@@ -224,7 +224,7 @@ def test_h8f_chunks_of_two_leaders_do_not_mix() -> None:
     info = leader.files.latest(GROUP)
     assert info is not None
     lab.pump(1, 3, Type.SNAPSHOT_OFFER)
-    chunk = info.raw[: limits.SNAPSHOT_CHUNK_BYTES]
+    chunk = info.raw[: limits.SNAPSHOT_PART_BYTES]
     lab[3].receive(2, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, chunk])
     lab[3].receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index + 1, 0, chunk])
     lab[3].receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 5, chunk])
@@ -253,7 +253,7 @@ def test_snapshot_goes_on_where_it_was_interrupted() -> None:
         lab.tick(1, after=0.1)
         _pump_without(lab, third_chunk)
     assert lab[3].commands() == leader.commands()
-    assert chunks == -(-info.size // limits.SNAPSHOT_CHUNK_BYTES) + 1
+    assert chunks == -(-info.size // limits.SNAPSHOT_PART_BYTES) + 1
 
 
 def test_leader_change_in_the_middle_of_a_snapshot() -> None:
