@@ -8,6 +8,7 @@ numbers of slots, records, sessions and dirty keys. A chunk holds whole items. D
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from raftkv.errors import StorageError
 from raftkv.store.codec import binary, pack, unpack_all, whole
 from raftkv.store.digest import DIGEST_BYTES, slot_digest
 from raftkv.store.moving import Ending, Import
+from raftkv.store.packed import VALUE_AT, fields, packed
 from raftkv.store.sessions import session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState
 
@@ -110,9 +112,9 @@ class StoreSnapshot:
 def _record_items(image: SlotImage) -> Iterator[list[Any]]:
     item: list[Any] = [_RECORDS, image.number]
     size = 0
-    for key, (value, version, expires) in image.records.items():
-        item += (key, value, version, expires)
-        size += len(key) + len(value) + _RECORD_OVERHEAD
+    for key, record in image.records.items():
+        item += (key, *fields(record))
+        size += len(key) + len(record) + _RECORD_OVERHEAD - VALUE_AT
         if size >= _ITEM_BYTES:
             yield item
             item, size = [_RECORDS, image.number], 0
@@ -123,8 +125,8 @@ def _record_items(image: SlotImage) -> Iterator[list[Any]]:
 def _items(head: list[Any], parts: Iterable[tuple[list[Any], int]]) -> Iterator[list[Any]]:
     """Items that begin with ``head`` and hold fields of about their size (bytes) each."""
     item, size = [*head], 0
-    for fields, cost in parts:
-        item += fields
+    for part, cost in parts:
+        item += part
         size += cost
         if size >= _ITEM_BYTES:
             yield item
@@ -162,7 +164,7 @@ class StoreRestore:
         try:
             for item in unpack_all(chunk):
                 self._take(item)
-        except (ValueError, TypeError, IndexError, KeyError) as problem:
+        except (ValueError, TypeError, IndexError, KeyError, struct.error) as problem:
             raise StorageError(f"not a snapshot of a store: {problem}") from problem
 
     def finish(self) -> None:
@@ -215,8 +217,8 @@ class StoreRestore:
         return slot
 
     def _take_ended(self, item: list[Any]) -> None:
-        fields = iter(item[1:])
-        for number, move, how in zip(fields, fields, fields, strict=True):
+        each = iter(item[1:])
+        for number, move, how in zip(each, each, each, strict=True):
             self._state.ended[whole(number)] = (whole(move), Ending(how))
 
     def _take_import(self, item: list[Any]) -> None:
@@ -243,9 +245,9 @@ class StoreRestore:
         self._state.slots.append(slot)
 
     def _take_records(self, slot: Slot, item: list[Any]) -> None:
-        fields = iter(item[2:])
-        for key, value, version, expires in zip(fields, fields, fields, fields, strict=True):
-            slot.records[binary(key)] = (binary(value), whole(version), whole(expires))
+        each = iter(item[2:])
+        for key, value, version, expires in zip(each, each, each, each, strict=True):
+            slot.records[binary(key)] = packed(binary(value), whole(version), whole(expires))
             slot.bytes += len(key) + len(value)
             slot.expiring += expires != 0
             self._records += 1
@@ -253,8 +255,8 @@ class StoreRestore:
     def _take_dirty(self, slot: Slot, item: list[Any]) -> None:
         if slot.dirty is None:
             raise ValueError("changes of a slot that is not tracked")
-        fields = iter(item[2:])
-        for key, counter in zip(fields, fields, strict=True):
+        each = iter(item[2:])
+        for key, counter in zip(each, each, strict=True):
             if whole(counter) <= next(reversed(slot.dirty.values()), 0) or counter > slot.counter:
                 raise ValueError("changes are not in order")
             slot.dirty[binary(key)] = counter
