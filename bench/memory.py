@@ -8,6 +8,7 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,13 +29,17 @@ _KEY_BYTES = 16
 _LOADING = 1_000
 """Writes under way while the store is filled."""
 
-_SNAPSHOTS = 2
-"""Of each group, while writes go on."""
+_SNAPSHOTS = 1.3
+"""Of each group, about, while writes go on: they take turns, and there is to be time without any."""
 
 _LOGGED_BYTES = 50
 """What a write takes in the log beside its key and value, about."""
 
 _SETTLED = 1.0
+_QUIET = 6.0
+"""Seconds without a snapshot, longer than one takes, after which those that followed from a restart are over; by then
+leaders have also found their places."""
+
 _PATIENCE = 600.0
 """Seconds for a start."""
 
@@ -131,7 +136,7 @@ class _Run:
         cluster.kill_all()
         self._lower_snapshot_bytes()
         restart_cluster = await self._restart(cluster.nodes)
-        await sleep(self._clock, _SETTLED)
+        await self._settle()
         restarted = self._bytes_per_record()
         self._say("writing while snapshots are taken")
         taken, writes = await self._write()
@@ -209,16 +214,24 @@ class _Run:
             path = self._cluster.data_dir(node).parent / "node.toml"
             path.write_text(re.sub(r"(?m)^snapshot_bytes = \d+$", f"snapshot_bytes = {wanted}", path.read_text()))
 
+    def _logs(self) -> list[Path]:
+        return [self._cluster.data_dir(node).parent / "node.log" for node in self._cluster.nodes]
+
+    async def _settle(self) -> None:
+        seen = -1
+        while seen != (seen := sum(len(snapshots(path)) for path in self._logs())):
+            await sleep(self._clock, _QUIET)
+
     async def _write(self) -> tuple[list[Taken], list[Timed]]:
         """The snapshots taken during writes, and the writes; on the machine's clock."""
         cluster, plan, clock = self._cluster, self._plan, self._clock
-        logs = {node: cluster.data_dir(node).parent / "node.log" for node in cluster.nodes}
-        ends = {node: path.stat().st_size for node, path in logs.items()}
+        logs = self._logs()
+        ends = [path.stat().st_size for path in logs]
         async with raftkv.AsyncClient(cluster.endpoints, timeout=30.0) as client:
             began = clock.now()
             writes = await steady(lambda key: client.put(key, self._value), self._keys, plan.rate, plan.seconds)
         ahead = clock.wall() - clock.now()
-        found = [one for node, path in logs.items() for one in snapshots(path, ends[node])]
+        found = [one for path, end in zip(logs, ends, strict=True) for one in snapshots(path, end)]
         found = [Taken(one.group, one.began - ahead, one.ended - ahead) for one in found]
         if not found:
             raise RaftKVError("no snapshot was taken while it was written: write for longer, or faster")
