@@ -5,7 +5,6 @@ Everything is measured in alternating rounds, so that what else the machine does
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import statistics
@@ -15,8 +14,9 @@ from typing import Any
 
 import click
 
-from bench import disk, echo
-from bench.load import Operation, Plan, measure
+from bench import disk, echo, generators
+from bench.load import Plan
+from bench.workload import Operation
 from raftkv.cli.common import complain
 from raftkv.errors import RaftKVError
 from raftkv.testing import LocalCluster
@@ -50,10 +50,10 @@ class MeasurementFailed(RaftKVError):
 
 def rate(cluster: LocalCluster, op: Operation, seconds: float) -> float:
     """Operations per second of a closed loop. Raises MeasurementFailed."""
-    found = asyncio.run(measure(Plan(cluster.endpoints, op, workers=_WORKERS, seconds=seconds, warmup=_WARMUP)))
+    found = generators.measure(Plan(cluster.endpoints, op, workers=_WORKERS, seconds=seconds, warmup=_WARMUP))
     if found.errors:
         raise MeasurementFailed(f"{op}: {dict(found.errors)}")
-    return len(found.latencies) / found.seconds
+    return float(found.all_latencies().get_total_count() / found.seconds)
 
 
 def measure_rounds(rounds: int, say: Callable[[str], None], seconds: float = _SECONDS) -> list[Round]:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.steady import at
+from bench import histogram
 from raftkv.clock import SystemClock
 
 _FILE_BYTES = 4 * 1024 * 1024
@@ -39,4 +39,5 @@ def measure(folder: Path, seconds: float) -> Disk:
                 last = now
         finally:
             path.unlink()
-    return Disk(len(took) / (last - began), at(took, 0.5) * 1000, at(took, 0.99) * 1000)
+    p50, p99 = histogram.percentiles(histogram.of(took), (50, 99)).values()
+    return Disk(len(took) / (last - began), p50 or 0.0, p99 or 0.0)

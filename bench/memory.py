@@ -9,17 +9,19 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import click
 
 import raftkv
+from bench import histogram
 from bench.footprint import Taken, memory, on_disk, snapshots, written
-from bench.load import make_keys
+from bench.keys import make_keys
 from bench.state import State
 from bench.state import measure as measure_state
-from bench.steady import Timed, at, steady
-from raftkv.cli.common import complain
+from bench.steady import Timed, steady
+from raftkv.cli.common import complain, run
 from raftkv.cli.local import probe
 from raftkv.clock import SystemClock, sleep
 from raftkv.errors import RaftKVError
@@ -66,8 +68,8 @@ class Latency:
 
     @classmethod
     def of(cls, operations: Sequence[Timed]) -> Latency:
-        took = [one.took * 1000 for one in operations]
-        return cls(*(round(at(took, share), 2) for share in (0.5, 0.99, 0.999, 1.0)))
+        took = histogram.percentiles(histogram.of(one.took for one in operations), (50, 99, 99.9, 100))
+        return cls(*(round(one or 0.0, 2) for one in took.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def measure(sizes: Sequence[int], plan: Plan, say: Callable[[str], None]) -> lis
         say(f"{records:,} records: the state by itself")
         state = measure_state(records, plan.value_size)
         with LocalCluster(plan.nodes, plan.groups) as cluster:
-            found.append(asyncio.run(_Run(cluster, records, plan, say).measure(state)))
+            found.append(run(_Run(cluster, records, plan, say).measure(state)))
     return found
 
 
@@ -223,14 +225,14 @@ class _Run:
             await sleep(self._clock, _QUIET)
 
     async def _write(self) -> tuple[list[Taken], list[Timed]]:
-        """The snapshots taken during writes, and the writes; on the machine's clock."""
+        """The snapshots taken during writes, and the writes."""
         cluster, plan, clock = self._cluster, self._plan, self._clock
         logs = self._logs()
         ends = [path.stat().st_size for path in logs]
         async with raftkv.AsyncClient(cluster.endpoints, timeout=30.0) as client:
-            began = clock.now()
+            began = perf_counter()
             writes = await steady(lambda key: client.put(key, self._value), self._keys, plan.rate, plan.seconds)
-        ahead = clock.wall() - clock.now()
+        ahead = clock.wall() - perf_counter()
         found = [one for path, end in zip(logs, ends, strict=True) for one in snapshots(path, end)]
         found = [Taken(one.group, one.began - ahead, one.ended - ahead) for one in found]
         if not found:

@@ -1,7 +1,4 @@
-"""An open loop: operations start at a steady rate, whether or not earlier ones have their answers.
-
-A latency counts from the moment at which an operation was to start, so a stall shows in each one that it held up.
-"""
+"""An open loop that remembers when each operation was to start: it can be laid beside what else went on then."""
 
 from __future__ import annotations
 
@@ -9,21 +6,27 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from time import perf_counter
+from typing import Final
 
-from raftkv.clock import SystemClock
+from bench.arrivals import Arrivals
+from bench.load import undisturbed
 from raftkv.errors import RaftKVError
 
-_TICK = 0.002
-"""Seconds between two looks at what is to start: the resolution of a latency's beginning is the loop's."""
+_WORKERS: Final = 1_000
+"""Operations under way at a time, at most: those that arrive in a second of stall."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One operation: when it was to start (seconds on the machine's clock) and how long it then took (seconds)."""
+    """One operation: when it was to start (:func:`time.perf_counter`) and how long it then took, in seconds.
+
+    ``late``: how long after that it began: what the client, or the processor that it runs on, had no time for.
+    """
 
     began: float
     took: float
+    late: float = 0.0
     failed: bool = False
 
 
@@ -34,30 +37,25 @@ async def steady(
 
     Failures count as operations that took until they failed.
     """
-    clock, rng = SystemClock(), random.Random(seed)
     done: list[Timed] = []
+    rng = random.Random(seed)
+    first = perf_counter()
+    arrivals = Arrivals(rate, "even", first, first, first + seconds, rng)
 
-    async def one(key: bytes, began: float) -> None:
-        failed = False
+    async def serve() -> None:
+        while (intended := await arrivals.take()) is not None:
+            failed, late = False, perf_counter() - intended
+            try:
+                await operation(keys[int(rng.random() * len(keys))])
+            except RaftKVError:
+                failed = True
+            done.append(Timed(intended, perf_counter() - intended, late, failed))
+
+    with undisturbed():
         try:
-            await operation(key)
-        except RaftKVError:
-            failed = True
-        done.append(Timed(began, clock.now() - began, failed))
-
-    began, started = clock.now(), 0
-    total = round(rate * seconds)
-    async with asyncio.TaskGroup() as group:
-        while started < total:
-            due = min(total, int((clock.now() - began) * rate) + 1)
-            for number in range(started, due):
-                group.create_task(one(keys[int(rng.random() * len(keys))], began + number / rate))
-            started = due
-            await asyncio.sleep(_TICK)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_WORKERS):
+                    group.create_task(serve())
+        finally:
+            arrivals.close()
     return done
-
-
-def at(values: Sequence[float], share: float) -> float:
-    """The smallest of ``values`` that at least ``share`` of them do not exceed; 0 if there are none."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, ceil(len(ordered) * share) - 1))] if ordered else 0.0
