@@ -266,8 +266,8 @@ class _Writer:
         self._files, self._index, self._term, self._voters = files, index, term, voters
         self._chunks: list[bytes] = []
 
-    def add(self, chunk: bytes, done: Callable[[BaseException | None], None]) -> None:
-        self._chunks.append(chunk)
+    def add(self, chunks: Sequence[bytes], done: Callable[[BaseException | None], None]) -> None:
+        self._chunks += chunks
         self._files._later(self._files.delay, lambda: done(None))
 
     def commit(self, done: Callable[[Any, BaseException | None], None]) -> None:

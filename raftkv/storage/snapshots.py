@@ -227,20 +227,22 @@ class SnapshotWriter(_Unfinished):
     _frames = 0
     _crc = 0
 
-    def add(self, chunk: bytes, done: Done) -> None:
-        """Append a chunk; ``done(None)`` when it is written (not yet durable), ``done(exception)`` if it is not.
+    def add(self, chunks: Sequence[bytes], done: Done) -> None:
+        """Append chunks; ``done(None)`` when they are written (not yet durable), ``done(exception)`` if they are not.
 
-        Add the next one after that, so that only one chunk is in memory. Raises StorageError after commit or abort.
+        Add more after that, so that few are in memory. Raises StorageError after commit or abort.
         """
         self._check_open()
-        self._submit(lambda: self._append(chunk), done)
+        self._submit(lambda: self._append(chunks), done)
 
-    def _append(self, chunk: bytes) -> None:
+    def _append(self, chunks: Sequence[bytes]) -> None:
         self._begin()
-        if chunk:  # a frame of length 0 would be the footer
-            self._put(fmt.pack_frame(self._frames, chunk))
+        frames = []
+        for chunk in filter(None, chunks):  # a frame of length 0 would be the footer
+            frames.append(fmt.pack_frame(self._frames, chunk))
             self._frames += 1
             self._crc = crc32(chunk, self._crc)
+        self._put(b"".join(frames))
 
     def _begin(self) -> None:
         if self._offset == 0:

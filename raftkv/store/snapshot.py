@@ -19,11 +19,11 @@ from raftkv.errors import StorageError
 from raftkv.store.codec import binary, pack, unpack_all, whole
 from raftkv.store.digest import DIGEST_BYTES, slot_digest
 from raftkv.store.moving import Ending, Import
-from raftkv.store.packed import VALUE_AT, fields, packed
+from raftkv.store.packed import head, value_bytes
 from raftkv.store.sessions import session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState
 
-FORMAT: Final = "raftkv store 2"
+FORMAT: Final = "raftkv store 3"
 _SLOT: Final = 1
 _RECORDS: Final = 2
 _SESSIONS: Final = 3
@@ -33,7 +33,8 @@ _ENDED: Final = 6
 _IMPORT: Final = 7
 # Items are small beside a chunk, so that chunks come out even.
 _ITEM_BYTES: Final = limits.SNAPSHOT_CHUNK_BYTES // 8
-_RECORD_OVERHEAD: Final = 24
+_RECORD_OVERHEAD: Final = 8
+_CHANGE_OVERHEAD: Final = 24
 _RESULT_BYTES: Final = 12
 
 
@@ -91,7 +92,7 @@ class StoreSnapshot:
 
     def _items(self) -> Iterator[list[Any]]:
         yield [FORMAT, self._rest.time, self._rest.genesis]
-        yield from _items([_ENDED], ((row, _RECORD_OVERHEAD) for row in self._rest.ended))
+        yield from _items([_ENDED], ((row, _CHANGE_OVERHEAD) for row in self._rest.ended))
         for row in self._rest.imports:
             yield [_IMPORT, *row]
         slots = records = sessions = dirty = 0
@@ -112,9 +113,9 @@ class StoreSnapshot:
 def _record_items(image: SlotImage) -> Iterator[list[Any]]:
     item: list[Any] = [_RECORDS, image.number]
     size = 0
-    for key, record in image.records.items():
-        item += (key, *fields(record))
-        size += len(key) + len(record) + _RECORD_OVERHEAD - VALUE_AT
+    for stored in image.records.items():
+        item += stored
+        size += len(stored[0]) + len(stored[1]) + _RECORD_OVERHEAD
         if size >= _ITEM_BYTES:
             yield item
             item, size = [_RECORDS, image.number], 0
@@ -143,7 +144,7 @@ def _session_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
 
 def _dirty_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
     for key, counter in (image.dirty or {}).items():
-        yield [key, counter], len(key) + _RECORD_OVERHEAD
+        yield [key, counter], len(key) + _CHANGE_OVERHEAD
 
 
 class StoreRestore:
@@ -246,10 +247,10 @@ class StoreRestore:
 
     def _take_records(self, slot: Slot, item: list[Any]) -> None:
         each = iter(item[2:])
-        for key, value, version, expires in zip(each, each, each, each, strict=True):
-            slot.records[binary(key)] = packed(binary(value), whole(version), whole(expires))
-            slot.bytes += len(key) + len(value)
-            slot.expiring += expires != 0
+        for key, record in zip(each, each, strict=True):
+            slot.records[binary(key)] = binary(record)
+            slot.bytes += len(key) + value_bytes(record)
+            slot.expiring += head(record)[1] != 0
             self._records += 1
 
     def _take_dirty(self, slot: Slot, item: list[Any]) -> None:

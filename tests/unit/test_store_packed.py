@@ -13,6 +13,7 @@ from raftkv.store import Kind, Op
 from raftkv.store.operations import MAX_COUNT, MAX_EXPIRES
 from raftkv.store.packed import VALUE_AT, fields, head, packed, value_bytes
 from raftkv.store.records import Store
+from raftkv.store.snapshot import FORMAT
 
 
 @pytest.mark.parametrize("value", [b"", b"v", b"\0" * 20])
@@ -29,9 +30,10 @@ def test_a_number_that_is_too_large_is_no_record() -> None:
         packed(b"v", 2**63, 0)
 
 
-def test_a_snapshot_with_such_a_number_is_refused() -> None:
-    items = [["raftkv store 2", 1, True], [1, 0, 1, 9, b"", 0, 0], [2, 0, b"k", b"v", 2**63, 0], [4, 1, 1, 0, 0]]
-    with pytest.raises(StorageError):
+@pytest.mark.parametrize("record", [b"", packed(b"", 1, 0)[:-1], "text", 7])
+def test_a_snapshot_with_something_else_for_a_record_is_refused(record: object) -> None:
+    items = [[FORMAT, 1, True], [1, 0, 1, 9, b"", 0, 0], [2, 0, b"k", record], [4, 1, 1, 0, 0]]
+    with pytest.raises(StorageError, match="not a snapshot"):
         Store().begin_restore().feed(b"".join(msgpack.packb(item) for item in items))
 
 
