@@ -15,12 +15,15 @@ from typing import Any
 import click
 
 import raftkv
-from bench import histogram
+from bench import generators, histogram
 from bench.footprint import Taken, memory, on_disk, snapshots, written
 from bench.keys import make_keys
+from bench.load import Plan as LoadPlan
+from bench.processors import Processors
 from bench.state import State
 from bench.state import measure as measure_state
 from bench.steady import Timed, steady
+from bench.workload import Operation
 from raftkv.cli.common import complain, run
 from raftkv.cli.local import probe
 from raftkv.clock import SystemClock, sleep
@@ -31,8 +34,11 @@ _KEY_BYTES = 16
 _LOADING = 1_000
 """Writes under way while the store is filled."""
 
-_SNAPSHOTS = 1.3
+_SNAPSHOTS = 1.8
 """Of each group, about, while writes go on: they take turns, and there is to be time without any."""
+
+_WORKERS = 500
+"""Operations under way while it is measured how many a second there can be."""
 
 _LOGGED_BYTES = 50
 """What a write takes in the log beside its key and value, about."""
@@ -48,7 +54,10 @@ _PATIENCE = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``rate``: operations per second while latencies are measured, ``seconds``: for how long; sizes in bytes."""
+    """``rate``: operations per second while latencies are measured, ``seconds``: for how long; sizes in bytes.
+
+    Rates, and latencies of reads, are measured for half of ``seconds`` each.
+    """
 
     nodes: int = 3
     groups: int = 3
@@ -73,15 +82,40 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Worst:
+    """The slowest write of some, in milliseconds, and what was computed meanwhile.
+
+    ``client``: for how long the client did not come to begin it. ``node``: what the node computed that computed most,
+    and ``nodes`` all of them. Where the busiest node computed nearly all of the time, it was work of its own; where all
+    of them together computed as long as there are processors, they waited for each other; else it was the disk.
+    """
+
+    took: float = 0.0
+    client: float = 0.0
+    node: float = 0.0
+    nodes: float = 0.0
+
+    @classmethod
+    def of(cls, operations: Sequence[Timed], processors: Processors) -> Worst:
+        worst = max(operations, key=lambda one: one.took, default=None)
+        if worst is None:
+            return cls()
+        computed = processors.between(worst.began, worst.began + worst.took)
+        return cls(*(round(one * 1000, 2) for one in (worst.took, worst.late, max(computed), sum(computed))))
+
+
+@dataclass(frozen=True, slots=True)
 class Size:
     """What was measured with so many records. Bytes and seconds; of several nodes, that of the worst.
 
-    ``node_bytes_per_record``: after loading, beyond what the empty node took; ``restarted_bytes_per_record``: after a
-    restart. ``wal_per_user_byte``: bytes that one node's log took for each byte of keys and values.
-    ``disk_per_user_byte``: what its data folder has in the end. ``restart_node``: from the start of a killed node's
-    process until it has applied what was committed before. ``restart_cluster``: from the start until all nodes have.
-    ``calm`` and ``held_up``: writes while no snapshot was taken anywhere, and those that met one. ``snapshots``:
-    seconds that each took.
+    ``node_bytes_per_record``: after loading or after all those writes, beyond what the empty node took;
+    ``restarted_bytes_per_record``: after a restart. ``written_per_second`` and ``read_per_second``: existing records,
+    as many at a time as wanted; with the snapshots that come due meanwhile. ``wal_per_user_byte``: bytes that one
+    node's log took for each byte of keys and values. ``disk_per_user_byte``: what its data folder has in the end.
+    ``restart_node``: from the start of a killed node's process until it has applied what was committed before.
+    ``restart_cluster``: from the start until all nodes have. ``snapshots``: seconds that each took that was taken while
+    it was written at a steady rate. ``calm`` and ``held_up``: these writes, while no snapshot was taken anywhere, and
+    those that met one.
     """
 
     records: int
@@ -89,6 +123,8 @@ class Size:
     node_bytes_per_record: float
     restarted_bytes_per_record: float
     loaded_per_second: float
+    written_per_second: float
+    read_per_second: float
     wal_per_user_byte: float
     disk_per_user_byte: float
     reads: Latency
@@ -97,6 +133,8 @@ class Size:
     snapshots: tuple[float, ...]
     calm: Latency
     held_up: Latency
+    worst_calm: Worst
+    worst_held_up: Worst
     failed: int
 
 
@@ -129,10 +167,14 @@ class _Run:
             self._say("loading")
             took = await self._load(client)
             await sleep(self._clock, _SETTLED)
-            loaded = self._bytes_per_record()
+            taken = [self._bytes_per_record()]
             wal = max(written(cluster.data_dir(node) / "wal") for node in cluster.nodes) / user_bytes
             self._say("reading")
             reads = await steady(client.get, self._keys, plan.rate, plan.seconds / 2)
+        self._say("as many writes, then reads, as it takes")
+        written_per_second = await self._per_second("set")
+        taken.append(self._bytes_per_record())
+        read_per_second = await self._per_second("get")
         self._say("restarting a node, then all")
         restart_node = await self._restart([cluster.nodes[-1]])
         cluster.kill_all()
@@ -141,23 +183,27 @@ class _Run:
         await self._settle()
         restarted = self._bytes_per_record()
         self._say("writing while snapshots are taken")
-        taken, writes = await self._write()
-        met = [one for one in writes if _meets(one, taken)]
-        calm = [one for one in writes if not _meets(one, taken)]
+        snapshots, writes, processors = await self._write()
+        met = [one for one in writes if _meets(one, snapshots)]
+        calm = [one for one in writes if not _meets(one, snapshots)]
         return Size(
             records=records,
             state=state,
-            node_bytes_per_record=loaded,
+            node_bytes_per_record=max(taken),
             restarted_bytes_per_record=restarted,
             loaded_per_second=records / took,
+            written_per_second=written_per_second,
+            read_per_second=read_per_second,
             wal_per_user_byte=wal,
             disk_per_user_byte=max(on_disk(cluster.data_dir(node)) for node in cluster.nodes) / user_bytes,
             reads=Latency.of(reads),
             restart_node=restart_node,
             restart_cluster=restart_cluster,
-            snapshots=tuple(round(one.ended - one.began, 3) for one in taken),
+            snapshots=tuple(round(one.ended - one.began, 3) for one in snapshots),
             calm=Latency.of(calm),
             held_up=Latency.of(met),
+            worst_calm=Worst.of(calm, processors),
+            worst_held_up=Worst.of(met, processors),
             failed=sum(one.failed for one in (*reads, *writes)),
         )
 
@@ -173,6 +219,23 @@ class _Run:
             for _ in range(_LOADING):
                 group.create_task(work())
         return self._clock.now() - began
+
+    async def _per_second(self, op: Operation) -> float:
+        plan, keys = self._plan, len(self._keys)
+        load = LoadPlan(
+            self._cluster.endpoints,
+            op,
+            workers=_WORKERS,
+            key_size=_KEY_BYTES,
+            value_size=plan.value_size,
+            keys=keys,
+            seconds=plan.seconds / 2,
+            fill=False,
+        )
+        tally = await asyncio.to_thread(generators.measure, load)
+        if tally.errors:
+            raise RaftKVError(f"{op} failed: {dict(tally.errors)}")
+        return float(tally.all_latencies().get_total_count() / tally.seconds)
 
     def _memory(self) -> dict[int, int]:
         pids = {node: self._cluster.pid(node) for node in self._cluster.nodes}
@@ -211,10 +274,16 @@ class _Run:
         """So that each group takes some snapshots while :meth:`_write` writes."""
         plan = self._plan
         logged = plan.rate * plan.seconds * (_KEY_BYTES + plan.value_size + _LOGGED_BYTES) / plan.groups
-        wanted = max(64 * 1024, round(logged / _SNAPSHOTS))
+        wanted = {"bytes": str(max(64 * 1024, round(logged / _SNAPSHOTS))), "share": "0.0"}
         for node in self._cluster.nodes:
             path = self._cluster.data_dir(node).parent / "node.toml"
-            path.write_text(re.sub(r"(?m)^snapshot_bytes = \d+$", f"snapshot_bytes = {wanted}", path.read_text()))
+            path.write_text(
+                re.sub(
+                    r"(?m)(?<=^snapshot_)(\w+) = .*$",
+                    lambda found: f"{found[1]} = {wanted[found[1]]}",
+                    path.read_text(),
+                )
+            )
 
     def _logs(self) -> list[Path]:
         return [self._cluster.data_dir(node).parent / "node.log" for node in self._cluster.nodes]
@@ -224,20 +293,25 @@ class _Run:
         while seen != (seen := sum(len(snapshots(path)) for path in self._logs())):
             await sleep(self._clock, _QUIET)
 
-    async def _write(self) -> tuple[list[Taken], list[Timed]]:
-        """The snapshots taken during writes, and the writes."""
+    async def _write(self) -> tuple[list[Taken], list[Timed], Processors]:
+        """The snapshots taken during writes, the writes, and what the nodes computed."""
         cluster, plan, clock = self._cluster, self._plan, self._clock
         logs = self._logs()
         ends = [path.stat().st_size for path in logs]
         async with raftkv.AsyncClient(cluster.endpoints, timeout=30.0) as client:
             began = perf_counter()
-            writes = await steady(lambda key: client.put(key, self._value), self._keys, plan.rate, plan.seconds)
+            with Processors([pid for node in cluster.nodes if (pid := cluster.pid(node)) is not None]) as processors:
+                writes = await steady(lambda key: client.put(key, self._value), self._keys, plan.rate, plan.seconds)
+            ended = perf_counter()
+        # The last ones tell of themselves when they are over.
+        await self._settle()
         ahead = clock.wall() - perf_counter()
         found = [one for path, end in zip(logs, ends, strict=True) for one in snapshots(path, end)]
         found = [Taken(one.group, one.began - ahead, one.ended - ahead) for one in found]
+        found = [one for one in found if one.began < ended and began < one.ended]
         if not found:
             raise RaftKVError("no snapshot was taken while it was written: write for longer, or faster")
-        return [one for one in found if one.ended > began], writes
+        return found, writes, processors
 
 
 def _meets(one: Timed, taken: Sequence[Taken]) -> bool:
@@ -257,6 +331,8 @@ def as_text(sizes: Sequence[Size]) -> str:
         ("node, bytes/record", lambda s: f"{s.node_bytes_per_record:.0f}"),
         ("node restarted, bytes/record", lambda s: f"{s.restarted_bytes_per_record:.0f}"),
         ("loaded/s", lambda s: f"{s.loaded_per_second:,.0f}"),
+        ("written/s", lambda s: f"{s.written_per_second:,.0f}"),
+        ("read/s", lambda s: f"{s.read_per_second:,.0f}"),
         ("applied/s, state alone", lambda s: f"{s.state.applied_per_second:,.0f}"),
         ("read, state alone", lambda s: f"{s.state.read_us:.2f} us"),
         ("read p50", lambda s: f"{s.reads.p50:.2f} ms"),
@@ -272,11 +348,20 @@ def as_text(sizes: Sequence[Size]) -> str:
         ("write p50, snapshot", lambda s: f"{s.held_up.p50:.2f} ms"),
         ("write p99.9, calm", lambda s: f"{s.calm.p999:.1f} ms"),
         ("write p99.9, snapshot", lambda s: f"{s.held_up.p999:.1f} ms"),
-        ("write worst, calm", lambda s: f"{s.calm.worst:.1f} ms"),
-        ("write worst, snapshot", lambda s: f"{s.held_up.worst:.1f} ms"),
+        *_worst("calm", lambda s: s.worst_calm),
+        *_worst("snapshot", lambda s: s.worst_held_up),
         ("failed operations", lambda s: f"{s.failed}"),
     ]
     return "\n".join(f"{name:30}" + "".join(f"{value(size):>14}" for size in sizes) for name, value in rows)
+
+
+def _worst(name: str, of: Callable[[Size], Worst]) -> list[tuple[str, Callable[[Size], str]]]:
+    return [
+        (f"write worst, {name}", lambda s: f"{of(s).took:.1f} ms"),
+        ("  client late", lambda s: f"{of(s).client:.1f} ms"),
+        ("  busiest node computed", lambda s: f"{of(s).node:.1f} ms"),
+        ("  all nodes computed", lambda s: f"{of(s).nodes:.1f} ms"),
+    ]
 
 
 def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> list[int]:

@@ -170,6 +170,7 @@ class RaftNode:
                 election_max=config.raft.election_max,
                 heartbeat=config.raft.heartbeat,
                 snapshot_bytes=config.raft.snapshot_bytes,
+                snapshot_share=config.raft.snapshot_share,
                 keep_entries=self._sizes.keep_entries,
                 chunk_bytes=self._sizes.chunk_bytes,
             ),

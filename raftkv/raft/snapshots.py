@@ -177,6 +177,11 @@ class GroupSnapshots:
     def index(self) -> int:
         return 0 if self._info is None else self._info.index
 
+    @property
+    def size(self) -> int:
+        """Bytes of the latest one."""
+        return 0 if self._info is None else self._info.size
+
     def close(self) -> None:
         """Let go of what is under way; nothing more is recorded."""
         self._closed = True
@@ -186,7 +191,8 @@ class GroupSnapshots:
 
     def want(self) -> None:
         """Take one soon, however short the log is: it holds up the removal of old WAL segments."""
-        self._wanted = True
+        # One that is under way may be enough; whoever wants one asks again.
+        self._wanted = not self._taking
 
     def maybe_take(self) -> None:
         """Take a snapshot if enough was applied since the last one, and no other group of the node is at it."""
@@ -255,10 +261,10 @@ class GroupSnapshots:
 
         proceed(None)
 
-    def _enough(self) -> int:
-        """Bytes of commands after which a snapshot is due: so many that snapshots take no larger share of the work, for
-        each command, the larger the state is."""
-        return max(self._config.snapshot_bytes, 0 if self._info is None else self._info.size)
+    def _enough(self) -> float:
+        """Bytes of log after which a snapshot is due: the more the larger the state is, else each command would cost
+        more of it."""
+        return max(self._config.snapshot_bytes, self._config.snapshot_share * self.size)
 
     def _forget(self, until: int) -> None:
         """Let go of the log before entry ``until``, a part in each turn: it may be long."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 from click.testing import CliRunner
 
 from bench.footprint import memory, on_disk, snapshots, written
-from bench.memory import Latency, Size, _meets, as_json, as_text, command
+from bench.memory import Latency, Size, Worst, _meets, as_json, as_text, command
+from bench.processors import Processors, used
 from bench.state import State, measure_here
 from bench.steady import Timed, steady
 from raftkv.errors import Unavailable
@@ -100,10 +103,31 @@ def test_latencies_are_milliseconds() -> None:
     assert Latency.of([]) == Latency(0, 0, 0, 0)
 
 
+def test_what_a_process_computed_while_a_write_waited() -> None:
+    """Work of its own shows as such, waiting does not."""
+    with Processors([os.getpid()]) as processors:
+        began = perf_counter()
+        before = used(os.getpid())
+        while used(os.getpid()) < before + 0.1:
+            pass
+        worked = perf_counter()
+        threading.Event().wait(0.1)
+        waited = perf_counter()
+    busy = Worst.of([Timed(began, worked - began, 0.001), Timed(began, 0.0)], processors)
+    assert busy.took == pytest.approx((worked - began) * 1000, abs=0.01)
+    assert busy.node == busy.nodes >= 90
+    assert busy.client == 1.0
+    assert Worst.of([Timed(worked + 0.01, waited - worked - 0.01)], processors).node < 50
+    assert Worst.of([], processors) == Worst()
+
+
 def size(records: int) -> Size:
     state = State(370.0, 200_000.0, 1.5, 1.0, 0.5)
     calm, held_up = Latency(1, 2, 3, 4), Latency(5, 6, 7, 8)
-    return Size(records, state, 500.0, 480.0, 30_000.0, 1.3, 1.2, calm, 3.0, 8.0, (0.5, 0.7), calm, held_up, 0)
+    return Size(
+        *(records, state, 500.0, 480.0, 30_000.0, 28_000.0, 90_000.0, 1.3, 1.2, calm, 3.0, 8.0, (0.5, 0.7)),
+        *(calm, held_up, Worst(), Worst(40.0, 1.0, 20.0, 60.0), 0),
+    )
 
 
 def test_a_column_for_each_size() -> None:
