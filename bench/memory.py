@@ -86,14 +86,16 @@ class Worst:
     """The slowest write of some, in milliseconds, and what was computed meanwhile.
 
     ``client``: for how long the client did not come to begin it. ``node``: what the node computed that computed most,
-    and ``nodes`` all of them. Where the busiest node computed nearly all of the time, it was work of its own; where all
-    of them together computed as long as there are processors, they waited for each other; else it was the disk.
+    and ``nodes`` all of them; ``others``: everything else on the machine. Where the busiest node computed nearly all of
+    the time, it was work of its own; where nodes and others together computed as long as there are processors, they
+    waited for each other; else it was the disk.
     """
 
     took: float = 0.0
     client: float = 0.0
     node: float = 0.0
     nodes: float = 0.0
+    others: float = 0.0
 
     @classmethod
     def of(cls, operations: Sequence[Timed], processors: Processors) -> Worst:
@@ -101,7 +103,8 @@ class Worst:
         if worst is None:
             return cls()
         computed = processors.between(worst.began, worst.began + worst.took)
-        return cls(*(round(one * 1000, 2) for one in (worst.took, worst.late, max(computed), sum(computed))))
+        found = (worst.took, worst.late, max(computed.processes), sum(computed.processes), computed.others)
+        return cls(*(round(one * 1000, 2) for one in found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +364,7 @@ def _worst(name: str, of: Callable[[Size], Worst]) -> list[tuple[str, Callable[[
         ("  client late", lambda s: f"{of(s).client:.1f} ms"),
         ("  busiest node computed", lambda s: f"{of(s).node:.1f} ms"),
         ("  all nodes computed", lambda s: f"{of(s).nodes:.1f} ms"),
+        ("  others computed", lambda s: f"{of(s).others:.0f} ms"),
     ]
 
 

@@ -106,6 +106,7 @@ def test_latencies_are_milliseconds() -> None:
 def test_what_a_process_computed_while_a_write_waited() -> None:
     """Work of its own shows as such, waiting does not."""
     with Processors([os.getpid()]) as processors:
+        # It is both the process that is watched and the one that watches.
         began = perf_counter()
         before = used(os.getpid())
         while used(os.getpid()) < before + 0.1:
