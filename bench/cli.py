@@ -12,6 +12,7 @@ from bench.failover import measure as measure_failover
 from bench.memory import command as memory_command
 from bench.rebalance import measure as measure_rebalance
 from bench.running import load_command, run_command
+from bench.slow import command as slow_command
 from raftkv.cli.common import complain, describe, exit_code, run
 from raftkv.errors import RaftKVError
 from raftkv.testing import LocalCluster
@@ -35,6 +36,7 @@ bench.add_command(load_command)
 bench.add_command(run_command)
 bench.add_command(check_command)
 bench.add_command(memory_command)
+bench.add_command(slow_command)
 
 
 @bench.command()

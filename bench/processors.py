@@ -57,8 +57,8 @@ class Processors:
         self._thread.join()
 
     def between(self, start: float, end: float) -> Computed:
-        """What was computed from ``start`` to ``end`` (:func:`time.perf_counter`), or a little more: between the samples
-        around them."""
+        """What was computed from ``start`` to ``end`` (:func:`time.perf_counter`), or a little longer: between the
+        samples around them."""
         first = max(0, bisect_right(self._times, start) - 1)
         last = min(len(self._times) - 1, bisect_left(self._times, end))
         machine, *mine = (after - before for before, after in zip(self._used[first], self._used[last], strict=True))
