@@ -111,20 +111,21 @@ class Worst:
 class Size:
     """What was measured with so many records. Bytes and seconds; of several nodes, that of the worst.
 
-    ``node_bytes_per_record``: after loading or after all those writes, beyond what the empty node took;
-    ``restarted_bytes_per_record``: after a restart. ``written_per_second`` and ``read_per_second``: existing records,
-    as many at a time as wanted; with the snapshots that come due meanwhile. ``wal_per_user_byte``: bytes that one
-    node's log took for each byte of keys and values. ``disk_per_user_byte``: what its data folder has in the end.
-    ``restart_node``: from the start of a killed node's process until it has applied what was committed before.
-    ``restart_cluster``: from the start until all nodes have. ``snapshots``: seconds that each took that was taken while
-    it was written at a steady rate. ``calm`` and ``held_up``: these writes, while no snapshot was taken anywhere, and
-    those that met one.
+    ``node_bytes_per_record``: after loading, beyond what the empty node took; ``written_bytes``: all of it after as
+    many writes as there can be in a while, which have filled the log; ``restarted_bytes``: after a restart with this
+    log. ``written_per_second`` and ``read_per_second``: existing records, as many at a time as wanted; with the
+    snapshots that come due meanwhile. ``wal_per_user_byte``: bytes that one node's log took for each byte of keys and
+    values. ``disk_per_user_byte``: what its data folder has in the end. ``restart_node``: from the start of a killed
+    node's process until it has applied what was committed before. ``restart_cluster``: from the start until all nodes
+    have. ``snapshots``: seconds that each took that was taken while it was written at a steady rate. ``calm`` and
+    ``held_up``: these writes, while no snapshot was taken anywhere, and those that met one.
     """
 
     records: int
     state: State
     node_bytes_per_record: float
-    restarted_bytes_per_record: float
+    written_bytes: int
+    restarted_bytes: int
     loaded_per_second: float
     written_per_second: float
     read_per_second: float
@@ -170,13 +171,13 @@ class _Run:
             self._say("loading")
             took = await self._load(client)
             await sleep(self._clock, _SETTLED)
-            taken = [self._bytes_per_record()]
+            loaded = self._bytes()
             wal = max(written(cluster.data_dir(node) / "wal") for node in cluster.nodes) / user_bytes
             self._say("reading")
             reads = await steady(client.get, self._keys, plan.rate, plan.seconds / 2)
         self._say("as many writes, then reads, as it takes")
         written_per_second = await self._per_second("set")
-        taken.append(self._bytes_per_record())
+        written_bytes = self._bytes()
         read_per_second = await self._per_second("get")
         self._say("restarting a node, then all")
         restart_node = await self._restart([cluster.nodes[-1]])
@@ -184,7 +185,7 @@ class _Run:
         self._lower_snapshot_bytes()
         restart_cluster = await self._restart(cluster.nodes)
         await self._settle()
-        restarted = self._bytes_per_record()
+        restarted = self._bytes()
         self._say("writing while snapshots are taken")
         snapshots, writes, processors = await self._write()
         met = [one for one in writes if _meets(one, snapshots)]
@@ -192,8 +193,9 @@ class _Run:
         return Size(
             records=records,
             state=state,
-            node_bytes_per_record=max(taken),
-            restarted_bytes_per_record=restarted,
+            node_bytes_per_record=loaded / records,
+            written_bytes=written_bytes,
+            restarted_bytes=restarted,
             loaded_per_second=records / took,
             written_per_second=written_per_second,
             read_per_second=read_per_second,
@@ -244,8 +246,8 @@ class _Run:
         pids = {node: self._cluster.pid(node) for node in self._cluster.nodes}
         return {node: memory(pid) for node, pid in pids.items() if pid is not None}
 
-    def _bytes_per_record(self) -> float:
-        return max(taken - self._idle[node] for node, taken in self._memory().items()) / len(self._keys)
+    def _bytes(self) -> int:
+        return max(taken - self._idle[node] for node, taken in self._memory().items())
 
     async def _restart(self, nodes: Sequence[int]) -> float:
         """Seconds from starting ``nodes``, which are killed before, until they have applied what was committed."""
@@ -302,6 +304,8 @@ class _Run:
         logs = self._logs()
         ends = [path.stat().st_size for path in logs]
         async with raftkv.AsyncClient(cluster.endpoints, timeout=30.0) as client:
+            # Connected beforehand.
+            await client.get(self._keys[0])
             began = perf_counter()
             with Processors([pid for node in cluster.nodes if (pid := cluster.pid(node)) is not None]) as processors:
                 writes = await steady(lambda key: client.put(key, self._value), self._keys, plan.rate, plan.seconds)
@@ -332,7 +336,8 @@ def as_text(sizes: Sequence[Size]) -> str:
         ("records", lambda s: f"{s.records:,}"),
         ("state alone, bytes/record", lambda s: f"{s.state.bytes_per_record:.0f}"),
         ("node, bytes/record", lambda s: f"{s.node_bytes_per_record:.0f}"),
-        ("node restarted, bytes/record", lambda s: f"{s.restarted_bytes_per_record:.0f}"),
+        ("node with a full log", lambda s: f"{s.written_bytes / 1e6:.0f} MB"),
+        ("node restarted", lambda s: f"{s.restarted_bytes / 1e6:.0f} MB"),
         ("loaded/s", lambda s: f"{s.loaded_per_second:,.0f}"),
         ("written/s", lambda s: f"{s.written_per_second:,.0f}"),
         ("read/s", lambda s: f"{s.read_per_second:,.0f}"),

@@ -16,6 +16,9 @@ from raftkv.errors import RaftKVError
 _WORKERS: Final = 1_000
 """Operations under way at a time, at most: those that arrive in a second of stall."""
 
+_PREPARING: Final = 0.1
+"""Seconds in which the workers are made before the first of them is to start."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timed:
@@ -39,7 +42,7 @@ async def steady(
     """
     done: list[Timed] = []
     rng = random.Random(seed)
-    first = perf_counter()
+    first = perf_counter() + _PREPARING
     arrivals = Arrivals(rate, "even", first, first, first + seconds, rng)
 
     async def serve() -> None:

@@ -27,7 +27,7 @@ def test_a_stall_shows_in_every_operation_that_it_held_up() -> None:
 
     async def scenario() -> list[Timed]:
         free = asyncio.Event()
-        asyncio.get_running_loop().call_later(0.2, free.set)
+        asyncio.get_running_loop().call_later(0.3, free.set)
 
         async def operation(_: bytes) -> None:
             nonlocal asked
@@ -116,9 +116,9 @@ def test_what_a_process_computed_while_a_write_waited() -> None:
         waited = perf_counter()
     busy = Worst.of([Timed(began, worked - began, 0.001), Timed(began, 0.0)], processors)
     assert busy.took == pytest.approx((worked - began) * 1000, abs=0.01)
-    assert busy.node == busy.nodes >= 90
+    assert busy.node == busy.nodes > 70
     assert busy.client == 1.0
-    assert Worst.of([Timed(worked + 0.01, waited - worked - 0.01)], processors).node < 50
+    assert Worst.of([Timed(worked + 0.01, waited - worked - 0.01)], processors).node < 70
     assert Worst.of([], processors) == Worst()
 
 
@@ -126,7 +126,7 @@ def size(records: int) -> Size:
     state = State(370.0, 200_000.0, 1.5, 1.0, 0.5)
     calm, held_up = Latency(1, 2, 3, 4), Latency(5, 6, 7, 8)
     return Size(
-        *(records, state, 500.0, 480.0, 30_000.0, 28_000.0, 90_000.0, 1.3, 1.2, calm, 3.0, 8.0, (0.5, 0.7)),
+        *(records, state, 500.0, 500_000, 480_000, 30_000.0, 28_000.0, 90_000.0, 1.3, 1.2, calm, 3.0, 8.0, (0.5, 0.7)),
         *(calm, held_up, Worst(), Worst(40.0, 1.0, 20.0, 60.0), 0),
     )
 
