@@ -62,7 +62,7 @@ class Plan:
     nodes: int = 3
     groups: int = 3
     value_size: int = 128
-    rate: float = 1_000.0
+    rate: float = 500.0
     seconds: float = 30.0
 
 
@@ -390,7 +390,7 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> l
 @click.option("--value-size", type=click.IntRange(0, 1024 * 1024), default=128, help="Bytes.")
 @click.option("--nodes", type=click.IntRange(1, 9), default=3)
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of the cluster.")
-@click.option("--rate", type=click.FloatRange(min=1), default=1000.0, help="Operations per second.")
+@click.option("--rate", type=click.FloatRange(min=1), default=500.0, help="Operations per second.")
 @click.option("--seconds", type=click.FloatRange(min=1), default=30.0, help="Writing while snapshots are taken.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def command(
