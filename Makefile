@@ -1,6 +1,6 @@
 # raftkv: make setup, make up, make test. Needs python3 >= 3.11 and make, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup tools browser up down status test quick toxiproxy chaos sim soak mutants check format generate bench clean
+.PHONY: help setup tools browser up down status test quick toxiproxy chaos sim soak mutants check format generate bench bench-check clean
 
 PY := .venv/bin/python
 # What a cluster was made with is remembered in its folder: only what is given is passed on.
@@ -31,6 +31,7 @@ help:
 	@echo "make format    format the sources and mend what ruff can mend"
 	@echo "make generate  make raftkv/v1 from proto/"
 	@echo "make bench     a short measurement on a cluster of its own (ARGS=... goes to python -m bench load)"
+	@echo "make bench-check compare ratios of rates with the committed baseline, a minute (ARGS=--update writes it)"
 	@echo "make clean     remove caches and .venv; data stay"
 
 setup:
@@ -85,6 +86,9 @@ generate: setup
 bench: setup
 	$(PY) -m bench load --cluster 3 --groups 3 --op set $(ARGS)
 	$(PY) -m bench load --cluster 3 --groups 3 --op get $(ARGS)
+
+bench-check: setup
+	$(PY) -m bench check $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -6,10 +6,13 @@ import json
 
 import click
 
+from bench.check import command as check_command
 from bench.echo import measure as measure_echo
 from bench.failover import measure as measure_failover
+from bench.memory import command as memory_command
 from bench.rebalance import measure as measure_rebalance
 from bench.running import load_command, run_command
+from bench.slow import command as slow_command
 from raftkv.cli.common import complain, describe, exit_code, run
 from raftkv.errors import RaftKVError
 from raftkv.rpc.polling import poll_directly
@@ -33,6 +36,9 @@ def main() -> None:
 
 bench.add_command(load_command)
 bench.add_command(run_command)
+bench.add_command(check_command)
+bench.add_command(memory_command)
+bench.add_command(slow_command)
 
 
 @bench.command()

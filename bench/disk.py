@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import histogram
 from raftkv.clock import SystemClock
 
 _FILE_BYTES = 4 * 1024 * 1024
@@ -39,6 +39,5 @@ def measure(folder: Path, seconds: float) -> Disk:
                 last = now
         finally:
             path.unlink()
-    ordered = sorted(took)
-    p99 = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
-    return Disk(len(took) / (last - began), statistics.median(ordered) * 1000, p99 * 1000)
+    p50, p99 = histogram.percentiles(histogram.of(took), (50, 99)).values()
+    return Disk(len(took) / (last - began), p50 or 0.0, p99 or 0.0)

@@ -27,7 +27,7 @@ from bench.targets import Api, Target, connect
 from bench.workload import MIXES, Operation, Workload
 from raftkv.errors import RaftKVError
 
-__all__ = ["Measured", "Operation", "Plan", "make_keys", "measure", "prepared"]
+__all__ = ["Measured", "Operation", "Plan", "make_keys", "measure", "prepared", "undisturbed"]
 
 _GRACE = 5.0
 """Seconds after the end of an open loop in which operations that have arrived may still begin."""
@@ -164,7 +164,7 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
             if intended >= begin:
                 record(perf_counter() - intended)
 
-    with _undisturbed():
+    with undisturbed():
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(plan.workers):
@@ -184,7 +184,7 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """No collection of garbage: looking through keys and latencies would stall the workers, not what is measured.
 
     What the operations leave in cycles is collected afterwards.

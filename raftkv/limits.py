@@ -39,8 +39,11 @@ MAX_ENTRY_BYTES: Final = MAX_BATCH_BYTES
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 """A frame between nodes: several full entries. A longer announcement is garbage or an attack."""
 
-SNAPSHOT_CHUNK_BYTES: Final = 256 * 1024
-"""A chunk is built between two turns of the loop: about a millisecond of work."""
+SNAPSHOT_CHUNK_BYTES: Final = 32 * 1024
+"""A chunk is built between two turns of the loop, and a write needs several: a quarter of a millisecond."""
+
+SNAPSHOT_PART_BYTES: Final = 256 * 1024
+"""A part of a snapshot's file goes to a follower that then asks for the next: each costs a round trip."""
 
 MAX_INFLIGHT_APPEND_BYTES: Final = 2 * MAX_ENTRY_BYTES
 """Per follower: what may be sent before the first acknowledgement. Must hold at least one full entry."""

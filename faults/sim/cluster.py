@@ -378,6 +378,7 @@ class SimCluster:
                 election_max=settings.election_max,
                 heartbeat=settings.heartbeat,
                 snapshot_bytes=settings.snapshot_bytes,
+                snapshot_share=0.0,
             ),
             nodes=self._peers,
         )

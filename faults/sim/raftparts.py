@@ -233,6 +233,7 @@ class LabFiles:
         self._later = later
         self.delay = delay
         self.aborted = 0
+        self.busy = False
 
     def latest(self, group: int) -> SnapshotFile | None:
         return max(self._disk.files.values(), key=lambda info: info.index, default=None)
@@ -244,6 +245,7 @@ class LabFiles:
         return info.raw[offset : offset + size]
 
     def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> _Writer:
+        self.busy = True
         return _Writer(self, index, term, tuple(voters))
 
     def incoming(self, group: int, index: int, term: int, size: int) -> _Incoming:
@@ -264,20 +266,22 @@ class _Writer:
         self._files, self._index, self._term, self._voters = files, index, term, voters
         self._chunks: list[bytes] = []
 
-    def add(self, chunk: bytes, done: Callable[[BaseException | None], None]) -> None:
-        self._chunks.append(chunk)
+    def add(self, chunks: Sequence[bytes], done: Callable[[BaseException | None], None]) -> None:
+        self._chunks += chunks
         self._files._later(self._files.delay, lambda: done(None))
 
     def commit(self, done: Callable[[Any, BaseException | None], None]) -> None:
         def written() -> None:
             raw = _seal(self._index, self._term, self._voters, self._chunks)
             info = self._files.put(self._index, self._term, raw)
+            self._files.busy = False
             self._files._later(self._files.delay, lambda: done(info, None))
 
         self._files._later(self._files.delay, written)
 
     def abort(self) -> None:
         self._files.aborted += 1
+        self._files.busy = False
 
 
 class _Incoming:

@@ -87,7 +87,7 @@ class Sizes:
     """
 
     segment_bytes: int = limits.WAL_SEGMENT_BYTES
-    chunk_bytes: int = limits.SNAPSHOT_CHUNK_BYTES
+    chunk_bytes: int = limits.SNAPSHOT_PART_BYTES
     keep_entries: int = RaftConfig().keep_entries
 
 
@@ -170,6 +170,7 @@ class RaftNode:
                 election_max=config.raft.election_max,
                 heartbeat=config.raft.heartbeat,
                 snapshot_bytes=config.raft.snapshot_bytes,
+                snapshot_share=config.raft.snapshot_share,
                 keep_entries=self._sizes.keep_entries,
                 chunk_bytes=self._sizes.chunk_bytes,
             ),

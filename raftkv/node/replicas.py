@@ -24,7 +24,9 @@ from raftkv.store.records import Store
 from shards.map import META_GROUP
 
 _WAL_BYTES_PER_SNAPSHOT: Final = 4
-"""The WAL may hold this many times ``snapshot_bytes`` before the group that pins its oldest segment must take one."""
+_WAL_BYTES_PER_STATE: Final = 2
+"""The WAL may hold this many times ``snapshot_bytes``, or ``snapshot_share`` of this many times what the latest
+snapshots take together, before the group that pins its oldest segment must take one."""
 
 
 @dataclass(slots=True)
@@ -227,7 +229,9 @@ class Replicas:
         """Remove WAL segments that snapshots cover; ask for the snapshot that holds up the oldest one."""
         self._wal.collect()
         size, holder = self._wal.pinned_by()
-        if holder is not None and size > _WAL_BYTES_PER_SNAPSHOT * self._config.snapshot_bytes:
+        state = self._config.snapshot_share * sum(group.snapshots.size for group in self._groups.values())
+        allowed = max(_WAL_BYTES_PER_SNAPSHOT * self._config.snapshot_bytes, _WAL_BYTES_PER_STATE * state)
+        if holder is not None and size > allowed:
             group = self._groups.get(holder)
             if group is not None:
                 group.snapshots.want()

@@ -28,7 +28,19 @@ _STALLED: Final = 1.0
 """Seconds without a chunk after which a repeated offer makes the follower pull again."""
 
 _PATIENCE: Final = 4
-"""The log may grow to this many times ``snapshot_bytes`` while a follower takes over the latest snapshot."""
+"""The log may grow to this many times what makes a snapshot due while a follower takes over the latest one."""
+
+_REST: Final = 4
+"""After each chunk of a snapshot the loop is left alone for so many times as long as the chunk took."""
+
+_LEAST_REST: Final = 0.001
+"""Seconds: a loop that counts in milliseconds would not rest at all for less than half of one."""
+
+_GATHERED: Final = 8
+"""Chunks that are written together: each time the loop and the thread that writes wait for each other."""
+
+_FORGOTTEN: Final = 2000
+"""Entries of the log that are let go of in one turn once a snapshot covers them: a fraction of a millisecond."""
 
 
 class SnapshotInfo(Protocol):
@@ -47,7 +59,7 @@ class SnapshotInfo(Protocol):
 
 
 class SnapshotWriter(Protocol):
-    def add(self, chunk: bytes, done: Callable[[BaseException | None], None]) -> None: ...
+    def add(self, chunks: Sequence[bytes], done: Callable[[BaseException | None], None]) -> None: ...
 
     def commit(self, done: Callable[[Any, BaseException | None], None]) -> None: ...
 
@@ -64,6 +76,9 @@ class Incoming(Protocol):
 
 class SnapshotFiles(Protocol):
     """The node's snapshot files; callbacks come from the loop."""
+
+    @property
+    def busy(self) -> bool: ...
 
     def latest(self, group: int) -> Any: ...
 
@@ -162,6 +177,11 @@ class GroupSnapshots:
     def index(self) -> int:
         return 0 if self._info is None else self._info.index
 
+    @property
+    def size(self) -> int:
+        """Bytes of the latest one."""
+        return 0 if self._info is None else self._info.size
+
     def close(self) -> None:
         """Let go of what is under way; nothing more is recorded."""
         self._closed = True
@@ -171,12 +191,13 @@ class GroupSnapshots:
 
     def want(self) -> None:
         """Take one soon, however short the log is: it holds up the removal of old WAL segments."""
-        self._wanted = True
+        # One that is under way may be enough; whoever wants one asks again.
+        self._wanted = not self._taking
 
     def maybe_take(self) -> None:
-        """Take a snapshot if enough was applied since the last one."""
-        due = self._wanted or self.bytes_since > self._config.snapshot_bytes
-        if self._taking or self._closed or not due or self._in_use():
+        """Take a snapshot if enough was applied since the last one, and no other group of the node is at it."""
+        due = self._wanted or self.bytes_since > self._enough()
+        if self._taking or self._closed or not due or self._files.busy or self._in_use():
             return
         self._wanted = False
         index = self._group.core.applied_index()
@@ -186,8 +207,10 @@ class GroupSnapshots:
         assert term is not None
         self._taking = True
         self.bytes_since = 0
+        began = self._clock.now()
         snapshot = self._group.machine.snapshot()
         chunks = snapshot.chunks()
+        gathered: list[bytes] = []
         writer = self._files.writer(self._group.group, index, term, self._group.log.configurations.at(index))
 
         def finish(problem: BaseException | None) -> None:
@@ -205,26 +228,56 @@ class GroupSnapshots:
             if problem is not None:
                 finish(problem)
                 return
+            turn = self._clock.now()
             chunk = next(chunks, None)
-            if chunk is None:
-                snapshot.close()
-                writer.commit(committed)
+            took = self._clock.now() - turn
+            # On virtual time nothing takes any.
+            pause = max(_LEAST_REST, _REST * took) if took else 0.0
+            if chunk is not None:
+                gathered.append(chunk)
+                if len(gathered) < _GATHERED:
+                    rest(pause, None)
+                    return
+            written = tuple(gathered)
+            gathered.clear()
+            if chunk is not None:
+                writer.add(written, lambda problem: rest(pause, problem))
             else:
-                writer.add(chunk, proceed)
+                snapshot.close()
+                # If these cannot be written, the snapshot cannot be committed.
+                writer.add(written, lambda _: None)
+                writer.commit(committed)
+
+        def rest(pause: float, problem: BaseException | None) -> None:
+            self._clock.call_later(pause, lambda: proceed(problem))
 
         def committed(info: Any, problem: BaseException | None) -> None:
             finish(problem)
             if problem is None and index > self.index and not self._closed:
+                took = self._clock.now() - began
+                log.info("group %d: snapshot of entry %d took %.3f s", self._group.group, index, took)
                 self._adopt(info)
-                keep = max(self._group.log.base_index, index - self._config.keep_entries)
-                self._group.log.compact(min(keep, index))
+                self._forget(index - self._config.keep_entries)
 
         proceed(None)
+
+    def _enough(self) -> float:
+        """Bytes of log after which a snapshot is due: the more the larger the state is, else each command would cost
+        more of it."""
+        return max(self._config.snapshot_bytes, self._config.snapshot_share * self.size)
+
+    def _forget(self, until: int) -> None:
+        """Let go of the log before entry ``until``, a part in each turn: it may be long."""
+        log = self._group.log
+        if self._closed or log.base_index >= until:
+            return
+        log.compact(min(until, log.base_index + _FORGOTTEN))
+        self._clock.call_later(0.0, lambda: self._forget(until))
 
     def _in_use(self) -> bool:
         """Whether a follower is about to continue from the latest snapshot: with a newer one it would start anew, and
         again, if the state is large and many write. A log that grows too long does not wait for it."""
-        return self.bytes_since < _PATIENCE * self._config.snapshot_bytes and any(
+        return self.bytes_since < _PATIENCE * self._enough() and any(
             self._group.approaches(peer, self.index) for peer in self._pulling
         )
 

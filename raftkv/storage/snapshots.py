@@ -39,6 +39,7 @@ class SnapshotStore:
         self._worker = worker
         self._folder = folder
         self._temporaries = 0
+        self._writers: set[SnapshotWriter] = set()
         self._latest: dict[int, SnapshotInfo] = {}  # written by the worker, once a file is durable
         fs.makedirs(folder)
         names = fs.listdir(folder)
@@ -55,6 +56,11 @@ class SnapshotStore:
 
     def latest(self, group: int) -> SnapshotInfo | None:
         return self._latest.get(group)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a snapshot of this node's own is being written."""
+        return bool(self._writers)
 
     def open(self, info: SnapshotInfo) -> Iterator[bytes]:
         """The snapshot's chunks, each verified. Raises CorruptData (also after the last chunk), OSError."""
@@ -74,7 +80,13 @@ class SnapshotStore:
         """Begin a snapshot of the group's state after entry (``index``, ``term``), with the voters as of then."""
         path = self._temporary(group, index, term)
         info = SnapshotInfo(group, index, term, tuple(voters), self._path(group, index, term), 0)
-        return SnapshotWriter(self, self._fs, self._worker, path, info)
+        writer = SnapshotWriter(self, self._fs, self._worker, path, info)
+        self._writers.add(writer)
+        return writer
+
+    def release(self, writer: SnapshotWriter) -> None:
+        """A writer has ended."""
+        self._writers.discard(writer)
 
     def incoming(self, group: int, index: int, term: int, size: int) -> IncomingSnapshot:
         """Begin to receive the ``size`` bytes of a peer's snapshot file."""
@@ -215,20 +227,22 @@ class SnapshotWriter(_Unfinished):
     _frames = 0
     _crc = 0
 
-    def add(self, chunk: bytes, done: Done) -> None:
-        """Append a chunk; ``done(None)`` when it is written (not yet durable), ``done(exception)`` if it is not.
+    def add(self, chunks: Sequence[bytes], done: Done) -> None:
+        """Append chunks; ``done(None)`` when they are written (not yet durable), ``done(exception)`` if they are not.
 
-        Add the next one after that, so that only one chunk is in memory. Raises StorageError after commit or abort.
+        Add more after that, so that few are in memory. Raises StorageError after commit or abort.
         """
         self._check_open()
-        self._submit(lambda: self._append(chunk), done)
+        self._submit(lambda: self._append(chunks), done)
 
-    def _append(self, chunk: bytes) -> None:
+    def _append(self, chunks: Sequence[bytes]) -> None:
         self._begin()
-        if chunk:  # a frame of length 0 would be the footer
-            self._put(fmt.pack_frame(self._frames, chunk))
+        frames = []
+        for chunk in filter(None, chunks):  # a frame of length 0 would be the footer
+            frames.append(fmt.pack_frame(self._frames, chunk))
             self._frames += 1
             self._crc = crc32(chunk, self._crc)
+        self._put(b"".join(frames))
 
     def _begin(self) -> None:
         if self._offset == 0:
@@ -244,7 +258,16 @@ class SnapshotWriter(_Unfinished):
 
         ``info`` is the group's latest snapshot: a newer one if that came meanwhile; then this one is gone.
         """
-        self._commit(self._finish, done)
+
+        def committed(info: SnapshotInfo | None, failure: BaseException | None) -> None:
+            self._store.release(self)
+            done(info, failure)
+
+        self._commit(self._finish, committed)
+
+    def abort(self) -> None:
+        super().abort()
+        self._store.release(self)
 
     def _finish(self) -> SnapshotInfo:
         self._begin()

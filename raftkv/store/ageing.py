@@ -12,8 +12,9 @@ from heapq import heapify, heappop, heappush
 
 from raftkv import limits
 from raftkv.store.expiry import Due, ExpiryQueue
+from raftkv.store.packed import Record, head, value_bytes
 from raftkv.store.sessions import IDLE_MS, Session
-from raftkv.store.slot import Record, Slot, SlotState
+from raftkv.store.slot import Slot, SlotState
 
 
 class Ageing:
@@ -36,8 +37,8 @@ class Ageing:
         """Take a record out of a slot that is not being imported."""
         del slot.records[key]
         slot.order = None
-        slot.bytes -= len(key) + len(record[0])
-        if record[2]:
+        slot.bytes -= len(key) + value_bytes(record)
+        if head(record)[1]:
             slot.expiring -= 1
             self.expiry.live -= 1
 
@@ -83,7 +84,7 @@ class Ageing:
             return False
         record = slot.records.get(key)
         # A slot that came back has records of the same versions that expire at other times.
-        return record is not None and record[1] == version and record[2] == expires
+        return record is not None and head(record) == (version, expires)
 
     def _remove_expired(self, now: int) -> None:
         removed = 0
@@ -130,6 +131,7 @@ class Ageing:
 def due_records(slot: Slot) -> Iterable[Due]:
     """The records of a slot that expire."""
     if slot.expiring:
-        for key, (_, version, expires) in slot.records.items():
+        for key, record in slot.records.items():
+            version, expires = head(record)
             if expires:
                 yield expires, slot.number, key, version

@@ -25,8 +25,9 @@ from raftkv.errors import Code
 from raftkv.store.codec import binary, pack, unpack, whole
 from raftkv.store.digest import DIGEST_BYTES, content_digest
 from raftkv.store.operations import MAX_COUNT, MAX_EXPIRES, Result
+from raftkv.store.packed import Record, fields, head, packed, value_bytes
 from raftkv.store.sessions import CLIENT_BYTES, Session, session_from_row, session_row
-from raftkv.store.slot import Record, Slot, SlotState
+from raftkv.store.slot import Slot, SlotState
 
 _OVERHEAD: Final = 24
 _FIELD_BYTES: Final = 9
@@ -132,7 +133,7 @@ def _walk(slots: Sequence[Slot], position: _Position, page: _Page, now: int) -> 
                 return False
             position.key = key
             if record is not None:
-                page.part(slot)[1] += (key, *record)
+                page.part(slot)[1] += (key, *fields(record))
         position.key = None
 
 
@@ -147,7 +148,7 @@ def _changes(slots: Sequence[Slot], position: _Position, page: _Page, now: int) 
             if record is None:
                 page.part(slot)[2].append(key)
             else:
-                page.part(slot)[1] += (key, *record)
+                page.part(slot)[1] += (key, *fields(record))
         position.marks[place] = slot.counter
     return True
 
@@ -172,11 +173,11 @@ def _sessions(slots: Sequence[Slot], position: _Position, page: _Page) -> bool:
 def _present(slot: Slot, key: bytes, now: int) -> Record | None:
     record = slot.records.get(key)
     # ``now`` is not after the freeze, so what has expired by now is not in the summary.
-    return None if record is None or 0 < record[2] <= now else record
+    return None if record is None or 0 < head(record)[1] <= now else record
 
 
 def _size(key: bytes, record: Record | None) -> int:
-    return _OVERHEAD + len(key) + (0 if record is None else len(record[0]))
+    return _OVERHEAD + len(key) + (0 if record is None else value_bytes(record))
 
 
 def _left(slots: Sequence[Slot], position: _Position) -> tuple[int, int]:
@@ -215,15 +216,15 @@ def load(blob: bytes) -> tuple[bytes, list[Part]]:
         raise ValueError(str(problem)) from problem
 
 
-def _records(fields: list[Any]) -> list[tuple[bytes, Record]]:
+def _records(row: list[Any]) -> list[tuple[bytes, Record]]:
     found = []
-    each = iter(fields)
+    each = iter(row)
     for key, value, version, expires in zip(each, each, each, each, strict=True):
         if not (0 < len(binary(key)) <= limits.MAX_KEY_BYTES and len(binary(value)) <= limits.MAX_VALUE_BYTES):
             raise ValueError("too large")
         if not (0 < whole(version) <= MAX_COUNT and 0 <= whole(expires) <= MAX_EXPIRES):
             raise ValueError("out of range")
-        found.append((key, (value, version, expires)))
+        found.append((key, packed(value, version, expires)))
     return found
 
 

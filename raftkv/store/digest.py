@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from raftkv.store.codec import pack
+from raftkv.store.packed import fields
 from raftkv.store.sessions import session_row
 from raftkv.store.slot import Slot, SlotImage
 
@@ -27,11 +28,11 @@ def content_digest(slots: Iterable[Slot | SlotImage], gone_by: int = 0) -> tuple
         batch: list[Any] = []
         for key in sorted(records):
             record = records[key]
-            if 0 < record[2] <= gone_by:
+            value, version, expires = fields(record)
+            if 0 < expires <= gone_by:
                 continue
             count += 1
-            batch.append(key)
-            batch += record
+            batch += (key, value, version, expires)
             if len(batch) == _BATCH:
                 digest.update(pack(batch))
                 batch = []

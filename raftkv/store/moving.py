@@ -23,6 +23,7 @@ from raftkv.store.codec import pack, unpack
 from raftkv.store.copying import MALFORMED, Summary, export, load
 from raftkv.store.digest import content_digest
 from raftkv.store.operations import MAX_COUNT, Kind, Result
+from raftkv.store.packed import VALUE_AT, pack_head
 from raftkv.store.slot import Slot, SlotState
 
 MAX_SLOT: Final = 65535
@@ -279,7 +280,7 @@ class Moves:
         if slot.pins and (due or slot.sessions):
             slot.detach()
         for expires, _, key, version in due:
-            slot.records[key] = (slot.records[key][0], version, expires)
+            slot.records[key] = pack_head(version, expires) + slot.records[key][VALUE_AT:]
         for session in slot.sessions.values():
             session.last += shift
             session.queued += shift

@@ -18,6 +18,7 @@ from raftkv.store.copying import MALFORMED
 from raftkv.store.digest import CheckDigest
 from raftkv.store.moving import MAX_SLOT, Moves
 from raftkv.store.operations import ANY_VERSION, MAX_COUNT, MAX_GROUP_TIME, MAX_TTL_MS, Kind, Op, Result
+from raftkv.store.packed import VALUE_AT, fields, head, pack_head
 from raftkv.store.sessions import CLIENT_BYTES, Session, code_and_version, failed
 from raftkv.store.slot import Slot, SlotImage, SlotState
 from raftkv.store.snapshot import Rest, StoreRestore, StoreSnapshot, StoreState, store_digest
@@ -113,11 +114,11 @@ class Store:
         record = home.records.get(key)
         if record is None:
             return _NO_RECORD
-        value, version, expires = record
+        version, expires = head(record)
         if not expires:
-            return tuple.__new__(Result, (0, version, value, -1, 0, ""))
+            return tuple.__new__(Result, (0, version, record[VALUE_AT:], -1, 0, ""))
         left = expires - self.time
-        return Result(Code.OK, version, value, left) if left > 0 else _NO_RECORD
+        return Result(Code.OK, version, record[VALUE_AT:], left) if left > 0 else _NO_RECORD
 
     def scan(self, slot: int, after: bytes, limit_bytes: int) -> Result:
         """Records of ``slot`` with keys greater than ``after`` in key order, as much as fits into ``limit_bytes``.
@@ -133,7 +134,7 @@ class Store:
         now, records = self.time, home.records
         page: list[tuple[bytes, bytes, int, int]] = []
         for key in home.keys_after(after):
-            value, version, expires = records[key]
+            value, version, expires = fields(records[key])
             if 0 < expires <= now:
                 continue
             budget -= len(key) + len(value) + _SCAN_OVERHEAD
@@ -249,9 +250,11 @@ class Store:
         """Execute a write and return its outcome."""
         now = self.time
         old = slot.records.get(key)
-        current = old[1] if old is not None and not 0 < old[2] <= now else 0
+        current, until = (0, 0) if old is None else head(old)
+        if 0 < until <= now:
+            current = 0
         if kind == _CAS:
-            if (old is None or old[0] != expected) if current else expected is not None:
+            if (old is None or old[VALUE_AT:] != expected) if current else expected is not None:
                 return failed(current)
         elif expect != ANY_VERSION and expect != current:
             return failed(current)
@@ -268,16 +271,16 @@ class Store:
             slot.order = None
             slot.bytes += len(key) + len(value)
         else:
-            slot.bytes += len(value) - len(old[0])
-            if old[2]:
+            slot.bytes += len(value) + VALUE_AT - len(old)
+            if until:
                 slot.expiring -= 1
                 self._expiry.live -= 1
         if ttl:
-            slot.records[key] = (value, version, now + ttl)
+            slot.records[key] = pack_head(version, now + ttl) + value
             slot.expiring += 1
             self._expiry.push((now + ttl, slot.number, key, version))
         else:
-            slot.records[key] = (value, version, 0)
+            slot.records[key] = pack_head(version, 0) + value
         if slot.dirty is not None:
             slot.dirty.pop(key, None)
             slot.dirty[key] = version

@@ -9,10 +9,8 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from raftkv.store.expiry import Due
+from raftkv.store.packed import Record, head, value_bytes
 from raftkv.store.sessions import Session
-
-Record = tuple[bytes, int, int]
-"""(value, version, expires): ``expires`` is group time in ms, 0 = never."""
 
 _COUNTER: Final = itemgetter(1)
 
@@ -131,8 +129,8 @@ class Slot:
         """Put a record in, as it is."""
         self.discard(key)
         self.records[key] = record
-        self.bytes += len(key) + len(record[0])
-        if record[2]:
+        self.bytes += len(key) + value_bytes(record)
+        if head(record)[1]:
             self.expiring += 1
 
     def discard(self, key: bytes) -> None:
@@ -140,8 +138,8 @@ class Slot:
         record = self.records.pop(key, None)
         self.order = None
         if record is not None:
-            self.bytes -= len(key) + len(record[0])
-            if record[2]:
+            self.bytes -= len(key) + value_bytes(record)
+            if head(record)[1]:
                 self.expiring -= 1
 
     def close_session(self, client: bytes) -> None:

@@ -8,6 +8,7 @@ numbers of slots, records, sessions and dirty keys. A chunk holds whole items. D
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,10 +19,11 @@ from raftkv.errors import StorageError
 from raftkv.store.codec import binary, pack, unpack_all, whole
 from raftkv.store.digest import DIGEST_BYTES, slot_digest
 from raftkv.store.moving import Ending, Import
+from raftkv.store.packed import head, value_bytes
 from raftkv.store.sessions import session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState
 
-FORMAT: Final = "raftkv store 2"
+FORMAT: Final = "raftkv store 3"
 _SLOT: Final = 1
 _RECORDS: Final = 2
 _SESSIONS: Final = 3
@@ -31,7 +33,8 @@ _ENDED: Final = 6
 _IMPORT: Final = 7
 # Items are small beside a chunk, so that chunks come out even.
 _ITEM_BYTES: Final = limits.SNAPSHOT_CHUNK_BYTES // 8
-_RECORD_OVERHEAD: Final = 24
+_RECORD_OVERHEAD: Final = 8
+_CHANGE_OVERHEAD: Final = 24
 _RESULT_BYTES: Final = 12
 
 
@@ -89,7 +92,7 @@ class StoreSnapshot:
 
     def _items(self) -> Iterator[list[Any]]:
         yield [FORMAT, self._rest.time, self._rest.genesis]
-        yield from _items([_ENDED], ((row, _RECORD_OVERHEAD) for row in self._rest.ended))
+        yield from _items([_ENDED], ((row, _CHANGE_OVERHEAD) for row in self._rest.ended))
         for row in self._rest.imports:
             yield [_IMPORT, *row]
         slots = records = sessions = dirty = 0
@@ -110,9 +113,9 @@ class StoreSnapshot:
 def _record_items(image: SlotImage) -> Iterator[list[Any]]:
     item: list[Any] = [_RECORDS, image.number]
     size = 0
-    for key, (value, version, expires) in image.records.items():
-        item += (key, value, version, expires)
-        size += len(key) + len(value) + _RECORD_OVERHEAD
+    for stored in image.records.items():
+        item += stored
+        size += len(stored[0]) + len(stored[1]) + _RECORD_OVERHEAD
         if size >= _ITEM_BYTES:
             yield item
             item, size = [_RECORDS, image.number], 0
@@ -123,8 +126,8 @@ def _record_items(image: SlotImage) -> Iterator[list[Any]]:
 def _items(head: list[Any], parts: Iterable[tuple[list[Any], int]]) -> Iterator[list[Any]]:
     """Items that begin with ``head`` and hold fields of about their size (bytes) each."""
     item, size = [*head], 0
-    for fields, cost in parts:
-        item += fields
+    for part, cost in parts:
+        item += part
         size += cost
         if size >= _ITEM_BYTES:
             yield item
@@ -141,7 +144,7 @@ def _session_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
 
 def _dirty_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
     for key, counter in (image.dirty or {}).items():
-        yield [key, counter], len(key) + _RECORD_OVERHEAD
+        yield [key, counter], len(key) + _CHANGE_OVERHEAD
 
 
 class StoreRestore:
@@ -162,7 +165,7 @@ class StoreRestore:
         try:
             for item in unpack_all(chunk):
                 self._take(item)
-        except (ValueError, TypeError, IndexError, KeyError) as problem:
+        except (ValueError, TypeError, IndexError, KeyError, struct.error) as problem:
             raise StorageError(f"not a snapshot of a store: {problem}") from problem
 
     def finish(self) -> None:
@@ -215,8 +218,8 @@ class StoreRestore:
         return slot
 
     def _take_ended(self, item: list[Any]) -> None:
-        fields = iter(item[1:])
-        for number, move, how in zip(fields, fields, fields, strict=True):
+        each = iter(item[1:])
+        for number, move, how in zip(each, each, each, strict=True):
             self._state.ended[whole(number)] = (whole(move), Ending(how))
 
     def _take_import(self, item: list[Any]) -> None:
@@ -243,18 +246,18 @@ class StoreRestore:
         self._state.slots.append(slot)
 
     def _take_records(self, slot: Slot, item: list[Any]) -> None:
-        fields = iter(item[2:])
-        for key, value, version, expires in zip(fields, fields, fields, fields, strict=True):
-            slot.records[binary(key)] = (binary(value), whole(version), whole(expires))
-            slot.bytes += len(key) + len(value)
-            slot.expiring += expires != 0
+        each = iter(item[2:])
+        for key, record in zip(each, each, strict=True):
+            slot.records[binary(key)] = binary(record)
+            slot.bytes += len(key) + value_bytes(record)
+            slot.expiring += head(record)[1] != 0
             self._records += 1
 
     def _take_dirty(self, slot: Slot, item: list[Any]) -> None:
         if slot.dirty is None:
             raise ValueError("changes of a slot that is not tracked")
-        fields = iter(item[2:])
-        for key, counter in zip(fields, fields, strict=True):
+        each = iter(item[2:])
+        for key, counter in zip(each, each, strict=True):
             if whole(counter) <= next(reversed(slot.dirty.values()), 0) or counter > slot.counter:
                 raise ValueError("changes are not in order")
             slot.dirty[binary(key)] = counter

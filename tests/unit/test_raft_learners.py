@@ -255,7 +255,9 @@ def test_a_snapshot_under_way_ends_with_its_replica() -> None:
     """Nothing is recorded for a group that is not hosted any more."""
     lab, leader = led(1, (1,), ())
     leader.files.delay = 0.01
-    write(lab, leader, b"a")
+    leader.machine._chunk_items = 1
+    for number in range(20):
+        write(lab, leader, b"%d" % number)
     leader.raft.snapshots.want()
     leader.wake()
     lab.run(0.0)

@@ -224,7 +224,7 @@ def test_h8f_chunks_of_two_leaders_do_not_mix() -> None:
     info = leader.files.latest(GROUP)
     assert info is not None
     lab.pump(1, 3, Type.SNAPSHOT_OFFER)
-    chunk = info.raw[: limits.SNAPSHOT_CHUNK_BYTES]
+    chunk = info.raw[: limits.SNAPSHOT_PART_BYTES]
     lab[3].receive(2, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, chunk])
     lab[3].receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index + 1, 0, chunk])
     lab[3].receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 5, chunk])
@@ -253,7 +253,7 @@ def test_snapshot_goes_on_where_it_was_interrupted() -> None:
         lab.tick(1, after=0.1)
         _pump_without(lab, third_chunk)
     assert lab[3].commands() == leader.commands()
-    assert chunks == -(-info.size // limits.SNAPSHOT_CHUNK_BYTES) + 1
+    assert chunks == -(-info.size // limits.SNAPSHOT_PART_BYTES) + 1
 
 
 def test_leader_change_in_the_middle_of_a_snapshot() -> None:
@@ -390,20 +390,54 @@ def test_snapshot_in_use_is_not_replaced(monkeypatch: pytest.MonkeyPatch, mutant
     """Under steady writes a follower can finish a long snapshot and go on behind it (found by reading)."""
     if mutant:
         monkeypatch.setattr(GroupSnapshots, "_in_use", lambda self: False)
-    config = RaftConfig(snapshot_bytes=40_000, keep_entries=0, max_open_entries=64)
+    config = RaftConfig(snapshot_bytes=20_000, keep_entries=0, chunk_bytes=2500, max_open_entries=64)
     lab = Lab(config=config, fate=lambda envelope: (0.05 if envelope.type >= Type.SNAPSHOT_OFFER else 0.001,))
     leader = lab.wait_for_leader()
     slow = next(node for node in lab.nodes if node != leader.node)
     lab[slow].kill()
-    for _ in range(100):
-        lab.commit(leader, b"x" * 20_000)
+    for _ in range(20):
+        lab.commit(leader, b"x" * 2000)
     lab[slow].start()
     for _ in range(150):
         leader.put(b"y" * 1000)
         lab.run(0.02)
     assert (lab[slow].raft.core.applied_index() > leader.raft.core.commit_index() - 5) is not mutant
     lab.run(2.0)
-    assert leader.raft.status().snapshot_index > 200
+    assert leader.raft.status().snapshot_index > 100
+
+
+@pytest.mark.parametrize(("share", "snapshots"), [(1.0, 2), (0.0, 20)], ids=["as much", "any"])
+def test_snapshots_are_rarer_the_larger_the_state_is(share: float, snapshots: int) -> None:
+    """Else each write would cost more, the more there is."""
+    lab, leader = _lagging(20, _BIG)
+    assert leader.raft.snapshots.size > 20 * len(_BIG)
+    leader.raft.snapshots._config = RaftConfig(snapshot_bytes=2 * len(_BIG), snapshot_share=share, keep_entries=0)
+    taken = []
+    for number in range(41):
+        leader.put(b"%d" % number + _BIG)
+        lab.run(0.0)
+        lab.pump(1, 2)
+        lab.pump(2, 1)
+        lab.run(0.0)
+        taken.append(leader.raft.status().snapshot_index)
+    assert len(set(taken)) == pytest.approx(snapshots, rel=0.5)
+
+
+def test_a_snapshot_under_way_is_enough() -> None:
+    """Who wants one while one is taken does not get two."""
+    lab, leader = _lagging()
+    leader.files.delay = 0.01
+    leader.put(b"next")
+    lab.run(0.0)
+    lab.pump(1, 2)
+    lab.pump(2, 1)
+    lab.run(0.0)
+    leader.raft.snapshots.want()
+    leader.wake()
+    lab.run(0.0)
+    assert leader.raft.snapshots._taking
+    leader.raft.snapshots.want()
+    assert not leader.raft.snapshots._wanted
 
 
 def test_dead_follower_holds_up_no_snapshot() -> None:

@@ -42,7 +42,7 @@ def write(store: SnapshotStore, group: int, index: int, term: int, chunks: list[
     outcome = Outcome()
     writer = store.writer(group, index, term, [1, 2, 3])
     for chunk in chunks:
-        writer.add(chunk, outcome.done)
+        writer.add([chunk], outcome.done)
     writer.commit(outcome.committed)
     return outcome
 
@@ -135,7 +135,7 @@ def test_h14g_an_older_snapshot_never_replaces_a_newer_one() -> None:
     disk = SimDisk()
     store = open_store(disk)
     writer = store.writer(1, 10, 1, [1])
-    writer.add(b"old", Outcome().done)
+    writer.add([b"old"], Outcome().done)
     newer = write(store, 1, 20, 2).info
     outcome = Outcome()
     writer.commit(outcome.committed)
@@ -224,13 +224,13 @@ def test_abort_leaves_nothing_and_later_calls_are_told() -> None:
     disk = SimDisk()
     store = open_store(disk)
     writer = store.writer(1, 10, 1, [1])
-    writer.add(b"x", Outcome().done)
+    writer.add([b"x"], Outcome().done)
     assert len(disk.files()) == 1
     writer.abort()
     writer.abort()
     assert disk.files() == {}
     with pytest.raises(StorageError, match="committed or aborted"):
-        writer.add(b"y", Outcome().done)
+        writer.add([b"y"], Outcome().done)
     with pytest.raises(StorageError, match="committed or aborted"):
         writer.commit(Outcome().committed)
 

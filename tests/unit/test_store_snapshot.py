@@ -155,7 +155,8 @@ def test_chunks_have_about_the_size_asked_for() -> None:
     assert min(sizes[:-1]) >= limits.SNAPSHOT_CHUNK_BYTES
 
 
-def test_what_is_no_whole_snapshot_is_refused_and_changes_nothing() -> None:
+def test_what_is_no_whole_snapshot_is_refused_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SNAPSHOT_CHUNK_BYTES", 1 << 20)
     store = filled()
     before = store.digest()
     (chunk,) = filled().snapshot().chunks()
@@ -242,7 +243,8 @@ def test_later_changes_of_a_tracked_slot_do_not_change_a_snapshot() -> None:
     assert {slot.pins for slot in store._slots.values()} == {0}
 
 
-def test_moves_that_do_not_fit_together_are_refused() -> None:
+def test_moves_that_do_not_fit_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SNAPSHOT_CHUNK_BYTES", 1 << 20)
     (chunk,) = moving().snapshot().chunks()
     items = items_of(chunk)
     restored([chunk])

@@ -18,6 +18,7 @@ from raftkv.cli.admin.text import parse_numbers, ranges_text, shortened
 from raftkv.cli.process import write_atomically
 from raftkv.errors import RaftKVError
 from raftkv.limits import MAX_FRAME_BYTES
+from raftkv.store.packed import value_bytes
 from raftkv.store.slot import Slot, SlotState
 from raftkv.store.snapshot import StoreRestore, StoreState
 
@@ -139,7 +140,7 @@ def described(name: str, group: int, size: int, sha256: str, state: StoreState) 
         state.time,
         ranges_text(slot.number for slot in mine),
         sum(len(slot.records) for slot in mine),
-        sum(len(key) + len(record[0]) for slot in mine for key, record in slot.records.items()),
+        sum(len(key) + value_bytes(record) for slot in mine for key, record in slot.records.items()),
     )
 
 

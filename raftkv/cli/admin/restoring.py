@@ -18,6 +18,7 @@ from raftkv.cli.records import Item
 from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError, Unavailable
+from raftkv.store.packed import fields
 
 IN_FLIGHT: Final = 256
 _WRITE_TIMEOUT: Final = 60.0
@@ -37,7 +38,8 @@ def items_of(folder: Path, manifest: Manifest) -> Iterator[Item]:
     for file in manifest.files:
         state = archive.read_state(folder / file.name)
         for slot in archive.owned(state):
-            for key, (value, _, expires) in slot.records.items():
+            for key, record in slot.records.items():
+                value, _, expires = fields(record)
                 number += 1
                 yield Item(number, key, value, (expires - state.time) / 1000 if expires else None)
 

@@ -1,0 +1,20 @@
+"""`bench memory` measures a real cluster."""
+
+from __future__ import annotations
+
+from bench.memory import Plan, measure
+
+
+def test_what_a_thousand_records_cost() -> None:
+    said: list[str] = []
+    (size,) = measure([1_000], Plan(groups=1, rate=500.0, seconds=2.0), said.append)
+    assert size.records == 1_000
+    assert size.failed == 0
+    assert size.snapshots
+    assert size.wal_per_user_byte > 1
+    assert size.disk_per_user_byte > size.wal_per_user_byte
+    assert 0 < size.restart_node < 30
+    assert 0 < size.restart_cluster < 30
+    assert size.reads.p50 <= size.reads.p99 <= size.reads.worst
+    assert size.calm.worst > 0
+    assert said[0].startswith("1,000 records")
