@@ -8,6 +8,7 @@ import click
 
 from bench.echo import measure as measure_echo
 from bench.failover import measure as measure_failover
+from bench.peers.command import compare_command
 from bench.rebalance import measure as measure_rebalance
 from bench.running import load_command, run_command
 from raftkv.cli.common import complain, describe, exit_code, run
@@ -31,6 +32,7 @@ def main() -> None:
 
 bench.add_command(load_command)
 bench.add_command(run_command)
+bench.add_command(compare_command)
 
 
 @bench.command()
