@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ _WIDTH: Final = 120
 @click.option(
     "--workers", type=click.IntRange(1, 10_000), show_default="those of the workload", help="Operations under way."
 )
+@click.option("--tools/--no-tools", default=True, help="The peers' own tools too; that of etcd takes a minute.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Of each measurement.")
 @click.option("--warmup", type=click.FloatRange(min=0), default=1.0, help="Seconds before each measurement.")
 @click.option("--repeat", type=click.IntRange(1, 100), default=3, help="Rounds; numbers are medians of them.")
@@ -58,6 +60,7 @@ def compare_command(
     only: str | None,
     workload: tuple[str, ...],
     workers: int | None,
+    tools: bool,
     seconds: float,
     warmup: float,
     repeat: int,
@@ -75,6 +78,8 @@ def compare_command(
         _list()
         return
     chosen = _chosen(only)
+    if not tools:
+        chosen = [_without_tools(one) for one in chosen]
     workloads = [comparison.with_workers(WORKLOADS[name], workers) for name in dict.fromkeys(workload)]
     options = comparison.Options(seconds, warmup, repeat, keys, seed, data)
     started = datetime.now(UTC)
@@ -116,6 +121,12 @@ def _chosen(only: str | None) -> list[Contestant]:
         if missing := one.missing():
             raise click.UsageError(f"{one.name} is {missing}")
     return chosen
+
+
+def _without_tools(one: Contestant) -> Contestant:
+    """The echo is nothing else."""
+    kept = tuple(case for case in one.cases if case.way.kind != "tool")
+    return dataclasses.replace(one, cases=kept) if kept else one
 
 
 def _list() -> None:

@@ -334,7 +334,7 @@ def _targets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 by = row["raftkv_by"]
                 found.append(
                     {
-                        "what": f"{target.op.upper()} {wanted} etcd's through its {row['client']}, {load}",
+                        "what": f"{target.op.upper()} {wanted} etcd's through {row['client']}, {load}",
                         "wanted": target.factor,
                         "found": by,
                         "reached": by >= target.factor if target.factor > 1 else by > 1,

@@ -193,9 +193,10 @@ def _benchmark(pipeline: int) -> Way:
     )
 
 
-def _benchmarks(note: str = "") -> tuple[Case, ...]:
+def _benchmarks(promise: str = "") -> tuple[Case, ...]:
+    """``promise``: of its writes, which never WAIT."""
     return tuple(
-        Case(op, _benchmark(pipeline), f"-c {tools.REDIS_CONNECTIONS} -P {pipeline}{note if op == 'set' else ''}")
+        Case(op, _benchmark(pipeline), f"-c {tools.REDIS_CONNECTIONS} -P {pipeline}", promise if op == "set" else "")
         for pipeline in (1, 50)
         for op in ("get", "set")
     )
@@ -264,7 +265,7 @@ _ALL: Final = (
         (
             Case("get", _through("redis", "valkey-glide")),
             Case("set", _through("redis-wait", "valkey-glide", alone=True), "WAIT 1, a connection each"),
-            *_benchmarks(", no WAIT"),
+            *_benchmarks("no WAIT: primary's disk; no consistency after a failover"),
         ),
     ),
     Contestant(

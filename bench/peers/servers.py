@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ from raftkv.errors import RaftKVError
 _HOST: Final = "127.0.0.1"
 _MEMBERS: Final = 3
 _START_TIMEOUT: Final = 30.0
-_STOP_TIMEOUT: Final = 10.0
+_STOP_TIMEOUT: Final = 3.0
+"""Seconds to end in order, which no data need: they are thrown away."""
 _POLL: Final = 0.05
 _ANSWER: Final = 2.0
 """Seconds for one answer of a server that is asked how it is."""
@@ -130,11 +132,12 @@ def redis(folder: Path, fsync: str) -> Iterator[Redis]:
 def running(folder: Path, commands: Mapping[str, Sequence[str]], ready: Callable[[], bool]) -> Iterator[None]:
     """Processes by name, started and ``ready``; what they say goes to files in ``folder``. Raises PeerError."""
     with contextlib.ExitStack() as stack:
-        processes = {}
+        processes: dict[str, subprocess.Popen[bytes]] = {}
+        stack.callback(_stop, processes)
         for name, command in commands.items():
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
             # In a session of its own: Ctrl-C reaches the one who ends them in order, and not them.
-            process = subprocess.Popen(
+            processes[name] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -142,8 +145,6 @@ def running(folder: Path, commands: Mapping[str, Sequence[str]], ready: Callable
                 start_new_session=True,
                 env=environment(),
             )
-            stack.callback(_stop, process)
-            processes[name] = process
         clock = SystemClock()
         until = clock.now() + _START_TIMEOUT
         while not ready():
@@ -173,13 +174,17 @@ def _ports(count: int) -> list[int]:
     return free_ports(count, random.SystemRandom().randrange(10_000))
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _stop(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
+    """All at once, as a primary waits for replicas that lag."""
+    for process in processes.values():
+        process.terminate()
+    for process in processes.values():
+        try:
+            process.wait(_STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            # With its children, which are in the session that was made for it.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _end(folder: Path, name: str) -> str:
