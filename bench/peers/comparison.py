@@ -14,6 +14,7 @@ field            content
 ``options``      what the command was asked for, as :class:`Options` names it, with the sizes of keys and values
 ``beside``       ``fsync``: durable writes of 4 KiB one after the other in the folder of the servers' data
 ``contestants``  ``name``, ``what``, ``version`` and ``promise``, as :class:`bench.peers.contestants.Promise` names it
+``workloads``    ``name``, ``what`` it is, ``workers`` and ``connections``
 ``rows``         one for each contestant, operation, client and workload
 ``targets``      ``what`` raftkv is to reach: ``wanted`` and ``found``, its rate by that of the peer; ``reached``
 ===============  =======================================================================================================
@@ -170,7 +171,7 @@ def measure(
                 mine = [row for row in mine if not row.problem and not (number and row.case.way.paced)]
                 if mine:
                     _round(contestant, mine, options, progress)
-            result = _result(contestants, rows, options, beside)
+            result = _result(contestants, workloads, rows, options, beside)
             keep(result)
     return result
 
@@ -227,11 +228,15 @@ def _folder(options: Options) -> Iterator[Path]:
 
 
 def _result(
-    contestants: Sequence[Contestant], rows: Sequence[_Row], options: Options, beside: dict[str, Any]
+    contestants: Sequence[Contestant],
+    workloads: Sequence[Workload],
+    rows: Sequence[_Row],
+    options: Options,
+    beside: dict[str, Any],
 ) -> dict[str, Any]:
     default = Plan("", "get")
     told = [_told(row) for row in rows]
-    _set_ratios(told, next((row.workload.name for row in rows), ""))
+    _set_ratios(told, workloads[0].name)
     sizes = {"key_size": default.key_size, "value_size": default.value_size}
     return {
         "format": FORMAT,
@@ -250,6 +255,7 @@ def _result(
             }
             for one in contestants
         ],
+        "workloads": [dataclasses.asdict(one) for one in workloads],
         "rows": told,
         "targets": _targets(told),
     }

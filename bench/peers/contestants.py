@@ -264,7 +264,7 @@ _ALL: Final = (
         "always",
         (
             Case("get", _through("redis", "valkey-glide")),
-            Case("set", _through("redis-wait", "valkey-glide", alone=True), "WAIT 1, a connection each"),
+            Case("set", _through("redis-wait", "valkey-glide", alone=True), "WAIT 1, up to 50 connections"),
             *_benchmarks("no WAIT: primary's disk; no consistency after a failover"),
         ),
     ),

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import charts
-from bench.peers.comparison import WORKLOADS
 from bench.results import RESULT
 
 MARKDOWN: Final = "compare.md"
@@ -33,8 +32,8 @@ def write(folder: Path, result: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
     (folder / MARKDOWN).write_text(markdown(result), encoding="utf-8")
-    for name, rows in _by_workload(result):
-        charts.compared(f"{name or 'tools'}: {_title(name)}", rows, folder / f"compare-{name or 'tools'}.png")
+    for name, title, rows in _by_workload(result):
+        charts.compared(title, rows, folder / f"compare-{name or 'tools'}.png")
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
@@ -92,8 +91,8 @@ def remarks(result: dict[str, Any]) -> list[str]:
 
 def _tables(result: dict[str, Any]) -> Iterable[tuple[str, Sequence[str], list[list[str]], range]]:
     versions = {one["name"]: one["version"] for one in result["contestants"]}
-    for name, rows in _by_workload(result):
-        yield _title(name), _HEADINGS, [_cells(row, versions) for row in rows], _NUMBERS
+    for _, title, rows in _by_workload(result):
+        yield title, _HEADINGS, [_cells(row, versions) for row in rows], _NUMBERS
     promises = [
         [f"{one['name']}: {one['what']}", *(one["promise"][name] for name in _PROMISES)]
         for one in result["contestants"]
@@ -119,16 +118,13 @@ def _cells(row: dict[str, Any], versions: dict[str, str]) -> list[str]:
     ]
 
 
-def _by_workload(result: dict[str, Any]) -> Iterable[tuple[str, list[dict[str, Any]]]]:
-    """The workloads in their order and the tools' own loads, "", last; gets before sets, the fastest last."""
-    for name in [*WORKLOADS, ""]:
+def _by_workload(result: dict[str, Any]) -> Iterable[tuple[str, str, list[dict[str, Any]]]]:
+    """Name, title and rows, gets before sets; tools with loads of their own last, under the name ""."""
+    titles = {one["name"]: one["what"] for one in result["workloads"]}
+    for name, title in (titles | {"": "tools with a load of their own, and the ceiling"}).items():
         rows = [row for row in result["rows"] if row["workload"] == name]
         if rows:
-            yield name, sorted(rows, key=lambda row: row["op"])
-
-
-def _title(workload: str) -> str:
-    return WORKLOADS[workload].what if workload else "tools with a load of their own, and the ceiling"
+            yield name, title, sorted(rows, key=lambda row: row["op"])
 
 
 def _escaped(cell: str) -> str:

@@ -29,8 +29,9 @@ _BUILD_TIMEOUT: Final = 600.0
 _SLACK: Final = 60.0
 """Seconds that a tool may take to start, to fill the store and to end, besides those that it measures."""
 REDIS_CONNECTIONS: Final = 50
+_REDIS_TRIAL: Final = 5_000
 _REDIS_SECONDS: Final = 0.5
-"""Seconds of the run that finds out how many requests redis-benchmark, which only counts, can make."""
+"""redis-benchmark counts requests, not time: trials of so many messages and of so many seconds say what to ask for."""
 CHECK_LOAD: Final = "m"
 CHECK_RATE: Final = 1000
 """Writes per second that ``etcdctl check perf`` makes at most with that load; the next writes 4 GB in its minute."""
@@ -156,11 +157,11 @@ def measure_redis(plan: Plan, pipeline: int) -> Outcome:
         command = ["redis-benchmark", "--csv", *(str(one) for pair in asked.items() for one in pair)]
         return parse_redis(_run(command, plan.seconds), requests)
 
-    first = run("set", 5 * plan.keys, 50)
-    if plan.op == "get" or pipeline == 1:
-        first = run(plan.op, 5_000 * pipeline, pipeline)
-    trial = run(plan.op, max(1_000, int(first.per_second * _REDIS_SECONDS)), pipeline)
-    return run(plan.op, max(1_000, int(trial.per_second * plan.seconds)), pipeline)
+    run("set", 5 * plan.keys, 50)
+    requests = _REDIS_TRIAL * pipeline
+    for seconds in (_REDIS_SECONDS, plan.seconds):
+        requests = max(_REDIS_TRIAL, int(run(plan.op, requests, pipeline).per_second * seconds))
+    return run(plan.op, requests, pipeline)
 
 
 def parse_redis(said: str, requests: int) -> Outcome:
