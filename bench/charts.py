@@ -53,6 +53,32 @@ def draw(scenario: dict[str, Any], folder: Path) -> list[Chart]:
     return drawn
 
 
+def compared(title: str, rows: list[dict[str, Any]], path: Path) -> Chart | None:
+    """Rates of a comparison as bars, one panel for each operation. None if there is nothing to draw. Raises OSError."""
+    measured = [row for row in rows if "per_second" in row]
+    return _save(path, title, measured, _bars) if measured else None
+
+
+def _bars(figure: Figure, rows: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(row["contestant"] for row in rows))}
+    groups = list(_by_op(rows))
+    figure.set_figheight(1.5 + 0.4 * len(rows))
+    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(some) for _, _, some in groups])
+    for (axes,), (_, op, some) in zip(panels, groups, strict=True):
+        names = [", ".join(filter(None, (row["contestant"], row["client"], row["note"]))) for row in some]
+        values = [row["per_second"] for row in some]
+        # By place: two rows may have the same name.
+        drawn = axes.barh(range(len(some)), values, color=[colors[row["contestant"]] for row in some])
+        axes.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=3)
+        axes.set_yticks(range(len(some)), names)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_title(f"{op}: operations per second", loc="left", fontsize="medium")
+
+
 def _save(
     path: Path, title: str, rows: list[dict[str, Any]], fill: Callable[[Figure, list[dict[str, Any]]], None]
 ) -> Chart:

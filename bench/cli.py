@@ -10,6 +10,7 @@ from bench.check import command as check_command
 from bench.echo import measure as measure_echo
 from bench.failover import measure as measure_failover
 from bench.memory import command as memory_command
+from bench.peers.command import compare_command
 from bench.rebalance import measure as measure_rebalance
 from bench.running import load_command, run_command
 from bench.slow import command as slow_command
@@ -39,6 +40,7 @@ bench.add_command(run_command)
 bench.add_command(check_command)
 bench.add_command(memory_command)
 bench.add_command(slow_command)
+bench.add_command(compare_command)
 
 
 @bench.command()

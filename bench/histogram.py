@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from hdrh.histogram import HdrHistogram
@@ -23,9 +23,14 @@ def empty() -> Histogram:
 
 def of(latencies: Iterable[float]) -> Histogram:
     """A histogram of ``latencies`` in seconds."""
-    histogram = empty()
     # Most latencies of a run are the same microsecond as some other: recording each of them takes ten times as long.
-    for microseconds, count in Counter(round(latency * 1e6) for latency in latencies).items():
+    return of_counts(Counter(round(latency * 1e6) for latency in latencies))
+
+
+def of_counts(counts: Mapping[int, int]) -> Histogram:
+    """A histogram of how many operations took each number of microseconds."""
+    histogram = empty()
+    for microseconds, count in counts.items():
         histogram.record_value(min(max(1, microseconds), _LONGEST_US), count)
     return histogram
 

@@ -1,4 +1,7 @@
-"""What a worker calls: one get or one set, by the client's Pipeline stream or by unary RPCs."""
+"""What a worker calls: one get or one set, by the client's Pipeline stream or by unary RPCs.
+
+Other stores are called through :mod:`bench.peers.clients`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from typing import Literal, Protocol, Self, TypeAlias, runtime_checkable
 import grpc
 
 import raftkv
+from bench.peers import clients
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from shards.slots import slot_of
 
-Api: TypeAlias = Literal["pipeline", "unary"]
+Api: TypeAlias = Literal["pipeline", "unary", "etcd", "etcd-serializable", "redis", "redis-wait"]
 
 
 class Target(Protocol):
@@ -89,5 +93,7 @@ async def connect(api: Api, endpoints: str, timeout: float, number: int) -> Targ
     """Client ``number`` (from 0): unary ones take the endpoints in turn."""
     if api == "pipeline":
         return await PipelineTarget.connect(endpoints, timeout)
+    if api != "unary":
+        return await clients.connect(api, endpoints, timeout, number)
     addresses = endpoints.split(",")
     return UnaryTarget(addresses[number % len(addresses)].strip(), timeout, number)

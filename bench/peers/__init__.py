@@ -1,0 +1,1 @@
+"""``python -m bench compare``: other stores measured as raftkv is, and by their own tools."""

@@ -1,0 +1,140 @@
+"""``python -m bench compare``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bench.machine import facts
+from bench.peers import comparison, tables
+from bench.peers.comparison import WORKLOADS
+from bench.peers.contestants import CONTESTANTS, Contestant
+from raftkv.cli.common import stdout_is_terminal
+
+_FOLDER: Final = Path("bench-results")
+_WIDTH: Final = 120
+
+
+@click.command("compare")
+@click.option("--list", "listing", is_flag=True, help="Print the contestants and workloads and end.")
+@click.option("--only", metavar="NAME,...", show_default="all that are installed", help="Contestants.")
+@click.option(
+    "--workload",
+    type=click.Choice(list(WORKLOADS)),
+    multiple=True,
+    default=("shared",),
+    help="Can be given repeatedly.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 10_000), show_default="those of the workload", help="Operations under way."
+)
+@click.option("--tools/--no-tools", default=True, help="The peers' own tools too; that of etcd takes a minute.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Of each measurement.")
+@click.option("--warmup", type=click.FloatRange(min=0), default=1.0, help="Seconds before each measurement.")
+@click.option("--repeat", type=click.IntRange(1, 100), default=3, help="Rounds; numbers are medians of them.")
+@click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Different keys.")
+@click.option("--seed", type=click.IntRange(0), default=1, help="Of keys and values.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    help="Folder on the disk that servers are to write to.",
+    show_default="that of temporary files",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    show_default=f"a new one in {_FOLDER}/",
+    help="Folder for result.json, compare.md and the plots.",
+)
+@click.option("-o", "--output", type=click.Choice(["text", "markdown", "json"]), default="text")
+def compare_command(
+    listing: bool,
+    only: str | None,
+    workload: tuple[str, ...],
+    workers: int | None,
+    tools: bool,
+    seconds: float,
+    warmup: float,
+    repeat: int,
+    keys: int,
+    seed: int,
+    data: Path | None,
+    out: Path | None,
+    output: str,
+) -> None:
+    """The same workload on raftkv and its peers, in turn: rates, latencies, ratios, and what each promises.
+
+    A peer that is not installed is a row that says how to get it. Exit code 1 if a measurement or an operation failed.
+    """
+    if listing:
+        _list()
+        return
+    chosen = _chosen(only)
+    if not tools:
+        chosen = [_without_tools(one) for one in chosen]
+    workloads = [comparison.with_workers(WORKLOADS[name], workers) for name in dict.fromkeys(workload)]
+    options = comparison.Options(seconds, warmup, repeat, keys, seed, data)
+    started = datetime.now(UTC)
+    folder = out or _FOLDER / f"{started:%Y%m%d-%H%M%S}-compare"
+    if folder.exists() and any(folder.iterdir()):
+        raise click.UsageError(f"{folder} is not empty: name a new folder with --out")
+    # Ends as with Ctrl-C: servers, generators and tools are ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    machine = facts()
+    result = comparison.measure(
+        chosen, workloads, options, keep=lambda found: tables.write(folder, {"machine": machine, **found})
+    )
+    result = {"machine": machine, **result}
+    if output == "json":
+        click.echo(json.dumps(result))
+    elif output == "markdown":
+        click.echo(tables.markdown(result), nl=False)
+    else:
+        # Files have room.
+        tables.show(Console(width=None if stdout_is_terminal() else _WIDTH), result)
+        click.echo(f"files: {folder}")
+    if any(_failed(row) for row in result["rows"]):
+        raise SystemExit(1)
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    return bool(row.get("errors")) or bool(row["problem"] and not row["absent"])
+
+
+def _chosen(only: str | None) -> list[Contestant]:
+    if only is None:
+        return list(CONTESTANTS.values())
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    unknown = [name for name in names if name not in CONTESTANTS]
+    if unknown or not names:
+        raise click.UsageError(f"there is no contestant {', '.join(unknown) or repr(only)}; --list prints them")
+    chosen = [one for name, one in CONTESTANTS.items() if name in names]
+    for one in chosen:
+        if missing := one.missing():
+            raise click.UsageError(f"{one.name} is {missing}")
+    return chosen
+
+
+def _without_tools(one: Contestant) -> Contestant:
+    """The echo is nothing else."""
+    kept = tuple(case for case in one.cases if case.way.kind != "tool")
+    return dataclasses.replace(one, cases=kept) if kept else one
+
+
+def _list() -> None:
+    table = Table("contestant", "what it is", "here")
+    for one in CONTESTANTS.values():
+        table.add_row(one.name, one.what, one.missing() or one.version() or "yes")
+    workloads = Table("workload", "what it is")
+    for load in WORKLOADS.values():
+        workloads.add_row(load.name, load.what)
+    console = Console(width=None if stdout_is_terminal() else _WIDTH)
+    console.print(table, workloads)

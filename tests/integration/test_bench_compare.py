@@ -1,0 +1,92 @@
+"""The real peers start, are measured, and leave nothing; skipped where they are not installed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.peers import comparison, tools
+from bench.peers.contestants import CONTESTANTS, Contestant
+from bench.progress import Watcher
+from raftkv.cli.process import pause
+from raftkv.clock import SystemClock
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-W", "error", "-m", "bench", "compare"]
+
+
+def short(name: str) -> Contestant:
+    """Without tools that take a minute, and without a Go client that would have to be built first."""
+    one = CONTESTANTS[name]
+    if missing := one.missing():
+        pytest.skip(f"{name} is {missing}")
+    go = tools.go_program().exists()
+    cases = [case for case in one.cases if not case.way.paced and (go or case.way.kind != "go")]
+    return dataclasses.replace(one, cases=tuple(cases))
+
+
+def at_work_in(folder: Path) -> list[int]:
+    """Processes that name ``folder`` in their command line or work in it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            named = str(folder) in (process / "cmdline").read_bytes().decode(errors="replace")
+            if named or (process / "cwd").readlink().is_relative_to(folder):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("name", ["etcd", "redis", "redis-wait"])
+def test_a_peer_is_measured_in_all_its_ways_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+    load = comparison.with_workers(comparison.WORKLOADS["shared"], 8)
+    options = comparison.Options(seconds=0.1, warmup=0.0, repeat=1, keys=100, data=tmp_path)
+    result = comparison.measure([short(name)], [load], options, Watcher)
+    assert [row["problem"] for row in result["rows"] if not row["absent"]] == [""] * len(result["rows"])
+    for row in result["rows"]:
+        assert row["per_second"] > 10
+        assert row["errors"] == {}
+        assert row["latency_ms"]["p50"] <= row["latency_ms"]["p99"] <= row["latency_ms"]["max"]
+    assert result["contestants"][0]["version"].count(".") == 2
+    assert list(tmp_path.iterdir()) == []
+    assert at_work_in(tmp_path) == []
+
+
+def test_the_command_writes_its_tables(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--only", "echo", "--seconds", "0.1", "--repeat", "2", "--out", str(out), "-o", "json"]
+    done = subprocess.run([*COMMAND, *options], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found == json.loads((out / "result.json").read_text())
+    (row,) = found["rows"]
+    assert (row["op"], row["of_echo"], len(row["runs"])) == ("echo", 1.0, 2)
+    assert sorted(path.name for path in out.iterdir()) == ["compare-tools.png", "compare.md", "result.json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_ends_what_it_started(number: signal.Signals, tmp_path: Path) -> None:
+    short("redis")
+    data = tmp_path / "data"
+    data.mkdir()
+    options = ["--only", "redis", "--seconds", "40", "--data", str(data), "--out", str(tmp_path / "out")]
+    with subprocess.Popen([*COMMAND, *options], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
+        until = SystemClock().now() + 30
+        # The command and three servers.
+        while (found := len(at_work_in(data))) < 4 and SystemClock().now() < until:
+            pause(0.02)
+        running.send_signal(number)
+        _, said = running.communicate(timeout=20)
+    assert found >= 4
+    assert running.returncode not in (0, None)
+    assert b"Traceback" not in said
+    assert at_work_in(data) == []
+    assert list(data.iterdir()) == []

@@ -1,0 +1,385 @@
+"""bench compare: what tools print, how rounds become rows with ratios and promises, and what fails without harm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import bench
+from bench.load import Plan
+from bench.peers import clients, comparison, servers, tables, tools
+from bench.peers.comparison import WORKLOADS, Options, with_workers
+from bench.peers.contestants import CONTESTANTS, Case, Contestant, Promise, Way
+from bench.peers.servers import PeerError
+from bench.peers.tools import Outcome
+from bench.progress import Watcher
+from raftkv.errors import Unavailable
+
+REDIS_CSV = """\
+"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms","max_latency_ms"
+"SET","92165.90","0.359","0.056","0.319","0.727","0.999","2.007"
+"""
+CHECK_PASS = """\
+ 0 / 60 B                                     0.00%\r 60 / 60 Booooooooooooooooooo! 100.00% 1m0s
+PASS: Throughput is 993 writes/s
+PASS: Slowest request took 0.033708s
+PASS: Stddev is 0.001884s
+PASS
+"""
+CHECK_FAIL = """\
+FAIL: too many errors
+FAIL: ERROR(etcdserver: request timed out) -> 7
+FAIL: Throughput too low: 649 writes/s
+Slowest request took too long: 0.786915s
+Stddev too high: 0.163053s
+FAIL
+"""
+PROMISE = Promise("brief promise", "on a disk", "linearizable", "none", "few", "all")
+
+
+def test_redis_benchmark_is_understood() -> None:
+    found = tools.parse_redis(REDIS_CSV, 5000)
+    assert found == Outcome(92165.9, {"p50": 0.319, "p95": 0.727, "p99": 0.999, "max": 2.007}, 5000)
+    assert tools.parse_redis("WARNING: something\n" + REDIS_CSV, 5000) == found
+
+
+def test_etcdctl_check_perf_is_understood_whether_it_passes_or_fails() -> None:
+    passed, failed = tools.parse_check(CHECK_PASS), tools.parse_check(CHECK_FAIL)
+    assert (passed.per_second, passed.errors) == (993, {})
+    assert passed.latency_ms["max"] == pytest.approx(33.708)
+    assert passed.said.startswith("PASS: Throughput is 993 writes/s; PASS: Slowest request took 0.033708s")
+    assert failed.per_second == 649
+    assert failed.latency_ms["max"] == pytest.approx(786.915)
+    assert failed.errors == {"etcdserver: request timed out": 7}
+    assert "Stddev too high: 0.163053s" in failed.said
+
+
+def test_the_go_program_is_understood() -> None:
+    said = json.dumps({"operations": 4, "seconds": 2.0, "errors": {"Unavailable": 1}, "took_us": {"100": 3, "900": 1}})
+    plan = Plan("", "set")
+    found = tools.of_tally(plan, tools.parse_go(plan, said))
+    assert (found.operations, found.per_second, found.errors) == (4, 2.0, {"Unavailable": 1})
+    assert found.latency_ms == {"p50": 0.1, "p95": 0.9, "p99": 0.9, "max": 0.9}
+
+
+@pytest.mark.parametrize("said", ["", "killed", "{}", "[1]", '{"took_us": {"x": 1}}', '"test"\n"SET","nonsense"'])
+def test_anything_else_that_a_tool_says_is_an_error_with_its_words(said: str) -> None:
+    last = said.splitlines()[-1] if said else "nothing"
+    for parse in (
+        lambda: tools.parse_redis(said, 1),
+        lambda: tools.parse_check(said),
+        lambda: tools.parse_go(Plan("", "get"), said),
+    ):
+        with pytest.raises(PeerError, match=re.escape(last)):
+            parse()
+
+
+class World:
+    """Contestants that are only written down: one at a time runs, and each measurement is faster than the last."""
+
+    def __init__(self) -> None:
+        self.running = ""
+        self.log: list[tuple[str, str, Plan]] = []
+
+    def contestant(self, name: str, *cases: Case, missing: str = "", fails: bool = False) -> Contestant:
+        @contextlib.contextmanager
+        def start(folder: Path) -> Iterator[Any]:
+            assert not self.running, "one at a time"
+            assert list(folder.iterdir()) == []
+            if fails:
+                raise PeerError(f"{name} does not start")
+            self.running = name
+            try:
+                yield type("Running", (), {"endpoints": f"{name}:1"})
+            finally:
+                self.running = ""
+
+        return Contestant(name, f"what {name} is", PROMISE, start, cases, lambda: missing, lambda: "9.9")
+
+    def way(self, kind: Any = "python", rate: float = 1000.0, **more: Any) -> Way:
+        def measure(plan: Plan) -> Outcome:
+            self.log.append((self.running, kind, plan))
+            return self.outcome(rate + len(self.log))
+
+        return Way(kind, lambda: f"{kind} client", measure, **more)
+
+    def outcome(self, rate: float) -> Outcome:
+        return Outcome(rate, {"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": float(len(self.log))}, int(rate), said="")
+
+    def failing(self) -> Way:
+        def measure(_: Plan) -> Outcome:
+            raise PeerError("it broke | badly\nindeed")
+
+        return Way("python", lambda: "broken client", measure)
+
+
+def compare(*chosen: Contestant, loads: tuple[str, ...] = ("shared",), repeat: int = 1) -> dict[str, Any]:
+    options = Options(seconds=0.02, warmup=0.0, repeat=repeat, keys=100)
+    return comparison.measure(chosen, [WORKLOADS[name] for name in loads], options, Watcher)
+
+
+def usual(world: World) -> list[Contestant]:
+    return [
+        world.contestant("raftkv", Case("get", world.way(rate=9000)), Case("set", world.way(rate=3000))),
+        world.contestant(
+            "etcd",
+            Case("get", world.way(rate=4000)),
+            Case("set", world.way(rate=1500)),
+            Case("get", world.way("go", 5000)),
+            Case("set", world.way("go", 3100)),
+            Case("set", world.way("tool", 100, paced=True), "slow"),
+        ),
+        world.contestant("echo", Case("echo", world.way("tool", 100_000))),
+    ]
+
+
+def test_rounds_alternate_and_numbers_are_medians_with_ratios() -> None:
+    world = World()
+    result = compare(*usual(world), repeat=3)
+    assert [name for name, _, _ in world.log] == (
+        ["raftkv"] * 2 + ["etcd"] * 5 + ["echo"] + (["raftkv"] * 2 + ["etcd"] * 4 + ["echo"]) * 2
+    )
+    raftkv_get, raftkv_set, get, put, _, _, check, echo = result["rows"]
+    # The 1st, 9th and 16th measurement.
+    assert [run["per_second"] for run in raftkv_get["runs"]] == [9001, 9009, 9016]
+    assert raftkv_get["per_second"] == 9009
+    assert raftkv_get["latency_ms"] == {"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": 16.0}
+    assert raftkv_get["operations"] == 9001 + 9009 + 9016
+    assert raftkv_set["raftkv_by"] == 1
+    assert get["raftkv_by"] == pytest.approx(9009 / get["per_second"], abs=0.001)
+    assert put["of_echo"] == pytest.approx(put["per_second"] / echo["per_second"], abs=0.001)
+    # A tool that sets its own rate is compared with nothing.
+    assert (check["raftkv_by"], check["of_echo"], len(check["runs"])) == (None, None, 1)
+    assert [(one["wanted"], one["reached"]) for one in result["targets"]] == [(3, False), (1, True), (1, False)]
+
+
+def test_servers_that_are_new_are_filled_once_and_all_have_the_same_load() -> None:
+    world = World()
+    one = world.contestant(
+        "one",
+        Case("get", world.way("tool")),
+        Case("get", world.way()),
+        Case("set", world.way("go")),
+        Case("set", world.way(alone=True)),
+    )
+    result = compare(one, loads=("shared", "many"), repeat=2)
+    plans = [plan for _, kind, plan in world.log if kind != "tool"]
+    assert [plan.fill for plan in plans] == [True, *[False] * 5] * 2
+    assert [(plan.workers, plan.clients) for plan in plans] == [
+        (50, 1), (50, 1), (50, 50), (1000, 10), (1000, 10), (1000, 50),
+    ] * 2  # fmt: skip
+    assert {(plan.keys, plan.key_size, plan.value_size, plan.endpoints) for plan in plans} == {(100, 16, 128, "one:1")}
+    # A tool has its own load: once for all workloads.
+    assert [row["workload"] for row in result["rows"]] == ["", *["shared"] * 3, *["many"] * 3]
+
+
+def test_what_is_not_installed_is_a_row_and_nothing_is_run_for_it() -> None:
+    world = World()
+    result = compare(
+        world.contestant("absent", Case("get", world.way()), missing="not found: apt-get install it"),
+        world.contestant("half", Case("get", world.way("go", missing=lambda: "no Go")), Case("get", world.way())),
+    )
+    absent, no_go, measured = result["rows"]
+    assert [row["problem"] for row in (absent, no_go)] == ["not found: apt-get install it", "no Go"]
+    assert absent["absent"] is no_go["absent"] is True
+    assert "per_second" in measured
+    assert [name for name, _, _ in world.log] == ["half"]
+    assert "not found: apt-get install it" in tables.markdown(result)
+
+
+def test_what_fails_is_a_row_with_the_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
+    world = World()
+    result = compare(
+        world.contestant("broken", Case("get", world.failing()), Case("set", world.way())),
+        world.contestant("dead", Case("get", world.way()), fails=True),
+        world.contestant("fine", Case("get", world.way())),
+        repeat=2,
+    )
+    first, second, dead, fine = result["rows"]
+    assert (first["problem"], first["absent"]) == ("it broke | badly\nindeed", False)
+    assert dead["problem"] == "dead does not start"
+    assert len(second["runs"]) == len(fine["runs"]) == 2
+    # It did not fill the servers.
+    assert [plan.fill for name, _, plan in world.log if name == "broken"] == [True, True]
+    text = tables.markdown(result)
+    assert "it broke \\| badly indeed |" in text
+    tables.write(tmp_path, result)
+
+
+def test_the_tables_say_what_was_measured_and_what_each_promises(tmp_path: Path) -> None:
+    result = {**compare(*usual(World()), loads=("shared", "own")), "machine": MACHINE}
+    tables.write(tmp_path, result)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        "compare-own.png", "compare-shared.png", "compare-tools.png",
+    ]  # fmt: skip
+    text = (tmp_path / tables.MARKDOWN).read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    # Each row of each table has as many cells as its heading; two loads and the tools', and what is promised.
+    assert len({line.count("|") for line in lines if "on a disk" not in line and "acknowledged" not in line}) <= 2
+    assert text.count("| who |") == 4
+    assert "| etcd 9.9 GET | go client | 5,0" in text
+    for name in ("raftkv", "etcd", "echo"):
+        assert f"| {name}: what {name} is | on a disk | none | few | all | linearizable |" in text
+    assert "MISSED: SET at least 3 times etcd's through python client, 50 workers on 1 connection(s)" in text
+    assert "7 cores" in text
+
+
+MACHINE = {"cores": 7, "processor": "a processor", "python": "3.11", "commit": "abc"}
+
+
+def test_every_field_of_the_result_is_documented() -> None:
+    documented = set(re.findall(r"``(\w+)``", comparison.__doc__ or ""))
+    result = compare(*usual(World()))
+    assert (set(result) | {field for row in result["rows"] for field in row}) - documented == set()
+
+
+def test_a_number_of_workers_changes_a_workload() -> None:
+    assert with_workers(WORKLOADS["shared"], None) is WORKLOADS["shared"]
+    shared, own = with_workers(WORKLOADS["shared"], 8), with_workers(WORKLOADS["own"], 8)
+    assert [(one.workers, one.connections) for one in (shared, own)] == [(8, 1), (8, 8)]
+    assert shared.what == "8 workers, 1 connection(s)"
+
+
+def test_all_contestants_say_what_they_promise_and_the_targets_name_rows_that_there_are() -> None:
+    assert list(CONTESTANTS) == ["raftkv", "raftkv-quorum", "raftkv-groups", "etcd", "redis", "redis-wait", "echo"]
+    for one in CONTESTANTS.values():
+        assert all(dataclasses.asdict(one.promise).values())
+        assert {case.op for case in one.cases} <= {"get", "set", "echo"}
+    for op, kind in (("set", "python"), ("get", "go"), ("set", "go")):
+        found = [case for case in CONTESTANTS["etcd"].cases if (case.op, case.way.kind, case.note) == (op, kind, "")]
+        assert len(found) == 1
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+TELLS = "import os, sys, time; print(os.getpid(), flush=True); {}"
+
+
+def processes(**bodies: str) -> dict[str, list[str]]:
+    return {name: [sys.executable, "-c", TELLS.format(body)] for name, body in bodies.items()}
+
+
+def told(folder: Path, *names: str) -> Callable[[], bool]:
+    return lambda: all((folder / f"{name}.log").read_text().strip() for name in names)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PeerError, None])
+def test_servers_end_whatever_happens(tmp_path: Path, error: type[BaseException] | None) -> None:
+    commands = processes(a="time.sleep(60)", b="time.sleep(60)")
+    with contextlib.suppress(KeyboardInterrupt, PeerError), servers.running(tmp_path, commands, told(tmp_path, *"ab")):
+        pids = [int((tmp_path / f"{name}.log").read_text()) for name in "ab"]
+        assert all(lives(pid) for pid in pids)
+        if error is not None:
+            raise error
+    assert not any(lives(pid) for pid in pids)
+
+
+def test_a_server_that_ends_at_once_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+    commands = processes(a="time.sleep(60)", b="sys.exit('no such disk')")
+    with (
+        pytest.raises(PeerError, match=r"ended with 1: .*no such disk"),
+        servers.running(tmp_path, commands, lambda: False),
+    ):
+        pytest.fail("it is not ready")
+    assert not any(lives(int(pid)) for pid in (tmp_path / "a.log").read_text().split())
+
+
+def test_programs_that_are_absent_come_with_their_package() -> None:
+    assert servers.absent({"sh": "dash"}) == ""
+    assert servers.absent({"sh": "dash", "no-such-program": "its-package"}) == "not found: apt-get install its-package"
+
+
+def test_what_would_configure_etcd_is_kept_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETCD_DATA_DIR", "somewhere")
+    monkeypatch.setenv("ETCDCTL_ENDPOINTS", "somewhere:1")
+    monkeypatch.setenv("OTHER", "kept")
+    found = servers.environment()
+    assert found["OTHER"] == "kept"
+    assert not [name for name in found if name.startswith("ETCD")]
+
+
+def test_without_go_the_row_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tools, "_CACHE", tmp_path)
+    monkeypatch.setattr(tools, "_GO", tmp_path / "go")
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert tools.go_client_missing() == "not built: there is no Go; apt-get install golang-go"
+    # One that cannot build it.
+    (tmp_path / "go").write_text("#!/bin/sh\necho 'no such module' >&2\nexit 1\n")
+    (tmp_path / "go").chmod(0o755)
+    assert tools.go_client_missing() == "not built: no such module"
+    # It is built once.
+    tools.go_program().touch()
+    assert tools.go_client_missing() == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["go", tools.go_program().name])
+
+
+@pytest.mark.parametrize("api", ["etcd", "etcd-serializable", "redis", "redis-wait"])
+def test_a_peer_that_nobody_reaches_is_unavailable(api: str) -> None:
+    with pytest.raises(Unavailable, match="127.0.0.1:1"):
+        asyncio.run(clients.connect(api, "127.0.0.1:1", 0.3, 0))
+
+
+def test_the_contestants_are_listed() -> None:
+    listed = CliRunner().invoke(bench, ["compare", "--list"])
+    assert listed.exit_code == 0
+    for name in (*CONTESTANTS, *WORKLOADS):
+        assert name in listed.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--only", "raftkv,nonsense"], "there is no contestant nonsense"),
+        (["--only", " , "], "there is no contestant"),
+        (["--only", "echo", "--workload", "nonsense"], "--workload"),
+        (["--only", "echo", "--seconds", "0"], "--seconds"),
+        (["--only", "echo", "--out", "full"], "full is not empty"),
+        (["--only", "etcd"], "etcd is not found: apt-get install etcd-server"),
+    ],
+)
+def test_bad_input_is_a_clear_error(
+    arguments: list[str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("full").mkdir()
+    (Path("full") / "file").touch()
+    gone = dataclasses.replace(CONTESTANTS["etcd"], missing=lambda: "not found: apt-get install etcd-server")
+    monkeypatch.setattr("bench.peers.command.CONTESTANTS", {**CONTESTANTS, "etcd": gone})
+    done = CliRunner().invoke(bench, ["compare", *arguments])
+    assert done.exit_code == 2
+    assert what in done.output
+
+
+@pytest.mark.parametrize(("broken", "code"), [(False, 0), (True, 1)])
+def test_a_comparison_that_failed_in_part_says_so_by_its_exit_code(
+    broken: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    chosen = [*usual(world), world.contestant("absent", Case("get", world.way()), missing="not found")]
+    if broken:
+        chosen.append(world.contestant("broken", Case("get", world.failing())))
+    monkeypatch.setattr("bench.peers.command.CONTESTANTS", {one.name: one for one in chosen})
+    options = ["--seconds", "0.02", "--repeat", "1", "--out", str(tmp_path / "out"), "-o", "markdown"]
+    done = CliRunner().invoke(bench, ["compare", "--no-tools", *options])
+    assert done.exit_code == code, done.output
+    # The tool of etcd is left out, the echo is not.
+    assert {(name, kind) for name, kind, _ in world.log if kind == "tool"} == {("echo", "tool")}
+    assert (tmp_path / "out" / tables.MARKDOWN).read_text() in done.output
