@@ -53,13 +53,14 @@ def test_a_stall_counts_for_every_operation_that_came_meanwhile(monkeypatch: pyt
     summary = summarize(plan, measured)
     assert measured.errors == {}
     assert summary["operations"] == pytest.approx(400, abs=1)
-    assert summary["per_second"] == pytest.approx(500, rel=0.1)
+    assert summary["per_second"] == pytest.approx(500, rel=0.2)
     # 150 of 400 came during 300 ms: half of them waited longer than 150 ms, the first ones for all of it.
-    assert summary["latency_ms"]["p99"] == pytest.approx(300, rel=0.2)
-    assert sum(one > 0.15 for one in measured.latencies) == pytest.approx(75, rel=0.3)
+    # A busy machine adds stalls of its own, so these are bounds from below.
+    assert summary["latency_ms"]["p99"] > 240
+    assert sum(one > 0.15 for one in measured.latencies) > 60
     # Four were under way, the others waited for a worker.
     assert target.most == 4
-    assert measured.waited == pytest.approx(146, rel=0.3)
+    assert measured.waited > 110
     assert f"{measured.waited} found all workers busy" in as_text(summary)
 
 
