@@ -1,0 +1,79 @@
+"""The router between two of its own lives: answers to what was forwarded before a restart are nobody's."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+from raftkv.node.router import Router
+from raftkv.raft import RaftGroup
+from raftkv.store.operations import Kind, Op, Result
+from shards.map import Group, Node, ShardMap
+from tests.peer_world import ManualClock
+
+
+class _Peers:
+    """Links that are up and remember what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, list[Any]]] = []
+
+    def send(self, node: int, message: list[Any]) -> None:
+        self.sent.append((node, message))
+
+    def up(self, node: int) -> bool:
+        return node != 2
+
+
+class _NoGroups:
+    def get(self, group: int) -> RaftGroup | None:
+        return None
+
+    def execute(self, group: RaftGroup, op: Op, size: int, done: Callable[[Result], None]) -> None:
+        raise AssertionError("this node has no groups")
+
+
+class _Life:
+    """Node 2, which has no replica, from one start to its end."""
+
+    def __init__(self, seed: int) -> None:
+        self.peers = _Peers()
+        self.clock = ManualClock()
+        self.results: list[tuple[int, Result]] = []
+        self.router = Router(
+            2,
+            data={},
+            groups=_NoGroups(),
+            peers=self.peers,
+            clock=self.clock,
+            rng=random.Random(seed),
+            quorum_reads=False,
+        )
+        nodes = tuple(Node(one, f"n{one}:7401", f"n{one}:7501", f"life {one}") for one in (1, 2))
+        self.router.map = ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1,))), (1,) * 256)
+
+    async def forward(self, op: Op) -> int:
+        """The number under which ``op`` went to node 1."""
+        self.router.submit([op], 5.0, lambda index, result: self.results.append((index, result)))
+        await self.clock.advance(0.0)
+        node, (word, number, _, ops) = self.peers.sent[-1]
+        assert (node, word, ops) == (1, "op", [op])
+        return int(number)
+
+
+def test_an_answer_to_what_a_node_forwarded_before_its_restart_is_not_taken_for_another() -> None:
+    asyncio.run(_two_lives())
+
+
+async def _two_lives() -> None:
+    """Both lives counted their batches from 1: the second took an answer to the first's write for its own read's."""
+    before, after = _Life(1), _Life(2)
+    old = await before.forward(Op(Kind.GET, 7, b"other"))
+    new = await after.forward(Op(Kind.GET, 7, b"mine"))
+    after.router.on_answers(1, [(old, 0, Result(0, 1, b"value of other"))])
+    assert after.results == []
+    after.router.on_answers(1, [(new, 0, Result(0, 2, b"value of mine"))])
+    assert [(index, result.value) for index, result in after.results] == [(0, b"value of mine")]
+    assert 0 < new < 1 << 63, "an integer of a message"
