@@ -35,10 +35,6 @@ _MAX_CLIENT_AHEAD: Final = 2 * 24 * 3600.0
 
 _WALL_PERIOD: Final = 1.0
 
-_NUMBER_BITS: Final = 62
-"""Of the number of a node's first batch for others. It is random, since the answers to what was forwarded before the
-last start may still come."""
-
 _SETTLED: Final = (Code.OK, Code.CONDITION_FAILED)
 _OVERLOADED: Final = Result(Code.OVERLOADED, detail="the node has too many operations outstanding")
 _TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no outcome before the deadline")
@@ -152,7 +148,8 @@ class Router:
         self._member_of: frozenset[int] = frozenset()
         self._led: dict[int, int] = {}
         self._forwarded: dict[int, _Forward] = {}
-        self._forward_number = rng.getrandbits(_NUMBER_BITS)
+        # Random, since answers to what was forwarded before the last start may still come.
+        self._forward_number = int.from_bytes(self._client[-8:]) >> 2
         self._to_forward: dict[int, list[tuple[_Request, int]]] = {}
         self._forward_due = False
         self._answers: dict[int, list[Any]] = {}
