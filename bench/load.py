@@ -126,12 +126,8 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
     rngs = [random.Random(seed + number) for number in range(plan.workers)]
     starts = [workload.worker(targets[number % len(targets)], rng) for number, rng in enumerate(rngs)]
     errors: Counter[str] = Counter()
-    first = perf_counter()
-    begin = first + plan.warmup
-    end = begin + plan.seconds
-    arrivals = Arrivals(plan.rate, plan.spacing, first, begin, end, random.Random(seed - 1)) if plan.rate else None
 
-    async def ask() -> None:
+    async def ask(begin: float, end: float) -> None:
         start_one = starts.pop()
         start = perf_counter()
         while start < end:
@@ -150,7 +146,7 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
                 record(now - start)
             start = now
 
-    async def serve(arrivals: Arrivals) -> None:
+    async def serve(arrivals: Arrivals, begin: float, end: float) -> None:
         start_one = starts.pop()
         give_up = end + _GRACE
         while perf_counter() < give_up and (intended := await arrivals.take()) is not None:
@@ -165,10 +161,14 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
                 record(perf_counter() - intended)
 
     with undisturbed():
+        first = perf_counter()
+        begin = first + plan.warmup
+        end = begin + plan.seconds
+        arrivals = Arrivals(plan.rate, plan.spacing, first, begin, end, random.Random(seed - 1)) if plan.rate else None
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(plan.workers):
-                    group.create_task(ask() if arrivals is None else serve(arrivals))
+                    group.create_task(ask(begin, end) if arrivals is None else serve(arrivals, begin, end))
         finally:
             if arrivals is not None:
                 arrivals.close()
