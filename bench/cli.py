@@ -80,11 +80,12 @@ def rebalance(nodes: int, groups: int, records: int, workers: int, calm: float) 
 @bench.command()
 @click.option("--batch", type=click.IntRange(1, 10_000), default=50, help="Operations that a message stands for.")
 @click.option("--bytes", "size", type=click.IntRange(1, 1024 * 1024), default=160, help="Bytes of an operation.")
+@click.option("--connections", type=click.IntRange(1, 1000), default=1, help="Each with a message under way.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
-def echo(batch: int, size: int, seconds: float, output: str) -> None:
+def echo(batch: int, size: int, connections: int, seconds: float, output: str) -> None:
     """Measure a bare gRPC stream echo: the ceiling of the front end on this machine at this moment."""
-    rate = measure_echo(batch * size, seconds)
+    rate = measure_echo(batch * size, seconds, connections)
     if output == "json":
         click.echo(json.dumps({"round_trips_per_second": rate, "per_second": rate * batch, "batch": batch}))
     else:

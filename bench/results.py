@@ -1,4 +1,4 @@
-"""What ``python -m bench run`` leaves in its folder: ``result.json``, ``report.html`` and the plots as PNG.
+"""What ``python -m bench run`` leaves: ``result.json``, ``report.html``, ``report.md`` and plots as PNG.
 
 ``result.json`` is one object. Rates are operations per second, latencies milliseconds, sizes bytes, times seconds.
 
@@ -52,11 +52,13 @@ from rich import box
 from rich.table import Table
 
 from bench import charts
+from bench.markdown import table as as_markdown
 from bench.series import Options
 
 FORMAT: Final = 1
 RESULT: Final = "result.json"
 PAGE: Final = "report.html"
+MARKDOWN: Final = "report.md"
 
 _COLUMNS: Final = ("latencies in ms", "ops/s", "p50", "p95", "p99", "max", "number", "failed")
 _PAGES: Final = jinja2.Environment(
@@ -79,6 +81,7 @@ def write(folder: Path, result: dict[str, Any]) -> None:
     (folder / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
     drawn = {one["name"]: charts.draw(one, folder) for one in result["scenarios"]}
     (folder / PAGE).write_text(page(result, drawn), encoding="utf-8")
+    (folder / MARKDOWN).write_text(markdown(result), encoding="utf-8")
 
 
 def page(result: dict[str, Any], drawn: dict[str, list[charts.Chart]]) -> str:
@@ -88,6 +91,16 @@ def page(result: dict[str, Any], drawn: dict[str, list[charts.Chart]]) -> str:
         for name, some in drawn.items()
     }
     return _PAGES.get_template("report.html").render(result=result, plots=plots, columns=_COLUMNS, cells=cells)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """To be pasted into a page."""
+    numbers = range(1, len(_COLUMNS))
+    parts = []
+    for one in result["scenarios"]:
+        lines = [line for row in one["rows"] for line in cells(row)]
+        parts.append(f"{one['name']}: {one['what']}; {beside(one)}\n\n{as_markdown(_COLUMNS, lines, numbers)}")
+    return "\n\n".join(parts) + "\n"
 
 
 def table(scenario: dict[str, Any]) -> Table:

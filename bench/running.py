@@ -125,10 +125,14 @@ def load_command(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     show_default=f"a new one in {_FOLDER}/",
-    help="Folder for result.json, report.html and the plots.",
+    help="Folder for result.json, report.html, report.md and the plots.",
 )
 @click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="JSON is that of result.json."
+    "-o",
+    "--output",
+    type=click.Choice(["text", "markdown", "json"]),
+    default="text",
+    help="JSON is that of result.json.",
 )
 def run_command(
     scenario: tuple[str, ...],
@@ -143,7 +147,7 @@ def run_command(
     out: Path | None,
     output: str,
 ) -> None:
-    """Measure each SCENARIO on clusters of its own; write result.json, report.html and plots.
+    """Measure each SCENARIO on clusters of its own; write result.json, report.html, report.md and plots.
 
     Exit code 1 if an operation failed.
     """
@@ -172,6 +176,8 @@ def run_command(
             results.write(folder, result)
     if output == "json":
         click.echo(json.dumps(result))
+    elif output == "markdown":
+        click.echo(results.markdown(result), nl=False)
     else:
         # Files have room.
         console = Console(width=None if stdout_is_terminal() else _WIDTH)

@@ -124,9 +124,7 @@ def _chosen(only: str | None) -> list[Contestant]:
 
 
 def _without_tools(one: Contestant) -> Contestant:
-    """The echo is nothing else."""
-    kept = tuple(case for case in one.cases if case.way.kind != "tool")
-    return dataclasses.replace(one, cases=kept) if kept else one
+    return dataclasses.replace(one, cases=tuple(case for case in one.cases if case.way.kind != "tool"))
 
 
 def _list() -> None:

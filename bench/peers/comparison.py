@@ -313,12 +313,12 @@ def _of(
 def _set_ratios(rows: Sequence[dict[str, Any]], first: str) -> None:
     measured = [row for row in rows if "per_second" in row]
     base = {(row["op"], row["workload"]): row["per_second"] for row in measured if row["contestant"] == "raftkv"}
-    echoed = next((row["per_second"] for row in measured if row["op"] == "echo"), None)
+    echoed = {row["workload"]: row["per_second"] for row in measured if row["op"] == "echo"}
     for row in measured:
         if row["paced"]:
             continue
         row["raftkv_by"] = _ratio(base.get((row["op"], row["workload"] or first)), row["per_second"])
-        row["of_echo"] = _ratio(row["per_second"], echoed)
+        row["of_echo"] = _ratio(row["per_second"], echoed.get(row["workload"] or first))
 
 
 def _ratio(rate: float | None, by: float | None) -> float | None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import charts
+from bench.markdown import escaped, table
 from bench.results import RESULT
 
 MARKDOWN: Final = "compare.md"
@@ -54,10 +55,8 @@ def markdown(result: dict[str, Any]) -> str:
     """To be pasted into a page."""
     parts = []
     for title, heading, lines, numbers in _tables(result):
-        rule = ["---:" if at in numbers else "---" for at in range(len(heading))]
-        rows = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in [list(heading), rule, *lines])
-        parts.append(f"{title}\n\n{rows}")
-    parts.append("\n".join(f"- {_escaped(line)}" for line in remarks(result)))
+        parts.append(f"{title}\n\n{table(heading, lines, numbers)}")
+    parts.append("\n".join(f"- {escaped(line)}" for line in remarks(result)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -121,11 +120,7 @@ def _cells(row: dict[str, Any], versions: dict[str, str]) -> list[str]:
 def _by_workload(result: dict[str, Any]) -> Iterable[tuple[str, str, list[dict[str, Any]]]]:
     """Name, title and rows, gets before sets; tools with loads of their own last, under the name ""."""
     titles = {one["name"]: one["what"] for one in result["workloads"]}
-    for name, title in (titles | {"": "tools with a load of their own, and the ceiling"}).items():
+    for name, title in (titles | {"": "tools with a load of their own"}).items():
         rows = [row for row in result["rows"] if row["workload"] == name]
         if rows:
             yield name, title, sorted(rows, key=lambda row: row["op"])
-
-
-def _escaped(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|")

@@ -17,6 +17,7 @@ from raftkv.testing import LocalCluster
 
 def test_the_echo_measures_round_trips_and_leaves_no_process() -> None:
     assert measure(1000, 0.3) > 1
+    assert measure(1000, 0.3, connections=3) > 1
 
 
 def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path: Path) -> None:

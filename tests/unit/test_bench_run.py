@@ -194,6 +194,9 @@ def test_the_page_stands_alone_and_the_files_say_what_was_measured(world: World,
     ]
     assert page.count("data:image/png;base64,") == len(plots)
     assert "get groups 12" in page
+    text = (tmp_path / results.MARKDOWN).read_text()
+    assert text.count("| latencies in ms | ops/s |") == len(scenarios)
+    assert "| <i> | " in text
 
 
 def test_every_field_of_a_row_is_documented(world: World) -> None:
