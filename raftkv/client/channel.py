@@ -34,6 +34,10 @@ _SILENCE: Final = 2.0
 """Seconds over the node's budget after which a stream without any answer is taken for broken."""
 _FULL: Final = 32
 """Operations over which a message is hardly cheaper for each of them."""
+_DIVISIBLE: Final = 32
+"""Reads under way on a client's only channel from which on they travel in two messages."""
+_DIVISIBLE_WRITES: Final = 128
+"""The same with writes among them: each message costs an entry and a sync too."""
 _SPACING: Final = 1.2
 """Of the time that answers take, between two messages with fewer operations than would be enough."""
 _NOT_SENT: Final = int(Code.UNAVAILABLE)
@@ -94,6 +98,8 @@ class Channel:
         self._due = 0.0
         self._epoch = 0
         self._closed = False
+        self._wrote = False
+        """Whether the latest message carried writes."""
         self._writer = asyncio.create_task(self._write_all())
 
     def send(self, call: Call, budget: float, limit: float) -> asyncio.Future[Result]:
@@ -222,10 +228,12 @@ class Channel:
             if not self._out:
                 await self._sleep()
                 continue
-            if self._pace.waits(len(self._out), min(self._observer.share(), _FULL)):
+            share = self._observer.share()
+            most = self._most(share)
+            if self._pace.waits(len(self._out), min(share, most, _FULL)):
                 await self._sleep()
                 continue
-            request = self._batch()
+            request = self._batch(most)
             if request is None:
                 continue
             try:
@@ -275,7 +283,18 @@ class Channel:
                 self._lost = Result(_UNKNOWN, detail=f"the connection to {self.address} was lost")
             self._notify()
 
-    def _batch(self) -> kv_pb2.PipelineRequest | None:
+    def _most(self, share: int) -> int:
+        """Operations that a message takes at most.
+
+        If all that is under way went in one message, client and node would wait for each other: with two halves both
+        are at work.
+        """
+        under_way = len(self._pending)
+        if under_way < (_DIVISIBLE_WRITES if self._wrote else _DIVISIBLE) or under_way > share:
+            return MAX_BATCH_OPS
+        return min((under_way + 1) // 2, MAX_BATCH_OPS)
+
+    def _batch(self, most: int) -> kv_pb2.PipelineRequest | None:
         """The next message from what has gathered: bounded in bytes and operations, writes of one session only."""
         out = self._out
         request = kv_pb2.PipelineRequest()
@@ -284,7 +303,7 @@ class Channel:
         session: Session | None = None
         size = count = 0
         budget = 0.0
-        while out and count < MAX_BATCH_OPS:
+        while out and count < most:
             number = out[0]
             call = pending.get(number)
             if call is None or call.future.done():
@@ -323,6 +342,7 @@ class Channel:
                 budget = call.budget
         if not count:
             return None
+        self._wrote = session is not None
         request.timeout_ms = max(1, int(budget * 1000))
         self._budget = budget
         if not self._due:

@@ -1,0 +1,104 @@
+"""How attempts share messages."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING, cast
+
+from raftkv.client.call import Call
+from raftkv.client.channel import Channel
+from raftkv.client.session import Session
+from raftkv.clock import SystemClock
+from raftkv.v1 import kv_pb2
+
+if TYPE_CHECKING:
+    from raftkv.client.transport import Endpoint
+
+
+class Node:
+    """Endpoint and stream in one: takes messages, answers when told to."""
+
+    cluster_id = "c"
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._answers: asyncio.Queue[kv_pb2.PipelineResponse] = asyncio.Queue()
+
+    async def open(self) -> Node:
+        return self
+
+    async def write(self, request: kv_pb2.PipelineRequest) -> None:
+        self.sizes.append(len(request.operations))
+        results = [kv_pb2.OperationResult(id=one.id) for one in request.operations]
+        await self._answers.put(kv_pb2.PipelineResponse(results=results))
+
+    async def read(self) -> kv_pb2.PipelineResponse | None:
+        return await self._answers.get()
+
+    def cancel(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class Client:
+    """An observer with ``share`` attempts on each channel."""
+
+    def __init__(self, share: int) -> None:
+        self._share = share
+
+    def share(self) -> int:
+        return self._share
+
+    def on_busy(self) -> None:
+        pass
+
+    def on_state(self, address: str, ok: bool) -> None:
+        pass
+
+    def on_epoch(self, epoch: int) -> None:
+        pass
+
+    def refusal(self, cluster_id: str) -> str | None:
+        return None
+
+
+def sizes(calls: int, share: int, *, writes: bool = False, rounds: int = 1) -> list[int]:
+    """Operations of each message, if ``calls`` attempts start together, ``rounds`` times."""
+
+    async def go() -> list[int]:
+        node, clock = Node(), SystemClock()
+        channel = Channel("a", cast("Endpoint", node), clock, itertools.count(1), Client(share))
+        session = Session(b"s" * 16)
+        for _ in range(rounds):
+            futures = []
+            for at in range(calls):
+                call = Call(kv_pb2.KIND_PUT if writes else kv_pb2.KIND_GET, b"%d" % at)
+                if writes:
+                    call.value, call.session, call.seq = b"v", session, session.begin()
+                futures.append(channel.send(call, 1.0, clock.now() + 5.0))
+            await asyncio.gather(*futures)
+        await channel.close()
+        return node.sizes
+
+    return asyncio.run(go())
+
+
+def test_reads_of_an_only_channel_travel_in_two_halves() -> None:
+    assert sizes(50, share=50) == [25, 25]
+    assert sizes(33, share=33) == [17, 16]
+
+
+def test_few_reads_travel_together() -> None:
+    assert sizes(31, share=31) == [31]
+
+
+def test_reads_travel_together_while_other_channels_are_at_work_too() -> None:
+    assert sizes(50, share=49) == [50]
+
+
+def test_writes_travel_together_unless_there_are_many() -> None:
+    assert sizes(50, share=50, writes=True, rounds=2)[2:] == [50]
+    assert sizes(128, share=128, writes=True, rounds=2)[2:] == [64, 64]
