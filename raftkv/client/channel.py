@@ -290,7 +290,9 @@ class Channel:
         are at work.
         """
         under_way = len(self._pending)
-        if under_way < (_DIVISIBLE_WRITES if self._wrote else _DIVISIBLE) or under_way > share:
+        first = self._pending.get(self._out[0])
+        writes = self._wrote or (first is not None and first.kind != _GET)
+        if under_way < (_DIVISIBLE_WRITES if writes else _DIVISIBLE) or under_way > share:
             return MAX_BATCH_OPS
         return min((under_way + 1) // 2, MAX_BATCH_OPS)
 

@@ -43,7 +43,12 @@ def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path
     assert scenario["beside"]["fsync"]["per_second"] > 0
     assert scenario["beside"]["echo"]["per_second"] > 0
     assert "2/2 get: GET" in result.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["get-percentiles.png", "report.html", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "get-percentiles.png",
+        "report.html",
+        "report.md",
+        "result.json",
+    ]
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -69,7 +69,7 @@ def test_the_command_writes_its_tables(tmp_path: Path) -> None:
     assert found == json.loads((out / "result.json").read_text())
     (row,) = found["rows"]
     assert (row["op"], row["of_echo"], len(row["runs"])) == ("echo", 1.0, 2)
-    assert sorted(path.name for path in out.iterdir()) == ["compare-tools.png", "compare.md", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["compare-shared.png", "compare.md", "result.json"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
