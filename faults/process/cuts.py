@@ -334,8 +334,8 @@ def lose_answers(world: World, rng: random.Random) -> Fault | None:
 
 
 def isolate_with_client(world: World, rng: random.Random) -> Fault | None:
-    """A leader and a client reach each other, and nobody else."""
-    found = some_group(world, rng)
+    """A leader and a client reach each other, and nobody else. The client has something to ask of that leader."""
+    found = some_group(world, rng, of_keys=True)
     if found is None or not world.shape.clients:
         return None
     group, leader = found

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from faults.process.world import World
+from shards.map import META_GROUP
 
 
 @dataclass(slots=True)
@@ -30,9 +31,13 @@ class Fault:
 Maker = Callable[[World, random.Random], Fault | None]
 
 
-def some_group(world: World, rng: random.Random) -> tuple[int, int] | None:
-    """A group that is led, and its leader."""
-    led = [(group, leader) for group, (leader, _) in sorted(world.watcher.leaders.items()) if leader in world.alive]
+def some_group(world: World, rng: random.Random, *, of_keys: bool = False) -> tuple[int, int] | None:
+    """A group that is led, and its leader; ``of_keys``: one that clients write to."""
+    led = [
+        (group, leader)
+        for group, (leader, _) in sorted(world.watcher.leaders.items())
+        if leader in world.alive and not (of_keys and group == META_GROUP)
+    ]
     return rng.choice(led) if led else None
 
 

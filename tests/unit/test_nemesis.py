@@ -17,6 +17,7 @@ from faults.process.scenarios import SCENARIOS
 from faults.process.toxiproxy import STREAMS
 from faults.process.world import Pair, World
 from faults.workloads import WORKLOADS
+from shards.map import META_GROUP
 
 
 @dataclass
@@ -252,6 +253,7 @@ def test_an_isolated_leader_keeps_its_client_and_nobody_else(seed: int) -> None:
         world = Doors()
         fault = make("isolate with client", world, seed)
         (leader,) = fault.targets
+        assert fault.group != META_GROUP, "the client asks that leader for keys"
         await fault.inject()
         assert world.blocked == {1, 2, 3, 4, 5} - {leader}
         assert cut_pairs(world) == {pair for other in world.blocked for pair in ((leader, other), (other, leader))}
