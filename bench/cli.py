@@ -87,6 +87,10 @@ def echo(batch: int, size: int, connections: int, seconds: float, output: str) -
     """Measure a bare gRPC stream echo: the ceiling of the front end on this machine at this moment."""
     rate = measure_echo(batch * size, seconds, connections)
     if output == "json":
-        click.echo(json.dumps({"round_trips_per_second": rate, "per_second": rate * batch, "batch": batch}))
+        click.echo(
+            json.dumps(
+                {"round_trips_per_second": rate, "per_second": rate * batch, "batch": batch, "connections": connections}
+            )
+        )
     else:
         click.echo(f"echo, {batch} operations a message: {rate:,.0f} round trips/s = {rate * batch:,.0f} operations/s")

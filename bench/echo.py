@@ -21,6 +21,8 @@ import uvloop
 from raftkv.clock import SystemClock
 
 _METHOD: Final = "/bench.Echo/Echo"
+FRAME_BYTES: Final = 16
+"""Bytes of an operation in a message besides its key and value, about."""
 _LIFE: Final = 120.0
 """Seconds after which an abandoned server ends by itself."""
 _ALONE: Final = (("grpc.use_local_subchannel_pool", 1),)

@@ -27,8 +27,6 @@ from raftkv.testing import LocalCluster
 
 _BATCH: Final = 50
 """Operations that a message of the echo stands for: those of the default number of workers."""
-_FRAME_BYTES: Final = 16
-"""What an operation takes in a message besides its key and value, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +155,7 @@ def _beside(scenario: Scenario, options: Options) -> dict[str, Any]:
     """What disk and gRPC alone can do at this moment, while no cluster runs."""
     seconds = min(1.0, options.seconds)
     plan = scenario.cases[0].plan
-    size = _BATCH * (plan.key_size + plan.value_size + _FRAME_BYTES)
+    size = _BATCH * (plan.key_size + plan.value_size + echo.FRAME_BYTES)
     with _folder(options) as folder:
         synced = disk.measure(folder, seconds)
     trips = echo.measure(size, seconds)

@@ -37,7 +37,7 @@ field of a row   content
 ``said``         what a tool said in words, or ""
 ``runs``         ``per_second``, ``latency_ms`` and ``errors`` of each round
 ``raftkv_by``    raftkv's rate by this one, in the same operation and workload; null without raftkv
-``of_echo``      this rate by that of the echo; null without an echo
+``of_echo``      this rate by that of the echo, in the same workload; null without an echo
 ``paced``        whether the tool sets the rate; then there are no ratios
 ===============  =======================================================================================================
 """

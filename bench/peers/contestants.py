@@ -19,9 +19,6 @@ from bench.scenarios import Reads
 from bench.targets import Api
 from raftkv.testing import LocalCluster
 
-_ECHO_FRAME: Final = 16
-"""Bytes of an operation in a message besides its key and value, about."""
-
 
 class Servers(Protocol):
     """A contestant that runs: where clients reach it at this moment."""
@@ -222,7 +219,7 @@ class _Nobody:
 def _echoed(plan: Plan) -> Outcome:
     """As many operations under way as in the workload, those of a connection in one message."""
     batch = plan.workers // plan.clients
-    trips = echo.measure(batch * (plan.key_size + plan.value_size + _ECHO_FRAME), plan.seconds, plan.clients)
+    trips = echo.measure(batch * (plan.key_size + plan.value_size + echo.FRAME_BYTES), plan.seconds, plan.clients)
     nothing: dict[str, float | None] = dict.fromkeys(("p50", "p95", "p99", "max"))
     return Outcome(round(trips * batch, 1), nothing, int(trips * batch * plan.seconds))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Node:
-    """Endpoint and stream in one: takes messages, answers when told to."""
+    """Endpoint and stream in one: answers every message in one."""
 
     cluster_id = "c"
 
