@@ -4,7 +4,8 @@
         with raftkv.Client(cluster.endpoints) as kv:
             kv.put("k", b"v")
             cluster.kill(cluster.leader(group=1))
-            assert kv.get("k").value == b"v"
+            record = kv.get("k")
+            assert record is not None and record.value == b"v"
 
 With pytest, ask for the fixture ``raftkv_cluster``. All methods block; from a coroutine call them with
 ``asyncio.to_thread``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from pydantic import BaseModel
 
 import raftkv
@@ -16,6 +18,7 @@ from faults import journal
 from faults.history import Kind as Asked
 from faults.history import Operation, Outcome
 from raftkv import limits
+from raftkv.cli.admin.main import cli as admin
 from raftkv.cli.common import Exit
 from raftkv.cli.main import cli
 from raftkv.errors import OUTCOMES, Code, NotApplied, OutcomeUnknown
@@ -24,10 +27,26 @@ from raftkv.raft.messages import Type
 from raftkv.storage import wal_format
 from raftkv.store import Kind
 from tests.chaos_runs import believable
+from tests.documents import (
+    LANGUAGES,
+    NOT_RUN,
+    PAGES,
+    ROOT,
+    Block,
+    Command,
+    blocks,
+    commands,
+    mistake,
+    options,
+    prose,
+    spans,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted(DOCS.rglob("*.md"))]
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+OTHER_OPTIONS = {"-k"}
+"""Of programs that are not ours: pytest's."""
 
 
 def table(page: Path, first: str) -> list[list[str]]:
@@ -108,21 +127,76 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
         assert {int(row[0]) for row in table(page, first)} == {int(code) for code in Exit}
 
 
-def test_the_readmes_example_of_a_configuration_is_valid() -> None:
-    text = (ROOT / "README.md").read_text()
-    block = text[text.index("    [cluster]\n") :]
-    lines = block[: block.index("\n\nAn unknown key")].splitlines()
-    raw = tomllib.loads("\n".join(line.removeprefix("    ") for line in lines))
-    for number in (2, 3):
-        raw["nodes"].append({"id": number, "address": f"10.0.0.{number}:1", "peer_address": f"10.0.0.{number}:2"})
-    config = parse_config(raw, "README.md")
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "toml"], ids=str)
+def test_examples_of_configurations_are_taken_as_they_are(block: Block) -> None:
+    config = parse_config(tomllib.loads(block.text), str(block))
     assert config.raft == RaftSection()
     assert config.node.data_dir == "data"
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in ("json", "yaml")], ids=str)
+def test_data_in_blocks_can_be_read(block: Block) -> None:
+    for line in block.text.splitlines():
+        assert isinstance(json.loads(line) if block.language == "json" else yaml.safe_load(line), dict)
+
+
+def test_blocks_are_fenced_and_say_what_they_are() -> None:
+    assert [str(block) for block in BLOCKS if block.language not in LANGUAGES] == []
+    assert {str(page): re.findall(r"\n\n    .+", prose(page)) for page in PAGES} == {str(page): [] for page in PAGES}
+
+
+def test_every_command_line_would_be_taken() -> None:
+    mistakes = {str(command): mistake(command) for command in commands()}
+    assert len(mistakes) > 150
+    assert {command: wrong for command, wrong in mistakes.items() if wrong} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "raftkv get",
+        "raftkv get k --nonsense",
+        "raftkv get a b",
+        "raftkv-admin slot move 0-7 --wait",
+        "raftkv-admin slots",
+        "raftkv-admin slot stats --by colour",
+        "raftkv-admin group add --count few",
+        "python -m bench load",
+        "pytest tests/unit",
+        ".venv/bin/pytest tests/none.py",
+        ".venv/bin/python -m bench run --rounds 3",
+        ".venv/bin/python -m faults run --time",
+        "make love",
+        "make sim SEEDS=1",
+    ],
+)
+def test_a_command_line_that_would_be_refused_is_noticed(line: str) -> None:
+    assert mistake(Command("here", tuple(line.split()), True)) is not None
+
+
+def test_every_option_that_is_named_exists() -> None:
+    known = options()
+    named = {span.split()[0] for page in PAGES for span in spans(page) if re.match(r"--?[a-z]", span)}
+    assert len(named) > 20
+    assert named - known - OTHER_OPTIONS == set()
+
+
+def test_what_is_not_run_stands_in_the_pages() -> None:
+    assert {command.not_run for command in commands()} - {None} == set(NOT_RUN)
 
 
 def test_the_readme_names_every_command() -> None:
     named = " ".join(row[0] for row in table(ROOT / "README.md", "command"))
     assert [name for name in cli.list_commands(click.Context(cli)) if not re.search(rf"\b{name}\b", named)] == []
+    text = (ROOT / "README.md").read_text()
+    named = " ".join(text[text.index("`raftkv-admin` administers") :].split("\n\n")[0].split())
+    context = click.Context(admin)
+    for noun in admin.list_commands(context):
+        command = admin.get_command(context, noun)
+        verbs = command.list_commands(context) if isinstance(command, click.Group) else []
+        told = re.search(rf"`{noun} ([a-z|]+)`", named)
+        assert told is not None, noun
+        assert not verbs or sorted(told[1].split("|")) == sorted(verbs), noun
 
 
 def test_the_readmes_limits_are_those_of_the_code() -> None:
@@ -166,6 +240,18 @@ def test_the_events_of_a_run_are_documented(tmp_path: Path) -> None:
     for one in events:
         said = re.split(r"[`,:()] *", rows[one["event"]])
         assert [name for name in one if name not in ("t", "event", *said)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of ``page``."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_headings_that_are_linked_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    assert [anchor for target, anchor in links if anchor not in anchors(page.parent / target if target else page)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
