@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import product
+from itertools import dropwhile, product, takewhile
 from pathlib import Path
 from typing import Final
 
@@ -81,13 +81,13 @@ class Command:
     """A command line. ``whole``: it stands in a block, so nothing that it needs may be missing."""
 
     where: str
-    words: tuple[str, ...]
+    line: str
     whole: bool
     output: tuple[str, ...] = ()
     """What the page shows of its output."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {shlex.join(self.words)}"
+        return f"{self.where}: {self.line}"
 
     @property
     def not_run(self) -> str | None:
@@ -96,10 +96,10 @@ class Command:
         return next((pattern for pattern in NOT_RUN if fnmatchcase(line, pattern)), None)
 
     @property
-    def program(self) -> tuple[str, ...]:
-        """Its words without assignments to variables before them."""
-        first = next(at for at, word in enumerate(self.words) if "=" not in word)
-        return self.words[first:]
+    def program(self) -> list[str]:
+        """Its words, without assignments to variables before them and without what the shell does with its output."""
+        words = [*takewhile(lambda word: word[0] not in "|<>&", shlex.split(self.line, comments=True))]
+        return [*dropwhile(lambda word: "=" in word, words)]
 
 
 def blocks(page: Path) -> list[Block]:
@@ -127,14 +127,14 @@ def prose(page: Path) -> str:
 def block_commands(block: Block) -> list[Command]:
     """The commands of a block of shell, each part of ``a && b`` for itself."""
     if block.language == "console":
-        parts = [part.split("\n") for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]]
-        lines = [(part[0], tuple(part[1:])) for part in parts]
+        shown = [part.split("\n") for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]]
+        lines = [(first, tuple(rest)) for first, *rest in shown]
     elif block.language == "sh":
         lines = [(line, ()) for line in block.text.replace("\\\n", "").splitlines()]
     else:
         lines = []
-    split = [(shlex.split(part, comments=True), output) for line, output in lines for part in line.split(" && ")]
-    return [Command(str(block), tuple(words), True, output) for words, output in split if words]
+    parts = [(part.strip(), output) for line, output in lines for part in line.split(" && ")]
+    return [Command(str(block), part, True, output) for part, output in parts if part and part[0] != "#"]
 
 
 def commands() -> list[Command]:
@@ -145,8 +145,8 @@ def commands() -> list[Command]:
             found += block_commands(block)
         for span in spans(page):
             if (words := _words(span)) and _is_command(words):
-                each = product(*(word.split("|") for word in words))
-                found += [Command(str(page.relative_to(ROOT)), one, False) for one in each]
+                each = product(*(word.split("|") if len(word) > 1 else [word] for word in words))
+                found += [Command(str(page.relative_to(ROOT)), shlex.join(one), False) for one in each]
     return found
 
 
@@ -183,7 +183,7 @@ def _is_command(words: list[str]) -> bool:
 
 def mistake(command: Command) -> str | None:
     """What would be refused in ``command`` before it is run; None if nothing."""
-    words = list(command.program)
+    words = command.program
     if words[0] == "make":
         return _mistake_of_make(words[1:])
     if words[0] == ".venv/bin/pytest":

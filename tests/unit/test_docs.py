@@ -171,7 +171,7 @@ def test_every_command_line_would_be_taken() -> None:
     ],
 )
 def test_a_command_line_that_would_be_refused_is_noticed(line: str) -> None:
-    assert mistake(Command("here", tuple(line.split()), True)) is not None
+    assert mistake(Command("here", line, True)) is not None
 
 
 def test_every_option_that_is_named_exists() -> None:
@@ -240,6 +240,13 @@ def test_the_events_of_a_run_are_documented(tmp_path: Path) -> None:
     for one in events:
         said = re.split(r"[`,:()] *", rows[one["event"]])
         assert [name for name in one if name not in ("t", "event", *said)] == []
+
+
+def test_the_glossary_has_the_words_that_the_readme_promises() -> None:
+    promised = re.search(r"glossary\.md\) \| (.+) and other words", (ROOT / "README.md").read_text())
+    assert promised is not None
+    explained = ", ".join(row[0] for row in table(DOCS / "glossary.md", "word")).split(", ")
+    assert set(promised[1].split(", ")) - set(explained) == set()
 
 
 def anchors(page: Path) -> set[str]:
