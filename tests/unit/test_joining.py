@@ -208,7 +208,7 @@ def test_serve_joins_and_serves(
 ) -> None:
     served: list[int] = []
 
-    def serve(config: object) -> int:
+    def serve(config: object, load: object) -> int:
         served.append(config.node.id)  # type: ignore[attr-defined]
         return 0
 
