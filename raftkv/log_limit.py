@@ -62,9 +62,7 @@ class LogLimit:
             self._windows[key] = _Window(self._now() + WINDOW, source)
             return [*written, record]
         window.left_out += 1
-        window.latest = record
-        # Whatever a traceback holds is not kept for a minute.
-        record.exc_info = None
+        window.latest = _like(record, record.getMessage())
         return written
 
     def due(self) -> list[logging.LogRecord]:
@@ -96,5 +94,10 @@ def _source_of(record: logging.LogRecord) -> str | None:
 
 
 def _summary(window: _Window, latest: logging.LogRecord) -> logging.LogRecord:
-    text = f"{window.left_out} more from {window.source} in the last minute, the latest: {latest.getMessage()}"
-    return logging.LogRecord(latest.name, latest.levelno, latest.pathname, latest.lineno, text, None, None)
+    text = f"{window.left_out} more from {window.source} in the last minute, the latest: {latest.msg}"
+    return _like(latest, text)
+
+
+def _like(record: logging.LogRecord, text: str) -> logging.LogRecord:
+    """``text`` as a record of its own, without what arguments and traceback of ``record`` hold."""
+    return logging.LogRecord(record.name, record.levelno, record.pathname, record.lineno, text, None, None)

@@ -125,6 +125,7 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         await node.close()
         worker.close()
         background.close()
+        signals.end_handling(loop)
     if problem is None:
         log.info("stopped")
         return 0
@@ -149,7 +150,9 @@ async def _hand_over(node: RaftNode, server: RpcServer, hurry: asyncio.Event) ->
         log.info("stopping at once")
     for step in steps:
         step.cancel()
-    await asyncio.wait(steps)
+    outcome, _ = await asyncio.gather(*steps, return_exceptions=True)
+    if isinstance(outcome, Exception):
+        raise outcome
 
 
 def _sweep(output: NodeLog, clock: Clock) -> None:

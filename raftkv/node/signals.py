@@ -54,3 +54,10 @@ def handle(loop: asyncio.AbstractEventLoop, end: Callable[[bool], None], reload:
     loop.add_signal_handler(signal.SIGHUP, reload)
     for number in _NOTED:
         loop.add_signal_handler(number, log.info, "%s: a node does nothing on it", number.name)
+
+
+def end_handling(loop: asyncio.AbstractEventLoop) -> None:
+    """The process ends in order: a signal that comes now must not end it otherwise."""
+    for number in (*_END, signal.SIGHUP, *_NOTED):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
