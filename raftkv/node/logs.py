@@ -14,6 +14,7 @@ from raftkv.log_limit import LogLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from io import TextIOWrapper
 
     from raftkv.node.config import NodeSection
 
@@ -28,6 +29,9 @@ class LogFile(RotatingFileHandler):
 
     def __init__(self, path: str, max_bytes: int, backups: int) -> None:
         super().__init__(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8", errors="backslashreplace")
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=_opened)
 
     def followers(self) -> list[int]:
         """Those of the file numbers 1 and 2 that are this file."""
@@ -51,6 +55,13 @@ class LogFile(RotatingFileHandler):
             self.maxBytes = 0
             log.warning("the log grows from now on, it cannot be rotated: %s", problem)
         self.lead(followers)
+
+
+def _opened(path: str, flags: int) -> int:
+    """A pipe that nobody reads is an error, not a wait."""
+    number = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(number, True)
+    return number
 
 
 class NodeLog(logging.Handler):

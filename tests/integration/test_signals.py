@@ -74,6 +74,8 @@ def reload(node: LocalNode, outcome: str = "configuration reloaded") -> None:
 
 def test_signals_that_do_not_mean_to_end_a_node_do_not(cluster: LocalCluster, node: LocalNode) -> None:
     pid = cluster.pid(1)
+    assert pid is not None
+    assert os.getsid(pid) == pid, "no terminal's closing or Ctrl-C reaches it"
     for name in STRAYS:
         send(node, name)
     until(lambda: said(node, "SIGUSR1: ") and said(node, "SIGUSR2: ") and said(node, "configuration reloaded"))
@@ -91,6 +93,16 @@ def test_strays_at_the_start_do_not_end_a_node_either(cluster: LocalCluster, nod
             send(node, name)
     cluster.wait_ready()
     assert cluster.pid(1) == process.pid
+
+
+def test_a_node_that_is_to_end_while_it_starts_ends_in_order(cluster: LocalCluster, node: LocalNode) -> None:
+    cluster.stop_node(1)
+    process = node.start()
+    until(lambda: int(field(process, "SigCgt"), 16) & 1 << signal.SIGTERM - 1)
+    send(node, "SIGTERM")
+    child = node._child
+    assert child is not None
+    assert child.wait(_PATIENCE) == 0
 
 
 def field(process: Process, name: str) -> str:
@@ -158,14 +170,18 @@ def test_requests_that_are_garbage_do_not_fill_the_log(cluster: LocalCluster, no
 
 def test_the_log_rotates_and_keeps_what_is_not_logged(cluster: LocalCluster, node: LocalNode) -> None:
     backup = node.log.with_name("node.log.1")
-    until(lambda: send(node, "SIGUSR1") or (backup.exists() and said(node, "SIGUSR1: ") > 200))
+
+    def full() -> bool:
+        send(node, "SIGUSR1")
+        return backup.exists() and said(node, "SIGUSR1: ") > 200
+
+    until(full)
     kept = sorted(path.name for path in node.folder.glob("node.log*"))
     assert kept in (["node.log", "node.log.1"], ["node.log", "node.log.1", "node.log.2"])
     assert all(path.stat().st_size < 25_000 for path in node.folder.glob("node.log*"))
     assert len(cluster.log(1, 150).splitlines()) == 150, "the end of the log goes over both files"
     node.log.rename(node.folder / "moved.log")
     reload(node)
-    assert not said(node, "SIGUSR1: ") or backup.exists()
     send(node, "SIGQUIT")
     until(lambda: cluster.pid(1) is None)
     text = node.log.read_text()
@@ -219,8 +235,9 @@ def test_a_node_in_a_terminal_survives_its_closing(cluster: LocalCluster, node: 
 def test_a_second_signal_while_it_ends_still_ends_in_order(cluster: LocalCluster, node: LocalNode, again: str) -> None:
     child = node._child
     assert child is not None
+    before = said(node, "stopping: handing leaderships over")
     send(node, "SIGTERM")
-    until(lambda: said(node, "stopping: handing leaderships over") or child.poll() is not None)
+    until(lambda: said(node, "stopping: handing leaderships over") > before or child.poll() is not None)
     child.send_signal(getattr(signal, again))
     assert child.wait(_PATIENCE) == 0
     assert node.log_tail(1).endswith("stopped")

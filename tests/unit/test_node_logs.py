@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ ADDRESSES = dict.fromkeys(("address", "listen", "peer_address", "peer_listen"), 
 
 
 def section(**keys: Any) -> NodeSection:
-    return NodeSection(id=1, data_dir="data", **ADDRESSES, **keys)
+    return NodeSection.model_validate({"id": 1, "data_dir": "data", **ADDRESSES, **keys})
 
 
 class Output:
@@ -93,7 +95,8 @@ def test_level_and_file_can_be_changed(output: Output, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(output: Output, tmp_path: Path) -> None:
     path = tmp_path / "node.log"
     output.log.use(section(log_file=str(path), log_level="warning"))
-    for wrong in (tmp_path, tmp_path / "nowhere" / "node.log", path / "node.log"):
+    os.mkfifo(tmp_path / "unread")
+    for wrong in (tmp_path, tmp_path / "nowhere" / "node.log", path / "node.log", tmp_path / "unread"):
         with pytest.raises(ConfigError, match=f"^node.log_file: cannot write {wrong}: "):
             output.log.use(section(log_file=str(wrong), log_level="debug"))
     log.info("not at this level")
@@ -113,6 +116,18 @@ def test_a_file_that_cannot_be_rotated_grows_and_says_so_once(
     assert [line for line in found if line.startswith("line ")] == [f"line {number}" for number in range(100)]
     assert len([line for line in found if line.startswith("the log grows")]) == 1
     assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_vanishes_costs_lines_only(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "node.log"
+    path.parent.mkdir()
+    output.log.use(section(log_file=str(path), log_max_bytes=1000))
+    shutil.rmtree(path.parent)
+    for number in range(100):
+        log.info("line %d", number)
+    path.parent.mkdir()
+    log.info("back")
+    assert lines(path)[-1] == "back"
 
 
 def test_what_is_no_text_is_written_all_the_same(output: Output, tmp_path: Path) -> None:

@@ -204,6 +204,19 @@ def test_a_scan_of_the_port_is_one_line_for_each_host(caplog: pytest.LogCaptureF
     assert len(written(caplog)) == 2
 
 
+def test_connections_that_say_nothing_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        await world.node(2, [])
+        for _ in range(100):
+            await world.stranger(name="10.0.0.9:4711")
+        await world.clock.advance(5.0)
+
+    with caplog.at_level("WARNING"):
+        run(scenario)
+    assert len(caplog.records) == 100
+    assert len(written(caplog)) == 1
+
+
 def test_a_node_that_breaks_the_protocol_again_and_again_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         await world.node(2, [])
