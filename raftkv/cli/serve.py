@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from raftkv.cli.common import Exit, complain
+from raftkv.errors import ConfigError
 from raftkv.node import signals
 
 if TYPE_CHECKING:
@@ -71,8 +72,18 @@ def serve(
     checked = load_config(config) if config is not None else _joined(join or "", data_dir or Path(), *places)
     from raftkv.node.main import serve as serve_node
 
-    source = config if config is not None else (data_dir or Path()) / CONFIG
-    return serve_node(_logging_to(log_file, checked), lambda: _logging_to(log_file, load_config(source)))
+    source = Path(config) if config is not None else (data_dir or Path()) / CONFIG
+    return serve_node(_logging_to(log_file, checked), lambda: _logging_to(log_file, read_again(source)))
+
+
+def read_again(source: Path) -> NodeConfig:
+    """The configuration of a node that runs already. Raises ConfigError."""
+    from raftkv.node.config import load_config
+
+    if not source.is_file():
+        # A pipe would make the node wait for whoever writes to it.
+        raise ConfigError(f"{source}: there is no such file any more")
+    return load_config(source)
 
 
 def _logging_to(file: str | None, config: NodeConfig) -> NodeConfig:

@@ -118,7 +118,8 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
             monitor.stopping()
         if problem is None:
             await _hand_over(node, server, hurry)
-        await server.stop(0)
+        else:
+            await server.stop(0)
     finally:
         if monitor is not None:
             await monitor.stop()
@@ -137,7 +138,7 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
 
 
 async def _hand_over(node: RaftNode, server: RpcServer, hurry: asyncio.Event) -> None:
-    """End as little service as possible, unless somebody insists on ending at once."""
+    """Hand over and answer what is in flight, unless somebody insists on ending at once."""
 
     async def gently() -> None:
         await node.hand_over(_HAND_OVER)
@@ -148,6 +149,7 @@ async def _hand_over(node: RaftNode, server: RpcServer, hurry: asyncio.Event) ->
     await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
     if not steps[0].done():
         log.info("stopping at once")
+        await server.stop(0)
     for step in steps:
         step.cancel()
     outcome, _ = await asyncio.gather(*steps, return_exceptions=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from raftkv.cli.serve import read_again
 from raftkv.errors import ConfigError
-from raftkv.node.config import NodeConfig, load_config, parse_config, render
+from raftkv.node.config import NodeConfig, parse_config, render
 from raftkv.node.reloading import RELOADED, Reloading, flat
 
 UUID = "6f1d6d0e-5f0b-4c39-9d0a-2c1a9c6f4b7e"
@@ -65,7 +67,7 @@ def test_what_needs_a_restart_is_named_each_time_until_it_is_as_at_the_start(cap
 
 def test_a_wrong_configuration_is_said_and_the_old_one_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     world, path = World(), tmp_path / "node.toml"
-    world.load = lambda: load_config(path)
+    world.load = lambda: read_again(path)
     for content in (None, b"", b"[node", b"\xff\xfe", render(config()).replace("info", "loud").encode(), b"x" * 9999):
         if content is not None:
             path.write_bytes(content)
@@ -73,8 +75,11 @@ def test_a_wrong_configuration_is_said_and_the_old_one_stays(tmp_path: Path, cap
     path.unlink()
     path.mkdir()
     world.reloading.run()
+    path.rmdir()
+    os.mkfifo(path)
+    world.reloading.run()
     assert world.taken == []
-    assert len(caplog.records) == 7
+    assert len(caplog.records) == 8
     assert all(str(path) in record.getMessage() and record.levelname == "WARNING" for record in caplog.records)
 
 

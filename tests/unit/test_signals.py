@@ -83,7 +83,7 @@ class Ending:
         self.done = False
 
     async def hand_over(self, patience: float) -> None:
-        if self._forever:
+        if self._forever and patience:
             await asyncio.get_running_loop().create_future()
         self.done = True
 
@@ -98,9 +98,10 @@ def test_who_insists_does_not_wait(slow: str) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
         assert not ending.done()
-        assert node.done == (slow == "server")
+        assert (node.done, server.done) == (slow == "server", False)
         hurry.set()
         await ending
+        assert server.done
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
