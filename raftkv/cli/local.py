@@ -144,6 +144,8 @@ class LocalNode:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
         environment["PYTHONUNBUFFERED"] = "1"
         command = [sys.executable, "-P", "-m", self._launch.main, "serve", "--config", str(self.config)]
+        # What is not logged goes to the same file, and follows the node when that rotates.
+        command += ["--log-file", str(self.log)]
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
                 command,
@@ -194,14 +196,13 @@ class LocalNode:
         self._reap(block=True)
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines of the node's log."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - 64 * 1024))
-                text = file.read().decode(errors="replace")
-        except OSError:
-            return ""
-        return "\n".join(text.splitlines()[-lines:])
+        """The last lines of the node's log, at most 64 KiB of it and of the file before."""
+        found: list[str] = []
+        for path in (self.log.with_name(f"{self.log.name}.1"), self.log):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 64 * 1024))
+                found += file.read().decode(errors="replace").splitlines()
+        return "\n".join(found[-lines:])
 
     def _reap(self, *, block: bool = False) -> None:
         """A child that ended stays a zombie until its parent has asked for its exit code."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from raftkv.cli.common import Exit, complain
-from raftkv.node.config import NodeConfig, load_config, split_address
+from raftkv.errors import ConfigError
+from raftkv.node import signals
+
+if TYPE_CHECKING:
+    from raftkv.node.config import NodeConfig
 
 _FILE = click.Path(dir_okay=False)
 
@@ -31,6 +36,12 @@ _FILE = click.Path(dir_okay=False)
 @click.option(
     "--peer-listen", metavar="HOST:PORT", help="With --join: where it listens for nodes, if not at --peer-address."
 )
+@click.option(
+    "--log-file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Log there, not to stderr; rotated as the configuration says, opened anew on SIGHUP.",
+)
 def serve(
     config: str | None,
     join: str | None,
@@ -39,12 +50,18 @@ def serve(
     peer_address: str | None,
     listen: str | None,
     peer_listen: str | None,
+    log_file: str | None,
 ) -> int:
     """Run one node until SIGTERM or SIGINT: that of a configuration, or a new one that joins a running cluster.
 
-    On SIGTERM the node hands its leaderships over, finishes what is in flight and exits 0. The same command with --join
-    starts a node that has joined before.
+    On SIGTERM the node hands its leaderships over, finishes what is in flight and exits 0; on SIGHUP it opens its log
+    anew and reads its configuration again. The same command with --join starts a node that has joined before.
     """
+    # Before what takes time to import.
+    signals.ignore_strays()
+    from raftkv.cli.joining import CONFIG
+    from raftkv.node.config import load_config
+
     places = (address, peer_address, listen, peer_listen)
     if (config is None) == (join is None):
         raise click.UsageError("give either --config or --join")
@@ -55,7 +72,25 @@ def serve(
     checked = load_config(config) if config is not None else _joined(join or "", data_dir or Path(), *places)
     from raftkv.node.main import serve as serve_node
 
-    return serve_node(checked)
+    source = Path(config) if config is not None else (data_dir or Path()) / CONFIG
+    return serve_node(_logging_to(log_file, checked), lambda: _logging_to(log_file, read_again(source)))
+
+
+def read_again(source: Path) -> NodeConfig:
+    """The configuration of a node that runs already. Raises ConfigError."""
+    from raftkv.node.config import load_config
+
+    if not source.is_file():
+        # A pipe would make the node wait for whoever writes to it.
+        raise ConfigError(f"{source}: there is no such file any more")
+    return load_config(source)
+
+
+def _logging_to(file: str | None, config: NodeConfig) -> NodeConfig:
+    """``config``, but for the log file if one was given."""
+    if file is None:
+        return config
+    return config.model_copy(update={"node": config.node.model_copy(update={"log_file": file})})
 
 
 def _joined(endpoints: str, folder: Path, *places: str | None) -> NodeConfig:
@@ -80,6 +115,7 @@ def health(config: str, ready: bool) -> int:
     Without --ready this depends on the node alone, so that a supervisor does not restart nodes because others are away.
     """
     from raftkv.cli.local import probe
+    from raftkv.node.config import load_config, split_address
 
     host, port = split_address(load_config(config).node.listen)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -83,8 +83,9 @@ class ClusterSection(_Section):
 class NodeSection(_Section):
     """This node. ``listen`` and ``peer_listen`` differ from the advertised addresses behind a NAT or in a container.
 
-    ``metrics``: where it answers HTTP, metrics and probes; without it, nowhere. ``joined``: it came to a cluster that
-    existed already, and never helps to form one.
+    ``metrics``: where it answers HTTP, metrics and probes; without it, nowhere. ``log_file``: where it logs, if not to
+    stderr; ``log_max_bytes``: size at which that file becomes the first of ``log_backups``, 0: never. ``joined``: it
+    came to a cluster that existed already, and never helps to form one.
     """
 
     id: NodeId
@@ -96,6 +97,9 @@ class NodeSection(_Section):
     metrics: Address | None = None
     reads: Literal["lease", "quorum"] = "lease"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_file: Annotated[str, Field(min_length=1)] | None = None
+    log_max_bytes: Annotated[int, Field(ge=0)] = 16 * 1024 * 1024
+    log_backups: Annotated[int, Field(ge=1, le=1000)] = 3
     joined: bool = False
 
 
@@ -221,7 +225,7 @@ def parse_config(raw: dict[str, Any], where: str) -> NodeConfig:
 
 
 def load_config(path: str | Path) -> NodeConfig:
-    """Read and check a node's configuration file. A relative ``data_dir`` counts from the file's folder.
+    """Read and check a node's configuration file. Relative paths in it count from the file's folder.
 
     Raises ConfigError that names file and key.
     """
@@ -233,8 +237,11 @@ def load_config(path: str | Path) -> NodeConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     config = parse_config(raw, str(path))
-    data_dir = str((path.absolute().parent / config.node.data_dir).resolve())
-    return config.model_copy(update={"node": config.node.model_copy(update={"data_dir": data_dir})})
+    folder, node = path.absolute().parent, config.node
+    paths = {"data_dir": str((folder / node.data_dir).resolve())}
+    if node.log_file is not None:
+        paths["log_file"] = str(folder / node.log_file)
+    return config.model_copy(update={"node": node.model_copy(update=paths)})
 
 
 def _toml(value: str | float) -> str:

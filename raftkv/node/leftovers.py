@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from raftkv.clock import Clock, sleep
+from raftkv.log_limit import limited
 from raftkv.node.asking import Ask, Failed, Leading, meta_command
 from raftkv.node.replicas import Replicas
 from raftkv.store.codec import pack, unpack
@@ -91,7 +92,7 @@ class Leftovers:
                 if node == self._node:
                     await self._drop(group)
         except (Failed, OSError) as failure:
-            log.info("replicas that are left over cannot be dropped yet: %s", failure)
+            log.info("replicas left over cannot be dropped yet: %s", failure, extra=limited("the meta group"))
 
     async def _drop(self, group: int) -> None:
         if self._replicas.get(group) is not None:

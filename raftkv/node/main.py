@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import random
@@ -14,14 +15,19 @@ import uvloop
 
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
+from raftkv.node import signals
 from raftkv.node.config import NodeConfig, split_address
+from raftkv.node.logs import NodeLog
 from raftkv.node.node import RaftNode
+from raftkv.node.reloading import Reloading
 from raftkv.peer.network import TcpNetwork
 from raftkv.rpc.polling import poll_directly
 from raftkv.rpc.server import RpcServer
 from raftkv.storage.fs import OsFileSystem, ThreadWorker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from raftkv.clock import Clock
     from raftkv.rpc.monitor import Monitor
 
@@ -33,6 +39,9 @@ _HAND_OVER: Final = 2.0
 _GRACE: Final = 3.0
 """Seconds for answering what is in flight at the end."""
 
+_SWEEP: Final = 5.0
+"""Seconds between looks for lines that were left out of the log."""
+
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
 """New containers per collection of the youngest generation, and collections per collection of the next one."""
 
@@ -40,32 +49,43 @@ _SWITCH_INTERVAL: Final = 0.0005
 """Seconds: the worker thread must get the interpreter soon after a sync, also while the loop is busy."""
 
 
-def serve(config: NodeConfig) -> int:
-    """Run one node until SIGTERM or SIGINT. Returns the process's exit code.
+def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
+    """Run one node until a signal ends it. Returns the process's exit code. ``load`` reads the configuration anew.
 
     Raises RaftKVError (with a message for people) if the node cannot start.
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=config.node.log_level.upper(),
-        format=f"%(asctime)s %(levelname).1s node {config.node.id} %(name)s: %(message)s",
-    )
+    clock = SystemClock()
+    output = NodeLog(config.node.id, clock.now)
+    output.use(config.node)
+    # To file 2, as it is at the time: the log file, if that is where stderr goes.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGQUIT, chain=True)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     poll_directly()
-    return uvloop.run(_serve(config))
+    try:
+        return uvloop.run(_serve(config, load, output, clock))
+    finally:
+        output.close()
 
 
-async def _serve(config: NodeConfig) -> int:
+async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: NodeLog, clock: Clock) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[BaseException | None] = loop.create_future()
+    hurry = asyncio.Event()
 
     def finish(problem: BaseException | None) -> None:
         if not stop.done():
             stop.set_result(problem)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, finish, None)
-    clock = SystemClock()
+    def end(insisted: bool) -> None:
+        finish(None)
+        if insisted:
+            hurry.set()
+
+    def reload() -> None:
+        reloading.run()
+
+    signals.handle(loop, end, reload)
     worker, background = ThreadWorker(loop, "raftkv-wal"), ThreadWorker(loop, "raftkv-files")
     node = RaftNode(
         config,
@@ -77,6 +97,7 @@ async def _serve(config: NodeConfig) -> int:
         rng=random.Random(),
         on_fatal=finish,
     )
+    reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure))
     server = RpcServer(node, config.node.listen, clock)
     monitor = _monitor(node, server, clock, config.node.metrics)
     try:
@@ -91,13 +112,12 @@ async def _serve(config: NodeConfig) -> int:
         log.info("serving clients at %s, nodes at %s", config.node.listen, config.node.peer_listen)
         if monitor is not None:
             log.info("serving metrics and probes at %s", config.node.metrics)
+        _sweep(output, clock)
         problem = await stop
         if monitor is not None:
             monitor.stopping()
         if problem is None:
-            log.info("stopping: handing leaderships over")
-            await node.hand_over(_HAND_OVER)
-            await server.stop(_GRACE)
+            await _hand_over(node, server, hurry)
         else:
             await server.stop(0)
     finally:
@@ -106,6 +126,7 @@ async def _serve(config: NodeConfig) -> int:
         await node.close()
         worker.close()
         background.close()
+        signals.end_handling(loop)
     if problem is None:
         log.info("stopped")
         return 0
@@ -114,6 +135,31 @@ async def _serve(config: NodeConfig) -> int:
     else:
         log.critical("node stopped: %r", problem, exc_info=problem)
     return 1
+
+
+async def _hand_over(node: RaftNode, server: RpcServer, hurry: asyncio.Event) -> None:
+    """Hand over and answer what is in flight, unless somebody insists on ending at once."""
+
+    async def gently() -> None:
+        await node.hand_over(_HAND_OVER)
+        await server.stop(_GRACE)
+
+    log.info("stopping: handing leaderships over")
+    steps = [asyncio.ensure_future(gently()), asyncio.ensure_future(hurry.wait())]
+    await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+    if not steps[0].done():
+        log.info("stopping at once")
+        await server.stop(0)
+    for step in steps:
+        step.cancel()
+    outcome, _ = await asyncio.gather(*steps, return_exceptions=True)
+    if isinstance(outcome, Exception):
+        raise outcome
+
+
+def _sweep(output: NodeLog, clock: Clock) -> None:
+    output.sweep()
+    clock.call_later(_SWEEP, lambda: _sweep(output, clock))
 
 
 def _monitor(node: RaftNode, server: RpcServer, clock: Clock, address: str | None) -> Monitor | None:

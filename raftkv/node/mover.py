@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from raftkv.clock import Clock, sleep
+from raftkv.log_limit import limited
 from raftkv.node.asking import Ask, Failed, Leading, meta_command
 from raftkv.rpc.tally import Durations
 from raftkv.store.codec import pack, unpack
@@ -101,7 +102,7 @@ class Mover:
                 if not (await self._meta("next")).version:
                     break
         except Failed as failure:
-            log.warning("no move was started: %s", failure)
+            log.warning("no move was started: %s", failure, extra=limited("the meta group"))
         self.run()
 
     async def _meta(self, verb: str, *arguments: Any) -> Result:
@@ -119,7 +120,7 @@ class Mover:
             try:
                 await self._advance(known, figures)
             except Failed as failure:
-                log.info("move %d: %s; looking again", move.id, failure)
+                log.info("move %d: %s; looking again", move.id, failure, extra=limited(f"move {move.id}"))
                 await sleep(self._clock, _RETRY)
             except Exception:
                 # A mistake of ours must not stop the other moves, nor be repeated in a tight loop.

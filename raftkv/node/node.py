@@ -229,6 +229,15 @@ class RaftNode:
         await self._links.start()
         self._tick()
 
+    def reconfigure(self, config: NodeConfig) -> None:
+        """Take over from ``config`` how reads are served and where other nodes are reached."""
+        self._router.quorum_reads = config.node.reads == "quorum"
+        self._config = self._config.model_copy(update={"dial": config.dial})
+        known = self._config.nodes if self._router.map is None else self._router.map.nodes
+        for node in known:
+            if node.id in self._links.peers:
+                self._links.set_dial(node.id, self._config.dial_address(node.id, node.peer_address))
+
     async def hand_over(self, patience: float) -> None:
         """Give the leaderships of this node away, within ``patience`` seconds.
 

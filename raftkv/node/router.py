@@ -133,7 +133,7 @@ class Router:
         self._peers = peers
         self._clock = clock
         self._rng = rng
-        self._quorum_reads = quorum_reads
+        self.quorum_reads = quorum_reads
         self.map: ShardMap | None = None
         self.disk_full = False
         self._open: dict[_Request, None] = {}
@@ -201,7 +201,7 @@ class Router:
             if kind == Kind.GET and not mode and group in data:
                 if group not in readable:
                     replica = data[group]
-                    leased = not self._quorum_reads and replica.group.lease_holds()
+                    leased = not self.quorum_reads and replica.group.lease_holds()
                     readable[group] = replica if leased else None
                 leader = readable[group]
                 found = None if leader is None else leader.store.read(slot, key)
@@ -319,7 +319,7 @@ class Router:
                 return
         elif replica is not None and replica.group.leads():
             if op.kind in READS:
-                quorum = self._quorum_reads or op.mode == Mode.QUORUM
+                quorum = self.quorum_reads or op.mode == Mode.QUORUM
                 replica.group.read(quorum, lambda code: self._read_allowed(request, replica, code))
             else:
                 request.flying = True

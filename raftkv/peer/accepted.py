@@ -7,15 +7,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from raftkv import limits
+from raftkv.log_limit import limited
 from raftkv.peer.frames import Decoder, ProtocolViolation
 from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Hello, Refused, check_hello, refuse_frame, welcome_frame
 from raftkv.peer.wiring import HANDSHAKE_TIMEOUT, MAX_STRANGERS, SILENCE_TIMEOUT, Wiring, log, peer_name
 
 _MAX_PONG_BUFFER = 64 * 1024
 """Bytes of pongs that a peer leaves unread before it is dropped; an honest peer has one or two in flight."""
-
-_MAX_REFUSALS = 1000
-"""Remembered refusals, so that each is logged once although the dialler comes again and again."""
 
 
 class Acceptor:
@@ -26,7 +24,6 @@ class Acceptor:
         self._on_hello = on_hello
         self._strangers: dict[AcceptedConnection, None] = {}
         self._peers: dict[int, AcceptedConnection] = {}
-        self._refusals: set[tuple[str, str]] = set()
         self._ended = False
 
     def connection(self) -> asyncio.Protocol:
@@ -51,10 +48,11 @@ class Acceptor:
         except Refused as refusal:
             reason = str(refusal)
         if hello is None or reason is not None:
-            self._log_refusal(connection, hello, reason or "")
+            who = f"node {hello.node}" if hello is not None else "a dialler"
+            source = f"{who} at {connection.host}" if hello is not None else connection.host
+            log.warning("refused %s at %s: %s", who, connection.address, reason, extra=limited(source))
             connection.refuse(reason or "refused")
             return None
-        self._refusals = {refusal for refusal in self._refusals if refusal[0] != _name_of(hello)}
         before = self._peers.get(hello.node)
         if before is not None:
             before.drop("")
@@ -63,14 +61,6 @@ class Acceptor:
 
     def welcomed(self, hello: Hello) -> None:
         self._on_hello(hello)
-
-    def _log_refusal(self, connection: AcceptedConnection, hello: Hello | None, reason: str) -> None:
-        who = _name_of(hello)
-        if (who, reason) not in self._refusals:
-            if len(self._refusals) >= _MAX_REFUSALS:
-                self._refusals.clear()
-            self._refusals.add((who, reason))
-            log.warning("refused %s at %s: %s", who, connection.address, reason)
 
     def gone(self, connection: AcceptedConnection) -> None:
         self._strangers.pop(connection, None)
@@ -114,6 +104,11 @@ class AcceptedConnection(asyncio.Protocol):
         self._heard = False
         self._last_heard = 0.0
 
+    @property
+    def host(self) -> str:
+        """The other end's host."""
+        return self.address.rpartition(":")[0] or self.address
+
     def drop(self, problem: str) -> None:
         """Close at once; log ``problem`` unless it is empty."""
         if self._dead:
@@ -121,7 +116,8 @@ class AcceptedConnection(asyncio.Protocol):
         self._dead = True
         if problem:
             who = f"node {self.node}" if self.node else "a stranger"
-            log.warning("dropped the connection from %s at %s: %s", who, self.address, problem)
+            source = who if self.node else self.host
+            log.warning("dropped the connection from %s at %s: %s", who, self.address, problem, extra=limited(source))
         self._acceptor.gone(self)
         self.abort()
 
@@ -220,7 +216,3 @@ class AcceptedConnection(asyncio.Protocol):
         self._dead = True
         self._wiring.closed(self)
         self._acceptor.gone(self)
-
-
-def _name_of(hello: Hello | None) -> str:
-    return f"node {hello.node}" if hello is not None else "a dialler"

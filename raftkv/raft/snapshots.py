@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from raftkv.clock import Clock
 from raftkv.errors import CorruptData, RaftKVError
+from raftkv.log_limit import limited
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.log import FIRST_INDEX, Entry
 from raftkv.raft.messages import Type
@@ -309,7 +310,10 @@ class GroupSnapshots:
             data = self._files.read_raw(info, offset, self._config.chunk_bytes)
         except (RaftKVError, OSError) as problem:
             # The follower asks again, or gets a newer snapshot.
-            log.warning("group %d: snapshot cannot be sent to node %d: %s", self._group.group, peer, problem)
+            source = limited(f"group {self._group.group}")
+            log.warning(
+                "group %d: snapshot cannot be sent to node %d: %s", self._group.group, peer, problem, extra=source
+            )
             return
         self._outbox.send(peer, [self._group.group, Type.SNAPSHOT_CHUNK, self._group.core.term(), index, offset, data])
 
@@ -444,7 +448,8 @@ class GroupSnapshots:
         log.info("group %d: installed the snapshot of entry %d from node %d", group.group, info.index, group.leader())
 
     def _give_up(self, problem: BaseException) -> None:
-        log.error("group %d: incoming snapshot dropped: %s", self._group.group, problem)
+        source = limited(f"group {self._group.group}")
+        log.error("group %d: incoming snapshot dropped: %s", self._group.group, problem, extra=source)
         self._drop_receiving()
 
     def _drop_receiving(self) -> None:

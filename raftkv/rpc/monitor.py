@@ -17,6 +17,7 @@ from aiohttp.http import HttpProcessingError
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from raftkv.errors import ListenError
+from raftkv.log_limit import limited
 from raftkv.rpc import metrics
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ class Monitor:
         self._clock = clock
         self._host = host
         self._stopping = False
-        self._failing = False
         self._scrapes_due = 0.0
         self._seen: NodeFigures | None = None
         self._seen_until = 0.0
@@ -123,13 +123,10 @@ class Monitor:
         response: web.StreamResponse
         try:
             response = await handler(request)
-            self._failing = False
         except web.HTTPException as refusal:
             response = web.Response(status=refusal.status, text=f"{refusal.reason}\n")
         except Exception:
-            if not self._failing:  # said once, not at every scrape
-                log.exception("%s cannot be answered", request.path)
-            self._failing = True
+            log.exception("%s cannot be answered", request.path, extra=limited(request.path))
             response = web.Response(status=500, text="the node cannot tell: see its log\n")
         response.force_close()
         return response

@@ -77,10 +77,9 @@ class RpcServer:
         await server.start()
 
     async def stop(self, grace: float = 3.0) -> None:
-        """Take nothing new, answer what was read, end within ``grace`` seconds. Safe to call twice."""
-        server, self._server = self._server, None
-        if server is None:
+        """Take nothing new, answer what was read, end within ``grace`` seconds. Another call may shorten that."""
+        if self._server is None:
             return
         self._health.stop()
         self._kv.drain()
-        await server.stop(grace)
+        await self._server.stop(grace)

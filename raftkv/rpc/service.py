@@ -11,6 +11,7 @@ import grpc
 
 from raftkv.errors import Code, InvalidArgument, RaftKVError
 from raftkv.limits import DEFAULT_TIMEOUT, MAX_TIMEOUT
+from raftkv.log_limit import limited
 from raftkv.rpc import convert
 from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, failure_of, status_of
 from raftkv.rpc.frontend import answer_to, slots_of
@@ -84,7 +85,9 @@ class KVService(kv_pb2_grpc.KVServicer):
         if isinstance(stream.failure, RaftKVError):
             await abort(context, failure_of(stream.failure))
         elif stream.failure is not None:
-            log.error("a pipeline of %s failed", context.peer(), exc_info=stream.failure)
+            peer = context.peer()
+            source = limited(peer.rpartition(":")[0])
+            log.error("a pipeline of %s failed", peer, exc_info=stream.failure, extra=source)
             await abort(context, Result(int(Code.INTERNAL), detail="the stream failed: see the node's log"))
 
     def drain(self) -> None:

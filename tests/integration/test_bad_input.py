@@ -159,7 +159,8 @@ def test_bad_bytes_on_the_port_for_peers_end_that_connection_only(cluster: Local
         client.put("after", b"x")
     log = cluster.log(1, 10_000)
     assert "Traceback" not in log
-    assert log.count("was announced, the limit is 16777216") == 3, "each dropped connection is logged once"
+    # One line a minute, however many connections were dropped; the tests before may have taken some minutes.
+    assert 1 <= log.count("dropped the connection from node 3") < len(list(_bad_frames(cluster)))
 
 
 def test_a_saved_map_that_cannot_be_read_is_learnt_anew() -> None:

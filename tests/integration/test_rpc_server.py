@@ -380,3 +380,21 @@ def test_stopping_answers_what_was_read() -> None:
                 await stopping
 
     asyncio.run(main())
+
+
+def test_stopping_again_does_not_wait_for_what_is_unanswered() -> None:
+    async def main() -> None:
+        async with FakeCluster() as cluster, aio.insecure_channel(cluster.endpoints) as channel:
+            front = cluster.frontends[0]
+            front.script = lambda op: None
+            call = kv_pb2_grpc.KVStub(channel).Get(kv_pb2.GetRequest(key=b"k"), timeout=60)
+            while not front.held:
+                await asyncio.sleep(0.01)
+            stopping = asyncio.create_task(cluster.servers[0].stop(3600.0))
+            await asyncio.sleep(0)
+            assert not stopping.done()
+            await cluster.servers[0].stop(0)
+            await stopping
+            assert await call.code() is not StatusCode.OK
+
+    asyncio.run(main())

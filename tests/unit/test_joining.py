@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgpack
@@ -16,7 +16,7 @@ from raftkv.cli.joining import CONFIG, JoinError, Places, join
 from raftkv.cli.local import LocalProcesses, Place, free_ports, new_shape
 from raftkv.cli.main import run
 from raftkv.errors import ConfigError, DataFolderInUse, StorageError, Unavailable
-from raftkv.node.config import load_config
+from raftkv.node.config import NodeConfig, load_config
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import OsFileSystem
 from shards.map import ShardMap
@@ -208,8 +208,9 @@ def test_serve_joins_and_serves(
 ) -> None:
     served: list[int] = []
 
-    def serve(config: object) -> int:
-        served.append(config.node.id)  # type: ignore[attr-defined]
+    def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
+        served.append(config.node.id)
+        assert load() == config, "as SIGHUP reads it again"
         return 0
 
     monkeypatch.setattr("raftkv.node.main.serve", serve)

@@ -9,6 +9,7 @@ import pytest
 
 from raftkv import limits
 from raftkv.peer.frames import HEADER, ProtocolViolation
+from tests.log_lines import written
 from tests.peer_world import ENCODER, Stranger, World, rest, run
 
 
@@ -69,14 +70,14 @@ def test_another_protocol_version_is_refused() -> None:
     run(scenario)
 
 
-def test_the_same_refusal_is_logged_once_until_the_node_was_welcome(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_same_refusal_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         two = await world.node(2, [])
         two.verdict = "not yet"
         await world.node(1, [2])
         await world.clock.advance(3.0)
-        assert len([r for r in caplog.records if "refused node 1" in r.message]) == 1
-        assert len([r for r in caplog.records if "link to node 2" in r.message]) == 1
+        assert len([line for line in written(caplog) if "refused node 1" in line]) == 1
+        assert len([line for line in written(caplog) if "link to node 2" in line]) == 1
 
     with caplog.at_level("WARNING"):
         run(scenario)
@@ -178,6 +179,56 @@ def test_an_exception_of_the_consumer_reaches_the_supervisor() -> None:
         assert peer.closed
 
     run(scenario)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: raftkv\r\n\r\n",
+        bytes(ENCODER.frame_of(["memcached"])),
+        bytes(ENCODER.frame_of(["raftkv", 99, "c", 1, 2, "i", "b"])),
+        bytes(ENCODER.frame_of(["raftkv", 1, "foreign", 1, 2, "i", "b"])),
+    ],
+    ids=["HTTP", "another protocol", "another version", "another cluster"],
+)
+def test_a_scan_of_the_port_is_one_line_for_each_host(caplog: pytest.LogCaptureFixture, sent: bytes) -> None:
+    async def scenario(world: World) -> None:
+        await world.node(2, [])
+        for _ in range(50):
+            for host in ("10.0.0.8", "10.0.0.9"):
+                await (await world.stranger(name=f"{host}:4711")).write(sent)
+
+    with caplog.at_level("WARNING"):
+        run(scenario)
+    assert len(caplog.records) == 100
+    assert len(written(caplog)) == 2
+
+
+def test_connections_that_say_nothing_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        await world.node(2, [])
+        for _ in range(100):
+            await world.stranger(name="10.0.0.9:4711")
+        await world.clock.advance(5.0)
+
+    with caplog.at_level("WARNING"):
+        run(scenario)
+    assert len(caplog.records) == 100
+    assert len(written(caplog)) == 1
+
+
+def test_a_node_that_breaks_the_protocol_again_and_again_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        await world.node(2, [])
+        for _ in range(50):
+            peer = await world.stranger()
+            await peer.hello()
+            await peer.say("nonsense")
+
+    with caplog.at_level("WARNING"):
+        run(scenario)
+    assert len(caplog.records) == 50
+    assert len(written(caplog)) == 1
 
 
 def test_garbage_instead_of_an_answer_fails_the_attempt_only() -> None:

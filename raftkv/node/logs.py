@@ -1,0 +1,129 @@
+"""A node's log: to stderr, or to a file that rotates by size and can be opened anew; always limited."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
+from typing import TYPE_CHECKING
+
+from raftkv.errors import ConfigError
+from raftkv.log_limit import LogLimit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from io import TextIOWrapper
+
+    from raftkv.node.config import NodeSection
+
+log = logging.getLogger(__name__)
+
+
+class LogFile(RotatingFileHandler):
+    """stdout and stderr follow if they are the file, as with ``raftkv up``.
+
+    So what is not logged, by libraries in C or at a crash, is bounded and found in the same place.
+    """
+
+    def __init__(self, path: str, max_bytes: int, backups: int) -> None:
+        super().__init__(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8", errors="backslashreplace")
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=_opened)
+
+    def followers(self) -> list[int]:
+        """Those of the file numbers 1 and 2 that are this file."""
+        return [number for number in (1, 2) if os.path.sameopenfile(number, self._number())]
+
+    def lead(self, followers: list[int]) -> None:
+        """Make ``followers`` this file."""
+        for number in followers:
+            os.dup2(self._number(), number)
+
+    def _number(self) -> int:
+        self.stream = self.stream or self._open()
+        return self.stream.fileno()
+
+    def doRollover(self) -> None:  # noqa: N802 the library's name
+        followers = self.followers()
+        try:
+            super().doRollover()
+        except OSError as problem:
+            # As where the file may be written but not its folder: one line, not one for each that follows.
+            self.maxBytes = 0
+            log.warning("the log grows from now on, it cannot be rotated: %s", problem)
+        self.lead(followers)
+
+
+def _opened(path: str, flags: int) -> int:
+    """A pipe that nobody reads is an error, not a wait."""
+    number = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(number, True)
+    return number
+
+
+class NodeLog(logging.Handler):
+    """Where all log lines of the process go, once :meth:`use` was called. ``now``: monotonic seconds."""
+
+    def __init__(self, node: int, now: Callable[[], float]) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s node {node} %(name)s: %(message)s"))
+        self._limit = LogLimit(now)
+        self._output: logging.Handler | None = None
+
+    def use(self, section: NodeSection) -> None:
+        """Log as ``section`` says from now on; a file is opened anew. Raises ConfigError, and all stays as it was."""
+        output: logging.Handler
+        if section.log_file is None:
+            output = logging.StreamHandler(sys.stderr)
+        else:
+            try:
+                output = LogFile(section.log_file, section.log_max_bytes, section.log_backups)
+            except OSError as problem:
+                text = f"node.log_file: cannot write {section.log_file}: {problem.strerror or problem}"
+                raise ConfigError(text) from None
+        output.setFormatter(self.formatter)
+        with self._lock():
+            before, self._output = self._output, output
+            if isinstance(before, LogFile) and isinstance(output, LogFile):
+                output.lead(before.followers())
+            if before is not None:
+                before.close()
+        root = logging.getLogger()
+        root.setLevel(section.log_level.upper())
+        if self not in root.handlers:
+            root.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with the lock held."""
+        self._write(self._limit.take(record))
+
+    def sweep(self) -> None:
+        """Say what was left out in minutes that are over. To be called now and then, as nothing else may be logged."""
+        with self._lock():
+            self._write(self._limit.due())
+
+    def close(self) -> None:
+        """Say all that was left out, and log nothing more."""
+        logging.getLogger().removeHandler(self)
+        with self._lock():
+            self._write(self._limit.rest())
+            if self._output is not None:
+                self._output.close()
+                self._output = None
+        super().close()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def _write(self, records: list[logging.LogRecord]) -> None:
+        for record in records:
+            if self._output is not None:
+                self._output.emit(record)

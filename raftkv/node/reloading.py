@@ -1,0 +1,65 @@
+"""A configuration that is read again while the node runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from raftkv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from raftkv.node.config import NodeConfig
+
+log = logging.getLogger(__name__)
+
+RELOADED: Final = ("node.log_level", "node.log_file", "node.log_max_bytes", "node.log_backups", "node.reads", "dial")
+"""All other keys need a restart."""
+
+
+class Reloading:
+    """``load`` reads the configuration anew, or raises ConfigError. ``take`` each get what is in use from then on."""
+
+    def __init__(
+        self, config: NodeConfig, load: Callable[[], NodeConfig], take: tuple[Callable[[NodeConfig], None], ...]
+    ) -> None:
+        self._started = config
+        self._used = config
+        self._load = load
+        self._take = take
+
+    def run(self) -> None:
+        """Take over what has changed; a configuration that is wrong changes nothing. Never raises."""
+        try:
+            config = self._load()
+            for take in self._take:
+                take(config)
+        except ConfigError as problem:
+            log.warning("the configuration is not reloaded, the old one stays: %s", problem)
+            return
+        except Exception:
+            log.exception("the configuration is not reloaded")
+            return
+        changed = [key for key in _changed(self._used, config) if key in RELOADED]
+        waiting = [key for key in _changed(self._started, config) if key not in RELOADED]
+        self._used = config
+        log.info("configuration reloaded; changed: %s", ", ".join(changed) or "nothing")
+        if waiting:
+            log.warning("these keys differ from the start and need a restart of the node: %s", ", ".join(waiting))
+
+
+def _changed(before: NodeConfig, after: NodeConfig) -> list[str]:
+    old, new = flat(before), flat(after)
+    return [key for key in new if old[key] != new[key]]
+
+
+def flat(config: NodeConfig) -> dict[str, Any]:
+    """The values of ``config`` by their names in docs/operations.md."""
+    found: dict[str, Any] = {}
+    for name, value in config.model_dump().items():
+        if name in ("dial", "nodes"):
+            found[name] = value
+        else:
+            found |= {f"{name}.{key}": entry for key, entry in value.items()}
+    return found

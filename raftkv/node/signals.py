@@ -1,0 +1,63 @@
+"""What signals do to a node: the ones that end it, the one that reloads, and those that must not do harm."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+def _known(*names: str) -> tuple[signal.Signals, ...]:
+    """Those of ``names`` that this system has."""
+    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+
+
+_END: Final = _known("SIGTERM", "SIGINT", "SIGPWR", "SIGXCPU")
+"""Power and the processor time that the node may take are running out in the case of the last two."""
+
+_NOTED: Final = _known("SIGUSR1", "SIGUSR2")
+_IGNORED: Final = _known("SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGSTKFLT", "SIGPIPE", "SIGXFSZ")
+_REALTIME: Final = range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1) + 1)
+
+
+def ignore_strays() -> None:
+    """From here on no signal ends the process that does not mean to. For the very start of it.
+
+    A handler that somebody has set, such as a profiler, stays.
+    """
+    for number in (signal.SIGHUP, *_NOTED, *_IGNORED, *_REALTIME):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def handle(loop: asyncio.AbstractEventLoop, end: Callable[[bool], None], reload: Callable[[], None]) -> None:
+    """Call ``end(insisted)`` and ``reload()`` from ``loop`` when signals ask for it.
+
+    ``insisted``: SIGINT came after another signal that ends the node. A repeated SIGTERM says nothing new: supervisors
+    send it more than once.
+    """
+    asked = False
+
+    def ending(number: signal.Signals) -> None:
+        nonlocal asked
+        end(asked and number == signal.SIGINT)
+        asked = True
+
+    for number in _END:
+        loop.add_signal_handler(number, ending, number)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    for number in _NOTED:
+        loop.add_signal_handler(number, log.info, "%s: a node does nothing on it", number.name)
+
+
+def end_handling(loop: asyncio.AbstractEventLoop) -> None:
+    """The process ends in order: a signal that comes now must not end it otherwise."""
+    for number in (*_END, signal.SIGHUP, *_NOTED):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,151 @@
+"""Guarantee: a node's log file is bounded, can be opened anew, and is not lost when something is wrong with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raftkv.errors import ConfigError
+from raftkv.log_limit import WINDOW, limited
+from raftkv.node.config import NodeSection
+from raftkv.node.logs import NodeLog
+
+log = logging.getLogger("raftkv.test")
+ADDRESSES = dict.fromkeys(("address", "listen", "peer_address", "peer_listen"), "127.0.0.1:1")
+
+
+def section(**keys: Any) -> NodeSection:
+    return NodeSection.model_validate({"id": 1, "data_dir": "data", **ADDRESSES, **keys})
+
+
+class Output:
+    """A node's log and the clock that limits it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log = NodeLog(7, lambda: self.now)
+
+
+@pytest.fixture
+def output() -> Iterator[Output]:
+    level = logging.getLogger().level
+    made = Output()
+    yield made
+    made.log.close()
+    logging.getLogger().setLevel(level)
+
+
+def lines(path: Path) -> list[str]:
+    return [line.partition(": ")[2] for line in path.read_text().splitlines()]
+
+
+def test_without_a_file_it_goes_to_stderr(output: Output, capsys: pytest.CaptureFixture[str]) -> None:
+    output.log.use(section())
+    log.warning("here")
+    assert capsys.readouterr().err.endswith(" W node 7 raftkv.test: here\n")
+
+
+def test_the_file_rotates_and_what_is_kept_is_bounded(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "node.log"
+    output.log.use(section(log_file=str(path), log_max_bytes=2000, log_backups=2))
+    for number in range(500):
+        log.info("line %d", number)
+    kept = sorted(tmp_path.iterdir())
+    assert [one.name for one in kept] == ["node.log", "node.log.1", "node.log.2"]
+    assert all(one.stat().st_size <= 2000 for one in kept)
+    found = [line for one in reversed(kept) for line in lines(one)]
+    assert found == [f"line {number}" for number in range(500 - len(found), 500)]
+
+
+def test_a_size_of_zero_leaves_rotating_to_others(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "node.log"
+    output.log.use(section(log_file=str(path), log_max_bytes=0))
+    for number in range(500):
+        log.info("line %d", number)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_was_moved_away_is_made_anew(output: Output, tmp_path: Path) -> None:
+    """As by logrotate, which sends SIGHUP then."""
+    path, moved = tmp_path / "node.log", tmp_path / "node.log-20261129"
+    output.log.use(section(log_file=str(path)))
+    log.info("before")
+    path.rename(moved)
+    log.info("meanwhile")
+    output.log.use(section(log_file=str(path)))
+    log.info("after")
+    assert (lines(moved), lines(path)) == (["before", "meanwhile"], ["after"])
+
+
+def test_level_and_file_can_be_changed(output: Output, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    output.log.use(section(log_file=str(first), log_level="warning"))
+    log.info("too quiet")
+    output.log.use(section(log_file=str(second), log_level="debug"))
+    log.debug("now")
+    assert (lines(first), lines(second)) == ([], ["now"])
+
+
+def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "node.log"
+    output.log.use(section(log_file=str(path), log_level="warning"))
+    os.mkfifo(tmp_path / "unread")
+    for wrong in (tmp_path, tmp_path / "nowhere" / "node.log", path / "node.log", tmp_path / "unread"):
+        with pytest.raises(ConfigError, match=f"^node.log_file: cannot write {wrong}: "):
+            output.log.use(section(log_file=str(wrong), log_level="debug"))
+    log.info("not at this level")
+    log.warning("still there")
+    assert lines(path) == ["still there"]
+
+
+def test_a_file_that_cannot_be_rotated_grows_and_says_so_once(
+    output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "node.log"
+    (tmp_path / "node.log.1" / "in the way").mkdir(parents=True)
+    output.log.use(section(log_file=str(path), log_max_bytes=1000, log_backups=1))
+    for number in range(100):
+        log.info("line %d", number)
+    found = lines(path)
+    assert [line for line in found if line.startswith("line ")] == [f"line {number}" for number in range(100)]
+    assert len([line for line in found if line.startswith("the log grows")]) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_vanishes_costs_lines_only(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "node.log"
+    path.parent.mkdir()
+    output.log.use(section(log_file=str(path), log_max_bytes=1000))
+    shutil.rmtree(path.parent)
+    for number in range(100):
+        log.info("line %d", number)
+    path.parent.mkdir()
+    log.info("back")
+    assert lines(path)[-1] == "back"
+
+
+def test_what_is_no_text_is_written_all_the_same(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "node.log"
+    output.log.use(section(log_file=str(path)))
+    log.info("a name on disk: %s", b"\xff".decode(errors="surrogateescape"))
+    assert lines(path) == [r"a name on disk: \udcff"]
+
+
+def test_it_is_limited_and_says_at_the_end_what_was_left_out(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "node.log"
+    output.log.use(section(log_file=str(path)))
+    for number in range(3):
+        log.info("scan %d", number, extra=limited("h"))
+    output.now += WINDOW
+    output.log.sweep()
+    log.info("scan 3", extra=limited("h"))
+    output.log.close()
+    log.warning("the log is closed")
+    said = "more from h in the last minute, the latest: scan"
+    assert lines(path) == ["scan 0", f"2 {said} 2", f"1 {said} 3"]
