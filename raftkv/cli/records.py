@@ -60,7 +60,7 @@ def _read_jsonl(file: BinaryIO, name: str, key_column: str, value_column: str) -
         if not text or text.isspace():
             continue
         try:
-            raw = json.loads(text, object_pairs_hook=_fields)
+            raw = _DECODER.decode(text.decode())
             if not isinstance(raw, dict):
                 raise InvalidArgument("not a JSON object")
             if not known.issuperset(raw):
@@ -95,6 +95,9 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise InvalidArgument(f"field {next(name for name in names if names.count(name) > 1)!r} comes more than once")
     return found
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_fields)
 
 
 def _is_time(value: object) -> bool:

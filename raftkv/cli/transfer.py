@@ -94,10 +94,11 @@ def load(
     loader, seconds, failure = run(transfer())
     skipped = loader.skipped
     if failure is not None:
+        goes_on = source.lasts and not isinstance(failure, InvalidArgument)
         complain(describe(failure))
         complain(
             f"stopped: {loader.written} records written now, {skipped} before, of {total}; "
-            f"the same command {'goes on' if source.lasts else 'begins anew'}"
+            f"the same command {'goes on' if goes_on else 'begins anew'}"
         )
     if output == "json":
         counts = {"written": loader.written, "skipped": skipped, "expired": loader.expired, "total": total}
