@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
@@ -88,7 +89,9 @@ def output_option(command: F) -> F:
 
 
 def print_json(value: object) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """One line of JSON on stdout: UTF-8 whatever the locale."""
+    # Only a surrogate without its twin (of a path that is not UTF-8) has no UTF-8; backslashes make it JSON's escape.
+    click.echo(json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace"))
 
 
 def field(name: str, data: bytes) -> dict[str, str]:
@@ -100,8 +103,8 @@ def field(name: str, data: bytes) -> dict[str, str]:
 
 
 def argument_bytes(text: str) -> bytes:
-    """The bytes that the shell gave, whether or not they are UTF-8."""
-    return text.encode("utf-8", "surrogateescape")
+    """The bytes that the shell gave, whatever the locale and whether or not they are text in it."""
+    return os.fsencode(text)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

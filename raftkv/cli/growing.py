@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+from raftkv.cli.files import write_atomically
 from raftkv.cli.joining import CONFIG, Places, has_begun, join
 from raftkv.cli.local import PEER_PORT_OFFSET, READY_TIMEOUT, LocalError, LocalNode, LocalProcesses, Place, free_ports
-from raftkv.cli.process import write_atomically
 from raftkv.node.config import NodeConfig, parse_config, render, split_address
 
 _JOINING: Final = "node-joining"

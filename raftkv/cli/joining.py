@@ -19,8 +19,8 @@ from typing import Final, TypeVar
 import msgpack
 
 from raftkv.cli.common import run
+from raftkv.cli.files import write_atomically
 from raftkv.cli.local import PEER_PORT_OFFSET, port_problem
-from raftkv.cli.process import write_atomically
 from raftkv.client.admin import AdminClient, shard_map_of
 from raftkv.errors import ConditionFailed, ConfigError, DeadlineExceeded, RaftKVError, Unavailable, WrongCluster
 from raftkv.node.config import NodeConfig, load_config, parse_config, render, split_address

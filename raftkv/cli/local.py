@@ -24,7 +24,8 @@ import grpc
 import msgpack
 
 import raftkv
-from raftkv.cli.process import PidFile, Process, pause, write_atomically
+from raftkv.cli.files import write_atomically
+from raftkv.cli.process import PidFile, Process, pause
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError, RaftKVError, Unavailable
 from raftkv.node.config import DEFAULT_SLOTS, NodeConfig, load_config, parse_config, render, split_address

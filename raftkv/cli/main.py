@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -66,13 +67,17 @@ def main(arguments: list[str] | None = None) -> None:
 def fill_standard_files() -> None:
     """Open those of stdin, stdout and stderr that the caller closed, so that no data file gets their number.
 
-    Libraries in C write to file 2 whatever it is: it must never be the log of a node.
+    Libraries in C write to file 2 whatever it is: it must never be the log of a node. Text that stdout's encoding lacks
+    is escaped from then on.
     """
     while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(file, True)
         name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[file]
         setattr(sys, name, open(file, mode, closefd=False))  # noqa: SIM115
     os.close(file)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr is from the start: text that the locale cannot show is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def run(arguments: list[str] | None = None) -> int:

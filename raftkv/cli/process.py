@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from raftkv.cli.files import write_atomically
 from raftkv.clock import SystemClock
 
 _POLL = 0.02
@@ -95,13 +96,3 @@ class PidFile:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file's content such that a crash leaves the old or the new one, never a mixture."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

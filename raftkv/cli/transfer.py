@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from contextlib import closing
 from typing import BinaryIO
 
 import click
@@ -14,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import raftkv
 from raftkv.cli.common import Exit, complain, describe, endpoints_option, exit_code, output_option, print_json, run
 from raftkv.cli.common import timeout_option as timeout
-from raftkv.cli.loading import Loader, ProgressFile, fingerprint
-from raftkv.cli.records import Format, Item, dump_line, format_of, read_items
+from raftkv.cli.files import STANDARD, output_file
+from raftkv.cli.loading import Loader, ProgressFile, Resumption, resume
+from raftkv.cli.records import Format, dump_line
+from raftkv.cli.sources import Source
 from raftkv.clock import SystemClock
 from raftkv.errors import InvalidArgument, RaftKVError, Unavailable
 from raftkv.limits import MAX_TTL
@@ -24,8 +24,10 @@ _FLUSH_BYTES = 256 * 1024
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--format", "kind", type=click.Choice(["jsonl", "csv"]), help="Default: by the file's suffix.")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@click.option(
+    "--format", "kind", type=click.Choice(["jsonl", "csv"]), help="Default: by the file's suffix; of a pipe, jsonl."
+)
 @click.option("--key-column", default="key", show_default=True, metavar="NAME", help="Column or field of the key.")
 @click.option(
     "--value-column", default="value", show_default=True, metavar="NAME", help="Column or field of the value."
@@ -38,7 +40,7 @@ _FLUSH_BYTES = 256 * 1024
 @timeout(60.0)
 @output_option
 def load(
-    file: Path,
+    file: str,
     kind: Format | None,
     key_column: str,
     value_column: str,
@@ -48,46 +50,55 @@ def load(
     timeout: float,
     output: str,
 ) -> int:
-    """Write all records of FILE: JSON Lines with key and value, or CSV with a header.
+    """Write all records of FILE: JSON Lines with key and value, or CSV with a header; `-` reads stdin.
 
     The whole file is checked before the first write. FILE.progress remembers how far the load has come, and the same
-    command goes on from there if it was interrupted. Of a key that comes more than once, the last value stays.
+    command goes on from there if it was interrupted, after it has read back what was written. Of a key that comes more
+    than once, the last value stays. A pipe is copied to a temporary file, and an interrupted load of it begins anew.
     """
     if key_column == value_column:
         raise click.UsageError("--key-column and --value-column name the same column")
-    kind = kind or format_of(file)
-    identity = fingerprint(file)
-    total = _count(file, read_items(file, kind, key_column, value_column))
+    source = click.get_current_context().with_resource(closing(Source(file, kind, key_column, value_column)))
+    total = _count(source)
 
-    async def transfer() -> tuple[Loader, int, float, RaftKVError | None]:
+    async def transfer() -> tuple[Loader, float, RaftKVError | None]:
         clock = SystemClock()
         async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
-            progress = ProgressFile(file, identity, await _cluster_id(client))
-            if restart:
+            progress = ProgressFile(source.path, _about(source, await _cluster_id(client))) if source.lasts else None
+            if progress is not None and restart:
                 progress.remove()
-            skip = min(progress.read(), total)
-            if skip:
-                complain(f"going on after the {skip} records that were loaded before (--restart begins anew)")
             with _bar(total) as bar:
-                task = bar.add_task("loading", total=total, completed=skip)
-                loader = Loader(client, clock, progress.write, lambda done: bar.update(task, completed=done), in_flight)
+                task = bar.add_task("checking" if progress else "loading", total=total)
+
+                def show(done: int) -> None:
+                    bar.update(task, completed=done)
+
+                loader = Loader(client, clock, progress.write if progress else None, show, in_flight)
                 start = clock.now()
                 failure = None
                 try:
-                    await loader.run(read_items(file, kind, key_column, value_column), skip)
+                    found = Resumption(0, False)
+                    if progress is not None:
+                        found = await resume(progress, source.items(), client, clock, show, complain, in_flight)
+                    bar.update(task, description="loading", completed=found.skip)
+                    await loader.run(source.items(), found.skip)
                 except RaftKVError as error:
                     failure = error
-            if failure is None:
-                progress.remove()
-            if progress.problem:
-                complain(f"progress could not be saved, an interrupted load begins anew: {progress.problem}")
-            return loader, skip, clock.now() - start, failure
+            if progress is not None:
+                if failure is None:
+                    progress.remove()
+                if progress.problem:
+                    complain(f"progress could not be saved, an interrupted load begins anew: {progress.problem}")
+            return loader, clock.now() - start, failure
 
-    loader, skipped, seconds, failure = run(transfer())
+    loader, seconds, failure = run(transfer())
+    skipped = loader.skipped
     if failure is not None:
+        goes_on = source.lasts and not isinstance(failure, InvalidArgument)
         complain(describe(failure))
         complain(
-            f"stopped: {loader.written} records written now, {skipped} before, of {total}; the same command goes on"
+            f"stopped: {loader.written} records written now, {skipped} before, of {total}; "
+            f"the same command {'goes on' if goes_on else 'begins anew'}"
         )
     if output == "json":
         counts = {"written": loader.written, "skipped": skipped, "expired": loader.expired, "total": total}
@@ -100,15 +111,25 @@ def load(
     return Exit.DONE if failure is None else exit_code(failure)
 
 
-def _count(file: Path, items: Iterator[Item]) -> int:
+def _count(source: Source) -> int:
     """Number of records. Raises InvalidArgument for the first that the cluster would not take."""
     latest = SystemClock().wall() + MAX_TTL
     total = 0
-    for item in items:
+    for item in source.items():
         total += 1
         if item.expires_at is not None and item.expires_at > latest:
-            raise InvalidArgument(f"{file}: line {item.line}: expires_at is more than {MAX_TTL} s ahead")
+            raise InvalidArgument(f"{source.name}: line {item.line}: expires_at is more than {MAX_TTL} s ahead")
     return total
+
+
+def _about(source: Source, cluster: str) -> dict[str, str]:
+    return {
+        "content": source.digest,
+        "format": source.kind,
+        "key column": source.key_column,
+        "value column": source.value_column,
+        "cluster": cluster,
+    }
 
 
 async def _cluster_id(client: raftkv.AsyncClient) -> str:
@@ -126,18 +147,23 @@ def _bar(total: int) -> Progress:
 
 
 @click.command()
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Default: stdout.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, allow_dash=True, readable=False),
+    default=STANDARD,
+    metavar="FILE",
+    help="Default: stdout, as `-`. A file is replaced once all is written.",
+)
 @endpoints_option
 @timeout(30.0)
-def dump(out: Path | None, endpoints: str, timeout: float) -> None:
+def dump(out: str, endpoints: str, timeout: float) -> None:
     """Write all records as JSON Lines, in no particular order; `raftkv load` reads them back.
 
     A key or value that is not UTF-8 comes as key_b64 or value_b64. Each record is read linearizably; writes that
     happen during the dump may or may not be in it.
     """
 
-    async def transfer(write_to: BinaryIO | None) -> int:
-        target = sys.stdout.buffer if write_to is None else write_to
+    async def transfer(target: BinaryIO) -> int:
         count, size = 0, 0
         lines: list[bytes] = []
         async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
@@ -150,19 +176,13 @@ def dump(out: Path | None, endpoints: str, timeout: float) -> None:
                     lines.clear()
                     size = 0
         target.write(b"".join(lines))
-        target.flush()
         return count
 
-    if out is None:
-        count = run(transfer(None))
-    else:
-        part = out.with_name(out.name + ".part")
-        try:
-            with part.open("wb") as file:
-                count = run(transfer(file))
-            part.replace(out)
-        except OSError as error:
-            raise InvalidArgument(f"{out}: cannot write it: {error.strerror or error}") from None
-        finally:
-            part.unlink(missing_ok=True)
+    try:
+        with output_file(out) as file:
+            count = run(transfer(file))
+    except OSError as error:
+        if out == STANDARD:
+            raise
+        raise InvalidArgument(f"{out}: cannot write it: {error.strerror or error}") from None
     complain(f"{count} records")

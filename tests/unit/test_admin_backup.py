@@ -264,27 +264,127 @@ def test_a_cluster_that_holds_records_is_not_written_to(made: Path, admin: Admin
         assert len(target.records()) == 302
 
 
-def test_an_interrupted_restore_goes_on(
-    made: Path, admin: Admin, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without being told to write into a cluster that is not empty: what is there came from itself."""
-    with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
-        put = AsyncClient.put
-        count = [0]
+class Interruption:
+    """Lets a restore write so many records only."""
 
-        async def stopping(self: AsyncClient, key: bytes, value: bytes, **options: Any) -> Any:
-            count[0] += 1
-            if count[0] > 100:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 10_000
+        put = AsyncClient.put
+
+        async def stopping(client: AsyncClient, key: bytes, value: bytes, **options: Any) -> Any:
+            if not self.left:
                 raise Unavailable("the cluster has gone")
-            return await put(self, key, value, **options)
+            self.left -= 1
+            return await put(client, key, value, **options)
 
         monkeypatch.setattr(AsyncClient, "put", stopping)
-        restore(admin, made, target, "--in-flight", "5", code=6)
+
+
+@pytest.fixture
+def interruption(monkeypatch: pytest.MonkeyPatch) -> Interruption:
+    return Interruption(monkeypatch)
+
+
+def interrupted(admin: Admin, made: Path, target: World, interruption: Interruption, after: int = 100) -> None:
+    interruption.left = after
+    restore(admin, made, target, "--in-flight", "5", code=6)
+    interruption.left = 10_000
+
+
+def test_an_interrupted_restore_goes_on(made: Path, admin: Admin, world: World, interruption: Interruption) -> None:
+    """Without being told to write into a cluster that is not empty: what is there came from itself."""
+    with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
+        interrupted(admin, made, target, interruption)
         assert "the cluster has gone" in admin.err
         assert "the same command goes on" in admin.err
         assert 0 < len(target.records()) < 301
-        monkeypatch.setattr(AsyncClient, "put", put)
         report = restore(admin, made, target)
         assert report["skipped"] > 0
         assert "going on after" in admin.err
         assert target.records() == world.records()
+        assert not (made / "manifest.json.progress").exists()
+
+
+def test_a_restore_that_could_not_save_anything_goes_on(
+    made: Path, admin: Admin, world: World, interruption: Interruption
+) -> None:
+    with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
+        interrupted(admin, made, target, interruption)
+        progress = made / "manifest.json.progress"
+        progress.write_text(json.dumps({**json.loads(progress.read_text()), "done": 0}))
+        assert restore(admin, made, target)["skipped"] == 0
+        assert target.records() == world.records()
+
+
+def test_a_restore_into_a_cluster_that_was_emptied_since_begins_anew(
+    made: Path, admin: Admin, world: World, interruption: Interruption
+) -> None:
+    with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
+        interrupted(admin, made, target, interruption)
+    with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
+        report = restore(admin, made, target)
+        assert "are there as they were: beginning anew" in admin.err
+        assert report["skipped"] == 0
+        assert target.records() == world.records()
+
+
+def test_a_restore_into_a_cluster_that_others_have_filled_since_is_refused(
+    made: Path, admin: Admin, world: World, interruption: Interruption
+) -> None:
+    with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
+        interrupted(admin, made, target, interruption)
+    with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
+        target.put(b"mine", b"1")
+        restore(admin, made, target, code=4)
+        assert "the cluster holds 1 record already" in admin.err
+        assert target.records() == {b"mine": b"1"}
+        restore(admin, made, target, "--into-nonempty")
+        assert target.records() == {**world.records(), b"mine": b"1"}
+
+
+def test_a_restore_begins_anew_if_it_is_told_to(
+    made: Path, admin: Admin, world: World, interruption: Interruption
+) -> None:
+    with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
+        interrupted(admin, made, target, interruption)
+        restore(admin, made, target, "--restart", code=4)
+        assert "already" in admin.err
+        assert restore(admin, made, target, "--restart", "--into-nonempty")["skipped"] == 0
+        assert target.records() == world.records()
+
+
+def test_progress_of_another_backup_or_cluster_is_told(
+    made: Path, admin: Admin, world: World, interruption: Interruption
+) -> None:
+    with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
+        interrupted(admin, made, target, interruption)
+    rewrite(made, lambda raw: raw.update(created_at="2026-01-01T00:00:00+00:00"))
+    with world_of(nodes=1, groups=1, cluster_id=OTHER.replace("9", "8")) as target:
+        assert restore(admin, made, target)["skipped"] == 0
+        assert "manifest.json.progress is of another backup and cluster: beginning anew" in admin.err
+        assert target.records() == world.records()
+
+
+def test_a_file_that_changes_after_it_was_verified_is_told(
+    made: Path, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified = backup.verify_report
+
+    def verify_and_change(folder: Path, manifest: Any) -> Any:
+        report = verified(folder, manifest)
+        (made / "group-1.snapshot").write_bytes((made / "group-2.snapshot").read_bytes())
+        return report
+
+    monkeypatch.setattr(backup, "verify_report", verify_and_change)
+    with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
+        restore(admin, made, target, code=6)
+        assert "group-1.snapshot: changed after it was verified" in admin.err
+
+
+def test_a_backup_is_no_stream(admin: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("create", "verify", "restore"):
+        assert admin(f"backup {command}", "-") == 2
+        assert "a backup is a folder, not a stream" in admin.err
+    assert admin("backup create", "./-") == 0
+    assert admin("backup verify", "./-") == 0

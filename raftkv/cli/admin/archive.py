@@ -6,6 +6,7 @@ A group's file is MAGIC and then the chunks of the group's snapshot, each after 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from raftkv.cli.admin.text import parse_numbers, ranges_text, shortened
-from raftkv.cli.process import write_atomically
+from raftkv.cli.files import Watched, write_atomically
 from raftkv.errors import RaftKVError
 from raftkv.limits import MAX_FRAME_BYTES
 from raftkv.store.packed import value_bytes
@@ -29,7 +30,7 @@ _KIND: Final = "raftkv backup"
 _SCHEMA: Final = 1
 _LENGTH_BYTES: Final = 4
 _READ_BYTES: Final = 1024 * 1024
-_OURS: Final = re.compile(r"group-\d+\.snapshot(\.part)?|manifest\.json(\.tmp|\.progress|\.progress\.tmp)?")
+_OURS: Final = re.compile(r"group-\d+\.snapshot(\.part)?|manifest\.json(\.progress)?(\.\w+\.part)?")
 
 
 class BackupError(RaftKVError):
@@ -218,15 +219,21 @@ def read_manifest(folder: Path) -> Manifest:
         raise BackupError(f"{path}: is damaged: {error!r}") from None
 
 
-def read_state(path: Path) -> StoreState:
-    """The state that a group's file holds. Raises BackupError that says what is wrong with it."""
+def read_state(path: Path, sha256: str = "") -> StoreState:
+    """The state that a group's file holds. Raises BackupError that says what is wrong with it.
+
+    ``sha256``: of a file that was verified before, and must not have changed since.
+    """
     found: list[StoreState] = []
     restore = StoreRestore(found.append)
+    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with io.BufferedReader(Watched(path.open("rb", buffering=0), digest.update), _READ_BYTES) as file:
             for chunk in _chunks(file):
                 restore.feed(chunk)
         restore.finish()
+        if sha256 not in ("", digest.hexdigest()):
+            raise BackupError("changed after it was verified")
     except OSError as error:
         raise BackupError(f"{path}: cannot read it: {error.strerror or error}") from None
     except RaftKVError as error:
@@ -234,7 +241,7 @@ def read_state(path: Path) -> StoreState:
     return found[0]
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
+def _chunks(file: io.BufferedReader[Watched]) -> Iterator[bytes]:
     if file.read(len(MAGIC)) != MAGIC:
         raise BackupError("is not a file of a backup, or of another version")
     while head := file.read(_LENGTH_BYTES):

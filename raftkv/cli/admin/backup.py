@@ -18,6 +18,7 @@ from raftkv.cli.admin.maps import map_report
 from raftkv.cli.admin.restoring import IN_FLIGHT, restore_all
 from raftkv.cli.admin.text import counted, ranges_text, shortened, size_text
 from raftkv.cli.admin.watch import Bar, progress_bar
+from raftkv.cli.files import STANDARD
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.clock import SystemClock, sleep
 from raftkv.errors import DeadlineExceeded, Unavailable
@@ -29,7 +30,14 @@ _PAUSE: Final = 1.0
 _ATTEMPTS: Final = 20
 """Times that one group is tried, a second apart: covers elections and nodes that come back."""
 
-_FOLDER = click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+
+def _checked_folder(_ctx: click.Context, _param: click.Parameter, value: str) -> Path:
+    if value == STANDARD:
+        raise click.BadParameter("a backup is a folder, not a stream (./- is a folder of that name)")
+    return Path(value)
+
+
+_FOLDER = click.argument("folder", metavar="DIR", type=click.Path(file_okay=False), callback=_checked_folder)
 
 
 @click.group("backup")
@@ -178,11 +186,13 @@ def show_verify(report: dict[str, Any]) -> Iterator[Section | str]:
     show_default=True,
     help="Writes under way at a time.",
 )
-def restore(folder: Path, into_nonempty: bool, in_flight: int) -> None:
+@click.option("--restart", is_flag=True, help="Forget the progress of an earlier restore of this backup.")
+def restore(folder: Path, into_nonempty: bool, in_flight: int, restart: bool) -> None:
     """Write all records of the backup in DIR into the cluster at --endpoints, which must be empty.
 
     The whole backup is verified before. Any cluster will do, whatever its groups and slots. Records get new versions,
-    and live for the rest of their time to live. The same command goes on if it was interrupted.
+    and live for the rest of their time to live. The same command goes on if it was interrupted, after it has read back
+    what was written.
     """
     manifest = archive.read_manifest(folder)
     report = verify_report(folder, manifest)
@@ -191,7 +201,9 @@ def restore(folder: Path, into_nonempty: bool, in_flight: int) -> None:
         raise BackupError(f"{folder}: {first['file']}: {first['text']} (`raftkv-admin backup verify` shows all)")
     confirm(f"Write {counted(manifest.records, 'record')} into the cluster?")
     result = ask(
-        lambda client: restore_all(client, folder, manifest, into_nonempty=into_nonempty, in_flight=in_flight),
+        lambda client: restore_all(
+            client, folder, manifest, into_nonempty=into_nonempty, in_flight=in_flight, restart=restart
+        ),
         "what was written stays, and the same command goes on",
     )
     emit(result, show_restore)

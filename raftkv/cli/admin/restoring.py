@@ -13,7 +13,7 @@ from raftkv.cli.admin.common import Partial, Precondition, complain, settings
 from raftkv.cli.admin.survey import figures
 from raftkv.cli.admin.text import counted
 from raftkv.cli.admin.watch import progress_bar
-from raftkv.cli.loading import Loader, ProgressFile, fingerprint
+from raftkv.cli.loading import Loader, ProgressFile, resume
 from raftkv.cli.records import Item
 from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
@@ -36,7 +36,7 @@ def items_of(folder: Path, manifest: Manifest) -> Iterator[Item]:
     """All records, in the same order each time; ``expires_at``: seconds that were left when the group was read."""
     number = 0
     for file in manifest.files:
-        state = archive.read_state(folder / file.name)
+        state = archive.read_state(folder / file.name, file.sha256)
         for slot in archive.owned(state):
             for key, record in slot.records.items():
                 value, _, expires = fields(record)
@@ -45,34 +45,41 @@ def items_of(folder: Path, manifest: Manifest) -> Iterator[Item]:
 
 
 async def restore_all(
-    client: AdminClient, folder: Path, manifest: Manifest, *, into_nonempty: bool, in_flight: int
+    client: AdminClient, folder: Path, manifest: Manifest, *, into_nonempty: bool, in_flight: int, restart: bool
 ) -> dict[str, Any]:
-    """Write what the backup holds; how much that was.
+    """Write what the backup holds; how much that was. ``restart``: forget the progress of an earlier restore.
 
     Raises Precondition if the cluster holds records that this restore did not write; Partial if it could not go on.
     """
     state = await client.state()
     path = folder / archive.MANIFEST
-    progress = ProgressFile(path, fingerprint(path), state.map.cluster_id)
-    begun = progress.begun()
-    if not begun and not into_nonempty:
-        await _check_empty(client)
-    skip = min(progress.read(), manifest.records)
-    if begun:
-        complain(f"going on after the {skip:,} records that were restored before")
-    # From now on the cluster is not empty any more, and that is this restore's doing.
-    progress.write(skip)
+    progress = ProgressFile(path, {"backup": archive.checksum(path)[1], "cluster": state.map.cluster_id})
+    if restart:
+        progress.remove()
     clock = StandingClock()
     start = clock.now()
     failure: RaftKVError | None = None
     endpoints = [node.address for node in state.map.nodes]
     async with raftkv.AsyncClient([*settings().endpoints.split(","), *endpoints], timeout=_WRITE_TIMEOUT) as kv:
         with progress_bar("restoring") as bar:
-            loader = Loader(kv, clock, progress.write, lambda done: bar.show(done, manifest.records), in_flight)
+
+            def show(done: int) -> None:
+                bar.show(done, manifest.records)
+
+            loader = Loader(kv, clock, progress.write, show, in_flight)
             try:
-                await loader.run(items_of(folder, manifest), skip)
+                found = await resume(progress, items_of(folder, manifest), kv, clock, show, complain, in_flight)
+                if not found.ours and not into_nonempty:
+                    await _check_empty(client)
+                # From the first write on the cluster is not empty any more, and that is this restore's doing.
+                progress.write(found.skip)
+                await loader.run(items_of(folder, manifest), found.skip)
+            except Precondition:
+                raise
             except RaftKVError as error:
                 failure = error
+    if progress.problem:
+        complain(f"progress could not be saved, an interrupted restore begins anew: {progress.problem}")
     if failure is not None:
         done = f"{loader.done:,} of {counted(manifest.records, 'record')} are restored"
         raise Partial(f"{failure}; {done}, and the same command goes on")
@@ -81,7 +88,7 @@ async def restore_all(
         "records": manifest.records,
         "written": loader.written,
         "expired": loader.expired,
-        "skipped": skip,
+        "skipped": loader.skipped,
         "seconds": round(clock.now() - start, 3),
     }
 
