@@ -6,30 +6,51 @@ from pathlib import Path
 
 import click
 
-from raftkv.cli.common import Exit, complain
-from raftkv.node.config import NodeConfig, load_config, split_address
+from raftkv.addresses import parse_address, parse_listen_address
+from raftkv.cli.common import Exit, checked, complain
+from raftkv.client.routing import parse_endpoints
+from raftkv.node.config import NodeConfig, load_config
 
 _FILE = click.Path(dir_okay=False)
 
 
 @click.command()
 @click.option("--config", type=_FILE, metavar="FILE", help="The node's configuration (TOML).")
-@click.option("--join", metavar="HOST:PORT,...", help="Join the cluster of these nodes instead; any of them is enough.")
+@click.option(
+    "--join",
+    callback=checked(parse_endpoints),
+    metavar="HOST:PORT,...",
+    help="Join the cluster of these nodes instead; any of them is enough.",
+)
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="With --join: the new node's folder; it gets raftkv.toml, the node's configuration.",
 )
-@click.option("--address", metavar="HOST:PORT", help="With --join: where clients reach this node.")
+@click.option(
+    "--address",
+    callback=checked(parse_address),
+    metavar="HOST:PORT",
+    help="With --join: where clients reach this node.",
+)
 @click.option(
     "--peer-address",
+    callback=checked(parse_address),
     metavar="HOST:PORT",
     help="With --join: where the other nodes reach it.  [default: 100 above the port of --address]",
 )
-@click.option("--listen", metavar="HOST:PORT", help="With --join: where it listens for clients, if not at --address.")
 @click.option(
-    "--peer-listen", metavar="HOST:PORT", help="With --join: where it listens for nodes, if not at --peer-address."
+    "--listen",
+    callback=checked(parse_listen_address),
+    metavar="HOST:PORT",
+    help="With --join: where it listens for clients, if not at --address.",
+)
+@click.option(
+    "--peer-listen",
+    callback=checked(parse_listen_address),
+    metavar="HOST:PORT",
+    help="With --join: where it listens for nodes, if not at --peer-address.",
 )
 def serve(
     config: str | None,
@@ -81,9 +102,10 @@ def health(config: str, ready: bool) -> int:
     """
     from raftkv.cli.local import probe
 
-    host, port = split_address(load_config(config).node.listen)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    status = probe(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", timeout=3.0)
+    address = parse_listen_address(load_config(config).node.listen)
+    if address.wildcard:
+        address = address._replace(host="::1" if ":" in address.host else "127.0.0.1")
+    status = probe(str(address), timeout=3.0)
     if status is None:
         complain("the node does not answer")
         return Exit.UNREACHABLE

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
+from raftkv.addresses import parse_listen_address
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
-from raftkv.node.config import NodeConfig, split_address
+from raftkv.node.config import NodeConfig
 from raftkv.node.node import RaftNode
 from raftkv.peer.network import TcpNetwork
 from raftkv.rpc.polling import poll_directly
@@ -122,4 +123,4 @@ def _monitor(node: RaftNode, server: RpcServer, clock: Clock, address: str | Non
     # Its libraries take time and memory, for nothing where nobody asked for it.
     from raftkv.rpc.monitor import Monitor
 
-    return Monitor(node, server.tally, *split_address(address), clock)
+    return Monitor(node, server.tally, *parse_listen_address(address), clock)

@@ -13,7 +13,7 @@ import click
 from raftkv.cli.common import DEFAULT_ENDPOINTS, describe, print_json
 from raftkv.cli.common import run as run_coroutine
 from raftkv.client.admin import AdminClient
-from raftkv.errors import ConditionFailed, DeadlineExceeded, RaftKVError, Unavailable
+from raftkv.errors import ConditionFailed, DeadlineExceeded, InvalidArgument, RaftKVError, Unavailable
 from shards.planner import PlanError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,8 +63,11 @@ class Settings:
     yes: bool = False
 
     def client(self) -> AdminClient:
-        """A client of the cluster at the endpoints."""
-        return AdminClient(self.endpoints, timeout=self.timeout)
+        """A client of the cluster at the endpoints. Raises click.BadParameter if there can be no such endpoints."""
+        try:
+            return AdminClient(self.endpoints, timeout=self.timeout)
+        except InvalidArgument as error:
+            raise click.BadParameter(str(error), param_hint="--endpoints") from None
 
 
 def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
