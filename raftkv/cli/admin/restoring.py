@@ -65,8 +65,7 @@ async def restore_all(
     clock = StandingClock()
     start = clock.now()
     failure: RaftKVError | None = None
-    endpoints = [node.address for node in state.map.nodes]
-    async with raftkv.AsyncClient([*settings().endpoints.split(","), *endpoints], timeout=_WRITE_TIMEOUT) as kv:
+    async with raftkv.AsyncClient(settings().endpoints, timeout=_WRITE_TIMEOUT) as kv:
         with progress_bar("restoring") as bar:
             loader = Loader(kv, clock, progress.write, lambda done: bar.show(done, manifest.records), in_flight)
             try:
