@@ -70,6 +70,8 @@ def test_the_commands_call_it_wrong_usage(text: str, capsys: pytest.CaptureFixtu
     assert run(["serve", "--join", text, "--data-dir", "never-made", "--address", "h:1"]) == 2
     assert run_admin(["cluster", "status", "--endpoints", text]) == 2
     assert run_admin(["--endpoints", text, "node", "list"]) == 2
+    # Asks nobody: it prints the command with which a node joins.
+    assert run_admin(["node", "add", "--endpoints", text]) == 2
     assert CliRunner().invoke(load_command, ["--endpoints", text]).exit_code == 2
     assert "Traceback" not in capsys.readouterr().err
 

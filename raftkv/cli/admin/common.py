@@ -13,6 +13,7 @@ import click
 from raftkv.cli.common import DEFAULT_ENDPOINTS, describe, print_json
 from raftkv.cli.common import run as run_coroutine
 from raftkv.client.admin import AdminClient
+from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConditionFailed, DeadlineExceeded, InvalidArgument, RaftKVError, Unavailable
 from shards.planner import PlanError
 
@@ -63,11 +64,8 @@ class Settings:
     yes: bool = False
 
     def client(self) -> AdminClient:
-        """A client of the cluster at the endpoints. Raises click.BadParameter if there can be no such endpoints."""
-        try:
-            return AdminClient(self.endpoints, timeout=self.timeout)
-        except InvalidArgument as error:
-            raise click.BadParameter(str(error), param_hint="--endpoints") from None
+        """A client of the cluster at the endpoints."""
+        return AdminClient(self.endpoints, timeout=self.timeout)
 
 
 def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -125,9 +123,15 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], cli
 
 
 def settings() -> Settings:
-    """The global options of the command that runs."""
+    """The global options of the command that runs. Raises click.BadParameter for endpoints that cannot be."""
     given: dict[str, Any] = click.get_current_context().meta.get(_GIVEN, {})
-    return Settings(**given)
+    found = Settings(**given)
+    try:
+        # Not where the options are read: one after the command's name outdoes the environment.
+        parse_endpoints(found.endpoints)
+    except InvalidArgument as error:
+        raise click.BadParameter(str(error), param_hint="--endpoints") from None
+    return found
 
 
 # Running
