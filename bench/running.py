@@ -24,7 +24,7 @@ from bench.report import as_text, summary_of
 from bench.scenarios import SCENARIOS, Reads, Scenario
 from bench.targets import Api
 from bench.workload import OPERATIONS, Operation
-from raftkv.cli.common import DEFAULT_ENDPOINTS, stdout_is_terminal
+from raftkv.cli.common import endpoints_option, stdout_is_terminal
 from raftkv.testing import LocalCluster
 
 _FOLDER: Final = Path("bench-results")
@@ -32,7 +32,7 @@ _WIDTH: Final = 120
 
 
 @click.command("load")
-@click.option("--endpoints", envvar="RAFTKV_ENDPOINTS", default=DEFAULT_ENDPOINTS, metavar="HOST:PORT,...")
+@endpoints_option
 @click.option("--cluster", type=click.IntRange(1, 9), help="Start a cluster of so many nodes for this measurement.")
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of that cluster.")
 @click.option("--reads", type=click.Choice(["lease", "quorum"]), default="lease", help="How that cluster reads.")

@@ -169,6 +169,8 @@ class World:
         self._now += 100
         if op.kind in (Kind.META, Kind.META_STATE) and self.meta_down:
             return Result(Code.UNAVAILABLE, detail="the meta group has no leader")
+        if op.kind == Kind.META and (refusal := self.meta.check(op.value)) is not None:
+            return refusal
         if op.kind == Kind.META:
             (result,) = self.meta.apply(self._now, [list(op)])
             self._follow()

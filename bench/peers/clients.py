@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import grpc
 
+from raftkv.addresses import parse_address
 from raftkv.errors import DeadlineExceeded, RaftKVError, Unavailable
 
 
@@ -76,9 +77,9 @@ class RedisTarget:
         """Raises Unavailable."""
         import glide
 
-        host, _, port = endpoints.rpartition(":")
+        host, port = parse_address(endpoints)
         glide.Logger.set_logger_config(glide.LogLevel.ERROR)
-        node = glide.NodeAddress(host, int(port))
+        node = glide.NodeAddress(host, port)
         try:
             client = await glide.GlideClient.create(
                 glide.GlideClientConfiguration([node], request_timeout=int(timeout * 1000))

@@ -19,6 +19,7 @@ from bench import histogram
 from bench.load import Plan
 from bench.peers.servers import PeerError, environment
 from bench.report import Tally, summary_of
+from raftkv.addresses import parse_address
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _SOURCES: Final = Path(__file__).with_name("go")
@@ -151,7 +152,7 @@ def measure_redis(plan: Plan, pipeline: int) -> Outcome:
     """
 
     def run(op: str, requests: int, depth: int) -> Outcome:
-        host, _, port = plan.endpoints.rpartition(":")
+        host, port = parse_address(plan.endpoints)
         asked = {"-h": host, "-p": port, "-t": op, "-c": REDIS_CONNECTIONS, "-P": depth, "-d": plan.value_size}
         asked |= {"-r": plan.keys, "-n": requests, "--precision": 3}
         command = ["redis-benchmark", "--csv", *(str(one) for pair in asked.items() for one in pair)]

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from faults.sim.loop import Process, current_process
 from faults.sim.repeats import Repeats
+from raftkv.addresses import parse_address
 from raftkv.peer.network import AddressInUse, Listener
 
 _RESET: Final = object()
@@ -165,9 +166,9 @@ class MemoryNetwork:
     # -- connections
 
     async def connect(self, source: str, address: str, factory: Callable[[], asyncio.Protocol]) -> MemoryTransport:
-        """Connect host ``source`` to a listener; waits while the way is cut. Raises ConnectionRefusedError."""
+        """Connect host ``source`` to a listener; waits while the way is cut. Raises OSError or BadAddress."""
         await asyncio.sleep(0)
-        host = address.rpartition(":")[0]
+        host = parse_address(address).host
         while True:
             if host in self._down or self.is_cut(source, host) or self.is_cut(host, source):
                 self.count("unanswered")

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from raftkv.addresses import parse_address
 from raftkv.cli.common import DEFAULT_ENDPOINTS, Exit, complain, output_option, print_json
 from raftkv.cli.local import (
     MAX_LOCAL_NODES,
@@ -117,7 +118,7 @@ def _new_shape(nodes: int | None, groups: int | None, replicas: int | None, port
 def _same_shape(
     shape: Shape, data_dir: Path, nodes: int | None, groups: int | None, replicas: int | None, port: int | None
 ) -> None:
-    first = int(shape.places[0].address.rpartition(":")[2])
+    first = parse_address(shape.places[0].address).port
     given = {"nodes": nodes, "groups": groups, "replicas": replicas, "port": port}
     kept = {"nodes": len(shape.places), "groups": shape.groups, "replicas": shape.replicas, "port": first}
     for name, value in given.items():

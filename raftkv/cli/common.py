@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, RaftKVError, Unavailable
 
 T = TypeVar("T")
@@ -54,9 +55,24 @@ def complain(message: str) -> None:
     click.echo(f"raftkv: {message}", err=True)
 
 
+def checked(parse: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, T], T]:
+    """A callback of an option: what ``parse`` refuses is wrong usage, told before anything is done."""
+
+    def check(_ctx: click.Context, _param: click.Parameter, value: T) -> T:
+        if isinstance(value, str):
+            try:
+                parse(value)
+            except RaftKVError as error:
+                raise click.BadParameter(str(error)) from None
+        return value
+
+    return check
+
+
 def endpoints_option(command: F) -> F:
     return click.option(
         "--endpoints",
+        callback=checked(parse_endpoints),
         envvar="RAFTKV_ENDPOINTS",
         default=DEFAULT_ENDPOINTS,
         show_default=True,

@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+from raftkv.addresses import parse_listen_address
 from raftkv.cli.files import write_atomically
 from raftkv.cli.joining import CONFIG, Places, has_begun, join
 from raftkv.cli.local import PEER_PORT_OFFSET, READY_TIMEOUT, LocalError, LocalNode, LocalProcesses, Place, free_ports
-from raftkv.node.config import NodeConfig, parse_config, render, split_address
+from raftkv.node.config import NodeConfig, parse_config, render
 
 _JOINING: Final = "node-joining"
 """The folder until the cluster has named the node. One that was left behind goes on."""
@@ -35,7 +36,7 @@ def add_node(
     address, peer_address, monitor = _free_addresses(cluster)
     places = Places() if has_begun(data) else places or Places(address, peer_address)
     options = {**(node_options or {}), **({"metrics": monitor} if metrics else {})}
-    config = join(cluster.endpoints, data, places, timeout)
+    config = join(cluster.endpoints, data, places, timeout, node_options=options, dial=dial)
     place = Place(config.node.id, config.node.address, config.node.peer_address)
     try:
         write_atomically(folder / "node.toml", render(_moved(config, options, dial or {})))
@@ -52,7 +53,7 @@ def add_node(
 def _free_addresses(cluster: LocalProcesses) -> list[str]:
     """Three addresses beside those of the cluster's nodes, also of nodes that do not run now."""
     used = [address for node in cluster.nodes for address in (node.address, node.peer_address, node.metrics())]
-    taken = {split_address(address)[1] for address in used if address is not None}
+    taken = {parse_listen_address(address).port for address in used if address is not None}
     start = os.getpid() * 2 * (PEER_PORT_OFFSET + 1)
     found = [port for port in free_ports(3 + len(taken), start) if port not in taken]
     return [f"127.0.0.1:{port}" for port in found[:3]]

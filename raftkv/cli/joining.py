@@ -11,22 +11,33 @@ from __future__ import annotations
 import json
 import random
 import secrets
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgpack
 
+from raftkv.addresses import Address, BadAddress, parse_address
 from raftkv.cli.common import run
 from raftkv.cli.files import write_atomically
 from raftkv.cli.local import PEER_PORT_OFFSET, port_problem
 from raftkv.client.admin import AdminClient, shard_map_of
-from raftkv.errors import ConditionFailed, ConfigError, DeadlineExceeded, RaftKVError, Unavailable, WrongCluster
-from raftkv.node.config import NodeConfig, load_config, parse_config, render, split_address
+from raftkv.errors import (
+    ConditionFailed,
+    ConfigError,
+    DeadlineExceeded,
+    InvalidArgument,
+    RaftKVError,
+    Unavailable,
+    WrongCluster,
+)
+from raftkv.node.config import NodeConfig, load_config, parse_config, render
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import OsFileSystem
 from raftkv.v1 import admin_pb2
+from shards.map import ShardMap
 
 T = TypeVar("T")
 
@@ -64,8 +75,19 @@ class _Note:
     peer_address: str
 
 
-def join(endpoints: str, folder: Path, places: Places, timeout: float = _TIMEOUT) -> NodeConfig:
+def join(
+    endpoints: str,
+    folder: Path,
+    places: Places,
+    timeout: float = _TIMEOUT,
+    *,
+    node_options: Mapping[str, Any] | None = None,
+    dial: Mapping[int, str] | None = None,
+) -> NodeConfig:
     """Make ``folder`` a node's of the cluster at ``endpoints``, unless it is one already; its configuration.
+
+    ``node_options``: keys of the configuration's section ``node``; ``dial``: its section of that name. All that this
+    machine can tell is checked before the cluster is asked, so that what cannot serve is no member.
 
     Raises ConfigError for wrong arguments, JoinError, Unavailable if no node answers within ``timeout`` seconds,
     DataFolderInUse if the same is being done for this folder.
@@ -79,10 +101,20 @@ def join(endpoints: str, folder: Path, places: Places, timeout: float = _TIMEOUT
     try:
         if (folder / CONFIG).exists():
             return _joined(endpoints, folder, places)
-        note = _noted(folder, places)
-        _check_ports(places.listen or note.address, places.peer_listen or note.peer_address)
-        answer = _take_in(endpoints, folder, note, timeout)
-        return _settle(folder, note, places, answer)
+        cluster_id = _begun_with(folder)
+        known = _noted(folder)
+        plan = _Plan(_note(known, places), places, node_options or {}, dial or {})
+        plan.check()
+        if plan.note != known:
+            _write_note(folder, plan.note)
+        try:
+            answer = _take_in(endpoints, folder, plan.note, cluster_id, timeout)
+        except JoinError:
+            if known is None:
+                # What was refused must not be asked for again.
+                (folder / _NOTE).unlink()
+            raise
+        return _settle(folder, plan, answer)
     except OSError as error:
         raise JoinError(f"{folder}: cannot write there: {error.strerror or error}") from None
     finally:
@@ -120,114 +152,136 @@ def _joined(endpoints: str, folder: Path, places: Places) -> NodeConfig:
     return config
 
 
-def _noted(folder: Path, places: Places) -> _Note:
-    """What the folder is to join as, durably noted."""
+def _begun_with(folder: Path) -> str:
+    """The cluster that has taken ``folder`` in, before it was interrupted; "" if none has."""
+    path = folder / _IDENTITY
+    if path.exists():
+        try:
+            return str(json.loads(path.read_bytes().rpartition(b"\ncrc32 ")[0])["cluster_id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise JoinError(f"{path}: damaged ({error!r}): take an empty folder") from None
+    if (folder / "wal").exists() or (folder / "snapshots").exists():
+        raise JoinError(f"{folder}: holds the data of a node whose {_IDENTITY} is missing: take an empty folder")
+    return ""
+
+
+def _noted(folder: Path) -> _Note | None:
+    """What ``folder`` was to join as before."""
     path = folder / _NOTE
-    known: _Note | None = None
     if path.exists():
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             if raw["format"] != _FORMAT:
                 raise JoinError(f"{path}: written by another version of raftkv (format {raw['format']})")
-            known = _Note(str(raw["incarnation"]), str(raw["address"]), str(raw["peer_address"]))
+            return _Note(str(raw["incarnation"]), str(raw["address"]), str(raw["peer_address"]))
         except (ValueError, KeyError, TypeError) as error:
             raise JoinError(f"{path}: damaged ({error!r}): take an empty folder") from None
-    elif (folder / _IDENTITY).exists():
+    if (folder / _IDENTITY).exists():
         raise JoinError(f"{folder}: is a node's data folder already: start it with its configuration, `serve --config`")
-    if places.address is None and known is None:
+    return None
+
+
+def _note(known: _Note | None, places: Places) -> _Note:
+    """What the folder is to join as: what is given, else as before."""
+    address = places.address or (known.address if known else "")
+    if not address:
         raise ConfigError("--address HOST:PORT is missing: where clients and other nodes are to find this node")
-    address = _reachable("--address", places.address) if places.address else known.address if known else ""
-    if places.peer_address:
-        peer_address = _reachable("--peer-address", places.peer_address)
-    else:
+    peer_address = places.peer_address
+    if not peer_address:
         peer_address = known.peer_address if known and known.address == address else _peer_address(address)
-    incarnation = known.incarnation if known else secrets.token_hex(_INCARNATION_BYTES)
-    note = _Note(incarnation, address, peer_address)
-    if note != known:
-        write_atomically(path, json.dumps({"format": _FORMAT, **asdict(note)}, indent=1) + "\n")
-        OsFileSystem().sync_dir(str(folder))
-    return note
-
-
-def _reachable(option: str, address: str) -> str:
-    try:
-        host, _ = split_address(address)
-    except ValueError as error:
-        raise ConfigError(f"{option}: {error}") from None
-    if host in ("0.0.0.0", "::"):
-        listen = "--listen" if option == "--address" else "--peer-listen"
-        raise ConfigError(f"{option} {address}: nobody can dial that; say where this node is reached, and {listen} too")
-    return address
+    return _Note(known.incarnation if known else secrets.token_hex(_INCARNATION_BYTES), address, peer_address)
 
 
 def _peer_address(address: str) -> str:
-    host, port = split_address(address)
+    host, port = _parsed("--address", address)
     if port + PEER_PORT_OFFSET > 65535:
         raise ConfigError(f"--peer-address is missing: port {port} + {PEER_PORT_OFFSET} is no port")
-    return f"[{host}]:{port + PEER_PORT_OFFSET}" if ":" in host else f"{host}:{port + PEER_PORT_OFFSET}"
+    return str(Address(host, port + PEER_PORT_OFFSET))
 
 
-def _check_ports(*addresses: str) -> None:
-    """Before the cluster has a member that cannot serve."""
-    for address in addresses:
-        try:
-            problem = port_problem(address)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        if problem:
-            raise JoinError(f"cannot listen at {address}: {problem}")
+def _parsed(option: str, address: str) -> Address:
+    try:
+        return parse_address(address)
+    except BadAddress as error:
+        raise ConfigError(f"{option}: {error}") from None
 
 
-def _take_in(endpoints: str, folder: Path, note: _Note, timeout: float) -> admin_pb2.JoinResponse:
-    cluster_id = ""
-    if (folder / _IDENTITY).exists():
-        # It was taken in already, and interrupted before it could write its configuration.
-        text = (folder / _IDENTITY).read_bytes().rpartition(b"\ncrc32 ")[0]
-        cluster_id = str(json.loads(text)["cluster_id"])
+def _write_note(folder: Path, note: _Note) -> None:
+    write_atomically(folder / _NOTE, json.dumps({"format": _FORMAT, **asdict(note)}, indent=1) + "\n")
+    OsFileSystem().sync_dir(str(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The node to be: its note, and what else goes into its configuration."""
+
+    note: _Note
+    places: Places
+    node_options: Mapping[str, Any]
+    dial: Mapping[int, str]
+
+    def check(self) -> None:
+        """Raises ConfigError or JoinError if no cluster could make a node of this that serves."""
+        if _parsed("--address", self.note.address) == _parsed("--peer-address", self.note.peer_address):
+            raise ConfigError(
+                f"--peer-address {self.note.peer_address} is --address already: nodes need a port of their own"
+            )
+        alone = [{"id": 1, "address": self.note.address, "peer_address": self.note.peer_address}]
+        node = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join").node
+        for address in (node.listen, node.peer_listen, node.metrics):
+            if address is not None and (problem := port_problem(address)):
+                raise JoinError(f"cannot listen at {address}: {problem}")
+
+    def config(
+        self, cluster: dict[str, Any], node: int, raft: dict[str, Any], nodes: list[dict[str, Any]], where: str
+    ) -> NodeConfig:
+        """The node's configuration in a cluster; ``where`` names its origin in the ConfigError."""
+        section = {
+            "id": node,
+            "data_dir": ".",
+            "joined": True,
+            "address": self.note.address,
+            "peer_address": self.note.peer_address,
+            "listen": self.places.listen or self.note.address,
+            "peer_listen": self.places.peer_listen or self.note.peer_address,
+            **self.node_options,
+        }
+        raw = {"cluster": cluster, "node": section, "raft": raft, "dial": dict(self.dial), "nodes": nodes}
+        return parse_config(raw, where)
+
+
+def _take_in(endpoints: str, folder: Path, note: _Note, cluster_id: str, timeout: float) -> admin_pb2.JoinResponse:
     try:
         return _ask(
             endpoints,
             timeout,
             lambda client: client.join(note.address, note.peer_address, note.incarnation, cluster_id),
         )
-    except ConditionFailed as error:
+    except (ConditionFailed, InvalidArgument) as error:
         raise JoinError(f"the cluster does not take this node in: {error}") from None
     except WrongCluster as error:
         raise JoinError(f"{folder}: belongs to another cluster: {error}; take an empty folder") from None
 
 
-def _settle(folder: Path, note: _Note, places: Places, answer: admin_pb2.JoinResponse) -> NodeConfig:
+def _settle(folder: Path, plan: _Plan, answer: admin_pb2.JoinResponse) -> NodeConfig:
     """Write what the node needs to start."""
     shard_map = shard_map_of(answer.map)
-    raw = {
-        "cluster": {
-            "id": shard_map.cluster_id,
-            "slots": shard_map.slots,
-            "groups": answer.groups,
-            "replicas": answer.replicas,
-        },
-        "node": {
-            "id": answer.node,
-            "data_dir": ".",
-            "joined": True,
-            "address": note.address,
-            "peer_address": note.peer_address,
-            "listen": places.listen or note.address,
-            "peer_listen": places.peer_listen or note.peer_address,
-        },
-        "raft": {
-            "election_min": answer.election_min,
-            "election_max": answer.election_max,
-            "heartbeat": answer.heartbeat,
-            "snapshot_bytes": answer.snapshot_bytes,
-        },
-        "nodes": [
-            {"id": node.id, "address": node.address, "peer_address": node.peer_address} for node in shard_map.nodes
-        ],
+    cluster = {
+        "id": shard_map.cluster_id,
+        "slots": shard_map.slots,
+        "groups": answer.groups,
+        "replicas": answer.replicas,
     }
-    config = parse_config(raw, f"what the cluster said to node {answer.node}")
+    raft = {
+        "election_min": answer.election_min,
+        "election_max": answer.election_max,
+        "heartbeat": answer.heartbeat,
+        "snapshot_bytes": answer.snapshot_bytes,
+    }
+    where = f"what the cluster said to node {answer.node}"
+    config = plan.config(cluster, answer.node, raft, _entries(shard_map, answer.node), where)
     data = DataFolder.open(
-        OsFileSystem(), str(folder), shard_map.cluster_id, answer.node, random.Random(), note.incarnation
+        OsFileSystem(), str(folder), shard_map.cluster_id, answer.node, random.Random(), plan.note.incarnation
     )
     try:
         data.save_map(msgpack.packb(shard_map.to_wire()))
@@ -236,6 +290,24 @@ def _settle(folder: Path, note: _Note, places: Places, answer: admin_pb2.JoinRes
     write_atomically(folder / CONFIG, render(config))
     OsFileSystem().sync_dir(str(folder))
     return load_config(folder / CONFIG)
+
+
+def _entries(shard_map: ShardMap, own: int) -> list[dict[str, Any]]:
+    """The nodes of the map for the configuration of node ``own``.
+
+    Without those that cannot be: a map that an earlier version wrote may hold any text for an address.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    taken: set[str] = set()
+    for node in sorted(shard_map.nodes, key=lambda node: node.id != own):
+        try:
+            addresses = {str(parse_address(node.address)), str(parse_address(node.peer_address))}
+        except BadAddress:
+            continue
+        if len(addresses) == 2 and taken.isdisjoint(addresses):
+            taken |= addresses
+            found[node.id] = {"id": node.id, "address": node.address, "peer_address": node.peer_address}
+    return [entry for _, entry in sorted(found.items())]
 
 
 def _ask(endpoints: str, timeout: float, question: Callable[[AdminClient], Awaitable[T]]) -> T:

@@ -24,11 +24,12 @@ import grpc
 import msgpack
 
 import raftkv
+from raftkv.addresses import Address, parse_address, parse_listen_address
 from raftkv.cli.files import write_atomically
 from raftkv.cli.process import PidFile, Process, pause
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError, RaftKVError, Unavailable
-from raftkv.node.config import DEFAULT_SLOTS, NodeConfig, load_config, parse_config, render, split_address
+from raftkv.node.config import DEFAULT_SLOTS, NodeConfig, load_config, parse_config, render
 from raftkv.storage.folder import saved_map
 from raftkv.storage.fs import OsFileSystem
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
@@ -82,6 +83,9 @@ class Shape:
             if raw["format"] != _FORMAT:
                 raise ConfigError(f"{where}: written by another version of raftkv (format {raw['format']})")
             places = tuple(Place(int(n["id"]), str(n["address"]), str(n["peer_address"])) for n in raw["nodes"])
+            for place in places:
+                parse_address(place.address)
+                parse_address(place.peer_address)
             return cls(str(raw["cluster_id"]), int(raw["groups"]), int(raw["replicas"]), int(raw["slots"]), places)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{where}: damaged: {error!r}") from None
@@ -92,7 +96,7 @@ def places_from(port: int, nodes: int, host: str = "127.0.0.1") -> tuple[Place, 
     if port < 1 or port + PEER_PORT_OFFSET + nodes - 1 > 65535:
         raise ConfigError(f"--port {port}: the ports of {nodes} nodes must lie from 1 to 65535")
     first = port + PEER_PORT_OFFSET
-    return tuple(Place(i + 1, f"{host}:{port + i}", f"{host}:{first + i}") for i in range(nodes))
+    return tuple(Place(i + 1, str(Address(host, port + i)), str(Address(host, first + i))) for i in range(nodes))
 
 
 def new_shape(places: Sequence[Place], groups: int, replicas: int, slots: int = DEFAULT_SLOTS) -> Shape:
@@ -476,8 +480,8 @@ def check_ports(nodes: Sequence[LocalNode | Place]) -> None:
 
 
 def port_problem(address: str) -> str | None:
-    """Why nothing can listen at ``address``; None if it is free."""
-    host, port = split_address(address)
+    """Why nothing can listen at ``address``; None if it is free. Raises BadAddress."""
+    host, port = parse_listen_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe_socket:
         # Connections of an ended server linger for a minute; they do not keep a new one from listening.

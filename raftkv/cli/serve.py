@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raftkv.cli.common import Exit, complain
+from raftkv.addresses import parse_address, parse_listen_address
+from raftkv.cli.common import Exit, checked, complain
+from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConfigError
 from raftkv.node import signals
 
@@ -19,22 +21,41 @@ _FILE = click.Path(dir_okay=False)
 
 @click.command()
 @click.option("--config", type=_FILE, metavar="FILE", help="The node's configuration (TOML).")
-@click.option("--join", metavar="HOST:PORT,...", help="Join the cluster of these nodes instead; any of them is enough.")
+@click.option(
+    "--join",
+    callback=checked(parse_endpoints),
+    metavar="HOST:PORT,...",
+    help="Join the cluster of these nodes instead; any of them is enough.",
+)
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="With --join: the new node's folder; it gets raftkv.toml, the node's configuration.",
 )
-@click.option("--address", metavar="HOST:PORT", help="With --join: where clients reach this node.")
+@click.option(
+    "--address",
+    callback=checked(parse_address),
+    metavar="HOST:PORT",
+    help="With --join: where clients reach this node.",
+)
 @click.option(
     "--peer-address",
+    callback=checked(parse_address),
     metavar="HOST:PORT",
     help="With --join: where the other nodes reach it.  [default: 100 above the port of --address]",
 )
-@click.option("--listen", metavar="HOST:PORT", help="With --join: where it listens for clients, if not at --address.")
 @click.option(
-    "--peer-listen", metavar="HOST:PORT", help="With --join: where it listens for nodes, if not at --peer-address."
+    "--listen",
+    callback=checked(parse_listen_address),
+    metavar="HOST:PORT",
+    help="With --join: where it listens for clients, if not at --address.",
+)
+@click.option(
+    "--peer-listen",
+    callback=checked(parse_listen_address),
+    metavar="HOST:PORT",
+    help="With --join: where it listens for nodes, if not at --peer-address.",
 )
 @click.option(
     "--log-file",
@@ -69,11 +90,11 @@ def serve(
         raise click.UsageError("--data-dir and addresses go with --join; with --config, the file has them")
     if join is not None and data_dir is None:
         raise click.UsageError("--join needs --data-dir")
-    checked = load_config(config) if config is not None else _joined(join or "", data_dir or Path(), *places)
+    settings = load_config(config) if config is not None else _joined(join or "", data_dir or Path(), *places)
     from raftkv.node.main import serve as serve_node
 
     source = Path(config) if config is not None else (data_dir or Path()) / CONFIG
-    return serve_node(_logging_to(log_file, checked), lambda: _logging_to(log_file, read_again(source)))
+    return serve_node(_logging_to(log_file, settings), lambda: _logging_to(log_file, read_again(source)))
 
 
 def read_again(source: Path) -> NodeConfig:
@@ -115,11 +136,12 @@ def health(config: str, ready: bool) -> int:
     Without --ready this depends on the node alone, so that a supervisor does not restart nodes because others are away.
     """
     from raftkv.cli.local import probe
-    from raftkv.node.config import load_config, split_address
+    from raftkv.node.config import load_config
 
-    host, port = split_address(load_config(config).node.listen)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    status = probe(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", timeout=3.0)
+    address = parse_listen_address(load_config(config).node.listen)
+    if address.wildcard:
+        address = address._replace(host="::1" if ":" in address.host else "127.0.0.1")
+    status = probe(str(address), timeout=3.0)
     if status is None:
         complain("the node does not answer")
         return Exit.UNREACHABLE

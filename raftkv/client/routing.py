@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from raftkv.addresses import BadAddress, parse_address
 from raftkv.errors import InvalidArgument
 from shards.slots import DEFAULT_SLOTS, is_slot_count, slot_of
 
@@ -65,15 +66,21 @@ def view_of(
 
 def parse_endpoints(endpoints: str | Sequence[str]) -> tuple[str, ...]:
     """``host:port`` items, given as a sequence or separated by commas. Raises InvalidArgument."""
-    items = endpoints.split(",") if isinstance(endpoints, str) else list(endpoints)
-    seeds = tuple(dict.fromkeys(item.strip() for item in items if item.strip()))
+    if isinstance(endpoints, bytes) or not isinstance(endpoints, Iterable):
+        raise InvalidArgument(f"endpoints are host:port items with commas between them, or a sequence: {endpoints!r}")
+    seeds: dict[str, None] = {}
+    for item in endpoints.split(",") if isinstance(endpoints, str) else endpoints:
+        seed = item.strip() if isinstance(item, str) else item
+        if seed == "":
+            continue
+        try:
+            parse_address(seed)
+        except BadAddress as error:
+            raise InvalidArgument(str(error)) from None
+        seeds[seed] = None
     if not seeds:
         raise InvalidArgument("no endpoint is given")
-    for seed in seeds:
-        host, colon, port = seed.rpartition(":")
-        if not colon or not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise InvalidArgument(f"endpoint {seed!r} is not of the form host:port")
-    return seeds
+    return tuple(seeds)
 
 
 class _Penalty:

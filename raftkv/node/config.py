@@ -6,13 +6,14 @@ import json
 import tomllib
 import uuid
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from raftkv.addresses import canonical, parse_address, parse_listen_address
 from raftkv.errors import ConfigError
-from raftkv.peer import network
 
 DEFAULT_SLOTS: Final = 1024
 DEFAULT_GROUPS: Final = 3
@@ -21,22 +22,19 @@ MIN_SLOTS: Final = 256
 MAX_SLOTS: Final = 16384
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Split ``host:port`` (an IPv6 host in brackets) into host and port.
-
-    Raises ValueError that says what is wrong.
-    """
-    try:
-        host, port = network.split_address(address)
-    except network.BadAddress as error:
-        raise ValueError(str(error)) from None
-    if not port:
-        raise ValueError(f"address {address!r} has no port from 1 to 65535")
-    return host, port
+def _reachable(value: str) -> str:
+    parse_address(value)
+    return value
 
 
-def _address(value: str) -> str:
-    split_address(value)
+def _listenable(value: str) -> str:
+    parse_listen_address(value)
+    return value
+
+
+def _path(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("a path holds no NUL")
     return value
 
 
@@ -62,7 +60,8 @@ def _id_from_key(value: object) -> object:
     return int(value)
 
 
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, AfterValidator(_reachable)]
+ListenAddress = Annotated[str, AfterValidator(_listenable)]
 NodeId = Annotated[int, Field(ge=1, le=65535)]
 NodeKey = Annotated[NodeId, BeforeValidator(_id_from_key)]
 
@@ -89,15 +88,15 @@ class NodeSection(_Section):
     """
 
     id: NodeId
-    data_dir: Annotated[str, Field(min_length=1)]
+    data_dir: Annotated[str, Field(min_length=1), AfterValidator(_path)]
     address: Address
-    listen: Address
+    listen: ListenAddress
     peer_address: Address
-    peer_listen: Address
-    metrics: Address | None = None
+    peer_listen: ListenAddress
+    metrics: ListenAddress | None = None
     reads: Literal["lease", "quorum"] = "lease"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_file: Annotated[str, Field(min_length=1)] | None = None
+    log_file: Annotated[str, Field(min_length=1), AfterValidator(_path)] | None = None
     log_max_bytes: Annotated[int, Field(ge=0)] = 16 * 1024 * 1024
     log_backups: Annotated[int, Field(ge=1, le=1000)] = 3
     joined: bool = False
@@ -146,15 +145,14 @@ class NodeConfig(_Section):
     def _consistent(self) -> Self:
         ids = [peer.id for peer in self.nodes]
         _unique("nodes: id", ids)
-        _unique("nodes: address", [peer.address for peer in self.nodes] + [peer.peer_address for peer in self.nodes])
+        _unique("nodes: address", [canonical(a) for peer in self.nodes for a in (peer.address, peer.peer_address)])
         me = self.peer(self.node.id)
         for name in ("address", "peer_address"):
             if getattr(me, name) != getattr(self.node, name):
                 raise ValueError(f"node.{name} is not the {name} of node {me.id} in nodes")
-        for name in ("listen", "peer_listen"):
-            if self.node.metrics == getattr(self.node, name):
-                raise ValueError(f"node.metrics: {self.node.metrics} is node.{name} already")
-        if self.cluster.replicas > len(ids):
+        _apart(self.node)
+        # A cluster that has formed may have fewer nodes than it once had.
+        if self.cluster.replicas > len(ids) and not self.node.joined:
             raise ValueError(f"cluster.replicas: {self.cluster.replicas} replicas need more than {len(ids)} nodes")
         if self.cluster.groups > self.cluster.slots:
             raise ValueError("cluster.groups: more groups than slots")
@@ -175,6 +173,15 @@ class NodeConfig(_Section):
         """Where this node reaches each of the others in ``nodes``: node id -> host:port."""
         others = (peer for peer in self.nodes if peer.id != self.node.id)
         return {peer.id: self.dial_address(peer.id, peer.peer_address) for peer in others}
+
+
+def _apart(node: NodeSection) -> None:
+    """Raises ValueError if the node is to listen twice at one address."""
+    names = [name for name in ("listen", "peer_listen", "metrics") if getattr(node, name) is not None]
+    for first, second in combinations(names, 2):
+        address = getattr(node, second)
+        if parse_listen_address(address).overlaps(parse_listen_address(getattr(node, first))):
+            raise ValueError(f"node.{second}: {address} is node.{first} already")
 
 
 def _unique(what: str, values: Iterable[object]) -> None:
@@ -231,14 +238,18 @@ def load_config(path: str | Path) -> NodeConfig:
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Some editors begin a file with a byte order mark.
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read it: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     config = parse_config(raw, str(path))
     folder, node = path.absolute().parent, config.node
-    paths = {"data_dir": str((folder / node.data_dir).resolve())}
+    try:
+        paths = {"data_dir": str((folder / node.data_dir).resolve())}
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{path}: node.data_dir: {error}") from None
     if node.log_file is not None:
         paths["log_file"] = str(folder / node.log_file)
     return config.model_copy(update={"node": node.model_copy(update=paths)})

@@ -42,6 +42,8 @@ class GroupOperations:
                 done(_MALFORMED)
         elif kind == Kind.TRANSFER:
             self._transfer(group, op, done)
+        elif kind == Kind.META and (refusal := self._replicas.meta.check(op.value)) is not None:
+            done(refusal)
         else:
             group.propose([op], size, lambda results: done(results[0]))
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
+from raftkv.addresses import parse_listen_address
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.node import signals
-from raftkv.node.config import NodeConfig, split_address
+from raftkv.node.config import NodeConfig
 from raftkv.node.logs import NodeLog
 from raftkv.node.node import RaftNode
 from raftkv.node.reloading import Reloading
@@ -168,4 +169,4 @@ def _monitor(node: RaftNode, server: RpcServer, clock: Clock, address: str | Non
     # Its libraries take time and memory, for nothing where nobody asked for it.
     from raftkv.rpc.monitor import Monitor
 
-    return Monitor(node, server.tally, *split_address(address), clock)
+    return Monitor(node, server.tally, *parse_listen_address(address), clock)

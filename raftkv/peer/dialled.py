@@ -25,6 +25,9 @@ from raftkv.peer.wiring import (
 FRAME_BYTES = 1024 * 1024
 """Messages of one turn beyond so many bytes go into a further frame, so that the receiver's turns stay short."""
 
+_MAX_TOLD = 8
+"""Different problems that are logged from one connection to the next; each of them once."""
+
 
 class DialledLink:
     """Keeps one connection to one peer. ``up`` from the welcome on until the connection fails."""
@@ -44,7 +47,7 @@ class DialledLink:
         self._task: asyncio.Task[None] | None = None
         self._retry: Timer | None = None
         self._failures = 0
-        self._last_problem = ""
+        self._told: set[str] = set()
         self._ended = False
 
     def dial(self) -> None:
@@ -63,9 +66,8 @@ class DialledLink:
             await self._wiring.network.dial(address, lambda: attempt)
         except (OSError, RaftKVError) as error:
             self.lost(attempt, f"cannot connect to {address}: {error}")
-        except Exception as error:  # noqa: BLE001 the supervisor gets it
+        except Exception as error:  # noqa: BLE001 whatever resolvers and loops raise: one address must not end the node
             self.lost(attempt, f"cannot connect to {address}: {error!r}")
-            self._wiring.crash(error)
 
     def _late(self, attempt: _Attempt) -> None:
         attempt.fail(f"no answer from {self.address} within {HANDSHAKE_TIMEOUT} s")
@@ -73,7 +75,7 @@ class DialledLink:
     def welcomed(self, attempt: _Attempt) -> None:
         """The peer said welcome on the current attempt."""
         self._failures = 0
-        self._last_problem = ""
+        self._told.clear()
         self.epoch += 1
         self.up = True
         log.info("link %d to node %d at %s is up", self.epoch, self.node, self.address)
@@ -93,9 +95,9 @@ class DialledLink:
             self._attempt = None
             self._task = None
             if not self._ended:
-                if problem != self._last_problem:
+                if problem not in self._told and len(self._told) < _MAX_TOLD:
                     log.warning("link to node %d: %s", self.node, problem)
-                    self._last_problem = problem
+                    self._told.add(problem)
                 self._schedule()
         if attempt.welcome_seen:
             attempt.welcome_seen = False
@@ -129,6 +131,7 @@ class DialledLink:
             return
         self.address = address
         self._failures = 0
+        self._told.clear()
         if self._attempt is not None:
             self._attempt.fail(f"its address is now {address}")
         else:

@@ -78,7 +78,7 @@ class Links:
             self.add_peer(node, dial[node])
 
     async def start(self) -> None:
-        """Listen, then dial all peers. Raises :class:`raftkv.peer.network.CannotListen` or ``BadAddress``."""
+        """Listen, then dial all peers. Raises :class:`raftkv.peer.network.CannotListen` or BadAddress."""
         assert self._loop is None, "started twice"
         self._listener = await self._wiring.network.listen(self._listen_address, self._acceptor.connection)
         self._loop = asyncio.get_running_loop()

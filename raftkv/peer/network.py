@@ -8,13 +8,10 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from raftkv.addresses import Address, parse_address, parse_listen_address
 from raftkv.errors import ConfigError
 
 _BACKLOG = 128
-
-
-class BadAddress(ConfigError):
-    """An address is not of the form ``host:port``."""
 
 
 class CannotListen(ConfigError):
@@ -40,26 +37,13 @@ class Network(Protocol):
     """Where streams between nodes come from: TCP, or a simulator."""
 
     async def dial(self, address: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
-        """Connect to ``address`` (``host:port``) and attach ``factory()``. Raises OSError or :class:`BadAddress`."""
+        """Connect to ``address`` (``host:port``) and attach ``factory()``. Raises OSError or BadAddress."""
 
     async def listen(self, address: str, factory: Callable[[], asyncio.Protocol]) -> Listener:
         """Attach ``factory()`` to every connection made to ``address`` (``host:port``).
 
-        Raises :class:`CannotListen` or :class:`BadAddress`.
+        Raises :class:`CannotListen` or BadAddress.
         """
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` or ``[ipv6]:port``. Raises :class:`BadAddress`."""
-    host, colon, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise BadAddress(f"address {address!r}: write an IPv6 host in brackets, as in [::1]:7501")
-    whole = colon and host and not any(character.isspace() or character == "/" for character in host)
-    if not whole or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise BadAddress(f"address {address!r} is not of the form host:port")
-    return host, int(port)
 
 
 class TcpListener:
@@ -68,7 +52,7 @@ class TcpListener:
     def __init__(self, server: asyncio.Server) -> None:
         self._server = server
         host, port = server.sockets[0].getsockname()[:2]
-        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._address = str(Address(host, port))
 
     @property
     def address(self) -> str:
@@ -82,7 +66,7 @@ class TcpNetwork:
     """Real connections on the running asyncio loop, without Nagle's delay."""
 
     async def dial(self, address: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
-        host, port = split_address(address)
+        host, port = parse_address(address)
         transport, _ = await asyncio.get_running_loop().create_connection(factory, host, port)
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None:
@@ -90,7 +74,7 @@ class TcpNetwork:
         return transport
 
     async def listen(self, address: str, factory: Callable[[], asyncio.Protocol]) -> Listener:
-        host, port = split_address(address)
+        host, port = parse_listen_address(address, any_port=True)
         loop = asyncio.get_running_loop()
         try:
             # asyncio and uvloop switch Nagle's delay off for accepted connections themselves.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from raftkv.addresses import Address
 from raftkv.clock import Clock
 from raftkv.peer.frames import Encoder
 from raftkv.peer.hello import Hello, Identity
@@ -85,5 +86,5 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
     """The other end's address, for the log."""
     name = transport.get_extra_info("peername")
     if isinstance(name, tuple) and len(name) >= 2:
-        return f"{name[0]}:{name[1]}"
+        return str(Address(*name[:2]))
     return str(name)

@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from raftkv.addresses import Address
 from raftkv.errors import ListenError
 from raftkv.log_limit import limited
 from raftkv.rpc import metrics
@@ -94,7 +95,9 @@ class Monitor:
             listener = await asyncio.get_running_loop().create_server(self._visit, self._host, self.port)
         except OSError as error:
             await self._runner.cleanup()
-            raise ListenError(f"cannot listen for metrics on {self._host}:{self.port}: {error.strerror}") from error
+            raise ListenError(
+                f"cannot listen for metrics on {Address(self._host, self.port)}: {error.strerror or error}"
+            ) from error
         self._listener = listener
         self.port = listener.sockets[0].getsockname()[1]
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from raftkv.errors import Code, StorageError
 from raftkv.store.codec import pack, unpack
-from raftkv.store.meta_commands import execute
+from raftkv.store.meta_commands import check, execute
 from raftkv.store.meta_state import MetaState, Refused
 from raftkv.store.operations import MAX_GROUP_TIME, Kind, Result
 from shards.map import MapError, ShardMap
@@ -42,6 +42,17 @@ class MetaStore:
     def map(self) -> ShardMap | None:
         """The shard map; None until the first MAP_INIT is applied."""
         return self.state.map
+
+    def check(self, value: bytes | None) -> Result | None:
+        """Why a META of this ``value`` must not be proposed now; None if it may, and then :meth:`apply` decides."""
+        try:
+            _, verb, *arguments = unpack(value or b"")
+            check(self.state, verb, arguments)
+        except Refused as refusal:
+            return Result(Code.CONDITION_FAILED, detail=str(refusal))
+        except (TypeError, ValueError) as problem:
+            return Result(Code.INVALID_ARGUMENT, detail=str(problem)[:400])
+        return None
 
     def next_expiry(self) -> None:
         """Nothing expires here."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from raftkv.addresses import canonical, parse_address
 from raftkv.store.meta_state import MAX_FINISHED, Finished, Job, MetaState, Move, Plan, Refused
 from shards.map import Group, Node, ShardMap
 from shards.moves import Phase
@@ -32,6 +33,15 @@ def execute(state: MetaState, now: int, verb: str, arguments: Sequence[Any]) -> 
     if command is None:
         raise ValueError("unknown command")
     return command(state, state.map, now, *arguments)
+
+
+def check(state: MetaState, verb: str, arguments: Sequence[Any]) -> None:
+    """Look at a command before it gets into the log. Raises as :func:`execute`.
+
+    What earlier versions took in is refused here and not there: their logs must lead every replica to one state.
+    """
+    if verb == "add node" and state.map is not None:
+        _check_newcomer(state.map, *arguments)
 
 
 # -- slots
@@ -298,6 +308,18 @@ def _add_node(
     number = state.last_node + 1
     added = Node(number, address, peer_address, incarnation)
     return replace(state, map=shard_map.with_node(added), last_node=number), number
+
+
+def _check_newcomer(shard_map: ShardMap, address: str, peer_address: str, incarnation: str) -> None:
+    if incarnation and any(node.incarnation == incarnation for node in shard_map.nodes):
+        return
+    wanted = {str(parse_address(text)): text for text in (address, peer_address)}
+    if len(wanted) < 2:
+        raise Refused(f"{address} is given both for clients and for nodes: they need an address each")
+    for node in shard_map.nodes:
+        for known in (canonical(node.address), canonical(node.peer_address)):
+            if known in wanted:
+                raise Refused(f"node {node.id} has the address {wanted[known]} already")
 
 
 def _drain(state: MetaState, shard_map: ShardMap, _: int, epoch: int, node: int, wishes: Any) -> Outcome:

@@ -80,7 +80,7 @@ def test_bad_input_gets_a_clear_error_and_harms_nothing(at: str) -> None:
         assert refused.stderr.startswith(b"raftkv: ")
         assert b"Traceback" not in refused.stderr
     assert raftkv("put", "k", "-", endpoints=at, stdin=b"v" * (1024 * 1024 + 1)).returncode == 1
-    assert raftkv("get", "k", "--endpoints", "nonsense").returncode == 1
+    assert raftkv("get", "k", "--endpoints", "nonsense").returncode == 2
     assert raftkv("put", "k", "fine", endpoints=at).returncode == 0
     assert raftkv("get", "k", endpoints=at).stdout == b"fine"
 

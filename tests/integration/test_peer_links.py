@@ -13,11 +13,12 @@ import pytest
 import uvloop
 
 from raftkv import limits
+from raftkv.addresses import BadAddress
 from raftkv.clock import SystemClock
 from raftkv.peer.frames import Decoder, Encoder
 from raftkv.peer.hello import Hello, Identity
 from raftkv.peer.links import Links
-from raftkv.peer.network import AddressInUse, BadAddress, CannotListen, TcpNetwork
+from raftkv.peer.network import AddressInUse, CannotListen, TcpNetwork
 
 Runner = Callable[[Coroutine[Any, Any, None]], None]
 

@@ -137,7 +137,7 @@ def test_nobody_at_the_endpoints(words: list[str], capsys: pytest.CaptureFixture
 
 
 def test_endpoints_must_be_endpoints(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["cluster", "status", "--endpoints", "nonsense"]) == AdminExit.ERROR
+    assert run(["cluster", "status", "--endpoints", "nonsense"]) == AdminExit.USAGE
     assert "'nonsense' is not of the form host:port" in capsys.readouterr().err
 
 

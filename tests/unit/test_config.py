@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftkv.errors import ConfigError
-from raftkv.node.config import load_config, parse_config, render, split_address
+from raftkv.node.config import load_config, parse_config, render
 
 UUID = "6f1d6d0e-5f0b-4c39-9d0a-2c1a9c6f4b7e"
 
@@ -140,19 +140,3 @@ def test_rendering_and_reading_gives_the_same_configuration(data_dir: str) -> No
     value["dial"] = {"1": "[::1]:9999", "17": "h:1"}
     config = parse_config(value, "x")
     assert parse_config(tomllib.loads(render(config)), "x") == config
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [("localhost:1", ("localhost", 1)), ("[::1]:65535", ("::1", 65535)), ("10.0.0.1:80", ("10.0.0.1", 80))],
-)
-def test_addresses_are_split(text: str, parts: tuple[str, int]) -> None:
-    assert split_address(text) == parts
-
-
-@pytest.mark.parametrize(
-    "text", ["", "host", ":1", "host:", "host:x", "host:0", "host:65536", "::1:80", "a b:1", "h:+1"]
-)
-def test_wrong_addresses_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not of the form host:port|in brackets|has no port"):
-        split_address(text)

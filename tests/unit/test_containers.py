@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from raftkv.node.config import NodeConfig, load_config, split_address
+from raftkv.addresses import parse_address, parse_listen_address
+from raftkv.node.config import NodeConfig, load_config
 from raftkv.rpc.metrics import registry
 from raftkv.rpc.tally import Tally
 from tests.rpc_fakes import MonitoredFake as Node
@@ -73,11 +74,11 @@ def test_every_directed_link_between_nodes_has_a_proxy_of_its_own(compose: dict[
     nodes, listed = configs(compose), proxies(compose)
     for name, config in nodes.items():
         assert compose["services"][name]["hostname"] == name
-        host, port = split_address(config.node.peer_address)
-        assert (host, split_address(config.node.peer_listen)) == (name, ("0.0.0.0", port))
+        host, port = parse_address(config.node.peer_address)
+        assert (host, parse_listen_address(config.node.peer_listen)) == (name, ("0.0.0.0", port))
         for peer, address in config.dial_addresses().items():
             proxy = listed[f"{name}-to-raftkv-{peer}"]
-            host, port = split_address(address)
+            host, port = parse_address(address)
             assert (host, proxy["listen"]) == ("toxiproxy", f"0.0.0.0:{port}")
             assert proxy["upstream"] == nodes[f"raftkv-{peer}"].node.peer_address
     links = {f"{a}-to-{b}" for a in nodes for b in nodes if a != b}
@@ -90,12 +91,12 @@ def test_clients_on_the_host_reach_each_node_through_its_proxy(compose: dict[str
     published = compose["services"]["toxiproxy"]["ports"]
     for name, config in configs(compose).items():
         proxy = proxies(compose)[f"client-to-{name}"]
-        host, port = split_address(config.node.address)
-        assert f"{host}:{port}:{split_address(proxy['listen'])[1]}" in published
-        assert proxy["upstream"] == f"{name}:{split_address(config.node.listen)[1]}"
+        host, port = parse_address(config.node.address)
+        assert f"{host}:{port}:{parse_listen_address(proxy['listen'])[1]}" in published
+        assert proxy["upstream"] == f"{name}:{parse_listen_address(config.node.listen)[1]}"
         # Past the proxy there is no way from the host, or cutting it would cut nothing.
         inside = [entry.rpartition(":")[2] for entry in compose["services"][name]["ports"]]
-        assert inside == [str(split_address(config.node.metrics or "")[1])]
+        assert inside == [str(parse_listen_address(config.node.metrics or "")[1])]
     assert "127.0.0.1:8474:8474" in published
 
 
@@ -110,7 +111,7 @@ def test_prometheus_scrapes_every_node_and_has_rules_on_metrics_that_exist(compo
     config = yaml.safe_load(mounted(service, "/etc/prometheus/prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
     targets = [target for group in job["static_configs"] for target in group["targets"]]
-    expected = [f"{name}:{split_address(one.node.metrics or '')[1]}" for name, one in configs(compose).items()]
+    expected = [f"{name}:{parse_listen_address(one.node.metrics or '')[1]}" for name, one in configs(compose).items()]
     assert targets == expected
     (rules,) = config["rule_files"]
     groups = yaml.safe_load(mounted(service, rules).read_text())["groups"]
@@ -195,5 +196,5 @@ def test_the_image_runs_the_command_as_an_ordinary_user(dockerfile: list[tuple[s
 
 def test_the_image_tells_its_ports(compose: dict[str, Any], dockerfile: list[tuple[str, str]]) -> None:
     config = configs(compose)["raftkv-1"].node
-    used = [split_address(address)[1] for address in (config.listen, config.peer_listen, config.metrics or "")]
+    used = [parse_listen_address(address)[1] for address in (config.listen, config.peer_listen, config.metrics or "")]
     assert dict(dockerfile)["EXPOSE"].split() == [str(port) for port in used]

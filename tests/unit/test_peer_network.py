@@ -1,4 +1,4 @@
-"""Addresses, and the in-memory network that the tests of links stand on."""
+"""The in-memory network that the tests of links stand on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import pytest
 
 from faults.sim.network import MemoryNetwork, MemoryTransport
-from raftkv.peer.network import AddressInUse, BadAddress, split_address
+from raftkv.peer.network import AddressInUse
 
 
 class Recorder(asyncio.Protocol):
@@ -40,23 +40,6 @@ async def pair(network: MemoryNetwork) -> tuple[MemoryTransport, Recorder, Recor
     transport = await network.host("a").dial("b:1", lambda: near)
     assert isinstance(transport, MemoryTransport)
     return transport, near, far
-
-
-@pytest.mark.parametrize(
-    ("address", "parts"),
-    [("h:1", ("h", 1)), ("127.0.0.1:65535", ("127.0.0.1", 65535)), ("[::1]:7501", ("::1", 7501)), ("h:0", ("h", 0))],
-)
-def test_addresses_are_split(address: str, parts: tuple[str, int]) -> None:
-    assert split_address(address) == parts
-
-
-@pytest.mark.parametrize(
-    "address", ["", "h", ":1", "h:", "h:x", "h:65536", "h:-1", "::1:7501", "h:1 ", "h:²", "[]:1", "a b:1", "a/b:1"]
-)
-def test_a_bad_address_is_named_in_the_error(address: str) -> None:
-    with pytest.raises(BadAddress) as caught:
-        split_address(address)
-    assert repr(address) in str(caught.value)
 
 
 def test_a_cut_stalls_and_loses_nothing_and_is_one_way_if_asked() -> None:

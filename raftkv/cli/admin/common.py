@@ -13,7 +13,8 @@ import click
 from raftkv.cli.common import DEFAULT_ENDPOINTS, describe, print_json
 from raftkv.cli.common import run as run_coroutine
 from raftkv.client.admin import AdminClient
-from raftkv.errors import ConditionFailed, DeadlineExceeded, RaftKVError, Unavailable
+from raftkv.client.routing import parse_endpoints
+from raftkv.errors import ConditionFailed, DeadlineExceeded, InvalidArgument, RaftKVError, Unavailable
 from shards.planner import PlanError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -122,9 +123,15 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], cli
 
 
 def settings() -> Settings:
-    """The global options of the command that runs."""
+    """The global options of the command that runs. Raises click.BadParameter for endpoints that cannot be."""
     given: dict[str, Any] = click.get_current_context().meta.get(_GIVEN, {})
-    return Settings(**given)
+    found = Settings(**given)
+    try:
+        # Not where the options are read: one after the command's name outdoes the environment.
+        parse_endpoints(found.endpoints)
+    except InvalidArgument as error:
+        raise click.BadParameter(str(error), param_hint="--endpoints") from None
+    return found
 
 
 # Running

@@ -59,8 +59,7 @@ async def restore_all(
     clock = StandingClock()
     start = clock.now()
     failure: RaftKVError | None = None
-    endpoints = [node.address for node in state.map.nodes]
-    async with raftkv.AsyncClient([*settings().endpoints.split(","), *endpoints], timeout=_WRITE_TIMEOUT) as kv:
+    async with raftkv.AsyncClient(settings().endpoints, timeout=_WRITE_TIMEOUT) as kv:
         with progress_bar("restoring") as bar:
 
             def show(done: int) -> None:

@@ -1,0 +1,106 @@
+"""What must not get into the meta group's log any more; logs that hold it lead to the same state as ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raftkv.errors import Code
+from raftkv.store.codec import pack
+from raftkv.store.meta import MetaStore
+from raftkv.store.operations import Kind, Op, Result
+from shards.map import Group, Node, ShardMap
+
+LIFE = "cd" * 16
+
+
+def made() -> MetaStore:
+    nodes = tuple(Node(i, f"h{i}:1", f"h{i}:2", f"{i:032x}") for i in (1, 2, 3))
+    groups = (Group(0, (1, 2, 3)), Group(1, (1, 2, 3)))
+    store = MetaStore()
+    first = ShardMap("c", 1, 256, nodes, groups, (1,) * 256)
+    store.apply(1, [Op(Kind.MAP_INIT, 0, b"", pack(first.to_wire()))])
+    return store
+
+
+def value(*arguments: Any, token: bytes = b"t" * 16) -> bytes:
+    return pack([token, *arguments])
+
+
+def apply(store: MetaStore, *arguments: Any, token: bytes = b"t" * 16) -> Result:
+    (result,) = store.apply(2, [Op(Kind.META, 0, b"", value(*arguments, token=token))])
+    return result
+
+
+BAD = [
+    ("kv-4..prod:7449", "h:2"),
+    ("h:1", "kv-4..prod:7449"),
+    ("x", "h:2"),
+    ("127.0.0.1:99999", "h:2"),
+    ("a b:1", "h:2"),
+    ("http://h:1", "h:2"),
+    ("a\0:1", "h:2"),
+    ("0.0.0.0:1", "h:2"),
+    ("h:1", "[::]:2"),
+    ("", "h:2"),
+]
+
+
+@pytest.mark.parametrize(("address", "peer_address"), BAD)
+def test_no_node_joins_at_what_is_no_address(address: str, peer_address: str) -> None:
+    refusal = made().check(value("add node", address, peer_address, LIFE))
+    assert refusal is not None
+    assert refusal.code == Code.INVALID_ARGUMENT
+    assert refusal.detail.startswith("address ")
+
+
+@pytest.mark.parametrize(
+    ("address", "peer_address", "told"),
+    [
+        ("h:1", "h:1", "for clients and for nodes"),
+        ("[::1]:1", "[0::1]:1", "for clients and for nodes"),
+        ("h1:1", "h:2", "node 1 has the address h1:1 already"),
+        ("h:1", "h2:1", "node 2 has the address h2:1 already"),
+        ("h3:2", "h:2", "node 3 has the address h3:2 already"),
+        ("h:1", "H3:2", "node 3 has the address H3:2 already"),
+    ],
+)
+def test_nodes_have_an_address_each_for_clients_and_for_nodes(address: str, peer_address: str, told: str) -> None:
+    refusal = made().check(value("add node", address, peer_address, LIFE))
+    assert refusal is not None
+    assert (refusal.code, told in refusal.detail) == (Code.CONDITION_FAILED, True)
+
+
+def test_what_is_right_is_left_to_the_state_machine() -> None:
+    store = made()
+    assert store.check(value("add node", "h:1", "h:2", LIFE)) is None
+    assert store.check(value("remove node", 9)) is None
+    assert MetaStore().check(value("add node", "x", "y", LIFE)) is None, "there is no map yet: apply refuses"
+    for malformed in (None, b"", b"\xc1", pack(7), pack([]), value("add node"), value("add node", 1, 2, 3)):
+        refusal = store.check(malformed)
+        assert refusal is not None
+        assert refusal.code == Code.INVALID_ARGUMENT
+
+
+def test_a_log_of_an_earlier_version_leads_to_the_same_state_as_ever() -> None:
+    """Else a replica that replays it and one that starts from a snapshot would differ."""
+    store = made()
+    for number, addresses in enumerate(BAD[:-1], start=4):
+        life = f"{number:032x}"
+        # The same address may be in many of these: take each once, as apply always wanted.
+        texts = [f"{text}{number}" if text.startswith("h:") else text for text in addresses]
+        if store.map is not None and any({*texts} & {one.address, one.peer_address} for one in store.map.nodes):
+            continue
+        assert apply(store, "add node", *texts, life, token=number.to_bytes(16)).code == Code.OK
+    assert apply(store, "add node", "same:1", "same:1", LIFE).version == store.state.last_node
+    restored = MetaStore()
+    restoring = restored.begin_restore()
+    for chunk in store.snapshot().chunks():
+        restoring.feed(chunk)
+    restoring.finish()
+    assert restored.digest() == store.digest()
+    # It is in the map under its incarnation: asked again, it has the same outcome.
+    assert store.check(value("add node", "same:1", "same:1", LIFE)) is None
+    # And it can be removed.
+    assert apply(store, "remove node", store.state.last_node, token=b"r" * 16).code == Code.OK
