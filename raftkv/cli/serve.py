@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 import click
 
 from raftkv.cli.common import Exit, complain
+from raftkv.cli.parameters import FilePath, LaterDefault
+from raftkv.errors import RaftKVError
 from raftkv.node.config import NodeConfig, load_config, split_address
 
-_FILE = click.Path(dir_okay=False)
+_FILE = FilePath()
 
 
 @click.command()
@@ -17,22 +20,34 @@ _FILE = click.Path(dir_okay=False)
 @click.option("--join", metavar="HOST:PORT,...", help="Join the cluster of these nodes instead; any of them is enough.")
 @click.option(
     "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(folder=True),
     metavar="DIR",
     help="With --join: the new node's folder; it gets raftkv.toml, the node's configuration.",
 )
 @click.option("--address", metavar="HOST:PORT", help="With --join: where clients reach this node.")
 @click.option(
     "--peer-address",
+    cls=LaterDefault,
+    shown="100 above the port of --address",
     metavar="HOST:PORT",
-    help="With --join: where the other nodes reach it.  [default: 100 above the port of --address]",
+    help="With --join: where the other nodes reach it.",
 )
-@click.option("--listen", metavar="HOST:PORT", help="With --join: where it listens for clients, if not at --address.")
 @click.option(
-    "--peer-listen", metavar="HOST:PORT", help="With --join: where it listens for nodes, if not at --peer-address."
+    "--listen",
+    cls=LaterDefault,
+    shown="--address",
+    metavar="HOST:PORT",
+    help="With --join: where it listens for clients.",
+)
+@click.option(
+    "--peer-listen",
+    cls=LaterDefault,
+    shown="--peer-address",
+    metavar="HOST:PORT",
+    help="With --join: where it listens for nodes.",
 )
 def serve(
-    config: str | None,
+    config: Path | None,
     join: str | None,
     data_dir: Path | None,
     address: str | None,
@@ -40,10 +55,14 @@ def serve(
     listen: str | None,
     peer_listen: str | None,
 ) -> int:
-    """Run one node until SIGTERM or SIGINT: that of a configuration, or a new one that joins a running cluster.
+    """Run one node in the foreground: that of a configuration, or a new one that joins a running cluster.
 
-    On SIGTERM the node hands its leaderships over, finishes what is in flight and exits 0. The same command with --join
-    starts a node that has joined before.
+    On SIGTERM or SIGINT the node hands its leaderships over, finishes what is in flight and exits 0. The same command
+    with --join starts a node that has joined before.
+
+    \b
+    Example:
+      raftkv serve --config node.toml
     """
     places = (address, peer_address, listen, peer_listen)
     if (config is None) == (join is None):
@@ -55,7 +74,14 @@ def serve(
     checked = load_config(config) if config is not None else _joined(join or "", data_dir or Path(), *places)
     from raftkv.node.main import serve as serve_node
 
-    return serve_node(checked)
+    try:
+        return serve_node(checked)
+    except (RaftKVError, OSError):
+        raise
+    except Exception:
+        # The log of a node is all that is left of it: nobody can start it once more with RAFTKV_DEBUG.
+        traceback.print_exc()
+        raise
 
 
 def _joined(endpoints: str, folder: Path, *places: str | None) -> NodeConfig:
@@ -71,13 +97,15 @@ def _joined(endpoints: str, folder: Path, *places: str | None) -> NodeConfig:
 
 @click.command()
 @click.option("--config", required=True, type=_FILE, metavar="FILE", help="The node's configuration (TOML).")
-@click.option(
-    "--ready", is_flag=True, help="Also demand that the node serves: it knows a leader of each of its groups."
-)
-def health(config: str, ready: bool) -> int:
-    """Ask the node of FILE, on this machine, whether it lives. Exits with 3 if it does not.
+@click.option("--ready", is_flag=True, help="Check that it serves too: it knows a leader of each of its groups.")
+def health(config: Path, ready: bool) -> int:
+    """Check that the local node, the one of FILE, is alive. Exits with 3 if it is not.
 
     Without --ready this depends on the node alone, so that a supervisor does not restart nodes because others are away.
+
+    \b
+    Example:
+      raftkv health --config node.toml --ready
     """
     from raftkv.cli.local import probe
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import raftkv
 from raftkv.cli.common import Exit, complain, describe, endpoints_option, exit_code, output_option, print_json, run
 from raftkv.cli.common import timeout_option as timeout
+from raftkv.cli.console import make_progress
 from raftkv.cli.loading import Loader, ProgressFile, fingerprint
+from raftkv.cli.parameters import FilePath, LaterDefault
 from raftkv.cli.records import Format, Item, dump_line, format_of, read_items
 from raftkv.clock import SystemClock
 from raftkv.errors import InvalidArgument, RaftKVError, Unavailable
@@ -24,8 +25,15 @@ _FLUSH_BYTES = 256 * 1024
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--format", "kind", type=click.Choice(["jsonl", "csv"]), help="Default: by the file's suffix.")
+@click.argument("file", type=FilePath())
+@click.option(
+    "--format",
+    "kind",
+    cls=LaterDefault,
+    shown="by the file's suffix",
+    type=click.Choice(["jsonl", "csv"]),
+    help="Format of the file.",
+)
 @click.option("--key-column", default="key", show_default=True, metavar="NAME", help="Column or field of the key.")
 @click.option(
     "--value-column", default="value", show_default=True, metavar="NAME", help="Column or field of the value."
@@ -52,6 +60,10 @@ def load(
 
     The whole file is checked before the first write. FILE.progress remembers how far the load has come, and the same
     command goes on from there if it was interrupted. Of a key that comes more than once, the last value stays.
+
+    \b
+    Example:
+      raftkv load users.csv --key-column id --value-column name
     """
     if key_column == value_column:
         raise click.UsageError("--key-column and --value-column name the same column")
@@ -120,13 +132,11 @@ async def _cluster_id(client: raftkv.AsyncClient) -> str:
 
 
 def _bar(total: int) -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal or not total)
+    return make_progress(MofNCompleteColumn(), TimeRemainingColumn(), disable=not total)
 
 
 @click.command()
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Default: stdout.")
+@click.option("--out", cls=LaterDefault, shown="stdout", type=FilePath(), metavar="FILE", help="Where to write.")
 @endpoints_option
 @timeout(30.0)
 def dump(out: Path | None, endpoints: str, timeout: float) -> None:
@@ -134,6 +144,10 @@ def dump(out: Path | None, endpoints: str, timeout: float) -> None:
 
     A key or value that is not UTF-8 comes as key_b64 or value_b64. Each record is read linearizably; writes that
     happen during the dump may or may not be in it.
+
+    \b
+    Example:
+      raftkv dump --out records.jsonl
     """
 
     async def transfer(write_to: BinaryIO | None) -> int:

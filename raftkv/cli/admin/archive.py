@@ -14,13 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from raftkv.cli.admin.text import parse_numbers, ranges_text, shortened
+from pydantic import TypeAdapter, ValidationError
+
+from raftkv.cli.admin.text import numbers_of, parse_ranges, ranges_text, shortened
 from raftkv.cli.process import write_atomically
 from raftkv.errors import RaftKVError
 from raftkv.limits import MAX_FRAME_BYTES
 from raftkv.store.packed import value_bytes
 from raftkv.store.slot import Slot, SlotState
 from raftkv.store.snapshot import StoreRestore, StoreState
+from shards.slots import MAX_SLOTS
 
 MAGIC: Final = b"raftkv backup 1\n"
 MANIFEST: Final = "manifest.json"
@@ -54,6 +57,14 @@ class GroupFile:
 
 
 @dataclass(frozen=True, slots=True)
+class _Head:
+    """What tells a manifest from other files, and from those of other versions."""
+
+    kind: str
+    schema: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a backup holds. ``map``: the shard map, as ``raftkv-admin map show -o json`` has it."""
 
@@ -73,6 +84,10 @@ class Manifest:
     def bytes(self) -> int:
         """Bytes of their keys and values."""
         return sum(file.bytes for file in self.files)
+
+
+_HEAD: Final = TypeAdapter(_Head)
+_BODY: Final = TypeAdapter(Manifest)
 
 
 # Writing
@@ -183,7 +198,7 @@ def coverage(files: Iterable[GroupFile], slots: int) -> tuple[list[int], dict[in
     """Slots that no file owns, and slot -> groups of those that more than one owns. Valid: nothing of either."""
     holders: dict[int, list[int]] = {}
     for file in files:
-        for slot in parse_numbers(file.slots) if file.slots else ():
+        for slot in numbers_of(parse_ranges(file.slots)) if file.slots else ():
             holders.setdefault(slot, []).append(file.group)
     missing = [slot for slot in range(slots) if slot not in holders]
     return missing, {slot: groups for slot, groups in sorted(holders.items()) if len(groups) > 1}
@@ -196,26 +211,34 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises BackupError if there is none or it is not one."""
     path = folder / MANIFEST
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
-        raise BackupError(f"{folder}: is no complete backup: there is no {MANIFEST}") from None
+        raise BackupError(f"{folder}: is not a complete backup: there is no {MANIFEST}") from None
     except OSError as error:
         raise BackupError(f"{path}: cannot read it: {error.strerror or error}") from None
-    except ValueError as error:
-        raise BackupError(f"{path}: is damaged: {error}") from None
     try:
-        if raw["kind"] != _KIND:
+        head = _HEAD.validate_json(text, strict=True)
+        if head.kind != _KIND:
             raise BackupError(f"{path}: is not the manifest of a backup")
-        if raw["schema"] != _SCHEMA:
-            raise BackupError(f"{path}: has schema {raw['schema']}, this version of raftkv reads {_SCHEMA}")
-        files = tuple(GroupFile(**one) for one in raw["files"])
-        for file in files:
-            if Path(file.name).name != file.name:
-                raise BackupError(f"{path}: names a file elsewhere: {file.name}")
-        head = (raw["cluster_id"], raw["raftkv_version"], raw["created_at"], int(raw["slots"]), raw["map"])
-        return Manifest(*head, files)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BackupError(f"{path}: is damaged: {error!r}") from None
+        if head.schema != _SCHEMA:
+            raise BackupError(f"{path}: has schema {head.schema}, this version of raftkv reads {_SCHEMA}")
+        manifest = _BODY.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BackupError(f"{path}: is damaged: {f'{where}: ' if where else ''}{first['msg']}") from None
+    if not 1 <= manifest.slots <= MAX_SLOTS:
+        raise BackupError(f"{path}: is damaged: slots: {manifest.slots} is not from 1 to {MAX_SLOTS}")
+    for file in manifest.files:
+        if not _OURS.fullmatch(file.name):
+            raise BackupError(f"{path}: names a file that is not of a backup: {file.name!r}")
+        try:
+            ranges = parse_ranges(file.slots) if file.slots else ()
+        except ValueError as error:
+            raise BackupError(f"{path}: is damaged: slots of {file.name}: {error}") from None
+        if any(last >= manifest.slots for _, last in ranges):
+            raise BackupError(f"{path}: is damaged: slots of {file.name}: over {manifest.slots - 1}")
+    return manifest
 
 
 def read_state(path: Path) -> StoreState:

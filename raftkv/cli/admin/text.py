@@ -12,9 +12,9 @@ _UNITS: Final = ("B", "KB", "MB", "GB", "TB")
 MAX_RATE: Final = 2**40
 
 
-def parse_numbers(text: str, high: int = 2**31 - 1) -> tuple[int, ...]:
-    """``1,5-9`` as numbers, ascending, each once. Raises ValueError that says what is wrong."""
-    found: set[int] = set()
+def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:
+    """``1,5-9`` as first and last numbers. Raises ValueError that says what is wrong."""
+    found = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
@@ -23,14 +23,17 @@ def parse_numbers(text: str, high: int = 2**31 - 1) -> tuple[int, ...]:
         last = first if match[2] is None else int(match[2])
         if first > last:
             raise ValueError(f"the range {part.strip()} runs backwards")
-        if last > high:
-            raise ValueError(f"{last} is over {high}")
-        found.update(range(first, last + 1))
-    return tuple(sorted(found))
+        found.append((first, last))
+    return tuple(found)
+
+
+def numbers_of(ranges: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    """All numbers of ``ranges``, ascending, each once."""
+    return tuple(sorted({number for first, last in ranges for number in range(first, last + 1)}))
 
 
 def ranges_text(numbers: Iterable[int]) -> str:
-    """Numbers as :func:`parse_numbers` reads them: ``1,5-9``."""
+    """Numbers as ``parse_ranges`` reads them: ``1,5-9``."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and runs[-1][1] == number - 1:
