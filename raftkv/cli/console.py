@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 _WIDE: Final = 10_000
+_PROSE: Final = 20
+"""Characters below which the text of a last column is not broken into lines."""
 
 
 class Section(NamedTuple):
@@ -51,9 +54,16 @@ def _table(section: Section, frame: bool) -> Table:
     for at, name in enumerate(section.columns):
         numbers = [row[at] for row in section.rows if row[at] not in ("", "-")]
         right = bool(numbers) and all(isinstance(one, int | float) for one in numbers)
+        widest = max(cell_len(str(cell)) for cell in (name, *(row[at] for row in section.rows)))
         # Ids, numbers and addresses stay whole; what is long to read stands last, or in a frame anywhere.
         last = at == len(section.columns) - 1
-        made.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=not (last or frame))
+        made.add_column(
+            Text(name),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=not (last or frame),
+            min_width=None if frame else min(widest, _PROSE) if last else widest,
+        )
     for row in section.rows:
         made.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     return made

@@ -39,7 +39,7 @@ _FLUSH_BYTES = 256 * 1024
     "--value-column", default="value", show_default=True, metavar="NAME", help="Column or field of the value."
 )
 @click.option(
-    "--in-flight", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Writes under way at a time."
+    "--in-flight", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Writes in flight at a time."
 )
 @click.option("--restart", is_flag=True, help="Forget the progress of an earlier load of this file.")
 @endpoints_option

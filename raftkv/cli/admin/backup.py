@@ -150,7 +150,7 @@ def show_manifest(report: dict[str, Any]) -> Iterator[Section | str]:
 def verify(folder: Path) -> int:
     """Check all of the backup in DIR: checksums, contents, and that every slot is in it once. Exits with 5 if not.
 
-    Asks no cluster.
+    Contacts no cluster.
 
     \b
     Example:
@@ -186,7 +186,7 @@ def show_verify(report: dict[str, Any]) -> Iterator[Section | str]:
     type=click.IntRange(1, 10_000),
     default=IN_FLIGHT,
     show_default=True,
-    help="Writes under way at a time.",
+    help="Writes in flight at a time.",
 )
 def restore(folder: Path, into_nonempty: bool, in_flight: int) -> None:
     """Write all records of the backup in DIR into the cluster at --endpoints, which must be empty.

@@ -30,7 +30,7 @@ Digests = Mapping[int, admin_pb2.GetDigestsResponse | str]
 
 @click.group("check")
 def check_command() -> None:
-    """Look for damage."""
+    """Check for damage."""
 
 
 @command(check_command, "consistency")

@@ -14,6 +14,7 @@ from raftkv.cli.admin.survey import current, figures, survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.admin.watch import Seen, until, wait_options
 from raftkv.cli.console import Section
+from raftkv.cli.parameters import LaterDefault
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP, ShardMap
@@ -84,7 +85,13 @@ def show_groups(report: dict[str, Any]) -> Iterator[Section | str]:
 
 @command(group_command, "add")
 @click.option("--count", type=click.IntRange(1, 256), default=1, show_default=True, help="How many new groups.")
-@click.option("--replicas", type=click.IntRange(1, 9), help="Replicas of each.  [default: as the other groups have]")
+@click.option(
+    "--replicas",
+    cls=LaterDefault,
+    shown="as the other groups have",
+    type=click.IntRange(1, 9),
+    help="Replicas of each group.",
+)
 @wait_options(default=True)
 def add(count: int, replicas: int | None, wait: bool, wait_timeout: float) -> None:
     """Make new groups, without slots, on the nodes that have the fewest replicas.

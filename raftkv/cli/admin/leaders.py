@@ -35,7 +35,7 @@ def leader_command() -> None:
 @click.argument("group", type=click.IntRange(min=0))
 @click.argument("node", type=click.IntRange(min=1))
 def transfer(group: int, node: int) -> None:
-    """Let NODE, a voter of GROUP, lead it, and prefer it as its leader from now on. Group 0 is the meta group.
+    """Make NODE, a voter of GROUP, its leader, and its preferred leader from now on. Group 0 is the meta group.
 
     Exits with 4, and changes nothing, if NODE does not answer or is not a voter.
 
@@ -107,7 +107,7 @@ async def hand_over(client: AdminClient, wanted: Mapping[int, int]) -> dict[int,
 
 @command(leader_command, "balance")
 def balance() -> int:
-    """Spread the leaderships evenly over the nodes, with as few changes as can be, and hand them over.
+    """Spread the leaderships evenly over the nodes, with the fewest changes.
 
     Exits with 6 if a group has another leader than wanted after that; the same command goes on.
 

@@ -128,7 +128,7 @@ def pause() -> None:
 
 @command(rebalance_command, "resume")
 def resume() -> None:
-    """Go on after a pause.
+    """Resume a paused job.
 
     \b
     Example:
@@ -149,10 +149,10 @@ def cancel() -> None:
 
 
 @command(rebalance_command, "tune")
-@click.option("--rate", type=RATE, metavar="BYTES", help="Bytes in a second, or unlimited.")
-@click.option("--concurrency", type=click.IntRange(1, 64), help="Moves at a time.")
+@click.option("--rate", type=RATE, metavar="BYTES", help="Bytes per second, or unlimited.")
+@click.option("--concurrency", type=click.IntRange(1, 64), help="Moves in flight at a time.")
 def tune(rate: int | None, concurrency: int | None) -> None:
-    """Give the job under way another pace.
+    """Change the rate and concurrency of the running job.
 
     \b
     Example:

@@ -31,7 +31,7 @@ def slot_command() -> None:
     type=click.Choice(["bytes", "keys", "operations"]),
     default="bytes",
     show_default=True,
-    help="Which ones are the top.",
+    help="What to sort by.",
 )
 def stats(top: int, by: str) -> int:
     """Show keys, bytes and operations of the slots that have most, and of each group.
