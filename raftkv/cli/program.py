@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -65,6 +66,7 @@ class Program:
     def main(self, arguments: list[str] | None = None) -> NoReturn:
         """Run the command line and exit with its code."""
         fill_standard_files()
+        _print_anything()
         sys.exit(self.run(arguments))
 
     def run(self, arguments: list[str] | None = None) -> int:
@@ -126,6 +128,14 @@ Example:
   eval "$({name} completion zsh)"       in ~/.zshrc
   {name} completion fish | source       in ~/.config/fish/config.fish
 """
+
+
+def _print_anything() -> None:
+    """File names may be bytes of no encoding, and the locale's encoding may lack characters: neither is an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def fill_standard_files() -> None:

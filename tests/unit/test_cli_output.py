@@ -182,6 +182,22 @@ def test_an_unexpected_error_is_one_line(
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
+def test_the_log_of_a_node_keeps_the_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> int:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.delenv("RAFTKV_DEBUG", raising=False)
+    monkeypatch.setattr("raftkv.node.main.serve", broken)
+    shape = local.new_shape(local.places_from(7401, 1), groups=1, replicas=1)
+    (node,) = local.LocalProcesses.create(tmp_path, shape).nodes
+    assert run(["serve", "--config", str(node.config)]) == Exit.ERROR
+    told = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in told
+    assert "raftkv: internal error, please report it: ZeroDivisionError: oops" in told
+
+
 def test_an_error_of_raftkv_that_is_also_one_of_the_system_is_the_former(capsys: pytest.CaptureFixture[str]) -> None:
     class Both(RaftKVError, TimeoutError):
         pass
@@ -237,6 +253,32 @@ def _unavailable(*_: object) -> None:
     raise Unavailable("no node answers")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("utf-8", "a\udcff\u65e5".encode("utf-8", "surrogateescape")), ("latin-1", b"a\\udcff\\u65e5")],
+)
+def test_names_that_the_locale_cannot_show_are_no_error(encoding: str, shown: bytes, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/" + "a\udcff\u65e5".encode("utf-8", "surrogateescape")
+    shape = local.new_shape(local.places_from(7401, 1), groups=1, replicas=1)
+    local.LocalProcesses.create(Path(os.fsdecode(folder)), shape)
+    # Strict, as in a locale with UTF-8.
+    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "1"}
+    program = [sys.executable, "-c", _SHOWS_A_FOLDER, folder]
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert shown in done.stdout
+
+
+_SHOWS_A_FOLDER = """
+import sys
+from raftkv.cli import local
+from raftkv.cli.main import main
+local.LocalProcesses.start_missing = lambda _: []
+local.LocalProcesses.wait_ready = lambda *_: None
+main(["up", "--data-dir", sys.argv[1]])
+"""
+
+
 @pytest.mark.parametrize("module", ["raftkv", "raftkv.cli.main", "raftkv.cli.admin", "raftkv.cli.admin.main"])
 def test_both_commands_run_as_modules(module: str) -> None:
     done = subprocess.run(
@@ -275,7 +317,7 @@ def test_words_of_raftkv_are_completed(words: str, found: list[str]) -> None:
 # A leader elsewhere
 
 
-def _replica(term: int, role: admin_pb2.Role, leader: int) -> admin_pb2.ReplicaStatus:
+def _replica(term: int, role: admin_pb2.Role.ValueType, leader: int) -> admin_pb2.ReplicaStatus:
     return admin_pb2.ReplicaStatus(group=1, role=role, term=term, leader=leader, commit_index=term, voters=[2, 3, 4])
 
 

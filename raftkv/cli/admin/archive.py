@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Annotated, Any, BinaryIO, Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from raftkv.cli.admin.text import numbers_of, parse_ranges, ranges_text, shortened
 from raftkv.cli.process import write_atomically
@@ -32,6 +32,7 @@ _KIND: Final = "raftkv backup"
 _SCHEMA: Final = 1
 _LENGTH_BYTES: Final = 4
 _READ_BYTES: Final = 1024 * 1024
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 _OURS: Final = re.compile(r"group-\d+\.snapshot(\.part)?|manifest\.json(\.tmp|\.progress|\.progress\.tmp)?")
 
 
@@ -46,14 +47,14 @@ class GroupFile:
     ``time_ms``: the group's time, from which the times to live in it count.
     """
 
-    name: str
-    group: int
-    size: int
+    name: Annotated[str, Field(pattern=r"^group-\d+\.snapshot$")]
+    group: _Count
+    size: _Count
     sha256: str
-    time_ms: int
+    time_ms: _Count
     slots: str
-    records: int
-    bytes: int
+    records: _Count
+    bytes: _Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Manifest:
     cluster_id: str
     raftkv_version: str
     created_at: str
-    slots: int
+    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)]
     map: Mapping[str, Any]
     files: tuple[GroupFile, ...]
 
@@ -227,11 +228,7 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BackupError(f"{path}: is damaged: {f'{where}: ' if where else ''}{first['msg']}") from None
-    if not 1 <= manifest.slots <= MAX_SLOTS:
-        raise BackupError(f"{path}: is damaged: slots: {manifest.slots} is not from 1 to {MAX_SLOTS}")
     for file in manifest.files:
-        if not _OURS.fullmatch(file.name):
-            raise BackupError(f"{path}: names a file that is not of a backup: {file.name!r}")
         try:
             ranges = parse_ranges(file.slots) if file.slots else ()
         except ValueError as error:
