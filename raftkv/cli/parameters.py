@@ -13,6 +13,10 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER: Final = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _PART: Final = re.compile(rf"({_NUMBER})(ms|[smhd])", re.ASCII)
 _SECONDS: Final = re.compile(rf"{_NUMBER}(?:[eE][+-]?\d+)?", re.ASCII)
+NODE: Final = click.IntRange(1, 65535)
+GROUP: Final = click.IntRange(1, 2**32 - 1)
+"""Ids that a cluster can have at all."""
+
 _LONGEST: Final = 30 * 86400.0
 """Seconds that a command may wait at most: a month, so that a slip of the keyboard is noticed."""
 

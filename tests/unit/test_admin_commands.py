@@ -174,7 +174,7 @@ def test_slots_are_moved(world: World, admin: Admin) -> None:
         ("300 --to 1", 2, "there is no slot 300: the cluster has 0 to 255"),
         ("0-99999 --to 1", 2, "there is no slot 99999: the cluster has 0 to 255"),
         ("0-99999999999999999999 --to 1", 2, "the cluster has 0 to 255"),
-        ("1 --to 1 --rate quick", 2, "is no rate"),
+        ("1 --to 1 --rate quick", 2, "is not a rate"),
     ],
 )
 def test_impossible_moves(world: World, admin: Admin, arguments: str, code: int, told: str) -> None:

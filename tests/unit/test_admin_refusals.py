@@ -55,6 +55,14 @@ def test_a_copy_of_the_map_is_told_as_such(world: World, admin: Admin, command: 
         assert admin.err == ""
 
 
+@pytest.mark.parametrize(
+    "command", ["node undrain", "node remove --yes", "node add", "group remove --yes", "group drain --yes"]
+)
+def test_ids_that_no_cluster_can_have_are_wrong_usage(admin: Admin, command: str) -> None:
+    assert admin(command, "9" * 25) == 2
+    assert "is not in the range 1<=x<=" in admin.err
+
+
 @pytest.fixture(scope="module")
 def backup(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from raftkv.cli.admin.main import run

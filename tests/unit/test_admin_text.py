@@ -53,7 +53,9 @@ def test_rates(text: str, rate: int) -> None:
     assert parse_rate(text) == rate
 
 
-@pytest.mark.parametrize("text", ["", "fast", "10XB", "-1", "1e3", "0.1B", "9999TB", "5iB", "10MB/min"])
+@pytest.mark.parametrize(
+    "text", ["", "fast", "10XB", "-1", "1e3", "0.1B", "9999TB", "9" * 400 + "MB", "9" * 400, "5iB", "10MB/min"]
+)
 def test_what_is_no_rate_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="rate|range"):
         parse_rate(text)

@@ -263,7 +263,7 @@ def test_names_that_the_locale_cannot_show_are_no_error(encoding: str, shown: by
     local.LocalProcesses.create(Path(os.fsdecode(folder)), shape)
     # Strict, as in a locale with UTF-8.
     environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "1"}
-    program = [sys.executable, "-c", _SHOWS_A_FOLDER, folder]
+    program: list[str | bytes] = [sys.executable, "-c", _SHOWS_A_FOLDER, folder]
     done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert shown in done.stdout

@@ -14,7 +14,7 @@ from raftkv.cli.admin.survey import current, figures, survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.admin.watch import Seen, until, wait_options
 from raftkv.cli.console import Section
-from raftkv.cli.parameters import LaterDefault
+from raftkv.cli.parameters import GROUP, LaterDefault
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP, ShardMap
@@ -139,7 +139,7 @@ def usual_replicas(shard_map: ShardMap) -> int:
 
 
 @command(group_command, "drain", confirms=True)
-@click.argument("group", type=click.IntRange(min=1))
+@click.argument("group", type=GROUP)
 @job_options
 def drain(group: int, **pace: Any) -> int:
     """Move all slots of GROUP to the other groups, evenly; then it can be removed.
@@ -165,7 +165,7 @@ def emptying(state: ClusterState, group: int) -> list[Move]:
 
 
 @command(group_command, "remove", confirms=True)
-@click.argument("group", type=click.IntRange(min=1))
+@click.argument("group", type=GROUP)
 def remove(group: int) -> int:
     """Remove GROUP, which owns no slots: its replicas and their logs go.
 

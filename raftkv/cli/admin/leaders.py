@@ -12,6 +12,7 @@ from raftkv.cli.admin.placing import Wishes, check_answers, voters_request
 from raftkv.cli.admin.survey import survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.console import Section
+from raftkv.cli.parameters import NODE
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.clock import SystemClock, sleep
 from raftkv.errors import RaftKVError
@@ -33,7 +34,7 @@ def leader_command() -> None:
 
 @command(leader_command, "transfer")
 @click.argument("group", type=click.IntRange(min=0))
-@click.argument("node", type=click.IntRange(min=1))
+@click.argument("node", type=NODE)
 def transfer(group: int, node: int) -> None:
     """Make NODE, a voter of GROUP, its leader, and its preferred leader from now on. Group 0 is the meta group.
 

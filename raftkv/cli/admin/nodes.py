@@ -15,10 +15,11 @@ from raftkv.cli.admin.survey import survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.admin.watch import wait_options, wait_timeout_option
 from raftkv.cli.console import Section
+from raftkv.cli.parameters import NODE
 from raftkv.client.admin import AdminClient
 from raftkv.v1 import admin_pb2
 
-_NODE = click.argument("node", type=click.IntRange(min=1))
+_NODE = click.argument("node", type=NODE)
 
 
 @click.group("node")
@@ -58,7 +59,7 @@ def show_nodes(report: dict[str, Any]) -> Iterator[Section | str]:
 
 
 @command(node_command, "add")
-@click.argument("nodes", type=click.IntRange(min=1), nargs=-1, metavar="[NODE]...")
+@click.argument("nodes", type=NODE, nargs=-1, metavar="[NODE]...")
 @wait_options(default=False)
 def add(nodes: tuple[int, ...], wait: bool, wait_timeout: float) -> None:
     """Bring replicas to nodes that have joined. Without NODE: show the command that joins one.
@@ -195,8 +196,8 @@ def remove(node: int) -> None:
 
 
 @command(node_command, "replace", confirms=True)
-@click.argument("old", type=click.IntRange(min=1))
-@click.argument("new", type=click.IntRange(min=1))
+@click.argument("old", type=NODE)
+@click.argument("new", type=NODE)
 @wait_timeout_option()
 def replace(old: int, new: int, wait_timeout: float) -> None:
     """Put NEW, a node that has joined, in the place of OLD in all its groups, then remove OLD for good.

@@ -54,13 +54,13 @@ def parse_rate(text: str) -> int:
         return 0
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no rate; write bytes a second as 10MB, 512KiB or 1000000, or unlimited")
+        raise ValueError(f"{text!r} is not a rate; write bytes a second as 10MB, 512KiB or 1000000, or unlimited")
     if match[3] and not match[2]:
-        raise ValueError(f"{text!r} is no rate: a unit is missing before the i")
-    rate = int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].lower()])
+        raise ValueError(f"{text!r} is not a rate: a unit is missing before the i")
+    rate = float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].lower()]
     if not 1 <= rate <= MAX_RATE:
         raise ValueError(f"{text!r} is out of range: 1 B to 1 TiB a second, or unlimited")
-    return rate
+    return int(rate)
 
 
 def size_text(size: float) -> str:
