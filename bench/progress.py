@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Self
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from raftkv.cli.console import make_progress
 
 _FRESH: int = 2
 """Times a second that the bar is drawn: the machine is busy with what is measured."""
@@ -21,14 +22,8 @@ class Watcher:
         self._total, self._done = total, 0
         self._bar: Progress | None = None
         if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                refresh_per_second=_FRESH,
+            self._bar = make_progress(
+                MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), refresh_per_second=_FRESH
             )
             self._task = self._bar.add_task("", total=total)
 
@@ -53,6 +48,6 @@ class Watcher:
         self._done += 1
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(text)
         else:
             click.echo(f"{self._done}/{self._total} {text}", err=True)

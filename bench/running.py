@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from bench import generators, results, series
 from bench.arrivals import SPACINGS, Spacing
@@ -24,11 +22,11 @@ from bench.report import as_text, summary_of
 from bench.scenarios import SCENARIOS, Reads, Scenario
 from bench.targets import Api
 from bench.workload import OPERATIONS, Operation
-from raftkv.cli.common import endpoints_option, stdout_is_terminal
+from raftkv.cli.common import endpoints_option
+from raftkv.cli.console import Section, console, display, print_table
 from raftkv.testing import LocalCluster
 
 _FOLDER: Final = Path("bench-results")
-_WIDTH: Final = 120
 
 
 @click.command("load")
@@ -179,10 +177,9 @@ def run_command(
     elif output == "markdown":
         click.echo(results.markdown(result), nl=False)
     else:
-        # Files have room.
-        console = Console(width=None if stdout_is_terminal() else _WIDTH)
+        where = console()
         for measured in found:
-            console.print(results.table(measured))
+            print_table(where, results.table(measured))
         click.echo(f"report: {folder / results.PAGE}")
     if any(row["errors"] for one in found for row in one["rows"]):
         raise SystemExit(1)
@@ -198,7 +195,5 @@ def _chosen(names: tuple[str, ...]) -> list[Scenario]:
 
 
 def _list() -> None:
-    table = Table("scenario", "measurements", "what it is")
-    for one in SCENARIOS.values():
-        table.add_row(one.name, str(len(one.cases)), one.what)
-    Console().print(table)
+    found = [(one.name, len(one.cases), one.what) for one in SCENARIOS.values()]
+    display([Section("", ("scenario", "measurements", "what it is"), found)], frames=True)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from faults.history import History, Outcome
 from faults.journal import HISTORY, JournalError, load_history
 from faults.problem import Breach
 from faults.story import latest, timeline
 from faults.verdict import Judgement, judge_run
+from raftkv.cli.console import Section, display
 
 _SHOWN: Final = 20
 """Problems that are told; the rest usually follows from them."""
@@ -34,10 +33,8 @@ def check_file(path: Path, *, fastest_clock: float, full: bool) -> int:
         click.echo(str(error), err=True)
         return NO_HISTORY
     found = judge_run(history, fastest_clock=fastest_clock)
-    table = Table("what", "how much", show_header=False)
-    for name, count in _rows(history, found):
-        table.add_row(name, f"{count:,}")
-    Console().print(table)
+    rows = [(name, f"{count:,}") for name, count in _rows(history, found)]
+    display([Section("", ("", ""), rows)], frames=True)
     shown = found.problems if full else found.problems[:_SHOWN]
     for problem in shown:
         click.echo(f"\nPROBLEM {problem.text}")

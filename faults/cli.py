@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from faults.checking import check_file
 from faults.journal import JournalError
@@ -22,6 +21,7 @@ from faults.sim.soak import Summary, Total, cores, seeds_until_caught, soak
 from faults.sim.storm import MOVING, Storm
 from faults.story import timeline
 from faults.verdict import FASTEST
+from raftkv.cli.console import Section, display, make_progress
 
 FIXED: Final = (*range(1, 61), *range(MOVING + 1, MOVING + 21))
 """Seeds of ``make sim`` and of the test suite."""
@@ -95,7 +95,7 @@ def mutants(most: int, markdown: bool, only: tuple[str, ...], jobs: int) -> None
                 continue
             caught = seeds_until_caught(mutant, most, jobs)
             seeds, how = (f"none of {most}", "") if caught is None else (str(caught.seed), caught.problems[0])
-            progress.console.print(f"{mutant.name}: {seeds} {how}", markup=False, highlight=False)
+            progress.console.print(f"{mutant.name}: {seeds} {how}")
             rows.append((mutant.name, mutant.fault, mutant.what, seeds, how.split(":")[0]))
             progress.advance(task)
     columns = ("planted fault", "guards", "safeguard that is off", "seeds", "noticed as")
@@ -103,10 +103,7 @@ def mutants(most: int, markdown: bool, only: tuple[str, ...], jobs: int) -> None
         for row in (columns, ("---",) * len(columns), *rows):
             click.echo(f"| {' | '.join(row)} |")
     else:
-        table = Table(*columns)
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
+        display([Section("", columns, rows)], frames=True)
     sys.exit(1 if any(row[3].startswith("none") for row in rows) else 0)
 
 
@@ -186,8 +183,7 @@ def report(folder: Path) -> None:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    return make_progress(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
 def _soak(seeds: list[int], jobs: int, mutant: str) -> Total:
@@ -197,21 +193,18 @@ def _soak(seeds: list[int], jobs: int, mutant: str) -> Total:
         def each(one: Summary) -> None:
             progress.advance(task)
             if one.problems:
-                progress.console.print(f"seed {one.seed}: {one.problems[0]}", markup=False, highlight=False)
+                progress.console.print(f"seed {one.seed}: {one.problems[0]}")
 
         return soak(seeds, jobs, each, mutant)
 
 
 def _finish(total: Total, mutant: str) -> None:
-    console = Console()
-    table = Table("what", "how much", show_header=False)
-    for row in total.rows():
-        table.add_row(*row)
-    console.print(table)
-    faults = Table("fault", "injected", "took effect", "which means")
-    for kind, injected, effective in total.faults():
-        faults.add_row(kind, f"{injected:,}", f"{effective:,}", EFFECTS.get(kind, "it happened to bytes on the way"))
-    console.print(faults)
+    rows = [
+        (kind, f"{injected:,}", f"{effective:,}", EFFECTS.get(kind, "it happened to bytes on the way"))
+        for kind, injected, effective in total.faults()
+    ]
+    kinds = Section("", ("fault", "injected", "took effect", "which means"), rows)
+    display([Section("", ("", ""), list(total.rows())), kinds], frames=True)
     for one in sorted(total.failed, key=lambda summary: summary.seed):
         click.echo(f"\nseed {one.seed} failed; repeat it with: {_command(one.seed, mutant)}")
         for line in (*one.problems, *one.timeline):
@@ -222,7 +215,7 @@ def _finish(total: Total, mutant: str) -> None:
 
 def _command(seed: int, mutant: str) -> str:
     if mutant:
-        return f".venv/bin/python -m faults sim --seed {seed} --mutant '{mutant}'"
+        return f".venv/bin/python -m faults sim --seed {seed} --mutant {shlex.quote(mutant)}"
     return f"make sim SEED={seed}"
 
 

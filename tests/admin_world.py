@@ -328,7 +328,7 @@ class Admin:
 
     def json(self, command: str, *more: str, code: int = 0) -> Any:
         """What ``command`` prints as JSON."""
-        assert self(command, *more, "-o", "json", "--yes") == code, self.err
+        assert self(f"--yes -o json {command}", *more) == code, self.err
         report = json.loads(self.out)
         assert report.pop("schema") == 1
         return report

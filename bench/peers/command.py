@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from bench.machine import facts
 from bench.peers import comparison, tables
 from bench.peers.comparison import WORKLOADS
 from bench.peers.contestants import CONTESTANTS, Contestant
-from raftkv.cli.common import stdout_is_terminal
+from raftkv.cli.console import Section, console, display
 
 _FOLDER: Final = Path("bench-results")
-_WIDTH: Final = 120
 
 
 @click.command("compare")
@@ -98,8 +95,7 @@ def compare_command(
     elif output == "markdown":
         click.echo(tables.markdown(result), nl=False)
     else:
-        # Files have room.
-        tables.show(Console(width=None if stdout_is_terminal() else _WIDTH), result)
+        tables.show(console(), result)
         click.echo(f"files: {folder}")
     if any(_failed(row) for row in result["rows"]):
         raise SystemExit(1)
@@ -128,11 +124,7 @@ def _without_tools(one: Contestant) -> Contestant:
 
 
 def _list() -> None:
-    table = Table("contestant", "what it is", "here")
-    for one in CONTESTANTS.values():
-        table.add_row(one.name, one.what, one.missing() or one.version() or "yes")
-    workloads = Table("workload", "what it is")
-    for load in WORKLOADS.values():
-        workloads.add_row(load.name, load.what)
-    console = Console(width=None if stdout_is_terminal() else _WIDTH)
-    console.print(table, workloads)
+    found = [(one.name, one.what, one.missing() or one.version() or "yes") for one in CONTESTANTS.values()]
+    contestants = Section("", ("contestant", "what it is", "here"), found)
+    loads = Section("", ("workload", "what it is"), [(one.name, one.what) for one in WORKLOADS.values()])
+    display([contestants, loads], frames=True)

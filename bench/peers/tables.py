@@ -14,6 +14,7 @@ from rich.table import Table
 from bench import charts
 from bench.markdown import escaped, table
 from bench.results import RESULT
+from raftkv.cli.console import print_table
 
 MARKDOWN: Final = "compare.md"
 _HEADINGS: Final = ("who", "through", "ops/s", "p50 ms", "p99 ms", "raftkv is", "of echo", "promises")
@@ -46,9 +47,9 @@ def show(console: Console, result: dict[str, Any]) -> None:
             made.add_column(name, justify="right" if number else "left", no_wrap=number)
         for line in lines:
             made.add_row(*line)
-        console.print(made)
+        print_table(console, made)
     for remark in remarks(result):
-        console.print(remark, highlight=False, markup=False)
+        console.print(remark)
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from faults.figures import KIND_COLUMNS, Figures, figures_of, merged
 from faults.journal import EVENTS, HISTORY, load
@@ -19,6 +19,7 @@ from faults.process.run import Plan, run
 from faults.process.scenarios import SCENARIOS, Scenario
 from faults.process.toxiproxy import ToxiproxyError
 from faults.report import write_report
+from raftkv.cli.console import Section, console, display
 from raftkv.clock import SystemClock
 
 PASSED: Final = 0
@@ -44,10 +45,8 @@ class Order:
 
 def show_scenarios() -> None:
     """Print what there is to choose from."""
-    table = Table("scenario", "what it is", "faults")
-    for one in SCENARIOS.values():
-        table.add_row(one.name, one.what, ", ".join(dict.fromkeys(one.faults)))
-    Console().print(table)
+    rows = [(one.name, one.what, ", ".join(dict.fromkeys(one.faults))) for one in SCENARIOS.values()]
+    display([Section("", ("scenario", "what it is", "faults"), rows)], frames=True)
 
 
 def execute(order: Order) -> int:
@@ -62,13 +61,13 @@ def execute(order: Order) -> int:
         return NOT_RUN
     # Ends as with Ctrl-C: the cluster's processes are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console(stderr=True, highlight=False)
+    where = console(stderr=True)
     found: list[Figures] = []
     for scenario in chosen:
         folder = out / scenario.name if len(chosen) > 1 else out
-        console.print(f"[bold]{scenario.name}[/bold]: {scenario.what}")
+        where.print(Text.assemble((scenario.name, "bold"), f": {scenario.what}"))
         try:
-            found.append(_one(scenario, order, folder, console))
+            found.append(_one(scenario, order, folder, where))
         except ToxiproxyError as problem:
             click.echo(str(problem), err=True)
             return NOT_RUN
@@ -95,12 +94,12 @@ def _chosen(order: Order) -> list[Scenario] | str:
     return [SCENARIOS[name] for name in names]
 
 
-def _one(scenario: Scenario, order: Order, folder: Path, console: Console) -> Figures:
+def _one(scenario: Scenario, order: Order, folder: Path, where: Console) -> Figures:
     clock = SystemClock()
     began = clock.now()
 
     def say(text: str) -> None:
-        console.print(f"{clock.now() - began:7.1f} {text}", markup=False)
+        where.print(f"{clock.now() - began:7.1f} {text}")
 
     plan = Plan(
         scenario, folder, order.seed, order.seconds, order.nodes, operations=order.operations, planted=order.planted
@@ -110,19 +109,12 @@ def _one(scenario: Scenario, order: Order, folder: Path, console: Console) -> Fi
         # What is left is logs; a failure's data tell more.
         for data in folder.glob("cluster/node-*/data"):
             shutil.rmtree(data)
-    console.print("passed" if passed else "[bold red]FAILED[/bold red]")
+    where.print("passed" if passed else Text("FAILED", "bold red"))
     assert (folder / HISTORY).exists()
     assert (folder / EVENTS).exists()
     return figures_of(load(folder))
 
 
 def _show(figures: Figures) -> None:
-    console = Console()
-    table = Table("what", "how much", show_header=False)
-    for row in figures.rows():
-        table.add_row(*row)
-    console.print(table)
-    faults = Table(*KIND_COLUMNS)
-    for kind in figures.kinds():
-        faults.add_row(*kind.cells())
-    console.print(faults)
+    kinds = Section("", KIND_COLUMNS, [kind.cells() for kind in figures.kinds()])
+    display([Section("", ("", ""), list(figures.rows())), kinds], frames=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from raftkv.addresses import parse_address
 from raftkv.cli.common import DEFAULT_ENDPOINTS, Exit, complain, output_option, print_json
+from raftkv.cli.console import Section, display
 from raftkv.cli.local import (
     MAX_LOCAL_NODES,
     READY_TIMEOUT,
@@ -25,11 +26,12 @@ from raftkv.cli.local import (
     new_shape,
     places_from,
 )
+from raftkv.cli.parameters import Duration, FilePath, LaterDefault, duration_text
 from raftkv.node.config import DEFAULT_GROUPS, DEFAULT_REPLICAS
 
 _DATA = click.option(
     "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(folder=True),
     default=Path("./data"),
     show_default=True,
     metavar="DIR",
@@ -38,16 +40,21 @@ _DATA = click.option(
 
 
 @click.command()
-@click.option("--nodes", type=click.IntRange(1, MAX_LOCAL_NODES), help="Number of nodes.  [default: 3]")
-@click.option("--groups", type=click.IntRange(1, 256), help="Number of shard groups.  [default: 3]")
-@click.option("--replicas", type=click.IntRange(1, 9), help="Replicas of each group.  [default: 3, or fewer nodes]")
-@click.option("--port", type=click.IntRange(1, 65535), help="First port for clients.  [default: 7401]")
+@click.option("--nodes", cls=LaterDefault, shown="3", type=click.IntRange(1, MAX_LOCAL_NODES), help="Number of nodes.")
+@click.option("--groups", cls=LaterDefault, shown="3", type=click.IntRange(1, 256), help="Number of shard groups.")
+@click.option(
+    "--replicas",
+    cls=LaterDefault,
+    shown="3, or as many as nodes",
+    type=click.IntRange(1, 9),
+    help="Replicas of each group.",
+)
+@click.option("--port", cls=LaterDefault, shown="7401", type=click.IntRange(1, 65535), help="First port for clients.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=READY_TIMEOUT,
+    type=Duration(),
+    default=duration_text(READY_TIMEOUT),
     show_default=True,
-    metavar="SECONDS",
     help="Longest time until all nodes serve.",
 )
 @_DATA
@@ -61,10 +68,14 @@ def up(
     data_dir: Path,
     output: str,
 ) -> None:
-    """Start a local cluster, or what is missing of it, and wait until it serves.
+    """Start a local cluster, or its stopped nodes, and wait until it serves.
 
     Node i listens for clients at port PORT+i-1 and for the other nodes 100 above it. The data folder remembers number
     of nodes, groups, replicas and ports from the first start on; they cannot be changed by starting it again.
+
+    \b
+    Example:
+      raftkv up --nodes 5 --groups 4
     """
     # Wrong usage is told before the folder is made.
     shape = None if LocalProcesses.open(data_dir) else _new_shape(nodes, groups, replicas, port)
@@ -78,7 +89,7 @@ def up(
         else:
             _same_shape(cluster.shape, data_dir, nodes, groups, replicas, port)
         started = cluster.start_missing()
-        if output == "text":
+        if output == "table":
             ids = ", ".join(str(node.id) for node in started)
             click.echo(f"started node{'s' * (len(started) > 1)} {ids}" if started else "all nodes run already")
         cluster.wait_ready(timeout)
@@ -88,22 +99,22 @@ def up(
         return
     _show(status)
     command = _command()
-    which = "" if cluster.endpoints == DEFAULT_ENDPOINTS else f" --endpoints {cluster.endpoints}"
+    which = "" if cluster.endpoints == DEFAULT_ENDPOINTS else f" --endpoints {shlex.quote(cluster.endpoints)}"
     click.echo(f"\nendpoints  {cluster.endpoints}")
     click.echo(f"data       {cluster.folder}")
     click.echo(f"logs       {cluster.folder}/node-*/node.log")
     click.echo(f"\ntry        {command} put hello world{which}\n           {command} get hello{which}")
-    click.echo(f"stop it    {command} down --data-dir {data_dir}")
+    click.echo(f"stop it    {command} down --data-dir {shlex.quote(str(data_dir))}")
 
 
 def _command() -> str:
-    """How to call this program from where the user stands: by its path unless it is on the search path."""
+    """How to call this program in a shell from where the user stands: by its path unless it is on the search path."""
     if shutil.which("raftkv") is not None:
         return "raftkv"
     script = Path(sys.executable).parent / "raftkv"
     if not script.exists():
-        return f"{sys.executable} -m raftkv.cli.main"
-    return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else str(script)
+        return f"{shlex.quote(sys.executable)} -m raftkv"
+    return shlex.quote(str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script))
 
 
 def _new_shape(nodes: int | None, groups: int | None, replicas: int | None, port: int | None) -> Shape:
@@ -133,14 +144,18 @@ def _same_shape(
 @_DATA
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
-    default=STOP_TIMEOUT,
+    type=Duration(zero=True),
+    default=duration_text(STOP_TIMEOUT),
     show_default=True,
-    metavar="SECONDS",
-    help="Time to end in order; a node that needs longer is killed, which loses nothing acknowledged.",
+    help="Time to shut down gracefully; a node that needs longer is killed, which loses nothing acknowledged.",
 )
 def down(data_dir: Path, timeout: float) -> None:
-    """Stop a local cluster. Its data stay, and `raftkv up` finds them again."""
+    """Stop a local cluster gracefully. Its data stay, and `raftkv up` finds them again.
+
+    \b
+    Example:
+      raftkv down --timeout 1m
+    """
     cluster = _open(data_dir)
     with folder_lock(data_dir):
         ended = cluster.stop(timeout)
@@ -154,7 +169,12 @@ def down(data_dir: Path, timeout: float) -> None:
 @_DATA
 @output_option
 def status(data_dir: Path, output: str) -> int:
-    """Show nodes and groups of a local cluster. Exits with 3 if no node answers."""
+    """Show nodes and groups of a local cluster. Exits with 3 if no node answers.
+
+    \b
+    Example:
+      raftkv status -o json
+    """
     seen = _open(data_dir).status()
     if output == "json":
         print_json(seen)
@@ -166,24 +186,29 @@ def status(data_dir: Path, output: str) -> int:
 def _open(data_dir: Path) -> LocalProcesses:
     cluster = LocalProcesses.open(data_dir)
     if cluster is None:
-        raise LocalError(f"there is no cluster in {data_dir}: `raftkv up --data-dir {data_dir}` makes one")
+        raise LocalError(
+            f"there is no cluster in {data_dir}: `raftkv up --data-dir {shlex.quote(str(data_dir))}` makes one"
+        )
     return cluster
 
 
 def _show(seen: dict[str, Any]) -> None:
-    # Addresses and logs must stay whole when the output is not a terminal.
-    console = Console(soft_wrap=True)
-    nodes = Table("node", "pid", "address", "state", box=None, pad_edge=False)
-    for node in seen["nodes"]:
-        nodes.add_row(str(node["id"]), str(node["pid"] or "-"), node["address"], node["state"])
-    console.print(nodes)
-    if not seen["groups"]:
-        return
-    groups = Table("group", "leader", "term", "replicas", "commit", "applied", box=None, pad_edge=False)
-    for group in seen["groups"]:
-        name = "0 (meta)" if group["id"] == 0 else str(group["id"])
-        replicas = " ".join(str(node) for node in group["replicas"])
-        numbers = [str(group[column]) for column in ("term", "commit", "applied")]
-        groups.add_row(name, str(group["leader"] or "-"), numbers[0], replicas, *numbers[1:])
-    console.print()
-    console.print(groups)
+    display(_sections(seen))
+
+
+def _sections(seen: dict[str, Any]) -> Iterator[Section]:
+    nodes = [(node["id"], node["pid"] or "-", node["address"], node["state"]) for node in seen["nodes"]]
+    yield Section("", ("node", "pid", "address", "state"), nodes)
+    groups = [
+        (
+            "0 (meta)" if group["id"] == 0 else str(group["id"]),
+            group["leader"] or "-",
+            group["term"],
+            ", ".join(str(node) for node in group["replicas"]),
+            group["commit"],
+            group["applied"],
+        )
+        for group in seen["groups"]
+    ]
+    if groups:
+        yield Section("", ("group", "leader", "term", "replicas", "commit", "applied"), groups)

@@ -12,9 +12,12 @@ from enum import IntEnum
 from typing import Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from raftkv.cli.parameters import Duration, duration_text
 from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, RaftKVError, Unavailable
+from raftkv.limits import MAX_TIMEOUT
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,6 +34,10 @@ class Exit(IntEnum):
     UNREACHABLE = 3
     NOT_MET = 4
     INTERRUPTED = 130
+
+
+class Interrupted(Exception):
+    """The user ended a command; the message says what goes on without it."""
 
 
 def exit_code(error: RaftKVError) -> Exit:
@@ -69,7 +76,8 @@ def checked(parse: Callable[[str], object]) -> Callable[[click.Context, click.Pa
     return check
 
 
-def endpoints_option(command: F) -> F:
+def endpoints(**attributes: Any) -> Callable[[F], F]:
+    """The option ``--endpoints``, with further ``attributes`` of click's."""
     return click.option(
         "--endpoints",
         callback=checked(parse_endpoints),
@@ -79,29 +87,37 @@ def endpoints_option(command: F) -> F:
         show_envvar=True,
         metavar="HOST:PORT,...",
         help="Nodes to ask; any of them is enough.",
-    )(command)
-
-
-def timeout_option(default: float) -> Callable[[F], F]:
-    return click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True, max=600),
-        default=default,
-        show_default=True,
-        metavar="SECONDS",
-        help="Longest time for one operation, retries included.",
+        **attributes,
     )
 
 
-def output_option(command: F) -> F:
+def timeout_option(default: float, **attributes: Any) -> Callable[[F], F]:
+    """The option ``--timeout``; ``default`` in seconds."""
+    return click.option(
+        "--timeout",
+        type=Duration(MAX_TIMEOUT),
+        default=duration_text(default),
+        show_default=True,
+        help="Longest time for one operation, retries included.",
+        **attributes,
+    )
+
+
+def output(**attributes: Any) -> Callable[[F], F]:
+    """The option ``--output``."""
     return click.option(
         "-o",
         "--output",
-        type=click.Choice(["text", "json"]),
-        default="text",
+        type=click.Choice(["table", "json"]),
+        default="table",
         show_default=True,
-        help="For people or for programs.",
-    )(command)
+        help="Output format.",
+        **attributes,
+    )
+
+
+endpoints_option = endpoints()
+output_option = output()
 
 
 def print_json(value: object) -> None:
@@ -127,8 +143,23 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine on the fastest loop at hand."""
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
+    except (Unavailable, DeadlineExceeded) as error:
+        if _default_endpoints():
+            error.add_note("no --endpoints were given: is a cluster running here? `raftkv up` starts one")
+        raise
+
+
+def _default_endpoints() -> bool:
+    """Whether the running command asks nodes and nobody named them, by an option or the environment."""
+    context = click.get_current_context(silent=True)
+    sources = set()
+    while context is not None:
+        sources.add(context.get_parameter_source("endpoints"))
+        context = context.parent
+    return sources - {None} == {ParameterSource.DEFAULT}
 
 
 def stdout_is_terminal() -> bool:

@@ -19,6 +19,8 @@ from raftkv.cli.common import (
     stdout_is_terminal,
     timeout_option,
 )
+from raftkv.cli.parameters import Duration
+from raftkv.limits import MAX_TTL
 
 
 @click.command()
@@ -34,7 +36,12 @@ from raftkv.cli.common import (
 @timeout_option(5.0)
 @output_option
 def get(key: str, consistency: raftkv.Consistency, endpoints: str, timeout: float, output: str) -> int:
-    """Write the value of KEY to stdout, byte for byte. Exits with 4 if there is no such key."""
+    """Write the value of KEY to stdout, byte for byte. Exits with 4 if there is no such key.
+
+    \b
+    Example:
+      raftkv get user:1
+    """
 
     async def ask() -> raftkv.Record | None:
         async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
@@ -56,9 +63,7 @@ def get(key: str, consistency: raftkv.Consistency, endpoints: str, timeout: floa
 @click.command()
 @click.argument("key")
 @click.argument("value")
-@click.option(
-    "--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Remove it after this time."
-)
+@click.option("--ttl", type=Duration(MAX_TTL), help="Remove it after this time: 90, 30s, 5m, 1h, 7d.")
 @click.option("--if-version", type=click.IntRange(min=1), metavar="N", help="Only if the record has this version.")
 @click.option("--if-absent", is_flag=True, help="Only if there is no such key.")
 @endpoints_option
@@ -74,7 +79,12 @@ def put(
     timeout: float,
     output: str,
 ) -> None:
-    """Set KEY to VALUE; `-` reads the value from stdin. Exits with 4 if the condition is not met."""
+    """Set KEY to VALUE; `-` reads the value from stdin. Exits with 4 if the condition is not met.
+
+    \b
+    Example:
+      raftkv put session:7 active --ttl 1h
+    """
     if if_absent and if_version is not None:
         raise click.UsageError("--if-version and --if-absent exclude each other")
     condition = raftkv.ABSENT if if_absent else if_version
@@ -98,7 +108,12 @@ def put(
 @timeout_option(5.0)
 @output_option
 def delete(key: str, if_version: int | None, endpoints: str, timeout: float, output: str) -> int:
-    """Remove KEY. Exits with 4 if there was no such key or the condition is not met."""
+    """Remove KEY. Exits with 4 if there was no such key or the condition is not met.
+
+    \b
+    Example:
+      raftkv delete user:1 --if-version 7
+    """
 
     async def ask() -> bool:
         async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:

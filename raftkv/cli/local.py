@@ -370,7 +370,8 @@ class LocalProcesses:
         nodes = [_node_status(node, *seen[node.id], node.id in removed) for node in self.nodes]
         replicas = [(i, r) for i, (process, s) in seen.items() if process and s for r in s.replicas]
         ids = sorted({replica.group for _, replica in replicas})
-        groups = [_group_status(group, [(i, r) for i, r in replicas if r.group == group]) for group in ids]
+        own = frozenset(seen)
+        groups = [_group_status(group, [(i, r) for i, r in replicas if r.group == group], own) for group in ids]
         ready = all(node["state"] in ("ready", "removed") for node in nodes)
         return {
             "cluster_id": self.shape.cluster_id,
@@ -433,12 +434,17 @@ def _node_status(
     return {"id": node.id, "pid": pid, "address": node.address, "state": state, "log": str(node.log)}
 
 
-def _group_status(group: int, replicas: Sequence[tuple[int, admin_pb2.ReplicaStatus]]) -> dict[str, Any]:
+def _group_status(
+    group: int, replicas: Sequence[tuple[int, admin_pb2.ReplicaStatus]], own: frozenset[int]
+) -> dict[str, Any]:
+    """``own``: the nodes of this cluster's folder, of which only what they say themselves counts."""
     leaders = [(r.term, i, r) for i, r in replicas if r.role == admin_pb2.ROLE_LEADER]
     term, leader, source = max(leaders, key=lambda entry: entry[0], default=(0, None, None))
     newest = max(r.term for _, r in replicas)
     if term < newest:
-        leader, source = None, None
+        # A node that joined from elsewhere may lead: its followers know it.
+        elsewhere = {r.leader for _, r in replicas if r.term == newest and r.leader and r.leader not in own}
+        leader, source = next(iter(elsewhere), None), None
     if source is None:
         source = max((r for _, r in replicas), key=lambda r: r.commit_index)
     members = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,15 @@ import click
 
 from raftkv.addresses import parse_address, parse_listen_address
 from raftkv.cli.common import Exit, checked, complain
+from raftkv.cli.parameters import FilePath, LaterDefault
 from raftkv.client.routing import parse_endpoints
-from raftkv.errors import ConfigError
+from raftkv.errors import ConfigError, RaftKVError
 from raftkv.node import signals
 
 if TYPE_CHECKING:
     from raftkv.node.config import NodeConfig
 
-_FILE = click.Path(dir_okay=False)
+_FILE = FilePath()
 
 
 @click.command()
@@ -29,7 +31,7 @@ _FILE = click.Path(dir_okay=False)
 )
 @click.option(
     "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(folder=True),
     metavar="DIR",
     help="With --join: the new node's folder; it gets raftkv.toml, the node's configuration.",
 )
@@ -41,42 +43,52 @@ _FILE = click.Path(dir_okay=False)
 )
 @click.option(
     "--peer-address",
+    cls=LaterDefault,
+    shown="100 above the port of --address",
     callback=checked(parse_address),
     metavar="HOST:PORT",
-    help="With --join: where the other nodes reach it.  [default: 100 above the port of --address]",
+    help="With --join: where the other nodes reach it.",
 )
 @click.option(
     "--listen",
+    cls=LaterDefault,
+    shown="--address",
     callback=checked(parse_listen_address),
     metavar="HOST:PORT",
-    help="With --join: where it listens for clients, if not at --address.",
+    help="With --join: where it listens for clients.",
 )
 @click.option(
     "--peer-listen",
+    cls=LaterDefault,
+    shown="--peer-address",
     callback=checked(parse_listen_address),
     metavar="HOST:PORT",
-    help="With --join: where it listens for nodes, if not at --peer-address.",
+    help="With --join: where it listens for nodes.",
 )
 @click.option(
     "--log-file",
-    type=click.Path(dir_okay=False),
+    type=_FILE,
     metavar="FILE",
     help="Log there, not to stderr; rotated as the configuration says, opened anew on SIGHUP.",
 )
 def serve(
-    config: str | None,
+    config: Path | None,
     join: str | None,
     data_dir: Path | None,
     address: str | None,
     peer_address: str | None,
     listen: str | None,
     peer_listen: str | None,
-    log_file: str | None,
+    log_file: Path | None,
 ) -> int:
-    """Run one node until SIGTERM or SIGINT: that of a configuration, or a new one that joins a running cluster.
+    """Run one node in the foreground: that of a configuration, or a new one that joins a running cluster.
 
-    On SIGTERM the node hands its leaderships over, finishes what is in flight and exits 0; on SIGHUP it opens its log
-    anew and reads its configuration again. The same command with --join starts a node that has joined before.
+    On SIGTERM or SIGINT the node hands its leaderships over, finishes what is in flight and exits 0; on SIGHUP it opens
+    its log anew and reads its configuration again. The same command with --join starts a node that has joined before.
+
+    \b
+    Example:
+      raftkv serve --config node.toml
     """
     # Before what takes time to import.
     signals.ignore_strays()
@@ -93,8 +105,15 @@ def serve(
     settings = load_config(config) if config is not None else _joined(join or "", data_dir or Path(), *places)
     from raftkv.node.main import serve as serve_node
 
-    source = Path(config) if config is not None else (data_dir or Path()) / CONFIG
-    return serve_node(_logging_to(log_file, settings), lambda: _logging_to(log_file, read_again(source)))
+    source = config if config is not None else (data_dir or Path()) / CONFIG
+    try:
+        return serve_node(_logging_to(log_file, settings), lambda: _logging_to(log_file, read_again(source)))
+    except (RaftKVError, OSError):
+        raise
+    except Exception:
+        # The log of a node is all that is left of it: nobody can start it once more with RAFTKV_DEBUG.
+        traceback.print_exc()
+        raise
 
 
 def read_again(source: Path) -> NodeConfig:
@@ -107,11 +126,11 @@ def read_again(source: Path) -> NodeConfig:
     return load_config(source)
 
 
-def _logging_to(file: str | None, config: NodeConfig) -> NodeConfig:
+def _logging_to(file: Path | None, config: NodeConfig) -> NodeConfig:
     """``config``, but for the log file if one was given."""
     if file is None:
         return config
-    return config.model_copy(update={"node": config.node.model_copy(update={"log_file": file})})
+    return config.model_copy(update={"node": config.node.model_copy(update={"log_file": str(file)})})
 
 
 def _joined(endpoints: str, folder: Path, *places: str | None) -> NodeConfig:
@@ -127,13 +146,15 @@ def _joined(endpoints: str, folder: Path, *places: str | None) -> NodeConfig:
 
 @click.command()
 @click.option("--config", required=True, type=_FILE, metavar="FILE", help="The node's configuration (TOML).")
-@click.option(
-    "--ready", is_flag=True, help="Also demand that the node serves: it knows a leader of each of its groups."
-)
-def health(config: str, ready: bool) -> int:
-    """Ask the node of FILE, on this machine, whether it lives. Exits with 3 if it does not.
+@click.option("--ready", is_flag=True, help="Check that it serves too: it knows a leader of each of its groups.")
+def health(config: Path, ready: bool) -> int:
+    """Check that the local node, the one of FILE, is alive. Exits with 3 if it is not.
 
     Without --ready this depends on the node alone, so that a supervisor does not restart nodes because others are away.
+
+    \b
+    Example:
+      raftkv health --config node.toml --ready
     """
     from raftkv.cli.local import probe
     from raftkv.node.config import load_config

@@ -6,14 +6,15 @@ from contextlib import closing
 from typing import BinaryIO
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import raftkv
 from raftkv.cli.common import Exit, complain, describe, endpoints_option, exit_code, output_option, print_json, run
 from raftkv.cli.common import timeout_option as timeout
+from raftkv.cli.console import make_progress
 from raftkv.cli.files import STANDARD, output_file
 from raftkv.cli.loading import Loader, ProgressFile, Resumption, resume
+from raftkv.cli.parameters import FilePath, LaterDefault
 from raftkv.cli.records import Format, dump_line
 from raftkv.cli.sources import Source
 from raftkv.clock import SystemClock
@@ -24,16 +25,21 @@ _FLUSH_BYTES = 256 * 1024
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@click.argument("file", type=FilePath(stream=True))
 @click.option(
-    "--format", "kind", type=click.Choice(["jsonl", "csv"]), help="Default: by the file's suffix; of a pipe, jsonl."
+    "--format",
+    "kind",
+    cls=LaterDefault,
+    shown="by the file's suffix; of a pipe, jsonl",
+    type=click.Choice(["jsonl", "csv"]),
+    help="Format of the file.",
 )
 @click.option("--key-column", default="key", show_default=True, metavar="NAME", help="Column or field of the key.")
 @click.option(
     "--value-column", default="value", show_default=True, metavar="NAME", help="Column or field of the value."
 )
 @click.option(
-    "--in-flight", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Writes under way at a time."
+    "--in-flight", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Writes in flight at a time."
 )
 @click.option("--restart", is_flag=True, help="Forget the progress of an earlier load of this file.")
 @endpoints_option
@@ -55,6 +61,10 @@ def load(
     The whole file is checked before the first write. FILE.progress remembers how far the load has come, and the same
     command goes on from there if it was interrupted, after it has read back what was written. Of a key that comes more
     than once, the last value stays. A pipe is copied to a temporary file, and an interrupted load of it begins anew.
+
+    \b
+    Example:
+      raftkv load users.csv --key-column id --value-column name
     """
     if key_column == value_column:
         raise click.UsageError("--key-column and --value-column name the same column")
@@ -141,18 +151,17 @@ async def _cluster_id(client: raftkv.AsyncClient) -> str:
 
 
 def _bar(total: int) -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal or not total)
+    return make_progress(MofNCompleteColumn(), TimeRemainingColumn(), disable=not total)
 
 
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, allow_dash=True, readable=False),
+    type=FilePath(stream=True),
     default=STANDARD,
+    show_default="- for stdout",
     metavar="FILE",
-    help="Default: stdout, as `-`. A file is replaced once all is written.",
+    help="Where to write. A file is replaced once all is written.",
 )
 @endpoints_option
 @timeout(30.0)
@@ -161,6 +170,10 @@ def dump(out: str, endpoints: str, timeout: float) -> None:
 
     A key or value that is not UTF-8 comes as key_b64 or value_b64. Each record is read linearizably; writes that
     happen during the dump may or may not be in it.
+
+    \b
+    Example:
+      raftkv dump --out records.jsonl
     """
 
     async def transfer(target: BinaryIO) -> int:

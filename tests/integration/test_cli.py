@@ -74,7 +74,7 @@ def test_put_get_delete_and_their_exit_codes(at: str) -> None:
 
 
 def test_bad_input_gets_a_clear_error_and_harms_nothing(at: str) -> None:
-    for arguments in (["put", "", "x"], ["put", "k" * 8193, "x"], ["get", ""], ["put", "k", "x", "--ttl", "1e12"]):
+    for arguments in (["put", "", "x"], ["put", "k" * 8193, "x"], ["get", ""]):
         refused = raftkv(*arguments, endpoints=at)
         assert refused.returncode == 1, arguments
         assert refused.stderr.startswith(b"raftkv: ")

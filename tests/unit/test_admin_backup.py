@@ -66,7 +66,7 @@ def test_a_backup_describes_itself(made: Path, admin: Admin, world: World) -> No
 
 
 def test_verifying_and_restoring_ask_no_more_than_they_need(made: Path, admin: Admin) -> None:
-    assert admin("backup verify", str(made), "--endpoints", "127.0.0.1:1") == 0
+    assert admin("--endpoints 127.0.0.1:1 backup verify", str(made)) == 0
     assert admin("backup restore", str(made), "--yes", "--endpoints", "127.0.0.1:1", "--timeout", "0.3") == 3
 
 
@@ -140,7 +140,7 @@ def test_a_damaged_manifest_is_refused(made: Path, admin: Admin, text: str) -> N
 
 def test_no_file_elsewhere_is_read(made: Path) -> None:
     rewrite(made, lambda raw: raw["files"][0].update(name="../group-1.snapshot"))
-    with pytest.raises(BackupError, match="names a file elsewhere"):
+    with pytest.raises(BackupError, match=r"files\.0\.name: "):
         read_manifest(made)
 
 

@@ -171,8 +171,10 @@ def test_slots_are_moved(world: World, admin: Admin) -> None:
     [
         ("1-x --to 1", 2, "neither a number nor a range"),
         ("1 --to 9", 4, "there is no data group 9"),
-        ("300 --to 1", 4, "there is no slot 300"),
-        ("1 --to 1 --rate quick", 2, "is no rate"),
+        ("300 --to 1", 2, "there is no slot 300: the cluster has 0 to 255"),
+        ("0-99999 --to 1", 2, "there is no slot 99999: the cluster has 0 to 255"),
+        ("0-99999999999999999999 --to 1", 2, "the cluster has 0 to 255"),
+        ("1 --to 1 --rate quick", 2, "is not a rate"),
     ],
 )
 def test_impossible_moves(world: World, admin: Admin, arguments: str, code: int, told: str) -> None:
@@ -405,7 +407,7 @@ def test_leaders_are_handed_over(world: World, admin: Admin) -> None:
     assert admin("leader transfer 0 2") == 0
     assert world.leading[0] == 2
     assert admin("leader transfer 1 9") == 4
-    assert "node 9 is no voter of group 1" in admin.err
+    assert "node 9 is not a voter of group 1" in admin.err
     assert admin("leader transfer 9 1") == 4
 
 

@@ -70,7 +70,7 @@ def test_help_lists_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
     for words in COMMANDS:
         assert re.search(rf"^  {words[0]} ", text, re.MULTILINE)
         assert run([*words, "--help"]) == AdminExit.DONE
-        assert "--endpoints" in capsys.readouterr().out or words == ["completion"]
+        assert ("--endpoints" in capsys.readouterr().out) == (words not in (["completion"], ["backup", "verify"]))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_wrong_usage_is_said_on_stderr(arguments: list[str], capsys: pytest.Capt
 
 def test_without_a_terminal_what_is_destructive_needs_yes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["node", "remove", "3", *NOBODY]) == AdminExit.USAGE
-    assert "give --yes" in capsys.readouterr().err
+    assert "give --yes to confirm" in capsys.readouterr().err
     assert run(["node", "remove", "3", "--yes", *NOBODY]) == AdminExit.UNREACHABLE
 
 
@@ -129,7 +129,7 @@ def test_nobody_at_the_endpoints(words: list[str], capsys: pytest.CaptureFixture
         **{f"group {verb}": ["1"] for verb in ("drain", "remove")},
         **{f"node {verb}": ["1"] for verb in ("drain", "undrain", "remove")},
     }
-    assert run([*words, *more.get(" ".join(words), []), "--yes", *NOBODY]) == AdminExit.UNREACHABLE
+    assert run(["--yes", *words, *more.get(" ".join(words), []), *NOBODY]) == AdminExit.UNREACHABLE
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith("raftkv-admin: ")

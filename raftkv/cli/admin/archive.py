@@ -13,15 +13,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Annotated, Any, BinaryIO, Final
 
-from raftkv.cli.admin.text import parse_numbers, ranges_text, shortened
+from pydantic import Field, TypeAdapter, ValidationError
+
+from raftkv.cli.admin.text import numbers_of, parse_ranges, ranges_text, shortened
 from raftkv.cli.files import Watched, write_atomically
 from raftkv.errors import RaftKVError
 from raftkv.limits import MAX_FRAME_BYTES
 from raftkv.store.packed import value_bytes
 from raftkv.store.slot import Slot, SlotState
 from raftkv.store.snapshot import StoreRestore, StoreState
+from shards.slots import MAX_SLOTS
 
 MAGIC: Final = b"raftkv backup 1\n"
 MANIFEST: Final = "manifest.json"
@@ -30,6 +33,7 @@ _KIND: Final = "raftkv backup"
 _SCHEMA: Final = 1
 _LENGTH_BYTES: Final = 4
 _READ_BYTES: Final = 1024 * 1024
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 _OURS: Final = re.compile(r"group-\d+\.snapshot(\.part)?|manifest\.json(\.progress)?(\.\w+\.part)?")
 
 
@@ -44,14 +48,22 @@ class GroupFile:
     ``time_ms``: the group's time, from which the times to live in it count.
     """
 
-    name: str
-    group: int
-    size: int
+    name: Annotated[str, Field(pattern=r"^group-\d+\.snapshot$")]
+    group: _Count
+    size: _Count
     sha256: str
-    time_ms: int
+    time_ms: _Count
     slots: str
-    records: int
-    bytes: int
+    records: _Count
+    bytes: _Count
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What tells a manifest from other files, and from those of other versions."""
+
+    kind: str
+    schema: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,7 @@ class Manifest:
     cluster_id: str
     raftkv_version: str
     created_at: str
-    slots: int
+    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)]
     map: Mapping[str, Any]
     files: tuple[GroupFile, ...]
 
@@ -74,6 +86,10 @@ class Manifest:
     def bytes(self) -> int:
         """Bytes of their keys and values."""
         return sum(file.bytes for file in self.files)
+
+
+_HEAD: Final = TypeAdapter(_Head)
+_BODY: Final = TypeAdapter(Manifest)
 
 
 # Writing
@@ -184,7 +200,7 @@ def coverage(files: Iterable[GroupFile], slots: int) -> tuple[list[int], dict[in
     """Slots that no file owns, and slot -> groups of those that more than one owns. Valid: nothing of either."""
     holders: dict[int, list[int]] = {}
     for file in files:
-        for slot in parse_numbers(file.slots) if file.slots else ():
+        for slot in numbers_of(parse_ranges(file.slots)) if file.slots else ():
             holders.setdefault(slot, []).append(file.group)
     missing = [slot for slot in range(slots) if slot not in holders]
     return missing, {slot: groups for slot, groups in sorted(holders.items()) if len(groups) > 1}
@@ -197,26 +213,30 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises BackupError if there is none or it is not one."""
     path = folder / MANIFEST
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
-        raise BackupError(f"{folder}: is no complete backup: there is no {MANIFEST}") from None
+        raise BackupError(f"{folder}: is not a complete backup: there is no {MANIFEST}") from None
     except OSError as error:
         raise BackupError(f"{path}: cannot read it: {error.strerror or error}") from None
-    except ValueError as error:
-        raise BackupError(f"{path}: is damaged: {error}") from None
     try:
-        if raw["kind"] != _KIND:
+        head = _HEAD.validate_json(text, strict=True)
+        if head.kind != _KIND:
             raise BackupError(f"{path}: is not the manifest of a backup")
-        if raw["schema"] != _SCHEMA:
-            raise BackupError(f"{path}: has schema {raw['schema']}, this version of raftkv reads {_SCHEMA}")
-        files = tuple(GroupFile(**one) for one in raw["files"])
-        for file in files:
-            if Path(file.name).name != file.name:
-                raise BackupError(f"{path}: names a file elsewhere: {file.name}")
-        head = (raw["cluster_id"], raw["raftkv_version"], raw["created_at"], int(raw["slots"]), raw["map"])
-        return Manifest(*head, files)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BackupError(f"{path}: is damaged: {error!r}") from None
+        if head.schema != _SCHEMA:
+            raise BackupError(f"{path}: has schema {head.schema}, this version of raftkv reads {_SCHEMA}")
+        manifest = _BODY.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BackupError(f"{path}: is damaged: {f'{where}: ' if where else ''}{first['msg']}") from None
+    for file in manifest.files:
+        try:
+            ranges = parse_ranges(file.slots) if file.slots else ()
+        except ValueError as error:
+            raise BackupError(f"{path}: is damaged: slots of {file.name}: {error}") from None
+        if any(last >= manifest.slots for _, last in ranges):
+            raise BackupError(f"{path}: is damaged: slots of {file.name}: over {manifest.slots - 1}")
+    return manifest
 
 
 def read_state(path: Path, sha256: str = "") -> StoreState:

@@ -13,12 +13,14 @@ import click
 import raftkv
 from raftkv.cli.admin import archive
 from raftkv.cli.admin.archive import BackupError, GroupFile, Manifest
-from raftkv.cli.admin.common import AdminExit, Precondition, Section, ask, command, confirm, emit
+from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, confirm, emit
 from raftkv.cli.admin.maps import map_report
 from raftkv.cli.admin.restoring import IN_FLIGHT, restore_all
 from raftkv.cli.admin.text import counted, ranges_text, shortened, size_text
 from raftkv.cli.admin.watch import Bar, progress_bar
+from raftkv.cli.console import Section
 from raftkv.cli.files import STANDARD
+from raftkv.cli.parameters import FilePath
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.clock import SystemClock, sleep
 from raftkv.errors import DeadlineExceeded, Unavailable
@@ -31,13 +33,13 @@ _ATTEMPTS: Final = 20
 """Times that one group is tried, a second apart: covers elections and nodes that come back."""
 
 
-def _checked_folder(_ctx: click.Context, _param: click.Parameter, value: str) -> Path:
-    if value == STANDARD:
+def _checked_folder(_ctx: click.Context, _param: click.Parameter, value: Path) -> Path:
+    if str(value) == STANDARD:
         raise click.BadParameter("a backup is a folder, not a stream (./- is a folder of that name)")
-    return Path(value)
+    return value
 
 
-_FOLDER = click.argument("folder", metavar="DIR", type=click.Path(file_okay=False), callback=_checked_folder)
+_FOLDER = click.argument("folder", metavar="DIR", type=FilePath(folder=True), callback=_checked_folder)
 
 
 @click.group("backup")
@@ -52,6 +54,10 @@ def create(folder: Path) -> None:
 
     Each group is read at its leader as of one moment, after the command began; the groups' moments differ. The backup
     is complete once DIR/manifest.json exists. Exits with 4 if slots go on moving between the groups while it reads.
+
+    \b
+    Example:
+      raftkv-admin backup create /backups/monday
     """
     archive.prepare_folder(folder)
 
@@ -63,7 +69,7 @@ def create(folder: Path) -> None:
         ordered = tuple(files[group] for group in sorted(files))
         return Manifest(shard_map.cluster_id, raftkv.__version__, now, shard_map.slots, map_report(state), ordered)
 
-    manifest = ask(main, f"{folder} is no complete backup: the same command begins anew")
+    manifest = ask(main, f"{folder} is not a complete backup: the same command begins anew")
     archive.write_manifest(folder, manifest)
     emit(manifest_report(folder, manifest), show_manifest)
 
@@ -147,12 +153,16 @@ def show_manifest(report: dict[str, Any]) -> Iterator[Section | str]:
     )
 
 
-@command(backup_command, "verify")
+@command(backup_command, "verify", asks=False)
 @_FOLDER
 def verify(folder: Path) -> int:
     """Check all of the backup in DIR: checksums, contents, and that every slot is in it once. Exits with 5 if not.
 
-    Asks no cluster.
+    Contacts no cluster.
+
+    \b
+    Example:
+      raftkv-admin backup verify /backups/monday
     """
     report = verify_report(folder, archive.read_manifest(folder))
     emit(report, show_verify)
@@ -174,7 +184,7 @@ def show_verify(report: dict[str, Any]) -> Iterator[Section | str]:
         yield "the backup is whole"
 
 
-@command(backup_command, "restore")
+@command(backup_command, "restore", confirms=True)
 @_FOLDER
 @click.option(
     "--into-nonempty", is_flag=True, help="Also into a cluster that holds records: what is in both is replaced."
@@ -184,7 +194,7 @@ def show_verify(report: dict[str, Any]) -> Iterator[Section | str]:
     type=click.IntRange(1, 10_000),
     default=IN_FLIGHT,
     show_default=True,
-    help="Writes under way at a time.",
+    help="Writes in flight at a time.",
 )
 @click.option("--restart", is_flag=True, help="Forget the progress of an earlier restore of this backup.")
 def restore(folder: Path, into_nonempty: bool, in_flight: int, restart: bool) -> None:
@@ -193,6 +203,10 @@ def restore(folder: Path, into_nonempty: bool, in_flight: int, restart: bool) ->
     The whole backup is verified before. Any cluster will do, whatever its groups and slots. Records get new versions,
     and live for the rest of their time to live. The same command goes on if it was interrupted, after it has read back
     what was written.
+
+    \b
+    Example:
+      raftkv-admin backup restore /backups/monday
     """
     manifest = archive.read_manifest(folder)
     report = verify_report(folder, manifest)

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import click
 
-from raftkv.cli.admin.common import AdminExit, Precondition, Section, ask, command, complain, emit
+from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, complain, emit
 from raftkv.cli.admin.text import counted, listed
-from raftkv.cli.admin.watch import progress_bar
+from raftkv.cli.admin.watch import progress_bar, wait_timeout_option
+from raftkv.cli.console import Section
 from raftkv.client.admin import AdminClient
 from raftkv.clock import Clock, SystemClock, sleep
 from raftkv.errors import RaftKVError
@@ -29,24 +30,21 @@ Digests = Mapping[int, admin_pb2.GetDigestsResponse | str]
 
 @click.group("check")
 def check_command() -> None:
-    """Look for damage."""
+    """Check for damage."""
 
 
 @command(check_command, "consistency")
 @click.option("--group", "groups", type=click.IntRange(min=1), multiple=True, help="Only this group; may be repeated.")
-@click.option(
-    "--wait-timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=_PATIENCE,
-    show_default=True,
-    metavar="SECONDS",
-    help="Longest time for the replicas of a group to work out their digests.",
-)
+@wait_timeout_option(_PATIENCE, "Longest time for the replicas of a group to compute their digests.")
 def consistency(groups: tuple[int, ...], wait_timeout: float) -> int:
     """Compare the replicas of each shard group, slot by slot, as of one entry of its log.
 
     The cluster goes on serving meanwhile. Exits with 5, and names group, slot and nodes, if replicas differ; with 6 if
     not all of them could be compared.
+
+    \b
+    Example:
+      raftkv-admin check consistency --group 1
     """
 
     async def main(client: AdminClient) -> dict[str, Any]:

@@ -26,7 +26,12 @@ def cluster_command() -> None:
 @command(cluster_command, "status")
 @_LAG
 def status(max_lag: int) -> None:
-    """Show nodes, groups and replicas: leader, term, what each replica has committed and applied, and its lag."""
+    """Show nodes, groups and replicas: leader, term, what each replica has committed and applied, and its lag.
+
+    \b
+    Example:
+      raftkv-admin cluster status
+    """
     emit(cluster_report(ask(survey), max_lag), show_status)
 
 
@@ -37,6 +42,10 @@ def health(max_lag: int) -> int:
 
     A group without a leader, a node that does not answer or is drained, a replica that is missing or lags, a group with
     other voters than wanted.
+
+    \b
+    Example:
+      raftkv-admin cluster health --max-lag 100
     """
     report = cluster_report(ask(survey), max_lag)
     emit({key: report[key] for key in ("cluster_id", "epoch", "healthy", "nodes", "groups", "problems")}, show_health)

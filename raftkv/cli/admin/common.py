@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from raftkv.cli.common import DEFAULT_ENDPOINTS, describe, print_json
+from raftkv.cli.common import DEFAULT_ENDPOINTS, Interrupted, describe, endpoints, output, print_json, timeout_option
 from raftkv.cli.common import run as run_coroutine
+from raftkv.cli.console import Section, display
 from raftkv.client.admin import AdminClient
 from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConditionFailed, DeadlineExceeded, InvalidArgument, RaftKVError, Unavailable
@@ -26,7 +28,6 @@ SCHEMA: Final = 1
 _NAME: Final = "raftkv-admin"
 _GIVEN: Final = "raftkv.cli.admin"
 DEFAULT_TIMEOUT: Final = 5.0
-_WIDE: Final = 10_000
 
 
 class AdminExit(IntEnum):
@@ -50,10 +51,6 @@ class Partial(RaftKVError):
     """Not all was done; the same command goes on. The message says how far it is."""
 
 
-class Interrupted(Exception):
-    """The user ended a command; the message says what goes on without it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The global options. ``timeout``: seconds for each question to the cluster."""
@@ -69,53 +66,37 @@ class Settings:
 
 
 def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if value is not None and param.name is not None:
-        ctx.meta.setdefault(_GIVEN, {})[param.name] = value
+    """Keep what was given. The environment is read at both places, and must not outdo an option before the noun."""
+    given = ctx.meta.setdefault(_GIVEN, {})
+    source = ctx.get_parameter_source(param.name or "")
+    if source is ParameterSource.COMMANDLINE or (source is ParameterSource.ENVIRONMENT and param.name not in given):
+        given[param.name] = value
 
 
-def _options(envvar: str | None) -> list[Callable[[F], F]]:
-    common: dict[str, Any] = {"expose_value": False, "callback": _note}
-    return [
-        click.option(
-            "--endpoints",
-            envvar=envvar,
-            metavar="HOST:PORT,...",
-            help=f"Nodes to ask; any of them is enough.  [env: RAFTKV_ENDPOINTS; default: {DEFAULT_ENDPOINTS}]",
-            **common,
-        ),
-        click.option(
-            "--timeout",
-            type=click.FloatRange(min=0, min_open=True, max=600),
-            metavar="SECONDS",
-            help=f"Longest time for one question to the cluster.  [default: {DEFAULT_TIMEOUT:g}]",
-            **common,
-        ),
-        click.option(
-            "-o",
-            "--output",
-            type=click.Choice(["table", "json"]),
-            help="For people or for programs.  [default: table]",
-            **common,
-        ),
-        click.option(
-            "-y", "--yes", is_flag=True, default=None, help="Ask nothing before what cannot be undone.", **common
-        ),
-    ]
+_NOTED: Final[Mapping[str, Any]] = {"expose_value": False, "callback": _note}
+_ASKING: Final = (endpoints(**_NOTED), timeout_option(DEFAULT_TIMEOUT, **_NOTED))
+_OUTPUT: Final = output(**_NOTED)
+_YES: Final = click.option("-y", "--yes", is_flag=True, help="Skip confirmation prompts.", **_NOTED)
 
 
 def global_options(command: F) -> F:
     """The options that may stand before the command's name, or after it."""
-    for option in reversed(_options("RAFTKV_ENDPOINTS")):
+    for option in reversed((*_ASKING, _OUTPUT, _YES)):
         command = option(command)
     return command
 
 
-def command(group: click.Group, name: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """Makes a function a command of ``group`` that also takes the global options."""
+def command(
+    group: click.Group, name: str, *, asks: bool = True, confirms: bool = False
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Makes a function a command of ``group`` that also takes those global options that mean something to it.
+
+    ``asks``: it asks the cluster. ``confirms``: it asks the user first, see :func:`confirm`.
+    """
+    options = (*(_ASKING if asks else ()), _OUTPUT, *((_YES,) if confirms else ()))
 
     def make(function: Callable[..., Any]) -> click.Command:
-        # Read from the environment once, before the command's name: else it would outdo an option that stands there.
-        for option in reversed(_options(None)):
+        for option in reversed(options):
             function = option(function)
         return group.command(name)(function)
 
@@ -182,20 +163,12 @@ def confirm(question: str) -> None:
     if settings().yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} There is no terminal to ask at: give --yes if you mean it.")
+        raise click.UsageError(f"{question} There is no terminal to ask at: give --yes to confirm.")
     if not click.confirm(question, err=True):
         raise Precondition("nothing was changed")
 
 
 # Output
-
-
-class Section(NamedTuple):
-    """A table for people: a heading (may be empty), the columns' names and rows of text and numbers."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
 
 
 def emit(report: dict[str, Any], show: Callable[[dict[str, Any]], Iterable[Section | str]]) -> None:
@@ -204,36 +177,3 @@ def emit(report: dict[str, Any], show: Callable[[dict[str, Any]], Iterable[Secti
         print_json({"schema": SCHEMA, **report})
     else:
         display(show(report))
-
-
-def display(parts: Iterable[Section | str]) -> None:
-    """Print tables and lines to stdout, a blank line between them where a table stands."""
-    from rich.console import Console
-
-    # Only a terminal has an edge: what a script reads stays in one line.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
-    before: Section | str | None = None
-    for part in parts:
-        if before is not None and not (isinstance(before, str) and isinstance(part, str)):
-            console.print()
-        if isinstance(part, str):
-            console.print(part, markup=False, soft_wrap=True)
-        else:
-            if part.title:
-                console.print(part.title, markup=False, style="bold")
-            console.print(_table(part))
-        before = part
-
-
-def _table(section: Section) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for at, name in enumerate(section.columns):
-        numbers = [row[at] for row in section.rows if row[at] not in ("", "-")]
-        right = bool(numbers) and all(isinstance(one, int | float) for one in numbers)
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
-    for row in section.rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    return table

@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
-from raftkv.cli.admin.common import AdminExit, Precondition, Section, ask, command, complain, confirm, emit
+from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, complain, confirm, emit
 from raftkv.cli.admin.jobs import Figures, known, known_size
 from raftkv.cli.admin.moving import Pace, carry_out, job_options
-from raftkv.cli.admin.survey import figures, survey
+from raftkv.cli.admin.survey import current, figures, survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.admin.watch import Seen, until, wait_options
+from raftkv.cli.console import Section
+from raftkv.cli.parameters import GROUP, LaterDefault
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP, ShardMap
@@ -26,10 +28,15 @@ def group_command() -> None:
 
 @command(group_command, "list")
 def list_groups() -> None:
-    """Show all groups: leader, members, slots, keys, bytes."""
+    """Show all groups: leader, members, slots, keys, bytes.
+
+    \b
+    Example:
+      raftkv-admin group list
+    """
 
     async def main(client: AdminClient) -> tuple[ClusterState, Figures]:
-        state = await client.state_or_map()
+        state = await current(client)
         return state, await figures(client, state.map)
 
     emit(groups_report(*ask(main)), show_groups)
@@ -55,7 +62,7 @@ def groups_report(state: ClusterState, found: Figures) -> dict[str, Any]:
                 "bytes": sum(found[slot].bytes for slot in slots) if asked else None,
             }
         )
-    return {"epoch": state.map.epoch, "groups": rows}
+    return {"epoch": state.map.epoch, "meta_answers": state.vouched, "groups": rows}
 
 
 def show_groups(report: dict[str, Any]) -> Iterator[Section | str]:
@@ -78,12 +85,22 @@ def show_groups(report: dict[str, Any]) -> Iterator[Section | str]:
 
 @command(group_command, "add")
 @click.option("--count", type=click.IntRange(1, 256), default=1, show_default=True, help="How many new groups.")
-@click.option("--replicas", type=click.IntRange(1, 9), help="Replicas of each.  [default: as the other groups have]")
+@click.option(
+    "--replicas",
+    cls=LaterDefault,
+    shown="as the other groups have",
+    type=click.IntRange(1, 9),
+    help="Replicas of each group.",
+)
 @wait_options(default=True)
 def add(count: int, replicas: int | None, wait: bool, wait_timeout: float) -> None:
     """Make new groups, without slots, on the nodes that have the fewest replicas.
 
     `raftkv-admin rebalance apply` gives them their share of the slots.
+
+    \b
+    Example:
+      raftkv-admin group add --count 2
     """
     made: list[dict[str, Any]] = []
 
@@ -121,11 +138,16 @@ def usual_replicas(shard_map: ShardMap) -> int:
     return max(len(group.voters) for group in shard_map.data_groups())
 
 
-@command(group_command, "drain")
-@click.argument("group", type=click.IntRange(min=1))
+@command(group_command, "drain", confirms=True)
+@click.argument("group", type=GROUP)
 @job_options
 def drain(group: int, **pace: Any) -> int:
-    """Move all slots of GROUP to the other groups, evenly; then it can be removed."""
+    """Move all slots of GROUP to the other groups, evenly; then it can be removed.
+
+    \b
+    Example:
+      raftkv-admin group drain 3 --wait
+    """
     confirm(f"Move all slots away from group {group}?")
     return carry_out(
         lambda state: emptying(state, group), Pace(**pace), weights={group: 0}, nothing=f"group {group} owns no slots"
@@ -142,10 +164,15 @@ def emptying(state: ClusterState, group: int) -> list[Move]:
     return [move for move in plan_slots(state.map, {group: 0}) if move.source == group]
 
 
-@command(group_command, "remove")
-@click.argument("group", type=click.IntRange(min=1))
+@command(group_command, "remove", confirms=True)
+@click.argument("group", type=GROUP)
 def remove(group: int) -> int:
-    """Remove GROUP, which owns no slots: its replicas and their logs go."""
+    """Remove GROUP, which owns no slots: its replicas and their logs go.
+
+    \b
+    Example:
+      raftkv-admin group remove 3
+    """
     confirm(f"Remove group {group}?")
     ask(lambda client: client.change(admin_pb2.ChangeRequest(remove_group=group)))
     emit({"group": group}, lambda _: [f"group {group} is removed"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from raftkv.cli.admin.common import Section
 from raftkv.cli.admin.survey import Picture
 from raftkv.cli.admin.text import counted, listed, time_text
+from raftkv.cli.console import Section
 from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP, Group
 

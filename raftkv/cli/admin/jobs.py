@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from raftkv.cli.admin.common import Section
 from raftkv.cli.admin.text import counted, ranges_text, rate_text, shortened, size_text, time_text
+from raftkv.cli.console import Section
 from raftkv.client.admin import ClusterState
 from raftkv.v1 import admin_pb2
 from shards.map import ShardMap

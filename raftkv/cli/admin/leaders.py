@@ -7,9 +7,12 @@ from typing import Any, Final
 
 import click
 
-from raftkv.cli.admin.common import AdminExit, Partial, Precondition, Section, ask, command, complain, emit
-from raftkv.cli.admin.placing import Wishes, voters_request
+from raftkv.cli.admin.common import AdminExit, Partial, Precondition, ask, command, complain, emit
+from raftkv.cli.admin.placing import Wishes, check_answers, voters_request
+from raftkv.cli.admin.survey import survey
 from raftkv.cli.admin.text import listed
+from raftkv.cli.console import Section
+from raftkv.cli.parameters import NODE
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.clock import SystemClock, sleep
 from raftkv.errors import RaftKVError
@@ -31,14 +34,23 @@ def leader_command() -> None:
 
 @command(leader_command, "transfer")
 @click.argument("group", type=click.IntRange(min=0))
-@click.argument("node", type=click.IntRange(min=1))
+@click.argument("node", type=NODE)
 def transfer(group: int, node: int) -> None:
-    """Let NODE, a voter of GROUP, lead it, and prefer it as its leader from now on. Group 0 is the meta group."""
+    """Make NODE, a voter of GROUP, its leader, and its preferred leader from now on. Group 0 is the meta group.
+
+    Exits with 4, and changes nothing, if NODE does not answer or is not a voter.
+
+    \b
+    Example:
+      raftkv-admin leader transfer 1 2
+    """
 
     async def main(client: AdminClient) -> int | None:
         state = await client.state()
         before = state.leaders.get(group)
-        await prefer(client, state, {group: led_by(state, group, node)})
+        order = led_by(state, group, node)
+        check_answers(await survey(client, state), node)
+        await prefer(client, state, {group: order})
         missing = await hand_over(client, {group: node})
         if missing:
             raise Partial(f"group {group} is not led by node {node} yet: {missing[group]}")
@@ -55,7 +67,7 @@ def led_by(state: ClusterState, group: int, node: int) -> tuple[int, ...]:
         raise Precondition(f"there is no group {group}")
     voters = state.map.group(group).voters
     if node not in voters:
-        raise Precondition(f"node {node} is no voter of group {group}, which has {listed(voters)}")
+        raise Precondition(f"node {node} is not a voter of group {group}, whose voters are {listed(voters)}")
     if group in state.wanted:
         raise Precondition(f"the voters of group {group} are being changed: wait until that is done")
     return (node, *(voter for voter in voters if voter != node))
@@ -96,9 +108,13 @@ async def hand_over(client: AdminClient, wanted: Mapping[int, int]) -> dict[int,
 
 @command(leader_command, "balance")
 def balance() -> int:
-    """Spread the leaderships evenly over the nodes, with as few changes as can be, and hand them over.
+    """Spread the leaderships evenly over the nodes, with the fewest changes.
 
     Exits with 6 if a group has another leader than wanted after that; the same command goes on.
+
+    \b
+    Example:
+      raftkv-admin leader balance
     """
 
     async def main(client: AdminClient) -> dict[str, Any]:
@@ -108,7 +124,14 @@ def balance() -> int:
         wanted = {
             group.id: order.get(group.id, group.voters)[0] for group in state.map.groups if group.id not in state.wanted
         }
-        missing = await hand_over(client, wanted)
+        picture = await survey(client, state)
+        # No group waits for a node that cannot lead now; the preference is kept.
+        missing = {
+            group: f"node {node} does not answer: {picture.said.get(node)}"
+            for group, node in wanted.items()
+            if node not in picture.alive
+        }
+        missing |= await hand_over(client, {group: node for group, node in wanted.items() if group not in missing})
         return balance_report(state, wanted, (await client.known()).leaders, missing)
 
     report = ask(main, "leaders go on being handed over to the preferred nodes")

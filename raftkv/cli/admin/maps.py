@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
-from raftkv.cli.admin.common import Section, ask, command, complain, emit
+from raftkv.cli.admin.common import ask, command, emit
+from raftkv.cli.admin.survey import current
 from raftkv.cli.admin.text import listed, ranges_text, shortened
 from raftkv.cli.common import argument_bytes, field
+from raftkv.cli.console import Section
 from raftkv.client.admin import ClusterState
 from raftkv.client.arguments import encode_key
 from shards.slots import slot_of
@@ -24,13 +26,16 @@ def map_command() -> None:
 @click.option("--key", help="Show where this key lies.")
 @click.option("--slot", type=click.IntRange(min=0), help="Show where this slot lies.")
 def show(key: str | None, slot: int | None) -> None:
-    """Show which group owns which slots and which nodes hold it; or of one key or slot alone."""
+    """Show which group owns which slots and which nodes hold it; or of one key or slot alone.
+
+    \b
+    Example:
+      raftkv-admin map show --key user:1
+    """
     if key is not None and slot is not None:
         raise click.UsageError("--key and --slot exclude each other")
     name = None if key is None else encode_key(argument_bytes(key))
-    state = ask(lambda client: client.state_or_map())
-    if not state.vouched:
-        complain("the meta group does not answer: this is one node's copy of the map, which may be old")
+    state = ask(current)
     if name is not None:
         emit({**field("key", name), **slot_report(state, slot_of(name, state.map.slots))}, show_slot)
     elif slot is not None:
@@ -38,7 +43,7 @@ def show(key: str | None, slot: int | None) -> None:
             raise click.UsageError(f"there is no slot {slot}: the cluster has 0 to {state.map.slots - 1}")
         emit(slot_report(state, slot), show_slot)
     else:
-        emit(map_report(state), show_map)
+        emit({**map_report(state), "meta_answers": state.vouched}, show_map)
 
 
 def slot_report(state: ClusterState, slot: int) -> dict[str, Any]:
@@ -52,6 +57,7 @@ def slot_report(state: ClusterState, slot: int) -> dict[str, Any]:
         "leader": leader,
         "nodes": [{"id": node, "address": address[node]} for node in group.voters],
         "epoch": state.map.epoch,
+        "meta_answers": state.vouched,
     }
 
 

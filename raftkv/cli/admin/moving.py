@@ -58,14 +58,14 @@ def job_options(command: F) -> F:
             default="unlimited",
             show_default=True,
             metavar="BYTES",
-            help="Copy no more than this in a second, all moves together: 10MB, 512KiB.",
+            help="Bytes per second to copy at most, all moves together: 10MB, 512KiB.",
         ),
         click.option(
             "--concurrency",
             type=click.IntRange(1, 64),
             default=DEFAULT_CONCURRENCY,
             show_default=True,
-            help="Moves at a time.",
+            help="Moves in flight at a time.",
         ),
         click.option(
             "--slots-per-move",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from raftkv.cli.admin import placing
-from raftkv.cli.admin.common import Section, ask, command, complain, confirm, emit, settings
+from raftkv.cli.admin.common import ask, command, complain, confirm, emit, settings
 from raftkv.cli.admin.health import cluster_report, node_state
 from raftkv.cli.admin.survey import survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.admin.watch import wait_options, wait_timeout_option
+from raftkv.cli.console import Section
+from raftkv.cli.parameters import NODE
 from raftkv.client.admin import AdminClient
 from raftkv.v1 import admin_pb2
 
-_NODE = click.argument("node", type=click.IntRange(min=1))
+_NODE = click.argument("node", type=NODE)
 
 
 @click.group("node")
@@ -26,7 +29,12 @@ def node_command() -> None:
 
 @command(node_command, "list")
 def list_nodes() -> None:
-    """Show all nodes: addresses, state, replicas, groups that they lead."""
+    """Show all nodes: addresses, state, replicas, groups that they lead.
+
+    \b
+    Example:
+      raftkv-admin node list
+    """
     report = cluster_report(ask(survey))
     emit({key: report[key] for key in ("epoch", "nodes", "removed")}, show_nodes)
 
@@ -51,17 +59,21 @@ def show_nodes(report: dict[str, Any]) -> Iterator[Section | str]:
 
 
 @command(node_command, "add")
-@click.argument("nodes", type=click.IntRange(min=1), nargs=-1, metavar="[NODE]...")
+@click.argument("nodes", type=NODE, nargs=-1, metavar="[NODE]...")
 @wait_options(default=False)
 def add(nodes: tuple[int, ...], wait: bool, wait_timeout: float) -> None:
     """Bring replicas to nodes that have joined. Without NODE: show the command that joins one.
 
     A node joins by itself: `raftkv serve --join` on its machine makes it a member without replicas. After that, this
     command gives it its share of the replicas of all groups, and of the meta group if that is to grow.
+
+    \b
+    Example:
+      raftkv-admin node add 4 --wait
     """
     if not nodes:
         endpoints = settings().endpoints
-        line = f"raftkv serve --join {endpoints} --data-dir DIR --address HOST:PORT"
+        line = f"raftkv serve --join {shlex.quote(endpoints)} --data-dir DIR --address HOST:PORT"
         emit({"command": line}, lambda _: [line])
         complain("run this on the new machine; when it serves, `raftkv-admin node add ITS-ID` brings replicas to it")
         return
@@ -71,7 +83,12 @@ def add(nodes: tuple[int, ...], wait: bool, wait_timeout: float) -> None:
 @command(node_command, "balance")
 @wait_options(default=False)
 def balance(wait: bool, wait_timeout: float) -> None:
-    """Spread the replicas evenly over all nodes that answer and are not drained."""
+    """Spread the replicas evenly over all nodes that answer and are not drained.
+
+    \b
+    Example:
+      raftkv-admin node balance --wait
+    """
     _spread((), wait, wait_timeout)
 
 
@@ -105,13 +122,17 @@ def show_wishes(report: dict[str, Any], nothing: str) -> Iterator[Section | str]
         yield nothing
 
 
-@command(node_command, "drain")
+@command(node_command, "drain", confirms=True)
 @_NODE
 @wait_options(default=False)
 def drain(node: int, wait: bool, wait_timeout: float) -> None:
     """Bring all replicas of NODE to other nodes; it gets no new ones. Then it can be removed.
 
     Exits with 4, and changes nothing, if too few other nodes answer or a group has lost its majority.
+
+    \b
+    Example:
+      raftkv-admin node drain 2 --wait
     """
     confirm(f"Move all replicas away from node {node}?")
 
@@ -138,17 +159,26 @@ def drain(node: int, wait: bool, wait_timeout: float) -> None:
 @command(node_command, "undrain")
 @_NODE
 def undrain(node: int) -> None:
-    """Let a node that was drained have replicas again; what has not left it stays."""
+    """Let a node that was drained have replicas again; what has not left it stays.
+
+    \b
+    Example:
+      raftkv-admin node undrain 2
+    """
     ask(lambda client: client.change(admin_pb2.ChangeRequest(undrain_node=node)))
     emit({"node": node}, lambda _: [f"node {node} may have replicas again"])
 
 
-@command(node_command, "remove")
+@command(node_command, "remove", confirms=True)
 @_NODE
 def remove(node: int) -> None:
     """Remove NODE for good: its id never comes back, and its process ends. It must hold no replicas.
 
     Exits with 4 if it does, and says whether it can be drained.
+
+    \b
+    Example:
+      raftkv-admin node remove 2
     """
     confirm(f"Remove node {node} for good?")
 
@@ -165,14 +195,18 @@ def remove(node: int) -> None:
     emit({"node": node, "removed_now": changed}, lambda _: [text])
 
 
-@command(node_command, "replace")
-@click.argument("old", type=click.IntRange(min=1))
-@click.argument("new", type=click.IntRange(min=1))
-@wait_timeout_option
+@command(node_command, "replace", confirms=True)
+@click.argument("old", type=NODE)
+@click.argument("new", type=NODE)
+@wait_timeout_option()
 def replace(old: int, new: int, wait_timeout: float) -> None:
     """Put NEW, a node that has joined, in the place of OLD in all its groups, then remove OLD for good.
 
     OLD may be dead, as long as each of its groups has a majority. If it is interrupted, the same command goes on.
+
+    \b
+    Example:
+      raftkv-admin node replace 3 5
     """
     confirm(f"Replace node {old} by node {new} and remove node {old} for good?")
     again = f"the same command goes on: raftkv-admin node replace {old} {new}"

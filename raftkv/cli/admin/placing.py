@@ -46,12 +46,17 @@ def _check_fit(picture: Picture, nodes: Iterable[int]) -> None:
         check_member(picture.state.map, node)
         if node in picture.state.draining:
             raise Precondition(f"node {node} is drained: `raftkv-admin node undrain {node}` ends that")
-        if node not in picture.alive:
-            raise Precondition(f"node {node} does not answer: {picture.said.get(node)}")
+        check_answers(picture, node)
+
+
+def check_answers(picture: Picture, node: int) -> None:
+    """Raises Precondition that says why ``node`` cannot be asked."""
+    if node not in picture.alive:
+        raise Precondition(f"node {node} does not answer: {picture.said.get(node)}")
 
 
 def check_member(shard_map: ShardMap, node: int) -> None:
-    """Raises Precondition if ``node`` is no member of the cluster."""
+    """Raises Precondition if ``node`` is not a member of the cluster."""
     if node in shard_map.removed:
         raise Precondition(f"node {node} has been removed from the cluster")
     if all(one.id != node for one in shard_map.nodes):

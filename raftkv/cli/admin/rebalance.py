@@ -41,7 +41,12 @@ def _weights(items: tuple[str, ...]) -> Mapping[int, float]:
 @command(rebalance_command, "plan")
 @_WEIGHT
 def plan(weights: tuple[str, ...]) -> None:
-    """Show the fewest moves after which each group has its share of the slots. Changes nothing."""
+    """Show the fewest moves after which each group has its share of the slots. Changes nothing.
+
+    \b
+    Example:
+      raftkv-admin rebalance plan --weight 3=0.5
+    """
     chosen = _weights(weights)
 
     async def main(client: AdminClient) -> dict[str, Any]:
@@ -61,6 +66,10 @@ def apply(weights: tuple[str, ...], plan_id: str | None, dry_run: bool, **pace: 
     """Start moving slots so that each group has its share. Goes on in the cluster, whoever leads it.
 
     Exits with 4 if the plan is another one than --plan-id, or a job is under way already.
+
+    \b
+    Example:
+      raftkv-admin rebalance apply --plan-id 618529950368 --rate 10MB
     """
     chosen = _weights(weights)
 
@@ -83,7 +92,12 @@ def apply(weights: tuple[str, ...], plan_id: str | None, dry_run: bool, **pace: 
 @command(rebalance_command, "status")
 @wait_options(default=False)
 def status(wait: bool, wait_timeout: float) -> int:
-    """Show how far the job is that moves slots, or how the last one ended."""
+    """Show how far the job is that moves slots, or how the last one ended.
+
+    \b
+    Example:
+      raftkv-admin rebalance status --wait
+    """
 
     async def main(client: AdminClient) -> dict[str, Any]:
         state = await client.state()
@@ -103,27 +117,47 @@ def _change(request: admin_pb2.ChangeRequest, what: str) -> None:
 
 @command(rebalance_command, "pause")
 def pause() -> None:
-    """Start no further moves; those under way are finished."""
+    """Start no further moves; those under way are finished.
+
+    \b
+    Example:
+      raftkv-admin rebalance pause
+    """
     _change(admin_pb2.ChangeRequest(pause=True), "is paused: `raftkv-admin rebalance resume` goes on")
 
 
 @command(rebalance_command, "resume")
 def resume() -> None:
-    """Go on after a pause."""
+    """Resume a paused job.
+
+    \b
+    Example:
+      raftkv-admin rebalance resume
+    """
     _change(admin_pb2.ChangeRequest(pause=False), "goes on")
 
 
 @command(rebalance_command, "cancel")
 def cancel() -> None:
-    """End the job: what has not changed owner yet stays where it was."""
+    """End the job: what has not changed owner yet stays where it was.
+
+    \b
+    Example:
+      raftkv-admin rebalance cancel
+    """
     _change(admin_pb2.ChangeRequest(cancel=True), "is cancelled: what was moved stays moved")
 
 
 @command(rebalance_command, "tune")
-@click.option("--rate", type=RATE, metavar="BYTES", help="Bytes in a second, or unlimited.")
-@click.option("--concurrency", type=click.IntRange(1, 64), help="Moves at a time.")
+@click.option("--rate", type=RATE, metavar="BYTES", help="Bytes per second, or unlimited.")
+@click.option("--concurrency", type=click.IntRange(1, 64), help="Moves in flight at a time.")
 def tune(rate: int | None, concurrency: int | None) -> None:
-    """Give the job under way another pace."""
+    """Change the rate and concurrency of the running job.
+
+    \b
+    Example:
+      raftkv-admin rebalance tune --rate 512KiB
+    """
     if rate is None and concurrency is None:
         raise click.UsageError("give --rate or --concurrency")
 

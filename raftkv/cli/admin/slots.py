@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from raftkv.cli.admin.common import AdminExit, Precondition, Section, ask, command, complain, emit
+from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, complain, emit
 from raftkv.cli.admin.jobs import Figures
 from raftkv.cli.admin.moving import Pace, carry_out, job_options
-from raftkv.cli.admin.survey import figures
-from raftkv.cli.admin.text import listed, parse_numbers, size_text
+from raftkv.cli.admin.survey import current, figures
+from raftkv.cli.admin.text import listed, numbers_of, parse_ranges, size_text
+from raftkv.cli.console import Section
 from raftkv.client.admin import AdminClient, ClusterState
 from shards.map import ShardMap
 from shards.planner import Move
@@ -30,17 +31,21 @@ def slot_command() -> None:
     type=click.Choice(["bytes", "keys", "operations"]),
     default="bytes",
     show_default=True,
-    help="Which ones are the top.",
+    help="What to sort by.",
 )
 def stats(top: int, by: str) -> int:
     """Show keys, bytes and operations of the slots that have most, and of each group.
 
     Operations are those that the group's present leader has served since its process started. Exits with 5 if a group
     could not be asked.
+
+    \b
+    Example:
+      raftkv-admin slot stats --top 5 --by operations
     """
 
     async def main(client: AdminClient) -> tuple[ShardMap, Figures]:
-        state = await client.state_or_map()
+        state = await current(client)
         return state.map, await figures(client, state.map)
 
     report = stats_report(*ask(main), top, by)
@@ -98,9 +103,14 @@ def show_stats(report: dict[str, Any]) -> Iterator[Section | str]:
 @click.option("--to", "target", type=click.IntRange(min=1), required=True, metavar="GROUP", help="The new owner.")
 @job_options
 def move(slots: str, target: int, **pace: Any) -> int:
-    """Move SLOTS, such as 1,5-9, to another group. Slots that it owns already are left alone."""
+    """Move SLOTS, such as 1,5-9, to another group. Slots that it owns already are left alone.
+
+    \b
+    Example:
+      raftkv-admin slot move 1,5-9 --to 2 --wait
+    """
     try:
-        chosen = parse_numbers(slots, MAX_SLOTS - 1)
+        chosen = parse_ranges(slots)
     except ValueError as error:
         raise click.UsageError(f"SLOTS: {error}") from None
     return carry_out(
@@ -110,14 +120,18 @@ def move(slots: str, target: int, **pace: Any) -> int:
     )
 
 
-def moves_to(state: ClusterState, slots: Sequence[int], target: int) -> list[Move]:
-    """The moves, one per present owner, that bring ``slots`` to ``target``. Raises Precondition."""
+def moves_to(state: ClusterState, ranges: Sequence[tuple[int, int]], target: int) -> list[Move]:
+    """The moves, one per present owner, that bring the slots of ``ranges`` to ``target``.
+
+    Raises Precondition, and click.UsageError for a slot that the cluster never has.
+    """
+    last = max(end for _, end in ranges)
+    if last >= state.map.slots:
+        raise click.UsageError(f"there is no slot {last}: the cluster has 0 to {state.map.slots - 1}")
     if target not in {group.id for group in state.map.data_groups()}:
         raise Precondition(f"there is no data group {target}")
     sources: dict[int, list[int]] = {}
-    for slot in slots:
-        if slot >= state.map.slots:
-            raise Precondition(f"there is no slot {slot}: the cluster has 0 to {state.map.slots - 1}")
+    for slot in numbers_of(ranges):
         if state.map.owners[slot] != target:
             sources.setdefault(state.map.owners[slot], []).append(slot)
     return [Move(tuple(found), source, target) for source, found in sorted(sources.items())]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from raftkv.cli.admin.common import Precondition
+from raftkv.cli.admin.common import Precondition, complain
 from raftkv.cli.admin.text import listed
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.errors import RaftKVError
@@ -45,6 +45,14 @@ class Picture:
         newest = max((one.term for _, one in replicas), default=0)
         leading = [node for node, one in replicas if one.role == admin_pb2.ROLE_LEADER and one.term == newest]
         return leading[0] if leading else None
+
+
+async def current(client: AdminClient) -> ClusterState:
+    """The cluster's state, or one node's copy of the map; the user is told if it is that."""
+    state = await client.state_or_map()
+    if not state.vouched:
+        complain("the meta group does not answer: this is one node's copy of the map, which may be old")
+    return state
 
 
 async def survey(client: AdminClient, state: ClusterState | None = None) -> Picture:

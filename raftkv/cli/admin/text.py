@@ -12,9 +12,9 @@ _UNITS: Final = ("B", "KB", "MB", "GB", "TB")
 MAX_RATE: Final = 2**40
 
 
-def parse_numbers(text: str, high: int = 2**31 - 1) -> tuple[int, ...]:
-    """``1,5-9`` as numbers, ascending, each once. Raises ValueError that says what is wrong."""
-    found: set[int] = set()
+def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:
+    """``1,5-9`` as first and last numbers. Raises ValueError that says what is wrong."""
+    found = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
@@ -23,14 +23,17 @@ def parse_numbers(text: str, high: int = 2**31 - 1) -> tuple[int, ...]:
         last = first if match[2] is None else int(match[2])
         if first > last:
             raise ValueError(f"the range {part.strip()} runs backwards")
-        if last > high:
-            raise ValueError(f"{last} is over {high}")
-        found.update(range(first, last + 1))
-    return tuple(sorted(found))
+        found.append((first, last))
+    return tuple(found)
+
+
+def numbers_of(ranges: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    """All numbers of ``ranges``, ascending, each once."""
+    return tuple(sorted({number for first, last in ranges for number in range(first, last + 1)}))
 
 
 def ranges_text(numbers: Iterable[int]) -> str:
-    """Numbers as :func:`parse_numbers` reads them: ``1,5-9``."""
+    """Numbers as ``parse_ranges`` reads them: ``1,5-9``."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and runs[-1][1] == number - 1:
@@ -51,13 +54,13 @@ def parse_rate(text: str) -> int:
         return 0
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no rate; write bytes a second as 10MB, 512KiB or 1000000, or unlimited")
+        raise ValueError(f"{text!r} is not a rate; write bytes a second as 10MB, 512KiB or 1000000, or unlimited")
     if match[3] and not match[2]:
-        raise ValueError(f"{text!r} is no rate: a unit is missing before the i")
-    rate = int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].lower()])
+        raise ValueError(f"{text!r} is not a rate: a unit is missing before the i")
+    rate = float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].lower()]
     if not 1 <= rate <= MAX_RATE:
         raise ValueError(f"{text!r} is out of range: 1 B to 1 TiB a second, or unlimited")
-    return rate
+    return int(rate)
 
 
 def size_text(size: float) -> str:

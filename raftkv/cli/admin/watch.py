@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskProgressColumn, TimeElapsedColumn
 
 from raftkv.cli.admin.common import Partial
+from raftkv.cli.console import make_progress
+from raftkv.cli.parameters import Duration, duration_text
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.clock import Clock, SystemClock, sleep
 from raftkv.errors import DeadlineExceeded, Unavailable
@@ -24,6 +25,7 @@ _PATIENCE: Final = 60.0
 """Seconds for which the cluster may not answer, as when its meta group elects a leader, before waiting ends."""
 
 DEFAULT_WAIT: Final = 3600.0
+_NO_LONGER: Final = "Wait no longer than this; exit code 6 then. The work goes on in the cluster."
 
 
 class Seen(NamedTuple):
@@ -50,16 +52,8 @@ class Bar:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Bar]:
     """A bar for as long as the context lasts."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield Bar(progress, title)
+    with make_progress(TaskProgressColumn(), TimeElapsedColumn(), "{task.fields[note]}", transient=True) as shown:
+        yield Bar(shown, title)
 
 
 async def until(
@@ -97,16 +91,9 @@ async def until(
             await sleep(clock, _INTERVAL)
 
 
-def wait_timeout_option(command: F) -> F:
-    """``--wait-timeout``."""
-    return click.option(
-        "--wait-timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        default=DEFAULT_WAIT,
-        show_default=True,
-        metavar="SECONDS",
-        help="Wait no longer than this; exit code 6 then. The work goes on in the cluster.",
-    )(command)
+def wait_timeout_option(default: float = DEFAULT_WAIT, text: str = _NO_LONGER) -> Callable[[F], F]:
+    """``--wait-timeout``, ``default`` in seconds."""
+    return click.option("--wait-timeout", type=Duration(), default=duration_text(default), show_default=True, help=text)
 
 
 def wait_options(default: bool) -> Callable[[F], F]:
@@ -114,6 +101,6 @@ def wait_options(default: bool) -> Callable[[F], F]:
 
     def add(command: F) -> F:
         wait = click.option("--wait/--no-wait", default=default, show_default=True, help="Wait until it is done.")
-        return wait(wait_timeout_option(command))
+        return wait(wait_timeout_option()(command))
 
     return add

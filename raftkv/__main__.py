@@ -1,0 +1,5 @@
+"""``python -m raftkv`` is ``raftkv``."""
+
+from raftkv.cli.main import main
+
+main()

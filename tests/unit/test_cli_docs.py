@@ -1,0 +1,87 @@
+"""Guarantee: docs/cli.md names every field of the JSON that ``raftkv`` prints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from raftkv.cli import local
+from raftkv.cli.main import cli, run
+from raftkv.v1 import admin_pb2
+from tests.admin_world import World, world_of
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()
+
+
+def rows(first: str) -> dict[str, set[str]]:
+    """The table whose heading begins with ``first``: its first cells -> the names in the second ones."""
+    found = {}
+    for line in PAGE[PAGE.index(f"| {first} |") :].splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        cells = line.strip("|").split("|")
+        found[cells[0].strip().strip("`")] = set(re.findall(r"`(\w+)`", cells[1]))
+    return found
+
+
+COMMANDS = rows("command")
+PARTS = rows("of")
+
+
+def test_every_command_with_json_is_in_the_table() -> None:
+    context = click.Context(cli)
+    having = set()
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        if any(option.name == "output" for option in command.params):
+            having.add(name)
+    assert set(COMMANDS) == having
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with world_of(nodes=1, groups=1) as running:
+        yield running
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run([*arguments, "-o", "json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_fields_of_records(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAFTKV_ENDPOINTS", world.endpoints)
+    assert set(printed(capsys, "put", "a", "1", "--ttl", "1h")) <= COMMANDS["put"]
+    assert set(printed(capsys, "get", "a")) == {"key", "value", "version", "expires_at"} <= COMMANDS["get"]
+    assert printed(capsys, "delete", "a") == {"existed": True}
+    assert printed(capsys, "delete", "a", code=4) == {"existed": False}
+    assert "existed" in COMMANDS["delete"]
+    (tmp_path / "few.jsonl").write_text('{"key": "a", "value_b64": "/w=="}\n')
+    assert set(printed(capsys, "load", str(tmp_path / "few.jsonl"))) <= COMMANDS["load"]
+    assert set(printed(capsys, "get", "a")) - COMMANDS["get"] == {"value_b64"} <= PARTS["records"]
+
+
+def test_fields_of_a_local_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.LocalProcesses.create(tmp_path, local.new_shape(local.places_from(7401, 1), groups=1, replicas=1))
+    status = printed(capsys, "status", "--data-dir", str(tmp_path), code=3)
+    assert set(status) == COMMANDS["status"] - {"complete", "false"}
+    assert set(status["nodes"][0]) == PARTS["nodes"] - {"null"}
+    monkeypatch.setattr(local.LocalProcesses, "start_missing", lambda _: [])
+    monkeypatch.setattr(local.LocalProcesses, "wait_ready", lambda *_: None)
+    assert set(printed(capsys, "up", "--data-dir", str(tmp_path))) == set(status) | {"started"}
+    assert "started" in COMMANDS["up"]
+    group = local._group_status(1, [(1, admin_pb2.ReplicaStatus(group=1, term=2, voters=[1]))], frozenset({1}))
+    assert set(group) | set(group["members"][0]) == PARTS["groups"] - {"null"}
