@@ -31,6 +31,7 @@ COMMANDS: Final[dict[tuple[str, ...], click.Command]] = {
     (".venv/bin/raftkv",): cli,
     ("raftkv-admin",): admin,
     (".venv/bin/raftkv-admin",): admin,
+    (".venv/bin/python", "-m", "raftkv"): cli,
     (".venv/bin/python", "-m", "bench"): bench,
     (".venv/bin/python", "-m", "faults"): faults,
 }

@@ -80,14 +80,13 @@ def endpoints(**attributes: Any) -> Callable[[F], F]:
     """The option ``--endpoints``, with further ``attributes`` of click's."""
     return click.option(
         "--endpoints",
-        callback=checked(parse_endpoints),
         envvar="RAFTKV_ENDPOINTS",
         default=DEFAULT_ENDPOINTS,
         show_default=True,
         show_envvar=True,
         metavar="HOST:PORT,...",
         help="Nodes to ask; any of them is enough.",
-        **attributes,
+        **{"callback": checked(parse_endpoints), **attributes},
     )
 
 

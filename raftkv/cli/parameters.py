@@ -9,6 +9,8 @@ from typing import Any, Final
 import click
 from click.types import OptionHelpExtra
 
+from raftkv.cli.files import STANDARD
+
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER: Final = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _PART: Final = re.compile(rf"({_NUMBER})(ms|[smhd])", re.ASCII)
@@ -84,6 +86,8 @@ class FilePath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value in ("", b""):
             self.fail("the path is empty", param, ctx)
+        if value == STANDARD and not self.allow_dash:
+            self.fail("stdin and stdout are not possible here (./- is a file or folder of that name)", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -385,6 +385,6 @@ def test_a_backup_is_no_stream(admin: Admin, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     for command in ("create", "verify", "restore"):
         assert admin(f"backup {command}", "-") == 2
-        assert "a backup is a folder, not a stream" in admin.err
+        assert "stdin and stdout are not possible here" in admin.err
     assert admin("backup create", "./-") == 0
     assert admin("backup verify", "./-") == 0

@@ -185,7 +185,7 @@ def test_an_unexpected_error_is_one_line(
 def test_the_log_of_a_node_keeps_the_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: object) -> int:
+    def broken(*_: object) -> int:
         raise ZeroDivisionError("oops")
 
     monkeypatch.delenv("RAFTKV_DEBUG", raising=False)

@@ -19,7 +19,6 @@ from raftkv.cli.admin.restoring import IN_FLIGHT, restore_all
 from raftkv.cli.admin.text import counted, ranges_text, shortened, size_text
 from raftkv.cli.admin.watch import Bar, progress_bar
 from raftkv.cli.console import Section
-from raftkv.cli.files import STANDARD
 from raftkv.cli.parameters import FilePath
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.clock import SystemClock, sleep
@@ -32,14 +31,7 @@ _PAUSE: Final = 1.0
 _ATTEMPTS: Final = 20
 """Times that one group is tried, a second apart: covers elections and nodes that come back."""
 
-
-def _checked_folder(_ctx: click.Context, _param: click.Parameter, value: Path) -> Path:
-    if str(value) == STANDARD:
-        raise click.BadParameter("a backup is a folder, not a stream (./- is a folder of that name)")
-    return value
-
-
-_FOLDER = click.argument("folder", metavar="DIR", type=FilePath(folder=True), callback=_checked_folder)
+_FOLDER = click.argument("folder", metavar="DIR", type=FilePath(folder=True))
 
 
 @click.group("backup")
