@@ -83,6 +83,8 @@ def join(endpoints: str, folder: Path, places: Places, timeout: float = _TIMEOUT
         _check_ports(places.listen or note.address, places.peer_listen or note.peer_address)
         answer = _take_in(endpoints, folder, note, timeout)
         return _settle(folder, note, places, answer)
+    except RaftKVError:
+        raise
     except OSError as error:
         raise JoinError(f"{folder}: cannot write there: {error.strerror or error}") from None
     finally:

@@ -88,6 +88,10 @@ def run(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return Exit.INTERRUPTED
+    except RaftKVError as error:
+        # Before OSError, which some of them are too.
+        complain(describe(error))
+        return exit_code(error)
     except OSError as error:
         # Commands report what they meet elsewhere, so this is the output. Nothing more can be said to it, not even at
         # interpreter exit. A reader that has gone wants to hear nothing.
@@ -95,9 +99,6 @@ def run(arguments: list[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):
             complain(f"cannot go on: {error}")
         return Exit.ERROR
-    except RaftKVError as error:
-        complain(describe(error))
-        return exit_code(error)
     return code if isinstance(code, int) else Exit.DONE
 
 

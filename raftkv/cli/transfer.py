@@ -161,6 +161,8 @@ def dump(out: Path | None, endpoints: str, timeout: float) -> None:
             with part.open("wb") as file:
                 count = run(transfer(file))
             part.replace(out)
+        except RaftKVError:
+            raise
         except OSError as error:
             raise InvalidArgument(f"{out}: cannot write it: {error.strerror or error}") from None
         finally:

@@ -20,7 +20,7 @@ from raftkv.cli.admin.text import counted, ranges_text, shortened, size_text
 from raftkv.cli.admin.watch import Bar, progress_bar
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.clock import SystemClock, sleep
-from raftkv.errors import DeadlineExceeded, Unavailable
+from raftkv.errors import DeadlineExceeded, RaftKVError, Unavailable
 
 _ROUNDS: Final = 5
 """Times that groups are read (again) because slots moved between them meanwhile."""
@@ -109,6 +109,8 @@ async def read_group(client: AdminClient, folder: Path, group: int) -> GroupFile
                 raise
         except (Unavailable, DeadlineExceeded) as error:
             problem = error
+        except RaftKVError:
+            raise
         except OSError as error:
             raise BackupError(f"{folder}: cannot write there: {error.strerror or error}") from None
     raise Unavailable(f"group {group} could not be read: {problem}")
