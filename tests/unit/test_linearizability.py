@@ -236,29 +236,6 @@ def test_a_compare_and_swap_takes_a_version_even_if_nobody_is_told(story: Story)
     assert not story.holds()
 
 
-def test_a_compare_and_swap_tells_the_version_of_what_it_wrote(story: Story) -> None:
-    story.put(0, 1, "a", 3)
-    swapped = story.cas(2, 3, "a", "b", version=5)
-    read = story.get(4, 5, "b", 5)
-    assert story.holds()
-    read.version = 6
-    assert not story.holds()
-    read.version = swapped.version = 3
-    assert not story.holds(), "a write has a version of its own"
-
-
-def test_a_compare_and_swap_that_was_not_done_tells_the_version_in_its_way(story: Story) -> None:
-    early = story.cas(0, 1, "a", "b", done=False, version=0)
-    story.put(2, 3, "a", 3)
-    late = story.cas(4, 5, "z", "b", done=False, version=3)
-    assert story.holds()
-    for answer, wrong in ((early, 3), (late, 2), (late, 0)):
-        right, answer.version = answer.version, wrong
-        assert not story.holds()
-        answer.version = right
-    assert story.holds()
-
-
 def test_a_version_once_told_is_kept(story: Story) -> None:
     story.cas(0, 1, None, "a")
     story.get(2, 3, "a", 5)
