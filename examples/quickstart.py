@@ -20,9 +20,10 @@ async def main(endpoints: str) -> None:
         try:
             await kv.put("user:1", b"mallory", if_version=record.version)
         except raftkv.ConditionFailed as error:
-            print("changed since; it has version", error.version)
+            print("changed since:", error)  # it names the key, the version expected and the one found
 
-        print("swapped:", await kv.cas("user:1", expected=b"eve", value=b"bob"))
+        swapped = await kv.cas("user:1", expected=b"eve", value=b"bob")
+        print("swapped:", bool(swapped), "version", swapped.version)
 
         # What is outstanding at the same time shares messages: a thousand writes take a few round trips.
         await asyncio.gather(*(kv.put(f"number:{i}", str(i)) for i in range(1000)))

@@ -119,7 +119,7 @@ class _Search:
         self._all = [*self._known, *self._maybe]
         # Versions that known operations were told, ascending: (version, bit, whether it must be above the floor).
         self._told = sorted(
-            (one.version, 1 << index, one.kind is Kind.PUT and one.done)
+            (one.version, 1 << index, one.kind in (Kind.PUT, Kind.CAS) and one.done)
             for index, one in enumerate(self._known)
             if one.version
         )

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from faults.history import History, Kind, Operation, Outcome
 from raftkv import AsyncClient
-from raftkv.client.types import Consistency, Record
+from raftkv.client.types import CasResult, Consistency, Record
 from raftkv.errors import ConditionFailed, NotApplied, OutcomeUnknown, RaftKVError
 from shards.slots import DEFAULT_SLOTS, slot_of
 
@@ -126,8 +126,8 @@ class Recorder:
         operation = self._begin(Kind.CAS, key)
         operation.expected, operation.value, operation.ttl = expected, value, ttl
 
-        def answer(done: bool) -> None:
-            operation.done = done
+        def answer(swapped: CasResult) -> None:
+            operation.done, operation.version = swapped
 
         return await self._run(operation, self.client.cas(key, expected, value, ttl=ttl), answer)
 
@@ -144,16 +144,16 @@ class Recorder:
         except ConditionFailed as failed:
             operation.version = failed.version
             operation.outcome = Outcome.OK
-        except TimeoutError:
-            if not limit.expired():
-                raise  # the client's own, which is none of its errors
-            operation.outcome, operation.error = Outcome.UNKNOWN, f"cancelled after {patience:.3f} s"
         except RaftKVError as error:
             known = isinstance(error, NotApplied)
             if not known and not (operation.write and isinstance(error, OutcomeUnknown)):
                 raise
             operation.outcome = Outcome.REFUSED if known else Outcome.UNKNOWN
             operation.error = f"{type(error).__name__}: {error}"
+        except TimeoutError:
+            if not limit.expired():
+                raise  # the client's own, which is none of its errors
+            operation.outcome, operation.error = Outcome.UNKNOWN, f"cancelled after {patience:.3f} s"
         else:
             answer(answered)
             operation.outcome = Outcome.OK

@@ -1,8 +1,8 @@
 """The model of one key: what each operation may do to it. Pure.
 
 A record has a version, which rises with every write and is never reused, and may have a time to live, which never ends
-early. What a client was not told (the version of a compare-and-swap, whether a record has expired by now) stays open
-in the state until some answer tells.
+early. What a client was not told (the version of a write without an answer, whether a record has expired by now) stays
+open in the state until some answer tells.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Register:
             holds = state.value == operation.expected
             if holds != operation.done:
                 return None
-            return self._written(state, operation) if operation.done else state
+            return self._written(state, operation) if operation.done else _met(state, operation.version)
         if not operation.done:
             return self._not_done(state, operation)
         return self._put_or_deleted(state, operation)
@@ -74,11 +74,7 @@ class Register:
             # No condition failed: it asked for no record, and there was none.
             return state if operation.expect == 0 and state.value is None else None
         version = operation.version or 0
-        if version == operation.expect:
-            return None
-        if not version or state.value is None:
-            return state if not version and state.value is None else None
-        return _seen(state, state.value, version)
+        return None if version == operation.expect else _met(state, version)
 
     def _perhaps(self, state: State, operation: Operation) -> State | None:
         """Nobody knows its answer; here it takes effect now, if it can. (That it never does is the checker's part.)"""
@@ -115,6 +111,15 @@ def _seen(state: State, value: str | None, version: int) -> State | None:
     if state.version != UNTOLD or version < state.floor:
         return None
     return state._replace(version=version, floor=version)
+
+
+def _met(state: State, version: int | None) -> State | None:
+    """Somebody was told that a condition failed at the record of this version; None: was not told."""
+    if version is None:
+        return state
+    if not version or state.value is None:
+        return state if not version and state.value is None else None
+    return _seen(state, state.value, version)
 
 
 def _meets(state: State, expect: int | None) -> State | None:

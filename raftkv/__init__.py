@@ -27,14 +27,16 @@ from raftkv.errors import (
 
 if TYPE_CHECKING:
     from raftkv.client.aio import AsyncClient
+    from raftkv.client.arguments import slot_of
     from raftkv.client.sync import Client
-    from raftkv.client.types import ABSENT, Consistency, EndpointStatus, Record, WriteResult
+    from raftkv.client.types import ABSENT, CasResult, Consistency, EndpointStatus, Record, WriteResult
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ABSENT",
     "AsyncClient",
+    "CasResult",
     "Client",
     "ConditionFailed",
     "ConfigError",
@@ -55,16 +57,19 @@ __all__ = [
     "WriteResult",
     "WrongCluster",
     "__version__",
+    "slot_of",
 ]
 
 _LAZY = {
     "ABSENT": "raftkv.client.types",
     "AsyncClient": "raftkv.client.aio",
+    "CasResult": "raftkv.client.types",
     "Client": "raftkv.client.sync",
     "Consistency": "raftkv.client.types",
     "EndpointStatus": "raftkv.client.types",
     "Record": "raftkv.client.types",
     "WriteResult": "raftkv.client.types",
+    "slot_of": "raftkv.client.arguments",
 }
 
 

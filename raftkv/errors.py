@@ -33,9 +33,24 @@ class Code(IntEnum):
 
 
 class RaftKVError(Exception):
-    """Base of everything that raftkv raises."""
+    """Base of everything that raftkv raises. ``str()`` is the message.
+
+    Pickles and copies keep type, message and attributes. Errors that mean the same as a built-in exception derive from
+    it too: whatever ends because its time is up is a TimeoutError.
+    """
 
     code: Code = Code.INTERNAL
+
+    # OSError, a base of some, would make "[Errno ...]" of two arguments.
+    __str__ = Exception.__str__
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Not by another call of the class: ``args`` need not be what its constructor takes.
+        return _bare, (type(self),), {**self.__dict__, "args": self.args}
+
+
+def _bare(kind: type[RaftKVError]) -> RaftKVError:
+    return kind.__new__(kind)
 
 
 class NotApplied(RaftKVError):
@@ -50,7 +65,7 @@ class OutcomeUnknown(RaftKVError):
     code = Code.UNKNOWN
 
 
-class InvalidArgument(NotApplied):
+class InvalidArgument(NotApplied, ValueError):
     """The request can never succeed as it is: an empty key, a negative TTL, an unknown consistency."""
 
     code = Code.INVALID_ARGUMENT
@@ -63,26 +78,34 @@ class TooLarge(InvalidArgument):
 
 
 class ConditionFailed(NotApplied):
-    """The record's version was not the one asked for.
+    """The record of ``key`` has not the version asked for, or the cluster refuses a change as it is now.
 
-    ``version`` is the record's version at that moment, 0 if it was absent.
+    ``expected``: the version asked for, 0 (ABSENT) = no record. ``version``: the record's version at that moment, 0 if
+    there was none. ``key`` and ``expected`` are None where no record is concerned.
     """
 
     code = Code.CONDITION_FAILED
 
-    def __init__(self, message: str = "", version: int = 0) -> None:
+    def __init__(
+        self, message: str = "", version: int = 0, *, key: bytes | None = None, expected: int | None = None
+    ) -> None:
         super().__init__(message)
+        self.key = key
+        self.expected = expected
         self.version = version
 
 
-class Unavailable(NotApplied):
-    """No replica could serve the operation before the deadline, and none executed it."""
+class Unavailable(NotApplied, ConnectionError, TimeoutError):
+    """No replica could serve the operation before the deadline, and none executed it.
+
+    Either no node was reached, or none that can serve. A read that got no answer in time ends so too.
+    """
 
     code = Code.UNAVAILABLE
 
 
-class Overloaded(NotApplied):
-    """The node has more outstanding work than it accepts."""
+class Overloaded(NotApplied, TimeoutError):
+    """Until the deadline the nodes had more outstanding work than they accept."""
 
     code = Code.OVERLOADED
 
@@ -105,13 +128,13 @@ class SessionExpired(OutcomeUnknown):
     code = Code.SESSION_EXPIRED
 
 
-class DeadlineExceeded(OutcomeUnknown):
-    """The budget ran out while an attempt was under way that may still take effect."""
+class DeadlineExceeded(OutcomeUnknown, TimeoutError):
+    """The time of a write ran out, and one of its attempts may have taken effect or may still do so."""
 
     code = Code.DEADLINE_EXCEEDED
 
 
-class UsageError(NotApplied):
+class UsageError(NotApplied, RuntimeError):
     """The client cannot be used here: it is closed, belongs to another event loop, or was made before a fork."""
 
     code = Code.INVALID_ARGUMENT

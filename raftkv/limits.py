@@ -66,6 +66,9 @@ WAL_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 MAX_TTL: Final = 10 * 365 * 24 * 3600
 """Ten years; longer is a unit mistake."""
 
+MIN_TIMEOUT: Final = 0.001
+"""Shortest total budget of one call: a node is told its share in whole milliseconds."""
+
 MAX_TIMEOUT: Final = 600
 """Longest total budget of one call; sessions live longer than any retry."""
 

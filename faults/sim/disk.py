@@ -12,12 +12,17 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from raftkv.errors import DataFolderInUse
+from raftkv.errors import DataFolderInUse, RaftKVError
 from raftkv.storage.fs import Buffer
 
 
 class PowerLoss(BaseException):
     """The machine has lost power. Not an Exception: no handler of the code under test may survive it."""
+
+
+def of_system(problem: BaseException | None) -> bool:
+    """Whether a file or a connection has raised it; some of raftkv's own errors are OSErrors too."""
+    return isinstance(problem, OSError) and not isinstance(problem, RaftKVError)
 
 
 def _put(image: bytearray, offset: int, data: Buffer) -> None:

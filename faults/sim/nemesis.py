@@ -15,6 +15,7 @@ from typing import Final
 
 from faults.sim.cluster import SNAPSHOT_FOLDER, WAL_FOLDER, SimCluster, SimNode
 from faults.sim.cuts import Cuts, absence, length
+from faults.sim.disk import of_system
 from faults.sim.invariants import Invariants
 from faults.sim.storm import DRIFT, FASTEST_WILD, KINDS, Storm
 from raftkv.errors import CorruptData
@@ -260,7 +261,7 @@ class Nemesis:
             return
         if ruin == "flipped bit" and isinstance(problem, CorruptData):
             return
-        sick = isinstance(problem, OSError) or isinstance(problem.__cause__ if problem else None, OSError)
+        sick = of_system(problem) or of_system(problem.__cause__ if problem else None)
         if excused and sick and not isinstance(problem, CorruptData | NodeRefused | BrokenInvariant):
             if isinstance(problem, OSError) and problem.errno == errno.ENOSPC and "full" not in excused:
                 self._invariants.report("stopped", f"n{node.id} found no space on a roomy disk: {problem!r}")

@@ -14,6 +14,7 @@ from faults.linearizability import Finding
 from faults.look import LAST_TIMEOUT, look_at_everything, one_key_per_group
 from faults.recorder import Recorder
 from faults.sim.cluster import LogCapture, SimCluster, Trace
+from faults.sim.disk import of_system
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, Stuck, simulate
 from faults.sim.nemesis import Nemesis
@@ -279,7 +280,7 @@ class _Run:
         report, invariants, counts = self._report, self._invariants, self._report.counts
         report.problems += invariants.problems
         for problem in self._loop.problems:
-            if not isinstance(problem.exception, OSError):
+            if not of_system(problem.exception):
                 report.problems.append(
                     f"{problem.process} at {problem.time:.6f}: {problem.message} {problem.exception!r}"
                 )

@@ -115,6 +115,8 @@ def join(
                 (folder / _NOTE).unlink()
             raise
         return _settle(folder, plan, answer)
+    except RaftKVError:
+        raise
     except OSError as error:
         raise JoinError(f"{folder}: cannot write there: {error.strerror or error}") from None
     finally:

@@ -28,7 +28,7 @@ from raftkv.addresses import Address, parse_address, parse_listen_address
 from raftkv.cli.files import write_atomically
 from raftkv.cli.process import PidFile, Process, pause
 from raftkv.clock import SystemClock
-from raftkv.errors import ConfigError, RaftKVError, Unavailable
+from raftkv.errors import ConfigError, RaftKVError
 from raftkv.node.config import DEFAULT_SLOTS, NodeConfig, load_config, parse_config, render
 from raftkv.storage.folder import saved_map
 from raftkv.storage.fs import OsFileSystem
@@ -504,7 +504,7 @@ def free_ports(count: int, start: int) -> list[int]:
     """``count`` free loopback ports, searched from ``start`` on, below those that the system hands out by itself.
 
     A port of a killed node must not be taken by somebody's outgoing connection before the node is back. Raises
-    Unavailable if there are not enough.
+    LocalError if there are not enough.
     """
     low, high = 15000, 32000
     found: list[int] = []
@@ -514,4 +514,4 @@ def free_ports(count: int, start: int) -> list[int]:
             found.append(port)
             if len(found) == count:
                 return found
-    raise Unavailable(f"there are no {count} free ports from {low} to {high} on this machine")
+    raise LocalError(f"there are no {count} free ports from {low} to {high} on this machine")

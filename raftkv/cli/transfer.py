@@ -194,6 +194,8 @@ def dump(out: str, endpoints: str, timeout: float) -> None:
     try:
         with output_file(out) as file:
             count = run(transfer(file))
+    except RaftKVError:
+        raise
     except OSError as error:
         if out == STANDARD:
             raise

@@ -263,7 +263,8 @@ class AdminClient:
         text = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
         if changes and unknown:
             raise DeadlineExceeded(f"it is not known whether the change was made: {text}")
-        raise Unavailable(f"no node could answer within {timeout:g} s: {text}")
+        spent = timeout - (end - self._clock.now())
+        raise Unavailable(f"no node could answer in {spent:.3g} s (timeout {timeout:g} s): {text}")
 
 
 def _definite(result: Result) -> bool:

@@ -8,13 +8,13 @@ from random import Random, SystemRandom
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-from raftkv.client.arguments import check_timeout, encode_key, encode_value, expect_of, mode_of, ttl_ms_of
+from raftkv.client.arguments import check_timeout, encode_key, encode_value, expect_of, mode_of, slot_of, ttl_ms_of
 from raftkv.client.call import Call
 from raftkv.client.engine import Engine
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.scan import record_pages
 from raftkv.client.transport import GrpcTransport, Transport
-from raftkv.client.types import Consistency, EndpointStatus, Record, WriteResult
+from raftkv.client.types import CasResult, Consistency, EndpointStatus, Record, WriteResult
 from raftkv.clock import Clock, SystemClock
 from raftkv.errors import Code
 from raftkv.limits import DEFAULT_TIMEOUT
@@ -34,12 +34,16 @@ class AsyncClient:
     """A client of one cluster, for one event loop. Safe for any number of concurrent calls.
 
     ``endpoints``: host:port of some nodes, as a sequence or separated by commas. ``timeout``: seconds that a call may
-    take in all, retries included, unless it names another. Keys and values are bytes, or str taken as UTF-8.
+    take in all, retries included, unless it names another; from 0.001 to 600. Keys and values are bytes, or str taken
+    as UTF-8.
 
     Calls raise NotApplied errors if the operation surely did not take effect (InvalidArgument, TooLarge,
     ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, UsageError) and OutcomeUnknown errors
     (DeadlineExceeded, SessionExpired) if a write may have; reads never raise the latter. A write takes effect at most
     once, however often it is retried. Cancelling a call is safe; a cancelled write may take effect.
+
+    A call whose time is up raises a TimeoutError: DeadlineExceeded if it is a write that may have taken effect, else
+    Unavailable, which is a ConnectionError too, or Overloaded.
 
     ``transport``, ``clock`` and ``rng`` replace network, clock and randomness in tests and simulations.
     """
@@ -123,8 +127,11 @@ class AsyncClient:
         *,
         ttl: float | None = None,
         timeout: float | None = None,
-    ) -> bool:
-        """Write ``value`` if the record's value is ``expected`` (None: if there is no record); whether it was."""
+    ) -> CasResult:
+        """Write ``value`` if the record's value is ``expected`` (None: if there is no record).
+
+        The result is true if it was written, and tells the record's version in both cases.
+        """
         call = Call(_CAS, encode_key(key))
         call.value = encode_value(value)
         call.expected = None if expected is None else encode_value(expected, "expected value")
@@ -132,7 +139,7 @@ class AsyncClient:
         result = await self._engine.run(
             call, self._timeout if timeout is None else check_timeout(timeout), accept=_CONDITION_FAILED
         )
-        return not result.code
+        return CasResult(not result.code, result.version)
 
     async def scan_slot(
         self,
@@ -171,6 +178,14 @@ class AsyncClient:
         """:meth:`records` in lists, as they were read."""
         budget = self._timeout if timeout is None else check_timeout(timeout)
         return record_pages(self._engine, mode_of(consistency), budget)
+
+    async def slots(self, *, timeout: float | None = None) -> int:
+        """How many slots the cluster has: asked of it once, never changes."""
+        return await self._engine.slots(self._timeout if timeout is None else check_timeout(timeout))
+
+    async def slot_of(self, key: bytes | str, *, timeout: float | None = None) -> int:
+        """The slot of ``key`` in this cluster; needs an answer of the cluster only once. See raftkv.slot_of."""
+        return slot_of(key, await self.slots(timeout=timeout))
 
     async def status(self, *, timeout: float | None = None) -> list[EndpointStatus]:
         """What every known endpoint says about itself: the given ones and, if one answers, all nodes of the map."""

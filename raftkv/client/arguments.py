@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from typing import Final
 
+import shards.slots
 from raftkv.client.types import Consistency
 from raftkv.errors import InvalidArgument
-from raftkv.limits import MAX_KEY_BYTES, MAX_TIMEOUT, MAX_TTL, MAX_VALUE_BYTES
+from raftkv.limits import MAX_KEY_BYTES, MAX_TIMEOUT, MAX_TTL, MAX_VALUE_BYTES, MIN_TIMEOUT
 from raftkv.rpc.convert import check_key, check_ttl, check_value
 from raftkv.store.operations import ANY_VERSION, Mode
+
+_LONGEST: Final = 80
+"""Characters of a value that a message shows."""
 
 MODES: Final[dict[str, int]] = {mode.name.lower(): int(mode) for mode in Mode}
 
@@ -33,7 +37,7 @@ def mode_of(consistency: Consistency) -> int:
     """The number of a consistency."""
     mode = MODES.get(consistency) if isinstance(consistency, str) else None
     if mode is None:
-        raise InvalidArgument(f"consistency {consistency!r} is none of {', '.join(MODES)}")
+        raise InvalidArgument(f"consistency {shown(consistency)} is none of {', '.join(MODES)}")
     return mode
 
 
@@ -42,7 +46,7 @@ def ttl_ms_of(ttl: float | None) -> int:
     if ttl is None:
         return 0
     if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl <= MAX_TTL:
-        raise InvalidArgument(f"a TTL of {ttl!r} s; it must be over 0 and at most {MAX_TTL}")
+        raise InvalidArgument(f"a TTL of {shown(ttl)} s; it must be over 0 and at most {MAX_TTL}")
     milliseconds = math.ceil(ttl * 1000)
     check_ttl(milliseconds)
     return milliseconds
@@ -53,15 +57,43 @@ def expect_of(if_version: int | None) -> int:
     if if_version is None:
         return ANY_VERSION
     if isinstance(if_version, bool) or not isinstance(if_version, int) or not 0 <= if_version < 1 << 63:
-        raise InvalidArgument(f"if_version {if_version!r} is no version")
+        raise InvalidArgument(f"if_version {shown(if_version)} is no version")
     return if_version
 
 
 def check_timeout(timeout: float) -> float:
     """Seconds as float."""
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
-        raise InvalidArgument(f"a timeout of {timeout!r} s; it must be over 0 and at most {MAX_TIMEOUT}")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not MIN_TIMEOUT <= timeout <= MAX_TIMEOUT:
+        raise InvalidArgument(f"a timeout of {shown(timeout)} s; it must be from {MIN_TIMEOUT} to {MAX_TIMEOUT}")
     return float(timeout)
+
+
+def slot_of(key: bytes | str, slots: int) -> int:
+    """The slot of ``key`` in a cluster of ``slots`` slots, which ``slots()`` of a client tells.
+
+    Keys with the same hash tag (what stands between the first ``{`` and the next ``}``) have the same slot. Raises
+    InvalidArgument or TooLarge.
+    """
+    if isinstance(slots, bool) or not isinstance(slots, int) or not shards.slots.is_slot_count(slots):
+        bounds = f"from {shards.slots.MIN_SLOTS} to {shards.slots.MAX_SLOTS}"
+        raise InvalidArgument(f"{shown(slots)} slots; a cluster has a power of two {bounds}")
+    return shards.slots.slot_of(encode_key(key), slots)
+
+
+def shown(value: object) -> str:
+    """``value`` for a message: as Python writes it, bytes as text if they are, cut if it is long."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            pass
+    if isinstance(value, bytes | str) and len(value) > _LONGEST:
+        return f"{value[:_LONGEST]!r}..."
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits
+        return f"{type(value).__name__} of great length"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _encode(data: object, name: str) -> bytes:

@@ -24,8 +24,8 @@ class Call:
 
     # Defaults live in the class: an instance starts with three attributes.
     future: asyncio.Future[Result]
-    address: str
-    number: int
+    address = ""
+    number = 0
     budget: float
     limit: float
     deadline: float

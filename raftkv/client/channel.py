@@ -123,6 +123,11 @@ class Channel:
                 wake.set_result(None)
         return future
 
+    def give_up(self, call: Call) -> None:
+        """Give up the attempt of ``call`` that is under way here, if there is one."""
+        if self._pending.get(call.number) is call and not call.future.done():
+            self._give_up(call.number, call)
+
     def sweep(self, now: float) -> bool:
         """Give up attempts whose time is over. Returns whether attempts are still under way."""
         oldest = now

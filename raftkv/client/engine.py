@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from random import Random
 from threading import get_ident
@@ -19,7 +20,7 @@ from raftkv.client.session import Sessions
 from raftkv.client.transport import TransportError
 from raftkv.client.types import EndpointStatus, Record
 from raftkv.clock import sleep, wait
-from raftkv.errors import Code, InvalidArgument, UsageError
+from raftkv.errors import Code, InvalidArgument, RaftKVError, UsageError
 from raftkv.limits import MAX_KEY_BYTES
 from raftkv.store.operations import Mode, Result
 from raftkv.v1 import kv_pb2
@@ -32,6 +33,8 @@ _GET: Final = kv_pb2.KIND_GET
 _STALE: Final = int(Mode.STALE)
 _MOVED: Final = int(Code.MOVED)
 _SWEEP: Final = 0.02
+_SHORT: Final = 10 * _SWEEP
+"""Seconds below which a call has a timer of its own: the sweep would come too late for it."""
 _ASKED_AT_ONCE: Final = 3
 _MAP_TIMEOUT: Final = 1.0
 
@@ -75,6 +78,8 @@ class Engine:
 
     async def run(self, call: Call, timeout: float, accept: int = 0) -> Result:
         """The result of ``call`` within ``timeout`` seconds, its code OK or ``accept``. Raises RaftKVError."""
+        if timeout < _SHORT:
+            return await self._run_short(call, timeout, accept)
         # A loop that runs in this thread is the running one; to ask for that costs a system call before Python 3.12.
         if self._closed or get_ident() != self._thread or not self._running() or forks() != self._forks:
             self.check_usable()
@@ -95,6 +100,23 @@ class Engine:
         finally:
             if call.session is not None:
                 call.session.end(call.seq)
+
+    async def _run_short(self, call: Call, timeout: float, accept: int) -> Result:
+        """As :meth:`run`, for a call that the sweep may find too late."""
+        self.check_usable()
+        call.deadline = self._now() + timeout
+        timer = self._clock.call_later(timeout, partial(self._expire, call))
+        try:
+            return await self._run_on(call, timeout, accept, None)
+        finally:
+            timer.cancel()
+            if call.session is not None:
+                call.session.end(call.seq)
+
+    def _expire(self, call: Call) -> None:
+        channel = self._channels.get(call.address)
+        if channel is not None:
+            channel.give_up(call)
 
     async def _run_on(self, call: Call, timeout: float, accept: int, result: Result | None) -> Result:
         """As :meth:`run`, after a first attempt that ended in ``result`` or before any."""
@@ -173,9 +195,11 @@ class Engine:
         """As AsyncClient.status."""
         self.check_usable()
         self._refresh()
+        deadline = self._clock.now() + timeout
         if self._refreshing is not None:
-            await wait(self._clock, self._refreshing, min(_MAP_TIMEOUT, timeout))
-        return list(await asyncio.gather(*(self._status_of(one, timeout) for one in self._routing.endpoints())))
+            await wait(self._clock, self._refreshing, min(_MAP_TIMEOUT, timeout / 2))
+        left = deadline - self._clock.now()
+        return list(await asyncio.gather(*(self._status_of(one, left) for one in self._routing.endpoints())))
 
     async def close(self) -> None:
         """End everything. Raises UsageError in a forked process or another loop."""
@@ -200,9 +224,9 @@ class Engine:
         """Prepare the next attempt after ``result``; the time then. Raises if there is none."""
         step = progress.judge(result)
         if self._closed:
-            raise progress.deadline_error(timeout) if progress.maybe else UsageError("the client was closed")
+            raise progress.closed_error()
         if step is Step.RAISE:
-            raise progress.final_error(result)
+            raise progress.final_error(call, result)
         if result.code == _MOVED:
             self._refresh()
         if step is Step.RENEW:
@@ -211,14 +235,17 @@ class Engine:
             progress.silent += call.silent
             delay = progress.delay(self._rng)
             if self._clock.now() + delay >= deadline:
-                raise progress.deadline_error(timeout)
+                raise self._late(progress, deadline, timeout)
             await sleep(self._clock, delay)
             if self._closed:
-                raise progress.deadline_error(timeout) if progress.maybe else UsageError("the client was closed")
+                raise progress.closed_error()
         now = self._clock.now()
         if now >= deadline:
-            raise progress.deadline_error(timeout)
+            raise self._late(progress, deadline, timeout)
         return now
+
+    def _late(self, progress: Progress, deadline: float, timeout: float) -> RaftKVError:
+        return progress.deadline_error(timeout - (deadline - self._clock.now()), timeout)
 
     def _renew(self, call: Call, progress: Progress) -> None:
         assert self._sessions is not None
@@ -282,10 +309,10 @@ class Engine:
             refreshing = self._refreshing
             assert refreshing is not None
             if not await wait(self._clock, refreshing, deadline - self._clock.now()):
-                raise progress.deadline_error(timeout)
+                raise self._late(progress, deadline, timeout)
             failure = None if refreshing.cancelled() else refreshing.result()
             if self._closed:
-                raise UsageError("the client was closed")
+                raise progress.closed_error()
             if failure is not None and self._routing.view is None:
                 await self._after_no_view(failure, deadline, timeout, progress)
 
@@ -294,7 +321,7 @@ class Engine:
         progress.attempts += 1
         delay = progress.delay(self._rng)
         if self._clock.now() + delay >= deadline:
-            raise progress.deadline_error(timeout)
+            raise self._late(progress, deadline, timeout)
         await sleep(self._clock, delay)
         self.check_usable()
 

@@ -7,20 +7,24 @@ from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from raftkv.client.arguments import shown
 from raftkv.client.session import JUMPS_MS
 from raftkv.errors import (
     OUTCOMES,
     Code,
+    ConditionFailed,
     DeadlineExceeded,
     OutcomeUnknown,
     Overloaded,
     RaftKVError,
     SessionExpired,
     Unavailable,
+    UsageError,
 )
 from raftkv.rpc.errors import error_of, known_code
 
 if TYPE_CHECKING:
+    from raftkv.client.call import Call
     from raftkv.store.operations import Result
 
 ATTEMPT_TIMEOUT: Final = 1.0
@@ -119,12 +123,12 @@ class Progress:
             base = _OVERLOAD_DELAY
         return float(min(base * 2.0 ** min(self.attempts - 1, 10), _MAX_DELAY) * rng.uniform(0.5, 1.0))
 
-    def final_error(self, result: Result) -> RaftKVError:
-        """The error for a ``result`` after which no attempt follows."""
-        error = error_of(result)
+    def final_error(self, call: Call, result: Result) -> RaftKVError:
+        """The error for a ``result`` of ``call`` after which no attempt follows."""
         if result.code == Code.CONDITION_FAILED:
             # True even if an earlier attempt's outcome was unknown: the store answers a retry from its record.
-            return error
+            return _condition_failed(call, result.version)
+        error = error_of(result)
         if result.code == Code.SESSION_EXPIRED:
             return SessionExpired(str(error)) if self.maybe else Unavailable(f"no session was accepted: {error}")
         if self.maybe and not isinstance(error, OutcomeUnknown):
@@ -133,12 +137,30 @@ class Progress:
             return Unavailable(str(error))
         return error
 
-    def deadline_error(self, timeout: float) -> RaftKVError:
-        """The error for a call whose budget of ``timeout`` seconds ran out."""
-        last = "no node was reached" if self.last is None else self.last.detail or known_code(self.last.code).name
-        text = f"no result within {timeout:g} s ({self.attempts} attempts); the last one: {last}"
+    def deadline_error(self, spent: float, timeout: float) -> RaftKVError:
+        """The error, a TimeoutError, for a call that ends after ``spent`` of its ``timeout`` seconds.
+
+        That may be a little early: where the next attempt would begin too late.
+        """
+        if self.last is None:
+            return Unavailable(f"no result after {spent:.3g} s (timeout {timeout:g} s): no node was reached")
+        attempts = f"{self.attempts} attempt{'s' if self.attempts > 1 else ''}"
+        last = self.last.detail or known_code(self.last.code).name
+        text = f"no result after {spent:.3g} s (timeout {timeout:g} s, {attempts}); the last one: {last}"
         if self.maybe:
             return DeadlineExceeded(text)
-        if self.last is not None and self.last.code == Code.OVERLOADED:
+        if self.last.code == Code.OVERLOADED:
             return Overloaded(text)
         return Unavailable(text)
+
+    def closed_error(self) -> RaftKVError:
+        """The error for a call under way whose client is closed."""
+        if self.maybe:
+            return OutcomeUnknown("the client was closed; an attempt may have taken effect")
+        return UsageError("the client was closed")
+
+
+def _condition_failed(call: Call, version: int) -> ConditionFailed:
+    found, wanted = (f"version {one}" if one else "no record" for one in (version, call.expect))
+    text = f"key {shown(call.key)}: expected {wanted}, found {found}"
+    return ConditionFailed(text, version, key=call.key, expected=call.expect)

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from raftkv.client.aio import AsyncClient
 from raftkv.client.forks import forks
-from raftkv.client.types import Consistency, EndpointStatus, Record, WriteResult
+from raftkv.client.types import CasResult, Consistency, EndpointStatus, Record, WriteResult
 from raftkv.errors import UsageError
 from raftkv.limits import DEFAULT_TIMEOUT
 
@@ -88,7 +88,7 @@ class Client:
         *,
         ttl: float | None = None,
         timeout: float | None = None,
-    ) -> bool:
+    ) -> CasResult:
         """See AsyncClient.cas."""
         return self._run(self._client.cas(key, expected, value, ttl=ttl, timeout=timeout))
 
@@ -115,6 +115,14 @@ class Client:
         finally:
             if not self._closed:
                 self._run(pages.aclose())
+
+    def slots(self, *, timeout: float | None = None) -> int:
+        """See AsyncClient.slots."""
+        return self._run(self._client.slots(timeout=timeout))
+
+    def slot_of(self, key: bytes | str, *, timeout: float | None = None) -> int:
+        """See AsyncClient.slot_of."""
+        return self._run(self._client.slot_of(key, timeout=timeout))
 
     def status(self, *, timeout: float | None = None) -> list[EndpointStatus]:
         """See AsyncClient.status."""

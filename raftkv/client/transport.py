@@ -48,8 +48,11 @@ class TransportError(Exception):
     """A request to a node failed; ``result`` says how and what it promises."""
 
     def __init__(self, result: Result) -> None:
-        super().__init__(result.detail)
+        super().__init__(result)
         self.result = result
+
+    def __str__(self) -> str:
+        return self.result.detail
 
 
 class Stream(Protocol):

@@ -36,6 +36,19 @@ class WriteResult(NamedTuple):
     version: int
 
 
+class CasResult(NamedTuple):
+    """What a compare-and-swap came to; true exactly if it was done.
+
+    ``version``: the one that it gave to the record; if it was not done, the record's own, 0 = there is none.
+    """
+
+    succeeded: bool
+    version: int
+
+    def __bool__(self) -> bool:
+        return self.succeeded
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
     """What one endpoint said about itself: ``status``, or why it said nothing in ``error``."""

@@ -70,7 +70,7 @@ class ErrorDetail(_message.Message):
     LEADER_HINT_FIELD_NUMBER: _builtins.int
     code: Global___Code.ValueType
     definite: _builtins.bool
-    """The operation surely did not take effect."""
+    """This attempt surely did not take effect. It says nothing of earlier attempts of the same request."""
     version: _builtins.int
     """CODE_CONDITION_FAILED: the record's version, 0 = absent."""
     leader_hint: _builtins.int

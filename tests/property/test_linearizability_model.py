@@ -67,6 +67,8 @@ class Real:
             one.found, one.version = self._value, self._version
         elif one.kind is Kind.CAS:
             one.done = self._value == one.expected
+            if not one.done and self._pick([0, 0, 1]):
+                one.version = self._version
         else:
             one.done = one.expect in (None, self._version)
             one.version = None if one.done else self._version
@@ -124,6 +126,8 @@ def answer_anything(pick: Pick[int], one: Operation) -> None:
         one.version = max(version, 1) if one.done else version
     elif one.kind is Kind.DELETE and not one.done and one.expect is not None:
         one.version = [version, None][pick([0, 0, 1])]
+    elif one.kind is Kind.CAS:
+        one.version = [None, max(version, 1) if one.done else version][pick([0, 0, 1])]
 
 
 def doubtful_history(pick: Pick[int]) -> list[Operation]:
@@ -205,8 +209,9 @@ def guesser(operations: Sequence[Operation]) -> Callable[[Guess, Operation], Ite
             return []
         if not changes:
             # A failed condition tells the version in the way; of an open write, this is as if it never took effect.
-            told = None if held or one.kind is Kind.CAS else view.version
-            return [view] if known and told == one.version else []
+            told = None if held else view.version
+            silent = one.kind is Kind.CAS and one.version is None
+            return [view] if known and (silent or told == one.version) else []
         versions = range(view.counter + 1, top + 1)
         if one.kind is Kind.DELETE:
             return [Guess(None, 0, version, math.inf, view.now) for version in versions]

@@ -13,7 +13,7 @@ from raftkv.cli.admin import archive, backup
 from raftkv.cli.admin.archive import BackupError, GroupFile, coverage, owned, read_manifest, read_state
 from raftkv.client.admin import AdminClient
 from raftkv.client.aio import AsyncClient
-from raftkv.errors import Unavailable
+from raftkv.errors import Overloaded, Unavailable
 from raftkv.store.operations import Kind
 from tests.admin_world import CLUSTER, SLOTS, Admin, World, world_of
 
@@ -230,6 +230,19 @@ def test_a_leader_that_fails_is_asked_again(
     assert admin("backup create", str(tmp_path / "c")) == 3
     assert "no longer the leader" in admin.err
     assert not list((tmp_path / "c").iterdir())
+
+
+def test_a_refusal_is_no_trouble_with_the_folder(
+    world: World, admin: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refusing(self: Any, address: str, group: int) -> Any:
+        raise Overloaded("too much to do")
+        yield
+
+    monkeypatch.setattr(AdminClient, "read_snapshot", refusing)
+    assert admin("backup create", str(tmp_path / "b")) == 1
+    assert "too much to do" in admin.err
+    assert "cannot write" not in admin.err
 
 
 # Restoring

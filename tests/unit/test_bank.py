@@ -19,7 +19,7 @@ from faults.register import Register
 from faults.sim.loop import SimLoop, simulate
 from faults.workloads import Bank
 from raftkv import AsyncClient
-from raftkv.client.types import Record
+from raftkv.client.types import CasResult, Record
 from raftkv.errors import DeadlineExceeded, Unavailable
 
 SLOTS = 1024
@@ -50,16 +50,17 @@ class Store:
         await self._way()
         return found, False
 
-    async def cas(self, key: str, expected: str | None, value: str, *, ttl: float | None) -> bool:
+    async def cas(self, key: str, expected: str | None, value: str, *, ttl: float | None) -> CasResult:
         await self._way()
         chance = self.rng.random()
         if chance < self._trouble:
             raise Unavailable("nobody leads")
         done = chance > 2 * self._trouble and self.swap(key, expected, value)
+        there = self.records.get(key)
         if chance < 3 * self._trouble:
             raise DeadlineExceeded("the answer was lost")
         await self._way()
-        return done
+        return CasResult(done, 0 if there is None else there.version)
 
     async def _way(self) -> None:
         await asyncio.sleep(self.rng.expovariate(500.0))

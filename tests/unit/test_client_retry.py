@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from raftkv.client.call import Call
 from raftkv.client.retry import Progress, Step, attempt_span, attempt_timeout, first_span
 from raftkv.client.session import JUMPS_MS
 from raftkv.errors import (
@@ -18,10 +19,13 @@ from raftkv.errors import (
     Overloaded,
     SessionExpired,
     Unavailable,
+    UsageError,
     WrongCluster,
 )
 from raftkv.store.operations import Result
+from raftkv.v1 import kv_pb2
 
+CALL = Call(kv_pb2.KIND_PUT, b"k")
 FAILURES = [code for code in Code if code is not Code.OK]
 
 
@@ -40,8 +44,8 @@ def test_only_indefinite_codes_make_a_write_unknown(code: Code) -> None:
 def test_reads_never_end_in_an_unknown_outcome(code: Code) -> None:
     progress = Progress(write=False)
     progress.judge(result(code))
-    assert isinstance(progress.final_error(result(code)), NotApplied)
-    assert isinstance(progress.deadline_error(1.0), NotApplied)
+    assert isinstance(progress.final_error(CALL, result(code)), NotApplied)
+    assert isinstance(progress.deadline_error(1.0, 1.0), NotApplied)
 
 
 @pytest.mark.parametrize("code", FAILURES)
@@ -49,8 +53,8 @@ def test_after_an_unknown_attempt_no_error_promises_that_nothing_happened(code: 
     progress = Progress(write=True)
     assert progress.judge(result(Code.UNKNOWN)) is Step.RETRY
     progress.judge(result(code))
-    assert isinstance(progress.deadline_error(1.0), DeadlineExceeded)
-    error = progress.final_error(result(code))
+    assert isinstance(progress.deadline_error(1.0, 1.0), DeadlineExceeded)
+    error = progress.final_error(CALL, result(code))
     if code is Code.CONDITION_FAILED:
         # The store answers a retry from the record of its first execution: the answer is the true one.
         assert isinstance(error, ConditionFailed)
@@ -64,8 +68,8 @@ def test_after_an_unknown_attempt_no_error_promises_that_nothing_happened(code: 
 def test_definite_codes_alone_raise_not_applied(code: Code) -> None:
     progress = Progress(write=True)
     progress.judge(result(code))
-    assert isinstance(progress.final_error(result(code)), NotApplied)
-    assert isinstance(progress.deadline_error(1.0), NotApplied)
+    assert isinstance(progress.final_error(CALL, result(code)), NotApplied)
+    assert isinstance(progress.deadline_error(1.0, 1.0), NotApplied)
 
 
 def test_a_spent_node_budget_is_retried_and_counts_as_unknown() -> None:
@@ -77,20 +81,69 @@ def test_a_spent_node_budget_is_retried_and_counts_as_unknown() -> None:
 def test_what_cannot_succeed_is_not_retried() -> None:
     for code in (Code.INVALID_ARGUMENT, Code.TOO_LARGE, Code.CONDITION_FAILED, Code.WRONG_CLUSTER, Code.NO_SPACE):
         assert Progress(write=True).judge(result(code)) is Step.RAISE
-    assert isinstance(Progress(write=True).final_error(result(Code.WRONG_CLUSTER)), WrongCluster)
+    assert isinstance(Progress(write=True).final_error(CALL, result(Code.WRONG_CLUSTER)), WrongCluster)
 
 
-def test_condition_failed_carries_the_version() -> None:
-    error = Progress(write=True).final_error(result(Code.CONDITION_FAILED, version=7))
+@pytest.mark.parametrize(
+    ("key", "expected", "version", "text"),
+    [
+        (b"user:1", 5, 7, "key 'user:1': expected version 5, found version 7"),
+        (b"user:1", 0, 7, "key 'user:1': expected no record, found version 7"),
+        (b"\xff\x00", 5, 0, "key b'\\xff\\x00': expected version 5, found no record"),
+        (b"k" * 8192, 1, 2, f"key '{'k' * 80}'...: expected version 1, found version 2"),
+    ],
+)
+def test_condition_failed_says_key_expected_and_actual_version(
+    key: bytes, expected: int, version: int, text: str
+) -> None:
+    call = Call(kv_pb2.KIND_DELETE, key)
+    call.expect = expected
+    error = Progress(write=True).final_error(call, result(Code.CONDITION_FAILED, version=version))
     assert isinstance(error, ConditionFailed)
-    assert error.version == 7
+    assert (error.key, error.expected, error.version) == (key, expected, version)
+    assert str(error) == text
+
+
+def test_an_error_says_how_long_it_took_and_how_often_it_was_tried() -> None:
+    progress = Progress(write=True)
+    assert (
+        str(progress.deadline_error(0.0123, 0.01)) == "no result after 0.0123 s (timeout 0.01 s): no node was reached"
+    )
+    progress.judge(result(Code.UNAVAILABLE))
+    assert (
+        str(progress.deadline_error(0.128, 2.0))
+        == "no result after 0.128 s (timeout 2 s, 1 attempt); the last one: why"
+    )
+    progress.judge(Result(int(Code.UNKNOWN)))
+    assert str(progress.deadline_error(1.9648, 2.0)) == (
+        "no result after 1.96 s (timeout 2 s, 2 attempts); the last one: UNKNOWN"
+    )
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize("code", [None, *FAILURES])
+def test_whatever_ends_for_its_deadline_is_a_timeout(code: Code | None, write: bool) -> None:
+    progress = Progress(write)
+    if code is not None:
+        progress.judge(result(code))
+    assert isinstance(progress.deadline_error(1.0, 1.0), TimeoutError)
+
+
+def test_a_closed_client_is_no_deadline() -> None:
+    write = Progress(write=True)
+    assert isinstance(write.closed_error(), UsageError)
+    write.judge(result(Code.UNKNOWN))
+    unsure = write.closed_error()
+    assert isinstance(unsure, OutcomeUnknown)
+    assert not isinstance(unsure, TimeoutError)
+    assert "the client was closed" in str(unsure)
 
 
 def test_codes_of_a_newer_version_promise_nothing() -> None:
     progress = Progress(write=True)
     unknown = Result(99, detail="from the future")
     assert progress.judge(unknown) is Step.RAISE
-    assert isinstance(progress.final_error(unknown), OutcomeUnknown)
+    assert isinstance(progress.final_error(CALL, unknown), OutcomeUnknown)
 
 
 def test_a_hint_is_followed_at_once_but_not_for_ever() -> None:
@@ -104,12 +157,12 @@ def test_an_expired_session_is_renewed_only_if_nothing_may_have_happened() -> No
     fresh = Progress(write=True)
     steps = [fresh.judge(result(Code.SESSION_EXPIRED)) for _ in range(len(JUMPS_MS) + 1)]
     assert steps == [Step.RENEW] * len(JUMPS_MS) + [Step.RAISE]
-    assert isinstance(fresh.final_error(result(Code.SESSION_EXPIRED)), Unavailable)
+    assert isinstance(fresh.final_error(CALL, result(Code.SESSION_EXPIRED)), Unavailable)
 
     unsure = Progress(write=True)
     unsure.judge(result(Code.UNKNOWN))
     assert unsure.judge(result(Code.SESSION_EXPIRED)) is Step.RAISE
-    assert isinstance(unsure.final_error(result(Code.SESSION_EXPIRED)), SessionExpired)
+    assert isinstance(unsure.final_error(CALL, result(Code.SESSION_EXPIRED)), SessionExpired)
 
 
 def test_delays_grow_and_are_bounded() -> None:
@@ -125,7 +178,7 @@ def test_delays_grow_and_are_bounded() -> None:
     busy = Progress(write=False)
     busy.judge(result(Code.OVERLOADED))
     assert busy.delay(rng) >= 0.025
-    assert isinstance(busy.deadline_error(1.0), Overloaded)
+    assert isinstance(busy.deadline_error(1.0, 1.0), Overloaded)
 
 
 def test_attempts_fit_into_the_budget_and_grow_when_unanswered() -> None:

@@ -74,6 +74,22 @@ def test_the_table_of_errors_is_that_of_the_code() -> None:
     assert set(Code) - set(OUTCOMES) == {Code.OK}
 
 
+def test_the_table_of_built_in_errors_is_that_of_the_code() -> None:
+    builtin = (TimeoutError, ConnectionError, ValueError, RuntimeError)
+    rows = {
+        name: set(re.findall(r"\w+", bases))
+        for names, bases, _ in table(DOCS / "protocol.md", "exception")
+        for name in re.findall(r"\w+", names)
+    }
+    kinds = {name: kind for name in raftkv.__all__ if isinstance(kind := getattr(raftkv, name), type)}
+    assert rows == {
+        name: bases
+        for name, kind in kinds.items()
+        if issubclass(kind, raftkv.RaftKVError)
+        if (bases := {base.__name__ for base in builtin if issubclass(kind, base)})
+    }
+
+
 def test_the_readme_says_truly_which_errors_are_definite() -> None:
     named = set()
     for names, effect, _ in table(ROOT / "README.md", "error"):

@@ -11,7 +11,7 @@ import pytest
 from faults.history import OPEN_END, History, Kind, Operation, Outcome
 from faults.recorder import Recorder
 from raftkv import AsyncClient
-from raftkv.client.types import Record, WriteResult
+from raftkv.client.types import CasResult, Record, WriteResult
 from raftkv.errors import (
     ConditionFailed,
     ConfigError,
@@ -163,10 +163,10 @@ def test_a_delete_says_whether_there_was_a_record(there: bool) -> None:
 
 
 @pytest.mark.parametrize("swapped", [True, False])
-def test_a_compare_and_swap_says_whether_the_value_was_the_expected_one(swapped: bool) -> None:
-    desk = Desk(Scripted(swapped))
+def test_a_compare_and_swap_says_whether_it_was_done_and_the_version(swapped: bool) -> None:
+    desk = Desk(Scripted(CasResult(swapped, 6)))
     done = desk.run(lambda kv: kv.cas("k", None, "new", ttl=0.5))
-    assert done == asked(Kind.CAS, expected=None, value="new", ttl=0.5, done=swapped), "no version is told"
+    assert done == asked(Kind.CAS, expected=None, value="new", ttl=0.5, done=swapped, version=6)
     assert desk.client.calls == [("cas", "k", None, "new", 0.5)]
 
 

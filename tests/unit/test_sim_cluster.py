@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from faults.sim.cluster import LogCapture, Settings, SimCluster, SimNode
+from faults.sim.disk import of_system
 from faults.sim.loop import SimLoop, simulate
 from raftkv import AsyncClient
 from raftkv.errors import CorruptData, NoSpace, RaftKVError
@@ -25,7 +26,7 @@ def run(scenario: Scenario, *, seed: int = 1, nodes: int = 3, settings: Settings
         await cluster.start()
         async with cluster.client("c1", timeout=5.0) as client:
             await scenario(cluster, client)
-        assert [one for one in loop.problems if not isinstance(one.exception, OSError)] == []
+        assert [one for one in loop.problems if not of_system(one.exception)] == []
 
     simulate(main)
 

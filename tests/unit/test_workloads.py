@@ -15,7 +15,7 @@ from faults.register import Register
 from faults.sim.loop import SimLoop, simulate
 from faults.workloads import WORKLOADS, Counter, Registers, Retry, Ttl, UniqueSet, Workload
 from raftkv import AsyncClient
-from raftkv.client.types import Record, WriteResult
+from raftkv.client.types import CasResult, Record, WriteResult
 from raftkv.errors import ConditionFailed
 from shards.slots import slot_of
 
@@ -283,12 +283,11 @@ class GoodStore:
         self._records.pop(key, None)
         return was is not None
 
-    async def cas(self, key: str, expected: str | None, value: str, *, ttl: float | None) -> bool:
+    async def cas(self, key: str, expected: str | None, value: str, *, ttl: float | None) -> CasResult:
         was = self._live(key)
         if (None if was is None else was.value.decode()) != expected:
-            return False
-        self._write(key, value, ttl)
-        return True
+            return CasResult(False, 0 if was is None else was.version)
+        return CasResult(True, self._write(key, value, ttl).version)
 
     def _live(self, key: str) -> Record | None:
         found = self._records.get(key)
