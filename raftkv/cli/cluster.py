@@ -144,7 +144,7 @@ def _same_shape(
 @_DATA
 @click.option(
     "--timeout",
-    type=Duration(zero=True),
+    type=Duration(least=0),
     default=duration_text(STOP_TIMEOUT),
     show_default=True,
     help="Time to shut down gracefully; a node that needs longer is killed, which loses nothing acknowledged.",

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from raftkv.cli.parameters import Duration, duration_text
 from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, RaftKVError, Unavailable
-from raftkv.limits import MAX_TIMEOUT
+from raftkv.limits import MAX_TIMEOUT, MIN_TIMEOUT
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -94,7 +94,7 @@ def timeout_option(default: float, **attributes: Any) -> Callable[[F], F]:
     """The option ``--timeout``; ``default`` in seconds."""
     return click.option(
         "--timeout",
-        type=Duration(MAX_TIMEOUT),
+        type=Duration(MAX_TIMEOUT, least=MIN_TIMEOUT),
         default=duration_text(default),
         show_default=True,
         help="Longest time for one operation, retries included.",

@@ -48,13 +48,13 @@ def duration_text(seconds: float) -> str:
 
 
 class Duration(click.ParamType[float]):
-    """A duration, in seconds for the code: more than 0 (or 0, with ``zero``) and at most ``most``."""
+    """A duration, in seconds for the code: at least ``least`` (None: more than 0) and at most ``most``."""
 
     name = "duration"
 
-    def __init__(self, most: float = _LONGEST, *, zero: bool = False) -> None:
+    def __init__(self, most: float = _LONGEST, *, least: float | None = None) -> None:
         self._most = most
-        self._zero = zero
+        self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
@@ -62,8 +62,8 @@ class Duration(click.ParamType[float]):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         # Neither NaN nor infinity passes this.
-        if not (0 < seconds <= self._most or (self._zero and seconds == 0)):
-            least = "0" if self._zero else "more than 0"
+        if not seconds <= self._most or not (seconds > 0 if self._least is None else seconds >= self._least):
+            least = "more than 0" if self._least is None else f"at least {duration_text(self._least)}"
             self.fail(f"{value!r} is out of range: {least}, at most {duration_text(self._most)}", param, ctx)
         return seconds
 

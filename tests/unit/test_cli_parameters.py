@@ -98,10 +98,11 @@ def test_limits_are_told_as_durations(capsys: pytest.CaptureFixture[str]) -> Non
     for words, told in (
         (["put", "k", "v", "--ttl", "3651d"], "at most 3650d"),
         (["get", "k", "--timeout", "11m"], "at most 10m"),
+        (["get", "k", "--timeout", "1e-5"], "at least 1ms"),
     ):
         assert run(words) == Exit.USAGE
         assert told in capsys.readouterr().err
-    assert Duration(10, zero=True).convert("0", None, None) == 0
+    assert Duration(10, least=0).convert("0", None, None) == 0
 
 
 @pytest.mark.parametrize(
