@@ -12,7 +12,6 @@ With pytest, ask for the fixture ``raftkv_cluster``. All methods block; from a c
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import sys
@@ -26,7 +25,6 @@ from raftkv.cli.growing import add_node
 from raftkv.cli.joining import Places
 from raftkv.cli.local import (
     MAIN,
-    PEER_PORT_OFFSET,
     READY_TIMEOUT,
     STOP_TIMEOUT,
     Launch,
@@ -34,10 +32,10 @@ from raftkv.cli.local import (
     LocalNode,
     LocalProcesses,
     Place,
-    free_ports,
     new_shape,
     places_from,
 )
+from raftkv.cli.ports import free_ports
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.node.config import DEFAULT_GROUPS, DEFAULT_SLOTS
@@ -269,8 +267,7 @@ def _places(nodes: int, port: int | None) -> tuple[tuple[Place, ...], dict[int, 
     """Where the nodes listen, and where each of them may serve metrics."""
     if nodes < 1:
         raise LocalError(f"a cluster of {nodes} nodes is none")
-    # Clusters of test processes that run side by side search from different ports on.
-    ports = free_ports(3 * nodes, os.getpid() * 2 * (PEER_PORT_OFFSET + 1))
+    ports = free_ports(3 * nodes)
     at = [f"127.0.0.1:{port}" for port in ports]
     monitors = {i + 1: at[2 * nodes + i] for i in range(nodes)}
     if port is not None:

@@ -21,7 +21,7 @@ from toxiproxy import Toxiproxy as Api
 from toxiproxy.api import APIConsumer
 from toxiproxy.exceptions import InvalidToxic, NotFound, ProxyExists
 
-from raftkv.cli.local import free_ports
+from raftkv.cli.ports import free_ports
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
@@ -84,7 +84,7 @@ class Toxiproxy:
     """Starts the server at ``binary`` on a free loopback port; ``with`` ends it. ``log``: its output."""
 
     def __init__(self, binary: str, log: Path) -> None:
-        (self._port,) = free_ports(1, os.getpid() * 7)
+        (self._port,) = free_ports(1)
         self._api = Api()
         self._links: list[Link] = []
         with log.open("wb") as output:

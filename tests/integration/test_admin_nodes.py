@@ -13,26 +13,26 @@ from pathlib import Path
 import pytest
 
 import raftkv
-from raftkv.cli.local import free_ports, probe
+from raftkv.cli.local import probe
+from raftkv.cli.ports import free_ports
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.testing import LocalCluster
 from tests.admin_world import Admin
-
-pytestmark = pytest.mark.timeout(120)
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = {b"key:%d" % number: b"value %d" % number for number in range(500)}
 
 
 def fill(endpoints: str) -> None:
-    with raftkv.Client(endpoints) as kv:
+    with raftkv.Client(endpoints, timeout=PATIENCE) as kv:
         for key, value in RECORDS.items():
             kv.put(key, value)
 
 
 def check(endpoints: str) -> None:
-    with raftkv.Client(endpoints) as kv:
+    with raftkv.Client(endpoints, timeout=PATIENCE) as kv:
         assert {record.key: record.value for record in kv.records()} == RECORDS
 
 
@@ -116,7 +116,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
 
 
 def test_serve_joins_and_comes_back_as_the_same_node(
@@ -126,7 +126,7 @@ def test_serve_joins_and_comes_back_as_the_same_node(
         admin = Admin(cluster.endpoints, capsys, monkeypatch)
         fill(cluster.endpoints)
         folder = tmp_path / "new"
-        first, second = (f"127.0.0.1:{port}" for port in free_ports(2, 9000))
+        first, second = (f"127.0.0.1:{port}" for port in free_ports(2))
         joining = ["--join", cluster.endpoints, "--address", first, "--peer-address", second]
         for _ in range(2):
             with serving(folder, *joining) as process:

@@ -19,9 +19,9 @@ from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.testing import LocalCluster
 from tests.admin_world import Admin
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(120)
 
 RECORDS = {b"key:%d" % number: b"value %d" % number for number in range(2000)}
 
@@ -34,7 +34,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 async def fill(endpoints: str) -> None:
-    async with raftkv.AsyncClient(endpoints, timeout=20.0) as kv:
+    async with raftkv.AsyncClient(endpoints, timeout=PATIENCE) as kv:
         await asyncio.gather(*(kv.put(key, value) for key, value in RECORDS.items()))
 
 
@@ -55,7 +55,7 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            with raftkv.Client(self._endpoints, timeout=20.0) as kv:
+            with raftkv.Client(self._endpoints, timeout=PATIENCE) as kv:
                 while not self._over.is_set():
                     for key, count in self.acknowledged.items():
                         assert kv.cas(key, str(count) if count else None, str(count + 1))
@@ -73,7 +73,7 @@ class Writer:
 
     def check(self) -> None:
         assert not self.problems
-        with raftkv.Client(self._endpoints) as kv:
+        with raftkv.Client(self._endpoints, timeout=PATIENCE) as kv:
             for key, count in self.acknowledged.items():
                 record = kv.get(key)
                 assert record is not None
@@ -82,7 +82,7 @@ class Writer:
 
 
 def assert_all_there(endpoints: str) -> None:
-    with raftkv.Client(endpoints) as kv:
+    with raftkv.Client(endpoints, timeout=PATIENCE) as kv:
         assert {record.key: record.value for record in kv.records()} == RECORDS
 
 
@@ -166,7 +166,7 @@ def test_an_interrupted_command_leaves_the_job_going_on(cluster: LocalCluster, a
     while admin.json("rebalance status")["job"]["id"] == before["id"] and SystemClock().now() < end:
         pause(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "interrupted; the job goes on in the cluster" in told
     assert admin.json("rebalance status")["job"]["state"] == "running"
@@ -195,18 +195,18 @@ def test_replicas_are_equal(cluster: LocalCluster, admin: Admin) -> None:
 
 
 def test_a_backup_is_restored_into_another_cluster(cluster: LocalCluster, admin: Admin, tmp_path: Path) -> None:
-    with raftkv.Client(cluster.endpoints) as kv:
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as kv:
         kv.put("mortal", "x", ttl=1000)
     folder = str(tmp_path / "backup")
     report = admin.json("backup create", folder)
     assert report["records"] == len(RECORDS) + 1
     assert admin("backup verify", folder) == 0
-    with raftkv.Client(cluster.endpoints) as kv:
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as kv:
         kv.delete("mortal")
     with LocalCluster(nodes=1, groups=1, slots=512) as target:
         assert admin("backup restore", folder, "--yes", "-o", "json", "--endpoints", target.endpoints) == 0, admin.err
         assert json.loads(admin.out)["written"] == len(RECORDS) + 1
-        with raftkv.Client(target.endpoints) as kv:
+        with raftkv.Client(target.endpoints, timeout=PATIENCE) as kv:
             found = {record.key: record for record in kv.records()}
         mortal = found.pop(b"mortal")
         assert mortal.expires_at is not None

@@ -13,6 +13,7 @@ import pytest
 from bench.echo import measure
 from bench.rebalance import measure as measure_rebalance
 from raftkv.testing import LocalCluster
+from tests.waiting import PATIENCE
 
 
 def test_the_echo_measures_round_trips_and_leaves_no_process() -> None:
@@ -29,7 +30,7 @@ def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE,
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -53,7 +54,6 @@ def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_cluster_grows_to_twice_its_size_and_shrinks_again_under_load() -> None:
     said: list[str] = []
     with LocalCluster(3, 3, slots=256) as cluster:

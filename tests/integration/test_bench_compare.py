@@ -17,6 +17,7 @@ from bench.peers.contestants import CONTESTANTS, Contestant
 from bench.progress import Watcher
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-W", "error", "-m", "bench", "compare"]
@@ -63,7 +64,7 @@ def test_a_peer_is_measured_in_all_its_ways_and_leaves_nothing(name: str, tmp_pa
 def test_the_command_writes_its_tables(tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--only", "echo", "--seconds", "0.1", "--repeat", "2", "--out", str(out), "-o", "json"]
-    done = subprocess.run([*COMMAND, *options], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run([*COMMAND, *options], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert found == json.loads((out / "result.json").read_text())
@@ -84,7 +85,7 @@ def test_interrupted_it_ends_what_it_started(number: signal.Signals, tmp_path: P
         while (found := len(at_work_in(data))) < 4 and SystemClock().now() < until:
             pause(0.02)
         running.send_signal(number)
-        _, said = running.communicate(timeout=20)
+        _, said = running.communicate(timeout=PATIENCE)
     assert found >= 4
     assert running.returncode not in (0, None)
     assert b"Traceback" not in said

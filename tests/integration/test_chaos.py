@@ -18,8 +18,6 @@ from faults.process.run import Plan
 from faults.process.scenarios import SCENARIOS, Scenario
 from tests import needs
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture
 def toxiproxy() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
 import subprocess
@@ -17,13 +16,14 @@ import pytest
 import yaml
 
 import raftkv
-from raftkv.cli.local import free_ports, probe
+from raftkv.cli.local import probe
+from raftkv.cli.ports import free_ports
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from tests.needs import toxiproxy
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(120)
 _CLOCK = SystemClock()
 _CONFIG = "/etc/raftkv/node.toml"
 
@@ -36,7 +36,7 @@ class Containers:
         self.folder = folder
         self.nodes = [name for name in self.services if name.startswith("raftkv-")]
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self._free = iter(free_ports(40, os.getpid()))
+        self._free = iter(free_ports(40))
         self._ports: dict[tuple[str, int], int] = {}
         self._published = {}
         for name, service in self.services.items():
@@ -96,7 +96,7 @@ class Containers:
         words = [word.replace(_CONFIG, config) for word in self.services[name]["healthcheck"]["test"]]
         assert words[:2] == ["CMD", "raftkv"]
         command = [sys.executable, "-m", "raftkv.cli.main", *words[2:]]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=30, check=False).returncode
+        return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=PATIENCE, check=False).returncode
 
     def switch(self, proxy: str, *, on: bool) -> None:
         """Mend or cut the link of a proxy."""
@@ -111,7 +111,7 @@ class Containers:
 
 def ask(address: str, path: str, body: str | None = None) -> tuple[int, str]:
     host, port = address.split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=5)
+    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
     try:
         connection.request("GET" if body is None else "POST", path, body)
         response = connection.getresponse()
@@ -156,7 +156,7 @@ def test_the_cluster_serves_and_every_link_of_it_can_be_cut(containers: Containe
     listed = json.loads(ask(containers.published(8474), "/proxies")[1])
     assert set(listed) == {*links, *(f"client-to-{name}" for name in containers.nodes)}
 
-    with raftkv.Client(endpoints, timeout=30) as kv:
+    with raftkv.Client(endpoints, timeout=PATIENCE) as kv:
         kv.put("container", b"here")
 
         # A client's link: the node is there for its peers and for other clients, not for those on the host.
@@ -189,7 +189,7 @@ def test_the_cluster_serves_and_every_link_of_it_can_be_cut(containers: Containe
         wait_for("the lonely node is not ready", lambda: ask(monitor, "/readyz")[0] == 503)
         assert ask(monitor, "/livez")[0] == 200
         others = [endpoint for number, endpoint in enumerate(endpoints, 1) if number != leader]
-        with raftkv.Client(others, timeout=30) as rest:
+        with raftkv.Client(others, timeout=PATIENCE) as rest:
             for number in range(20):
                 rest.put(f"alone:{number}", b"v")
         for link in around:

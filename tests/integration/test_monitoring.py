@@ -17,8 +17,8 @@ from raftkv.cli.local import LocalError
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.testing import LocalCluster
+from tests.waiting import PATIENCE
 
-pytestmark = pytest.mark.timeout(120)
 _CLOCK = SystemClock()
 
 
@@ -36,7 +36,7 @@ def healthy(cluster: LocalCluster) -> LocalCluster:
 
 
 def get(cluster: LocalCluster, node: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(cluster.metrics_address(node), timeout=5)
+    connection = http.client.HTTPConnection(cluster.metrics_address(node), timeout=PATIENCE)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -80,7 +80,7 @@ def test_metrics_are_true_while_clients_write(healthy: LocalCluster) -> None:
     written: list[int] = []
 
     def write() -> None:
-        with raftkv.Client(healthy.endpoints, timeout=20) as kv:
+        with raftkv.Client(healthy.endpoints, timeout=PATIENCE) as kv:
             while not stop.is_set():
                 kv.put(f"k{len(written) % 100}", b"v" * 100)
                 written.append(1)
@@ -145,7 +145,7 @@ def test_writes_and_probes_go_on_beside_hostile_clients(healthy: LocalCluster) -
     def hold() -> None:
         while not stop.is_set():
             try:
-                held.append(socket.create_connection((host, int(port)), timeout=5))
+                held.append(socket.create_connection((host, int(port)), timeout=PATIENCE))
                 held[-1].sendall(b"GET /metrics HTTP/1.1\r\nX: ")
             except OSError:
                 continue
@@ -156,7 +156,7 @@ def test_writes_and_probes_go_on_beside_hostile_clients(healthy: LocalCluster) -
     for attacker in attackers:
         attacker.start()
     try:
-        with raftkv.Client(healthy.endpoints, timeout=5) as kv:
+        with raftkv.Client(healthy.endpoints, timeout=PATIENCE) as kv:
             for number in range(200):
                 kv.put(f"beside:{number}", b"v")
             answered = 0

@@ -22,8 +22,9 @@ from raftkv.testing import LocalCluster
 from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP
 from shards.planner import batches, plan_slots
+from tests.waiting import PATIENCE
 
-pytestmark = [pytest.mark.timeout(150), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 KEYS = [f"key-{number}" for number in range(1500)]
 WORKERS = 6
@@ -88,7 +89,10 @@ async def job_ended(admin: AdminClient) -> admin_pb2.Job:
 
 
 async def through_kills(cluster: LocalCluster) -> None:
-    async with raftkv.AsyncClient(cluster.endpoints, timeout=20.0) as client, AdminClient(cluster.endpoints) as admin:
+    async with (
+        raftkv.AsyncClient(cluster.endpoints, timeout=PATIENCE) as client,
+        AdminClient(cluster.endpoints, timeout=PATIENCE) as admin,
+    ):
         work = Work(client)
         await work.fill()
         working = [asyncio.create_task(work.run(number)) for number in range(WORKERS)]
@@ -123,7 +127,7 @@ def test_moves_go_on_through_kills_of_every_part_and_a_cancellation() -> None:
 
 
 async def replace_under_load(cluster: LocalCluster) -> None:
-    async with raftkv.AsyncClient(cluster.endpoints, timeout=20.0) as client:
+    async with raftkv.AsyncClient(cluster.endpoints, timeout=PATIENCE) as client:
         work = Work(client)
         await work.fill()
         working = [asyncio.create_task(work.run(number)) for number in range(WORKERS)]
@@ -133,7 +137,11 @@ async def replace_under_load(cluster: LocalCluster) -> None:
         new = await asyncio.to_thread(cluster.add_node)
         command = ["-m", "raftkv.cli.admin", "--endpoints", cluster.endpoints, "--yes", "node", "replace"]
         done = await asyncio.to_thread(
-            subprocess.run, [sys.executable, *command, str(dead), str(new)], capture_output=True, text=True, timeout=60
+            subprocess.run,
+            [sys.executable, *command, str(dead), str(new)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr
         cluster.restart(dead, wait=False)

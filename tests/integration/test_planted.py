@@ -14,8 +14,7 @@ from raftkv.clock import SystemClock
 from raftkv.errors import Unavailable
 from raftkv.testing import LocalCluster
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
-
-pytestmark = pytest.mark.timeout(120)
+from tests.waiting import PATIENCE
 
 
 def cluster(fault: str, nodes: int = 3) -> LocalCluster:
@@ -35,7 +34,7 @@ def test_each_start_of_each_node_says_which_fault_it_has() -> None:
 @pytest.mark.parametrize("fault", ["", "stale reads"])
 def test_a_follower_alone_answers_from_its_own_state(fault: str) -> None:
     with cluster(fault) as running:
-        with raftkv.Client(running.endpoints) as kv:
+        with raftkv.Client(running.endpoints, timeout=PATIENCE) as kv:
             kv.put("k", "v")
         alone = next(node for node in running.nodes if node != running.leader(1))
         with raftkv.Client(running.address(alone), timeout=2) as kv:
@@ -57,7 +56,7 @@ def _wait_for_replica(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         stub = kv_pb2_grpc.KVStub(channel)
         stale = kv_pb2.GetRequest(key=b"k", consistency=kv_pb2.CONSISTENCY_STALE)
-        while not stub.Get(stale, timeout=5).HasField("record"):
+        while not stub.Get(stale, timeout=PATIENCE).HasField("record"):
             pass
 
 
@@ -68,7 +67,7 @@ def test_a_write_that_is_sent_again_is_executed_again(fault: str) -> None:
         client = client_id(int(SystemClock().wall() * 1000), random.Random(1))
         named = kv_pb2.RequestId(client_id=client, sequence=1, first_incomplete=1)
         request = kv_pb2.PutRequest(key=b"k", value=b"v", request_id=named)
-        first, second = stub.Put(request, timeout=5).version, stub.Put(request, timeout=5).version
+        first, second = stub.Put(request, timeout=PATIENCE).version, stub.Put(request, timeout=PATIENCE).version
         assert (second > first) is bool(fault)
 
 
@@ -89,7 +88,7 @@ def test_a_leader_alone_acknowledges_what_dies_with_it(fault: str) -> None:
         running.kill(leader)
         for node in others:
             running.restart(node, wait=False)
-        with raftkv.Client(running.endpoints, timeout=20) as kv:
+        with raftkv.Client(running.endpoints, timeout=PATIENCE) as kv:
             record = kv.get("k")
             assert record is not None
             assert record.value == b"before", "an acknowledged write is lost"

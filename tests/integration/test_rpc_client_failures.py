@@ -21,7 +21,8 @@ from raftkv.errors import (
 )
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2
-from tests.rpc_fakes import FakeCluster, calls, elapsed_since, failed, started, until
+from tests.rpc_fakes import FakeCluster, calls, elapsed_since, failed, started
+from tests.waiting import PATIENCE, becomes
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_a_lost_connection_is_survived_without_a_second_execution() -> None:
             front.script = lambda op: None
             write = asyncio.create_task(kv.put("k", b"v"))
             read = asyncio.create_task(kv.get("k"))
-            await until(lambda: len(front.held) == 2)
+            await becomes(lambda: len(front.held) == 2)
             cluster.shared.execute(front.held[0][0])
             await cluster.stop(1)
             assert (await write).version == 1
@@ -101,7 +102,7 @@ def test_a_broken_stream_does_not_look_like_a_cancelled_task() -> None:
             with pytest.raises(TransportError):
                 await stream.write(kv_pb2.PipelineRequest())
             scanning = asyncio.create_task(endpoint.scan(kv_pb2.ScanRequest(), 5.0))
-            await until(lambda: cluster.frontends[0].held)
+            await becomes(lambda: cluster.frontends[0].held)
             await endpoint.close()
             with pytest.raises(TransportError):
                 await scanning
@@ -111,14 +112,14 @@ def test_a_broken_stream_does_not_look_like_a_cancelled_task() -> None:
 
 def test_a_node_that_is_frozen_is_left_and_used_again() -> None:
     async def main() -> None:
-        async with started(2, timeout=10.0) as (cluster, kv):
+        async with started(2, timeout=PATIENCE) as (cluster, kv):
             await kv.put("k", b"v")
             front = cluster.frontends[0]
             front.script = lambda op: None  # alive for TCP, never an answer
             for number in range(8):
                 assert (await kv.put(f"k{number}", b"v")).version > 0
             channel = kv._engine._channels[cluster.addresses[0]]
-            await until(lambda: channel._stream is None)  # it was silent for too long and was broken off
+            await becomes(lambda: channel._stream is None)  # it was silent for too long and was broken off
             front.script = None
             cluster.frontends[1].script = lambda op: failed(Code.NOT_LEADER, hint=1)
             assert (await kv.put("back", b"v")).version > 0
@@ -133,7 +134,7 @@ def test_a_late_answer_still_counts() -> None:
             front = cluster.frontends[0]
             front.script = lambda op: None
             write = asyncio.create_task(kv.put("k", b"v"))
-            await until(lambda: len(front.held) == 2)  # given up once, asked again
+            await becomes(lambda: len(front.held) == 2)  # given up once, asked again
             (first, index, reply), *_ = front.held
             reply(index, cluster.shared.execute(first))
             assert (await write).version == 1
@@ -145,7 +146,7 @@ def test_a_late_answer_still_counts() -> None:
 def test_the_deadline_is_total_and_its_error_truthful(operation: str) -> None:
     async def main() -> None:
         async with started(2, timeout=0.5) as (cluster, kv):
-            await kv.get("warm", timeout=5)
+            await kv.get("warm", timeout=PATIENCE)
             for front in cluster.frontends:
                 front.script = lambda op: None
             start = SystemClock().now()
@@ -160,7 +161,7 @@ def test_the_deadline_is_total_and_its_error_truthful(operation: str) -> None:
 def test_refusals_until_the_deadline_are_definite(operation: str) -> None:
     async def main() -> None:
         async with started(2, timeout=0.4) as (cluster, kv):
-            await kv.get("warm", timeout=5)
+            await kv.get("warm", timeout=PATIENCE)
             for code, error in ((Code.UNAVAILABLE, Unavailable), (Code.OVERLOADED, Overloaded)):
                 for front in cluster.frontends:
                     front.script = lambda op, code=code: failed(code, "no leader")
@@ -206,7 +207,7 @@ def test_a_cancelled_call_harms_no_other(operation: str) -> None:
             await kv.put("other", b"v")
             front.script = lambda op: None
             call = asyncio.ensure_future(calls(kv)[operation]())
-            await until(lambda: front.held)
+            await becomes(lambda: front.held)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

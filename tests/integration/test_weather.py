@@ -18,6 +18,7 @@ import raftkv
 from raftkv.clock import SystemClock
 from raftkv.testing import LocalCluster
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
+from tests.waiting import PATIENCE
 
 _CLOCK = SystemClock()
 
@@ -125,12 +126,12 @@ def _storm(name: str, cluster: LocalCluster, nemesis: Callable[[], None]) -> Non
                 await asyncio.gather(*workers)
             for key in {call.key for call in history.calls}:
                 call = Call(key, False, b"", _CLOCK.now())
-                record = await client.get(key, timeout=20.0)
+                record = await client.get(key, timeout=PATIENCE)
                 call.ended = _CLOCK.now()
                 if record is not None:
                     call.value, call.version = record.value, record.version
                 history.calls.append(call)
-            counter = await client.get(history.name, timeout=20.0)
+            counter = await client.get(history.name, timeout=PATIENCE)
             count = 0 if counter is None else int(counter.value)
             assert history.counted <= count <= history.counted + history.perhaps
 
@@ -172,7 +173,6 @@ def test_the_checker_finds_stale_reads_lost_writes_and_invented_values() -> None
             History("k", [first, second, fault]).check()
 
 
-@pytest.mark.timeout(120)
 def test_kills_of_random_nodes_leave_a_linearizable_history(cluster: LocalCluster) -> None:
     rng = random.Random(1)
 
@@ -188,7 +188,6 @@ def test_kills_of_random_nodes_leave_a_linearizable_history(cluster: LocalCluste
     _storm("kills", cluster, nemesis)
 
 
-@pytest.mark.timeout(120)
 def test_paused_leaders_leave_a_linearizable_history(cluster: LocalCluster) -> None:
     rng = random.Random(2)
 
@@ -204,13 +203,12 @@ def test_paused_leaders_leave_a_linearizable_history(cluster: LocalCluster) -> N
     _storm("pauses", cluster, nemesis)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("consistency", [kv_pb2.CONSISTENCY_LINEARIZABLE, kv_pb2.CONSISTENCY_QUORUM])
 def test_a_leader_that_slept_serves_no_old_value(
     cluster: LocalCluster, consistency: kv_pb2.Consistency.ValueType
 ) -> None:
     """The read is in the leader's socket when it wakes up, before it has heard that there is another leader."""
-    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
         group = 1
         key = _key_of(client, cluster, group)
         client.put(key, b"old")
@@ -220,7 +218,7 @@ def test_a_leader_that_slept_serves_no_old_value(
             client.put(key, b"new")
             with grpc.insecure_channel(cluster.address(sleeper)) as channel:
                 asked = kv_pb2_grpc.KVStub(channel).Get.future(
-                    kv_pb2.GetRequest(key=key.encode(), consistency=consistency), timeout=10.0
+                    kv_pb2.GetRequest(key=key.encode(), consistency=consistency), timeout=PATIENCE
                 )
                 _pause(0.2)
                 cluster.resume(sleeper)
@@ -243,9 +241,8 @@ def _key_of(client: raftkv.Client, cluster: LocalCluster, group: int) -> str:
     raise AssertionError(f"no key of group {group}")
 
 
-@pytest.mark.timeout(60)
 def test_without_a_majority_calls_fail_typed_and_in_time_and_go_on_with_one(cluster: LocalCluster) -> None:
-    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
         client.put("k", b"1")
         alive = cluster.nodes[0]
         for node in cluster.nodes[1:]:
@@ -267,15 +264,13 @@ def test_without_a_majority_calls_fail_typed_and_in_time_and_go_on_with_one(clus
         client.put("k", b"4")
 
 
-@pytest.mark.timeout(60)
 def test_a_node_without_a_majority_still_ends_in_order(cluster: LocalCluster) -> None:
     """SIGTERM must not wait for a leadership that nobody can take."""
     for node in cluster.nodes[1:]:
         cluster.kill(node)
-    assert cluster.stop_node(cluster.nodes[0], timeout=10.0)
+    assert cluster.stop_node(cluster.nodes[0], timeout=PATIENCE)
 
 
-@pytest.mark.timeout(60)
 def test_nodes_that_stop_together_do_not_hand_leaderships_around(cluster: LocalCluster) -> None:
     """Each node gives a leadership away once: two that stop must not pass it to and fro until their time is up."""
 
@@ -288,14 +283,13 @@ def test_nodes_that_stop_together_do_not_hand_leaderships_around(cluster: LocalC
     assert terms() - before <= 8 * 3
 
 
-@pytest.mark.timeout(90)
 def test_a_follower_that_was_away_for_long_takes_a_snapshot_and_agrees() -> None:
     """It is killed once more while the snapshot is on its way; then all replicas hold the same number of records."""
     with LocalCluster(nodes=3, groups=1, raft={"snapshot_bytes": 65_536}) as cluster:
         away = next(node for node in cluster.nodes if node != cluster.leader(1))
 
         async def fill(start: int, count: int) -> None:
-            async with raftkv.AsyncClient(cluster.endpoints, timeout=10.0) as client:
+            async with raftkv.AsyncClient(cluster.endpoints, timeout=PATIENCE) as client:
                 for first in range(start, start + count, 500):
                     await asyncio.gather(*(client.put(f"r{i}", b"v" * 1000) for i in range(first, first + 500)))
 
@@ -313,7 +307,7 @@ def test_a_follower_that_was_away_for_long_takes_a_snapshot_and_agrees() -> None
             assert _CLOCK.now() < until, found
             _pause(0.1)
         cluster.kill(next(node for node in cluster.nodes if node != away))
-        with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+        with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
             assert sum(1 for _ in client.records()) == expected
 
 
