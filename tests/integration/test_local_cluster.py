@@ -7,19 +7,19 @@ import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import raftkv
 from raftkv.cli.local import LocalError, probe
 from raftkv.cli.ports import free_ports
-from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError
 from raftkv.testing import LocalCluster
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
 _CLOCK = SystemClock()
@@ -53,8 +53,14 @@ def read(client: raftkv.Client, keys: Iterator[bytes]) -> dict[bytes, bytes | No
 
 
 def test_status_tells_nodes_and_groups(healthy: LocalCluster) -> None:
-    status = healthy.status()
-    assert status["ready"]
+    status: dict[str, Any] = {}
+
+    def whole() -> bool:
+        """Not while groups elect."""
+        status.update(healthy.status())
+        return bool(status["ready"]) and None not in [group["leader"] for group in status["groups"]]
+
+    until(whole)
     assert [(node["id"], node["state"]) for node in status["nodes"]] == [(1, "ready"), (2, "ready"), (3, "ready")]
     assert [node["pid"] for node in status["nodes"]] == [healthy.pid(node) for node in healthy.nodes]
     assert [group["id"] for group in status["groups"]] == [0, 1, 2]
@@ -104,7 +110,7 @@ def test_a_paused_leader_is_replaced_and_does_not_answer_from_the_past(healthy: 
 def test_a_node_asked_to_stop_ends_by_itself_and_finds_its_data_again(healthy: LocalCluster) -> None:
     with raftkv.Client(healthy.endpoints, timeout=PATIENCE) as client:
         written = write(client, "stopped")
-    assert healthy.stop() == {1: True, 2: True, 3: True}
+    assert healthy.stop(PATIENCE) == {1: True, 2: True, 3: True}
     assert [node["state"] for node in healthy.status()["nodes"]] == ["stopped"] * 3
     healthy.start()
     with raftkv.Client(healthy.endpoints, timeout=PATIENCE) as client:
@@ -193,23 +199,16 @@ def test_proxies_stand_before_a_node_that_joins_and_a_module_of_the_test_runs_as
             assert to_old.connections >= 1
             assert cluster.log(2).count("instrumented: yes") == 1
             to_new.target = cluster.peer_address(2)
-            _until(lambda: to_new.connections >= 1)
+            until(lambda: to_new.connections >= 1)
             before = to_old.connections
             cluster.restart(2)
-            _until(lambda: to_old.connections > before)
+            until(lambda: to_old.connections > before)
             assert cluster.log(2).count("instrumented: yes") == 2
             assert cluster.log(1).count("instrumented: yes") == 1
         assert not (tmp_path / "c" / "cluster.json").read_text().count("instrumented")
     finally:
         to_new.close()
         to_old.close()
-
-
-def _until(condition: Callable[[], bool], timeout: float = 15.0) -> None:
-    end = _CLOCK.now() + timeout
-    while not condition():
-        assert _CLOCK.now() < end, "it did not become so in time"
-        pause(0.02)
 
 
 def test_two_nodes_cannot_use_one_data_folder(healthy: LocalCluster) -> None:
@@ -220,9 +219,7 @@ def test_two_nodes_cannot_use_one_data_folder(healthy: LocalCluster) -> None:
     assert second.returncode == 1
     assert "another process uses this data folder" in second.stderr
     assert "Traceback" not in second.stderr
-    status = probe(healthy.address(1))
-    assert status is not None
-    assert status.ready
+    until(lambda: (status := probe(healthy.address(1))) is not None and status.ready)
 
 
 def test_the_plugin_gives_tests_a_cluster(raftkv_cluster: LocalCluster) -> None:

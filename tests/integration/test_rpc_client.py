@@ -180,7 +180,7 @@ def test_another_cluster_gets_no_operation() -> None:
         async with FakeCluster() as mine, FakeCluster(shared=Shared()) as other:
             other.frontends[0].cluster_id = "other"
             other.set_map(one_group_map(other.addresses, cluster="other"))
-            async with AsyncClient(mine.addresses, timeout=2.0) as kv:
+            async with AsyncClient(mine.addresses, timeout=PATIENCE) as kv:
                 await kv.put("k", b"v")
                 # The map now names an address at which the other cluster listens.
                 mine.set_map(one_group_map(other.addresses, epoch=2))
@@ -258,7 +258,7 @@ def test_status_tells_of_every_endpoint() -> None:
     async def main() -> None:
         async with started(3, seeds=1) as (cluster, kv):
             await cluster.stop(3)
-            statuses = await kv.status(timeout=1.0)
+            statuses = await kv.status(timeout=PATIENCE)
             assert [status.address for status in statuses] == cluster.addresses
             assert [status.status.node for status in statuses if status.status is not None] == [1, 2]
             assert statuses[2].status is None

@@ -14,9 +14,9 @@ from faults.process.toxiproxy import STREAMS, Link, Toxiproxy, ToxiproxyError
 from raftkv.cli.ports import free_ports
 from raftkv.clock import SystemClock
 from tests import needs
+from tests.waiting import PATIENCE
 
 _CLOCK = SystemClock()
-_SOON = 5.0
 
 
 class Echo:
@@ -65,7 +65,7 @@ def link(toxiproxy: Toxiproxy, request: pytest.FixtureRequest) -> Iterator[Link]
 
 def dial(link: Link) -> socket.socket:
     host, port = link.listen.rsplit(":", 1)
-    return socket.create_connection((host, int(port)), timeout=_SOON)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
 
 
 def echoed(connection: socket.socket, data: bytes = b"hello") -> bytes:

@@ -23,6 +23,7 @@ from raftkv.cli.ports import free_ports, port_problem
 from raftkv.cli.process import PidFile, Process
 from raftkv.errors import ConfigError
 from raftkv.node.config import load_config
+from tests.waiting import PATIENCE
 
 
 def test_a_reused_pid_is_never_taken_for_the_process_that_had_it(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_reused_pid_is_never_taken_for_the_process_that_had_it(tmp_path: Path)
         file.write(real)
         assert file.read() == real
         assert real.signal(signal.SIGKILL)
-        assert real.wait(10)
+        assert real.wait(PATIENCE)
         # A zombie until it is waited for: it does not live.
         assert Process.of(child.pid) is None
     finally:
