@@ -19,7 +19,8 @@ from typing import Final, TypeVar
 import msgpack
 
 from raftkv.cli.common import run
-from raftkv.cli.local import PEER_PORT_OFFSET, port_problem
+from raftkv.cli.local import PEER_PORT_OFFSET
+from raftkv.cli.ports import port_problem
 from raftkv.cli.process import write_atomically
 from raftkv.client.admin import AdminClient, shard_map_of
 from raftkv.errors import ConditionFailed, ConfigError, DeadlineExceeded, RaftKVError, Unavailable, WrongCluster

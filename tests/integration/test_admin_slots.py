@@ -88,12 +88,13 @@ def test_status_and_health(cluster: LocalCluster, admin: Admin) -> None:
     # Leaderships are spread by and by.
     until(lambda: admin("cluster health") == 0)
 
+    report: dict[str, Any] = {}
+
     def leaders_are_told() -> bool:
         nonlocal report
         report = admin.json("cluster status")
         return all(group["leader"] == cluster.leader(group["id"]) for group in report["groups"])
 
-    report: dict[str, Any] = {}
     until(leaders_are_told)
     assert [node["id"] for node in report["nodes"]] == [1, 2, 3]
     for group in report["groups"]:
