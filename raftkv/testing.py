@@ -221,7 +221,7 @@ class LocalCluster:
         """Wait until every node serves. Raises LocalError."""
         self._processes.wait_ready(timeout)
 
-    def leader(self, group: int, timeout: float = 10.0) -> int:
+    def leader(self, group: int, timeout: float = READY_TIMEOUT) -> int:
         """The node that leads ``group``; waits for one up to ``timeout`` seconds, then raises LocalError."""
         clock = SystemClock()
         end = clock.now() + timeout

@@ -16,7 +16,7 @@ import pytest
 from raftkv.cli.ports import free_ports
 from raftkv.cli.process import pause
 from raftkv.testing import LocalCluster
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def raftkv(*arguments: str, endpoints: str = "", stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "RAFTKV_ENDPOINTS": endpoints} if endpoints else dict(os.environ)
     command = [sys.executable, "-m", "raftkv.cli.main", *arguments]
+    if endpoints:
+        command += ["--timeout", str(PATIENCE)]
     return subprocess.run(
         command, cwd=ROOT, env=environment, input=stdin, capture_output=True, timeout=PATIENCE, check=False
     )
@@ -149,7 +151,7 @@ def test_up_status_down(tmp_path: Path) -> None:
 
         before = status(*data)
         os.kill(before["nodes"][1]["pid"], signal.SIGKILL)
-        assert wait_for_state(2, "died", *data)
+        until(lambda: status(*data)["nodes"][1]["state"] == "died")
         again = raftkv("up", "-o", "json", *data)
         assert again.returncode == 0, again.stderr
         assert json.loads(again.stdout)["started"] == [2]
@@ -185,10 +187,6 @@ def test_up_on_a_port_in_use_starts_nothing(cluster: LocalCluster, tmp_path: Pat
 def status(*data: str) -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(raftkv("status", "-o", "json", *data).stdout)
     return parsed
-
-
-def wait_for_state(node: int, state: str, *data: str) -> bool:
-    return any(status(*data)["nodes"][node - 1]["state"] == state for _ in range(20))
 
 
 @pytest.mark.parametrize("name", ["quickstart.py", "quickstart_sync.py"])
