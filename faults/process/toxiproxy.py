@@ -28,7 +28,7 @@ from raftkv.errors import RaftKVError
 
 _HOST: Final = "127.0.0.1"
 _BUILT: Final = Path(__file__).resolve().parents[2] / ".cache" / "toxiproxy" / "server"
-_START_TIMEOUT: Final = 10.0
+_START_TIMEOUT: Final = 60.0
 _STOP_TIMEOUT: Final = 5.0
 _POLL: Final = 0.02
 _LOCK: Final = threading.RLock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def faults(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.main, [str(one) for one in arguments])
 
 
+PATIENT = partial(Plan, patience=PATIENCE, proof=PATIENCE, late=PATIENCE)
+"""Nothing has to happen soon: whoever else works on this machine breaks no promise."""
+
 # -- short runs
 
 SHORT = (
@@ -60,9 +64,7 @@ def test_a_short_run_keeps_every_promise_and_sees_every_fault(
         library()
     except NoSickDisks as problem:
         needs.need(False, str(problem))
-    # Nothing has to happen soon: another one who works on this machine breaks no promise.
-    plan = Plan(scenario, tmp_path, seconds=seconds, patience=PATIENCE, proof=PATIENCE, late=PATIENCE)
-    assert run.run(plan).problems == []
+    assert run.run(PATIENT(scenario, tmp_path, seconds=seconds)).problems == []
 
     figures = figures_of(load(tmp_path))
     assert figures.passed
@@ -161,7 +163,8 @@ def test_without_toxiproxy_nothing_is_run_and_it_says_how_to_get_it(
 
 
 @pytest.mark.usefixtures("toxiproxy")
-def test_the_simplest_scenario_by_the_command(tmp_path: Path) -> None:
+def test_the_simplest_scenario_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "Plan", PATIENT)
     done = faults("run", "--scenario", "simple", "--time", "3", "--nodes", "3", "--out", tmp_path / "out")
     assert (done.exit_code, done.output.splitlines()[-1]) == (0, "passed"), done.output
     assert (tmp_path / "out" / "report.html").exists()
