@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -55,8 +56,10 @@ class Scrape:
     """The samples of one node."""
 
     def __init__(self, cluster: LocalCluster, node: int) -> None:
-        status, text = get(cluster, node, "/metrics")
-        assert status == 200
+        while (answer := get(cluster, node, "/metrics"))[0] == HTTPStatus.TOO_MANY_REQUESTS:
+            pause(0.05)  # a node takes its time between two
+        status, text = answer
+        assert status == HTTPStatus.OK
         self.samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
 
     def all(self, name: str, **labels: str) -> list[float]:
