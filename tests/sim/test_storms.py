@@ -16,7 +16,7 @@ from faults.sim.storm import KINDS, Storm
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_no_storm_of_the_fixed_seeds_breaks_a_promise() -> None:
     """A failure names the seed; ``make sim SEED=n`` repeats it and tells its story."""
     seen: list[Summary] = []
