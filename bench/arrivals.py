@@ -31,18 +31,26 @@ _NONBLOCK: Final = 0o4000
 
 
 class Arrivals:
-    """Intended starts, in :func:`time.perf_counter` seconds, from ``first`` until ``end``, ``rate`` per second.
+    """Intended starts, in seconds of ``clock``, from ``first`` until ``end``, ``rate`` per second.
 
     ``poisson``: independent of each other, as those of many clients are; ``even``: at a fixed distance. Those before
     ``begin`` warm up and are not counted. To be closed.
     """
 
     def __init__(
-        self, rate: float, spacing: Spacing, first: float, begin: float, end: float, rng: random.Random
+        self,
+        rate: float,
+        spacing: Spacing,
+        first: float,
+        begin: float,
+        end: float,
+        rng: random.Random,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._gap: Callable[[], float] = (lambda: 1 / rate) if spacing == "even" else (lambda: rng.expovariate(rate))
         self._next = first + (0.0 if spacing == "even" else self._gap())
         self._begin, self._end = begin, end
+        self._clock = clock
         self._idle: deque[asyncio.Future[float | None]] = deque()
         self._alarm = Alarm(self._ring)
         self.waited = 0
@@ -53,14 +61,14 @@ class Arrivals:
         if self._next >= self._end:
             self._release()
             return None
-        if self._next <= perf_counter():
+        if self._next <= self._clock():
             if not self._idle and self._next >= self._begin:
                 self.waited += 1
             return self._following()
         mine: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
         self._idle.append(mine)
         if len(self._idle) == 1:
-            self._alarm.set(self._next - perf_counter())
+            self._alarm.set(self._next - self._clock())
         return await mine
 
     def left(self) -> int:
@@ -79,7 +87,7 @@ class Arrivals:
         return intended
 
     def _ring(self) -> None:
-        now = perf_counter()
+        now = self._clock()
         while self._idle and self._next <= now and self._next < self._end:
             worker = self._idle.popleft()
             if not worker.done():
@@ -100,7 +108,7 @@ class Alarm:
     """Calls ``ring`` from the loop at a time that is exact to some 50 microseconds.
 
     The loop's own timers are exact to a millisecond only, which is more than a read takes. Where the kernel has no
-    timer files they have to do.
+    timer files, or the loop watches none, they have to do.
     """
 
     def __init__(self, ring: Callable[[], None]) -> None:
@@ -112,7 +120,11 @@ class Alarm:
         # Seconds and nanoseconds of the period, which is 0 = once, and of the delay.
         self._when = (ctypes.c_long * 4)()
         if self._file >= 0:
-            self._loop.add_reader(self._file, self._rang)
+            try:
+                self._loop.add_reader(self._file, self._rang)
+            except NotImplementedError:
+                os.close(self._file)
+                self._file = -1
 
     def set(self, delay: float) -> None:
         """Ring once in ``delay`` seconds, and not when it was to ring before."""

@@ -78,14 +78,19 @@ class Measured:
     scanned: Counter[str] = field(default_factory=Counter)
 
 
-async def measure(plan: Plan) -> Measured:
-    """Run the plan. Raises the first error of filling the store; errors while measuring are counted."""
-    async with prepared(plan) as begin:
+async def measure(plan: Plan, clock: Callable[[], float] = perf_counter) -> Measured:
+    """Run the plan, by the seconds of ``clock``.
+
+    Raises the first error of filling the store; errors while measuring are counted.
+    """
+    async with prepared(plan, clock) as begin:
         return await begin()
 
 
 @contextlib.asynccontextmanager
-async def prepared(plan: Plan) -> AsyncIterator[Callable[[], Awaitable[Measured]]]:
+async def prepared(
+    plan: Plan, clock: Callable[[], float] = perf_counter
+) -> AsyncIterator[Callable[[], Awaitable[Measured]]]:
     """Clients that are connected and a store that is filled: a function that begins the measurement.
 
     Raises ValueError for a plan that cannot be.
@@ -99,7 +104,7 @@ async def prepared(plan: Plan) -> AsyncIterator[Callable[[], Awaitable[Measured]
         fill = MIXES[plan.op].reads if plan.fill is None else plan.fill
         if fill:
             await _fill(targets[0], keys, value)
-        yield lambda: _run(plan, targets, keys, value)
+        yield lambda: _run(plan, targets, keys, value, clock)
     finally:
         for target in targets:
             await target.close()
@@ -120,7 +125,9 @@ async def _fill(target: Target, keys: Sequence[bytes], value: bytes, in_flight: 
         raise several.exceptions[0] from None
 
 
-async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: bytes) -> Measured:
+async def _run(
+    plan: Plan, targets: Sequence[Target], keys: list[bytes], value: bytes, clock: Callable[[], float]
+) -> Measured:
     workload = Workload(plan.op, plan.distribution, keys, value, plan.part, plan.parts)
     seed = (plan.seed * plan.parts + plan.part) * 1_000_003
     rngs = [random.Random(seed + number) for number in range(plan.workers)]
@@ -129,7 +136,7 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
 
     async def ask(begin: float, end: float) -> None:
         start_one = starts.pop()
-        start = perf_counter()
+        start = clock()
         while start < end:
             try:
                 record, answer = start_one()
@@ -139,9 +146,9 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
                     errors[_kind(error)] += 1
                 # A refused connection fails at once: do not spin on it.
                 await asyncio.sleep(0.01)
-                start = perf_counter()
+                start = clock()
                 continue
-            now = perf_counter()
+            now = clock()
             if start >= begin:
                 record(now - start)
             start = now
@@ -149,7 +156,7 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
     async def serve(arrivals: Arrivals, begin: float, end: float) -> None:
         start_one = starts.pop()
         give_up = end + _GRACE
-        while perf_counter() < give_up and (intended := await arrivals.take()) is not None:
+        while clock() < give_up and (intended := await arrivals.take()) is not None:
             try:
                 record, answer = start_one()
                 await answer
@@ -158,13 +165,14 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
                     errors[_kind(error)] += 1
                 continue
             if intended >= begin:
-                record(perf_counter() - intended)
+                record(clock() - intended)
 
     with undisturbed():
-        first = perf_counter()
+        first = clock()
         begin = first + plan.warmup
         end = begin + plan.seconds
-        arrivals = Arrivals(plan.rate, plan.spacing, first, begin, end, random.Random(seed - 1)) if plan.rate else None
+        drawn = (plan.rate, plan.spacing, first, begin, end, random.Random(seed - 1), clock)
+        arrivals = Arrivals(*drawn) if plan.rate else None
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(plan.workers):
@@ -173,7 +181,7 @@ async def _run(plan: Plan, targets: Sequence[Target], keys: list[bytes], value: 
             if arrivals is not None:
                 arrivals.close()
     # The last operation of an open loop may end before its time is over: nothing has arrived since.
-    seconds = max(perf_counter(), end) - begin
+    seconds = max(clock(), end) - begin
     if arrivals is not None and (left := arrivals.left()):
         errors["NotBegun"] += left
     latencies = array("d")

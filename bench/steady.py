@@ -22,7 +22,7 @@ _PREPARING: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One operation: when it was to start (:func:`time.perf_counter`) and how long it then took, in seconds.
+    """One operation: when it was to start, by the clock of the measurement, and how long it then took, in seconds.
 
     ``late``: how long after that it began: what the client, or the processor that it runs on, had no time for.
     """
@@ -34,25 +34,30 @@ class Timed:
 
 
 async def steady(
-    operation: Callable[[bytes], Awaitable[object]], keys: Sequence[bytes], rate: float, seconds: float, seed: int = 1
+    operation: Callable[[bytes], Awaitable[object]],
+    keys: Sequence[bytes],
+    rate: float,
+    seconds: float,
+    seed: int = 1,
+    clock: Callable[[], float] = perf_counter,
 ) -> list[Timed]:
     """Start ``operation`` ``rate`` times a second for ``seconds``, each time with one of ``keys``; wait for the last.
 
-    Failures count as operations that took until they failed.
+    Failures count as operations that took until they failed. Times are seconds of ``clock``.
     """
     done: list[Timed] = []
     rng = random.Random(seed)
-    first = perf_counter() + _PREPARING
-    arrivals = Arrivals(rate, "even", first, first, first + seconds, rng)
+    first = clock() + _PREPARING
+    arrivals = Arrivals(rate, "even", first, first, first + seconds, rng, clock)
 
     async def serve() -> None:
         while (intended := await arrivals.take()) is not None:
-            failed, late = False, perf_counter() - intended
+            failed, late = False, clock() - intended
             try:
                 await operation(keys[int(rng.random() * len(keys))])
             except RaftKVError:
                 failed = True
-            done.append(Timed(intended, perf_counter() - intended, late, failed))
+            done.append(Timed(intended, clock() - intended, late, failed))
 
     with undisturbed():
         try:

@@ -21,6 +21,9 @@ from faults.register import EMPTY, Register, State
 BUDGET: Final = 1_500_000
 """Steps of the model after which the search of one key gives up. Histories in order take about one per operation."""
 
+_TELLING: Final = 100_000
+"""Steps, a few seconds, to find where a history that has no order gets stuck: the verdict is known by then."""
+
 _LOOK_AHEAD: Final = 4
 """Operations of the lowest versions that are looked at before a choice: one choice places two of them at the most."""
 
@@ -50,7 +53,7 @@ def check(operations: Sequence[Operation], model: Register, budget: int = BUDGET
     found = _Search(operations, model, budget, _LOOK_AHEAD).run()
     if found.verdict is Verdict.VIOLATION:
         # Looking ahead turns back early; without it the search gets as far as anybody can, which tells more.
-        farther = _Search(operations, model, budget, 0).run()
+        farther = _Search(operations, model, min(budget, _TELLING), 0).run()
         return farther if farther.verdict is Verdict.VIOLATION else found
     return found
 

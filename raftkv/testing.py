@@ -13,7 +13,6 @@ With pytest, ask for the fixture ``raftkv_cluster``. All methods block; from a c
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import sys
@@ -27,7 +26,6 @@ from raftkv.cli.growing import add_node
 from raftkv.cli.joining import Places
 from raftkv.cli.local import (
     MAIN,
-    PEER_PORT_OFFSET,
     READY_TIMEOUT,
     STOP_TIMEOUT,
     Launch,
@@ -35,10 +33,10 @@ from raftkv.cli.local import (
     LocalNode,
     LocalProcesses,
     Place,
-    free_ports,
     new_shape,
     places_from,
 )
+from raftkv.cli.ports import free_ports
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.node.config import DEFAULT_GROUPS, DEFAULT_SLOTS
@@ -224,7 +222,7 @@ class LocalCluster:
         """Wait until every node serves. Raises LocalError."""
         self._processes.wait_ready(timeout)
 
-    def leader(self, group: int, timeout: float = 10.0) -> int:
+    def leader(self, group: int, timeout: float = READY_TIMEOUT) -> int:
         """The node that leads ``group``; waits for one up to ``timeout`` seconds, then raises LocalError."""
         clock = SystemClock()
         end = clock.now() + timeout
@@ -270,8 +268,7 @@ def _places(nodes: int, port: int | None) -> tuple[tuple[Place, ...], dict[int, 
     """Where the nodes listen, and where each of them may serve metrics."""
     if nodes < 1:
         raise LocalError(f"a cluster of {nodes} nodes is none")
-    # Clusters of test processes that run side by side search from different ports on.
-    ports = free_ports(3 * nodes, os.getpid() * 2 * (PEER_PORT_OFFSET + 1))
+    ports = free_ports(3 * nodes)
     at = [f"127.0.0.1:{port}" for port in ports]
     monitors = {i + 1: at[2 * nodes + i] for i in range(nodes)}
     if port is not None:

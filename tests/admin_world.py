@@ -25,6 +25,7 @@ from raftkv.store.codec import pack, unpack
 from raftkv.store.operations import WRITES, Kind, Op, Result
 from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import initial_map
+from tests.waiting import PATIENCE
 
 CLUSTER = "4d4f7c52-9a3e-4a8e-8c0f-0a3a1b2c3d4e"
 SLOTS = 256
@@ -64,12 +65,12 @@ class World:
         self._over = asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(started),))
         self._thread.start()
-        assert started.wait(20)
+        assert started.wait(PATIENCE)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(20)
+        self._thread.join(PATIENCE)
         self._loop.close()
 
     async def _serve(self, started: threading.Event) -> None:
@@ -95,7 +96,7 @@ class World:
         self._addresses[node] = f"127.0.0.1:{server.port}"
 
     def _in_loop(self, what: Any) -> None:
-        asyncio.run_coroutine_threadsafe(what, self._loop).result(20)
+        asyncio.run_coroutine_threadsafe(what, self._loop).result(PATIENCE)
 
     def stop_node(self, node: int) -> None:
         """``node`` answers nothing any more; others lead its groups, if they can."""

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import signal
+
 import hypothesis
+import pytest
 
 # The same examples on every run: a failure in CI is a failure at the desk.
 hypothesis.settings.register_profile("raftkv", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("raftkv")
+
+# What a shell runs in the background is deaf to Ctrl-C, and so would be the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_are_no_garbage() -> None:
+    """Each simulated run collects garbage, in vain among the hundred thousands of objects that imports have made."""
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()

@@ -30,6 +30,7 @@ from raftkv.rpc.tally import Durations
 from raftkv.store.operations import ANY_VERSION, Kind, Op, Result
 from shards.map import Group, Node, ShardMap
 from shards.slots import slot_of
+from tests.waiting import PATIENCE
 
 SLOTS = 256
 CLUSTER = "4d4f7c52-9a3e-4a8e-8c0f-0a3a1b2c3d4e"
@@ -203,21 +204,10 @@ class FakeCluster:
 
 @asynccontextmanager
 async def started(
-    count: int = 1, timeout: float = 5.0, seeds: int | None = None
+    count: int = 1, timeout: float = PATIENCE, seeds: int | None = None
 ) -> AsyncIterator[tuple[FakeCluster, AsyncClient]]:
     async with FakeCluster(count) as cluster, AsyncClient(cluster.addresses[:seeds], timeout=timeout) as kv:
         yield cluster, kv
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition that another task brings about."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def elapsed_since(start: float) -> float:
-    return SystemClock().now() - start
 
 
 def calls(kv: AsyncClient) -> dict[str, Callable[[], Awaitable[object]]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any, Final
 
 import requests
 
-from raftkv.cli.local import free_ports
+from raftkv.cli.ports import free_ports
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
@@ -63,7 +62,7 @@ def _status(address: str) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def etcd(folder: Path) -> Iterator[Etcd]:
     """Raises PeerError if it does not start."""
-    ports = _ports(2 * _MEMBERS)
+    ports = free_ports(2 * _MEMBERS)
     members = [
         (f"n{number}", f"http://{_HOST}:{client}", f"http://{_HOST}:{peer}")
         for number, (client, peer) in enumerate(zip(ports[::2], ports[1::2], strict=True), 1)
@@ -105,7 +104,7 @@ class Redis:
 @contextlib.contextmanager
 def redis(folder: Path, fsync: str) -> Iterator[Redis]:
     """``fsync``: when the log of writes is synced, as Redis names it. Raises PeerError if it does not start."""
-    ports = _ports(_MEMBERS)
+    ports = free_ports(_MEMBERS)
     commands = {}
     for number, port in enumerate(ports):
         name = f"replica{number}" if number else "primary"
@@ -168,10 +167,6 @@ def absent(programs: Mapping[str, str]) -> str:
         if shutil.which(program) is None:
             return f"not found: apt-get install {package}"
     return ""
-
-
-def _ports(count: int) -> list[int]:
-    return free_ports(count, random.SystemRandom().randrange(10_000))
 
 
 def _stop(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:

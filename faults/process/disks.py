@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import shutil
 import struct
 import subprocess
@@ -37,7 +38,8 @@ def library() -> Path:
     if compiler is None:
         raise NoSickDisks("slow and full disks need a C compiler")
     _CACHE.mkdir(parents=True, exist_ok=True)
-    fresh = built.with_suffix(".new")
+    # Others may be at it too.
+    fresh = built.with_suffix(f".{os.getpid()}")
     command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(fresh), str(_SOURCE), "-ldl"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE, check=False)

@@ -36,9 +36,6 @@ from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.v1 import admin_pb2
 
-_PROOF: Final = 4.0
-"""Seconds beyond its time that a fault is kept up if nothing shows it yet."""
-
 _CALM: Final = 2.0
 _BREATH: Final = (0.5, 1.5)
 """Seconds between two faults."""
@@ -47,9 +44,6 @@ _LOOK: Final = 0.05
 _PERIOD: Final = 0.05
 _TIMEOUT: Final = 3.0
 """Of the clients' calls, in seconds."""
-
-_LATE: Final = 2.0
-"""Seconds by which a call may outlast its time-out where five nodes, clients and Toxiproxy share few cores."""
 
 _PAUSE: Final = 0.03
 """Usual seconds between two operations of one task."""
@@ -70,6 +64,9 @@ class Plan:
 
     ``patience``: seconds within which the cluster is whole after each fault, and all replicas are equal in the end.
 
+    ``proof``: seconds beyond its time that a fault is kept up if nothing shows it yet. ``late``: seconds by which a
+    call may outlast its time-out, where five nodes, clients and Toxiproxy share few cores.
+
     ``planted``: the fault that all nodes have in them (:data:`faults.process.planted.PLANTED`), nothing usually.
     """
 
@@ -83,6 +80,8 @@ class Plan:
     operations: int = 200_000
     planted: str = ""
     patience: float = 30.0
+    proof: float = 4.0
+    late: float = 2.0
 
 
 @dataclass(slots=True)
@@ -320,7 +319,7 @@ class _Run:
         )
         await fault.inject()
         began, proof = self._now(), ""
-        while (lasted := self._now() - began) < fault.hold or (not proof and lasted < fault.hold + _PROOF):
+        while (lasted := self._now() - began) < fault.hold or (not proof and lasted < fault.hold + self._plan.proof):
             if not proof and (proof := await fault.proof()):
                 self._journal.event("effect", id=number, confirmed=True, proof=proof)
             await asyncio.sleep(_LOOK)
@@ -396,7 +395,7 @@ class _Run:
     def judge(self) -> None:
         """The verdict on the history; the run itself has judged what it saw."""
         self._phase("checks")
-        judgement = judge(self._history, timeout=self._timeout, late=_LATE)
+        judgement = judge(self._history, timeout=self._timeout, late=self._plan.late)
         judgement.problems += self._work_problems
         self._outcomes.problems += [problem.text for problem in judgement.problems]
         self._figures.update(judgement.figures())

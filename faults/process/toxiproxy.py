@@ -21,14 +21,14 @@ from toxiproxy import Toxiproxy as Api
 from toxiproxy.api import APIConsumer
 from toxiproxy.exceptions import InvalidToxic, NotFound, ProxyExists
 
-from raftkv.cli.local import free_ports
+from raftkv.cli.ports import free_ports
 from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 
 _HOST: Final = "127.0.0.1"
 _BUILT: Final = Path(__file__).resolve().parents[2] / ".cache" / "toxiproxy" / "server"
-_START_TIMEOUT: Final = 10.0
+_START_TIMEOUT: Final = 60.0
 _STOP_TIMEOUT: Final = 5.0
 _POLL: Final = 0.02
 _LOCK: Final = threading.RLock()
@@ -84,7 +84,7 @@ class Toxiproxy:
     """Starts the server at ``binary`` on a free loopback port; ``with`` ends it. ``log``: its output."""
 
     def __init__(self, binary: str, log: Path) -> None:
-        (self._port,) = free_ports(1, os.getpid() * 7)
+        (self._port,) = free_ports(1)
         self._api = Api()
         self._links: list[Link] = []
         with log.open("wb") as output:

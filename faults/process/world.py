@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,8 @@ from faults.process.disks import Disk
 from faults.process.toxiproxy import STREAMS, Link, Toxiproxy
 from faults.process.watcher import Watcher
 from raftkv import AsyncClient
-from raftkv.cli.local import MAIN, free_ports
+from raftkv.cli.local import MAIN
+from raftkv.cli.ports import free_ports
 from raftkv.client.transport import GrpcTransport, TransportError, connect
 from raftkv.testing import LocalCluster
 
@@ -95,7 +95,7 @@ class World:
         most = shape.nodes + SPARES
         pairs = [(a, b) for a in range(1, most + 1) for b in range(1, most + 1) if a != b]
         doors = [(client, node) for client in shape.clients for node in range(1, most + 1)]
-        ports = await asyncio.to_thread(free_ports, len(pairs) + len(doors) + 2 * most, os.getpid() * 211)
+        ports = await asyncio.to_thread(free_ports, len(pairs) + len(doors) + 2 * most)
         self._link_ports = dict(zip(pairs, ports, strict=False))
         self._door_ports = dict(zip(doors, ports[len(pairs) :], strict=False))
         self._spare_ports = ports[len(pairs) + len(doors) :]

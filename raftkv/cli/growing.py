@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, Final
 
 from raftkv.addresses import parse_listen_address
 from raftkv.cli.files import write_atomically
 from raftkv.cli.joining import CONFIG, Places, has_begun, join
-from raftkv.cli.local import PEER_PORT_OFFSET, READY_TIMEOUT, LocalError, LocalNode, LocalProcesses, Place, free_ports
+from raftkv.cli.local import READY_TIMEOUT, LocalError, LocalNode, LocalProcesses, Place
+from raftkv.cli.ports import free_ports
 from raftkv.node.config import NodeConfig, parse_config, render
 
 _JOINING: Final = "node-joining"
@@ -54,8 +54,7 @@ def _free_addresses(cluster: LocalProcesses) -> list[str]:
     """Three addresses beside those of the cluster's nodes, also of nodes that do not run now."""
     used = [address for node in cluster.nodes for address in (node.address, node.peer_address, node.metrics())]
     taken = {parse_listen_address(address).port for address in used if address is not None}
-    start = os.getpid() * 2 * (PEER_PORT_OFFSET + 1)
-    found = [port for port in free_ports(3 + len(taken), start) if port not in taken]
+    found = [port for port in free_ports(3 + len(taken)) if port not in taken]
     return [f"127.0.0.1:{port}" for port in found[:3]]
 
 

@@ -22,7 +22,8 @@ import msgpack
 from raftkv.addresses import Address, BadAddress, parse_address
 from raftkv.cli.common import run
 from raftkv.cli.files import write_atomically
-from raftkv.cli.local import PEER_PORT_OFFSET, port_problem
+from raftkv.cli.local import PEER_PORT_OFFSET
+from raftkv.cli.ports import port_problem
 from raftkv.client.admin import AdminClient, shard_map_of
 from raftkv.errors import (
     ConditionFailed,

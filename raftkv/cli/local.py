@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import uuid
@@ -24,8 +23,9 @@ import grpc
 import msgpack
 
 import raftkv
-from raftkv.addresses import Address, parse_address, parse_listen_address
+from raftkv.addresses import Address, parse_address
 from raftkv.cli.files import write_atomically
+from raftkv.cli.ports import port_problem
 from raftkv.cli.process import PidFile, Process, pause
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError, RaftKVError
@@ -483,35 +483,3 @@ def check_ports(nodes: Sequence[LocalNode | Place]) -> None:
             problem = port_problem(address)
             if problem:
                 raise LocalError(f"node {node.id} cannot listen at {address}: {problem}")
-
-
-def port_problem(address: str) -> str | None:
-    """Why nothing can listen at ``address``; None if it is free. Raises BadAddress."""
-    host, port = parse_listen_address(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe_socket:
-        # Connections of an ended server linger for a minute; they do not keep a new one from listening.
-        probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe_socket.bind((host, port))
-            probe_socket.listen(1)
-        except OSError as error:
-            return error.strerror or str(error)
-    return None
-
-
-def free_ports(count: int, start: int) -> list[int]:
-    """``count`` free loopback ports, searched from ``start`` on, below those that the system hands out by itself.
-
-    A port of a killed node must not be taken by somebody's outgoing connection before the node is back. Raises
-    LocalError if there are not enough.
-    """
-    low, high = 15000, 32000
-    found: list[int] = []
-    for step in range(high - low):
-        port = low + (start + step) % (high - low)
-        if port_problem(f"127.0.0.1:{port}") is None:
-            found.append(port)
-            if len(found) == count:
-                return found
-    raise LocalError(f"there are no {count} free ports from {low} to {high} on this machine")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import raftkv
-from raftkv.cli.local import free_ports
+from raftkv.cli.ports import free_ports
 from raftkv.cli.process import pause
 from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
@@ -65,7 +65,7 @@ def test_a_name_that_cannot_be_looked_up_is_refused_and_all_nodes_live_on(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
     pids = [cluster.pid(node) for node in (1, 2)]
-    client, peers = (f"127.0.0.1:{port}" for port in free_ports(2, 11_000))
+    client, peers = (f"127.0.0.1:{port}" for port in free_ports(2))
     places = ["--address", "kv-4..prod:7449", "--listen", client, "--peer-listen", peers]
     done = serve("--join", cluster.address(1), "--data-dir", str(tmp_path / "new"), *places)
     assert done.returncode == 2
@@ -86,7 +86,7 @@ def test_the_meta_group_takes_none_in_whoever_asks(cluster: LocalCluster, addres
 
 
 def test_a_local_cluster_grows_after_an_attempt_that_was_refused(cluster: LocalCluster) -> None:
-    first = f"127.0.0.1:{free_ports(1, 12_000)[0]}"
+    first = f"127.0.0.1:{free_ports(1)[0]}"
     for addresses in ((first, first), (first, cluster.peer_address(1)), ("a..b:1", first)):
         with pytest.raises(RaftKVError):
             cluster.add_node(addresses=addresses)

@@ -13,35 +13,25 @@ from pathlib import Path
 import pytest
 
 import raftkv
-from raftkv.cli.local import free_ports, probe
-from raftkv.cli.process import pause
-from raftkv.clock import SystemClock
+from raftkv.cli.local import probe
+from raftkv.cli.ports import free_ports
 from raftkv.testing import LocalCluster
 from tests.admin_world import Admin
-
-pytestmark = pytest.mark.timeout(120)
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = {b"key:%d" % number: b"value %d" % number for number in range(500)}
 
 
 def fill(endpoints: str) -> None:
-    with raftkv.Client(endpoints) as kv:
+    with raftkv.Client(endpoints, timeout=PATIENCE) as kv:
         for key, value in RECORDS.items():
             kv.put(key, value)
 
 
 def check(endpoints: str) -> None:
-    with raftkv.Client(endpoints) as kv:
+    with raftkv.Client(endpoints, timeout=PATIENCE) as kv:
         assert {record.key: record.value for record in kv.records()} == RECORDS
-
-
-def until(condition: object, timeout: float = 15.0) -> None:
-    assert callable(condition)
-    end = SystemClock().now() + timeout
-    while not condition():
-        assert SystemClock().now() < end, "it did not become so in time"
-        pause(0.05)
 
 
 def becomes_healthy(admin: Admin) -> None:
@@ -59,12 +49,12 @@ def test_a_cluster_grows_and_shrinks(capsys: pytest.CaptureFixture[str], monkeyp
         new = cluster.add_node()
         assert new == 4
         assert admin("node list") == 0
-        assert admin("node add 4 --wait --wait-timeout 30") == 0, admin.err
+        assert admin("node add 4 --wait --wait-timeout 100") == 0, admin.err
         nodes = {node["id"]: node["replicas"] for node in admin.json("node list")["nodes"]}
         assert nodes[4] >= 2
         becomes_healthy(admin)
 
-        assert admin("node drain 2 --yes --wait --wait-timeout 30") == 0, admin.err
+        assert admin("node drain 2 --yes --wait --wait-timeout 100") == 0, admin.err
         assert "draining" in [one["kind"] for one in admin.json("cluster health", code=5)["problems"]]
         assert admin("node remove 2 --yes") == 0, admin.err
         # It learns that it is no member any more, and ends.
@@ -74,7 +64,8 @@ def test_a_cluster_grows_and_shrinks(capsys: pytest.CaptureFixture[str], monkeyp
         assert admin("check consistency") == 0, admin.out
 
         # The folder remembers who belongs to the cluster.
-        assert [node["state"] for node in cluster.status()["nodes"]] == ["ready", "removed", "ready", "ready"]
+        states = ["ready", "removed", "ready", "ready"]
+        until(lambda: [node["state"] for node in cluster.status()["nodes"]] == states)
         cluster.stop()
         cluster.start()
         assert cluster.pid(2) is None
@@ -91,7 +82,7 @@ def test_a_dead_node_is_replaced_by_one_command(
         dead = next(node for node in cluster.nodes if cluster.pid(node) is None)
         new = cluster.add_node()
         assert admin("node replace", str(dead), str(new), "--yes", "--wait-timeout", "0.01") == 6
-        assert admin("node replace", str(dead), str(new), "--yes", "--wait-timeout", "30") == 0, admin.err
+        assert admin("node replace", str(dead), str(new), "--yes", "--wait-timeout", "100") == 0, admin.err
         assert admin("node replace", str(dead), str(new), "--yes") == 0, admin.err
         assert "was replaced and removed before" in admin.out
         becomes_healthy(admin)
@@ -116,7 +107,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
 
 
 def test_serve_joins_and_comes_back_as_the_same_node(
@@ -126,12 +117,12 @@ def test_serve_joins_and_comes_back_as_the_same_node(
         admin = Admin(cluster.endpoints, capsys, monkeypatch)
         fill(cluster.endpoints)
         folder = tmp_path / "new"
-        first, second = (f"127.0.0.1:{port}" for port in free_ports(2, 9000))
+        first, second = (f"127.0.0.1:{port}" for port in free_ports(2))
         joining = ["--join", cluster.endpoints, "--address", first, "--peer-address", second]
         for _ in range(2):
             with serving(folder, *joining) as process:
                 until(lambda: (status := probe(first)) is not None and status.ready)
-                assert admin("node add 2 --wait --wait-timeout 20") == 0, admin.err
+                assert admin("node add 2 --wait --wait-timeout 100") == 0, admin.err
                 assert [node["id"] for node in admin.json("node list")["nodes"]] == [1, 2]
             assert process.returncode == 0
         # The new one may have all of it, alone.

@@ -21,6 +21,7 @@ from raftkv.limits import MAX_BATCH_BYTES, MAX_FRAME_BYTES, MAX_KEY_BYTES, MAX_T
 from raftkv.peer.frames import HEADER, Encoder
 from raftkv.testing import LocalCluster
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def _shell(script: str, cluster: LocalCluster | None = None) -> subprocess.Compl
     return subprocess.run(
         ["/bin/sh", "-c", f'raftkv() {{ "{sys.executable}" -m raftkv.cli.main "$@"; }}\n{script}'],
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
         env={**os.environ, "NO_COLOR": "1", "RAFTKV_ENDPOINTS": cluster.endpoints if cluster else "127.0.0.1:1"},
         check=False,
     )
@@ -43,7 +44,7 @@ def _shell(script: str, cluster: LocalCluster | None = None) -> subprocess.Compl
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("command", ["dump", "get here", "get here -o json", "put other x"])
 def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(cluster: LocalCluster, command: str) -> None:
-    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
         client.put("here", b"x" * 100_000)
     done = _shell(f"raftkv {command} > /dev/full", cluster)
     assert done.returncode == 1
@@ -52,7 +53,7 @@ def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(cluster: Loc
 
 
 def test_a_reader_that_has_gone_is_no_complaint(cluster: LocalCluster) -> None:
-    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
         for number in range(20):
             client.put(f"long{number}", b"x" * 50_000)
     done = _shell("raftkv dump | head -c 10", cluster)
@@ -64,7 +65,7 @@ def test_a_reader_that_has_gone_is_no_complaint(cluster: LocalCluster) -> None:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_files_are_never_taken_for_others(cluster: LocalCluster, closed: str) -> None:
     """A socket or a data file that got number 2 would receive what libraries write there."""
-    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
         client.put("here", b"x")
     done = _shell(f"raftkv get here {closed}", cluster)
     assert done.returncode == 0
@@ -78,7 +79,7 @@ def test_a_load_is_checked_before_its_first_write(cluster: LocalCluster, tmp_pat
     done = _shell(f"raftkv load {source}", cluster)
     assert done.returncode == 1
     assert b"line 2: expires_at is more than" in done.stderr
-    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
         assert client.get("first") is None
 
 
@@ -86,7 +87,7 @@ def test_sizes_are_refused_by_the_server_itself(cluster: LocalCluster) -> None:
     """A client of another language may not check what ours checks; what is at the limit passes."""
     with grpc.insecure_channel(cluster.address(1)) as channel:
         stub = kv_pb2_grpc.KVStub(channel)
-        stub.Put(kv_pb2.PutRequest(key=b"k" * MAX_KEY_BYTES, value=b"v" * MAX_VALUE_BYTES), timeout=10.0)
+        stub.Put(kv_pb2.PutRequest(key=b"k" * MAX_KEY_BYTES, value=b"v" * MAX_VALUE_BYTES), timeout=PATIENCE)
         for request in (
             kv_pb2.PutRequest(key=b"", value=b""),
             kv_pb2.PutRequest(key=b"k" * (MAX_KEY_BYTES + 1), value=b""),
@@ -94,9 +95,9 @@ def test_sizes_are_refused_by_the_server_itself(cluster: LocalCluster) -> None:
             kv_pb2.PutRequest(key=b"k", value=b"v" * (2 * MAX_BATCH_BYTES)),
         ):
             with pytest.raises(grpc.RpcError) as caught:
-                stub.Put(request, timeout=10.0)
+                stub.Put(request, timeout=PATIENCE)
             assert caught.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
-        assert not stub.Get(kv_pb2.GetRequest(key=b"k"), timeout=10.0).HasField("record")
+        assert not stub.Get(kv_pb2.GetRequest(key=b"k"), timeout=PATIENCE).HasField("record")
 
 
 def _bad_frames(cluster: LocalCluster) -> list[bytes]:
@@ -126,7 +127,7 @@ def test_bad_bytes_on_the_port_for_peers_end_that_connection_only(cluster: Local
 
     def ends(first: bytes, second: bytes = b"") -> bytes:
         """What comes until the node closes the connection, as it must; ``second`` is sent after an answer."""
-        with socket.create_connection((host, int(port)), timeout=10.0) as connection:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
             received = b""
             try:
                 connection.sendall(first)
@@ -155,7 +156,7 @@ def test_bad_bytes_on_the_port_for_peers_end_that_connection_only(cluster: Local
         assert b"welcome" not in ends(stranger)
     cluster.restart(3)
     cluster.wait_ready()
-    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
         client.put("after", b"x")
     log = cluster.log(1, 10_000)
     assert "Traceback" not in log

@@ -13,8 +13,8 @@ def test_what_a_thousand_records_cost() -> None:
     assert size.snapshots
     assert size.wal_per_user_byte > 1
     assert size.disk_per_user_byte > size.wal_per_user_byte
-    assert 0 < size.restart_node < 30
-    assert 0 < size.restart_cluster < 30
+    assert size.restart_node > 0
+    assert size.restart_cluster > 0
     assert size.reads.p50 <= size.reads.p99 <= size.reads.worst
     assert size.calm.worst > 0
     assert said[0].startswith("1,000 records")

@@ -13,31 +13,28 @@ from typing import Any
 
 import pytest
 
-from raftkv.cli.local import free_ports, port_problem
-from raftkv.cli.process import Process
+from raftkv.cli.ports import free_ports
+from raftkv.cli.process import pause
 from raftkv.testing import LocalCluster
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(180)
 
 
 def raftkv(*arguments: str, endpoints: str = "", stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "RAFTKV_ENDPOINTS": endpoints} if endpoints else dict(os.environ)
     command = [sys.executable, "-m", "raftkv.cli.main", *arguments]
+    if endpoints:
+        command += ["--timeout", str(PATIENCE)]
     return subprocess.run(
-        command, cwd=ROOT, env=environment, input=stdin, capture_output=True, timeout=120, check=False
+        command, cwd=ROOT, env=environment, input=stdin, capture_output=True, timeout=PATIENCE, check=False
     )
 
 
 def first_port() -> int:
     """A port such that those that `up` derives from it for three nodes are free too."""
-    start = os.getpid()
-    while True:
-        (port,) = free_ports(1, start)
-        wanted = [port + offset for offset in (0, 1, 2, 100, 101, 102)]
-        if all(port_problem(f"127.0.0.1:{other}") is None for other in wanted):
-            return port
-        start += 3
+    ours = set(free_ports(500))
+    return next(port for port in ours if ours.issuperset(port + offset for offset in (0, 1, 2, 100, 101, 102)))
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +90,14 @@ def test_what_is_loaded_is_dumped_exactly_once(cluster: LocalCluster, at: str, t
     progress = tmp_path / "many.jsonl.progress"
 
     command = [sys.executable, "-m", "raftkv.cli.main", "load", str(source), "--endpoints", at, "--in-flight", "50"]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process = Process.of(first.pid)
-    assert process is not None
-    while first.poll() is None and not progress.exists():
-        process.wait(0.01)
-    first.kill()
-    first.communicate()
-    assert first.returncode == -signal.SIGKILL, "the load was over before it could be killed"
+    killed = False
+    while not killed:  # if it was over before, it begins anew: nothing has been noted
+        first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while first.poll() is None and not progress.exists():
+            pause(0.01)
+        first.kill()
+        first.communicate()
+        killed = first.returncode == -signal.SIGKILL
 
     cluster.kill(cluster.leader(1))
     second = raftkv("load", str(source), "-o", "json", endpoints=at)
@@ -154,7 +151,7 @@ def test_up_status_down(tmp_path: Path) -> None:
 
         before = status(*data)
         os.kill(before["nodes"][1]["pid"], signal.SIGKILL)
-        assert wait_for_state(2, "died", *data)
+        until(lambda: status(*data)["nodes"][1]["state"] == "died")
         again = raftkv("up", "-o", "json", *data)
         assert again.returncode == 0, again.stderr
         assert json.loads(again.stdout)["started"] == [2]
@@ -192,14 +189,10 @@ def status(*data: str) -> dict[str, Any]:
     return parsed
 
 
-def wait_for_state(node: int, state: str, *data: str) -> bool:
-    return any(status(*data)["nodes"][node - 1]["state"] == state for _ in range(20))
-
-
 @pytest.mark.parametrize("name", ["quickstart.py", "quickstart_sync.py"])
 def test_the_examples_run(name: str, at: str) -> None:
     example = [sys.executable, "-W", "error", str(ROOT / "examples" / name), at]
-    result = subprocess.run(example, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(example, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout
 
@@ -210,10 +203,12 @@ def test_the_examples_run(name: str, at: str) -> None:
 )
 def test_the_load_generator_measures(api: str, op: str, at: str) -> None:
     command = [sys.executable, "-m", "bench", "load", "--endpoints", at, "--api", api, "--op", op, "-o", "json"]
-    options = ["--workers", "8", "--clients", "2", "--keys", "200", "--seconds", "0.5", "--warmup", "0.1"]
-    result = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    options = ["--workers", "8", "--clients", "2", "--keys", "200", "--seconds", "1", "--warmup", "0"]
+    result = subprocess.run(
+        [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
-    assert summary["operations"] > 20
+    assert summary["operations"] > 0
     assert summary["errors"] == {}
     assert 0 < summary["latency_ms"]["p50"] <= summary["latency_ms"]["p99"] <= summary["latency_ms"]["max"]

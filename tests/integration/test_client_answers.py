@@ -17,7 +17,8 @@ from raftkv.client.types import CasResult
 from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, Unavailable
 from raftkv.store.operations import Result
 from shards.slots import slot_of
-from tests.rpc_fakes import SLOTS, FakeCluster, calls, started, until
+from tests.rpc_fakes import SLOTS, FakeCluster, calls, started
+from tests.waiting import becomes
 
 T = TypeVar("T")
 
@@ -136,7 +137,7 @@ def test_a_write_that_close_ends_is_no_deadline() -> None:
             front = cluster.frontends[0]
             front.script = lambda op: None
             write = asyncio.create_task(kv.put("k", b"v"))
-            await until(lambda: front.held)
+            await becomes(lambda: front.held)
             await kv.close()
             with pytest.raises(OutcomeUnknown, match=r"^the client was closed; an attempt may have taken effect$"):
                 await write

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ import pytest
 import yaml
 
 import raftkv
-from raftkv.cli.local import free_ports, probe
-from raftkv.cli.process import pause
+from raftkv.cli.local import probe
+from raftkv.cli.ports import free_ports
 from raftkv.clock import SystemClock
 from tests.needs import toxiproxy
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(120)
 _CLOCK = SystemClock()
 _CONFIG = "/etc/raftkv/node.toml"
 
@@ -36,7 +35,7 @@ class Containers:
         self.folder = folder
         self.nodes = [name for name in self.services if name.startswith("raftkv-")]
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self._free = iter(free_ports(40, os.getpid()))
+        self._free = iter(free_ports(40))
         self._ports: dict[tuple[str, int], int] = {}
         self._published = {}
         for name, service in self.services.items():
@@ -96,7 +95,7 @@ class Containers:
         words = [word.replace(_CONFIG, config) for word in self.services[name]["healthcheck"]["test"]]
         assert words[:2] == ["CMD", "raftkv"]
         command = [sys.executable, "-m", "raftkv.cli.main", *words[2:]]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=30, check=False).returncode
+        return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=PATIENCE, check=False).returncode
 
     def switch(self, proxy: str, *, on: bool) -> None:
         """Mend or cut the link of a proxy."""
@@ -111,20 +110,13 @@ class Containers:
 
 def ask(address: str, path: str, body: str | None = None) -> tuple[int, str]:
     host, port = address.split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=5)
+    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
     try:
         connection.request("GET" if body is None else "POST", path, body)
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:
         connection.close()
-
-
-def wait_for(what: str, condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = _CLOCK.now() + seconds
-    while not condition():
-        assert _CLOCK.now() < end, f"not within {seconds:g} s: {what}"
-        pause(0.05)
 
 
 def answers(address: str) -> bool:
@@ -140,10 +132,10 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
     running = Containers(tmp_path)
     try:
         running.start_toxiproxy(program)
-        wait_for("Toxiproxy answers", lambda: answers(running.published(8474)))
+        until(lambda: answers(running.published(8474)), "Toxiproxy answers")
         for name in running.nodes:
             running.start_node(name)
-        wait_for("all nodes are healthy", lambda: all(running.health(name) == 0 for name in running.nodes))
+        until(lambda: all(running.health(name) == 0 for name in running.nodes), "all nodes are healthy")
         yield running
     finally:
         running.kill()
@@ -156,7 +148,7 @@ def test_the_cluster_serves_and_every_link_of_it_can_be_cut(containers: Containe
     listed = json.loads(ask(containers.published(8474), "/proxies")[1])
     assert set(listed) == {*links, *(f"client-to-{name}" for name in containers.nodes)}
 
-    with raftkv.Client(endpoints, timeout=30) as kv:
+    with raftkv.Client(endpoints, timeout=PATIENCE) as kv:
         kv.put("container", b"here")
 
         # A client's link: the node is there for its peers and for other clients, not for those on the host.
@@ -169,11 +161,11 @@ def test_the_cluster_serves_and_every_link_of_it_can_be_cut(containers: Containe
 
         # One direction between two nodes: only that one is down.
         containers.switch("raftkv-1-to-raftkv-2", on=False)
-        wait_for("one link is down", lambda: 'raftkv_peer_up{peer="2"} 0.0' in ask(monitors[0], "/metrics")[1])
+        until(lambda: 'raftkv_peer_up{peer="2"} 0.0' in ask(monitors[0], "/metrics")[1], "one link is down")
         assert 'raftkv_peer_up{peer="3"} 1.0' in ask(monitors[0], "/metrics")[1]
         assert 'raftkv_peer_up{peer="1"} 1.0' in ask(monitors[1], "/metrics")[1]
         containers.switch("raftkv-1-to-raftkv-2", on=True)
-        wait_for("it is up again", lambda: 'raftkv_peer_up{peer="2"} 1.0' in ask(monitors[0], "/metrics")[1])
+        until(lambda: 'raftkv_peer_up{peer="2"} 1.0' in ask(monitors[0], "/metrics")[1], "it is up again")
 
         # All links of the node that leads group 1: the others go on without it.
         status = probe(endpoints[0])
@@ -186,15 +178,15 @@ def test_the_cluster_serves_and_every_link_of_it_can_be_cut(containers: Containe
         for link in around:
             containers.switch(link, on=False)
         monitor = monitors[leader - 1]
-        wait_for("the lonely node is not ready", lambda: ask(monitor, "/readyz")[0] == 503)
+        until(lambda: ask(monitor, "/readyz")[0] == 503, "the lonely node is not ready")
         assert ask(monitor, "/livez")[0] == 200
         others = [endpoint for number, endpoint in enumerate(endpoints, 1) if number != leader]
-        with raftkv.Client(others, timeout=30) as rest:
+        with raftkv.Client(others, timeout=PATIENCE) as rest:
             for number in range(20):
                 rest.put(f"alone:{number}", b"v")
         for link in around:
             containers.switch(link, on=True)
-        wait_for("all are ready", lambda: all(ask(monitor, "/readyz")[0] == 200 for monitor in monitors))
+        until(lambda: all(ask(monitor, "/readyz")[0] == 200 for monitor in monitors), "all are ready")
         record = kv.get("container", consistency="quorum")
         assert record is not None
         assert record.value == b"beside"

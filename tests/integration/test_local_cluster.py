@@ -7,20 +7,21 @@ import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import raftkv
-from raftkv.cli.local import LocalError, free_ports, probe
-from raftkv.cli.process import pause
+from raftkv.cli.local import LocalError, probe
+from raftkv.cli.ports import free_ports
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError
 from raftkv.testing import LocalCluster
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(120)
 _CLOCK = SystemClock()
 
 
@@ -42,18 +43,24 @@ def healthy(cluster: LocalCluster) -> LocalCluster:
 def write(client: raftkv.Client, prefix: str, count: int = 50) -> dict[bytes, bytes]:
     written = {f"{prefix}:{i}".encode(): f"{prefix} {i}".encode() for i in range(count)}
     for key, value in written.items():
-        client.put(key, value, timeout=20)
+        client.put(key, value, timeout=PATIENCE)
     return written
 
 
 def read(client: raftkv.Client, keys: Iterator[bytes]) -> dict[bytes, bytes | None]:
-    found = {key: client.get(key, timeout=20) for key in keys}
+    found = {key: client.get(key, timeout=PATIENCE) for key in keys}
     return {key: record.value if record else None for key, record in found.items()}
 
 
 def test_status_tells_nodes_and_groups(healthy: LocalCluster) -> None:
-    status = healthy.status()
-    assert status["ready"]
+    status: dict[str, Any] = {}
+
+    def whole() -> bool:
+        """Not while groups elect."""
+        status.update(healthy.status())
+        return bool(status["ready"]) and None not in [group["leader"] for group in status["groups"]]
+
+    until(whole)
     assert [(node["id"], node["state"]) for node in status["nodes"]] == [(1, "ready"), (2, "ready"), (3, "ready")]
     assert [node["pid"] for node in status["nodes"]] == [healthy.pid(node) for node in healthy.nodes]
     assert [group["id"] for group in status["groups"]] == [0, 1, 2]
@@ -65,7 +72,7 @@ def test_status_tells_nodes_and_groups(healthy: LocalCluster) -> None:
 
 
 def test_acknowledged_writes_survive_the_kill_of_a_leader(healthy: LocalCluster) -> None:
-    with raftkv.Client(healthy.endpoints) as client:
+    with raftkv.Client(healthy.endpoints, timeout=PATIENCE) as client:
         written = write(client, "before")
         leader = healthy.leader(1)
         healthy.kill(leader)
@@ -78,35 +85,35 @@ def test_acknowledged_writes_survive_the_kill_of_a_leader(healthy: LocalCluster)
 
 
 def test_acknowledged_writes_survive_the_kill_of_all_nodes_at_once(healthy: LocalCluster) -> None:
-    with raftkv.Client(healthy.endpoints) as client:
+    with raftkv.Client(healthy.endpoints, timeout=PATIENCE) as client:
         written = write(client, "all")
     healthy.kill_all()
     assert [node["state"] for node in healthy.status()["nodes"]] == ["died"] * 3
     healthy.start()
-    with raftkv.Client(healthy.endpoints) as client:
+    with raftkv.Client(healthy.endpoints, timeout=PATIENCE) as client:
         assert read(client, iter(written)) == written
 
 
 def test_a_paused_leader_is_replaced_and_does_not_answer_from_the_past(healthy: LocalCluster) -> None:
-    with raftkv.Client(healthy.endpoints) as client:
+    with raftkv.Client(healthy.endpoints, timeout=PATIENCE) as client:
         write(client, "paused")
         leader = healthy.leader(2)
         healthy.pause(leader)
         written = {key: value + b"!" for key, value in write(client, "paused").items()}
         for key, value in written.items():
-            client.put(key, value, timeout=20)
+            client.put(key, value, timeout=PATIENCE)
         healthy.resume(leader)
-        with raftkv.Client(healthy.address(leader)) as asked_at_the_old_leader:
+        with raftkv.Client(healthy.address(leader), timeout=PATIENCE) as asked_at_the_old_leader:
             assert read(asked_at_the_old_leader, iter(written)) == written
 
 
 def test_a_node_asked_to_stop_ends_by_itself_and_finds_its_data_again(healthy: LocalCluster) -> None:
-    with raftkv.Client(healthy.endpoints) as client:
+    with raftkv.Client(healthy.endpoints, timeout=PATIENCE) as client:
         written = write(client, "stopped")
-    assert healthy.stop() == {1: True, 2: True, 3: True}
+    assert healthy.stop(PATIENCE) == {1: True, 2: True, 3: True}
     assert [node["state"] for node in healthy.status()["nodes"]] == ["stopped"] * 3
     healthy.start()
-    with raftkv.Client(healthy.endpoints) as client:
+    with raftkv.Client(healthy.endpoints, timeout=PATIENCE) as client:
         assert read(client, iter(written)) == written
 
 
@@ -116,7 +123,7 @@ def test_a_node_that_dies_while_starting_is_told_with_its_log(tmp_path: Path) ->
     config.write_text(config.read_text().replace("[cluster]", "[cluster]\nnonsense = 1"))
     try:
         with pytest.raises(LocalError, match="ended while starting") as caught:
-            cluster.start(timeout=30)
+            cluster.start(timeout=PATIENCE)
         assert "cluster.nonsense: unknown key" in str(caught.value)
     finally:
         cluster.close()
@@ -179,7 +186,7 @@ def test_proxies_stand_before_a_node_that_joins_and_a_module_of_the_test_runs_as
         "import os, sys\nfrom raftkv.cli.main import main\n"
         "print('instrumented:', os.environ['MARK'], file=sys.stderr)\nmain()\n"
     )
-    ports = free_ports(2, 3000)
+    ports = free_ports(2)
     to_new, to_old = Relay(ports[0]), Relay(ports[1])
     environment = {"PYTHONPATH": str(tmp_path), "MARK": "yes"}
     try:
@@ -192,10 +199,10 @@ def test_proxies_stand_before_a_node_that_joins_and_a_module_of_the_test_runs_as
             assert to_old.connections >= 1
             assert cluster.log(2).count("instrumented: yes") == 1
             to_new.target = cluster.peer_address(2)
-            _until(lambda: to_new.connections >= 1)
+            until(lambda: to_new.connections >= 1)
             before = to_old.connections
             cluster.restart(2)
-            _until(lambda: to_old.connections > before)
+            until(lambda: to_old.connections > before)
             assert cluster.log(2).count("instrumented: yes") == 2
             assert cluster.log(1).count("instrumented: yes") == 1
         assert not (tmp_path / "c" / "cluster.json").read_text().count("instrumented")
@@ -204,28 +211,19 @@ def test_proxies_stand_before_a_node_that_joins_and_a_module_of_the_test_runs_as
         to_old.close()
 
 
-def _until(condition: Callable[[], bool], timeout: float = 15.0) -> None:
-    end = _CLOCK.now() + timeout
-    while not condition():
-        assert _CLOCK.now() < end, "it did not become so in time"
-        pause(0.02)
-
-
 def test_two_nodes_cannot_use_one_data_folder(healthy: LocalCluster) -> None:
     """A second process on the folder of a running node ends at once and leaves the node alone."""
     config = healthy.folder / "node-1" / "node.toml"
     command = [sys.executable, "-m", "raftkv.cli.main", "serve", "--config", str(config)]
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert second.returncode == 1
     assert "another process uses this data folder" in second.stderr
     assert "Traceback" not in second.stderr
-    status = probe(healthy.address(1))
-    assert status is not None
-    assert status.ready
+    until(lambda: (status := probe(healthy.address(1))) is not None and status.ready)
 
 
 def test_the_plugin_gives_tests_a_cluster(raftkv_cluster: LocalCluster) -> None:
-    with raftkv.Client(raftkv_cluster.endpoints) as client:
+    with raftkv.Client(raftkv_cluster.endpoints, timeout=PATIENCE) as client:
         assert client.put("k", "v").version >= 1
         record = client.get("k")
         assert record is not None

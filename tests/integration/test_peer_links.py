@@ -19,6 +19,7 @@ from raftkv.peer.frames import Decoder, Encoder
 from raftkv.peer.hello import Hello, Identity
 from raftkv.peer.links import Links
 from raftkv.peer.network import AddressInUse, CannotListen, TcpNetwork
+from tests.waiting import PATIENCE
 
 Runner = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -68,7 +69,7 @@ class Node:
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
@@ -130,7 +131,7 @@ def test_all_messages_of_one_turn_are_one_frame(run: Runner) -> None:
         await one.until(lambda: one.links.up(2))
         for n in range(100):
             one.links.send(2, [n])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not acceptor.frames:
                 await asyncio.sleep(0.001)
         assert acceptor.frames[0] == [[n] for n in range(100)]
@@ -242,7 +243,7 @@ def test_garbage_on_the_port_harms_nobody(run: Runner) -> None:
         host, port = two.links.address.split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             try:
                 assert await reader.read() == b""
             except ConnectionResetError:

@@ -19,8 +19,6 @@ from faults.report import write_report
 from tests.chaos_runs import FAULTS, PROOFS, believable
 from tests.needs import need
 
-pytestmark = pytest.mark.timeout(180)
-
 CHARTS: Final = ("clients", "nodes", "gaps", "latency", "throughput")
 HOSTILE: Final = "<img src=x onerror=window.hacked=1></script><script>window.hacked=1</script>"
 FLAGS: Final = (

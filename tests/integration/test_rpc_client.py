@@ -20,7 +20,8 @@ from raftkv.errors import (
 )
 from raftkv.limits import MAX_VALUE_BYTES
 from raftkv.store.operations import Kind, Mode, Result
-from tests.rpc_fakes import FakeCluster, Shared, failed, one_group_map, started, until
+from tests.rpc_fakes import FakeCluster, Shared, failed, one_group_map, started
+from tests.waiting import PATIENCE, becomes
 
 
 def test_every_call_does_what_it_says() -> None:
@@ -84,7 +85,7 @@ def test_first_incomplete_follows_the_calls_that_are_waited_for() -> None:
             front = cluster.frontends[0]
             front.script = lambda op: None if op.key == b"slow" else cluster.shared.execute(op)
             slow = asyncio.create_task(kv.put("slow", b"v"))
-            await until(lambda: front.held)
+            await becomes(lambda: front.held)
             await kv.put("a", b"v")
             await kv.put("b", b"v")
             assert front.ops[-1][7:10] == (front.ops[0].client, 3, 1)
@@ -165,7 +166,7 @@ def test_a_newer_map_is_fetched_and_followed() -> None:
             newer = one_group_map(list(reversed(cluster.addresses)), epoch=2)
             cluster.set_map(newer)  # node 1 is now the second address, and leads
             await kv.get("k")
-            await until(lambda: kv._engine._routing.view is not None and kv._engine._routing.view.epoch == 2)
+            await becomes(lambda: kv._engine._routing.view is not None and kv._engine._routing.view.epoch == 2)
             asked = len(old.ops)
             await kv.get("k")
             assert len(old.ops) == asked
@@ -179,12 +180,12 @@ def test_another_cluster_gets_no_operation() -> None:
         async with FakeCluster() as mine, FakeCluster(shared=Shared()) as other:
             other.frontends[0].cluster_id = "other"
             other.set_map(one_group_map(other.addresses, cluster="other"))
-            async with AsyncClient(mine.addresses, timeout=2.0) as kv:
+            async with AsyncClient(mine.addresses, timeout=PATIENCE) as kv:
                 await kv.put("k", b"v")
                 # The map now names an address at which the other cluster listens.
                 mine.set_map(one_group_map(other.addresses, epoch=2))
                 await kv.get("k")
-                await until(lambda: kv._engine._routing.view is not None and kv._engine._routing.view.epoch == 2)
+                await becomes(lambda: kv._engine._routing.view is not None and kv._engine._routing.view.epoch == 2)
                 with pytest.raises(WrongCluster, match="other"):
                     await kv.put("k", b"w")
             assert not other.frontends[0].ops
@@ -247,7 +248,7 @@ def test_connections_to_addresses_that_left_the_map_are_closed() -> None:
             cluster.lead(1)
             cluster.set_map(one_group_map(cluster.addresses[:1], epoch=2))
             await kv.get("k")
-            await until(lambda: gone not in kv._engine._channels)
+            await becomes(lambda: gone not in kv._engine._channels)
             assert (await kv.put("k", b"v")).version == 1
 
     asyncio.run(main())
@@ -257,7 +258,7 @@ def test_status_tells_of_every_endpoint() -> None:
     async def main() -> None:
         async with started(3, seeds=1) as (cluster, kv):
             await cluster.stop(3)
-            statuses = await kv.status(timeout=1.0)
+            statuses = await kv.status(timeout=PATIENCE)
             assert [status.address for status in statuses] == cluster.addresses
             assert [status.status.node for status in statuses if status.status is not None] == [1, 2]
             assert statuses[2].status is None
@@ -291,12 +292,12 @@ def test_misuse_gets_clear_errors() -> None:
 
 def test_closing_ends_outstanding_calls_truthfully() -> None:
     async def main() -> None:
-        async with started(timeout=30.0) as (cluster, kv):
+        async with started(timeout=PATIENCE) as (cluster, kv):
             front = cluster.frontends[0]
             front.script = lambda op: None
             write = asyncio.create_task(kv.put("k", b"v"))
             read = asyncio.create_task(kv.get("k"))
-            await until(lambda: len(front.held) == 2)
+            await becomes(lambda: len(front.held) == 2)
             await kv.close()
             with pytest.raises(OutcomeUnknown):
                 await write

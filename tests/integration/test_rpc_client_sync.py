@@ -16,6 +16,7 @@ from raftkv.errors import (
     UsageError,
 )
 from tests.rpc_fakes import FakeCluster
+from tests.waiting import PATIENCE
 
 
 def serve_in_thread() -> tuple[FakeCluster, Callable[[], None]]:
@@ -48,7 +49,7 @@ def serve_in_thread() -> tuple[FakeCluster, Callable[[], None]]:
 def test_the_synchronous_client_has_the_same_calls() -> None:
     cluster, stop = serve_in_thread()
     try:
-        with raftkv.Client(cluster.endpoints, timeout=5.0) as kv:
+        with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as kv:
             written = kv.put("k", b"v")
             assert kv.get("k") == raftkv.Record(b"k", b"v", written.version)
             with pytest.raises(ConditionFailed):
@@ -74,7 +75,7 @@ def test_the_synchronous_client_has_the_same_calls() -> None:
 def test_a_forked_process_is_told_to_make_its_own_client(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, stop = serve_in_thread()
     try:
-        with raftkv.Client(cluster.endpoints, timeout=5.0) as kv:
+        with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as kv:
             kv.put("k", b"v")
             with monkeypatch.context() as patch:
                 # What a child sees, without forking a process that runs gRPC's threads.

@@ -13,6 +13,7 @@ import pytest
 
 from faults.process.disks import Disk, NoSickDisks, library
 from tests.needs import need
+from tests.waiting import PATIENCE
 
 _WORK = """
 import errno, json, os, shutil, sys, time
@@ -66,7 +67,7 @@ class Worker:
         return found
 
     def close(self) -> None:
-        self._child.communicate(timeout=10)
+        self._child.communicate(timeout=PATIENCE)
         self.disk.close()
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from faults.process.toxiproxy import STREAMS, Link, Toxiproxy, ToxiproxyError
-from raftkv.cli.local import free_ports
+from raftkv.cli.ports import free_ports
 from raftkv.clock import SystemClock
 from tests import needs
+from tests.waiting import PATIENCE
 
 _CLOCK = SystemClock()
-_SOON = 5.0
 
 
 class Echo:
@@ -57,7 +57,7 @@ def toxiproxy(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture
 def link(toxiproxy: Toxiproxy, request: pytest.FixtureRequest) -> Iterator[Link]:
     echo = Echo()
-    (port,) = free_ports(1, 4000)
+    (port,) = free_ports(1)
     yield toxiproxy.link(request.node.name, f"127.0.0.1:{port}", echo.address)
     toxiproxy.heal()
     echo.close()
@@ -65,7 +65,7 @@ def link(toxiproxy: Toxiproxy, request: pytest.FixtureRequest) -> Iterator[Link]
 
 def dial(link: Link) -> socket.socket:
     host, port = link.listen.rsplit(":", 1)
-    return socket.create_connection((host, int(port)), timeout=_SOON)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
 
 
 def echoed(connection: socket.socket, data: bytes = b"hello") -> bytes:
@@ -142,7 +142,7 @@ def test_a_port_in_use_is_an_error(toxiproxy: Toxiproxy, link: Link) -> None:
 
 
 def test_a_name_in_use_is_an_error(toxiproxy: Toxiproxy, link: Link) -> None:
-    (port,) = free_ports(1, 4100)
+    (port,) = free_ports(1)
     with pytest.raises(ToxiproxyError):
         toxiproxy.link(link.name, f"127.0.0.1:{port}", link.upstream)
 
@@ -150,7 +150,7 @@ def test_a_name_in_use_is_an_error(toxiproxy: Toxiproxy, link: Link) -> None:
 def test_two_servers_do_not_mix_up_their_links(toxiproxy: Toxiproxy, server: str, tmp_path: Path, link: Link) -> None:
     """toxiproxy-python has one address for all."""
     echo = Echo()
-    (port,) = free_ports(1, 4200)
+    (port,) = free_ports(1)
     with Toxiproxy(server, tmp_path / "log") as second:
         other = second.link("other", f"127.0.0.1:{port}", echo.address)
         link.add("timeout", "upstream", timeout=0)

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "simulation.md"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 def test_each_planted_fault_is_noticed_by_the_seed_that_once_noticed_it() -> None:
     """``python -m faults sim --seed n --mutant NAME`` tells one's story; ``make mutants`` searches all seeds anew."""
     runs = [(seed, name) for name, seed in NOTICED_BY.items()]

@@ -16,7 +16,7 @@ from faults.sim.storm import KINDS, Storm
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_no_storm_of_the_fixed_seeds_breaks_a_promise() -> None:
     """A failure names the seed; ``make sim SEED=n`` repeats it and tells its story."""
     seen: list[Summary] = []
@@ -46,7 +46,6 @@ def elsewhere(seed: int, hash_seed: int) -> str:
     ).stdout.strip()
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", [2, 10], ids=["storm", "gentle"])
 def test_the_same_seed_is_the_same_storm_in_every_process(seed: int) -> None:
     assert elsewhere(seed, 1) == elsewhere(seed, 2) == fingerprint(seed)

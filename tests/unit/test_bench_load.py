@@ -11,6 +11,7 @@ import pytest
 from bench import load
 from bench.load import Measured, Plan, make_keys, measure
 from bench.report import as_text, summarize
+from faults.sim.loop import simulate
 from raftkv.errors import Unavailable
 
 
@@ -23,14 +24,14 @@ class Target:
         self.closed = False
 
     async def get(self, key: bytes) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
         assert key in self.sets
         self.gets += 1
         if self.gets % 10 == 0:
             raise Unavailable("now and then")
 
     async def set(self, key: bytes, value: bytes) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
         assert len(value) == 128
         self.sets.add(key)
 
@@ -80,7 +81,7 @@ def test_gets_read_what_was_filled_in_and_failures_are_counted_apart(monkeypatch
 
     monkeypatch.setattr(load, "connect", connect)
     plan = Plan("x", "get", workers=4, clients=2, keys=100, seconds=0.2, warmup=0.0)
-    measured = asyncio.run(measure(plan))
+    measured = simulate(lambda loop: measure(plan, loop.time))
     assert len(targets) == 2
     assert all(target.closed for target in targets)
     assert len(targets[0].sets) == 100

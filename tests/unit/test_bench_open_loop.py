@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from time import perf_counter
 
@@ -13,13 +14,16 @@ from bench import load
 from bench.arrivals import Alarm, Arrivals
 from bench.load import Measured, Plan, measure
 from bench.report import as_text, summarize
+from faults.sim.loop import SimLoop, simulate
+from tests.waiting import becomes
 
 
 class Stalling:
-    """Answers at once, but for ``stall`` seconds from ``after`` seconds on nobody gets an answer."""
+    """Answers after ``service`` seconds, but from ``after`` seconds on nobody gets an answer for ``stall`` seconds."""
 
-    def __init__(self, after: float, stall: float) -> None:
-        self._begins = perf_counter() + after
+    def __init__(self, clock: Callable[[], float], after: float, stall: float, service: float) -> None:
+        self._clock, self._service = clock, service
+        self._begins = clock() + after
         self._ends = self._begins + stall
         self.busy = self.most = 0
 
@@ -29,74 +33,83 @@ class Stalling:
     async def set(self, key: bytes, value: bytes) -> None:
         self.busy += 1
         self.most = max(self.most, self.busy)
-        now = perf_counter()
-        await asyncio.sleep(self._ends - now if self._begins <= now < self._ends else 0)
+        now = self._clock()
+        await asyncio.sleep(self._ends - now if self._begins <= now < self._ends else self._service)
         self.busy -= 1
 
     async def close(self) -> None:
         pass
 
 
-async def run(plan: Plan, monkeypatch: pytest.MonkeyPatch, after: float, stall: float) -> tuple[Measured, Stalling]:
-    target = Stalling(after, stall)
+def run(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, after: float, stall: float, service: float = 0.0
+) -> tuple[Measured, Stalling]:
+    """The measurement on virtual time."""
 
-    async def connect(*_: object) -> Stalling:
-        return target
+    async def main(loop: SimLoop) -> tuple[Measured, Stalling]:
+        target = Stalling(loop.time, after, stall, service)
 
-    monkeypatch.setattr(load, "connect", connect)
-    return await measure(plan), target
+        async def connect(*_: object) -> Stalling:
+            return target
+
+        monkeypatch.setattr(load, "connect", connect)
+        return await measure(plan, loop.time), target
+
+    return simulate(main)
 
 
 def test_a_stall_counts_for_every_operation_that_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan("x", "set", workers=4, rate=500.0, spacing="even", seconds=0.8, warmup=0.0)
-    measured, target = asyncio.run(run(plan, monkeypatch, 0.2, 0.3))
+    measured, target = run(plan, monkeypatch, 0.2, 0.3)
     summary = summarize(plan, measured)
     assert measured.errors == {}
     assert summary["operations"] == pytest.approx(400, abs=1)
-    assert summary["per_second"] == pytest.approx(500, rel=0.2)
+    assert summary["per_second"] == pytest.approx(500, rel=0.01)
     # 150 of 400 came during 300 ms: half of them waited longer than 150 ms, the first ones for all of it.
-    # A busy machine adds stalls of its own, so these are bounds from below.
-    assert summary["latency_ms"]["p99"] > 240
-    assert sum(one > 0.15 for one in measured.latencies) > 60
+    assert summary["latency_ms"]["p99"] == pytest.approx(294, abs=3)
+    assert summary["latency_ms"]["max"] == pytest.approx(300, abs=2)
+    assert sum(one > 0.15 for one in measured.latencies) == pytest.approx(75, abs=1)
+    assert sum(one > 0.001 for one in measured.latencies) == pytest.approx(150, abs=1)
     # Four were under way, the others waited for a worker.
     assert target.most == 4
-    assert measured.waited > 110
+    assert measured.waited == pytest.approx(146, abs=1)
     assert f"{measured.waited} found all workers busy" in as_text(summary)
 
 
 def test_a_closed_loop_hides_the_same_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan("x", "set", workers=4, seconds=0.5, warmup=0.0)
-    measured, _ = asyncio.run(run(plan, monkeypatch, 0.1, 0.3))
-    assert sum(one > 0.15 for one in measured.latencies) == 4
+    measured, _ = run(plan, monkeypatch, 0.1, 0.3, service=0.001)
+    assert len(measured.latencies) == pytest.approx(4 * 200, abs=8)
+    assert sum(one > 0.002 for one in measured.latencies) == 4
 
 
 def test_operations_that_nobody_could_begin_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "_GRACE", 0.1)
     plan = Plan("x", "set", workers=1, rate=200.0, spacing="even", seconds=0.3, warmup=0.0)
-    measured, _ = asyncio.run(run(plan, monkeypatch, 0.0, 0.8))
-    assert len(measured.latencies) + measured.errors["NotBegun"] == pytest.approx(60, abs=1)
-    assert measured.errors["NotBegun"] > 50
+    measured, _ = run(plan, monkeypatch, 0.0, 0.8)
+    # The only worker was busy until all was over.
+    assert len(measured.latencies) == 1
+    assert measured.errors["NotBegun"] == pytest.approx(59, abs=1)
 
 
 def test_what_arrives_while_warming_up_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan("x", "set", workers=4, rate=500.0, spacing="even", seconds=0.2, warmup=0.2)
-    measured, _ = asyncio.run(run(plan, monkeypatch, 9.0, 0.0))
-    assert len(measured.latencies) == pytest.approx(100, abs=2)
+    measured, _ = run(plan, monkeypatch, 9.0, 0.0)
+    assert len(measured.latencies) == pytest.approx(100, abs=1)
 
 
 @pytest.mark.parametrize(("spacing", "spread"), [("even", 0.0), ("poisson", 1.0)])
 def test_arrivals_have_the_rate_and_the_spacing_asked_for(spacing: str, spread: float) -> None:
-    async def starts() -> list[float]:
-        # All of it lies in the past: nothing has to be waited for.
-        now = perf_counter()
-        arrivals = Arrivals(1000.0, spacing, now - 10, now - 10, now - 1, random.Random(1))  # type: ignore[arg-type]
+    async def starts(loop: SimLoop) -> list[float]:
+        arrivals = Arrivals(1000.0, spacing, 0.0, 0.0, 9.0, random.Random(1), loop.time)  # type: ignore[arg-type]
         found = []
         while (intended := await arrivals.take()) is not None:
+            assert 0 <= loop.time() - intended < 0.001
             found.append(intended)
         arrivals.close()
         return found
 
-    found = asyncio.run(starts())
+    found = simulate(starts)
     gaps = [later - earlier for earlier, later in pairwise(found)]
     mean = sum(gaps) / len(gaps)
     deviation = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
@@ -111,9 +124,10 @@ def test_the_alarm_rings_once_and_not_too_early(files: bool, monkeypatch: pytest
         rang: list[float] = []
         alarm = Alarm(lambda: rang.append(perf_counter()))
         began = perf_counter()
-        alarm.set(9.0)
-        alarm.set(0.02)
-        await asyncio.sleep(0.1)
+        alarm.set(0.01)
+        alarm.set(0.05)
+        await becomes(lambda: rang)
+        await asyncio.sleep(0.05)
         alarm.close()
         return rang, began
 
@@ -121,4 +135,4 @@ def test_the_alarm_rings_once_and_not_too_early(files: bool, monkeypatch: pytest
         monkeypatch.setattr("bench.arrivals.ctypes.CDLL", lambda *_, **__: object())
     rang, began = asyncio.run(wait())
     assert len(rang) == 1
-    assert rang[0] - began >= 0.019
+    assert rang[0] - began >= 0.049

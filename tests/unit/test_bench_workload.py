@@ -14,6 +14,7 @@ from bench.keys import Distribution, chooser, make_keys, zipfian
 from bench.load import Plan, measure
 from bench.report import summarize
 from bench.workload import LONGEST_SCAN, MIXES, Operation, Workload
+from faults.sim.loop import simulate
 
 
 class Store:
@@ -23,19 +24,21 @@ class Store:
         self.records: dict[bytes, bytes] = {}
         self.asked: list[tuple[str, bytes]] = []
         self.sizes: list[int] = []
+        self.service = 0.0
+        """Seconds that each answer takes."""
 
     async def get(self, key: bytes) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.service)
         assert key in self.records
         self.asked.append(("get", key))
 
     async def set(self, key: bytes, value: bytes) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.service)
         self.asked.append(("set" if key in self.records else "insert", key))
         self.records[key] = value
 
     async def scan(self, key: bytes, size: int) -> int:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.service)
         assert key in self.records
         self.asked.append(("scan", key))
         self.sizes.append(size)
@@ -144,14 +147,15 @@ def test_uniform_keys_are_alike() -> None:
 
 def test_a_mix_is_measured_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store()
+    store.service = 0.001
 
     async def connect(*_: object) -> Store:
         return store
 
     monkeypatch.setattr(load, "connect", connect)
     plan = Plan("x", "ycsb-e", workers=4, keys=100, seconds=0.2, warmup=0.0)
-    summary = summarize(plan, asyncio.run(measure(plan)))
-    assert sum(one["operations"] for one in summary["kinds"].values()) == summary["operations"] > 100
+    summary = summarize(plan, simulate(lambda loop: measure(plan, loop.time)))
+    assert sum(one["operations"] for one in summary["kinds"].values()) == summary["operations"] == 800
     assert set(summary["kinds"]) == {"scan", "insert"}
     assert summary["records_per_scan"] == 7
     assert summary["distribution"] == "zipfian"

@@ -15,15 +15,15 @@ from raftkv.cli.local import (
     LocalProcesses,
     Place,
     folder_lock,
-    free_ports,
     new_shape,
     places_from,
-    port_problem,
 )
 from raftkv.cli.main import run
+from raftkv.cli.ports import free_ports, port_problem
 from raftkv.cli.process import PidFile, Process
 from raftkv.errors import ConfigError
 from raftkv.node.config import load_config
+from tests.waiting import PATIENCE
 
 
 def test_a_reused_pid_is_never_taken_for_the_process_that_had_it(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_reused_pid_is_never_taken_for_the_process_that_had_it(tmp_path: Path)
         file.write(real)
         assert file.read() == real
         assert real.signal(signal.SIGKILL)
-        assert real.wait(10)
+        assert real.wait(PATIENCE)
         # A zombie until it is waited for: it does not live.
         assert Process.of(child.pid) is None
     finally:
@@ -113,7 +113,7 @@ def test_a_port_in_use_is_an_error_before_anything_starts(tmp_path: Path) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert port_problem(address) is not None
-        free = free_ports(1, 0)[0]
+        free = free_ports(1)[0]
         shape = new_shape([Place(1, f"127.0.0.1:{free}", address)], groups=1, replicas=1)
         cluster = LocalProcesses.create(tmp_path, shape)
         with pytest.raises(LocalError, match="cannot listen at"):
@@ -123,7 +123,7 @@ def test_a_port_in_use_is_an_error_before_anything_starts(tmp_path: Path) -> Non
 
 
 def test_up_on_a_port_in_use_does_not_bind_the_folder_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", free_ports(1, 8000)[0])) as taken:
+    with socket.create_server(("127.0.0.1", free_ports(1)[0])) as taken:
         port = taken.getsockname()[1]
         assert run(["up", "--data-dir", str(tmp_path), "--port", str(port), "--nodes", "1"]) == 1
     assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from raftkv.cli.cluster import _command
 from raftkv.cli.common import Exit
 from raftkv.cli.console import Section, console, display, make_progress
 from raftkv.cli.main import run
+from raftkv.cli.ports import free_ports
 from raftkv.cli.program import Program
 from raftkv.errors import RaftKVError, Unavailable
 from raftkv.v1 import admin_pb2
@@ -128,7 +129,7 @@ def test_the_lines_after_up_can_be_copied(
     monkeypatch.setattr(local.LocalProcesses, "start_missing", lambda _: [])
     monkeypatch.setattr(local.LocalProcesses, "wait_ready", lambda *_: None)
     monkeypatch.setattr(local, "probe", lambda _: None)
-    (port,) = local.free_ports(1, 4321)
+    (port,) = free_ports(1)
     assert run(["up", "--nodes", "1", "--port", str(port), "--data-dir", str(where)]) == Exit.DONE
     shown = capsys.readouterr().out
     (stop,) = re.findall(r"stop it +(.*)", shown)
@@ -242,7 +243,7 @@ def test_no_hint_at_up_for_a_node_that_joins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("raftkv.cli.joining._TIMEOUT", 0.3)
-    (port,) = local.free_ports(1, 5678)
+    (port,) = free_ports(1)
     words = ["serve", "--join", "127.0.0.1:1", "--data-dir", str(tmp_path), "--address", f"127.0.0.1:{port}"]
     monkeypatch.setattr("raftkv.cli.joining._take_in", _unavailable)
     assert run(words) == Exit.UNREACHABLE

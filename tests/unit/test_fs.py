@@ -12,6 +12,7 @@ from faults.sim.disk import PowerLoss, SimDisk
 from faults.sim.worker import SimWorker
 from raftkv.errors import DataFolderInUse
 from raftkv.storage.fs import FileSystem, OsFileSystem, ThreadWorker
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(params=["real", "simulated"])
@@ -104,7 +105,7 @@ def test_the_thread_worker_keeps_order_and_answers_in_the_loop() -> None:
         loop_thread = threading.get_ident()
         for number in range(10):
             worker.submit(lambda n=number: work(n), done)  # type: ignore[misc]
-        await asyncio.wait_for(finished, 10)
+        await asyncio.wait_for(finished, PATIENCE)
         assert ran == list(range(10))
         assert [a[:2] for a in answers] == [(None, OSError) if n == 3 else (n, None) for n in range(10)]
         assert {a[2] for a in answers} == {loop_thread}

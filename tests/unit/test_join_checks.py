@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from raftkv.cli.joining import CONFIG, JoinError, Places, join
-from raftkv.cli.local import free_ports
 from raftkv.cli.main import run
+from raftkv.cli.ports import free_ports
 from raftkv.errors import ConfigError
 from raftkv.node.config import load_config
 from shards.map import Node
@@ -29,7 +29,7 @@ def world() -> Iterator[World]:
 @pytest.fixture
 def at() -> list[str]:
     """Addresses that are free."""
-    return [f"127.0.0.1:{port}" for port in free_ports(6, 9000)]
+    return [f"127.0.0.1:{port}" for port in free_ports(6)]
 
 
 def members(world: World) -> list[int]:

@@ -13,8 +13,9 @@ import pytest
 
 from raftkv.cli import joining
 from raftkv.cli.joining import CONFIG, JoinError, Places, join
-from raftkv.cli.local import LocalProcesses, Place, free_ports, new_shape
+from raftkv.cli.local import LocalProcesses, Place, new_shape
 from raftkv.cli.main import run
+from raftkv.cli.ports import free_ports
 from raftkv.errors import ConfigError, DataFolderInUse, StorageError, Unavailable
 from raftkv.node.config import NodeConfig, load_config
 from raftkv.storage.folder import DataFolder
@@ -31,7 +32,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def places() -> Places:
-    first, second = free_ports(2, 5000)
+    first, second = free_ports(2)
     return Places(f"127.0.0.1:{first}", f"127.0.0.1:{second}")
 
 
@@ -141,7 +142,7 @@ def test_two_at_a_time_are_refused(world: World, places: Places, tmp_path: Path)
 
 
 def test_the_peer_port_is_a_hundred_above(world: World, tmp_path: Path) -> None:
-    (port,) = free_ports(1, 7000)
+    (port,) = free_ports(1)
     config = join(world.endpoints, tmp_path, Places(f"127.0.0.1:{port}"))
     assert config.node.peer_address == f"127.0.0.1:{port + 100}"
     assert joining._peer_address("[::1]:7404") == "[::1]:7504"

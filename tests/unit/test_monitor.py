@@ -24,7 +24,8 @@ from raftkv.rpc.monitor import CONNECTIONS, Monitor
 from raftkv.rpc.tally import MALFORMED, Tally
 from raftkv.store.operations import Kind
 from tests.log_lines import written
-from tests.rpc_fakes import CLUSTER, MonitoredFake, monitored_replica, started, until
+from tests.rpc_fakes import CLUSTER, MonitoredFake, monitored_replica, started
+from tests.waiting import PATIENCE, becomes
 
 
 class Clock(SystemClock):
@@ -66,7 +67,7 @@ async def serving(clock: SystemClock | None = None) -> AsyncIterator[World]:
     monitor = Monitor(node, Tally(), "127.0.0.1", 0, clock or SystemClock())
     await monitor.start()
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as http:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PATIENCE)) as http:
             yield World(node, monitor, http)
     finally:
         await monitor.stop()
@@ -75,7 +76,7 @@ async def serving(clock: SystemClock | None = None) -> AsyncIterator[World]:
 async def ended(reader: asyncio.StreamReader) -> bytes:
     """What came before the other side closed the connection, or broke it off."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             return await reader.read()
     except ConnectionError:
         return b""
@@ -341,8 +342,8 @@ def test_a_client_that_reads_nothing_is_dropped_in_time() -> None:
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             visits = world.monitor._open
-            await until(lambda: visits)
-            await until(lambda: not visits)
+            await becomes(lambda: visits)
+            await becomes(lambda: not visits)
             writer.transport.abort()
 
     asyncio.run(main())

@@ -103,7 +103,9 @@ def test_a_clock_drifts_and_its_timers_with_it() -> None:
     assert simulate(main) == [(12.0, 64.0), (15.0, 70.0), (25.0, 75.0)]
 
 
-def test_a_run_without_a_future_and_a_run_that_keeps_itself_busy_are_told() -> None:
+def test_a_run_without_a_future_and_a_run_that_keeps_itself_busy_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faults.sim.loop._LIVELOCK", 10_000)
+
     async def waits(loop: SimLoop) -> None:
         await loop.create_future()
 

@@ -11,6 +11,7 @@ from faults.sim.worker import SimWorker
 from raftkv.errors import CorruptData, StorageError
 from raftkv.storage.fs import OsFileSystem, ThreadWorker
 from raftkv.storage.wal import GroupState, Wal
+from tests.waiting import PATIENCE
 
 SMALL = 1024
 
@@ -114,12 +115,12 @@ def test_everything_written_is_recovered_from_real_files(tmp_path: Path) -> None
         wal.on_durable.append(lambda lsn: durable.set() if lsn == wal.appended else None)
         write_everything(wal)
         assert wal.durable == 0
-        await asyncio.wait_for(durable.wait(), 10)
+        await asyncio.wait_for(durable.wait(), PATIENCE)
         for round_ in range(10, 200):  # goes through several segments, the next one prepared meanwhile
             durable.clear()
             wal.entry(7, round_ - 7, 1, bytes(2000))
             wal.flush()
-            await asyncio.wait_for(durable.wait(), 10)
+            await asyncio.wait_for(durable.wait(), PATIENCE)
         assert wal.total_bytes > 5 * (1 << 16)
         wal.snapshot(7, 192, 1)
         wal.truncate(7, 3)
@@ -138,10 +139,10 @@ def test_everything_written_is_recovered_from_real_files(tmp_path: Path) -> None
         wal.collect()
         durable.clear()
         wal.on_durable.append(lambda _: durable.set())
-        await asyncio.wait_for(durable.wait(), 10)
+        await asyncio.wait_for(durable.wait(), PATIENCE)
         removed = asyncio.Event()
         worker.submit(lambda: None, lambda *_: removed.set())
-        await asyncio.wait_for(removed.wait(), 10)
+        await asyncio.wait_for(removed.wait(), PATIENCE)
         assert len([name for name in fs.listdir(f"{tmp_path}/wal") if name.endswith(".log")]) == 1
         wal.close()
         worker.close()
