@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager, suppress
 from io import FileIO, TextIOWrapper
 from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raftkv.errors import ConfigError
@@ -51,7 +52,7 @@ class LogFile(RotatingFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         lost, self._lost = self._lost, 0
         if lost:
-            text = f"{lost} lines before this one could not be written: {self._problem}"
+            text = f"lines lost before this one: {lost}, the log could not be written: {self._problem}"
             super().emit(logging.LogRecord(log.name, logging.WARNING, __file__, 0, text, None, None))
         if self._lost:
             self._lost += lost
@@ -78,6 +79,11 @@ class LogFile(RotatingFileHandler):
         for number in followers:
             os.dup2(self._number(), number)
 
+    def succeed(self, before: LogFile) -> None:
+        """Take over from ``before`` who follows it, and how many lines it has lost."""
+        self._lost, self._problem = before._lost, before._problem
+        self.lead(before.followers())
+
     def _number(self) -> int:
         self.stream = self.stream or self._open()
         return self.stream.fileno()
@@ -91,6 +97,13 @@ class LogFile(RotatingFileHandler):
             self.maxBytes = 0
             log.warning("the log grows from now on, it cannot be rotated: %s", problem)
         self.lead(followers)
+
+
+def _check_place(path: str, data_dir: str) -> None:
+    """Raises ConfigError if ``path`` could be a file of the node's data, which the log would destroy."""
+    file, folder = Path(os.path.realpath(path)), Path(os.path.realpath(data_dir))
+    if file.is_relative_to(folder) and not (file.parent == folder and file.suffix == ".log"):
+        raise ConfigError(f"node.log_file: {path} is in the data folder, where it may only be {folder}/NAME.log")
 
 
 def _opened(path: str, flags: int) -> int:
@@ -115,6 +128,7 @@ class NodeLog(logging.Handler):
         if section.log_file is None:
             output = logging.StreamHandler(sys.stderr)
         else:
+            _check_place(section.log_file, section.data_dir)
             try:
                 output = LogFile(section.log_file, section.log_max_bytes, section.log_backups)
             except OSError as problem:
@@ -124,7 +138,7 @@ class NodeLog(logging.Handler):
         with self._lock():
             before, self._output = self._output, output
             if isinstance(before, LogFile) and isinstance(output, LogFile):
-                output.lead(before.followers())
+                output.succeed(before)
             if before is not None:
                 before.close()
         root = logging.getLogger()

@@ -147,6 +147,21 @@ def test_nobody_can_make_up_lines_or_command_a_terminal(output: Output, tmp_path
     assert path.read_text(encoding="utf-8").partition("raftkv.test: ")[2] == f"{said}\n"
 
 
+def test_the_log_is_no_file_of_the_nodes_data(output: Output, tmp_path: Path) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (data / "wal").mkdir(parents=True)
+    elsewhere.symlink_to(data)
+    wal = data / "wal" / "wal-000000000001.log"
+    wal.write_bytes(b"what was promised")
+    wrong = (wal, elsewhere / "wal" / wal.name, data / "lock", data / "raftkv.toml", data / "wal" / ".." / "map", data)
+    for path in wrong:
+        with pytest.raises(ConfigError, match="is in the data folder, where it may only be .*data/NAME.log$"):
+            output.log.use(section(log_file=str(path), data_dir=str(data)))
+    assert wal.read_bytes() == b"what was promised"
+    output.log.use(section(log_file=str(data / "node.log"), data_dir=str(data)))
+    output.log.use(section(log_file=str(tmp_path / "data.log"), data_dir=str(data)))
+
+
 class Disk:
     """A disk that takes nothing while it is full."""
 
@@ -175,17 +190,23 @@ def test_a_full_disk_costs_lines_only_and_they_are_counted(
     disk.full = False
     log.info("after")
     problem = "[Errno 28] No space left on device"
-    assert lines(path) == ["before", f"100 lines before this one could not be written: {problem}", "after"]
+    said = f"lines lost before this one: 100, the log could not be written: {problem}"
+    assert lines(path) == ["before", said, "after"]
     for number in range(100):
         log.info("line %d", number)
     assert path.stat().st_size <= 2000, "it is rotated as before"
     assert capsys.readouterr().err == f"raftkv: the log cannot be written: {problem}\n", "once, without a traceback"
 
 
-def test_with_a_full_disk_the_log_is_opened_anew_and_closed(output: Output) -> None:
+def test_with_a_full_disk_the_log_is_opened_anew_and_closed(output: Output, tmp_path: Path) -> None:
     for _ in range(2):
-        output.log.use(section(log_file="/dev/full", log_level="info"))
+        output.log.use(section(log_file="/dev/full"))
         log.info("lost")
+    output.log.use(section(log_file=str(tmp_path / "node.log")))
+    log.info("after")
+    assert [line[:31] for line in lines(tmp_path / "node.log")] == ["lines lost before this one: 2, ", "after"]
+    output.log.use(section(log_file="/dev/full"))
+    log.info("lost")
     output.log.close()
 
 
