@@ -64,6 +64,11 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
     poll_directly()
     try:
         return uvloop.run(_serve(config, load, output, clock))
+    except Exception as problem:
+        if config.node.log_file is not None:
+            # The caller says it on stderr, which may be elsewhere.
+            log.critical("node stopped: %s", problem, exc_info=not isinstance(problem, RaftKVError))
+        raise
     finally:
         signals.ignore()
         output.close()
