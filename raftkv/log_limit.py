@@ -1,4 +1,4 @@
-"""A log that nobody can fill: lines that others can cause at will are written once a minute for each source.
+"""A log that nobody can fill: lines that others can cause at will are written once a minute for each kind and source.
 
 Such a line is marked where it is logged, ``log.warning(..., extra=limited(host))``. The node's log (``node/logs.py``)
 passes every record through :class:`LogLimit`.
@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import Final
 
 WINDOW: Final = 60.0
-"""Seconds in which a source gets one line."""
+"""Seconds in which a source gets one line of a kind."""
 
 MAX_SOURCES: Final = 64
-"""Sources told apart at a time: further ones share one line, so that many addresses cost neither memory nor disk."""
+"""Sources told apart at a time for a kind of line: further ones share one, so that many addresses cost neither memory
+nor disk, nor hide lines of another kind."""
 
 _SOURCE: Final = "limited_source"
-_OTHERS: Final = ("", "other sources")
+_OTHERS: Final = "other sources"
 
-Key = tuple[str, str]
+Kind = tuple[str, ...]
+Key = tuple[Kind, str]
 
 
 def limited(source: str) -> dict[str, str]:
@@ -51,12 +53,15 @@ class LogLimit:
     def take(self, record: logging.LogRecord) -> list[logging.LogRecord]:
         """What is to be written now that ``record`` has come."""
         written = self.due()
-        source = _source_of(record)
-        if source is None:
+        source: str | None = getattr(record, _SOURCE, None)
+        if source is not None:
+            key: Key = ((record.name, record.msg), source)
+        elif record.name.partition(".")[0] != "raftkv":
+            source, key = record.name, ((record.name,), record.getMessage())
+        else:
             return [*written, record]
-        key = (record.name, source) if hasattr(record, _SOURCE) else (record.name, record.getMessage())
-        if key not in self._windows and len(self._windows) >= MAX_SOURCES:
-            key, source = _OTHERS, _OTHERS[1]
+        if key not in self._windows and self._sources(key[0]) >= MAX_SOURCES:
+            source, key = _OTHERS, (key[0], "")
         window = self._windows.get(key)
         if window is None:
             self._windows[key] = _Window(self._now() + WINDOW, source)
@@ -64,6 +69,9 @@ class LogLimit:
         window.left_out += 1
         window.latest = _like(record, record.getMessage())
         return written
+
+    def _sources(self, kind: Kind) -> int:
+        return sum(known == kind for known, _ in self._windows)
 
     def due(self) -> list[logging.LogRecord]:
         """What is to be written of minutes that are over."""
@@ -83,14 +91,6 @@ class LogLimit:
         """What was left out and not said yet: the log ends."""
         windows, self._windows = self._windows, {}
         return [_summary(window, window.latest) for window in windows.values() if window.latest is not None]
-
-
-def _source_of(record: logging.LogRecord) -> str | None:
-    """Who caused ``record``; None if it is not limited."""
-    source = getattr(record, _SOURCE, None)
-    if source is None and record.name.partition(".")[0] != "raftkv":
-        return record.name
-    return source
 
 
 def _summary(window: _Window, latest: logging.LogRecord) -> logging.LogRecord:

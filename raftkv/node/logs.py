@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO, TextIOWrapper
 from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raftkv.errors import ConfigError
@@ -14,24 +16,59 @@ from raftkv.log_limit import LogLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from io import TextIOWrapper
 
     from raftkv.node.config import NodeSection
 
 log = logging.getLogger(__name__)
 
 
+class Lines(logging.Formatter):
+    """One line per record, whatever others have put into its text: nobody can make up lines or command terminals."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 the library's name
+        if not record.message.isprintable():
+            record.message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in record.message)
+        return super().formatMessage(record)
+
+
 class LogFile(RotatingFileHandler):
     """stdout and stderr follow if they are the file, as with ``raftkv up``.
 
-    So what is not logged, by libraries in C or at a crash, is bounded and found in the same place.
+    So what is not logged, by libraries in C or at a crash, is bounded and found in the same place. Lines that cannot be
+    written, as when the disk is full, are counted, and their number is written once that is possible.
     """
+
+    _lost = 0
+    _problem = ""
 
     def __init__(self, path: str, max_bytes: int, backups: int) -> None:
         super().__init__(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8", errors="backslashreplace")
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=_opened)
+        # Without a buffer: what the disk does not take is lost at once, rather than in the way of what follows.
+        file = FileIO(self.baseFilename, "a", opener=_opened)
+        return TextIOWrapper(file, self.encoding, self.errors, write_through=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lost, self._lost = self._lost, 0
+        if lost:
+            text = f"lines lost before this one: {lost}, the log could not be written: {self._problem}"
+            super().emit(logging.LogRecord(log.name, logging.WARNING, __file__, 0, text, None, None))
+        if self._lost:
+            self._lost += lost
+        else:
+            super().emit(record)
+        if self._lost == 1:
+            # stderr may be the same file, or closed.
+            with suppress(OSError, AttributeError):
+                sys.stderr.write(f"raftkv: the log cannot be written: {self._problem}\n")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the library's name
+        problem = sys.exc_info()[1]
+        if isinstance(problem, OSError):
+            self._lost, self._problem = self._lost + 1, str(problem)
+        else:
+            super().handleError(record)
 
     def followers(self) -> list[int]:
         """Those of the file numbers 1 and 2 that are this file."""
@@ -41,6 +78,11 @@ class LogFile(RotatingFileHandler):
         """Make ``followers`` this file."""
         for number in followers:
             os.dup2(self._number(), number)
+
+    def succeed(self, before: LogFile) -> None:
+        """Take over from ``before`` who follows it, and how many lines it has lost."""
+        self._lost, self._problem = before._lost, before._problem
+        self.lead(before.followers())
 
     def _number(self) -> int:
         self.stream = self.stream or self._open()
@@ -57,6 +99,13 @@ class LogFile(RotatingFileHandler):
         self.lead(followers)
 
 
+def _check_place(path: str, data_dir: str) -> None:
+    """Raises ConfigError if ``path`` could be a file of the node's data, which the log would destroy."""
+    file, folder = Path(os.path.realpath(path)), Path(os.path.realpath(data_dir))
+    if file.is_relative_to(folder) and not (file.parent == folder and file.suffix == ".log"):
+        raise ConfigError(f"node.log_file: {path} is in the data folder, where it may only be {folder}/NAME.log")
+
+
 def _opened(path: str, flags: int) -> int:
     """A pipe that nobody reads is an error, not a wait."""
     number = os.open(path, flags | os.O_NONBLOCK, 0o666)
@@ -69,7 +118,7 @@ class NodeLog(logging.Handler):
 
     def __init__(self, node: int, now: Callable[[], float]) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s node {node} %(name)s: %(message)s"))
+        self.setFormatter(Lines(f"%(asctime)s %(levelname).1s node {node} %(name)s: %(message)s"))
         self._limit = LogLimit(now)
         self._output: logging.Handler | None = None
 
@@ -79,6 +128,7 @@ class NodeLog(logging.Handler):
         if section.log_file is None:
             output = logging.StreamHandler(sys.stderr)
         else:
+            _check_place(section.log_file, section.data_dir)
             try:
                 output = LogFile(section.log_file, section.log_max_bytes, section.log_backups)
             except OSError as problem:
@@ -88,7 +138,7 @@ class NodeLog(logging.Handler):
         with self._lock():
             before, self._output = self._output, output
             if isinstance(before, LogFile) and isinstance(output, LogFile):
-                output.lead(before.followers())
+                output.succeed(before)
             if before is not None:
                 before.close()
         root = logging.getLogger()

@@ -65,26 +65,32 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
     poll_directly()
     try:
         return uvloop.run(_serve(config, load, output, clock))
+    except Exception as problem:
+        if config.node.log_file is not None:
+            # The caller says it on stderr, which may be elsewhere.
+            log.critical("node stopped: %s", problem, exc_info=not isinstance(problem, RaftKVError))
+        raise
     finally:
+        signals.ignore()
         output.close()
 
 
 async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: NodeLog, clock: Clock) -> int:
     loop = asyncio.get_running_loop()
-    stop: asyncio.Future[BaseException | None] = loop.create_future()
-    hurry = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    problems: list[BaseException] = []
 
-    def finish(problem: BaseException | None) -> None:
-        if not stop.done():
-            stop.set_result(problem)
+    def fail(problem: BaseException) -> None:
+        problems.append(problem)
+        end(insisted=True)
 
     def end(insisted: bool) -> None:
-        finish(None)
+        stop.set()
         if insisted:
             hurry.set()
 
     def reload() -> None:
-        reloading.run()
+        reloading.ask()
 
     signals.handle(loop, end, reload)
     worker, background = ThreadWorker(loop, "raftkv-wal"), ThreadWorker(loop, "raftkv-files")
@@ -96,9 +102,9 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         network=TcpNetwork(),
         clock=clock,
         rng=random.Random(),
-        on_fatal=finish,
+        on_fatal=fail,
     )
-    reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure))
+    reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure), clock)
     server = RpcServer(node, config.node.listen, clock)
     monitor = _monitor(node, server, clock, config.node.metrics)
     try:
@@ -114,23 +120,23 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         if monitor is not None:
             log.info("serving metrics and probes at %s", config.node.metrics)
         _sweep(output, clock)
-        problem = await stop
+        await stop.wait()
         if monitor is not None:
             monitor.stopping()
-        if problem is None:
-            await _hand_over(node, server, hurry)
-        else:
+        if problems:
             await server.stop(0)
+        else:
+            await _hand_over(node, server, hurry)
     finally:
         if monitor is not None:
             await monitor.stop()
         await node.close()
         worker.close()
         background.close()
-        signals.end_handling(loop)
-    if problem is None:
+    if not problems:
         log.info("stopped")
         return 0
+    problem = problems[0]
     if isinstance(problem, RaftKVError):
         log.critical("node stopped: %s", problem)
     else:

@@ -10,6 +10,7 @@ from raftkv.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from raftkv.clock import Clock
     from raftkv.node.config import NodeConfig
 
 log = logging.getLogger(__name__)
@@ -18,16 +19,41 @@ RELOADED: Final = ("node.log_level", "node.log_file", "node.log_max_bytes", "nod
 """All other keys need a restart."""
 
 
+PAUSE: Final = 1.0
+"""Seconds from one reload to the next at least: who asks again and again must not keep the node from its work."""
+
+
 class Reloading:
     """``load`` reads the configuration anew, or raises ConfigError. ``take`` each get what is in use from then on."""
 
     def __init__(
-        self, config: NodeConfig, load: Callable[[], NodeConfig], take: tuple[Callable[[NodeConfig], None], ...]
+        self,
+        config: NodeConfig,
+        load: Callable[[], NodeConfig],
+        take: tuple[Callable[[NodeConfig], None], ...],
+        clock: Clock,
     ) -> None:
         self._started = config
         self._used = config
         self._load = load
         self._take = take
+        self._clock = clock
+        self._resting = False
+        self._asked = False
+
+    def ask(self) -> None:
+        """Run, at once or when the pause after the run before is over."""
+        if self._resting:
+            self._asked = True
+            return
+        self._resting, self._asked = True, False
+        self.run()
+        self._clock.call_later(PAUSE, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        if self._asked:
+            self.ask()
 
     def run(self) -> None:
         """Take over what has changed; a configuration that is wrong changes nothing. Never raises."""

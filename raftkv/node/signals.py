@@ -37,7 +37,7 @@ def ignore_strays() -> None:
 
 
 def handle(loop: asyncio.AbstractEventLoop, end: Callable[[bool], None], reload: Callable[[], None]) -> None:
-    """Call ``end(insisted)`` and ``reload()`` from ``loop`` when signals ask for it.
+    """Call ``end(insisted)`` and ``reload()`` from ``loop``, while it lives, when signals ask for it.
 
     ``insisted``: SIGINT came after another signal that ends the node. A repeated SIGTERM says nothing new: supervisors
     send it more than once.
@@ -49,15 +49,22 @@ def handle(loop: asyncio.AbstractEventLoop, end: Callable[[bool], None], reload:
         end(asked and number == signal.SIGINT)
         asked = True
 
+    def on(number: signal.Signals, call: Callable[..., None], *arguments: object) -> None:
+        def hear(*_: object) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(call, *arguments)
+
+        # Not the loop's own handlers: while it removes one, the signal would end the process.
+        signal.signal(number, hear)
+
     for number in _END:
-        loop.add_signal_handler(number, ending, number)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+        on(number, ending, number)
+    on(signal.SIGHUP, reload)
     for number in _NOTED:
-        loop.add_signal_handler(number, log.info, "%s: a node does nothing on it", number.name)
+        on(number, log.info, "%s: a node does nothing on it", number.name)
 
 
-def end_handling(loop: asyncio.AbstractEventLoop) -> None:
+def ignore() -> None:
     """The process ends in order: a signal that comes now must not end it otherwise."""
     for number in (*_END, signal.SIGHUP, *_NOTED):
-        loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)

@@ -208,6 +208,7 @@ def test_a_node_that_ends_while_starting_shows_the_end_of_its_log(tmp_path: Path
     processes.start_missing()
     with pytest.raises(LocalError, match="ended while starting; the end of .*node.log:\n(?s:.*)data"):
         processes.wait_ready()
+    assert " C node 1 raftkv.node.main: node stopped: " in only.log_tail()
     assert only.finish(_PATIENCE)
 
 

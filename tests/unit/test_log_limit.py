@@ -52,8 +52,8 @@ def test_a_source_gets_one_line_a_minute_and_the_rest_is_counted(log: Log) -> No
 
 
 def test_what_was_left_out_is_said_at_the_next_line_of_anybody(log: Log) -> None:
-    log("a", source="h")
-    log("b", source="h")
+    log("%s", "a", source="h")
+    log("%s", "b", source="h")
     log.now += WINDOW
     log("leading")
     assert log.lines == ["a", "1 more from h in the last minute, the latest: b", "leading"]
@@ -113,6 +113,24 @@ def test_many_sources_cost_neither_memory_nor_lines(log: Log, name: str) -> None
     assert log.limit._windows == {}
 
 
+def test_a_flood_hides_no_line_of_another_kind(log: Log) -> None:
+    for number in range(1000):
+        log("dropped %d", number, source=f"2001:db8::{number:x}")
+        log("dropped %d", number, source="10.0.0.9")
+        log("task %d failed", number, name="asyncio")
+    log.lines.clear()
+    log("refused: another cluster", source="10.0.0.9")
+    log("refused node 2: replaced data folder", source="node 2 at 10.0.0.9")
+    log("Unexpected error", name="grpc._cython.cygrpc")
+    log("node stopped")
+    assert log.lines == [
+        "refused: another cluster",
+        "refused node 2: replaced data folder",
+        "Unexpected error",
+        "node stopped",
+    ]
+
+
 def test_tracebacks_of_lines_left_out_are_not_kept(log: Log) -> None:
     class Held:
         pass
@@ -122,11 +140,11 @@ def test_tracebacks_of_lines_left_out_are_not_kept(log: Log) -> None:
 
     held = Held()
     gone = weakref.ref(held)
-    log("first", source="h")
+    log("%s", "first", source="h")
     try:
         fail(held)
     except ValueError:
-        log("second", source="h", exc_info=sys.exc_info())
+        log("%s", "second", source="h", exc_info=sys.exc_info())
     del held
     gc.collect()
     assert gone() is None
@@ -134,7 +152,7 @@ def test_tracebacks_of_lines_left_out_are_not_kept(log: Log) -> None:
 
 def test_at_the_end_all_is_said(log: Log) -> None:
     for source in ("a", "b", "b"):
-        log(source, source=source)
+        log("%s", source, source=source)
     log.lines.clear()
     log.write(log.limit.rest())
     log.write(log.limit.rest())

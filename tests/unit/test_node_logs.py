@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from raftkv.errors import ConfigError
 from raftkv.log_limit import WINDOW, limited
+from raftkv.node import logs
 from raftkv.node.config import NodeSection
 from raftkv.node.logs import NodeLog
 
@@ -137,6 +139,77 @@ def test_what_is_no_text_is_written_all_the_same(output: Output, tmp_path: Path)
     assert lines(path) == [r"a name on disk: \udcff"]
 
 
+def test_nobody_can_make_up_lines_or_command_a_terminal(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "node.log"
+    output.log.use(section(log_file=str(path)))
+    log.warning("refused: %s", "x\n2026-11-29 C node 1 main: node stopped\r\x1b[2J\x9b31m\u2028\u202e\U000e0001 é漢")
+    said = r"refused: x\n2026-11-29 C node 1 main: node stopped\r\x1b[2J\x9b31m\u2028\u202e\U000e0001 é漢"
+    assert path.read_text(encoding="utf-8").partition("raftkv.test: ")[2] == f"{said}\n"
+
+
+def test_the_log_is_no_file_of_the_nodes_data(output: Output, tmp_path: Path) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (data / "wal").mkdir(parents=True)
+    elsewhere.symlink_to(data)
+    wal = data / "wal" / "wal-000000000001.log"
+    wal.write_bytes(b"what was promised")
+    wrong = (wal, elsewhere / "wal" / wal.name, data / "lock", data / "raftkv.toml", data / "wal" / ".." / "map", data)
+    for path in wrong:
+        with pytest.raises(ConfigError, match="is in the data folder, where it may only be .*data/NAME.log$"):
+            output.log.use(section(log_file=str(path), data_dir=str(data)))
+    assert wal.read_bytes() == b"what was promised"
+    output.log.use(section(log_file=str(data / "node.log"), data_dir=str(data)))
+    output.log.use(section(log_file=str(tmp_path / "data.log"), data_dir=str(data)))
+
+
+class Disk:
+    """A disk that takes nothing while it is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        disk = self
+
+        class File(FileIO):
+            def write(self, data: Any) -> int:
+                if disk.full:
+                    raise OSError(28, "No space left on device")
+                return super().write(data)
+
+        monkeypatch.setattr(logs, "FileIO", File)
+
+
+def test_a_full_disk_costs_lines_only_and_they_are_counted(
+    output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, disk = tmp_path / "node.log", Disk(monkeypatch)
+    output.log.use(section(log_file=str(path), log_max_bytes=2000, log_backups=1))
+    log.info("before")
+    disk.full = True
+    for number in range(100):
+        log.info("line %d", number)
+    disk.full = False
+    log.info("after")
+    problem = "[Errno 28] No space left on device"
+    said = f"lines lost before this one: 100, the log could not be written: {problem}"
+    assert lines(path) == ["before", said, "after"]
+    for number in range(100):
+        log.info("line %d", number)
+    assert path.stat().st_size <= 2000, "it is rotated as before"
+    assert capsys.readouterr().err == f"raftkv: the log cannot be written: {problem}\n", "once, without a traceback"
+
+
+def test_with_a_full_disk_the_log_is_opened_anew_and_closed(output: Output, tmp_path: Path) -> None:
+    for _ in range(2):
+        output.log.use(section(log_file="/dev/full"))
+        log.info("lost")
+    output.log.use(section(log_file=str(tmp_path / "node.log")))
+    log.info("after")
+    assert [line[:31] for line in lines(tmp_path / "node.log")] == ["lines lost before this one: 2, ", "after"]
+    output.log.use(section(log_file="/dev/full"))
+    log.info("lost")
+    output.log.close()
+
+
 def test_it_is_limited_and_says_at_the_end_what_was_left_out(output: Output, tmp_path: Path) -> None:
     path = tmp_path / "node.log"
     output.log.use(section(log_file=str(path)))
@@ -144,7 +217,7 @@ def test_it_is_limited_and_says_at_the_end_what_was_left_out(output: Output, tmp
         log.info("scan %d", number, extra=limited("h"))
     output.now += WINDOW
     output.log.sweep()
-    log.info("scan 3", extra=limited("h"))
+    log.info("scan %d", 3, extra=limited("h"))
     output.log.close()
     log.warning("the log is closed")
     said = "more from h in the last minute, the latest: scan"

@@ -204,6 +204,17 @@ def test_a_scan_of_the_port_is_one_line_for_each_host(caplog: pytest.LogCaptureF
     assert len(written(caplog)) == 2
 
 
+def test_a_scan_hides_no_refusal_from_the_same_host(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        await world.node(2, [])
+        for sent in (b"GET / HTTP/1.1\r\n\r\n", bytes(ENCODER.frame_of(["raftkv", 1, "foreign", 1, 2, "i", "b"]))):
+            await (await world.stranger(name="10.0.0.9:4711")).write(sent)
+
+    with caplog.at_level("WARNING"):
+        run(scenario)
+    assert [line.rpartition(": ")[2] for line in written(caplog)][1] == "this node belongs to cluster c, not 'foreign'"
+
+
 def test_connections_that_say_nothing_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         await world.node(2, [])

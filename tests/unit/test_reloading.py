@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import pytest
 from raftkv.cli.serve import read_again
 from raftkv.errors import ConfigError
 from raftkv.node.config import NodeConfig, parse_config, render
-from raftkv.node.reloading import RELOADED, Reloading, flat
+from raftkv.node.reloading import PAUSE, RELOADED, Reloading, flat
+from tests.peer_world import ManualClock
 
 UUID = "6f1d6d0e-5f0b-4c39-9d0a-2c1a9c6f4b7e"
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -30,9 +32,10 @@ class World:
     """A configuration that is reloaded, and who has taken it."""
 
     def __init__(self) -> None:
+        self.clock = ManualClock()
         self.load: Callable[[], NodeConfig] = config
         self.taken: list[NodeConfig] = []
-        self.reloading = Reloading(config(), self._read, (self.taken.append,))
+        self.reloading = Reloading(config(), self._read, (self.taken.append,), self.clock)
 
     def _read(self) -> NodeConfig:
         return self.load()
@@ -88,8 +91,23 @@ def test_nothing_that_goes_wrong_ends_the_node(problem: Exception, caplog: pytes
     def fail(_: NodeConfig) -> None:
         raise problem
 
-    Reloading(config(), config, (fail,)).run()
+    Reloading(config(), config, (fail,), ManualClock()).run()
     assert caplog.records[0].getMessage().startswith("the configuration is not reloaded")
+
+
+def test_who_asks_again_and_again_is_heard_at_once_and_after_a_pause() -> None:
+    async def scenario(world: World) -> None:
+        for _ in range(100):
+            world.reloading.ask()
+        assert len(world.taken) == 1
+        await world.clock.advance(PAUSE)
+        assert len(world.taken) == 2, "what was asked for meanwhile is done once"
+        await world.clock.advance(PAUSE)
+        assert len(world.taken) == 2
+        world.reloading.ask()
+        assert len(world.taken) == 3
+
+    asyncio.run(scenario(World()))
 
 
 def test_the_documents_name_the_keys_that_are_reloaded() -> None:

@@ -6,31 +6,27 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from raftkv.node import signals
+from raftkv.clock import SystemClock
+from raftkv.errors import StorageError
+from raftkv.node import main, signals
 from raftkv.node.main import _hand_over
-
-Handlers = dict[int, Callable[[], None]]
-
-
-class Loop:
-    """Keeps the handlers that are set."""
-
-    def __init__(self) -> None:
-        self.handlers: Handlers = {}
-
-    def add_signal_handler(self, number: int, call: Callable[..., None], *arguments: Any) -> None:
-        self.handlers[number] = lambda: call(*arguments)
+from tests.unit.test_reloading import config
 
 
-def handlers() -> tuple[Handlers, list[Any]]:
-    loop, heard = Loop(), list[Any]()
-    signals.handle(loop, heard.append, lambda: heard.append("reload"))  # type: ignore[arg-type]
-    return loop.handlers, heard
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """The handlers of signals are put back."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -45,11 +41,42 @@ def handlers() -> tuple[Handlers, list[Any]]:
         (["SIGTERM", "SIGHUP", "SIGUSR1"], [False, "reload"]),
     ],
 )
+@pytest.mark.usefixtures("as_before")
 def test_what_signals_ask_for(sent: list[str], heard: list[Any]) -> None:
-    known, got = handlers()
-    for name in sent:
-        known[signal.Signals[name]]()
+    got: list[Any] = []
+
+    async def main() -> None:
+        signals.handle(asyncio.get_running_loop(), got.append, lambda: got.append("reload"))
+        for name in sent:
+            signal.raise_signal(signal.Signals[name])
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
     assert got == heard
+    signal.raise_signal(signal.SIGTERM)
+    assert got == heard, "after the loop has ended a signal says nothing"
+
+
+def test_no_signal_of_a_storm_ends_the_process_otherwise_than_in_order() -> None:
+    code = (
+        "import asyncio, os, signal, subprocess, sys\n"
+        "import uvloop\n"
+        "from raftkv.node import signals\n"
+        "async def main():\n"
+        "    ended = asyncio.Event()\n"
+        "    signals.handle(asyncio.get_running_loop(), lambda _: ended.set(), lambda: None)\n"
+        "    print('ready', flush=True)\n"
+        "    await ended.wait()\n"
+        "uvloop.run(main())\n"
+        "signals.ignore()\n"
+        "print('in order', flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        assert (process.returncode, process.stdout.read()) == (0, "in order\n")
 
 
 def test_strays_are_ignored_and_handlers_of_others_stay() -> None:
@@ -114,3 +141,46 @@ def test_without_insisting_all_is_handed_over_and_answered() -> None:
         assert (node.done, server.done) == (True, True)
 
     asyncio.run(main())
+
+
+class Failing(Ending):
+    """A node whose disk fails while it hands over."""
+
+    reconfigure = None
+
+    def __init__(self, config: object, *, on_fatal: Callable[[BaseException], None], **_: object) -> None:
+        super().__init__(forever=True)
+        self._on_fatal = on_fatal
+        # As somebody asks for an end.
+        asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGTERM)
+
+    async def start(self) -> None:
+        pass
+
+    close = start
+
+    async def hand_over(self, patience: float) -> None:
+        self._on_fatal(StorageError("the disk is gone"))
+        await super().hand_over(patience)
+
+
+class Server(Ending):
+    def __init__(self, *_: object) -> None:
+        super().__init__(forever=False)
+
+    async def start(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_node_that_fails_while_it_ends_says_so_and_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(main, "RaftNode", Failing)
+    monkeypatch.setattr(main, "RpcServer", Server)
+    # What it changes for the whole process.
+    monkeypatch.setattr(main, "gc", Mock())
+    monkeypatch.setattr(main, "_sweep", Mock())
+    code = asyncio.run(main._serve(config(), config, Mock(), SystemClock()))
+    assert code == 1
+    assert caplog.records[-1].getMessage() == "node stopped: the disk is gone"
