@@ -11,6 +11,7 @@ from typing import Any, cast
 from raftkv import limits
 from raftkv.clock import Timer
 from raftkv.errors import RaftKVError
+from raftkv.log_limit import limited
 from raftkv.peer.frames import Decoder, ProtocolViolation
 from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Refused, check_answer, hello_frame
 from raftkv.peer.wiring import (
@@ -78,7 +79,8 @@ class DialledLink:
         self._told.clear()
         self.epoch += 1
         self.up = True
-        log.info("link %d to node %d at %s is up", self.epoch, self.node, self.address)
+        source = limited(f"node {self.node}")
+        log.info("link %d to node %d at %s is up", self.epoch, self.node, self.address, extra=source)
         self._wiring.on_link(self.node, self.epoch, True)
 
     def down(self) -> None:
@@ -96,7 +98,7 @@ class DialledLink:
             self._task = None
             if not self._ended:
                 if problem not in self._told and len(self._told) < _MAX_TOLD:
-                    log.warning("link to node %d: %s", self.node, problem)
+                    log.warning("link to node %d: %s", self.node, problem, extra=limited(f"node {self.node}"))
                     self._told.add(problem)
                 self._schedule()
         if attempt.welcome_seen:
