@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from random import Random, SystemRandom
@@ -41,6 +42,9 @@ class AsyncClient:
     (DeadlineExceeded, SessionExpired) if a write may have; reads never raise the latter. A write takes effect at most
     once, however often it is retried. Cancelling a call is safe; a cancelled write may take effect.
 
+    A client that nobody closed is closed as its event loop ends or as it is collected, with a ResourceWarning. A
+    process that is to be forked closes its clients first. ``docs/client.md`` tells the rest about loops and processes.
+
     ``transport``, ``clock`` and ``rng`` replace network, clock and randomness in tests and simulations.
     """
 
@@ -58,6 +62,7 @@ class AsyncClient:
         self._engine = Engine(
             parse_endpoints(endpoints), transport or GrpcTransport(), self._clock, rng or SystemRandom()
         )
+        self._watched = transport is None
 
     async def __aenter__(self) -> Self:
         self._engine.check_usable()
@@ -71,6 +76,17 @@ class AsyncClient:
     async def close(self) -> None:
         """End outstanding calls and close all connections. May be called again."""
         await self._engine.close()
+
+    aclose = close
+
+    def disown(self) -> None:
+        """Somebody else closes this client: no warning if nobody does."""
+        self._watched = False
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        # What is not there was refused by the constructor.
+        if self.__dict__.get("_watched") and self._engine.abandon():
+            _warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
     async def get(
         self, key: bytes | str, *, consistency: Consistency = "linearizable", timeout: float | None = None

@@ -17,7 +17,6 @@ from raftkv.errors import RaftKVError
 from raftkv.node.config import NodeConfig, split_address
 from raftkv.node.node import RaftNode
 from raftkv.peer.network import TcpNetwork
-from raftkv.rpc.polling import poll_directly
 from raftkv.rpc.server import RpcServer
 from raftkv.storage.fs import OsFileSystem, ThreadWorker
 
@@ -51,7 +50,6 @@ def serve(config: NodeConfig) -> int:
         format=f"%(asctime)s %(levelname).1s node {config.node.id} %(name)s: %(message)s",
     )
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    poll_directly()
     return uvloop.run(_serve(config))
 
 

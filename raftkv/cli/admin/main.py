@@ -96,8 +96,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. Never raises, and shows no traceback unless asked to."""
-    # What gRPC's library has to say of connections, the commands say in their own words.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         code = cli.main(arguments, prog_name=_PROGRAM, complete_var=_COMPLETE, standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
