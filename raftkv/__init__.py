@@ -85,9 +85,11 @@ def __getattr__(name: str) -> Any:
 # gRPC reads its settings as it is loaded, and any module of raftkv may load it. The environment may choose otherwise.
 _GRPC_SETTINGS = {
     # Its own pollers wait for sockets, not its event engine: that passes each event from thread to thread, which takes
-    # a third of a stream's round trips per second away, and kills the child of a process that forks with a client open.
+    # a third of a stream's round trips per second away.
     "GRPC_EXPERIMENTS": "-event_engine_listener,-event_engine_client",
-    # What it has to say of connections and forks, raftkv's errors and logs say in their own words.
+    # What it does at a fork otherwise kills the children of a process that has a client open.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    # What it has to say of connections, raftkv's errors and logs say in their own words.
     "GRPC_VERBOSITY": "NONE",
 }
 for _name, _value in _GRPC_SETTINGS.items():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError
 from typing import Any, Final, TypeVar
 
 from raftkv.client.process import keep_after_fork
-from raftkv.errors import UsageError
+from raftkv.errors import OutcomeUnknown, UsageError
 
 T = TypeVar("T")
 
@@ -43,7 +44,10 @@ class Background:
         return threading.current_thread() is self._thread
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of ``work``. Raises UsageError if the loop has ended; if the caller is interrupted, cancels it."""
+        """The result of ``work``. If the caller is interrupted, cancels it.
+
+        Raises UsageError if the loop has ended, OutcomeUnknown if it ended before ``work`` did.
+        """
         try:
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError:
@@ -56,6 +60,9 @@ class Background:
                 raise UsageError("the client is closed")
         try:
             return future.result()
+        except CancelledError:
+            # Only the end of the loop cancels calls, and only those that went on too long after it.
+            raise OutcomeUnknown("the client was closed before the call had ended") from None
         except BaseException:
             future.cancel()  # an interrupted caller no longer waits
             raise

@@ -9,6 +9,8 @@ import ctypes
 import os
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 from weakref import WeakSet
 
@@ -23,12 +25,18 @@ _GRPC_FORKED: Final = (
 )
 _POLLER: Final = "_poll_wrapper"
 """In the name of the thread that grpc.aio has while any of its channels or servers exists, whoever made it."""
+_NATIVE: Final = ("event_engine", "lifeguard", "grpc_")
+"""How the names of gRPC's own threads begin."""
+_TRIES: Final = 500
+_PAUSE: Final = 0.002
 
 _forks = 0
 _grpc_ran = False
 """As the latest fork began."""
 _grpc_lost = False
 """gRPC's state in this process is that of a parent, without the threads."""
+_settled = True
+"""No client has been used since a fork last waited for gRPC's threads."""
 _kept: WeakSet[object] = WeakSet()
 
 
@@ -51,6 +59,8 @@ def check_process() -> None:
 
 def keep_after_fork(one: object) -> None:
     """Never destroy ``one`` in a child process: it would wait for threads or close what it shares with the parent."""
+    global _settled  # noqa: PLW0603
+    _settled = False
     _kept.add(one)
 
 
@@ -64,9 +74,30 @@ def _patched() -> str | None:
     return None
 
 
+def _grpc_runs() -> bool:
+    """Whether gRPC has threads in this process, whoever made them."""
+    if any(_POLLER in thread.name for thread in threading.enumerate()):
+        return True
+    # After its last channel it ends its own threads, which takes a millisecond. Those of others may stay: wait once.
+    global _settled  # noqa: PLW0603
+    tries, _settled = 1 if _settled else _TRIES, True
+    for _ in range(tries):
+        if not _native_threads():
+            return False
+        threading.Event().wait(_PAUSE)
+    return True
+
+
+def _native_threads() -> bool:
+    names = []
+    with suppress(OSError):  # only Linux names threads here; one of them may have ended just now
+        names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return any(name.startswith(_NATIVE) for name in names)
+
+
 def _before_fork() -> None:
     global _grpc_ran  # noqa: PLW0603 - hooks take and return nothing
-    _grpc_ran = any(_POLLER in thread.name for thread in threading.enumerate())
+    _grpc_ran = "grpc" in sys.modules and _grpc_runs()
 
 
 def _after_fork() -> None:

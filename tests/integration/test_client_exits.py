@@ -9,6 +9,8 @@ import pytest
 from raftkv.testing import LocalCluster
 from tests.client_scripts import Ended, run
 
+pytestmark = pytest.mark.timeout(240)  # a program that hangs is told of before
+
 
 @pytest.fixture(scope="module")
 def endpoints() -> Iterator[str]:
@@ -310,4 +312,5 @@ def test_nothing_of_grpcs_log_is_on_stderr_unless_it_is_asked_for(endpoints: str
         subprocess.run(["true"], check=True, preexec_fn=os.getpid)
     """
     assert run(program, endpoints).errors == ""
-    assert "fork_posix" in run(program, endpoints, environment={"GRPC_VERBOSITY": "INFO"}).errors
+    asked = {"GRPC_VERBOSITY": "INFO", "GRPC_ENABLE_FORK_SUPPORT": "1"}
+    assert "fork_posix" in run(program, endpoints, environment=asked).errors
