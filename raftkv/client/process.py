@@ -79,7 +79,7 @@ def _grpc_runs() -> bool:
     if any(_POLLER in thread.name for thread in threading.enumerate()):
         return True
     # After its last channel it ends its own threads, which takes a millisecond. Those of others may stay: wait once.
-    global _settled  # noqa: PLW0603
+    global _settled
     tries, _settled = 1 if _settled else _TRIES, True
     for _ in range(tries):
         if not _native_threads():

@@ -46,6 +46,12 @@ _OPTIONS: Final = (
 )
 
 
+_STREAM: Final = "_handle_status_once_received"
+"""In the name of the task that waits for a stream's end inside gRPC."""
+_LAST_WORD: Final = 0.2
+"""Seconds for streams that were broken to end."""
+
+
 class TransportError(Exception):
     """A request to a node failed; ``result`` says how and what it promises."""
 
@@ -218,10 +224,14 @@ class _GrpcEndpoint:
     async def _end_calls(self) -> None:
         """Wait until the calls that were broken have ended: what they say to a closed loop goes to another one's log.
 
-        gRPC tells of no call that its caller has given up. A further one that has no time for anything ends after them.
+        gRPC tells of no call that its caller has given up. A further one that has no time for anything ends after most
+        of them; a stream that was broken keeps a task of gRPC's, which those of other clients in this loop have too.
         """
         with suppress(*FAILURES):
             await self._admin.GetMap(admin_pb2.GetMapRequest(), timeout=0)
+        streams = [task for task in asyncio.all_tasks() if _STREAM in getattr(task.get_coro(), "__qualname__", "")]
+        if streams:
+            await asyncio.wait(streams, timeout=_LAST_WORD)
 
     def _not_reached(self, error: BaseException) -> Result:
         """For a request that executes nothing: a failure without a promise means that the node was not reached."""

@@ -171,6 +171,12 @@ def test_an_interrupt_ends_a_call_and_a_second_one_the_program(endpoints: str) -
 
         def interrupt():
             started.wait()
+            # A signal between the last instruction and the wait is seen only after it: look that it waits.
+            seen = 0
+            while seen < 20:
+                frame = sys._current_frames()[threading.main_thread().ident]
+                seen = seen + 1 if frame.f_code.co_name == "wait" else 0
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
 
         told = []
