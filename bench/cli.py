@@ -16,7 +16,6 @@ from bench.running import load_command, run_command
 from bench.slow import command as slow_command
 from raftkv.cli.common import complain, describe, exit_code, run
 from raftkv.errors import RaftKVError
-from raftkv.rpc.polling import poll_directly
 from raftkv.testing import LocalCluster
 
 
@@ -27,7 +26,6 @@ def bench() -> None:
 
 def main() -> None:
     """Exit with the codes of the command ``raftkv``."""
-    poll_directly()
     try:
         bench(prog_name="python -m bench")
     except RaftKVError as error:

@@ -6,6 +6,9 @@ load a client.
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from raftkv.errors import (
@@ -82,6 +85,28 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value
+
+
+# gRPC reads its settings as it is loaded, and any module of raftkv may load it. The environment may choose otherwise.
+_GRPC_SETTINGS = {
+    # Its own pollers wait for sockets, not its event engine: that passes each event from thread to thread, which takes
+    # a third of a stream's round trips per second away.
+    "GRPC_EXPERIMENTS": "-event_engine_listener,-event_engine_client",
+    # What it does at a fork otherwise kills the children of a process that has a client open.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    # What it has to say of connections, raftkv's errors and logs say in their own words.
+    "GRPC_VERBOSITY": "NONE",
+}
+for _name, _value in _GRPC_SETTINGS.items():
+    os.environ.setdefault(_name, _value)
+
+
+@atexit.register
+def _close_clients() -> None:
+    # Registered here, so that what the program registers can still use its clients: the last one is called first.
+    home = sys.modules.get("raftkv.client.sync")
+    if home is not None:
+        home.close_at_exit()
 
 
 def __dir__() -> list[str]:

@@ -71,8 +71,6 @@ class Program:
 
     def run(self, arguments: list[str] | None = None) -> int:
         """Run the command line and return its exit code."""
-        # What gRPC's library has to say of connections, the commands say in their own words.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
             code = self.cli.main(
                 arguments, prog_name=self.name, complete_var=self._complete_variable, standalone_mode=False

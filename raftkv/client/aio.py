@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from random import Random, SystemRandom
@@ -45,6 +46,9 @@ class AsyncClient:
     A call whose time is up raises a TimeoutError: DeadlineExceeded if it is a write that may have taken effect, else
     Unavailable, which is a ConnectionError too, or Overloaded.
 
+    A client that nobody closed is closed as its event loop ends or as it is collected, with a ResourceWarning. A
+    process that is to be forked closes its clients first. ``docs/client.md`` tells the rest about loops and processes.
+
     ``transport``, ``clock`` and ``rng`` replace network, clock and randomness in tests and simulations.
     """
 
@@ -62,6 +66,7 @@ class AsyncClient:
         self._engine = Engine(
             parse_endpoints(endpoints), transport or GrpcTransport(), self._clock, rng or SystemRandom()
         )
+        self._watched = transport is None
 
     async def __aenter__(self) -> Self:
         self._engine.check_usable()
@@ -75,6 +80,17 @@ class AsyncClient:
     async def close(self) -> None:
         """End outstanding calls and close all connections. May be called again."""
         await self._engine.close()
+
+    aclose = close
+
+    def disown(self) -> None:
+        """Somebody else closes this client: no warning if nobody does."""
+        self._watched = False
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        # What is not there was refused by the constructor.
+        if self.__dict__.get("_watched") and self._engine.abandon():
+            _warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
     async def get(
         self, key: bytes | str, *, consistency: Consistency = "linearizable", timeout: float | None = None

@@ -32,6 +32,8 @@ _SETTLED: Final = (int(Code.OK), int(Code.CONDITION_FAILED))
 _CONNECT_TIMEOUT: Final = 2.0
 _SILENCE: Final = 2.0
 """Seconds over the node's budget after which a stream without any answer is taken for broken."""
+_LAST_WORD: Final = 1.0
+"""Seconds for a stream that was broken to end."""
 _FULL: Final = 32
 """Operations over which a message is hardly cheaper for each of them."""
 _DIVISIBLE: Final = 32
@@ -100,7 +102,8 @@ class Channel:
         self._closed = False
         self._wrote = False
         """Whether the latest message carried writes."""
-        self._writer = asyncio.create_task(self._write_all())
+        self._writer: asyncio.Task[None] | None = asyncio.create_task(self._write_all())
+        self._writer.add_done_callback(self._on_written)
 
     def send(self, call: Call, budget: float, limit: float) -> asyncio.Future[Result]:
         """Start an attempt; the future of its result."""
@@ -164,8 +167,9 @@ class Channel:
         if self._closed:
             return
         self._closed = True
-        self._writer.cancel()
-        await asyncio.gather(self._writer, return_exceptions=True)
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
         self._fail_sent(Result(_UNKNOWN, detail="the client was closed"))
         self._fail_unsent(Result(_NOT_SENT, detail="the client was closed"))
         await self.endpoint.close()
@@ -211,6 +215,10 @@ class Channel:
             self._observer.on_state(self.address, False)
             self._fail_sent(lost if lost.code == _UNKNOWN else lost._replace(code=_UNKNOWN))
             self._fail_unsent(lost._replace(code=_NOT_SENT))
+
+    def _on_written(self, _: object) -> None:
+        # A cancelled task keeps its error, and the error all that was at work: the stream and gRPC's channel.
+        self._writer = None
 
     async def _open(self) -> Stream:
         opening = asyncio.ensure_future(self.endpoint.open())
@@ -374,7 +382,9 @@ class Channel:
                 _finish(call, result)
 
     async def _end(self, reader: asyncio.Task[None]) -> None:
-        reader.cancel()
+        # It ends by itself, since the stream is broken, and what the stream still had to say has come then.
+        if not await wait(self._clock, reader, _LAST_WORD):
+            reader.cancel()
         for problem in await asyncio.gather(reader, return_exceptions=True):
             if isinstance(problem, Exception):
                 self._loop.call_exception_handler({"message": "raftkv: reading results failed", "exception": problem})

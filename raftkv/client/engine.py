@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from random import Random
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from raftkv.client.call import Call
 from raftkv.client.channel import Channel
-from raftkv.client.forks import forks
+from raftkv.client.process import MADE_BEFORE, forks, keep_after_fork
 from raftkv.client.retry import Progress, Step, attempt_span, attempt_timeout, first_span
 from raftkv.client.routing import Routing, View
 from raftkv.client.session import Sessions
@@ -54,6 +55,7 @@ class Engine:
         self._running: Callable[[], bool] = bool
         self._forks = forks()
         self._closed = False
+        self._ending: asyncio.Future[None] | None = None
         self._numbers = count(1)
         self._cluster_id = ""
         self._wanted_epoch = 0
@@ -65,7 +67,7 @@ class Engine:
     def check_usable(self) -> None:
         """Raises UsageError in a forked process, in another event loop and after :meth:`close`."""
         if forks() != self._forks:
-            raise UsageError("this client was made before a fork: make a new one in the new process")
+            raise UsageError(MADE_BEFORE)
         if self._closed:
             raise UsageError("the client is closed")
         loop = get_running_loop()
@@ -75,6 +77,7 @@ class Engine:
             self._loop = loop
             self._thread = get_ident()
             self._running = loop.is_running
+            keep_after_fork(self)
 
     async def run(self, call: Call, timeout: float, accept: int = 0) -> Result:
         """The result of ``call`` within ``timeout`` seconds, its code OK or ``accept``. Raises RaftKVError."""
@@ -203,16 +206,35 @@ class Engine:
 
     async def close(self) -> None:
         """End everything. Raises UsageError in a forked process or another loop."""
-        if self._closed:
-            return
-        self.check_usable()
-        self._closed = True
+        if self._ending is None:
+            if self._closed:
+                return
+            self.check_usable()
+            self._closed = True
+            self._ending = asyncio.ensure_future(self._end())
+        # Whoever waits may be cancelled: that all ends is not.
+        await asyncio.shield(self._ending)
+
+    def abandon(self) -> bool:
+        """End everything if nobody will, without waiting, from any thread. Whether it was left to this."""
+        if self._closed or forks() != self._forks:
+            return False
+        if self._loop is None or self._loop.is_closed():
+            self._closed = True
+        else:
+            with suppress(RuntimeError):  # closed just now
+                self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self.close()))
+        return True
+
+    async def _end(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()), *self._closing)
+            self._refreshing = None
+        channels, self._channels = self._channels, {}
+        await asyncio.gather(*(channel.close() for channel in channels.values()), *self._closing)
 
     def _begin(self, call: Call) -> None:
         if self._sessions is None:
@@ -258,6 +280,8 @@ class Engine:
     def _channel(self, address: str) -> Channel:
         channel = self._channels.get(address)
         if channel is None:
+            if self._closed:
+                raise UsageError("the client was closed")
             endpoint = self._transport.endpoint(address)
             channel = Channel(address, endpoint, self._clock, self._numbers, self)
             self._channels[address] = channel

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+import warnings
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
+from weakref import WeakSet
 
 from raftkv.client.aio import AsyncClient
-from raftkv.client.forks import forks
+from raftkv.client.background import Background
+from raftkv.client.process import MADE_BEFORE, forks
 from raftkv.client.types import CasResult, Consistency, EndpointStatus, Record, WriteResult
 from raftkv.errors import UsageError
 from raftkv.limits import DEFAULT_TIMEOUT
 
 T = TypeVar("T")
+
+_AT_EXIT: Final = 2.0
+"""Seconds that the clients which nobody closed may hold up the end of the interpreter."""
+
+_clients: WeakSet[Client] = WeakSet()
+_ended_by = 0
+"""The thread that ends the interpreter, from then on."""
 
 
 async def _next(pages: AsyncGenerator[list[Record], None]) -> list[Record] | None:
@@ -24,17 +34,20 @@ async def _next(pages: AsyncGenerator[list[Record], None]) -> list[Record] | Non
 class Client:
     """As :class:`raftkv.AsyncClient`, without await. Safe to use from any number of threads.
 
-    Raises the same errors. Not usable in a process forked after it was made: make a new one there.
+    Raises the same errors. Not usable in a process forked after it was made. A client that nobody closed is closed as
+    it is collected or as the interpreter ends, with a ResourceWarning; ``atexit`` functions can still use it, if they
+    were registered after ``import raftkv``.
     """
 
     def __init__(self, endpoints: str | Sequence[str], *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        if _ended_by:
+            raise UsageError("the interpreter is ending")
         self._client = AsyncClient(endpoints, timeout=timeout)
+        self._client.disown()
         self._forks = forks()
         self._closed = False
-        self._lock = threading.Lock()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="raftkv-client", daemon=True)
-        self._thread.start()
+        self._background = Background("raftkv-client", self._client.close)
+        _clients.add(self)
 
     def __enter__(self) -> Self:
         self._check()
@@ -45,18 +58,33 @@ class Client:
     ) -> None:
         self.close()
 
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        # What is not there was refused by the constructor.
+        if not self.__dict__.get("_closed", True) and self.abandon():
+            self.warn_unclosed(_warn)
+
     def close(self) -> None:
         """End outstanding calls and close all connections. May be called again; does nothing in a forked process."""
-        if forks() != self._forks:
-            return
-        with self._lock:
-            if self._closed:
-                return
+        if forks() == self._forks:
             self._closed = True
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+            self._background.end()
+            self.wait_closed()
+
+    def abandon(self) -> bool:
+        """Close, without waiting, if nobody did. Whether that was so."""
+        if self._closed or forks() != self._forks:
+            return False
+        self._closed = True
+        self._background.end()
+        return True
+
+    def wait_closed(self, timeout: float | None = None) -> None:
+        """Wait until all has ended after :meth:`close` or :meth:`abandon`, at most ``timeout`` seconds."""
+        self._background.join(timeout)
+
+    def warn_unclosed(self, warn: Callable[..., None] = warnings.warn) -> None:
+        """Say that nobody closed this client."""
+        warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
     def get(
         self, key: bytes | str, *, consistency: Consistency = "linearizable", timeout: float | None = None
@@ -113,8 +141,9 @@ class Client:
             while (page := self._run(_next(pages))) is not None:
                 yield from page
         finally:
-            if not self._closed:
-                self._run(pages.aclose())
+            # Not waited for: an iterator that is given up is collected anywhere, even as the interpreter ends.
+            if not self._closed and forks() == self._forks:
+                self._background.start(pages.aclose)
 
     def slots(self, *, timeout: float | None = None) -> int:
         """See AsyncClient.slots."""
@@ -130,29 +159,34 @@ class Client:
 
     def _check(self) -> None:
         if forks() != self._forks:
-            raise UsageError("this client was made before a fork: make a new one in the new process")
+            raise UsageError(MADE_BEFORE)
         if self._closed:
             raise UsageError("the client is closed")
-        if threading.current_thread() is self._thread:
+        if self._background.inside:
             raise UsageError("the synchronous client cannot be used from its own loop")
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         try:
-            self._check()
-        except UsageError:
-            work.close()
-            raise
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
+            try:
+                self._check()
+            except UsageError:
+                work.close()
+                raise
+            return self._background.run(work)
         except BaseException:
-            future.cancel()  # an interrupted caller no longer waits
+            if _ended_by and threading.get_ident() != _ended_by:
+                # A daemon thread: the interpreter stops it where it is, in a moment. An error would only be printed.
+                threading.Event().wait()
             raise
 
-    async def _end(self) -> None:
-        await self._client.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
+
+def close_at_exit() -> None:
+    """Close what nobody closed, while its threads can still run: later, whoever waited for them would wait for ever."""
+    global _ended_by  # noqa: PLW0603
+    _ended_by = threading.get_ident()
+    unclosed = [client for client in _clients if client.abandon()]
+    with ExitStack() as last:
+        for client in unclosed:
+            last.callback(client.warn_unclosed)
+        for client in unclosed:
+            client.wait_closed(_AT_EXIT)

@@ -6,11 +6,13 @@ The simulator supplies channels of its own; nothing else in the client knows gRP
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import grpc
 from grpc import aio
 
+from raftkv.client.process import check_process, keep_after_fork
 from raftkv.client.routing import View, view_of
 from raftkv.errors import Code
 from raftkv.limits import MAX_MESSAGE_BYTES
@@ -20,7 +22,7 @@ from raftkv.store.operations import Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
 
     Call = aio.StreamStreamCall[kv_pb2.PipelineRequest, kv_pb2.PipelineResponse]
 
@@ -42,6 +44,12 @@ _OPTIONS: Final = (
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
 )
+
+
+_STREAM: Final = "_handle_status_once_received"
+"""In the name of the task that waits for a stream's end inside gRPC."""
+_LAST_WORD: Final = 0.2
+"""Seconds for streams that were broken to end."""
 
 
 class TransportError(Exception):
@@ -97,14 +105,24 @@ class Transport(Protocol):
 
 
 def connect(address: str) -> aio.Channel:
-    """A channel to the node at ``address``, with this client's settings; it connects when it is first used."""
-    return aio.insecure_channel(address, options=_OPTIONS)
+    """A channel to the node at ``address``, with this client's settings; it connects when it is first used.
+
+    Raises UsageError if gRPC cannot be used in this process.
+    """
+    check_process()
+    channel = aio.insecure_channel(address, options=_OPTIONS)
+    keep_after_fork(channel)
+    return channel
 
 
 class GrpcTransport:
-    """Plain gRPC. ``connect`` makes the channel to an address; it connects when it is first used."""
+    """Plain gRPC. ``connect`` makes the channel to an address; it connects when it is first used.
+
+    Raises UsageError if gRPC cannot be used in this process.
+    """
 
     def __init__(self, connect: Callable[[str], aio.Channel] = connect) -> None:
+        check_process()
         self._connect = connect
 
     def endpoint(self, address: str) -> Endpoint:
@@ -139,6 +157,10 @@ class _GrpcEndpoint:
         self._channel = channel
         self._kv = kv_pb2_grpc.KVStub(self._channel)
         self._admin = admin_pb2_grpc.AdminStub(self._channel)
+        # A loop that ends does so to its asynchronous generators first: so an endpoint that nobody closed is closed.
+        self._life = self._live()
+        with suppress(StopIteration):
+            self._life.asend(None).send(None)
 
     async def open(self) -> Stream:
         try:
@@ -189,7 +211,30 @@ class _GrpcEndpoint:
             raise TransportError(failure(error)) from error
 
     async def close(self) -> None:
-        await self._channel.close(None)
+        if not self._life.ag_running:  # type: ignore[attr-defined]  # else it is being closed
+            await self._life.aclose()
+
+    async def _live(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self._end_calls()
+            channel = self._channel
+            # gRPC ends when the last channel is gone, and may be forked from then on: nothing here must hold it.
+            del self._channel, self._kv, self._admin
+            await channel.close(None)
+
+    async def _end_calls(self) -> None:
+        """Wait until the calls that were broken have ended: what they say to a closed loop goes to another one's log.
+
+        gRPC tells of no call that its caller has given up. A further one that has no time for anything ends after most
+        of them; a stream that was broken keeps a task of gRPC's, which those of other clients in this loop have too.
+        """
+        with suppress(*FAILURES):
+            await self._admin.GetMap(admin_pb2.GetMapRequest(), timeout=0)
+        streams = [task for task in asyncio.all_tasks() if _STREAM in getattr(task.get_coro(), "__qualname__", "")]
+        if streams:
+            await asyncio.wait(streams, timeout=_LAST_WORD)
 
     def _not_reached(self, error: BaseException) -> Result:
         """For a request that executes nothing: a failure without a promise means that the node was not reached."""
@@ -204,13 +249,21 @@ FAILURES: Final = (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, a
 
 def failure(error: BaseException) -> Result:
     """The result for what gRPC raised. Raises CancelledError if the task was cancelled, not only gRPC's own call."""
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+    try:
+        if isinstance(error, asyncio.CancelledError) and _cancelled():
             raise error
-    if isinstance(error, aio.AioRpcError) and error.code() is not grpc.StatusCode.CANCELLED:
-        return result_of(error)
+        if isinstance(error, aio.AioRpcError) and error.code() is not grpc.StatusCode.CANCELLED:
+            return result_of(error)
+    finally:
+        # An error that is raised holds this frame: the frame must not hold the error, nor the task, which holds it too.
+        # Such a cycle keeps gRPC's call and channel, and so gRPC itself.
+        del error
     return Result(int(Code.UNKNOWN), detail="the connection was lost")
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _status(message: admin_pb2.GetStatusResponse) -> NodeStatus:

@@ -22,7 +22,6 @@ from raftkv.node.logs import NodeLog
 from raftkv.node.node import RaftNode
 from raftkv.node.reloading import Reloading
 from raftkv.peer.network import TcpNetwork
-from raftkv.rpc.polling import poll_directly
 from raftkv.rpc.server import RpcServer
 from raftkv.storage.fs import OsFileSystem, ThreadWorker
 
@@ -62,7 +61,6 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
     faulthandler.enable()
     faulthandler.register(signal.SIGQUIT, chain=True)
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    poll_directly()
     try:
         return uvloop.run(_serve(config, load, output, clock))
     except Exception as problem:

@@ -9,8 +9,6 @@ from collections.abc import Callable
 import pytest
 
 import raftkv
-from raftkv.client.aio import AsyncClient
-from raftkv.client.forks import forks
 from raftkv.errors import (
     ConditionFailed,
     UsageError,
@@ -68,34 +66,6 @@ def test_the_synchronous_client_has_the_same_calls() -> None:
         kv.close()
         with pytest.raises(UsageError, match="closed"):
             kv.get("k")
-    finally:
-        stop()
-
-
-def test_a_forked_process_is_told_to_make_its_own_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, stop = serve_in_thread()
-    try:
-        with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as kv:
-            kv.put("k", b"v")
-            with monkeypatch.context() as patch:
-                # What a child sees, without forking a process that runs gRPC's threads.
-                own = forks()
-                patch.setattr("raftkv.client.sync.forks", lambda: own + 1)
-                with pytest.raises(UsageError, match="fork"):
-                    kv.get("k")
-                kv.close()  # does nothing there
-            assert kv.get("k") is not None
-
-            async def forked() -> None:
-                client = AsyncClient(cluster.endpoints)
-                with monkeypatch.context() as patch:
-                    patch.setattr("raftkv.client.engine.forks", lambda: own + 1)
-                    with pytest.raises(UsageError, match="fork"):
-                        await client.get("k")
-                assert await client.get("k") is not None
-                await client.close()
-
-            asyncio.run(forked())
     finally:
         stop()
 

@@ -1,0 +1,120 @@
+"""An event loop in a thread of its own, for callers in other threads, that ends in order whoever ends it and when."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, Final, TypeVar
+
+from raftkv.client.process import keep_after_fork
+from raftkv.errors import OutcomeUnknown, UsageError
+
+T = TypeVar("T")
+
+_PATIENCE: Final = 2.0
+"""Seconds for calls under way to end by themselves, as their client was closed."""
+
+
+class Background:
+    """Runs coroutines until :meth:`end`; then awaits ``last``, lets what is under way end, and ends its thread.
+
+    The thread is a daemon and knows only this object, not the one that uses it. Raises UsageError if there can be no
+    further thread, because the interpreter ends.
+    """
+
+    def __init__(self, name: str, last: Callable[[], Awaitable[None]]) -> None:
+        self._last = last
+        self._loop = asyncio.new_event_loop()
+        self._ending = asyncio.Event()
+        self._over = False
+        """It is not sure that the loop runs what it is given from now on."""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        keep_after_fork(self._loop)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._loop.close()
+            raise UsageError(f"no client can be made any more: {error}") from None
+
+    @property
+    def inside(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.current_thread() is self._thread
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``. If the caller is interrupted, cancels it.
+
+        Raises UsageError if the loop has ended, OutcomeUnknown if it ended before ``work`` did.
+        """
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise UsageError("the client is closed") from None
+        if self._over:
+            self._thread.join()
+            if not future.done():
+                work.close()
+                raise UsageError("the client is closed")
+        try:
+            return future.result()
+        except CancelledError:
+            # Only the end of the loop cancels calls, and only those that went on too long after it.
+            raise OutcomeUnknown("the client was closed before the call had ended") from None
+        except BaseException:
+            future.cancel()  # an interrupted caller no longer waits
+            raise
+
+    def start(self, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Run what ``make`` returns if the loop has not ended; nobody waits for it or hears how it went."""
+
+        def begin() -> None:
+            task = asyncio.ensure_future(make())
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+        try:
+            self._loop.call_soon_threadsafe(begin)
+        except RuntimeError:
+            return
+
+    def end(self) -> None:
+        """Begin to end, from any thread, without waiting. May be called again."""
+        try:
+            self._loop.call_soon_threadsafe(self._ending.set)
+        except RuntimeError:
+            return
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, at most ``timeout`` seconds; not at all in the loop's own thread."""
+        if not self.inside:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        loop = self._loop
+        try:
+            loop.run_until_complete(self._main())
+            self._over = True
+            # What was given to the loop before that may still wait in it.
+            loop.run_until_complete(_settle())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
+
+    async def _main(self) -> None:
+        await self._ending.wait()
+        await self._last()
+        await _settle()
+
+
+async def _settle() -> None:
+    """Let all other tasks end, and their results reach those who wait for them."""
+    await asyncio.sleep(0)
+    others = asyncio.all_tasks() - {task for task in (asyncio.current_task(),) if task is not None}
+    if others:
+        _, late = await asyncio.wait(others, timeout=_PATIENCE)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+    await asyncio.sleep(0)

@@ -1,0 +1,192 @@
+"""Guarantee: where no client can work, making one says so at once; what gRPC is told can be overruled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from contextlib import aclosing
+from types import ModuleType
+
+import pytest
+
+import raftkv
+from raftkv.client import process
+from raftkv.client.background import Background
+from raftkv.client.transport import GrpcTransport, connect
+from raftkv.errors import OutcomeUnknown, UsageError
+
+MAKERS = [
+    lambda: raftkv.Client("h:1"),
+    lambda: raftkv.AsyncClient("h:1"),
+    GrpcTransport,
+    lambda: connect("h:1"),
+]
+
+
+def patcher(name: str, asked: str, patched: set[str]) -> ModuleType:
+    module = ModuleType(name)
+    setattr(module, asked, patched.__contains__)
+    return module
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=["Client", "AsyncClient", "GrpcTransport", "connect"])
+@pytest.mark.parametrize(
+    ("module", "asked", "part"),
+    [
+        ("gevent.monkey", "is_module_patched", "threading"),
+        ("gevent.monkey", "is_module_patched", "socket"),
+        ("eventlet.patcher", "is_monkey_patched", "thread"),
+        ("eventlet.patcher", "is_monkey_patched", "socket"),
+    ],
+)
+def test_among_threads_that_are_none_no_client_is_made(
+    monkeypatch: pytest.MonkeyPatch, make: object, module: str, asked: str, part: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, patcher(module, asked, {part}))
+    before = threading.active_count()
+    with pytest.raises(UsageError, match=module.split(".", maxsplit=1)[0]):
+        make()  # type: ignore[operator]
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("module", "asked", "patched"),
+    [
+        ("gevent.monkey", "is_module_patched", set()),
+        ("gevent.monkey", "is_module_patched", {"time", "subprocess"}),
+        ("eventlet.patcher", "is_monkey_patched", {"time"}),
+    ],
+)
+def test_a_library_that_has_only_been_loaded_is_no_reason(
+    monkeypatch: pytest.MonkeyPatch, module: str, asked: str, patched: set[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, patcher(module, asked, patched))
+    process.check_process()
+
+
+def test_after_a_fork_with_grpc_running_no_client_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_grpc_lost", True)
+    with pytest.raises(UsageError, match=r"close all clients before the fork.*first one in the new process.*'spawn'"):
+        raftkv.Client("h:1")
+
+
+def test_each_client_that_is_not_closed_warns_once() -> None:
+    client = raftkv.Client("127.0.0.1:1")
+    with pytest.warns(ResourceWarning, match="unclosed <raftkv.client.sync.Client") as warned:
+        del client
+    assert len(warned) == 1
+    other = raftkv.AsyncClient("127.0.0.1:1")
+    with pytest.warns(ResourceWarning, match="unclosed <raftkv.client.aio.AsyncClient") as warned:
+        del other
+    assert len(warned) == 1
+    with pytest.raises(raftkv.InvalidArgument):
+        raftkv.Client("nowhere")
+    with pytest.raises(raftkv.InvalidArgument):
+        raftkv.AsyncClient("127.0.0.1:1", timeout=0)
+
+
+def test_a_client_that_was_never_used_closes_and_is_closed_then() -> None:
+    async def main() -> None:
+        async with aclosing(raftkv.AsyncClient("127.0.0.1:1")) as kv:
+            pass
+        await kv.close()
+        with pytest.raises(UsageError, match="closed"):
+            await kv.get("k")
+
+    asyncio.run(main())
+
+
+def test_a_call_that_comes_as_the_loop_ends_hears_of_it() -> None:
+    async def last() -> None:
+        return None
+
+    async def work() -> int:
+        return 1
+
+    for _ in range(20):
+        background = Background("test", last)
+        assert background.run(work()) == 1
+        ends: list[object] = []
+
+        def ask(background: Background, ends: list[object]) -> None:
+            while True:
+                try:
+                    background.run(work())
+                except UsageError as error:
+                    ends.append(str(error))
+                    return
+
+        callers = [threading.Thread(target=ask, args=(background, ends)) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        background.end()
+        background.end()
+        background.join()
+        for caller in callers:
+            caller.join(30)
+        assert ends == ["the client is closed"] * 4
+        background.end()
+        background.start(work)
+
+
+def test_a_call_that_does_not_end_by_itself_is_cancelled_as_the_loop_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftkv.client.background._PATIENCE", 0.01)
+
+    async def last() -> None:
+        return None
+
+    background = Background("test", last)
+    started = threading.Event()
+    ended: list[str] = []
+
+    async def wait() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    def call() -> None:
+        with pytest.raises(OutcomeUnknown, match="closed"):
+            background.run(wait())
+        ended.append("told")
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert started.wait(30)
+    background.end()
+    background.join()
+    caller.join(30)
+    assert ended == ["told"]
+
+
+@pytest.mark.parametrize("given", [{}, {"GRPC_VERBOSITY": "ERROR", "GRPC_EXPERIMENTS": ""}])
+def test_what_grpc_is_told_can_be_overruled(given: dict[str, str]) -> None:
+    names = ("GRPC_VERBOSITY", "GRPC_EXPERIMENTS")
+    rest = {name: value for name, value in os.environ.items() if name not in names}
+    program = f"import raftkv, os; print([os.environ[name] for name in {names!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**rest, **given}
+    )
+    told = given or {"GRPC_VERBOSITY": "NONE", "GRPC_EXPERIMENTS": "-event_engine_listener,-event_engine_client"}
+    assert done.stdout.strip() == str([told[name] for name in names])
+
+
+@pytest.mark.parametrize(
+    "module", ["raftkv.client.transport", "raftkv.cli.local", "raftkv.node.main", "raftkv.v1.kv_pb2_grpc"]
+)
+def test_grpc_is_told_before_it_is_loaded(module: str) -> None:
+    rest = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    program = (
+        "import builtins, os\n"
+        "real = builtins.__import__\n"
+        "def seen(name, *rest, **named):\n"
+        "    if name.startswith('grpc'):\n"
+        "        assert 'GRPC_VERBOSITY' in os.environ and 'GRPC_EXPERIMENTS' in os.environ, name\n"
+        "    return real(name, *rest, **named)\n"
+        "builtins.__import__ = seen\n"
+        f"import {module}, sys\n"
+        "assert 'grpc' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=rest)
+    assert (done.returncode, done.stderr) == (0, "")
