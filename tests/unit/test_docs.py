@@ -45,8 +45,8 @@ from tests.documents import (
 DOCS = ROOT / "docs"
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
-OTHER_OPTIONS = {"-k"}
-"""Of programs that are not ours: pytest's."""
+OTHER_OPTIONS = {"-k", "--preload"}
+"""Of programs that are not ours: pytest and gunicorn."""
 
 
 def table(page: Path, first: str) -> list[list[str]]:
