@@ -12,7 +12,7 @@ import pytest
 hypothesis.settings.register_profile("raftkv", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("raftkv")
 
-# What a shell runs in the background is deaf to the keys Ctrl-C and Ctrl-\, and so would be what tests start and signal.
+# What a shell runs in the background is deaf to Ctrl-C and Ctrl-\, and so would be the processes that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
