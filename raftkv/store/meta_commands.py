@@ -311,8 +311,12 @@ def _add_node(
 
 
 def _check_newcomer(shard_map: ShardMap, address: str, peer_address: str, incarnation: str) -> None:
-    if incarnation and any(node.incarnation == incarnation for node in shard_map.nodes):
-        return
+    for node in shard_map.nodes:
+        if incarnation and node.incarnation == incarnation:
+            if (node.address, node.peer_address) != (address, peer_address):
+                places = f"{node.address} and {node.peer_address}"
+                raise Refused(f"node {node.id} joined from this data folder with other addresses, {places}")
+            return
     wanted = {str(parse_address(text)): text for text in (address, peer_address)}
     if len(wanted) < 2:
         raise Refused(f"{address} is given both for clients and for nodes: they need an address each")
