@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import errno
 import socket
-import threading
 from collections.abc import Callable
 from typing import Protocol
 
 from raftkv.addresses import Address, parse_address, parse_listen_address
 from raftkv.errors import ConfigError
+from raftkv.lookups import Lookups
 
 _BACKLOG = 128
 
@@ -68,33 +68,16 @@ class TcpNetwork:
     """Real connections on the running asyncio loop, without Nagle's delay."""
 
     def __init__(self) -> None:
-        self._lookups: dict[str, asyncio.Future[list[str] | Exception]] = {}
+        self._lookups = Lookups()
 
     async def dial(self, address: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
         parsed = parse_address(address)
-        hosts = await self._look_up(parsed.host) if parsed.is_name else [parsed.host]
+        hosts = await self._lookups.addresses(parsed.host) if parsed.is_name else [parsed.host]
         transport = await _connect(hosts, parsed.port, factory)
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return transport
-
-    async def _look_up(self, name: str) -> list[str]:
-        """The IP addresses of ``name``. A lookup goes on when its dial is given up, and the next dial waits for it.
-
-        Each name has a thread of its own: the loop's few would all wait for names that a resolver cannot answer, and
-        no node could be dialled by its name any more.
-        """
-        under_way = self._lookups.get(name)
-        if under_way is None:
-            loop = asyncio.get_running_loop()
-            under_way = self._lookups[name] = loop.create_future()
-            under_way.add_done_callback(lambda _: self._lookups.pop(name))
-            threading.Thread(target=_resolve, args=(name, loop, under_way), name=f"look up {name}", daemon=True).start()
-        found = await asyncio.shield(under_way)
-        if isinstance(found, Exception):
-            raise found
-        return found
 
     async def listen(self, address: str, factory: Callable[[], asyncio.Protocol]) -> Listener:
         host, port = parse_listen_address(address, any_port=True)
@@ -107,16 +90,6 @@ class TcpNetwork:
                 raise AddressInUse(f"peer address {address} is in use by another process") from error
             raise CannotListen(f"cannot listen at peer address {address}: {error.strerror or error}") from error
         return TcpListener(server)
-
-
-def _resolve(name: str, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[list[str] | Exception]) -> None:
-    found: list[str] | Exception
-    try:
-        found = [str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
-    except Exception as error:  # noqa: BLE001 whoever dials gets it
-        found = error
-    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-        loop.call_soon_threadsafe(answer.set_result, found)
 
 
 async def _connect(hosts: list[str], port: int, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
