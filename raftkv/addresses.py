@@ -46,6 +46,11 @@ class Address(NamedTuple):
             return (address.ipv4_mapped or address).is_unspecified
         return self.host == "0.0.0.0"
 
+    @property
+    def is_name(self) -> bool:
+        """Whether the host has to be looked up."""
+        return ":" not in self.host and _NUMBER.fullmatch(self.host.rpartition(".")[2]) is None
+
     def overlaps(self, other: Address) -> bool:
         """Whether one machine cannot listen at both, as far as their text tells."""
         return self.port == other.port and (self.host == other.host or self.wildcard or other.wildcard)

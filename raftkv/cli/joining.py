@@ -111,9 +111,11 @@ def join(
         try:
             answer = _take_in(endpoints, folder, plan.note, cluster_id, timeout)
         except JoinError:
+            # What was refused must not be asked for again.
             if known is None:
-                # What was refused must not be asked for again.
                 (folder / _NOTE).unlink()
+            elif plan.note != known:
+                _write_note(folder, known)
             raise
         return _settle(folder, plan, answer)
     except RaftKVError:

@@ -26,15 +26,16 @@ class NoFreePort(RaftKVError):
 def port_problem(address: str) -> str | None:
     """Why nothing can listen at ``address``; None if it is free. Raises BadAddress."""
     host, port = parse_listen_address(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe_socket:
-        # Connections of an ended server linger for a minute; they do not keep a new one from listening.
-        probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe_socket.bind((host, port))
+    try:
+        # IPv4 first, if the name has both.
+        family, _, _, _, place = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        with socket.socket(family, socket.SOCK_STREAM) as probe_socket:
+            # Connections of an ended server linger for a minute; they do not keep a new one from listening.
+            probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe_socket.bind(place)
             probe_socket.listen(1)
-        except OSError as error:
-            return error.strerror or str(error)
+    except OSError as error:
+        return error.strerror or str(error)
     return None
 
 

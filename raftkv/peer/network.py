@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from raftkv.addresses import Address, parse_address, parse_listen_address
 from raftkv.errors import ConfigError
+from raftkv.lookups import Lookups
 
 _BACKLOG = 128
 
@@ -65,9 +67,13 @@ class TcpListener:
 class TcpNetwork:
     """Real connections on the running asyncio loop, without Nagle's delay."""
 
+    def __init__(self) -> None:
+        self._lookups = Lookups()
+
     async def dial(self, address: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
-        host, port = parse_address(address)
-        transport, _ = await asyncio.get_running_loop().create_connection(factory, host, port)
+        parsed = parse_address(address)
+        hosts = await self._lookups.addresses(parsed.host) if parsed.is_name else [parsed.host]
+        transport = await _connect(hosts, parsed.port, factory)
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -84,3 +90,13 @@ class TcpNetwork:
                 raise AddressInUse(f"peer address {address} is in use by another process") from error
             raise CannotListen(f"cannot listen at peer address {address}: {error.strerror or error}") from error
         return TcpListener(server)
+
+
+async def _connect(hosts: list[str], port: int, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+    """A connection to the first of ``hosts`` that takes one."""
+    *others, last = hosts
+    loop = asyncio.get_running_loop()
+    for host in others:
+        with contextlib.suppress(OSError):
+            return (await loop.create_connection(factory, host, port))[0]
+    return (await loop.create_connection(factory, last, port))[0]

@@ -40,8 +40,9 @@ def check(state: MetaState, verb: str, arguments: Sequence[Any]) -> None:
 
     What earlier versions took in is refused here and not there: their logs must lead every replica to one state.
     """
-    if verb == "add node" and state.map is not None:
-        _check_newcomer(state.map, *arguments)
+    if verb == "add node":
+        # A new leader may know no nodes or not all, until its log is applied: what is no address is refused then too.
+        _check_newcomer(state.map.nodes if state.map is not None else (), *arguments)
 
 
 # -- slots
@@ -310,13 +311,17 @@ def _add_node(
     return replace(state, map=shard_map.with_node(added), last_node=number), number
 
 
-def _check_newcomer(shard_map: ShardMap, address: str, peer_address: str, incarnation: str) -> None:
-    if incarnation and any(node.incarnation == incarnation for node in shard_map.nodes):
-        return
+def _check_newcomer(nodes: Sequence[Node], address: str, peer_address: str, incarnation: str) -> None:
+    for node in nodes:
+        if incarnation and node.incarnation == incarnation:
+            if (node.address, node.peer_address) != (address, peer_address):
+                places = f"{node.address} and {node.peer_address}"
+                raise Refused(f"node {node.id} joined from this data folder with other addresses, {places}")
+            return
     wanted = {str(parse_address(text)): text for text in (address, peer_address)}
     if len(wanted) < 2:
         raise Refused(f"{address} is given both for clients and for nodes: they need an address each")
-    for node in shard_map.nodes:
+    for node in nodes:
         for known in (canonical(node.address), canonical(node.peer_address)):
             if known in wanted:
                 raise Refused(f"node {node.id} has the address {wanted[known]} already")

@@ -109,6 +109,24 @@ def test_a_damaged_cluster_file_is_refused(tmp_path: Path) -> None:
             LocalProcesses.open(tmp_path)
 
 
+def test_a_name_of_ipv6_only_can_be_listened_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        if host == "gone":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        assert port_problem(f"six:{port}") == "Address already in use"
+    assert port_problem(f"six:{port}") is None
+    assert port_problem(f"gone:{port}") == "Name or service not known"
+    assert asked == ["six", "six", "gone"]
+
+
 def test_a_port_in_use_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -110,6 +110,18 @@ def test_addresses_noted_by_an_earlier_version_are_checked(world: World, at: lis
     assert (config.node.id, world.map.node(4).incarnation) == (4, "ab" * 16)
 
 
+def test_addresses_that_are_refused_do_not_take_the_place_of_those_taken_in(
+    world: World, at: list[str], tmp_path: Path
+) -> None:
+    note = {"format": 1, "incarnation": "ab" * 16, "address": at[0], "peer_address": at[1]}
+    (tmp_path / "join.json").write_text(json.dumps(note))
+    world.command("add node", at[0], at[1], "ab" * 16)
+    with pytest.raises(JoinError, match=f"node 4 joined .* with other addresses, {at[0]} and {at[1]}"):
+        join(world.endpoints, tmp_path, Places(at[2], at[3]))
+    assert join(world.endpoints, tmp_path, Places()).node.address == at[0]
+    assert members(world) == [1, 2, 3, 4]
+
+
 def test_what_is_in_the_map_already_keeps_nobody_from_joining(world: World, at: list[str], tmp_path: Path) -> None:
     """Earlier versions took any text for an address, and the same one twice."""
     bad = [("kv-4..prod:7449", "h:1"), ("x", "y"), ("h:2", "h:2"), ("0.0.0.0:7401", "h:3"), ("h:4", world.address(1))]
