@@ -52,7 +52,7 @@ def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(cluster: Loc
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize(("command", "code"), [("get absent", 4), ("dump", 0)])
+@pytest.mark.parametrize(("command", "code"), [("get absent", 4), ("dump", 0), ("get", 2)])
 def test_messages_that_cannot_be_written_change_no_exit_code(cluster: LocalCluster, command: str, code: int) -> None:
     assert _shell(f"raftkv {command} 2> /dev/full", cluster).returncode == code
 
