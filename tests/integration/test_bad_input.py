@@ -63,7 +63,9 @@ def test_a_closed_stdin_is_no_empty_value_or_file(cluster: LocalCluster, command
         client.put("kept", b"x")
         done = _shell(f"raftkv {command} <&-", cluster)
         assert (done.returncode, told in done.stderr) == (1, True)
-        assert client.get("kept").value == b"x"
+        record = client.get("kept")
+    assert record is not None
+    assert record.value == b"x"
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a device that never ends")
