@@ -83,9 +83,9 @@ class Program:
             self.complain(f"interrupted; {error}" if str(error) else "interrupted")
             return Exit.INTERRUPTED
         except click.ClickException as error:
-            text = io.StringIO()
-            error.show(text)
-            say(text.getvalue().rstrip("\n"))
+            usage = io.StringIO()
+            error.show(usage)
+            say(usage.getvalue().rstrip("\n"))
             return Exit.USAGE if isinstance(error, click.UsageError) else Exit.ERROR
         except self.errors as error:
             for line in (self.explain(error), *getattr(error, "__notes__", ())):
