@@ -8,8 +8,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from enum import IntEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -59,7 +60,21 @@ def describe(error: RaftKVError) -> str:
 
 def complain(message: str) -> None:
     """One line for people, on stderr."""
-    click.echo(f"raftkv: {message}", err=True)
+    say(f"raftkv: {message}")
+
+
+def say(line: str) -> None:
+    """A line on stderr; if that is a full disk, or its reader has gone, what a command does and its exit code stay."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Let ``stream`` go nowhere: nothing more can be said to it, not even at interpreter exit."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def checked(parse: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, T], T]:

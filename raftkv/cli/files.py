@@ -22,12 +22,22 @@ STANDARD: Final = "-"
 
 _DESCRIPTOR: Final = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)")
 _STANDARD_FILES: Final = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+_MOST_LINKS: Final = 40
+"""As many as Linux follows."""
 
 
 def descriptor(name: str) -> int | None:
-    """The number of the open file that a name like ``/dev/stdout`` or ``/dev/fd/63`` stands for; None if none."""
-    match = _DESCRIPTOR.fullmatch(name)
-    return int(match[1] or match[2]) if match else _STANDARD_FILES.get(name)
+    """The number of the open file that ``/dev/stdout``, ``/dev/fd/63`` or a link to one stands for; None if none."""
+    for _ in range(_MOST_LINKS):
+        if match := _DESCRIPTOR.fullmatch(name):
+            return int(match[1] or match[2])
+        if name in _STANDARD_FILES:
+            return _STANDARD_FILES[name]
+        try:
+            name = os.path.join(os.path.dirname(name), os.readlink(name))  # noqa: PTH115, PTH118, PTH120
+        except OSError:
+            break
+    return None
 
 
 @contextmanager

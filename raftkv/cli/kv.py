@@ -20,7 +20,7 @@ from raftkv.cli.common import (
     timeout_option,
 )
 from raftkv.cli.parameters import Duration
-from raftkv.limits import MAX_TTL
+from raftkv.limits import MAX_TTL, MAX_VALUE_BYTES
 
 
 @click.command()
@@ -88,7 +88,7 @@ def put(
     if if_absent and if_version is not None:
         raise click.UsageError("--if-version and --if-absent exclude each other")
     condition = raftkv.ABSENT if if_absent else if_version
-    data = sys.stdin.buffer.read() if value == "-" else argument_bytes(value)
+    data = sys.stdin.buffer.read(MAX_VALUE_BYTES + 1) if value == "-" else argument_bytes(value)
 
     async def ask() -> raftkv.WriteResult:
         async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:

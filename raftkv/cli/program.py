@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys
@@ -15,7 +14,7 @@ from typing import Any, Final, NoReturn
 import click
 from click.shell_completion import get_completion_class
 
-from raftkv.cli.common import Exit, Interrupted
+from raftkv.cli.common import Exit, Interrupted, say, silence
 
 _DEBUG: Final = "RAFTKV_DEBUG"
 
@@ -61,7 +60,7 @@ class Program:
 
     def complain(self, message: str) -> None:
         """One line for people, on stderr."""
-        click.echo(f"{self.name}: {message}", err=True)
+        say(f"{self.name}: {message}")
 
     def main(self, arguments: list[str] | None = None) -> NoReturn:
         """Run the command line and exit with its code."""
@@ -82,17 +81,18 @@ class Program:
             self.complain(f"interrupted; {error}" if str(error) else "interrupted")
             return Exit.INTERRUPTED
         except click.ClickException as error:
-            error.show()
+            usage = io.StringIO()
+            error.show(usage)
+            say(usage.getvalue().rstrip("\n"))
             return Exit.USAGE if isinstance(error, click.UsageError) else Exit.ERROR
         except self.errors as error:
             for line in (self.explain(error), *getattr(error, "__notes__", ())):
                 self.complain(line)
             return self.exit_code(error)
         except OSError as error:
-            # Commands report what they meet elsewhere, so this is the output. Nothing more can be said to it, not even
-            # at interpreter exit. A reader that has gone wants to hear nothing.
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Commands report what they meet elsewhere, so this is the output. A reader that has gone wants to hear
+            # nothing.
+            silence(sys.stdout)
             if not isinstance(error, BrokenPipeError):
                 self.complain(f"cannot go on: {error}")
             return Exit.ERROR
@@ -139,10 +139,14 @@ def _print_anything() -> None:
 def fill_standard_files() -> None:
     """Open those of stdin, stdout and stderr that the caller closed, so that no data file gets their number.
 
-    Libraries in C write to file 2 whatever it is: it must never be the log of a node.
+    Libraries in C write to file 2 whatever it is: it must never be the log of a node. To read a closed stdin stays an
+    error: it is no empty value.
     """
-    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(file, True)
-        name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[file]
-        setattr(sys, name, open(file, mode, closefd=False))  # noqa: SIM115
-    os.close(file)
+    for file, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(file)
+        except OSError:
+            # The lowest number that is free is this one.
+            os.open(os.devnull, os.O_WRONLY if name == "stdin" else os.O_RDWR)
+            os.set_inheritable(file, True)
+            setattr(sys, name, open(file, mode, closefd=False))  # noqa: SIM115

@@ -147,7 +147,9 @@ async def _cluster_id(client: raftkv.AsyncClient) -> str:
     for endpoint in seen:
         if endpoint.status is not None and endpoint.status.cluster_id:
             return endpoint.status.cluster_id
-    raise Unavailable("no node answers: " + "; ".join(f"{e.address}: {e.error or 'has no map yet'}" for e in seen))
+    # What was met on the way to a node names it already.
+    told = ((one.address, one.error.removeprefix(f"{one.address}: ") or "has no map yet") for one in seen)
+    raise Unavailable("no node answers: " + "; ".join(f"{address}: {text}" for address, text in told))
 
 
 def _bar(total: int) -> Progress:

@@ -52,6 +52,30 @@ def test_output_that_cannot_be_written_is_one_line_and_an_exit_code(cluster: Loc
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(("command", "code"), [("get absent", 4), ("dump", 0), ("get", 2)])
+def test_messages_that_cannot_be_written_change_no_exit_code(cluster: LocalCluster, command: str, code: int) -> None:
+    assert _shell(f"raftkv {command} 2> /dev/full", cluster).returncode == code
+
+
+@pytest.mark.parametrize(("command", "told"), [("put kept -", b"cannot go on"), ("load -", b"cannot read it")])
+def test_a_closed_stdin_is_no_empty_value_or_file(cluster: LocalCluster, command: str, told: bytes) -> None:
+    with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
+        client.put("kept", b"x")
+        done = _shell(f"raftkv {command} <&-", cluster)
+        assert (done.returncode, told in done.stderr) == (1, True)
+        record = client.get("kept")
+    assert record is not None
+    assert record.value == b"x"
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a device that never ends")
+def test_no_more_of_stdin_is_read_than_a_value_may_have(cluster: LocalCluster) -> None:
+    done = _shell("raftkv put endless - < /dev/zero", cluster)
+    assert done.returncode == 1
+    assert b"1048576" in done.stderr
+
+
 def test_a_reader_that_has_gone_is_no_complaint(cluster: LocalCluster) -> None:
     with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
         for number in range(20):

@@ -161,6 +161,17 @@ def test_a_dash_and_names_of_open_files_are_no_files(tmp_path: Path, capfdbinary
     assert (tmp_path / "a").read_bytes() == b"before\nafter\n"
 
 
+def test_a_link_to_an_open_file_is_that_file(tmp_path: Path) -> None:
+    """Such as a log that is a link to ``/dev/stdout``, while a shell's ``>>`` has stdout append to a file."""
+    with (tmp_path / "a").open("ab") as opened:
+        opened.write(b"before\n")
+        opened.flush()
+        (tmp_path / "near").symlink_to(f"/dev/fd/{opened.fileno()}")
+        (tmp_path / "far").symlink_to("near")
+        write(tmp_path / "far", "after\n")
+    assert (tmp_path / "a").read_bytes() == b"before\nafter\n"
+
+
 def test_a_file_named_dash_has_a_folder_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with output_file("./-") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,14 @@ def test_nobody_at_the_endpoints_is_told_within_the_time_out(capsys: pytest.Capt
     # Port 1 of the loopback interface: nobody listens there.
     assert run(["get", "k", "--endpoints", "127.0.0.1:1", "--timeout", "0.5"]) == Exit.UNREACHABLE
     assert capsys.readouterr().err.startswith("raftkv: ")
+
+
+def test_a_load_that_reaches_nobody_names_each_address_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"key": "a", "value": "b"}\n')
+    code = run(["load", str(source), "--endpoints", "127.0.0.1:1", "--timeout", "500ms"])
+    assert code == Exit.UNREACHABLE
+    assert capsys.readouterr().err.startswith("raftkv: no node answers: 127.0.0.1:1: failed to connect")
 
 
 def test_bytes_of_arguments_survive() -> None:

@@ -11,7 +11,16 @@ from typing import Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
-from raftkv.cli.common import DEFAULT_ENDPOINTS, Interrupted, describe, endpoints, output, print_json, timeout_option
+from raftkv.cli.common import (
+    DEFAULT_ENDPOINTS,
+    Interrupted,
+    describe,
+    endpoints,
+    output,
+    print_json,
+    say,
+    timeout_option,
+)
 from raftkv.cli.common import run as run_coroutine
 from raftkv.cli.console import Section, display
 from raftkv.client.admin import AdminClient
@@ -152,7 +161,7 @@ def explain(error: Exception) -> str:
 
 def complain(message: str) -> None:
     """One line for people, on stderr."""
-    click.echo(f"{_NAME}: {message}", err=True)
+    say(f"{_NAME}: {message}")
 
 
 def confirm(question: str) -> None:
