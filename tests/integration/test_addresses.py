@@ -19,8 +19,7 @@ from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
 from raftkv.errors import ConditionFailed, ConfigError, InvalidArgument, RaftKVError
 from raftkv.testing import LocalCluster
-
-pytestmark = pytest.mark.timeout(120)
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 UNCHECKED = "from raftkv.store.meta import MetaStore\nMetaStore.check = lambda self, value: None\n"
@@ -56,7 +55,7 @@ def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "NO_COLOR": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 

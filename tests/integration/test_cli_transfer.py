@@ -22,10 +22,10 @@ from raftkv.cli.loading import ProgressFile
 from raftkv.cli.process import pause
 from raftkv.cli.sources import Source
 from raftkv.testing import LocalCluster
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = [sys.executable, "-m", "raftkv.cli.main"]
-pytestmark = pytest.mark.timeout(180)
 NOTED = """
 import os, sys
 from raftkv.cli.main import main
@@ -62,7 +62,7 @@ def run(environment: dict[str, str], tmp_path: Path) -> Run:
             env={**environment, **more},
             input=stdin,
             capture_output=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
         assert b"Traceback" not in result.stderr, result.stderr
@@ -293,7 +293,10 @@ def test_json_is_utf_8_and_arguments_are_bytes_whatever_the_locale(
         name.parent.mkdir()
         localedef = shutil.which("localedef")
         made = localedef and subprocess.run(
-            [localedef, "-i", "de_DE", "-f", "ISO-8859-1", str(name)], capture_output=True, timeout=60, check=False
+            [localedef, "-i", "de_DE", "-f", "ISO-8859-1", str(name)],
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
         )
         if not made or made.returncode:
             pytest.skip("localedef cannot make a Latin-1 locale here")

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -17,23 +17,13 @@ import pytest
 
 import raftkv
 from raftkv.cli.local import LocalError, LocalNode, LocalProcesses, new_shape, probe
-from raftkv.cli.process import Process, pause
-from raftkv.clock import SystemClock
+from raftkv.cli.process import Process
 from raftkv.testing import LocalCluster
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(120)
-_CLOCK = SystemClock()
-_PATIENCE = 60.0
 
 STRAYS = ("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPIPE", "SIGXFSZ", "SIGRTMIN", "SIGHUP")
-
-
-def until(holds: Callable[[], object]) -> None:
-    end = _CLOCK.now() + _PATIENCE
-    while not holds():
-        assert _CLOCK.now() < end
-        pause(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +70,7 @@ def test_signals_that_do_not_mean_to_end_a_node_do_not(cluster: LocalCluster, no
         send(node, name)
     until(lambda: said(node, "SIGUSR1: ") and said(node, "SIGUSR2: ") and said(node, "configuration reloaded"))
     with raftkv.Client(cluster.endpoints) as client:
-        client.put("k", b"v", timeout=20)
+        client.put("k", b"v", timeout=PATIENCE)
     assert cluster.pid(1) == pid
 
 
@@ -102,7 +92,7 @@ def test_a_node_that_is_to_end_while_it_starts_ends_in_order(cluster: LocalClust
     send(node, "SIGTERM")
     child = node._child
     assert child is not None
-    assert child.wait(_PATIENCE) == 0
+    assert child.wait(PATIENCE) == 0
 
 
 def field(process: Process, name: str) -> str:
@@ -116,8 +106,8 @@ def test_a_reload_takes_what_it_can_and_a_wrong_file_harms_nothing(cluster: Loca
     edit(node, 'reads = "lease"', 'reads = "quorum"')
     reload(node, "changed: node.reads, node.log_level")
     with raftkv.Client(cluster.endpoints) as client:
-        client.put("k", b"quorum", timeout=20)
-        assert client.get("k", timeout=20).value == b"quorum"  # type: ignore[union-attr]
+        client.put("k", b"quorum", timeout=PATIENCE)
+        assert client.get("k", timeout=PATIENCE).value == b"quorum"  # type: ignore[union-attr]
     edit(node, 'log_level = "debug"', 'log_level = "loud"')
     reload(node, "the configuration is not reloaded, the old one stays: ")
     assert said(node, "node.log_level: ")
@@ -135,7 +125,7 @@ def test_a_scan_of_the_peer_port_is_one_line(cluster: LocalCluster, node: LocalN
     host, port = cluster.peer_address(1).split(":")
     before = node.log.stat().st_size
     for _ in range(1000):
-        with socket.create_connection((host, int(port)), timeout=20) as scan:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as scan:
             scan.sendall(b"GET / HTTP/1.1\r\nHost: raftkv\r\n\r\n")
             try:
                 while scan.recv(100):
@@ -161,9 +151,9 @@ def test_requests_that_are_garbage_do_not_fill_the_log(cluster: LocalCluster, no
         pipeline = channel.stream_stream("/raftkv.v1.KV/Pipeline", same, same)
         for _ in range(50):
             with pytest.raises(grpc.RpcError):
-                get(b"\xff", timeout=20)
+                get(b"\xff", timeout=PATIENCE)
             with pytest.raises(grpc.RpcError):
-                list(pipeline(iter([b"\xff"]), timeout=20))
+                list(pipeline(iter([b"\xff"]), timeout=PATIENCE))
     assert said(node, "DecodeError") >= 2
     assert said(node, "\n") < before + 100
 
@@ -209,7 +199,7 @@ def test_a_node_that_ends_while_starting_shows_the_end_of_its_log(tmp_path: Path
     with pytest.raises(LocalError, match="ended while starting; the end of .*node.log:\n(?s:.*)data"):
         processes.wait_ready()
     assert " C node 1 raftkv.node.main: node stopped: " in only.log_tail()
-    assert only.finish(_PATIENCE)
+    assert only.finish(PATIENCE)
 
 
 def test_a_node_in_a_terminal_survives_its_closing(cluster: LocalCluster, node: LocalNode) -> None:
@@ -224,7 +214,7 @@ def test_a_node_in_a_terminal_survives_its_closing(cluster: LocalCluster, node: 
         os.close(terminal)
         with raftkv.Client(cluster.endpoints) as client:
             for number in range(5):
-                client.put(f"k{number}", b"v", timeout=20)
+                client.put(f"k{number}", b"v", timeout=PATIENCE)
         assert process.alive()
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -240,5 +230,5 @@ def test_a_second_signal_while_it_ends_still_ends_in_order(cluster: LocalCluster
     send(node, "SIGTERM")
     until(lambda: said(node, "stopping: handing leaderships over") > before or child.poll() is not None)
     child.send_signal(getattr(signal, again))
-    assert child.wait(_PATIENCE) == 0
+    assert child.wait(PATIENCE) == 0
     assert node.log_tail(1).endswith("stopped")

@@ -190,7 +190,7 @@ def show_verify(report: dict[str, Any]) -> Iterator[Section | str]:
     show_default=True,
     help="Writes in flight at a time.",
 )
-@click.option("--restart", is_flag=True, help="Forget the progress of an earlier restore of this backup.")
+@click.option("--restart", is_flag=True, help="Write anew what an interrupted restore of this backup wrote.")
 def restore(folder: Path, into_nonempty: bool, in_flight: int, restart: bool) -> None:
     """Write all records of the backup in DIR into the cluster at --endpoints, which must be empty.
 

@@ -47,15 +47,16 @@ def items_of(folder: Path, manifest: Manifest) -> Iterator[Item]:
 async def restore_all(
     client: AdminClient, folder: Path, manifest: Manifest, *, into_nonempty: bool, in_flight: int, restart: bool
 ) -> dict[str, Any]:
-    """Write what the backup holds; how much that was. ``restart``: forget the progress of an earlier restore.
+    """Write what the backup holds; how much that was. ``restart``: write anew what an earlier restore wrote.
 
     Raises Precondition if the cluster holds records that this restore did not write; Partial if it could not go on.
     """
     state = await client.state()
     path = folder / archive.MANIFEST
     progress = ProgressFile(path, {"backup": archive.checksum(path)[1], "cluster": state.map.cluster_id})
-    if restart:
-        progress.remove()
+    if restart and progress.read() is not None:
+        # Begun, but not written: what the cluster holds may be this restore's own.
+        progress.write(0)
     clock = StandingClock()
     start = clock.now()
     failure: RaftKVError | None = None
