@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from raftkv.cli import ports
-from raftkv.cli.ports import free_ports, port_problem
-from raftkv.errors import Unavailable
+from raftkv.cli.ports import NoFreePort, free_ports, port_problem
 
 LOOK = "from raftkv.cli.ports import free_ports; print(*free_ports(300), flush=True); input()"
 
@@ -50,5 +49,5 @@ def test_one_process_gets_each_port_once_until_all_were_given(monkeypatch: pytes
     given = [port for _ in range(4) for port in mine.take(10)]
     assert len(set(given)) == 40
     assert mine.take(10) == given[:10]
-    with pytest.raises(Unavailable, match="there are no 41 free ports"):
+    with pytest.raises(NoFreePort, match="there are no 41 free ports"):
         mine.take(41)
