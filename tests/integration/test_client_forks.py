@@ -9,8 +9,6 @@ import pytest
 from raftkv.testing import LocalCluster
 from tests.client_scripts import run
 
-pytestmark = pytest.mark.timeout(240)  # a program that hangs is told of before
-
 
 @pytest.fixture(scope="module")
 def endpoints() -> Iterator[str]:
