@@ -27,7 +27,9 @@ _POLLER: Final = "_poll_wrapper"
 """In the name of the thread that grpc.aio has while any of its channels or servers exists, whoever made it."""
 _NATIVE: Final = ("event_engine", "lifeguard", "grpc_")
 """How the names of gRPC's own threads begin."""
-_TRIES: Final = 500
+_TASKS: Final = Path("/proc/self/task")
+"""Where Linux tells of all threads of this process."""
+_TRIES: Final = 1000
 _PAUSE: Final = 0.002
 
 _forks = 0
@@ -35,9 +37,10 @@ _grpc_ran = False
 """As the latest fork began."""
 _grpc_lost = False
 """gRPC's state in this process is that of a parent, without the threads."""
-_settled = True
-"""No client has been used since a fork last waited for gRPC's threads."""
+_staying: frozenset[int | None] = frozenset()
+"""The native ids of threads for which an earlier fork waited in vain."""
 _kept: WeakSet[object] = WeakSet()
+_channels: WeakSet[object] = WeakSet()
 
 
 def forks() -> int:
@@ -57,11 +60,14 @@ def check_process() -> None:
         )
 
 
-def keep_after_fork(one: object) -> None:
-    """Never destroy ``one`` in a child process: it would wait for threads or close what it shares with the parent."""
-    global _settled  # noqa: PLW0603
-    _settled = False
+def keep_after_fork(one: object, *, channel: bool = False) -> None:
+    """Never destroy ``one`` in a child process: it would wait for threads or close what it shares with the parent.
+
+    gRPC runs at least as long as any ``channel`` exists.
+    """
     _kept.add(one)
+    if channel:
+        _channels.add(one)
 
 
 def _patched() -> str | None:
@@ -76,23 +82,41 @@ def _patched() -> str | None:
 
 def _grpc_runs() -> bool:
     """Whether gRPC has threads in this process, whoever made them."""
-    if any(_POLLER in thread.name for thread in threading.enumerate()):
+    global _staying  # noqa: PLW0603
+    if len(_channels):
         return True
-    # After its last channel it ends its own threads, which takes a millisecond. Those of others may stay: wait once.
-    global _settled
-    tries, _settled = 1 if _settled else _TRIES, True
-    for _ in range(tries):
-        if not _native_threads():
-            return False
+    # After its last channel gRPC ends its own threads, which takes a moment. Any thread may hold a lock until it is
+    # gone, also one that has no name yet, or one of Python's at its very end. Those that stay are others': each is
+    # waited for once.
+    threads = _foreign_threads()
+    for _ in range(_TRIES):
+        if threads.keys() <= _staying:
+            break
         threading.Event().wait(_PAUSE)
-    return True
+        threads = _foreign_threads()
+    _staying = frozenset(threads)
+    return any(name.startswith(_NATIVE) or _POLLER in name for name in threads.values())
 
 
-def _native_threads() -> bool:
-    names = []
-    with suppress(OSError):  # only Linux names threads here; one of them may have ended just now
-        names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-    return any(name.startswith(_NATIVE) for name in names)
+def _foreign_threads() -> dict[int | None, str]:
+    """The names of the other threads that Python did not start, or grpc.aio did, by native id."""
+    threads: dict[int | None, str] = {}
+    if _TASKS.is_dir():
+        for _ in range(2):  # one that ends meanwhile can hide those after it
+            threads |= {int(task.name): _name(task) for task in _TASKS.iterdir()}
+    for thread in threading.enumerate():
+        if _POLLER in thread.name:
+            threads[thread.native_id] = thread.name
+        elif not isinstance(thread, threading._DummyThread):  # noqa: SLF001 - that is any thread that called Python
+            threads.pop(thread.native_id, None)
+    threads.pop(threading.get_native_id(), None)
+    return threads
+
+
+def _name(task: Path) -> str:
+    with suppress(OSError):  # it has ended
+        return (task / "comm").read_text()
+    return ""
 
 
 def _before_fork() -> None:

@@ -111,7 +111,7 @@ def connect(address: str) -> aio.Channel:
     """
     check_process()
     channel = aio.insecure_channel(address, options=_OPTIONS)
-    keep_after_fork(channel)
+    keep_after_fork(channel, channel=True)
     return channel
 
 

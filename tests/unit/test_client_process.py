@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from contextlib import aclosing
+from pathlib import Path
 from types import ModuleType
+from weakref import WeakSet
 
 import pytest
 
@@ -71,6 +73,133 @@ def test_after_a_fork_with_grpc_running_no_client_is_made(monkeypatch: pytest.Mo
     monkeypatch.setattr(process, "_grpc_lost", True)
     with pytest.raises(UsageError, match=r"close all clients before the fork.*first one in the new process.*'spawn'"):
         raftkv.Client("h:1")
+
+
+class Tasks:
+    """The threads that Linux tells of, in place of this process's own."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._root = root
+        self.looks = 0
+        monkeypatch.setattr(process, "_TASKS", root)
+        monkeypatch.setattr(process, "_channels", WeakSet())
+        monkeypatch.setattr(process, "_staying", frozenset())
+        monkeypatch.setattr(process, "_PAUSE", 0)
+        monkeypatch.setattr(process, "_TRIES", 50)
+        look = process._foreign_threads
+
+        def counted() -> dict[int | None, str]:
+            self.looks += 1
+            self.change()
+            return look()
+
+        monkeypatch.setattr(process, "_foreign_threads", counted)
+
+    def change(self) -> None:
+        """Called before each look."""
+
+    def begin(self, task: int, name: str | None) -> None:
+        """``name`` is None for one that ends while it is asked for its name."""
+        (self._root / str(task)).mkdir(exist_ok=True)
+        if name is not None:
+            (self._root / str(task) / "comm").write_text(name + "\n")
+
+    def end(self, task: int) -> None:
+        (self._root / str(task) / "comm").unlink()
+        (self._root / str(task)).rmdir()
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tasks:
+    return Tasks(tmp_path, monkeypatch)
+
+
+GRPC = ["event_engine", "lifeguard", "grpc_global_tim", "grpc_shutdown"]
+
+
+@pytest.mark.parametrize("name", GRPC)
+def test_grpc_runs_while_it_has_a_thread(tasks: Tasks, name: str) -> None:
+    assert not process._grpc_runs()
+    tasks.begin(1, name)
+    assert process._grpc_runs()
+
+
+def test_a_thread_that_ends_hides_no_other(tasks: Tasks) -> None:
+    for task in range(1, 20):
+        tasks.begin(task, "event_engine" if task == 10 else None)
+    assert process._grpc_runs()
+
+
+def test_grpc_does_not_run_once_its_threads_have_ended(tasks: Tasks) -> None:
+    tasks.begin(1, "event_engine")
+    tasks.change = lambda: tasks.end(1) if tasks.looks == 10 else None  # type: ignore[method-assign]
+    assert not process._grpc_runs()
+    assert tasks.looks == 10
+
+
+def test_a_thread_that_has_no_name_of_its_own_yet_is_waited_for(tasks: Tasks) -> None:
+    tasks.begin(1, "python")
+    tasks.change = lambda: tasks.begin(1, "event_engine") if tasks.looks == 10 else None  # type: ignore[method-assign]
+    assert process._grpc_runs()
+
+
+def test_threads_of_others_are_waited_for_once_and_are_no_reason(tasks: Tasks) -> None:
+    tasks.begin(1, "python")
+    tasks.begin(2, "worker")
+    assert not process._grpc_runs()
+    assert tasks.looks == 51
+    assert not process._grpc_runs()
+    assert tasks.looks == 52
+    tasks.begin(3, "event_engine")
+    assert process._grpc_runs()
+    assert tasks.looks == 103
+
+
+def test_threads_of_python_are_not_waited_for(tasks: Tasks) -> None:
+    ending = threading.Event()
+    thread = threading.Thread(target=ending.wait)
+    thread.start()
+    for task in (threading.get_native_id(), thread.native_id):
+        assert task is not None
+        tasks.begin(task, "grpc_user")
+    try:
+        assert not process._grpc_runs()
+        assert tasks.looks == 1
+    finally:
+        ending.set()
+        thread.join()
+
+
+def test_the_thread_of_grpc_aio_is_waited_for(tasks: Tasks) -> None:
+    ending = threading.Event()
+    poller = threading.Thread(target=ending.wait, name="Thread-1 (_poll_wrapper)")
+    poller.start()
+
+    def end() -> None:
+        if tasks.looks == 10:
+            ending.set()
+            poller.join()
+
+    try:
+        assert process._grpc_runs()
+        tasks.looks, tasks.change = 0, end  # type: ignore[method-assign]
+        process._staying = frozenset()
+        assert not process._grpc_runs()
+    finally:
+        ending.set()
+        poller.join()
+
+
+def test_while_a_channel_exists_nothing_is_waited_for(tasks: Tasks) -> None:
+    class Channel:
+        pass
+
+    channel = Channel()
+    process.keep_after_fork(channel, channel=True)
+    assert process._grpc_runs()
+    assert tasks.looks == 0
+    del channel
+    assert not process._grpc_runs()
 
 
 def test_each_client_that_is_not_closed_warns_once() -> None:
