@@ -28,8 +28,10 @@ class Background:
         self._last = last
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
+        # Reentrant: a signal's handler may call the client while its thread is giving something to the loop.
+        self._gate = threading.RLock()
         self._over = False
-        """It is not sure that the loop runs what it is given from now on."""
+        """The loop takes nothing more. Changed, and looked at, with the gate held."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         keep_after_fork(self._loop)
         try:
@@ -48,16 +50,11 @@ class Background:
 
         Raises UsageError if the loop has ended, OutcomeUnknown if it ended before ``work`` did.
         """
-        try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            raise UsageError("the client is closed") from None
-        if self._over:
-            self._thread.join()
-            if not future.done():
+        with self._gate:
+            if self._over:
                 work.close()
                 raise UsageError("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except CancelledError:
@@ -74,17 +71,15 @@ class Background:
             task = asyncio.ensure_future(make())
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-        try:
-            self._loop.call_soon_threadsafe(begin)
-        except RuntimeError:
-            return
+        with self._gate:
+            if not self._over:
+                self._loop.call_soon_threadsafe(begin)
 
     def end(self) -> None:
         """Begin to end, from any thread, without waiting. May be called again."""
-        try:
-            self._loop.call_soon_threadsafe(self._ending.set)
-        except RuntimeError:
-            return
+        with self._gate:
+            if not self._over:
+                self._loop.call_soon_threadsafe(self._ending.set)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended, at most ``timeout`` seconds; not at all in the loop's own thread."""
@@ -95,12 +90,15 @@ class Background:
         loop = self._loop
         try:
             loop.run_until_complete(self._main())
-            self._over = True
-            # What was given to the loop before that may still wait in it.
-            loop.run_until_complete(_settle())
-            loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
-            loop.close()
+            with self._gate:
+                self._over = True
+            try:
+                # What was given to the loop before that may still wait in it.
+                loop.run_until_complete(_settle())
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            finally:
+                loop.close()
 
     async def _main(self) -> None:
         await self._ending.wait()
