@@ -238,7 +238,10 @@ class _GrpcEndpoint:
 
     def _not_reached(self, error: BaseException) -> Result:
         """For a request that executes nothing: a failure without a promise means that the node was not reached."""
-        result = failure(error)
+        try:
+            result = failure(error)
+        finally:
+            del error  # as there
         if result.code in (Code.UNKNOWN, Code.INTERNAL):
             return result._replace(code=int(Code.UNAVAILABLE), detail=f"{self._address}: {result.detail}")
         return result

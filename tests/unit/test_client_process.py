@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 from contextlib import aclosing
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from weakref import WeakSet
 
 import pytest
@@ -19,6 +21,7 @@ from raftkv.client import process
 from raftkv.client.background import Background
 from raftkv.client.transport import GrpcTransport, connect
 from raftkv.errors import OutcomeUnknown, UsageError
+from raftkv.v1 import kv_pb2
 
 MAKERS = [
     lambda: raftkv.Client("h:1"),
@@ -319,3 +322,28 @@ def test_grpc_is_told_before_it_is_loaded(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=rest)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("ask", ["view", "status", "open", "scan"])
+def test_a_request_that_is_cancelled_leaves_nothing_to_the_garbage_collector(ask: str) -> None:
+    """Else it would keep gRPC's channel, and a fork after ``close`` would find gRPC running."""
+
+    async def main() -> None:
+        endpoint = GrpcTransport().endpoint("127.0.0.1:1")
+        request: Any = {"view": (5.0,), "status": (5.0,), "open": (), "scan": (kv_pb2.ScanRequest(), 5.0)}[ask]
+        asking = asyncio.ensure_future(getattr(endpoint, ask)(*request))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await endpoint.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+        left = [
+            type(one).__name__ for one in gc.get_objects() if str(type(one).__module__).startswith("grpc.aio._call")
+        ]
+        assert [name for name in left if name.endswith("Call")] == []
+    finally:
+        gc.enable()
