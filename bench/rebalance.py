@@ -110,35 +110,38 @@ async def measure(cluster: LocalCluster, records: int, workers: int, calm: float
                 run.phases[-1].ended = now
             run.phases.append(Phase(name, now))
 
-        begin("before")
-        await asyncio.sleep(calm)
-        old_nodes = cluster.nodes
-        old_groups = [group.id for group in (await admin.state()).map.data_groups()]
-        begin("nodes join")
-        for _ in old_nodes:
-            await asyncio.to_thread(cluster.add_node)
-        begin("replicas spread")
-        new_nodes = [node for node in cluster.nodes if node not in old_nodes]
-        await _admin(seeds, "node", "add", *map(str, new_nodes), "--wait")
-        await _admin(seeds, "group", "add", "--count", str(len(old_groups)))
-        begin("slots move to new groups")
-        await _rebalance(admin, run, seeds, [])
-        begin("twice as large")
-        await asyncio.sleep(calm)
-        new_groups = [group.id for group in (await admin.state()).map.data_groups() if group.id not in old_groups]
-        begin("slots move back")
-        await _rebalance(admin, run, seeds, new_groups)
-        begin("groups and nodes leave")
-        for group in new_groups:
-            await _admin(seeds, "group", "remove", str(group))
-        for node in new_nodes:
-            await _admin(seeds, "node", "drain", str(node), "--wait")
-            await _admin(seeds, "node", "remove", str(node))
-        begin("after")
-        await asyncio.sleep(calm)
-        run.phases[-1].ended = clock.now()
-        over.set()
-        await asyncio.gather(*working)
+        try:
+            begin("before")
+            await asyncio.sleep(calm)
+            old_nodes = cluster.nodes
+            old_groups = [group.id for group in (await admin.state()).map.data_groups()]
+            begin("nodes join")
+            for _ in old_nodes:
+                await asyncio.to_thread(cluster.add_node)
+            begin("replicas spread")
+            new_nodes = [node for node in cluster.nodes if node not in old_nodes]
+            await _admin(seeds, "node", "add", *map(str, new_nodes), "--wait")
+            await _admin(seeds, "group", "add", "--count", str(len(old_groups)))
+            begin("slots move to new groups")
+            await _rebalance(admin, run, seeds, [])
+            begin("twice as large")
+            await asyncio.sleep(calm)
+            new_groups = [group.id for group in (await admin.state()).map.data_groups() if group.id not in old_groups]
+            begin("slots move back")
+            await _rebalance(admin, run, seeds, new_groups)
+            begin("groups and nodes leave")
+            for group in new_groups:
+                await _admin(seeds, "group", "remove", str(group))
+            for node in new_nodes:
+                await _admin(seeds, "node", "drain", str(node), "--wait")
+                await _admin(seeds, "node", "remove", str(node))
+            begin("after")
+            await asyncio.sleep(calm)
+            run.phases[-1].ended = clock.now()
+        finally:
+            # Else they would go on for ever where a command has failed.
+            over.set()
+            await asyncio.gather(*working)
         await _last_look(Recorder(client, "last", history, clock.now), records)
     _judge(run, history)
     return run
