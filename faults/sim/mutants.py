@@ -487,7 +487,7 @@ NOTICED_BY: Final[dict[str, int]] = {
     "starts empty": 3,
     "reads without a lease": 1,
     "lease before the term is open": 41,
-    "lease outlives a transfer": 5,
+    "lease outlives a transfer": 6,
     "quorum reads without a round": 11,
     "any replica reads": 2,
     "no dedupe": 2,
