@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from raftkv.addresses import parse_address, parse_listen_address
 from raftkv.cli.common import Exit, checked, complain
 from raftkv.cli.parameters import FilePath, LaterDefault
 from raftkv.client.routing import parse_endpoints
-from raftkv.errors import ConfigError, RaftKVError
+from raftkv.errors import ConfigError
 from raftkv.node import signals
 
 if TYPE_CHECKING:
@@ -106,14 +105,7 @@ def serve(
     from raftkv.node.main import serve as serve_node
 
     source = config if config is not None else (data_dir or Path()) / CONFIG
-    try:
-        return serve_node(_logging_to(log_file, settings), lambda: _logging_to(log_file, read_again(source)))
-    except (RaftKVError, OSError):
-        raise
-    except Exception:
-        # The log of a node is all that is left of it: nobody can start it once more with RAFTKV_DEBUG.
-        traceback.print_exc()
-        raise
+    return serve_node(_logging_to(log_file, settings), lambda: _logging_to(log_file, read_again(source)))
 
 
 def read_again(source: Path) -> NodeConfig:

@@ -64,8 +64,8 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
     try:
         return uvloop.run(_serve(config, load, output, clock))
     except Exception as problem:
-        if config.node.log_file is not None:
-            # The caller says it on stderr, which may be elsewhere.
+        # The caller says it on stderr, which may be elsewhere, and without the traceback of what nobody expected.
+        if config.node.log_file is not None or not isinstance(problem, RaftKVError | OSError):
             log.critical("node stopped: %s", problem, exc_info=not isinstance(problem, RaftKVError))
         raise
     finally:

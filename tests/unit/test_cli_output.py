@@ -183,20 +183,30 @@ def test_an_unexpected_error_is_one_line(
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-def test_the_log_of_a_node_keeps_the_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> int:
-        raise ZeroDivisionError("oops")
-
-    monkeypatch.delenv("RAFTKV_DEBUG", raising=False)
-    monkeypatch.setattr("raftkv.node.main.serve", broken)
+def test_the_log_of_a_node_keeps_the_traceback(tmp_path: Path) -> None:
     shape = local.new_shape(local.places_from(7401, 1), groups=1, replicas=1)
     (node,) = local.LocalProcesses.create(tmp_path, shape).nodes
-    assert run(["serve", "--config", str(node.config)]) == Exit.ERROR
-    told = capsys.readouterr().err
-    assert "Traceback (most recent call last)" in told
-    assert "raftkv: internal error, please report it: ZeroDivisionError: oops" in told
+    program = (
+        "import sys, raftkv.node.main\n"
+        "from raftkv.cli.main import main\n"
+        "def broken(*_, **__): raise ZeroDivisionError('oops')\n"
+        "raftkv.node.main.RaftNode = broken\n"
+        "main(sys.argv[1:])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAFTKV_DEBUG"}
+    file = tmp_path / "node.log"
+    for more in ([], ["--log-file", str(file)]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, "serve", "--config", str(node.config), *more],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        assert done.returncode == Exit.ERROR
+        assert "raftkv: internal error, please report it: ZeroDivisionError: oops" in done.stderr
+        told = file.read_text() if more else done.stderr
+        assert told.count("Traceback (most recent call last)") == 1
 
 
 def test_an_error_of_raftkv_that_is_also_one_of_the_system_is_the_former(capsys: pytest.CaptureFixture[str]) -> None:
