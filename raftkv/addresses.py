@@ -13,13 +13,13 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
 from raftkv.errors import ConfigError
+from raftkv.text import shown
 
 MAX_LENGTH: Final = 255
 """Characters of an address: the shard map holds no longer text."""
 
 _MAX_NAME: Final = 253
 _MAX_PORT: Final = 65535
-_SHOWN: Final = 100
 _PORT: Final = re.compile(r"0|[1-9][0-9]{0,4}")
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _NUMBER: Final = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
@@ -63,7 +63,7 @@ def parse_address(text: object) -> Address:
     """
     address = parse_listen_address(text)
     if address.wildcard:
-        raise BadAddress(f"address {_shown(text)}: nobody can dial that; name the host at which it is reached")
+        raise BadAddress(f"address {shown(text)}: nobody can dial that; name the host at which it is reached")
     return address
 
 
@@ -73,19 +73,19 @@ def parse_listen_address(text: object, *, any_port: bool = False) -> Address:
     Raises BadAddress.
     """
     if not isinstance(text, str):
-        raise BadAddress(f"address {_shown(text)} is not text")
+        raise BadAddress(f"address {shown(text)} is not text")
     if len(text) > MAX_LENGTH:
-        raise BadAddress(f"address {_shown(text)} has more than {MAX_LENGTH} characters")
+        raise BadAddress(f"address {shown(text)} has more than {MAX_LENGTH} characters")
     host, _, digits = text.rpartition(":")
     if not host or not _PORT.fullmatch(digits):
-        raise BadAddress(f"address {_shown(text)} is not of the form host:port")
+        raise BadAddress(f"address {shown(text)} is not of the form host:port")
     port = int(digits)
     if port > _MAX_PORT or not (port or any_port):
-        raise BadAddress(f"address {_shown(text)} has no port from 1 to {_MAX_PORT}")
+        raise BadAddress(f"address {shown(text)} has no port from 1 to {_MAX_PORT}")
     try:
         return Address(_host(host), port)
     except ValueError as error:
-        raise BadAddress(f"address {_shown(text)} is not of the form host:port: {error}") from None
+        raise BadAddress(f"address {shown(text)} is not of the form host:port: {error}") from None
 
 
 def canonical(text: str) -> str:
@@ -104,7 +104,7 @@ def _host(host: str) -> str:
         try:
             _ipv6(host)
         except ValueError:
-            raise ValueError(f"{_shown(host)} is not a host name") from None
+            raise ValueError(f"{shown(host)} is not a host name") from None
         raise ValueError("write an IPv6 host in brackets, as in [::1]:7501")
     name = host.removesuffix(".")
     labels = name.split(".")
@@ -114,7 +114,7 @@ def _host(host: str) -> str:
         except AddressValueError:
             raise ValueError(f"{host!r} is not an IPv4 address") from None
     if len(name) > _MAX_NAME or not all(_LABEL.fullmatch(label) for label in labels):
-        raise ValueError(f"{_shown(host)} is not a host name")
+        raise ValueError(f"{shown(host)} is not a host name")
     return host.lower()
 
 
@@ -125,8 +125,3 @@ def _ipv6(host: str) -> IPv6Address:
         return IPv6Address(host)
     except AddressValueError:
         raise ValueError(f"{host!r} is not an IPv6 address") from None
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -11,9 +11,7 @@ from raftkv.errors import InvalidArgument
 from raftkv.limits import MAX_KEY_BYTES, MAX_TIMEOUT, MAX_TTL, MAX_VALUE_BYTES, MIN_TIMEOUT
 from raftkv.rpc.convert import check_key, check_ttl, check_value
 from raftkv.store.operations import ANY_VERSION, Mode
-
-_LONGEST: Final = 80
-"""Characters of a value that a message shows."""
+from raftkv.text import shown
 
 MODES: Final[dict[str, int]] = {mode.name.lower(): int(mode) for mode in Mode}
 
@@ -78,22 +76,6 @@ def slot_of(key: bytes | str, slots: int) -> int:
         bounds = f"from {shards.slots.MIN_SLOTS} to {shards.slots.MAX_SLOTS}"
         raise InvalidArgument(f"{shown(slots)} slots; a cluster has a power of two {bounds}")
     return shards.slots.slot_of(encode_key(key), slots)
-
-
-def shown(value: object) -> str:
-    """``value`` for a message: as Python writes it, bytes as text if they are, cut if it is long."""
-    if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            pass
-    if isinstance(value, bytes | str) and len(value) > _LONGEST:
-        return f"{value[:_LONGEST]!r}..."
-    try:
-        text = repr(value)
-    except ValueError:  # a number of thousands of digits
-        return f"{type(value).__name__} of great length"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _encode(data: object, name: str) -> bytes:

@@ -7,7 +7,6 @@ from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from raftkv.client.arguments import shown
 from raftkv.client.session import JUMPS_MS
 from raftkv.errors import (
     OUTCOMES,
@@ -22,6 +21,7 @@ from raftkv.errors import (
     UsageError,
 )
 from raftkv.rpc.errors import error_of, known_code
+from raftkv.text import shown
 
 if TYPE_CHECKING:
     from raftkv.client.call import Call

@@ -12,6 +12,7 @@ from typing import Final
 
 from raftkv.addresses import BadAddress, parse_address
 from raftkv.errors import InvalidArgument
+from raftkv.text import shown
 from shards.slots import DEFAULT_SLOTS, is_slot_count, slot_of
 
 _FIRST_PENALTY: Final = 0.1
@@ -67,7 +68,9 @@ def view_of(
 def parse_endpoints(endpoints: str | Sequence[str]) -> tuple[str, ...]:
     """``host:port`` items, given as a sequence or separated by commas. Raises InvalidArgument."""
     if isinstance(endpoints, bytes) or not isinstance(endpoints, Iterable):
-        raise InvalidArgument(f"endpoints are host:port items with commas between them, or a sequence: {endpoints!r}")
+        raise InvalidArgument(
+            f"endpoints are host:port items with commas between them, or a sequence: {shown(endpoints)}"
+        )
     seeds: dict[str, None] = {}
     for item in endpoints.split(",") if isinstance(endpoints, str) else endpoints:
         seed = item.strip() if isinstance(item, str) else item

@@ -14,9 +14,12 @@ from raftkv.cli.admin.main import run as run_admin
 from raftkv.cli.main import run
 from raftkv.client.routing import parse_endpoints
 from raftkv.errors import InvalidArgument
+from raftkv.text import shown
 
 NO_ENDPOINTS: list[Any] = [
     ["h:1", 7],
+    ["h:1", 10**5000],
+    10**5000,
     ["h:1", None],
     ["h:1", b"h:2"],
     ["h:1", ["h:2"]],
@@ -48,7 +51,7 @@ NO_ENDPOINTS: list[Any] = [
 TEXTS = [one for one in NO_ENDPOINTS if isinstance(one, str) and "\0" not in one]
 
 
-@pytest.mark.parametrize("endpoints", NO_ENDPOINTS)
+@pytest.mark.parametrize("endpoints", NO_ENDPOINTS, ids=lambda one: shown(one)[:40])
 def test_a_client_of_endpoints_that_cannot_be_is_never_made(endpoints: Any) -> None:
     async def make() -> None:
         raftkv.AsyncClient(endpoints)
