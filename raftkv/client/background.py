@@ -13,6 +13,9 @@ from raftkv.errors import OutcomeUnknown, UsageError
 
 T = TypeVar("T")
 
+_EVENTS: Final = "PollerCompletionQueue._handle_events"
+"""The callback in which gRPC passes events on."""
+
 _PATIENCE: Final = 2.0
 """Seconds for calls under way to end by themselves, as their client was closed."""
 
@@ -27,6 +30,7 @@ class Background:
     def __init__(self, name: str, last: Callable[[], Awaitable[None]]) -> None:
         self._last = last
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_report)
         self._ending = asyncio.Event()
         # Reentrant: a signal's handler may call the client while its thread is giving something to the loop.
         self._gate = threading.RLock()
@@ -104,6 +108,17 @@ class Background:
         await self._ending.wait()
         await self._last()
         await _settle()
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """As loops do, but for an event of gRPC's that comes too late for the loop of another client, which has ended.
+
+    gRPC hands all events to whichever loop looks first, and that one passes them on. Of a call that was given up
+    nobody learns when its last event has come, so no client can wait for it.
+    """
+    late = isinstance(context.get("exception"), RuntimeError) and str(context["exception"]) == "Event loop is closed"
+    if not (late and _EVENTS in context.get("message", "")):
+        loop.default_exception_handler(context)
 
 
 async def _settle() -> None:

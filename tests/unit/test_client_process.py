@@ -328,6 +328,26 @@ def test_grpc_is_told_before_it_is_loaded(module: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_only_what_grpc_says_to_a_loop_that_has_ended_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def last() -> None:
+        return None
+
+    background = Background("test", last)
+    event = "Exception in callback PollerCompletionQueue._handle_events(<loop>)()"
+    ended = asyncio.new_event_loop()
+    ended.close()
+    with pytest.raises(RuntimeError) as late:
+        ended.call_soon_threadsafe(print)
+    background._loop.call_exception_handler({"message": event, "exception": late.value})
+    assert caplog.messages == []
+    for message, error in ((event, RuntimeError("other")), (event, ValueError("x")), ("a callback", late.value)):
+        background._loop.call_exception_handler({"message": message, "exception": error})
+        assert caplog.messages.pop() == message
+        caplog.clear()
+    background.end()
+    background.join()
+
+
 @pytest.mark.parametrize("ask", ["view", "status", "open", "scan"])
 def test_a_request_that_is_cancelled_leaves_nothing_to_the_garbage_collector(ask: str) -> None:
     """Else it would keep gRPC's channel, and a fork after ``close`` would find gRPC running."""
