@@ -18,7 +18,18 @@ import pytest
 from raftkv.cli.admin.main import run
 from raftkv.clock import SystemClock
 from raftkv.errors import Code
-from raftkv.rpc.frontend import ClusterSettings, Digests, NodeStatus, PeerStatus, ReplicaStatus, Role, SlotFigures
+from raftkv.rpc.frontend import (
+    NODE,
+    Caller,
+    ClusterSettings,
+    Digests,
+    NodeStatus,
+    PeerStatus,
+    Problem,
+    ReplicaStatus,
+    Role,
+    SlotFigures,
+)
 from raftkv.rpc.server import RpcServer
 from raftkv.store import MetaStore, Store
 from raftkv.store.codec import pack, unpack
@@ -45,6 +56,7 @@ class World:
         self.missing: set[tuple[int, int]] = set()
         self.not_ready: set[int] = set()
         self.silence: dict[tuple[int, int], float | None] = {}
+        self.told: dict[int, tuple[Problem, ...]] = {}
         """Of (node, peer), where it is not 0."""
         self.answers_changes = True
         self.corrupt: dict[tuple[int, int, int], bytes] = {}
@@ -245,7 +257,7 @@ class _Frontend:
         self._world = world
         self._node = node
 
-    def submit(self, ops: Sequence[Op], timeout: float, reply: Any) -> None:
+    def submit(self, ops: Sequence[Op], timeout: float, reply: Any, caller: Caller = NODE) -> None:
         for index, op in enumerate(ops):
             result = self._world.execute(op)
             if self._world.answers_changes or op.kind != Kind.META:
@@ -285,6 +297,7 @@ class _Frontend:
                 for one in world.map.nodes
                 if one.id != self._node
             ),
+            world.told.get(self._node, ()),
         )
 
     def settings(self) -> ClusterSettings:

@@ -15,6 +15,8 @@ from raftkv.client.aio import AsyncClient
 from raftkv.clock import SystemClock
 from raftkv.errors import Code
 from raftkv.rpc.frontend import (
+    NODE,
+    Caller,
     ClusterSettings,
     Digests,
     NodeFigures,
@@ -109,7 +111,7 @@ class FakeFrontend:
     def ops(self) -> list[Op]:
         return [op for batch, _ in self.batches for op in batch]
 
-    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply) -> None:
+    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
         self.batches.append((list(ops), timeout))
         for index, op in enumerate(ops):
             result = self.script(op) if self.script is not None else self.shared.execute(op)

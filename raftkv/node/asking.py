@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from raftkv.errors import Code, RaftKVError
-from raftkv.rpc.frontend import answer_to
+from raftkv.rpc.frontend import Submit, answer_to
 from raftkv.store.codec import pack
 from raftkv.store.meta_state import MetaState
 from raftkv.store.operations import Kind, Op, Result
@@ -23,8 +23,6 @@ _TOKEN_BYTES: Final = 16
 
 Leading = Callable[[], MetaState | None]
 """The meta group's state while this node leads that group, else None."""
-
-Submit = Callable[[Sequence[Op], float, Callable[[int, Result], None]], None]
 
 
 class Failed(RaftKVError):

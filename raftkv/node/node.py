@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from raftkv.node.inspection import Inspection
 from raftkv.node.leftovers import Leftovers
 from raftkv.node.membership import Membership
 from raftkv.node.mover import Mover
+from raftkv.node.problems import Problems
 from raftkv.node.replicas import Replicas
 from raftkv.node.router import Reply, Router
 from raftkv.peer.frames import ProtocolViolation
@@ -36,11 +37,14 @@ from raftkv.peer.links import Links
 from raftkv.peer.network import Network
 from raftkv.raft import RaftConfig
 from raftkv.rpc.frontend import (
+    NODE,
+    Caller,
     ClusterSettings,
     Digests,
     NodeFigures,
     NodeStatus,
     PeerStatus,
+    Problem,
     ReplicaStatus,
     Role,
     SlotFigures,
@@ -210,6 +214,7 @@ class RaftNode:
         )
         self._figures = Figures(self._replicas, self._router, self._links, self._wal, measured, self._mover)
         self._disk_free = -1
+        self._problems = Problems([self._disk_problems])
         self._timer: Timer | None = None
         self._ticks = 0
         self._led: list[int] = []
@@ -298,6 +303,7 @@ class RaftNode:
                 self._leftovers.run()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_SPACE_CHECK) == 0:
                     self._look_at_space()
+                    self._problems.look()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_MAP) == 0:
                     self._try_to_save_map()
         except Exception as error:
@@ -307,11 +313,11 @@ class RaftNode:
     def _look_at_space(self) -> None:
         free = self._disk_free = self._fs.free_space(self._config.node.data_dir)
         full = free < self._sizes.segment_bytes * (_FREE_ABOVE if self._router.disk_full else _FULL_BELOW)
-        if full != self._router.disk_full:
-            self._router.disk_full = full
-            log.warning(
-                "disk %s: %d bytes free", "nearly full, writes are refused" if full else "has space again", free
-            )
+        self._router.disk_full = full
+
+    def _disk_problems(self) -> Iterator[Problem]:
+        if self._router.disk_full:
+            yield Problem("disk_full", f"new data is refused: {self._disk_free:,} bytes are free on its disk")
 
     # -- the shard map
 
@@ -487,8 +493,8 @@ class RaftNode:
 
     # -- the front end's port
 
-    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply) -> None:
-        self._router.submit(ops, timeout, reply)
+    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
+        self._router.submit(ops, timeout, reply, caller)
 
     def cluster_map(self) -> ShardMap | None:
         return self._router.map
@@ -563,5 +569,6 @@ class RaftNode:
             ready=ready,
             uptime=self._clock.now() - self._started_at,
             replicas=tuple(replicas),
+            problems=self._problems.current,
             peers=tuple(PeerStatus(one.node, one.up, one.round_trip, one.silence) for one in self._links.states()),
         )

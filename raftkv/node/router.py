@@ -16,6 +16,7 @@ from raftkv.clock import Clock
 from raftkv.errors import OUTCOMES, Code
 from raftkv.node.replicas import Replica
 from raftkv.raft import RaftGroup
+from raftkv.rpc.frontend import NODE, Caller
 from raftkv.store.operations import GROUP_KINDS, GROUP_READS, READS, WRITES, Kind, Mode, Op, Result
 from shards.map import ShardMap
 
@@ -177,7 +178,7 @@ class Router:
 
     # -- in
 
-    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply) -> None:
+    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
         """See :meth:`raftkv.rpc.frontend.Frontend.submit`."""
         self._submit(ops, timeout, reply, local=False)
 

@@ -263,6 +263,9 @@ def status_message(status: NodeStatus) -> admin_pb2.GetStatusResponse:
             )
             for peer in status.peers
         ],
+        problems=[
+            admin_pb2.Problem(kind=one.kind, text=one.text, group=one.group, node=one.node) for one in status.problems
+        ],
     )
 
 

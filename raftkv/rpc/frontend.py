@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from shards.slots import DEFAULT_SLOTS
 
@@ -18,7 +18,29 @@ if TYPE_CHECKING:
     from raftkv.store.operations import Op, Result
     from shards.map import ShardMap
 
-    Submit = Callable[[Sequence[Op], float, Callable[[int, Result], None]], None]
+
+class Caller:
+    """On whose behalf operations are executed: a client's stream or call, another node, or the node itself.
+
+    ``gone``: nobody waits for the answers any more; set once, by whoever made it.
+    """
+
+    __slots__ = ("gone",)
+
+    def __init__(self) -> None:
+        self.gone = False
+
+
+NODE: Final = Caller()
+"""The node itself."""
+
+
+class Submit(Protocol):
+    """:meth:`Frontend.submit`."""
+
+    def __call__(
+        self, ops: Sequence[Op], timeout: float, reply: Callable[[int, Result], None], caller: Caller = NODE, /
+    ) -> None: ...
 
 
 class Role(IntEnum):
@@ -65,6 +87,20 @@ class PeerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that a node finds wrong with itself, or with what it hears of others.
+
+    ``kind``: a word that programs and alerts go by, in docs/admin.md. ``text``: for people, without the name of the
+    node that tells it. ``group``, ``node``: which one it is about, None = the node that tells it, as a whole.
+    """
+
+    kind: str
+    text: str
+    group: int | None = None
+    node: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """One node.
 
@@ -79,6 +115,7 @@ class NodeStatus:
     uptime: float
     replicas: tuple[ReplicaStatus, ...] = ()
     peers: tuple[PeerStatus, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +207,10 @@ class MonitoredNode(Protocol):
 class Frontend(Protocol):
     """A node as its clients see it."""
 
-    def submit(self, ops: Sequence[Op], timeout: float, reply: Callable[[int, Result], None]) -> None:
-        """Execute ``ops`` in any order.
+    def submit(
+        self, ops: Sequence[Op], timeout: float, reply: Callable[[int, Result], None], caller: Caller = NODE
+    ) -> None:
+        """Execute ``ops`` in any order, on behalf of ``caller``.
 
         ``reply(i, result)`` is called exactly once per operation, perhaps before this call returns, and within
         ``timeout`` seconds and a little. ``Op.slot`` is that of its key. The node stamps writes that carry no client id
@@ -210,7 +249,7 @@ class AdminFrontend(Frontend, Protocol):
         """The chunks of a group's state as of now. Raises NotApplied if this node cannot vouch for it."""
 
 
-async def answer_to(submit: Submit, op: Op, timeout: float) -> Result:
+async def answer_to(submit: Submit, op: Op, timeout: float, caller: Caller = NODE) -> Result:
     """Submit one operation and wait for its result, within ``timeout`` seconds and a little."""
     answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
@@ -218,7 +257,7 @@ async def answer_to(submit: Submit, op: Op, timeout: float) -> Result:
         if not answer.done():
             answer.set_result(result)
 
-    submit((op,), timeout, reply)
+    submit((op,), timeout, reply, caller)
     return await answer
 
 

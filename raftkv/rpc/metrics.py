@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -82,6 +83,9 @@ def _node(figures: NodeFigures) -> Iterator[Metric]:
     yield _gauge("ready", "1 if the node knows the map and a leader of each of its groups.", _one(status.ready))
     yield _gauge("uptime_seconds", "Time since the node started.", _one(status.uptime))
     yield _gauge("map_epoch", "Epoch of the shard map in use, 0 = none.", _one(status.map_epoch))
+    kinds = Counter(problem.kind for problem in status.problems)
+    found: list[Row] = [((kind,), count) for kind, count in sorted(kinds.items())]
+    yield _gauge("problems", "What the node finds wrong; docs/admin.md lists the kinds.", found, ("kind",))
     yield _gauge("disk_full", "1 if new data is refused because the disk is nearly full.", _one(figures.disk_full))
     if figures.disk_free >= 0:
         yield _gauge(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from raftkv.cli.admin.jobs import plan_id
+from raftkv.rpc.frontend import Problem
 from shards.planner import plan_slots
 from tests.admin_world import CLUSTER, SLOTS, Admin, World, world_of
 
@@ -79,6 +80,15 @@ def test_a_node_that_is_cut_off_from_the_others_is_named(world: World, admin: Ad
     (problem,) = admin.json("cluster health", code=5)["problems"]
     assert (problem["kind"], problem["node"]) == ("node_not_ready", node)
     assert "it knows no leader of groups 0, 1, 2" in problem["text"]
+
+
+def test_what_nodes_tell_of_themselves_is_passed_on(world: World, admin: Admin) -> None:
+    world.told = {2: (Problem("disk_full", "no room"), Problem("lost_entries", "old data", group=1, node=3))}
+    report = admin.json("cluster health", code=5)
+    assert report["problems"] == [
+        {"kind": "disk_full", "group": None, "node": 2, "text": "node 2: no room"},
+        {"kind": "lost_entries", "group": 1, "node": 3, "text": "node 2: old data"},
+    ]
 
 
 def test_a_cut_between_two_nodes_that_answer_is_named(world: World, admin: Admin) -> None:

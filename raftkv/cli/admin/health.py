@@ -147,6 +147,10 @@ def _node_problems(picture: Picture) -> Iterator[dict[str, Any]]:
         if node.id in state.draining:
             left = f"{counted(len(held), 'replica')} left" if held else "no replicas left, it can be removed"
             yield _problem("draining", f"node {node.id} is drained: {left}", node=node.id)
+        for problem in () if isinstance(said, str) else said.problems:
+            group = problem.group if problem.HasField("group") else None
+            about = problem.node if problem.HasField("node") else node.id
+            yield _problem(problem.kind, f"node {node.id}: {problem.text}", group, about)
 
 
 def _link_problems(picture: Picture) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,33 @@
+"""What a node finds wrong with itself: kept for operators and monitors, logged when it comes and goes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raftkv.rpc.frontend import Problem
+
+log = logging.getLogger(__name__)
+
+Source = Callable[[], Iterable["Problem"]]
+
+
+class Problems:
+    """What ``sources`` had to say at the last look. A source is cheap: it is asked every second."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self.current: tuple[Problem, ...] = ()
+
+    def look(self) -> None:
+        """Ask all sources."""
+        found = tuple(problem for source in self._sources for problem in source())
+        before = {(problem.kind, problem.group, problem.node): problem for problem in self.current}
+        for problem in found:
+            if before.pop((problem.kind, problem.group, problem.node), None) is None:
+                log.warning("%s: %s", problem.kind, problem.text)
+        for problem in before.values():
+            log.warning("%s is over: %s", problem.kind, problem.text)
+        self.current = found
