@@ -22,6 +22,7 @@ from raftkv.rpc.frontend import (
     NodeFigures,
     NodeStatus,
     PeerStatus,
+    Problem,
     ReplicaFigures,
     ReplicaStatus,
     Role,
@@ -261,6 +262,7 @@ class MonitoredFake:
             12.5,
             tuple(one.status for one in replicas),
             (PeerStatus(2, True, 0.001, 0.1), PeerStatus(3, False, None, None)),
+            (Problem("lost_entries", "it was told so", group=1, node=3),),
         )
         return NodeFigures(
             status=status,

@@ -114,6 +114,7 @@ def test_the_metrics_say_what_the_node_says() -> None:
     assert one("ready") == 1
     assert one("uptime_seconds") == 12.5
     assert one("map_epoch") == 9
+    assert one("problems", kind="lost_entries") == 1
     assert one("disk_full") == 0
     assert one("node_info", node="1", cluster_id=CLUSTER) == 1
     kinds = ("get", "put", "delete", "cas", "scan", "malformed")
