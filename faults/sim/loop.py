@@ -232,7 +232,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def _raised(
         self, callback: Callable[..., object], args: tuple[Any, ...], owner: Process | None, problem: BaseException
     ) -> None:
-        where = format_helpers._format_callback_source(callback, args)  # type: ignore[attr-defined]
+        where = format_helpers._format_callback_source(callback, args)
         self._add_problem(owner, f"Exception in callback {where}", problem)
 
     def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
