@@ -14,7 +14,8 @@ N ?= 1000
 TIME ?= 35
 FIRST ?= 1
 # Most tests wait for processes, so that more of them than there are cores run side by side; a part of them needs no more
-# than one process. Files stay together, for what their tests share, and in order: those that take long come first.
+# than one process. Files stay together, for what their tests share, and the longest come first
+# (tests/conftest.py).
 WORKERS ?= $(if $(ARGS),0,4)
 # Hundreds of processes are started: what is compiled once is kept, whatever the environment says.
 test quick: export PYTHONDONTWRITEBYTECODE =

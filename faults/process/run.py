@@ -31,6 +31,7 @@ from faults.recorder import Recorder
 from faults.verdict import LAST, judge
 from faults.workloads import WORKLOADS, Workload
 from raftkv.cli.local import MAIN
+from raftkv.cli.parameters import duration_text
 from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
@@ -53,6 +54,9 @@ _CANCELS: Final = 0.03
 
 _ERA: Final = 8.0
 """Seconds after which workloads go on with fresh keys, so that no key's history becomes too long to check."""
+
+_LONGEST_COMPARISON: Final = 60.0
+"""Seconds that replicas may take to compute the digests that are compared, unless the plan has less patience."""
 
 _TASKS: Final = "ab"
 _AT_ONCE: Final = 32
@@ -375,7 +379,8 @@ class _Run:
 
     async def _compare_replicas(self) -> None:
         """As an operator would: digests of every replica's slots as of one log entry."""
-        done = await asyncio.to_thread(self._world.admin, "--output", "json", "check", "consistency")
+        wait = f"--wait-timeout={duration_text(min(self._plan.patience, _LONGEST_COMPARISON))}"
+        done = await asyncio.to_thread(self._world.admin, "--output", "json", "check", "consistency", wait)
         if done.returncode:
             self._report("replicas", f"they differ, or cannot be compared: {done.stdout.strip()} {done.stderr.strip()}")
 

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, cast
 
@@ -58,6 +59,8 @@ class Invariants:
 
     def __init__(self, cluster: SimCluster, *, leases: bool = True) -> None:
         self.problems: list[str] = []
+        self.on_problem: Callable[[], object] = lambda: None
+        """Called at each new problem."""
         self.leaderships = 0
         """Terms that had a leader, all groups together."""
         self.digests = 0
@@ -82,6 +85,7 @@ class Invariants:
         if line not in self.problems:
             self.problems.append(line)
             self._cluster.trace.note(f"PROBLEM {line}")
+            self.on_problem()
 
     # -- replicas
 

@@ -15,7 +15,7 @@ import gc
 import heapq
 import sys
 import warnings
-from asyncio import events
+from asyncio import events, format_helpers
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Process:
         self.paused = False
         self.context = contextvars.Context()
         self.context.run(_owner.set, self)
-        self.held: deque[asyncio.Handle] = deque()
+        self.held: deque[_Handle] = deque()
         """What came due while it was paused, in order."""
         self._loop = loop
         loop.processes.append(self)
@@ -94,6 +94,31 @@ class Process:
         self.held.clear()
 
 
+class _Handle:
+    """A callback that is due; :class:`asyncio.TimerHandle` as far as asyncio's parts use it, at less cost."""
+
+    __slots__ = ("args", "callback", "context", "is_cancelled", "when_due")
+
+    def __init__(
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None
+    ) -> None:
+        self.callback: Callable[..., object] | None = callback
+        self.args = args
+        self.context = contextvars.copy_context() if context is None else context
+        self.is_cancelled = False
+        self.when_due = when
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        self.callback, self.args = None, ()
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+    def when(self) -> float:
+        return self.when_due
+
+
 class SimLoop(asyncio.BaseEventLoop):
     """See the module. ``processes``: all that ever were; ``problems``: what callbacks raised."""
 
@@ -106,8 +131,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._count = 0
         self._over = False
-        self._soon: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._soon: deque[_Handle] = deque()
+        self._timers: list[tuple[float, int, _Handle]] = []
         self._tasks: list[asyncio.Task[Any]] = []
         self._prune_at = 256
         self.set_exception_handler(self._note)
@@ -120,8 +145,8 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+    ) -> _Handle:
+        handle = _Handle(self._now, callback, args, context)
         if not self._over:
             self._soon.append(handle)
         return handle
@@ -130,8 +155,8 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+    ) -> _Handle:
+        handle = _Handle(when, callback, args, context)
         if not self._over:
             if when <= self._now:
                 self._soon.append(handle)
@@ -142,39 +167,42 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> _Handle:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
-    def run_first(self, handles: deque[asyncio.Handle]) -> None:
+    def run_first(self, handles: deque[_Handle]) -> None:
         """Run these before everything else that is due."""
         self._soon.extendleft(reversed(handles))
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        pass  # it stays in the heap until its time
-
     def _run_once(self) -> None:
-        soon = self._soon
+        soon, owner = self._soon, _owner
         if not soon:
             self._advance()
         busy = 0
         while soon and not self._stopping:  # type: ignore[attr-defined]
             handle = soon.popleft()
-            if handle._cancelled:
+            callback, context = handle.callback, handle.context
+            if callback is None:
                 continue
-            process = handle._context.get(_owner)  # type: ignore[attr-defined]
+            process = context.get(owner)
             if process is not None and (process.paused or not process.alive):
                 if process.alive:
                     process.held.append(handle)
                 continue
-            handle._run()
+            try:
+                context.run(callback, *handle.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as problem:  # noqa: BLE001 - as asyncio's own loops do
+                self._raised(callback, handle.args, process, problem)
             busy += 1
             if busy > _LIVELOCK:
-                raise Stuck(f"{busy} callbacks ran at {self._now} s: something keeps itself busy, as {handle!r}")
+                raise Stuck(f"{busy} callbacks ran at {self._now} s: something keeps itself busy, as {callback!r}")
         self.callbacks += busy
 
     def _advance(self) -> None:
         timers = self._timers
-        while timers and timers[0][2]._cancelled:
+        while timers and timers[0][2].is_cancelled:
             heapq.heappop(timers)
         if not timers:
             if self._stopping:  # type: ignore[attr-defined]
@@ -201,15 +229,18 @@ class SimLoop(asyncio.BaseEventLoop):
             self._prune_at = max(256, 2 * len(self._tasks))
         return task
 
+    def _raised(
+        self, callback: Callable[..., object], args: tuple[Any, ...], owner: Process | None, problem: BaseException
+    ) -> None:
+        where = format_helpers._format_callback_source(callback, args)
+        self._add_problem(owner, f"Exception in callback {where}", problem)
+
     def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if self._over:
-            return
-        handle = context.get("handle")
-        owner = current_process() if handle is None else handle._context.get(_owner)
-        problem = LoopProblem(
-            self._now, "" if owner is None else owner.name, str(context.get("message", "")), context.get("exception")
-        )
-        self.problems.append(problem)
+        self._add_problem(current_process(), str(context.get("message", "")), context.get("exception"))
+
+    def _add_problem(self, owner: Process | None, message: str, exception: BaseException | None) -> None:
+        if not self._over:
+            self.problems.append(LoopProblem(self._now, "" if owner is None else owner.name, message, exception))
 
     def run_in_executor(self, *_: object) -> NoReturn:
         raise NotImplementedError("threads have no place in a simulation")

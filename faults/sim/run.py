@@ -62,14 +62,20 @@ class Report:
         return not self.problems
 
 
-def run(storm: Storm) -> Report:
-    """Run a storm. The same storm always gives the same report."""
+def run(storm: Storm, *, whole: bool = True) -> Report:
+    """Run a storm. The same storm always gives the same report.
+
+    Unless ``whole``, a run ends with the first problem inside the nodes, and its history is not judged then: enough to
+    know that something is wrong, and what first.
+    """
     report = Report(storm)
 
     async def main(loop: SimLoop) -> None:
         trace = Trace(loop)
         with LogCapture(trace):
             one = _Run(loop, storm, report, trace)
+            if not whole:
+                one.end_at_first_problem()
             try:
                 await one.run()
             finally:
@@ -83,6 +89,9 @@ def run(storm: Storm) -> Report:
             simulate(main)
     except (Stuck, TimeoutError, RaftKVError, AssertionError) as problem:
         report.problems.append(f"the run broke off: {type(problem).__name__}: {problem}")
+    except asyncio.CancelledError:
+        assert report.problems, "only a problem ends a run early"
+        return report
     _judge(report)
     return report
 
@@ -135,6 +144,12 @@ class _Run:
             replicas=storm.replicas,
             deeds=storm.deeds,
         )
+
+    def end_at_first_problem(self) -> None:
+        """Call it in the task that runs."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._invariants.on_problem = task.cancel
 
     async def run(self) -> None:
         cluster = self._cluster

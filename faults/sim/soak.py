@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -109,13 +110,13 @@ class Total:
                 yield name, count, count
 
 
-def run_seed(seed: int, mutant: str = "") -> Summary:
-    """One seed, as the product is or with a fault planted in it."""
+def run_seed(seed: int, mutant: str = "", *, whole: bool = True) -> Summary:
+    """One seed, as the product is or with a fault planted in it. ``whole``: see :func:`faults.sim.run.run`."""
     if not mutant:
-        return Summary.of(run(Storm.draw(seed)))
+        return Summary.of(run(Storm.draw(seed), whole=whole))
     chosen = find(mutant)
     with chosen.in_place():
-        return Summary.of(run(chosen.storm(seed)))
+        return Summary.of(run(chosen.storm(seed), whole=whole))
 
 
 def soak(seeds: Iterable[int], jobs: int, each: Callable[[Summary], None], mutant: str = "") -> Total:
@@ -132,21 +133,16 @@ def soak(seeds: Iterable[int], jobs: int, each: Callable[[Summary], None], mutan
                 each(one.result())
 
 
-def run_planted(runs: Sequence[tuple[int, str]], jobs: int) -> list[Summary]:
-    """Runs of (seed, planted fault), in the same order."""
-    with _pool(jobs) as pool:
-        return list(pool.map(run_seed, [seed for seed, _ in runs], [mutant for _, mutant in runs]))
-
-
 def seeds_until_caught(mutant: Mutant, most: int, jobs: int) -> Summary | None:
     """The first seed, in the order of seeds, that notices a planted fault; None if none of the first ``most`` does.
 
     Raises AssertionError if that storm breaks a promise without the fault too: then it has noticed something else.
     """
+    until_noticed = partial(run_seed, whole=False)
     with _pool(jobs) as pool:
         for start in range(1, most + 1, jobs):
             batch = range(start, min(start + jobs, most + 1))
-            for one in pool.map(run_seed, batch, [mutant.name] * len(batch)):
+            for one in pool.map(until_noticed, batch, [mutant.name] * len(batch)):
                 if one.problems:
                     without = run(mutant.storm(one.seed))
                     assert without.passed, f"{mutant.name}, seed {one.seed}, fails unplanted: {without.problems[0]}"

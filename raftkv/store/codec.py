@@ -10,7 +10,7 @@ import msgpack
 
 def pack(value: object) -> bytes:
     """Encode plain values."""
-    return cast(bytes, msgpack.packb(value, use_bin_type=True))
+    return cast(bytes, msgpack.packb(value))
 
 
 def unpack(data: bytes) -> Any:
