@@ -37,6 +37,10 @@ _SLACK: Final = 0.25
 _NODE_SHARE: Final = 0.9
 _FIRST_DELAY: Final = 0.01
 _MAX_DELAY: Final = 0.25
+_PATIENT_AFTER: Final = 12
+_PATIENT_DELAY: Final = 1.0
+"""A call that has failed so often, for about two seconds, is no longer tried four times a second: a group without a
+majority refuses at once, and thousands of such calls would keep its nodes busy."""
 _OVERLOAD_DELAY: Final = 0.05
 _FREE_REDIRECTS: Final = 3
 
@@ -126,7 +130,8 @@ class Progress:
         base = _FIRST_DELAY
         if self.last is not None and self.last.code == Code.OVERLOADED:
             base = _OVERLOAD_DELAY
-        return float(min(base * 2.0 ** min(self.attempts - 1, 10), _MAX_DELAY) * rng.uniform(0.5, 1.0))
+        longest = _MAX_DELAY if self.attempts <= _PATIENT_AFTER else _PATIENT_DELAY
+        return float(min(base * 2.0 ** min(self.attempts - 1, 10), longest) * rng.uniform(0.5, 1.0))
 
     def final_error(self, call: Call, result: Result) -> RaftKVError:
         """The error for a ``result`` of ``call`` after which no attempt follows."""
