@@ -1,8 +1,8 @@
 """How much a node takes at all: what it has taken and not answered, as a whole, for each group and each caller.
 
 Nobody has a fixed share. A group, and a caller, may hold as much as is still free, so that one alone gets half of the
-room, two get a third each, and so on: however many groups cannot go on and however many clients flood the node, there
-is room left for the others (dynamic thresholds, as switches share their buffers: Choudhury and Hahne, 1998).
+room, two that go on get a third each, and so on: however many groups cannot go on and however many clients flood the
+node, there is room left for the others (dynamic thresholds, as switches share their buffers: Choudhury and Hahne, 1998).
 """
 
 from __future__ import annotations
