@@ -2,7 +2,7 @@
 
 Nobody has a fixed share. A group, and a caller, may hold as much as is still free, so that one alone gets half of the
 room, two that go on get a third each, and so on: however many groups cannot go on and however many clients flood the
-node, there is room left for the others (dynamic thresholds, as switches share their buffers: Choudhury and Hahne, 1998).
+node, some is left for the others (dynamic thresholds, as switches share their buffers: Choudhury and Hahne, 1998).
 """
 
 from __future__ import annotations
