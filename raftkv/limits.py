@@ -57,6 +57,10 @@ MAX_PENDING_OPS: Final = 20_000
 MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
 """Payload of the operations counted by MAX_PENDING_OPS."""
 
+PENDING_RESERVE: Final = 8
+"""One part in so many of MAX_PENDING_OPS and MAX_PENDING_BYTES is not for what clients do to records: administration,
+other nodes and the node itself go on while clients flood it."""
+
 MAX_PEER_BUFFER_BYTES: Final = 64 * 1024 * 1024
 """Unsent bytes on one link to a peer; beyond it the link is closed and dialled anew (Raft tolerates loss)."""
 

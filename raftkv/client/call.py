@@ -18,15 +18,16 @@ class Call:
     """One operation and its attempts.
 
     ``deadline``: monotonic time at which the operation ends. The rest is about the latest attempt: ``number`` names it,
-    ``future`` gets its result, ``address`` is asked, ``budget`` in seconds is what the node is given, ``limit`` the
-    monotonic time at which it is given up, ``silent`` whether it was.
+    ``future`` gets its result, ``address`` is asked, ``budget`` in seconds is what the node is given; it began at the
+    monotonic time ``started`` and is given up at ``limit``.
     """
 
     # Defaults live in the class: an instance starts with three attributes.
     future: asyncio.Future[Result]
     address = ""
     number = 0
-    budget: float
+    budget = 0.0
+    started = 0.0
     limit: float
     deadline: float
     value: bytes | None = None
@@ -35,7 +36,6 @@ class Call:
     ttl_ms = 0
     session: Session | None = None
     seq = 0
-    silent = False
 
     def __init__(self, kind: kv_pb2.Kind.ValueType, key: bytes, mode: int = 0) -> None:
         self.kind = kind

@@ -18,6 +18,7 @@ from raftkv.errors import Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
 from raftkv.rpc import convert
 from raftkv.rpc.pace import Pace
+from raftkv.rpc.patience import SLOW
 from raftkv.store.operations import ANY_VERSION, Result
 from raftkv.v1 import kv_pb2
 
@@ -55,6 +56,9 @@ class Observer(Protocol):
     def on_busy(self) -> None:
         """A channel without attempts under way got one: it has to be swept."""
 
+    def on_slow(self, call: Call, seconds: float) -> None:
+        """An attempt of ``call`` was answered, but took long."""
+
     def share(self) -> int:
         """How many attempts a channel that has some has on average."""
 
@@ -91,6 +95,8 @@ class Channel:
         self._new_future: Callable[[], asyncio.Future[Result]] = self._loop.create_future
         self._out: deque[int] = deque()
         self._pending: dict[int, Call] = {}
+        self._given_up: dict[int, float] = {}
+        """When attempts began that were given up and may still be answered."""
         self._wake: asyncio.Future[None] | None = None
         self._pace = Pace(clock, _SPACING, self._notify)
         self._stream: Stream | None = None
@@ -105,15 +111,14 @@ class Channel:
         self._writer: asyncio.Task[None] | None = asyncio.create_task(self._write_all())
         self._writer.add_done_callback(self._on_written)
 
-    def send(self, call: Call, budget: float, limit: float) -> asyncio.Future[Result]:
-        """Start an attempt; the future of its result."""
+    def send(self, call: Call, budget: float, now: float, patience: float) -> asyncio.Future[Result]:
+        """Start an attempt; the future of its result. It is given up after ``patience`` seconds."""
         future = call.future = self._new_future()
         call.number = number = self._next_number()
         call.address = self.address
         call.budget = budget
-        call.limit = limit
-        if call.silent:
-            call.silent = False
+        call.started = now
+        call.limit = now + patience
         pending = self._pending
         if not pending:
             self._observer.on_busy()
@@ -134,6 +139,8 @@ class Channel:
     def sweep(self, now: float) -> bool:
         """Give up attempts whose time is over. Returns whether attempts are still under way."""
         oldest = now
+        if self._given_up:
+            self._given_up = {number: at for number, at in self._given_up.items() if number in self._pending}
         for number, call in list(self._pending.items()):
             if call.future.done():
                 # Given up or cancelled; an answer may still come.
@@ -141,7 +148,7 @@ class Channel:
                     del self._pending[number]
             elif call.number == number and now >= call.limit:
                 self._give_up(number, call)
-                oldest = min(oldest, call.limit - call.budget)
+                oldest = min(oldest, call.started)
         if oldest < now and self._heard < oldest:
             # Not a word since those attempts began: others are better asked.
             self._observer.on_state(self.address, False)
@@ -179,9 +186,9 @@ class Channel:
         return self._out[0] if self._out else _NEVER
 
     def _give_up(self, number: int, call: Call) -> None:
-        call.silent = True
         if number < self._first_unsent():
             # It stays pending: a late answer is still the answer.
+            self._given_up[number] = call.started
             result = Result(_UNKNOWN, detail=f"{self.address} did not answer")
         else:
             del self._pending[number]
@@ -270,6 +277,7 @@ class Channel:
                 self._heard = self._clock.now()
                 self._due = self._heard + self._budget + _SILENCE if len(pending) > len(response.results) else 0.0
                 followed = self._pace.followed
+                call = None
                 for message in response.results:
                     number = message.id
                     if number == followed:
@@ -282,6 +290,8 @@ class Channel:
                         future = call.future
                         if not future.done():
                             future.set_result(decode(message) if call.kind == _GET else _written(message))
+                if call is not None:
+                    self._look_at_time(call, number)
                 if self._pace.enough > 1:
                     # Less is outstanding: what has gathered may be enough now.
                     self._notify()
@@ -295,6 +305,12 @@ class Channel:
             if self._lost is None:
                 self._lost = Result(_UNKNOWN, detail=f"the connection to {self.address} was lost")
             self._notify()
+
+    def _look_at_time(self, call: Call, number: int) -> None:
+        """Attempt ``number`` of ``call`` was answered just now."""
+        started = call.started if call.number == number else self._given_up.pop(number, self._heard)
+        if self._heard - started > SLOW:
+            self._observer.on_slow(call, self._heard - started)
 
     def _most(self, share: int) -> int:
         """Operations that a message takes at most.

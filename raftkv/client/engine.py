@@ -23,6 +23,7 @@ from raftkv.client.types import EndpointStatus, Record
 from raftkv.clock import sleep, wait
 from raftkv.errors import Code, InvalidArgument, RaftKVError, UsageError
 from raftkv.limits import MAX_KEY_BYTES
+from raftkv.rpc.patience import Patience
 from raftkv.store.operations import Mode, Result
 from raftkv.v1 import kv_pb2
 
@@ -49,6 +50,7 @@ class Engine:
         self._rng = rng
         self._routing = Routing(seeds, rng)
         self._channels: dict[str, Channel] = {}
+        self._patience = Patience()
         self._sessions: Sessions | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
@@ -92,11 +94,11 @@ class Engine:
         try:
             # The ordinary call: its leader is known, is asked and answers. All else takes the general way.
             channel = self._channels.get(self._routing.route(call.key))
-            if channel is not None and call.mode != _STALE:
+            if channel is not None and call.mode != _STALE and not self._patience.needed:
                 if call.kind != _GET:
                     self._begin(call)
                 budget, patience = first_span(timeout)
-                result = await channel.send(call, budget, now + patience)
+                result = await channel.send(call, budget, now, patience)
                 if not result.hint and (not result.code or result.code == accept):
                     return result
             return await self._run_on(call, timeout, accept, result)
@@ -145,9 +147,11 @@ class Engine:
             result = await self._attempt(call, now, timeout, progress)
 
     def _attempt(self, call: Call, now: float, timeout: float, progress: Progress) -> asyncio.Future[Result]:
-        address = self._routing.pick(self._routing.slot(call.key), now, call.mode == _STALE, progress.failed)
-        budget, patience = attempt_span(timeout, call.deadline - now, progress.silent)
-        return self._channel(address).send(call, budget, now + patience)
+        slot, stale = self._routing.slot(call.key), call.mode == _STALE
+        address = self._routing.pick(slot, now, stale, progress.failed)
+        needed = 0.0 if stale else self._patience.of(self._routing.group(slot), now)
+        budget, patience = attempt_span(timeout, call.deadline - now, progress.short, needed)
+        return self._channel(address).send(call, budget, now, patience)
 
     async def scan(self, slot: int, after: bytes, limit: int, mode: int, timeout: float) -> tuple[list[Record], bool]:
         """One page of ``slot``, as AsyncClient.scan_slot."""
@@ -168,9 +172,9 @@ class Engine:
         deadline = now + timeout
         while True:
             address = self._routing.pick(slot, now, mode == _STALE, progress.failed)
-            attempt = attempt_timeout(timeout, deadline - now, progress.silent)
+            call.started, call.budget = now, attempt_timeout(timeout, deadline - now, progress.short)
             try:
-                page = await self._channel(address).endpoint.scan(request, attempt)
+                page = await self._channel(address).endpoint.scan(request, call.budget)
             except TransportError as error:
                 progress.fail(address)
                 if error.result.hint:
@@ -254,7 +258,7 @@ class Engine:
         if step is Step.RENEW:
             self._renew(call, progress)
         elif step is Step.RETRY:
-            progress.silent += call.silent
+            progress.short += self._clock.now() >= call.started + call.budget
             delay = progress.delay(self._rng)
             if self._clock.now() + delay >= deadline:
                 raise self._late(progress, deadline, timeout)
@@ -296,6 +300,11 @@ class Engine:
         """A channel without attempts under way got one."""
         if self._sweeper is None:
             self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
+
+    def on_slow(self, call: Call, seconds: float) -> None:
+        """An attempt of ``call`` was answered, but took long."""
+        if call.mode != _STALE:
+            self._patience.saw(self._routing.group(self._routing.slot(call.key)), seconds, self._now())
 
     def on_state(self, address: str, ok: bool) -> None:
         """Whether the node at ``address`` answers."""

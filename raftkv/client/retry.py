@@ -21,21 +21,26 @@ from raftkv.errors import (
     UsageError,
 )
 from raftkv.rpc.errors import error_of, known_code
+from raftkv.rpc.patience import LEAST, MOST
 from raftkv.text import shown
 
 if TYPE_CHECKING:
     from raftkv.client.call import Call
     from raftkv.store.operations import Result
 
-ATTEMPT_TIMEOUT: Final = 1.0
-"""Seconds that the first attempt gets before another node is asked; doubled with each attempt that got no answer."""
-MAX_ATTEMPT_TIMEOUT: Final = 8.0
+ATTEMPT_TIMEOUT: Final = LEAST
+"""Seconds that the first attempt gets before another node is asked; doubled with each attempt that was not enough."""
+MAX_ATTEMPT_TIMEOUT: Final = MOST
 MIN_ATTEMPT_TIMEOUT: Final = 0.05
 _SLACK: Final = 0.25
 """Seconds by which the client waits longer for an attempt than the node takes for it: the node's answer says more."""
 _NODE_SHARE: Final = 0.9
 _FIRST_DELAY: Final = 0.01
 _MAX_DELAY: Final = 0.25
+_PATIENT_AFTER: Final = 12
+_PATIENT_DELAY: Final = 1.0
+"""A call that has failed so often, for about two seconds, is no longer tried four times a second: a group without a
+majority refuses at once, and thousands of such calls would keep its nodes busy."""
 _OVERLOAD_DELAY: Final = 0.05
 _FREE_REDIRECTS: Final = 3
 
@@ -49,20 +54,23 @@ class Step(Enum):
     RENEW = auto()
 
 
-def attempt_timeout(timeout: float, remaining: float, silent: int) -> float:
-    """Seconds for the next attempt of a call with a total budget of ``timeout`` after ``silent`` unanswered ones."""
+def attempt_timeout(timeout: float, remaining: float, short: int, patience: float = 0.0) -> float:
+    """Seconds for the next attempt of a call with a total budget of ``timeout`` after ``short`` ones without outcome.
+
+    ``patience``: what its group has lately needed, as :class:`raftkv.rpc.patience.Patience` says.
+    """
     share = ATTEMPT_TIMEOUT if timeout > 3 * ATTEMPT_TIMEOUT else max(timeout / 3, MIN_ATTEMPT_TIMEOUT)
-    if silent:
-        share = min(share * 2.0 ** min(silent, 10), MAX_ATTEMPT_TIMEOUT)
-    return min(share, remaining)
+    if short:
+        share = min(share * 2.0 ** min(short, 10), MAX_ATTEMPT_TIMEOUT)
+    return min(max(share, patience), remaining)
 
 
-def attempt_span(timeout: float, remaining: float, silent: int) -> tuple[float, float]:
+def attempt_span(timeout: float, remaining: float, short: int, patience: float = 0.0) -> tuple[float, float]:
     """Seconds that the node is given for the next attempt, and seconds after which the client gives it up.
 
     The arguments are those of :func:`attempt_timeout`.
     """
-    attempt = attempt_timeout(timeout, remaining, silent)
+    attempt = attempt_timeout(timeout, remaining, short, patience)
     # The node's own answer says more than the client's giving up: let it come first.
     return attempt if attempt < remaining else remaining * _NODE_SHARE, min(attempt + _SLACK, remaining)
 
@@ -76,12 +84,13 @@ def first_span(timeout: float) -> tuple[float, float]:
 class Progress:
     """What the attempts of one call have shown so far."""
 
-    __slots__ = ("attempts", "failed", "last", "maybe", "redirects", "renewals", "silent", "write")
+    __slots__ = ("attempts", "failed", "last", "maybe", "redirects", "renewals", "short", "write")
 
     def __init__(self, write: bool) -> None:
         self.write = write
         self.attempts = 0
-        self.silent = 0
+        self.short = 0
+        """Attempts that had no outcome in the time that they got."""
         self.redirects = 0
         self.renewals = 0
         self.maybe = False
@@ -121,7 +130,8 @@ class Progress:
         base = _FIRST_DELAY
         if self.last is not None and self.last.code == Code.OVERLOADED:
             base = _OVERLOAD_DELAY
-        return float(min(base * 2.0 ** min(self.attempts - 1, 10), _MAX_DELAY) * rng.uniform(0.5, 1.0))
+        longest = _MAX_DELAY if self.attempts <= _PATIENT_AFTER else _PATIENT_DELAY
+        return float(min(base * 2.0 ** min(self.attempts - 1, 10), longest) * rng.uniform(0.5, 1.0))
 
     def final_error(self, call: Call, result: Result) -> RaftKVError:
         """The error for a ``result`` of ``call`` after which no attempt follows."""

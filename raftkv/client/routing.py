@@ -123,6 +123,11 @@ class Routing:
         assert self.view is not None
         return slot_of(key, self.view.slots)
 
+    def group(self, slot: int) -> int:
+        """Group that owns ``slot``; needs a view."""
+        assert self.view is not None
+        return self.view.owners[slot]
+
     def route(self, key: bytes) -> str:
         """The leader that :meth:`pick` found for the slot of ``key``; "" if it has to be asked (again)."""
         return self._routes.get(slot_of(key, self._slots), "")

@@ -19,7 +19,7 @@ from raftkv.rpc.tally import Durations
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import Job, MetaState, Move
 from raftkv.store.operations import Kind, Op, Result
-from shards.moves import Phase, SourceState, Step, TargetState, next_step
+from shards.moves import Impossible, Phase, SourceState, Step, TargetState, next_step
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,11 @@ class Mover:
                 await self._advance(known, figures)
             except Failed as failure:
                 log.info("move %d: %s; looking again", move.id, failure, extra=limited(f"move {move.id}"))
+                await sleep(self._clock, _RETRY)
+            except Impossible as moment:
+                # Another node drives the move since, and has changed what this one had asked before: it looks again, if
+                # it leads at all.
+                log.info("move %d: %s; looking again", move.id, moment, extra=limited(f"move {move.id}"))
                 await sleep(self._clock, _RETRY)
             except Exception:
                 # A mistake of ours must not stop the other moves, nor be repeated in a tight loop.

@@ -30,7 +30,8 @@ from raftkv.node.membership import Membership
 from raftkv.node.mover import Mover
 from raftkv.node.problems import Problems
 from raftkv.node.replicas import Replicas
-from raftkv.node.router import Reply, Router
+from raftkv.node.requests import Reply
+from raftkv.node.router import Router
 from raftkv.peer.frames import ProtocolViolation
 from raftkv.peer.hello import Hello, Identity
 from raftkv.peer.links import Links
@@ -74,6 +75,10 @@ _ROUNDS_PER_MAP: Final = 100
 _FULL_BELOW: Final = 4
 _FREE_ABOVE: Final = 8
 """Free WAL segments at which new data is refused, and at which it is taken again."""
+
+_LEADERLESS: Final = 3.0
+_ELECTIONS: Final = 3
+"""A group has had no leader for longer than an election after so many seconds, and so many times ``election_max``."""
 
 _REPLACED: Final = "replaced data folder"
 _REMOVED: Final = "removed node"
@@ -188,6 +193,7 @@ class RaftNode:
             clock=self._clock,
             rng=rng,
             quorum_reads=config.node.reads == "quorum",
+            leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
         self._housekeeping = Housekeeping(
             self._replicas,

@@ -171,18 +171,19 @@ class RaftGroup:
 
     # -- proposals
 
-    def propose(self, ops: list[Op], size: int, done: Done) -> None:
+    def propose(self, ops: list[Op], size: int, done: Done) -> Proposal:
         """Replicate ``ops``, of ``size`` bytes of payload, in one entry; ``done(results)`` is called once.
 
         NOT_LEADER and UNAVAILABLE are answered only to operations that never reached the log; UNKNOWN if this node lost
-        the leadership before it saw the outcome.
+        the leadership before it saw the outcome. What is returned can be withdrawn.
         """
         proposal = Proposal(ops, size, done)
-        if not self._leading:
+        if self._leading:
+            self._proposals.add(proposal)
+            self._wake()
+        else:
             proposal.refuse(self._not_leader())
-            return
-        self._proposals.add(proposal)
-        self._wake()
+        return proposal
 
     def _not_leader(self) -> Result:
         leader = self.core.leader()

@@ -16,13 +16,29 @@ Done = Callable[[list[Result]], None]
 """Takes the results of one proposal, in the order of its operations. Called exactly once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Proposal:
-    """Operations that were proposed together and share an entry. ``size``: their payload in bytes."""
+    """Operations that were proposed together and share an entry. ``size``: their payload in bytes.
+
+    ``waiting``: they have not reached the log, and have no results yet.
+    """
 
     ops: list[Op]
     size: int
     done: Done
+    waiting: bool = True
+
+    def withdraw(self) -> bool:
+        """Nobody wants them done any more. Returns whether they have not reached the log, and so never will.
+
+        Then ``done`` is not called.
+        """
+        if not self.waiting:
+            return False
+        self.waiting = False
+        # What stays in the queue is empty.
+        self.ops, self.size, self.done = [], 0, _nobody
+        return True
 
     def answer(self, results: list[Result]) -> None:
         try:
@@ -32,7 +48,12 @@ class Proposal:
             log.exception("the receiver of results failed")
 
     def refuse(self, refusal: Result) -> None:
+        self.waiting = False
         self.answer([refusal] * len(self.ops))
+
+
+def _nobody(_: list[Result]) -> None:
+    """Takes the results of what was withdrawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +85,8 @@ class Proposals:
 
     @property
     def waiting(self) -> bool:
+        while self._waiting and not self._waiting[0].waiting:
+            self._waiting.popleft()
         return bool(self._waiting)
 
     @property
@@ -74,12 +97,17 @@ class Proposals:
         self._waiting.append(proposal)
 
     def take(self) -> tuple[list[Op], list[Proposal]]:
-        """What goes into the next entry: at least one proposal, further ones up to MAX_ENTRY_BYTES."""
+        """What goes into the next entry: at least one proposal, further ones up to MAX_ENTRY_BYTES.
+
+        To be called only while there is one.
+        """
         taken = [self._waiting.popleft()]
         size = taken[0].size
         while self._waiting and size + self._waiting[0].size <= limits.MAX_ENTRY_BYTES:
             taken.append(self._waiting.popleft())
             size += taken[-1].size
+        for proposal in taken:
+            proposal.waiting = False
         return [op for proposal in taken for op in proposal.ops], taken
 
     def opened(self, entry: OpenEntry) -> None:

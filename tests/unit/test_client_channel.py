@@ -55,6 +55,9 @@ class Client:
     def on_busy(self) -> None:
         pass
 
+    def on_slow(self, call: Call, seconds: float) -> None:
+        pass
+
     def on_state(self, address: str, ok: bool) -> None:
         pass
 
@@ -78,7 +81,7 @@ def sizes(calls: int, share: int, *, writes: bool = False, rounds: int = 1) -> l
                 call = Call(kv_pb2.KIND_PUT if writes else kv_pb2.KIND_GET, b"%d" % at)
                 if writes:
                     call.value, call.session, call.seq = b"v", session, session.begin()
-                futures.append(channel.send(call, 1.0, clock.now() + 5.0))
+                futures.append(channel.send(call, 1.0, clock.now(), 5.0))
             await asyncio.gather(*futures)
         await channel.close()
         return node.sizes

@@ -173,8 +173,9 @@ def test_delays_grow_and_are_bounded() -> None:
         progress.judge(result(Code.UNAVAILABLE))
         delays.append(progress.delay(rng))
     assert delays[0] <= 0.01
-    assert max(delays) <= 0.25
-    assert min(delays[10:]) >= 0.125
+    assert max(delays[:12]) <= 0.25
+    assert min(delays[6:]) >= 0.125
+    assert 0.5 <= min(delays[12:]) <= max(delays) <= 1.0
     busy = Progress(write=False)
     busy.judge(result(Code.OVERLOADED))
     assert busy.delay(rng) >= 0.025
@@ -188,6 +189,12 @@ def test_attempts_fit_into_the_budget_and_grow_when_unanswered() -> None:
     assert attempt_timeout(60.0, 60.0, 2) == 4.0
     assert attempt_timeout(60.0, 60.0, 9) == 8.0
     assert attempt_timeout(60.0, 0.5, 9) == 0.5
+
+
+def test_an_attempt_gets_what_its_group_has_lately_needed() -> None:
+    assert attempt_timeout(5.0, 5.0, 0, patience=2.4) == 2.4
+    assert attempt_timeout(5.0, 5.0, 2, patience=2.4) == 4.0
+    assert attempt_timeout(1.5, 1.5, 0, patience=2.4) == 1.5
 
 
 def test_a_node_answers_before_the_client_gives_up_and_never_after_the_deadline() -> None:

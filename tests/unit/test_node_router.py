@@ -50,6 +50,7 @@ class _Life:
             clock=self.clock,
             rng=random.Random(seed),
             quorum_reads=False,
+            leaderless=3.0,
         )
         nodes = tuple(Node(one, f"n{one}:7401", f"n{one}:7501", f"life {one}") for one in (1, 2))
         self.router.map = ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1,))), (1,) * 256)

@@ -89,6 +89,27 @@ def test_a_raising_receiver_keeps_no_other_answer(caplog: pytest.LogCaptureFixtu
     assert "receiver of results failed" in caplog.text
 
 
+def test_what_is_withdrawn_before_it_reaches_the_log_never_does() -> None:
+    """Whoever asked has gone: it takes no room, changes nothing and has no results."""
+    lab = Lab(by_hand=True)
+    leader = lab.elect(1)
+    lab.pump()
+    answers: list[Result] = []
+    first = leader.raft.propose([Op(Kind.PUT, 0, b"k", b"a")], 1, answers.extend)
+    alone = leader.raft.propose([Op(Kind.PUT, 0, b"k", b"b")], 1, answers.extend)
+    assert alone.withdraw()
+    assert not alone.withdraw()
+    lab.run(0.0)
+    assert not first.withdraw(), "it is in the log"
+    second = leader.raft.propose([Op(Kind.PUT, 0, b"k", b"c")], 1, answers.extend)
+    assert second.withdraw()
+    after = leader.put(b"d")
+    lab.pump()
+    assert after.ok
+    assert leader.commands() == [b"a", b"d"]
+    assert len(answers) == 1
+
+
 @MUTANT
 def test_h10_entry_that_cannot_be_applied_stops_the_node(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """The applied index advances first, so that an entry whose application fails is never applied again."""

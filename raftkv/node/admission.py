@@ -1,0 +1,90 @@
+"""How much a node takes at all: what it has taken and not answered, as a whole, for each group and each caller.
+
+Nobody has a fixed share. A group, and a caller, may hold as much as is still free, so that one alone gets half of the
+room, two that go on get a third each, and so on: however many groups cannot go on and however many clients flood the
+node, some is left for the others (dynamic thresholds, as switches share their buffers: Choudhury and Hahne, 1998).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from raftkv import limits
+from raftkv.errors import Code
+from raftkv.rpc.frontend import NODE, Caller
+from raftkv.store.operations import Result
+
+_OPS_RESERVED: Final = limits.MAX_PENDING_OPS // limits.PENDING_RESERVE
+_BYTES_RESERVED: Final = limits.MAX_PENDING_BYTES // limits.PENDING_RESERVE
+
+_NODE_FULL: Final = Result(Code.OVERLOADED, detail="the node has too many operations outstanding")
+_CALLER_FULL: Final = Result(Code.OVERLOADED, detail="too many operations of this caller are outstanding at the node")
+
+
+class _Held:
+    """Operations and bytes of one group or caller."""
+
+    __slots__ = ("bytes", "ops")
+
+    def __init__(self) -> None:
+        self.ops = 0
+        self.bytes = 0
+
+
+class Admission:
+    """What is outstanding. ``ops``, ``bytes``: as a whole."""
+
+    def __init__(self) -> None:
+        self.ops = 0
+        self.bytes = 0
+        self._groups: dict[int, _Held] = {}
+        self._callers: dict[Caller, _Held] = {}
+
+    def refusal(self, group: int, caller: Caller, ops: int, size: int, *, reserve: bool = False) -> Result | None:
+        """Why so many more operations for ``group``, of ``size`` bytes, are not taken; None if they are.
+
+        ``reserve``: they may use what is kept free of clients' operations. The node's own are bounded by that only.
+        """
+        free_ops, free_bytes = limits.MAX_PENDING_OPS - self.ops, limits.MAX_PENDING_BYTES - self.bytes
+        if not reserve and caller is not NODE:
+            free_ops, free_bytes = free_ops - _OPS_RESERVED, free_bytes - _BYTES_RESERVED
+        if ops > free_ops or size > free_bytes:
+            return _NODE_FULL
+        if caller is NODE:
+            return None
+        held = self._callers.get(caller)
+        if held is not None and (held.ops + ops > free_ops or held.bytes + size > free_bytes):
+            return _CALLER_FULL
+        held = self._groups.get(group)
+        if held is not None and (held.ops + ops > free_ops or held.bytes + size > free_bytes):
+            return Result(Code.OVERLOADED, detail=f"group {group} has too many operations outstanding at the node")
+        return None
+
+    def add(self, group: int, caller: Caller, ops: int, size: int) -> None:
+        """They are outstanding from now on."""
+        self.ops += ops
+        self.bytes += size
+        held = self._groups.get(group)
+        if held is None:
+            held = self._groups[group] = _Held()
+        held.ops += ops
+        held.bytes += size
+        held = self._callers.get(caller)
+        if held is None:
+            held = self._callers[caller] = _Held()
+        held.ops += ops
+        held.bytes += size
+
+    def remove(self, group: int, caller: Caller, ops: int, size: int) -> None:
+        """They are answered."""
+        self.ops -= ops
+        self.bytes -= size
+        held = self._groups[group]
+        held.ops -= ops
+        held.bytes -= size
+        held = self._callers[caller]
+        held.ops -= ops
+        held.bytes -= size
+        if not held.ops:
+            # Callers come and go, groups stay.
+            del self._callers[caller]

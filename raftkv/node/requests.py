@@ -1,0 +1,104 @@
+"""Operations that this node has taken and not answered yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from raftkv.raft.proposals import Proposal
+from raftkv.rpc.frontend import Caller
+from raftkv.store.operations import Op, Result
+
+if TYPE_CHECKING:
+    from raftkv.raft import RaftGroup
+
+Reply = Callable[[int, Result], None]
+
+OVERHEAD: Final = 64
+"""Bytes that an operation counts for besides its payload."""
+
+
+class GroupPort(Protocol):
+    """What is asked of a group as a whole, where this node has a replica of it."""
+
+    def get(self, group: int) -> RaftGroup | None: ...
+
+    def execute(self, group: RaftGroup, op: Op, size: int, done: Callable[[Result], None]) -> None: ...
+
+
+def size_of(op: Op) -> int:
+    """Bytes that ``op`` counts for."""
+    return OVERHEAD + len(op.key) + len(op.value or b"") + len(op.expected or b"")
+
+
+class Request:
+    """One operation that could not be answered at once."""
+
+    __slots__ = (
+        "answered",
+        "attempt",
+        "caller",
+        "deadline",
+        "flying",
+        "group",
+        "index",
+        "local",
+        "op",
+        "proposal",
+        "reply",
+        "seq",
+        "size",
+        "unsure",
+    )
+
+    def __init__(
+        self, op: Op, index: int, reply: Reply, deadline: float, local: bool, caller: Caller, group: int
+    ) -> None:
+        """``local``: for another node, never to be forwarded. ``group``: for which it was taken. ``proposal``: what may
+        still be withdrawn. ``flying``: an attempt is under way that may take effect. ``unsure``: an earlier one may
+        have. ``seq``: our own number for a write whose client did not name it."""
+        self.op = op
+        self.index = index
+        self.reply = reply
+        self.deadline = deadline
+        self.local = local
+        self.caller = caller
+        self.group = group
+        self.size = size_of(op)
+        self.proposal: Proposal | None = None
+        self.answered = False
+        self.attempt = 0
+        self.flying = False
+        self.unsure = False
+        self.seq = 0
+
+    def withdraw(self) -> bool:
+        """Whether the attempt under way, if there is one, surely takes no effect."""
+        if self.flying and self.proposal is not None and self.proposal.withdraw():
+            self.flying = False
+        return not self.flying
+
+
+class Writes:
+    """The writes of one message for one group that this node leads: one proposal, one outcome."""
+
+    __slots__ = ("caller", "deadline", "group", "indexes", "local", "ops", "proposal", "reply", "size")
+
+    def __init__(self, group: int, reply: Reply, deadline: float, local: bool, caller: Caller) -> None:
+        self.group = group
+        self.reply = reply
+        self.deadline = deadline
+        self.local = local
+        self.caller = caller
+        self.ops: list[Op] = []
+        self.indexes: list[int] = []
+        self.size = 0
+        self.proposal: Proposal | None = None
+
+    def withdraw(self) -> bool:
+        """Whether they have not reached the log, and never will."""
+        return self.proposal is not None and self.proposal.withdraw()
+
+    def answer(self, result: Result) -> None:
+        for index in self.indexes:
+            self.reply(index, result)
