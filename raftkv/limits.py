@@ -27,6 +27,26 @@ MAX_STREAM_OPS: Final = 8192
 MAX_STREAM_BYTES: Final = 16 * 1024 * 1024
 """Payload of one Pipeline stream, arrived or to be sent; beyond it the node reads no further message of it."""
 
+MAX_ANSWER_BYTES: Final = 1024 * 1024
+"""Values of one message of answers, unless one alone is larger: what is being sent exists three times."""
+
+MAX_HELD_BYTES: Final = 64 * 1024 * 1024
+"""What a node keeps for its clients: requests under way, and answers that they have not taken. Each connection may hold
+as much of it as is free, alone half of it; beyond it the rest of a message waits, and unary calls wait or are refused."""
+
+MAX_STREAMS: Final = 1024
+"""Pipelines of a node, shared in the same way: an idle one takes some tens of kilobytes."""
+
+MAX_CALLS: Final = 1024
+"""Unary calls of a node at a time, shared in the same way; as many again for Admin and health."""
+
+MAX_CONCURRENT_STREAMS: Final = 128
+"""RPCs of one connection at a time: what it sends before anybody looks at it is bounded by this; more wait in the
+client."""
+
+STALLED_READER: Final = 10.0
+"""Seconds without reading an answer after which a connection is closed, if others wait for what its answers hold."""
+
 SCAN_PAGE_BYTES: Final = 256 * 1024
 """A page of a scan unless the caller asks for another size: about a millisecond of work."""
 
@@ -98,5 +118,6 @@ MAX_FREED_PER_ENTRY: Final = 1000
 assert MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_BATCH_BYTES <= MAX_ENTRY_BYTES
 assert MAX_INFLIGHT_APPEND_BYTES + MAX_BATCH_BYTES < MAX_FRAME_BYTES
 assert MAX_BATCH_BYTES + 56 * MAX_BATCH_OPS < MAX_MESSAGE_BYTES
+assert 6 * (MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES) < MAX_HELD_BYTES
 assert MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_MESSAGE_BYTES
 assert SESSION_IDLE > MAX_TIMEOUT

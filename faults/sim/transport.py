@@ -23,10 +23,13 @@ from google.protobuf.message import Message
 from grpc import aio
 
 from raftkv.clock import Clock
+from raftkv.limits import MAX_CALLS, MAX_HELD_BYTES
 from raftkv.peer.network import Listener, Network
 from raftkv.rpc.admin import AdminService
 from raftkv.rpc.frontend import AdminFrontend
+from raftkv.rpc.guard import Guard
 from raftkv.rpc.service import KVService
+from raftkv.rpc.shares import Shares
 from raftkv.v1 import admin_pb2_grpc, kv_pb2_grpc
 
 _HEAD: Final = struct.Struct(">IB")
@@ -105,11 +108,13 @@ class SimServer:
         self.methods: dict[str, Any] = {}
         self._listen = listen
         self._network = network
-        self._kv = KVService(frontend, clock)
+        held = Shares(MAX_HELD_BYTES, clock)
+        self._kv = KVService(frontend, clock, held)
         self._listener: Listener | None = None
         self._calls: dict[_ServerCall, None] = {}
-        kv_pb2_grpc.add_KVServicer_to_server(self._kv, cast(Any, self))
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(frontend), cast(Any, self))
+        guard: Any = Guard(self, Shares(MAX_CALLS, clock), held, clock)
+        kv_pb2_grpc.add_KVServicer_to_server(self._kv, guard)
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(frontend), guard)
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """For the generated code."""
@@ -154,6 +159,7 @@ class _ServerCall(_Wire):
         self._inbox: asyncio.Queue[bytes] = asyncio.Queue()
         self._deadline: float | None = None
         self._status: tuple[int, str, Metadata] = (0, "", ())
+        self._done: list[Callable[[_ServerCall], None]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -198,10 +204,13 @@ class _ServerCall(_Wire):
             self.send(_Kind.STATUS, msgpack.packb(self._status))
             if self.transport is not None:
                 self.transport.close()
+            for callback in self._done:
+                callback(self)
 
-    async def _requests(self, deserialize: Callable[[bytes], Message]) -> AsyncIterator[Message]:
+    async def _requests(self, deserialize: Callable[[bytes], Message] | None) -> AsyncIterator[Message | bytes]:
         while True:
-            yield deserialize(await self._inbox.get())
+            data = await self._inbox.get()
+            yield data if deserialize is None else deserialize(data)
 
     async def _answer(self, response: Message) -> None:
         self.send(_Kind.MESSAGE, _serialize(response))
@@ -218,6 +227,9 @@ class _ServerCall(_Wire):
 
     def time_remaining(self) -> float | None:
         return None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
+
+    def add_done_callback(self, callback: Callable[[_ServerCall], None]) -> None:
+        self._done.append(callback)
 
     def peer(self) -> str:
         return "" if self.transport is None else str(self.transport.get_extra_info("peername"))

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.errors import Code, RaftKVError
-from raftkv.limits import DEFAULT_TIMEOUT, MAX_TIMEOUT
 from raftkv.rpc.errors import failure_of
 from raftkv.rpc.frontend import answer_to
-from raftkv.rpc.service import abort
+from raftkv.rpc.guard import abort, budget_of
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import Job, MetaState
 from raftkv.store.operations import Kind, Op, Result
@@ -169,9 +168,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return now, MetaState.from_wire(wire)
 
     async def _ask(self, context: Context, op: Op) -> Result:
-        remaining: float | None = context.time_remaining()
-        timeout = DEFAULT_TIMEOUT if remaining is None else min(max(remaining, 0.001), MAX_TIMEOUT)
-        result = await answer_to(self._frontend.submit, op, timeout)
+        result = await answer_to(self._frontend.submit, op, budget_of(context))
         if result.code != Code.OK:
             await abort(context, result)
         return result

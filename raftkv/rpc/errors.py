@@ -1,6 +1,7 @@
 """Results to gRPC statuses and back, and results to exceptions: the one place where the two vocabularies meet.
 
-A failed unary RPC carries ErrorDetail in ``grpc-status-details-bin``, where gRPC's libraries of all languages look.
+A failed unary RPC carries ErrorDetail in ``grpc-status-details-bin``, where gRPC's libraries of all languages look, and
+gRPC's own RetryInfo if the node says when to come back.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 import grpc
-from google.protobuf import any_pb2
-from google.rpc import status_pb2  # type: ignore[import-untyped]
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from raftkv.errors import OUTCOMES, Code, ConditionFailed, RaftKVError
 from raftkv.store.operations import Result
@@ -18,6 +19,7 @@ from raftkv.v1 import error_pb2
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from google.protobuf.message import Message
     from grpc import aio
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -25,6 +27,9 @@ CLUSTER_KEY: Final = "raftkv-cluster-id"
 """Initial metadata of a Pipeline: the cluster that the node belongs to."""
 NODE_KEY: Final = "raftkv-node-id"
 """Initial metadata of a Pipeline: the node that answers."""
+
+RETRY_MS: Final = 100
+"""Milliseconds after which a client whose share is used up is told to come back: some answers have left by then."""
 
 _STATUSES: Final = {code: grpc.StatusCode[outcome.grpc_status] for code, outcome in OUTCOMES.items()}
 _TRANSIENT: Final = (
@@ -41,6 +46,11 @@ def known_code(code: int) -> Code:
         return Code(code)
     except ValueError:
         return Code.INTERNAL
+
+
+def overloaded(detail: str, retry_ms: int = RETRY_MS) -> Result:
+    """The refusal of an operation that surely was not executed; worth asking again in ``retry_ms`` milliseconds."""
+    return Result(int(Code.OVERLOADED), ttl=retry_ms, detail=detail)
 
 
 def failure_of(error: RaftKVError) -> Result:
@@ -70,25 +80,28 @@ def status_of(result: Result) -> tuple[grpc.StatusCode, str, tuple[tuple[str, by
         version=result.version,
         leader_hint=result.hint,
     )
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    carried = status_pb2.Status(code=status.value[0], message=text, details=[packed])
+    details = [_packed(detail)]
+    if code is Code.OVERLOADED and result.ttl >= 0:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(result.ttl)
+        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    carried = status_pb2.Status(code=status.value[0], message=text, details=details)
     return status, text, ((DETAILS_KEY, carried.SerializeToString()),)
 
 
 def result_of(error: aio.AioRpcError) -> Result:
     """The result that a failed RPC stands for.
 
-    Without our detail the failure comes from the transport: nothing is promised unless the status is one that only a
-    refusal can have.
+    ``ttl`` of an OVERLOADED one: milliseconds after which to come back. Without our detail the failure comes from the
+    transport: nothing is promised unless the status is one that only a refusal can have.
     """
     text = error.details() or error.code().name
     trailing = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
     for key, value in trailing:
         if key == DETAILS_KEY and isinstance(value, bytes):
-            found = _detail(value)
+            found = _detail(value, text)
             if found is not None:
-                return Result(int(known_code(found.code)), found.version, None, -1, found.leader_hint, text)
+                return found
     if error.code() in _TRANSIENT:
         return Result(int(Code.UNKNOWN), detail=text)
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
@@ -96,12 +109,24 @@ def result_of(error: aio.AioRpcError) -> Result:
     return Result(int(Code.INTERNAL), detail=text)
 
 
-def _detail(data: bytes) -> error_pb2.ErrorDetail | None:
-    found = error_pb2.ErrorDetail()
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _detail(data: bytes, text: str) -> Result | None:
+    """The result in a status's details, if they are ours."""
+    found, retry = error_pb2.ErrorDetail(), error_details_pb2.RetryInfo()
+    known, retry_ms = False, -1
     try:
         for packed in status_pb2.Status.FromString(data).details:
             if packed.Unpack(found):
-                return found
+                known = True
+            elif packed.Unpack(retry):
+                retry_ms = max(0, retry.retry_delay.ToMilliseconds())
     except ValueError:  # DecodeError is one
         return None
-    return None
+    return (
+        Result(int(known_code(found.code)), found.version, None, retry_ms, found.leader_hint, text) if known else None
+    )

@@ -1,60 +1,100 @@
 """One Pipeline stream on the node: the hot path.
 
-A task reads messages and hands each one to the front end as a whole. Replies gather in a list; the stream's generator
-takes the list once per turn of the loop, or once per write if the client reads slowly, and sends it as one message.
+A task reads messages. Each one is executed as a whole if nobody waits and its answers have room, else in parts, as its
+turns come (:mod:`raftkv.rpc.turns`) and as there is room (:mod:`raftkv.rpc.shares`). Replies gather in a list; the
+stream's generator takes the list once per turn of the loop, or once per write if the client reads slowly, and sends it.
 No operation has a task, a future or a timer here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
-from raftkv.errors import InvalidArgument, TooLarge
-from raftkv.limits import DEFAULT_TIMEOUT, MAX_BATCH_BYTES, MAX_BATCH_OPS, MAX_STREAM_BYTES, MAX_STREAM_OPS, MAX_TIMEOUT
+from google.protobuf.message import DecodeError
+
+from raftkv.errors import Code, InvalidArgument, TooLarge
+from raftkv.limits import (
+    DEFAULT_TIMEOUT,
+    MAX_ANSWER_BYTES,
+    MAX_BATCH_OPS,
+    MAX_STREAM_BYTES,
+    MAX_STREAM_OPS,
+    MAX_TIMEOUT,
+)
 from raftkv.rpc import convert
-from raftkv.rpc.errors import failure_of
-from raftkv.rpc.frontend import slots_of
+from raftkv.rpc.errors import failure_of, overloaded
+from raftkv.rpc.frontend import Caller, slots_of
 from raftkv.rpc.pace import Pace
-from raftkv.rpc.tally import Tally
-from raftkv.store.operations import Op, Result
+from raftkv.rpc.turns import BYTES_PER_UNIT
+from raftkv.store.operations import Kind, Op, Result
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
     from raftkv.clock import Clock
     from raftkv.rpc.frontend import Frontend
+    from raftkv.rpc.shares import Shares
+    from raftkv.rpc.tally import Tally
+    from raftkv.rpc.turns import Turns
 
-_SPACING = 0.5
+_SPACING: Final = 0.5
 """Of the time that answers take, between two messages with less than half of them."""
-_OVERHEAD = 48  # an operation without payload still takes room
+_OVERHEAD: Final = 48  # an operation without payload still takes room
+_READ: Final = 1024
+"""Bytes reserved for the answer to a read, at least; large ones are counted when they come."""
+_UNNOTICED: Final = 16 * 1024
+"""Bytes by which a stream may differ from what is counted for it."""
+_GET: Final = int(Kind.GET)
+_OVERLOADED: Final = int(Code.OVERLOADED)
+_TOO_LATE: Final = overloaded("the node was too busy to begin with the operation before its deadline")
 
 
 class PipelineStream:
-    """State of one stream. ``run`` reads until the client ends, ``responses`` yields what is to be sent."""
+    """State of one stream. ``run`` reads until the client ends, ``responses`` yields what is to be sent.
 
-    def __init__(self, frontend: Frontend, clock: Clock, tally: Tally) -> None:
+    ``peer`` names the connection, to which ``held`` gives bytes and ``turns`` the loop's time.
+    """
+
+    def __init__(self, frontend: Frontend, clock: Clock, tally: Tally, peer: str, turns: Turns, held: Shares) -> None:
         self._frontend = frontend
         self._clock = clock
         self._tally = tally
+        self._turns = turns
+        self._held = held
         self._pace = Pace(clock, _SPACING, self._notify)
         self._loop = asyncio.get_running_loop()
+        self._message: _Message | None = None
+        self._again: list[tuple[int, Op, float]] = []
+        """Reads whose answers were too large for the room that there was: (id, operation, deadline)."""
+        self._queued = False
         self._ready: list[tuple[int, Result]] = []
         self._ready_bytes = 0
+        self._most = MAX_STREAM_BYTES
+        """Bytes of answers that may be ready; beyond it reads are asked again later."""
+        self._sending = 0
+        self._mean = 0
         self._unanswered = 0
         self._unanswered_bytes = 0
+        self._counted = 0
         self._wake: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._reading = True
+        self._caller = Caller()
+        self.peer = peer
+        self.blocked_since: float | None = None
+        """When the answer that waits for its client to read was ready."""
         self.failure: Exception | None = None
         """Why reading ended, if not by the client's own end of stream."""
 
-    async def run(self, requests: AsyncIterator[kv_pb2.PipelineRequest]) -> None:
-        """Read ``requests`` to their end. Never raises; a failure is kept for the generator."""
+    async def run(self, requests: AsyncIterator[bytes]) -> None:
+        """Read ``requests``, serialized messages, to their end. Never raises; a failure is kept for the generator."""
         try:
             async for request in requests:
-                self._take(request)
-                while self._full():
+                self._message = _Message(request, self._clock.now())
+                self._queued = True
+                self._turns.enter(self)
+                while self._message is not None or self._full():
                     self._room = self._loop.create_future()
                     await self._room
         except Exception as error:  # noqa: BLE001 - the generator ends the stream with it
@@ -68,6 +108,14 @@ class PipelineStream:
         self._pace.close()
         self._notify()
 
+    def close(self) -> None:
+        """The stream is over: nobody reads its answers."""
+        self._caller.gone = True
+        self._message = None
+        self._again.clear()
+        self._held.take(self.peer, -self._counted)
+        self._counted = 0
+
     async def responses(self) -> AsyncIterator[kv_pb2.PipelineResponse]:
         """Messages to send, until everything that was read has been answered."""
         while True:
@@ -75,18 +123,28 @@ class PipelineStream:
                 if self._reading and self._pace.waits(len(self._ready), (self._unanswered + 1) // 2):
                     await self._sleep()
                     continue
-                batch, self._ready, self._ready_bytes = self._ready, [], 0
+                batch, self._ready = self._ready, []
+                size, self._ready_bytes = self._ready_bytes, 0
+                self._mean = max(size // len(batch), self._mean // 2)
                 start = 0
                 while start < len(batch):
-                    response, start = self._response(batch, start)
+                    response, start, part = self._response(batch, start)
+                    if part > BYTES_PER_UNIT:
+                        self._turns.spend(self.peer, part // BYTES_PER_UNIT)
+                    # What is written exists three times: as results, as a message and as what gRPC sends.
+                    self._sending = size + 2 * part
+                    self._count()
+                    self.blocked_since = self._clock.now()
                     yield response
+                    self.blocked_since = None
                 self._pace.sent()
+                self._sending = 0
                 self._unanswered -= len(batch)
-                if self._room is not None and not self._full():
-                    room, self._room = self._room, None
-                    if not room.done():
-                        room.set_result(None)
-            elif not self._reading and (self.failure is not None or not self._unanswered):
+                self._count()
+                if self._again:
+                    self._resume()
+                self._let_read()
+            elif not self._reading and (self.failure is not None or not (self._unanswered or self._message)):
                 return
             else:
                 await self._sleep()
@@ -102,6 +160,12 @@ class PipelineStream:
             or self._ready_bytes >= MAX_STREAM_BYTES
         )
 
+    def _let_read(self) -> None:
+        if self._room is not None and self._message is None and not self._full():
+            room, self._room = self._room, None
+            if not room.done():
+                room.set_result(None)
+
     def _notify(self) -> None:
         wake = self._wake
         if wake is not None:
@@ -109,51 +173,136 @@ class PipelineStream:
             if not wake.done():
                 wake.set_result(None)
 
-    def _take(self, request: kv_pb2.PipelineRequest) -> None:
-        messages = request.operations
-        if len(messages) > MAX_BATCH_OPS:
-            raise TooLarge(f"a message of {len(messages)} operations; at most {MAX_BATCH_OPS} are taken")
+    def _count(self) -> None:
+        """Have the bytes of this stream counted, unless they hardly changed."""
+        total = self._unanswered_bytes + self._ready_bytes + self._sending
+        change = total - self._counted
+        if (change > _UNNOTICED or change < -_UNNOTICED or (change and not total)) and not self._caller.gone:
+            self._counted = total
+            self._held.take(self.peer, change)
+
+    # -- parts
+
+    def _resume(self) -> None:
+        if not self._queued and not self._caller.gone:
+            self._queued = True
+            self._turns.queue(self)
+
+    def _requeue(self) -> None:
+        self._turns.queue(self)
+
+    def step(self, most: int) -> tuple[int, bool]:
+        """See :class:`raftkv.rpc.turns.Work`."""
+        self._queued = False
+        room = self._held.room(self.peer)
+        if room <= 0 or self._unanswered_bytes >= MAX_STREAM_BYTES:
+            if self._message is not None or self._again:
+                self._queued = True
+                self._held.wait(self.peer, 1, self._requeue)
+            return 1, False
+        self._most = min(MAX_STREAM_BYTES, self._ready_bytes + room)
+        count = min(most, room // max(self._mean, _OVERHEAD) + 1)
+        units = 0
+        if self._again:
+            units = self._step_again(count)
+        elif self._message is not None:
+            try:
+                units = self._step_message(self._message, count, most)
+            except InvalidArgument as error:
+                self.failure = error
+                self._message = None
+                self.stop_reading()
+        self._count()
+        self._let_read()
+        if self._queued or not (self._message or self._again) or (self._again and self._ready):
+            # It is in the queue already, or done, or goes on when what is ready has left.
+            return units, False
+        self._queued = True
+        return units, True
+
+    def _step_again(self, count: int) -> int:
+        part, self._again = self._again[:count], self._again[count:]
+        now = self._clock.now()
+        ids = [number for number, _, _ in part]
+        ops = [op for _, op, _ in part]
+        deadline = min(deadline for _, _, deadline in part)
+        self._submit(ids, ops, deadline, now, (_READ + _OVERHEAD) * len(ops))
+        return len(ops)
+
+    def _step_message(self, message: _Message, count: int, most: int) -> int:
+        units = 0
+        if message.request is None:
+            units = message.parse()
+            if len(message.operations) > MAX_BATCH_OPS:
+                text = f"a message of {len(message.operations)} operations; at most {MAX_BATCH_OPS} are taken"
+                raise TooLarge(text)
+        request = message.request
+        assert request is not None
         client_id = request.client_id
         first = request.first_incomplete
+        left = message.operations
+        if count < len(left):
+            left, message.operations = left[:count], left[count:]
+        else:
+            self._message = None
         ids: list[int] = []
         ops: list[Op] = []
         size = 0
         decode = convert.operation
         slots = slots_of(self._frontend)
-        for message in messages:
+        for operation in left:
             try:
-                op = decode(message, client_id, first, slots)
+                op = decode(operation, client_id, first, slots)
             except InvalidArgument as error:
                 failure = failure_of(error)
                 self._tally.malformed(failure.code)
                 self._unanswered += 1
-                self._ready.append((message.id, failure))
+                self._ready.append((operation.id, failure))
                 self._notify()
                 continue
-            ids.append(message.id)
+            ids.append(operation.id)
             ops.append(op)
             size += _OVERHEAD + len(op.key) + (0 if op.value is None else len(op.value))
         if ops:
             self._unanswered += len(ops)
-            share = size // len(ops)
-            self._unanswered_bytes += share * len(ops)
-            timeout = min(request.timeout_ms / 1000 or DEFAULT_TIMEOUT, MAX_TIMEOUT)
-            kinds = [op[0] for op in ops]
-            self._tally.take(kinds)
             self._pace.follow(ids[0])
-            self._frontend.submit(ops, timeout, self._replier(ids, kinds, share))
+            self._submit(ids, ops, message.deadline, self._clock.now(), size)
+        return units + len(left) + size // BYTES_PER_UNIT
 
-    def _replier(self, ids: list[int], kinds: list[int], share: int) -> Callable[[int, Result], None]:
+    def _submit(self, ids: list[int], ops: list[Op], deadline: float, now: float, size: int) -> None:
+        kinds = [op[0] for op in ops]
+        size += kinds.count(_GET) * max(self._mean, _READ)
+        share = size // len(ops)
+        self._unanswered_bytes += share * len(ops)
+        self._tally.take(kinds)
+        reply = self._replier(ids, ops, kinds, share, deadline)
+        if now < deadline:
+            self._frontend.submit(ops, deadline - now, reply, self._caller)
+        else:
+            for index in range(len(ops)):
+                reply(index, _TOO_LATE)
+
+    def _replier(
+        self, ids: list[int], ops: Sequence[Op], kinds: list[int], share: int, deadline: float
+    ) -> Callable[[int, Result], None]:
         failed = self._tally.failed
 
         def reply(index: int, result: Result) -> None:
-            if result[0]:
-                failed[kinds[index], result[0]] += 1
-            self._ready.append((ids[index], result))
             self._unanswered_bytes -= share
             value = result.value
             if value is not None:
                 self._ready_bytes += len(value)
+                if self._ready_bytes > self._most and self._ready:
+                    self._ready_bytes -= len(value)
+                    self._again.append((ids[index], ops[index], deadline))
+                    return
+            elif result[0]:
+                if result[0] == _OVERLOADED and not result.ttl and kinds[index] == _GET:
+                    self._again.append((ids[index], ops[index], deadline))
+                    self._resume()
+                    return
+                failed[kinds[index], result[0]] += 1
+            self._ready.append((ids[index], result))
             wake = self._wake
             if wake is not None and len(self._ready) >= self._pace.enough:
                 self._wake = None
@@ -162,8 +311,8 @@ class PipelineStream:
 
         return reply
 
-    def _response(self, batch: list[tuple[int, Result]], start: int) -> tuple[kv_pb2.PipelineResponse, int]:
-        """One message from ``batch[start:]`` and where the next one starts."""
+    def _response(self, batch: list[tuple[int, Result]], start: int) -> tuple[kv_pb2.PipelineResponse, int, int]:
+        """One message from ``batch[start:]``, where the next one starts, and the bytes of values in it."""
         known = self._frontend.cluster_map()
         response = kv_pb2.PipelineResponse(map_epoch=0 if known is None else known.epoch)
         add = response.results.add
@@ -175,11 +324,35 @@ class PipelineStream:
             value = result.value
             if value is not None:
                 size += len(value)
-                if size > MAX_BATCH_BYTES and index > start:
-                    return response, index
+                if size > MAX_ANSWER_BYTES and index > start:
+                    return response, index, size - len(value)
             if number == followed:
                 self._tally.latency.observe(self._pace.answered())
             message = add()
             message.id = number
             fill(message, result)
-        return response, len(batch)
+        return response, len(batch), size
+
+
+class _Message:
+    """A message that was read, and what is left of it."""
+
+    __slots__ = ("_arrived", "_data", "deadline", "operations", "request")
+
+    def __init__(self, data: bytes, arrived: float) -> None:
+        self._data = data
+        self._arrived = arrived
+        self.request: kv_pb2.PipelineRequest | None = None
+        self.operations: Sequence[kv_pb2.Operation] = ()
+        self.deadline = 0.0
+
+    def parse(self) -> int:
+        """Read the message. Returns the units that it took. Raises InvalidArgument if it is none."""
+        data, self._data = self._data, b""
+        try:
+            request = self.request = kv_pb2.PipelineRequest.FromString(data)
+        except DecodeError as error:
+            raise InvalidArgument(f"malformed message: {error}") from None
+        self.operations = request.operations
+        self.deadline = self._arrived + min(request.timeout_ms / 1000 or DEFAULT_TIMEOUT, MAX_TIMEOUT)
+        return len(data) // (4 * BYTES_PER_UNIT)

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 
 from raftkv.errors import ListenError
-from raftkv.limits import MAX_MESSAGE_BYTES
+from raftkv.limits import (
+    MAX_CALLS,
+    MAX_CONCURRENT_STREAMS,
+    MAX_HELD_BYTES,
+    MAX_MESSAGE_BYTES,
+    STALLED_READER,
+)
+from raftkv.log_limit import limited
 from raftkv.rpc.admin import AdminService
+from raftkv.rpc.frontend import Problem
+from raftkv.rpc.guard import Guard
 from raftkv.rpc.health import HealthService
 from raftkv.rpc.service import KVService
+from raftkv.rpc.shares import Shares
+from raftkv.rpc.sockets import shut_down
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
-    from raftkv.clock import Clock
+    from raftkv.clock import Clock, Timer
     from raftkv.rpc.frontend import AdminFrontend
 
 _OPTIONS: Final = (
@@ -25,7 +38,7 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -38,12 +51,25 @@ _NAMES: Final = (
 )
 
 
+_LOOK: Final = 1.0
+"""Seconds between looks for readers that have stopped."""
+_REMEMBERED: Final = 10.0
+"""Seconds for which a refusal counts as a problem."""
+log = logging.getLogger(__name__)
+
+
 class RpcServer:
     """Serves ``frontend`` at ``listen`` (host:port; port 0 = any free one)."""
 
     def __init__(self, frontend: AdminFrontend, listen: str, clock: Clock) -> None:
         self._listen = listen
-        self._kv = KVService(frontend, clock)
+        self._clock = clock
+        self._held = Shares(MAX_HELD_BYTES, clock)
+        self._kv = KVService(frontend, clock, self._held)
+        self._guards: list[Guard] = []
+        self._timer: Timer | None = None
+        self._refused = 0
+        self._refused_at = float("-inf")
         self._admin = AdminService(frontend)
         self._health = HealthService(frontend, clock, _NAMES)
         self._server: aio.Server | None = None
@@ -55,11 +81,17 @@ class RpcServer:
     async def start(self) -> None:
         """Listen and serve. Raises ListenError if the address cannot be listened on."""
         server = aio.server(options=_OPTIONS)
-        kv_pb2_grpc.add_KVServicer_to_server(self._kv, server)
-        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        data = Guard(server, Shares(MAX_CALLS, self._clock), self._held, self._clock)
+        # Shares of their own: whatever clients do with data, operators and probes are answered.
+        others = Guard(server, Shares(MAX_CALLS, self._clock), Shares(MAX_HELD_BYTES // 4, self._clock), self._clock)
+        self._guards = [data, others]
+        kv_pb2_grpc.add_KVServicer_to_server(self._kv, data)  # type: ignore[arg-type]
+        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, others)  # type: ignore[arg-type]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, others)
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection((*_NAMES, health, reflection.SERVICE_NAME), server)
+        names = (*_NAMES, health, reflection.SERVICE_NAME)
+        servicer = _async.ReflectionServicer(names)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, others)
         try:
             port = server.add_insecure_port(self._listen)
         except RuntimeError as error:
@@ -75,11 +107,41 @@ class RpcServer:
         self.port = port
         self._server = server
         await server.start()
+        self._timer = self._clock.call_later(_LOOK, self._look)
 
     async def stop(self, grace: float = 3.0) -> None:
         """Take nothing new, answer what was read, end within ``grace`` seconds. Another call may shorten that."""
         if self._server is None:
             return
+        if self._timer is not None:
+            self._timer.cancel()
         self._health.stop()
         self._kv.drain()
         await self._server.stop(grace)
+
+    def problems(self) -> Iterator[Problem]:
+        """What the node's clients suffer from, as of this look: it compares with the one before."""
+        now = self._clock.now()
+        refused = self.tally.refused()
+        if refused > self._refused:
+            self._refused_at = now
+        self._refused = refused
+        if now < self._refused_at + _REMEMBERED:
+            yield Problem(
+                "overloaded", f"operations of clients are refused with OVERLOADED, {refused:,} since its start"
+            )
+
+    def _look(self) -> None:
+        """Where others wait for room, end connections whose answers nobody has read for long."""
+        self._timer = self._clock.call_later(_LOOK, self._look)
+        if not any(guard.answers.waiting for guard in self._guards):
+            return
+        late = self._clock.now() - STALLED_READER
+        blocked = {peer for peer, since in self._kv.blocked().items() if since <= late}
+        for guard in self._guards:
+            blocked.update(peer for peer, since in guard.sending.values() if since <= late)
+        if blocked:
+            shut_down(blocked)
+            for peer in blocked:
+                source = limited(peer.rpartition(":")[0])
+                log.warning("closed the connection from %s: it does not read its answers", peer, extra=source)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-
-import grpc
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from raftkv.errors import Code, InvalidArgument, RaftKVError
-from raftkv.limits import DEFAULT_TIMEOUT, MAX_TIMEOUT
+from raftkv.limits import MAX_STREAMS
 from raftkv.log_limit import limited
 from raftkv.rpc import convert
-from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, failure_of, status_of
-from raftkv.rpc.frontend import answer_to, slots_of
+from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, failure_of, overloaded
+from raftkv.rpc.frontend import Caller, answer_to, slots_of
+from raftkv.rpc.guard import abort, budget_of, on_end
 from raftkv.rpc.pipeline import PipelineStream
+from raftkv.rpc.shares import Shares
 from raftkv.rpc.tally import Tally
+from raftkv.rpc.turns import Turns
 from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 
@@ -35,11 +36,14 @@ Request = TypeVar("Request")
 
 
 class KVService(kv_pb2_grpc.KVServicer):
-    """Unary RPCs, one operation each, and the Pipeline."""
+    """Unary RPCs, one operation each, and the Pipeline, whose requests come as bytes. ``held``: see limits.py."""
 
-    def __init__(self, frontend: Frontend, clock: Clock) -> None:
+    def __init__(self, frontend: Frontend, clock: Clock, held: Shares) -> None:
         self._frontend = frontend
         self._clock = clock
+        self._held = held
+        self._turns = Turns()
+        self._shares = Shares(MAX_STREAMS, clock)
         self.tally = Tally()
         self._streams: dict[PipelineStream, None] = {}
         self._draining = False
@@ -70,25 +74,38 @@ class KVService(kv_pb2_grpc.KVServicer):
     ) -> AsyncIterator[kv_pb2.PipelineResponse]:
         if self._draining:
             await abort(context, Result(int(Code.UNAVAILABLE), detail="the node is stopping"))
+        peer = context.peer()
+        if self._shares.room(peer) <= 0:
+            await abort(context, overloaded("this connection, or all together, have too many streams"))
+        self._shares.take(peer, 1)
+        on_end(context, lambda: self._shares.take(peer, -1))
         status = self._frontend.status()
         # Sent before the first message is read: a client that has not seen it knows that nothing was executed.
         await context.send_initial_metadata(((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node))))
-        stream = PipelineStream(self._frontend, self._clock, self.tally)
+        stream = PipelineStream(self._frontend, self._clock, self.tally, peer, self._turns, self._held)
         self._streams[stream] = None
-        reader = asyncio.create_task(stream.run(request_iterator))
+        reader = asyncio.create_task(stream.run(cast("AsyncIterator[bytes]", request_iterator)))
         try:
             async for response in stream.responses():
                 yield response
         finally:
             self._streams.pop(stream, None)
+            stream.close()
             reader.cancel()
         if isinstance(stream.failure, RaftKVError):
             await abort(context, failure_of(stream.failure))
         elif stream.failure is not None:
-            peer = context.peer()
             source = limited(peer.rpartition(":")[0])
             log.error("a pipeline of %s failed", peer, exc_info=stream.failure, extra=source)
             await abort(context, Result(int(Code.INTERNAL), detail="the stream failed: see the node's log"))
+
+    def blocked(self) -> dict[str, float]:
+        """Peers with streams that wait until an answer is read, and since when."""
+        found: dict[str, float] = {}
+        for stream in self._streams:
+            if stream.blocked_since is not None:
+                found[stream.peer] = min(stream.blocked_since, found.get(stream.peer, stream.blocked_since))
+        return found
 
     def drain(self) -> None:
         """Read nothing more from any Pipeline; each ends when what it has read is answered."""
@@ -110,20 +127,17 @@ class KVService(kv_pb2_grpc.KVServicer):
             failure = failure_of(error)
             self.tally.malformed(failure.code)
             await abort(context, failure)
-        remaining: float | None = context.time_remaining()
-        timeout = DEFAULT_TIMEOUT if remaining is None else min(max(remaining, 0.001), MAX_TIMEOUT)
         self.tally.take((op.kind,))
         since = self._clock.now()
-        result = await answer_to(self._frontend.submit, op, timeout)
+        caller = Caller()
+        try:
+            result = await answer_to(self._frontend.submit, op, budget_of(context), caller)
+        except asyncio.CancelledError:
+            caller.gone = True
+            raise
         if result.code:
             self.tally.failed[op.kind, result.code] += 1
         self.tally.latency.observe(self._clock.now() - since)
         if result.code not in answers:
             await abort(context, result)
         return result
-
-
-async def abort(context: Context, result: Result) -> NoReturn:
-    status, text, metadata = status_of(result)
-    await context.abort(status, text, metadata)
-    raise grpc.RpcError(text)  # never reached: abort raises

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
+from raftkv.errors import Code
 from raftkv.store.operations import Kind
 
 MALFORMED: Final = max(Kind.GET, Kind.PUT, Kind.DELETE, Kind.CAS, Kind.SCAN) + 1
@@ -61,3 +62,7 @@ class Tally:
         """Count one that could not be read."""
         self.taken[MALFORMED] += 1
         self.failed[MALFORMED, code] += 1
+
+    def refused(self) -> int:
+        """How many were refused because the node, or their connection's share of it, was overloaded."""
+        return sum(count for (_, code), count in self.failed.items() if code == Code.OVERLOADED)

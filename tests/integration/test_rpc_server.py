@@ -142,7 +142,7 @@ def test_a_message_is_one_batch_and_a_bad_operation_harms_no_other() -> None:
             assert results[2].detail
             front = cluster.frontends[0]
             assert [len(batch) for batch, _ in front.batches] == [2]
-            assert front.batches[0][1] == 1.5
+            assert 0 < front.batches[0][1] <= 1.5
             assert front.ops[0] == Op(Kind.PUT, slot_of(b"a"), b"a", b"1", client=CLIENT, seq=5, first=4)
 
     asyncio.run(main())
@@ -186,7 +186,7 @@ def test_a_stream_is_read_no_further_than_its_limit_until_answers_leave() -> Non
                 await asyncio.sleep(0.01)
             front.script = lambda op: Result(0)
             await other.Get(kv_pb2.GetRequest(key=b"other"))
-            assert len(front.batches) == messages - 1 + 1  # the last message waits, the other RPC does not
+            assert len(front.ops) == MAX_STREAM_OPS + 1  # the last message waits, the other RPC does not
             front.release()
             answered = 0
             while answered < messages * MAX_BATCH_OPS:

@@ -1,0 +1,170 @@
+"""What every RPC passes before its service sees it: bad bytes, and shares of calls and of bytes for answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from raftkv.errors import Code
+from raftkv.limits import DEFAULT_TIMEOUT, MAX_TIMEOUT
+from raftkv.rpc.errors import overloaded, status_of
+from raftkv.store.operations import Result
+
+if TYPE_CHECKING:
+    from grpc import aio
+
+    from raftkv.clock import Clock
+    from raftkv.rpc.shares import Shares
+
+    Context = aio.ServicerContext[Any, Any]
+
+_SMALL: Final = 16 * 1024
+"""Bytes of an answer that are not counted."""
+_COPIES: Final = 3
+"""How often an answer exists while it is sent: as a result, as a message, and as what gRPC sends."""
+
+
+async def abort(context: Context, result: Result) -> NoReturn:
+    """End the RPC with what ``result``, a failure, says."""
+    status, text, metadata = status_of(result)
+    await context.abort(status, text, metadata)
+    raise grpc.RpcError(text)  # never reached: abort raises
+
+
+def budget_of(context: Context) -> float:
+    """Seconds that the client gives the RPC."""
+    remaining: float | None = context.time_remaining()
+    return DEFAULT_TIMEOUT if remaining is None else min(max(remaining, 0.001), MAX_TIMEOUT)
+
+
+def on_end(context: Context, call: Callable[[], None]) -> None:
+    """Call ``call`` once the RPC is over: what was answered has been sent, or its client is gone."""
+    context.add_done_callback(lambda _: call())  # type: ignore[arg-type]  # the stubs want more than a function
+
+
+class _Malformed:
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+
+    def result(self) -> Result:
+        return Result(int(Code.INVALID_ARGUMENT), detail=f"malformed message: {self.problem}")
+
+
+class Guard:
+    """Stands where services register for the server, and passes their methods on.
+
+    ``calls`` and ``answers`` are shared by the connections; answers are counted until their RPC is over. A method is
+    called again when its answer was too large for what was free, so an answer must not be large if its RPC changes
+    something.
+    The Pipeline gets its requests as bytes and keeps to its shares by itself.
+    """
+
+    def __init__(self, server: Any, calls: Shares, answers: Shares, clock: Clock) -> None:
+        self._server = server
+        self._calls = calls
+        self.answers = answers
+        self._clock = clock
+        self.sending: dict[object, tuple[str, float]] = {}
+        """Of each large answer: who has to read it, and when it was ready."""
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Nothing: the methods come by :meth:`add_registered_method_handlers` too."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """As of a server."""
+        self._server.add_registered_method_handlers(
+            service, {name: self._guarded(name, handler) for name, handler in handlers.items()}
+        )
+
+    def _guarded(self, name: str, handler: Any) -> Any:
+        if name == "Pipeline":
+            return handler._replace(request_deserializer=None)
+        read = handler.request_deserializer
+
+        def deserialize(data: bytes) -> Any:
+            try:
+                return read(data)
+            except DecodeError as error:
+                return _Malformed(str(error))
+
+        changed: dict[str, Any] = {"request_deserializer": deserialize}
+        if handler.unary_unary is not None:
+            changed["unary_unary"] = self._unary(handler.unary_unary)
+        elif handler.unary_stream is not None:
+            changed["unary_stream"] = self._streaming(handler.unary_stream)
+        elif handler.stream_stream is not None:
+            changed["stream_stream"] = self._both_streaming(handler.stream_stream)
+        return handler._replace(**changed)
+
+    async def _enter(self, context: Context) -> str:
+        peer = context.peer()
+        if self._calls.room(peer) <= 0:
+            await abort(context, overloaded("too many calls of this connection are under way"))
+        self._calls.take(peer, 1)
+        on_end(context, lambda: self._calls.take(peer, -1))
+        return peer
+
+    def _unary(self, method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:
+            if type(request) is _Malformed:
+                await abort(context, request.result())
+            peer = await self._enter(context)
+            answer = await method(request, context)
+            size: int = answer.ByteSize() * _COPIES
+            if size <= _SMALL:
+                return answer
+            if self.answers.waiting or self.answers.room(peer) < size:
+                # It is read again when there is room, so that none waits in memory that is not counted.
+                del answer
+                if not await self.answers.acquire(peer, size, budget_of(context)):
+                    await abort(context, overloaded("this connection has too many answers to read"))
+                try:
+                    answer = await method(request, context)
+                except BaseException:
+                    self.answers.take(peer, -size)
+                    raise
+            else:
+                self.answers.take(peer, size)
+            name = object()
+            self.sending[name] = (peer, self._clock.now())
+
+            def done() -> None:
+                del self.sending[name]
+                self.answers.take(peer, -size)
+
+            on_end(context, done)
+            return answer
+
+        return call
+
+    def _streaming(
+        self, method: Callable[[Any, Context], AsyncIterator[Any]]
+    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            if type(request) is _Malformed:
+                await abort(context, request.result())
+            await self._enter(context)
+            async for answer in method(request, context):
+                yield answer
+
+        return call
+
+    def _both_streaming(
+        self, method: Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]
+    ) -> Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]:
+        async def call(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            await self._enter(context)
+
+            async def checked() -> AsyncIterator[Any]:
+                async for request in requests:
+                    if type(request) is _Malformed:
+                        await abort(context, request.result())
+                    yield request
+
+            async for answer in method(checked(), context):
+                yield answer
+
+        return call
