@@ -32,7 +32,8 @@ MAX_ANSWER_BYTES: Final = 1024 * 1024
 
 MAX_HELD_BYTES: Final = 64 * 1024 * 1024
 """What a node keeps for its clients: requests under way, and answers that they have not taken. Each connection may hold
-as much of it as is free, alone half of it; beyond it the rest of a message waits, and unary calls wait or are refused."""
+as much of it as is free, alone half of it; beyond it the rest of a message waits, and unary calls wait or are refused.
+"""
 
 MAX_STREAMS: Final = 1024
 """Pipelines of a node, shared in the same way: an idle one takes some tens of kilobytes."""
