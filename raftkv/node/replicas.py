@@ -244,13 +244,13 @@ class Replicas:
         sizes = [group.snapshots.size for group in self._groups.values()]
         state = self._config.snapshot_share * sum(sizes)
         allowed = max(_WAL_BYTES_PER_SNAPSHOT * self._config.snapshot_bytes, _WAL_BYTES_PER_STATE * state)
-        fits = size + room - max(sizes, default=0)
-        if holder is not None and size > min(allowed, fits):
+        limit = min(_WAL_SHARE_HELD_UP * allowed, size + room - max(sizes, default=0))
+        if holder is not None and (size * _WAL_SHARE_HELD_UP > limit or self._wal.limited):
             group = self._groups.get(holder)
             if group is not None:
                 group.snapshots.want()
                 self._wake(holder)
-        self._hold_up(int(min(_WAL_SHARE_HELD_UP * allowed, fits)) if holder is not None else sys.maxsize)
+        self._hold_up(sys.maxsize if holder is None else int(limit))
 
     def _hold_up(self, limit: int) -> None:
         now = self._clock.now()
