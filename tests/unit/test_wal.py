@@ -6,59 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from faults.sim.disk import PowerLoss, SimDisk
+from faults.sim.disk import PowerLoss
 from faults.sim.worker import SimWorker
 from raftkv.errors import CorruptData, StorageError
 from raftkv.storage.fs import OsFileSystem, ThreadWorker
 from raftkv.storage.wal import GroupState, Wal
 from tests.waiting import PATIENCE
-
-SMALL = 1024
-
-
-class Node:
-    """A WAL on a simulated disk; ``restart`` is kill -9 and a new start."""
-
-    def __init__(self, segment_bytes: int = 1 << 16, inline: bool = True) -> None:
-        self.disk = SimDisk()
-        self.segment_bytes = segment_bytes
-        self.inline = inline
-        self.failures: list[BaseException] = []
-        self.start()
-
-    def start(self, must_exist: bool = False) -> Wal:
-        self.worker = SimWorker(self.inline)
-        self.background = SimWorker(self.inline)
-        self.announced: list[int] = []
-        self.wal = Wal.open(
-            self.disk.mount(),
-            self.worker,
-            "n/wal",
-            self.failures.append,
-            background=self.background,
-            identity=b"node",
-            segment_bytes=self.segment_bytes,
-            must_exist=must_exist,
-        )
-        self.wal.on_durable.append(self.announced.append)
-        return self.wal
-
-    def restart(self) -> dict[int, GroupState]:
-        self.disk.kill()
-        return self.start().recovered
-
-    def segments(self) -> list[str]:
-        return [path for path in self.disk.files() if path.endswith(".log")]
-
-
-def command(index: int, size: int = 100) -> bytes:
-    return f"command {index} ".encode().ljust(size, b".")
-
-
-def fill(wal: Wal, group: int, first: int, last: int, size: int = 100) -> None:
-    for index in range(first, last + 1):
-        wal.entry(group, index, 1, command(index, size))
-        wal.flush()
+from tests.wal_world import SMALL, Node, command, fill
 
 
 def drop(_: BaseException) -> None:
@@ -321,92 +275,6 @@ def test_a_flush_waits_for_a_segment_under_preparation() -> None:
     node.worker.complete()
     assert node.wal.durable == node.wal.appended
     assert len(node.segments()) == 2
-
-
-def fill_up(node: Node) -> int:
-    """Write until the log waits for room. Returns the index of the last entry, which waits."""
-    index = node.wal.promised(1).last_index
-    while node.wal.durable == node.wal.appended:
-        index += 1
-        fill(node.wal, 1, index, index)
-    assert isinstance(node.wal.waiting, OSError)
-    assert node.wal.waiting.errno == errno.ENOSPC
-    return index
-
-
-def test_a_full_disk_makes_the_log_wait_and_loses_nothing() -> None:
-    """Nothing is announced as durable meanwhile; with room it goes on, without a restart, with all that gathered."""
-    node = Node(SMALL)
-    node.disk.capacity = node.disk.used()
-    index = fill_up(node)
-    durable = node.wal.durable
-    fill(node.wal, 1, index + 1, index + 30)
-    node.wal.hard_state(1, 7, 2)
-    node.wal.flush()
-    node.wal.retry()
-    assert (node.wal.durable, len(node.segments())) == (durable, 1)
-    node.disk.capacity += 8 * SMALL
-    node.wal.retry()
-    assert node.wal.durable == node.wal.appended
-    assert node.wal.waiting is None
-    assert node.failures == []
-    state = node.restart()[1]
-    assert (state.last_index, state.term, state.vote) == (index + 30, 7, 2)
-
-
-def test_a_log_that_waits_for_room_keeps_what_it_had_announced_over_a_crash() -> None:
-    node = Node(SMALL)
-    node.disk.capacity = node.disk.used()
-    index = fill_up(node)
-    fill(node.wal, 1, index + 1, index + 30)
-    assert node.restart()[1].last_index == index - 1
-    assert node.failures == []
-
-
-@pytest.mark.parametrize("lacking", [errno.EDQUOT, errno.EMFILE, errno.ENFILE])
-def test_a_segment_that_cannot_be_made_for_now_is_made_later(monkeypatch: pytest.MonkeyPatch, lacking: int) -> None:
-    node = Node(SMALL)
-    create = node.wal._fs.create
-
-    def fail(path: str, size: int) -> object:
-        raise OSError(lacking, "planted", path)
-
-    monkeypatch.setattr(node.wal._fs, "create", fail)
-    fill(node.wal, 1, 1, 20)
-    assert node.wal.waiting is not None
-    assert node.wal.waiting.errno == lacking
-    monkeypatch.setattr(node.wal._fs, "create", create)
-    node.wal.retry()
-    assert node.wal.durable == node.wal.appended
-    assert node.failures == []
-
-
-def test_a_segment_that_cannot_be_made_at_all_ends_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Node(SMALL)
-
-    def fail(path: str, size: int) -> object:
-        raise OSError(errno.EIO, "planted", path)
-
-    monkeypatch.setattr(node.wal._fs, "create", fail)
-    fill(node.wal, 1, 1, 20)
-    assert [failure.errno for failure in node.failures if isinstance(failure, OSError)] == [errno.EIO]
-
-
-def test_a_log_at_its_limit_waits_until_it_may_grow_or_has_shrunk() -> None:
-    """Whoever sets the limit sees that something waits for it; a disk with room is no reason to go on."""
-    node = Node(SMALL)
-    node.wal.limit(3 * SMALL)
-    fill(node.wal, 1, 1, 40)
-    assert len(node.segments()) == 3
-    assert node.wal.limited
-    assert node.wal.waiting is None
-    durable = node.wal.durable
-    node.wal.snapshot(1, durable, 1)
-    node.wal.collect()
-    node.wal.limit(1 << 20)
-    assert not node.wal.limited
-    assert node.wal.durable == node.wal.appended
-    assert node.restart()[1].last_index == 40
 
 
 def test_segments_go_when_every_group_has_a_snapshot_beyond_them() -> None:
