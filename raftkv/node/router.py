@@ -7,7 +7,7 @@ answers a second execution with the first one's result.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -65,7 +65,8 @@ class Router:
         self._rng = rng
         self.quorum_reads = quorum_reads
         self.map: ShardMap | None = None
-        self.disk_full = False
+        self.no_space: Mapping[int, str] = {}
+        """Groups led here that take no new data -> why."""
         self._open: dict[Request, None] = {}
         self._writes: dict[Writes, None] = {}
         self._admission = Admission()
@@ -219,8 +220,9 @@ class Router:
         if op.client > self._latest_client:
             # Its session would one day leave a floor that refuses every client whose clock is right.
             return Result(Code.INVALID_ARGUMENT, detail="the client's clock is more than two days ahead of the node's")
-        if self.disk_full and op.kind in (Kind.PUT, Kind.CAS):
-            return Result(Code.NO_SPACE, detail="the node's disk is nearly full; reads and deletes go on")
+        if self.no_space and op.kind in (Kind.PUT, Kind.CAS):
+            why = self.no_space.get(shard_map.owners[op.slot])
+            return None if why is None else Result(Code.NO_SPACE, detail=why)
         return None
 
     def _look_at_wall(self) -> None:

@@ -14,6 +14,7 @@ from raftkv.errors import ListenError
 from raftkv.limits import (
     MAX_CALLS,
     MAX_CONCURRENT_STREAMS,
+    MAX_CONNECTIONS,
     MAX_HELD_BYTES,
     MAX_MESSAGE_BYTES,
     STALLED_READER,
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
     from raftkv.clock import Clock, Timer
     from raftkv.rpc.frontend import AdminFrontend
 
+_HANDSHAKE: Final = 5.0
+"""Seconds in which a connection must have begun to speak HTTP/2."""
+
+_IDLE: Final = 60.0
+"""Seconds without a call after which a connection is closed; clients that still want something connect again."""
+
 _OPTIONS: Final = (
     # Two nodes on one port would each get half of the connections.
     ("grpc.so_reuseport", 0),
@@ -44,6 +51,8 @@ _OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.server_handshake_timeout_ms", int(_HANDSHAKE * 1000)),
+    ("grpc.max_connection_idle_ms", int(_IDLE * 1000)),
 )
 _NAMES: Final = (
     kv_pb2.DESCRIPTOR.services_by_name["KV"].full_name,
@@ -59,9 +68,12 @@ log = logging.getLogger(__name__)
 
 
 class RpcServer:
-    """Serves ``frontend`` at ``listen`` (host:port; port 0 = any free one)."""
+    """Serves ``frontend`` at ``listen`` (host:port; port 0 = any free one), to so many ``connections`` at a time."""
 
-    def __init__(self, frontend: AdminFrontend, listen: str, clock: Clock) -> None:
+    def __init__(
+        self, frontend: AdminFrontend, listen: str, clock: Clock, *, connections: int = MAX_CONNECTIONS
+    ) -> None:
+        self._connections = connections
         self._listen = listen
         self._clock = clock
         self._held = Shares(MAX_HELD_BYTES, clock)
@@ -80,7 +92,7 @@ class RpcServer:
 
     async def start(self) -> None:
         """Listen and serve. Raises ListenError if the address cannot be listened on."""
-        server = aio.server(options=_OPTIONS)
+        server = aio.server(options=(*_OPTIONS, ("grpc.max_allowed_incoming_connections", self._connections)))
         data = Guard(server, Shares(MAX_CALLS, self._clock), self._held, self._clock)
         # Shares of their own: whatever clients do with data, operators and probes are answered.
         others = Guard(server, Shares(MAX_CALLS, self._clock), Shares(MAX_HELD_BYTES // 4, self._clock), self._clock)
