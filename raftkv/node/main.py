@@ -104,6 +104,7 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
     )
     reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure), clock)
     server = RpcServer(node, config.node.listen, clock)
+    node.add_problems(server.problems)
     monitor = _monitor(node, server, clock, config.node.metrics)
     try:
         if monitor is not None:

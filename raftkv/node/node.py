@@ -28,7 +28,7 @@ from raftkv.node.inspection import Inspection
 from raftkv.node.leftovers import Leftovers
 from raftkv.node.membership import Membership
 from raftkv.node.mover import Mover
-from raftkv.node.problems import Problems
+from raftkv.node.problems import Problems, Source
 from raftkv.node.replicas import Replicas
 from raftkv.node.router import Reply, Router
 from raftkv.peer.frames import ProtocolViolation
@@ -526,6 +526,10 @@ class RaftNode:
 
     def read_snapshot(self, group: int) -> AsyncIterator[bytes]:
         return self._inspection.read_snapshot(group)
+
+    def add_problems(self, source: Source) -> None:
+        """Tell what ``source`` finds wrong too."""
+        self._problems.add(source)
 
     def alive(self) -> bool:
         return not self._failed

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import OUTCOMES, Code
+from raftkv.node.answers import bounded_answers
 from raftkv.node.replicas import Replica
 from raftkv.raft import RaftGroup
 from raftkv.rpc.frontend import NODE, Caller
@@ -400,7 +401,7 @@ class Router:
                 self._answers_due = True
                 self._clock.call_later(0.0, self._send_answers)
 
-        self.submit_here(ops, timeout / 1000, answer)
+        self.submit_here(ops, timeout / 1000, bounded_answers(ops, answer))
 
     def _send_answers(self) -> None:
         self._answers_due = False
