@@ -32,8 +32,12 @@ MAX_ANSWER_BYTES: Final = 1024 * 1024
 
 MAX_HELD_BYTES: Final = 64 * 1024 * 1024
 """What a node keeps for its clients: requests under way, and answers that they have not taken. Each connection may hold
-as much of it as is free, alone half of it; beyond it the rest of a message waits, and unary calls wait or are refused.
-"""
+as much of it as is free, alone half of it. Beyond it the rest of a message waits, and unary calls wait or are
+refused."""
+
+MAX_STARTED_OPS: Final = 2048
+"""Operations from Pipelines that a node has begun with and not answered, shared in the same way: what the cluster does
+in a fraction of a second. The rest waits in its messages, so that another client's operation is not queued behind."""
 
 MAX_STREAMS: Final = 1024
 """Pipelines of a node, shared in the same way: an idle one takes some tens of kilobytes."""
@@ -41,9 +45,9 @@ MAX_STREAMS: Final = 1024
 MAX_CALLS: Final = 1024
 """Unary calls of a node at a time, shared in the same way; as many again for Admin and health."""
 
-MAX_CONCURRENT_STREAMS: Final = 128
-"""RPCs of one connection at a time: what it sends before anybody looks at it is bounded by this; more wait in the
-client."""
+MAX_FORWARDED_ANSWER_BYTES: Final = 2 * MAX_ANSWER_BYTES
+"""Values in answers to one message of operations from another node, unless one alone is larger: further reads are
+refused, and asked again when there is room where their client is."""
 
 STALLED_READER: Final = 10.0
 """Seconds without reading an answer after which a connection is closed, if others wait for what its answers hold."""

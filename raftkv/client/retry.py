@@ -126,12 +126,15 @@ class Progress:
         return Step.RAISE
 
     def delay(self, rng: Random) -> float:
-        """Seconds to wait before the next attempt: exponential with jitter."""
-        base = _FIRST_DELAY
+        """Seconds to wait before the next attempt: exponential with jitter, and what an overloaded node asks for."""
+        base, asked = _FIRST_DELAY, 0.0
         if self.last is not None and self.last.code == Code.OVERLOADED:
             base = _OVERLOAD_DELAY
+            # Not all at the same moment, and none before it is asked to come back.
+            asked = max(self.last.ttl, 0) / 1000 * rng.uniform(1.0, 1.5)
         longest = _MAX_DELAY if self.attempts <= _PATIENT_AFTER else _PATIENT_DELAY
-        return float(min(base * 2.0 ** min(self.attempts - 1, 10), longest) * rng.uniform(0.5, 1.0))
+        delay = min(base * 2.0 ** min(self.attempts - 1, 10), longest) * rng.uniform(0.5, 1.0)
+        return float(max(delay, asked))
 
     def final_error(self, call: Call, result: Result) -> RaftKVError:
         """The error for a ``result`` of ``call`` after which no attempt follows."""

@@ -103,10 +103,11 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         clock=clock,
         rng=random.Random(),
         on_fatal=fail,
-        problems=[descriptors.problems],
     )
     reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure), clock)
     server = RpcServer(node, config.node.listen, clock, connections=descriptors.clients)
+    for source in (descriptors.problems, server.problems):
+        node.add_problems(source)
     monitor = _monitor(node, server, clock, config.node.metrics)
     try:
         if monitor is not None:

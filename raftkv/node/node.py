@@ -108,8 +108,8 @@ _USUAL: Final = Sizes()
 class RaftNode:
     """A node with its replicas, links and router; serves the front end's port.
 
-    ``on_fatal`` is called once when the node must stop at once. ``problems``: what its process finds wrong. The
-    constructor raises DataFolderInUse, CorruptData or StorageError.
+    ``on_fatal`` is called once when the node must stop at once. The constructor raises DataFolderInUse, CorruptData or
+    StorageError.
     """
 
     def __init__(
@@ -124,14 +124,12 @@ class RaftNode:
         rng: random.Random,
         on_fatal: Callable[[BaseException], None],
         sizes: Sizes = _USUAL,
-        problems: Sequence[Source] = (),
     ) -> None:
         self._config = config
         self._sizes = sizes
         self._clock = clock
         self._fs = fs
         self._on_fatal = on_fatal
-        self._sources = problems
         self._failed = False
         self._started_at = clock.now()
         self.id = config.node.id
@@ -226,7 +224,7 @@ class RaftNode:
         )
         self._figures = Figures(self._replicas, self._router, self._links, self._wal, measured, self._mover)
         self._disk_free = -1
-        self._problems = Problems([self._disk_problems, *self._sources])
+        self._problems = Problems([self._disk_problems])
         self._timer: Timer | None = None
         self._ticks = 0
         self._led: list[int] = []
@@ -558,6 +556,10 @@ class RaftNode:
 
     def read_snapshot(self, group: int) -> AsyncIterator[bytes]:
         return self._inspection.read_snapshot(group)
+
+    def add_problems(self, source: Source) -> None:
+        """Tell what ``source`` finds wrong too."""
+        self._problems.add(source)
 
     def alive(self) -> bool:
         return not self._failed

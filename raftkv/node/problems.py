@@ -18,8 +18,12 @@ class Problems:
     """What ``sources`` had to say at the last look. A source is cheap: it is asked every second."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = sources
+        self._sources = list(sources)
         self.current: tuple[Problem, ...] = ()
+
+    def add(self, source: Source) -> None:
+        """Ask ``source`` too."""
+        self._sources.append(source)
 
     def look(self) -> None:
         """Ask all sources."""

@@ -15,6 +15,7 @@ from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import OUTCOMES, Code
 from raftkv.node.admission import Admission
+from raftkv.node.answers import bounded_answers
 from raftkv.node.forwarding import SETTLED, Forwarding
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.replicas import Replica
@@ -112,7 +113,8 @@ class Router:
     def on_forwarded(self, peer: int, number: int, timeout: int, ops: list[Op]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
         caller = self._peers_asking.setdefault(peer, Caller())
-        self._submit(ops, timeout / 1000, partial(self._forwarding.answer, peer, number), caller, local=True)
+        answer = bounded_answers(ops, partial(self._forwarding.answer, peer, number))
+        self._submit(ops, timeout / 1000, answer, caller, local=True)
 
     def _submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller, *, local: bool) -> None:
         shard_map = self.map

@@ -53,6 +53,11 @@ def overloaded(detail: str, retry_ms: int = RETRY_MS) -> Result:
     return Result(int(Code.OVERLOADED), ttl=retry_ms, detail=detail)
 
 
+def with_retry(result: Result) -> Result:
+    """``result``, saying when to come back if it is a refusal for overload."""
+    return result._replace(ttl=RETRY_MS) if result.code == Code.OVERLOADED and result.ttl < 0 else result
+
+
 def failure_of(error: RaftKVError) -> Result:
     """The result that says what ``error`` says."""
     version = error.version if isinstance(error, ConditionFailed) else 0

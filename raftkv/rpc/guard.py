@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
@@ -10,7 +11,7 @@ from google.protobuf.message import DecodeError
 
 from raftkv.errors import Code
 from raftkv.limits import DEFAULT_TIMEOUT, MAX_TIMEOUT
-from raftkv.rpc.errors import overloaded, status_of
+from raftkv.rpc.errors import overloaded, status_of, with_retry
 from raftkv.store.operations import Result
 
 if TYPE_CHECKING:
@@ -23,13 +24,18 @@ if TYPE_CHECKING:
 
 _SMALL: Final = 16 * 1024
 """Bytes of an answer that are not counted."""
+_READS: Final = ("Get", "Scan")
+_UNKNOWN: Final = 256 * 1024
+"""Bytes held for the answer to a read until its size is known: so few are under way that large ones can be borne."""
+_REMEMBERED: Final = 1024
+"""Connections whose sizes of answers are remembered."""
 _COPIES: Final = 3
 """How often an answer exists while it is sent: as a result, as a message, and as what gRPC sends."""
 
 
 async def abort(context: Context, result: Result) -> NoReturn:
     """End the RPC with what ``result``, a failure, says."""
-    status, text, metadata = status_of(result)
+    status, text, metadata = status_of(with_retry(result))
     await context.abort(status, text, metadata)
     raise grpc.RpcError(text)  # never reached: abort raises
 
@@ -53,6 +59,42 @@ class _Malformed:
         return Result(int(Code.INVALID_ARGUMENT), detail=f"malformed message: {self.problem}")
 
 
+class _Held:
+    """What one call holds for its answer."""
+
+    __slots__ = ("_peer", "_shares", "size")
+
+    def __init__(self, shares: Shares, peer: str) -> None:
+        self._shares = shares
+        self._peer = peer
+        self.size = 0
+
+    async def reserve(self, size: int, timeout: float) -> bool:
+        """Hold ``size`` bytes, when there is room. False if there was none in time."""
+        self.release()
+        if not await self._shares.acquire(self._peer, size, timeout):
+            return False
+        self.size = size
+        return True
+
+    def grow(self, size: int) -> bool:
+        """Hold ``size`` bytes, at once. False if there is no room for it."""
+        if self._shares.waiting or self._shares.room(self._peer) < size - self.size:
+            return False
+        self.shrink(size)
+        return True
+
+    def shrink(self, size: int) -> None:
+        """Hold ``size`` bytes."""
+        self._shares.take(self._peer, size - self.size)
+        self.size = size
+
+    def release(self) -> None:
+        """Hold nothing."""
+        if self.size:
+            self.shrink(0)
+
+
 class Guard:
     """Stands where services register for the server, and passes their methods on.
 
@@ -67,6 +109,7 @@ class Guard:
         self._calls = calls
         self.answers = answers
         self._clock = clock
+        self._expected: dict[str, int] = {}
         self.sending: dict[object, tuple[str, float]] = {}
         """Of each large answer: who has to read it, and when it was ready."""
 
@@ -92,53 +135,64 @@ class Guard:
 
         changed: dict[str, Any] = {"request_deserializer": deserialize}
         if handler.unary_unary is not None:
-            changed["unary_unary"] = self._unary(handler.unary_unary)
+            changed["unary_unary"] = self._unary(handler.unary_unary, _UNKNOWN if name in _READS else 0)
         elif handler.unary_stream is not None:
             changed["unary_stream"] = self._streaming(handler.unary_stream)
         elif handler.stream_stream is not None:
             changed["stream_stream"] = self._both_streaming(handler.stream_stream)
         return handler._replace(**changed)
 
-    async def _enter(self, context: Context) -> str:
+    async def _enter(self, context: Context, size: int = 0) -> str:
+        """Take a call, and ``size`` bytes of a request, as shares of the connection until the RPC is over."""
         peer = context.peer()
-        if self._calls.room(peer) <= 0:
+        if size > _SMALL and self.answers.room(peer) < size:
+            await abort(context, overloaded("this connection has too much under way"))
+        if not await self._calls.acquire(peer, 1, budget_of(context)):
             await abort(context, overloaded("too many calls of this connection are under way"))
-        self._calls.take(peer, 1)
         on_end(context, lambda: self._calls.take(peer, -1))
+        if size > _SMALL:
+            self.answers.take(peer, size)
+            on_end(context, lambda: self.answers.take(peer, -size))
         return peer
 
-    def _unary(self, method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+    def _unary(
+        self, method: Callable[[Any, Context], Awaitable[Any]], least: int
+    ) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
             if type(request) is _Malformed:
                 await abort(context, request.result())
-            peer = await self._enter(context)
-            answer = await method(request, context)
-            size: int = answer.ByteSize() * _COPIES
-            if size <= _SMALL:
-                return answer
-            if self.answers.waiting or self.answers.room(peer) < size:
+            peer = await self._enter(context, request.ByteSize())
+            held = _Held(self.answers, peer)
+            on_end(context, held.release)
+            expected = max(least, self._expected.get(peer, 0))
+            while True:
+                if expected > _SMALL and not await held.reserve(expected, budget_of(context)):
+                    await abort(context, overloaded("this connection has too many answers to read"))
+                answer = await method(request, context)
+                size: int = answer.ByteSize() * _COPIES
+                if size <= max(_SMALL, held.size) or held.grow(size):
+                    break
                 # It is read again when there is room, so that none waits in memory that is not counted.
                 del answer
-                if not await self.answers.acquire(peer, size, budget_of(context)):
-                    await abort(context, overloaded("this connection has too many answers to read"))
-                try:
-                    answer = await method(request, context)
-                except BaseException:
-                    self.answers.take(peer, -size)
-                    raise
+                expected = size
+            self._expect(peer, size)
+            if size > _SMALL:
+                held.shrink(size)
+                self.sending[held] = (peer, self._clock.now())
+                on_end(context, partial(self.sending.__delitem__, held))
             else:
-                self.answers.take(peer, size)
-            name = object()
-            self.sending[name] = (peer, self._clock.now())
-
-            def done() -> None:
-                del self.sending[name]
-                self.answers.take(peer, -size)
-
-            on_end(context, done)
+                held.release()
             return answer
 
         return call
+
+    def _expect(self, peer: str, size: int) -> None:
+        """The next answer to ``peer`` may be as large: with many under way, it is too late to look when they come."""
+        size = max(size, self._expected.pop(peer, 0) * 7 // 8)
+        if size > _SMALL:
+            self._expected[peer] = size
+            if len(self._expected) > _REMEMBERED:
+                del self._expected[next(iter(self._expected))]
 
     def _streaming(
         self, method: Callable[[Any, Context], AsyncIterator[Any]]

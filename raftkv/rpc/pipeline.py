@@ -19,12 +19,14 @@ from raftkv.limits import (
     DEFAULT_TIMEOUT,
     MAX_ANSWER_BYTES,
     MAX_BATCH_OPS,
+    MAX_HELD_BYTES,
+    MAX_STARTED_OPS,
     MAX_STREAM_BYTES,
     MAX_STREAM_OPS,
     MAX_TIMEOUT,
 )
 from raftkv.rpc import convert
-from raftkv.rpc.errors import failure_of, overloaded
+from raftkv.rpc.errors import failure_of, overloaded, with_retry
 from raftkv.rpc.frontend import Caller, slots_of
 from raftkv.rpc.pace import Pace
 from raftkv.rpc.turns import BYTES_PER_UNIT
@@ -40,10 +42,9 @@ if TYPE_CHECKING:
 
 _SPACING: Final = 0.5
 """Of the time that answers take, between two messages with less than half of them."""
-_OVERHEAD: Final = 48  # an operation without payload still takes room
-_READ: Final = 1024
-"""Bytes reserved for the answer to a read, at least; large ones are counted when they come."""
-_UNNOTICED: Final = 16 * 1024
+_OVERHEAD: Final = MAX_HELD_BYTES // MAX_STARTED_OPS
+"""Bytes that an operation counts for besides its payload: so it bounds those under way, too."""
+_UNNOTICED: Final = 64 * 1024
 """Bytes by which a stream may differ from what is counted for it."""
 _GET: Final = int(Kind.GET)
 _OVERLOADED: Final = int(Code.OVERLOADED)
@@ -154,11 +155,7 @@ class PipelineStream:
         await self._wake
 
     def _full(self) -> bool:
-        return (
-            self._unanswered >= MAX_STREAM_OPS
-            or self._unanswered_bytes >= MAX_STREAM_BYTES
-            or self._ready_bytes >= MAX_STREAM_BYTES
-        )
+        return self._unanswered >= MAX_STREAM_OPS or self._ready_bytes >= MAX_STREAM_BYTES
 
     def _let_read(self) -> None:
         if self._room is not None and self._message is None and not self._full():
@@ -195,7 +192,7 @@ class PipelineStream:
         """See :class:`raftkv.rpc.turns.Work`."""
         self._queued = False
         room = self._held.room(self.peer)
-        if room <= 0 or self._unanswered_bytes >= MAX_STREAM_BYTES:
+        if room <= 0:
             if self._message is not None or self._again:
                 self._queued = True
                 self._held.wait(self.peer, 1, self._requeue)
@@ -226,7 +223,7 @@ class PipelineStream:
         ids = [number for number, _, _ in part]
         ops = [op for _, op, _ in part]
         deadline = min(deadline for _, _, deadline in part)
-        self._submit(ids, ops, deadline, now, (_READ + _OVERHEAD) * len(ops))
+        self._submit(ids, ops, deadline, now, _OVERHEAD * len(ops))
         return len(ops)
 
     def _step_message(self, message: _Message, count: int, most: int) -> int:
@@ -247,7 +244,7 @@ class PipelineStream:
             self._message = None
         ids: list[int] = []
         ops: list[Op] = []
-        size = 0
+        payload = 0
         decode = convert.operation
         slots = slots_of(self._frontend)
         for operation in left:
@@ -262,16 +259,17 @@ class PipelineStream:
                 continue
             ids.append(operation.id)
             ops.append(op)
-            size += _OVERHEAD + len(op.key) + (0 if op.value is None else len(op.value))
+            payload += len(op.key) + (0 if op.value is None else len(op.value))
         if ops:
             self._unanswered += len(ops)
             self._pace.follow(ids[0])
-            self._submit(ids, ops, message.deadline, self._clock.now(), size)
-        return units + len(left) + size // BYTES_PER_UNIT
+            self._submit(ids, ops, message.deadline, self._clock.now(), payload + _OVERHEAD * len(ops))
+        return units + len(left) + payload // BYTES_PER_UNIT
 
     def _submit(self, ids: list[int], ops: list[Op], deadline: float, now: float, size: int) -> None:
         kinds = [op[0] for op in ops]
-        size += kinds.count(_GET) * max(self._mean, _READ)
+        if self._mean > _OVERHEAD:
+            size += kinds.count(_GET) * (self._mean - _OVERHEAD)
         share = size // len(ops)
         self._unanswered_bytes += share * len(ops)
         self._tally.take(kinds)
@@ -302,6 +300,7 @@ class PipelineStream:
                     self._resume()
                     return
                 failed[kinds[index], result[0]] += 1
+                result = with_retry(result)
             self._ready.append((ids[index], result))
             wake = self._wake
             if wake is not None and len(self._ready) >= self._pace.enough:

@@ -13,7 +13,6 @@ from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 from raftkv.errors import ListenError
 from raftkv.limits import (
     MAX_CALLS,
-    MAX_CONCURRENT_STREAMS,
     MAX_CONNECTIONS,
     MAX_HELD_BYTES,
     MAX_MESSAGE_BYTES,
@@ -45,7 +44,7 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
+    ("grpc.max_concurrent_streams", 1024),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from raftkv.clock import sleep
 from raftkv.errors import Code, InvalidArgument, RaftKVError
 from raftkv.limits import MAX_STREAMS
 from raftkv.log_limit import limited
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _OK = int(Code.OK)
 _CONDITION_FAILED = int(Code.CONDITION_FAILED)
+_OVERLOADED = int(Code.OVERLOADED)
+_AGAIN = 0.01
+"""Seconds before a read is forwarded again."""
 Request = TypeVar("Request")
 
 
@@ -42,7 +46,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         self._frontend = frontend
         self._clock = clock
         self._held = held
-        self._turns = Turns()
+        self._turns = Turns(clock)
         self._shares = Shares(MAX_STREAMS, clock)
         self.tally = Tally()
         self._streams: dict[PipelineStream, None] = {}
@@ -128,10 +132,15 @@ class KVService(kv_pb2_grpc.KVServicer):
             self.tally.malformed(failure.code)
             await abort(context, failure)
         self.tally.take((op.kind,))
-        since = self._clock.now()
+        since, timeout = self._clock.now(), budget_of(context)
+        until = since + timeout
         caller = Caller()
         try:
-            result = await answer_to(self._frontend.submit, op, budget_of(context), caller)
+            result = await answer_to(self._frontend.submit, op, timeout, caller)
+            while result.code == _OVERLOADED and not result.ttl and (left := until - self._clock.now()) > _AGAIN:
+                # Another node had too many large answers for this one at that moment.
+                await sleep(self._clock, _AGAIN)
+                result = await answer_to(self._frontend.submit, op, left, caller)
         except asyncio.CancelledError:
             caller.gone = True
             raise

@@ -10,10 +10,16 @@ from __future__ import annotations
 import asyncio
 from heapq import heappop, heappush
 from itertools import count
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from raftkv.clock import Clock
 
 QUANTUM: Final = 256
-"""Units for each turn of the loop. A unit is an operation or 4 KiB, some microseconds; all: one or two milliseconds."""
+"""Units for each turn of the loop. A unit is an operation or 4 KiB, some microseconds."""
+
+PATIENCE: Final = 0.002
+"""Seconds after which a turn of the loop executes no more, whatever its units took."""
 
 SLICE: Final = 64
 """Units that one stream gets before the next one, while several wait."""
@@ -34,7 +40,9 @@ class Work(Protocol):
 class Turns:
     """The queue of a node's clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._now = clock.now
+        self._spent = 0.0
         self._left = QUANTUM
         self._due = False
         self._queue: list[tuple[int, int, Work]] = []
@@ -67,7 +75,11 @@ class Turns:
         self._arm()
 
     def _run(self, work: Work, most: int) -> None:
+        started = self._now()
         units, more = work.step(most)
+        self._spent += self._now() - started
+        if self._spent >= PATIENCE:
+            self._left = min(self._left, 0)
         self.spend(work.peer, units)
         if more:
             self.queue(work)
@@ -81,6 +93,7 @@ class Turns:
         self._due = False
         # What the last turn used too much is paid in this one.
         self._left = QUANTUM + max(min(self._left, 0), -QUANTUM)
+        self._spent = 0.0
         queue = self._queue
         if not queue and self._left > 0:
             self._time = 0

@@ -111,8 +111,8 @@ class Result(NamedTuple):
     """Outcome of one operation.
 
     ``version``: of the record written or read, 0 = absent (DELETE: of the record removed, 0 = there was none).
-    ``ttl``: milliseconds left, -1 = for ever; of OVERLOADED: until it is worth asking again, -1 = not known, 0 = at
-    once with fewer operations. ``hint``: node believed to lead the slot's group, 0 = none.
+    ``ttl``: milliseconds left, -1 = for ever; of OVERLOADED: until it is worth asking again, -1 = not known, 0 = ask at
+    once for less. ``hint``: node believed to lead the slot's group, 0 = none.
     """
 
     code: int

@@ -484,6 +484,7 @@ class OperationResult(_message.Message):
     version: _builtins.int
     value: _builtins.bytes
     ttl_ms: _builtins.int
+    """Of CODE_OVERLOADED: milliseconds after which to ask again."""
     leader_hint: _builtins.int
     """Node believed to lead the key's group, if it is not the one that answered."""
     detail: _builtins.str
