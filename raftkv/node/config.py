@@ -109,7 +109,7 @@ class RaftSection(_Section):
     election_max: Annotated[float, Field(ge=0.1, le=120)] = 0.9
     heartbeat: Annotated[float, Field(ge=0.01, le=10)] = 0.1
     snapshot_bytes: Annotated[int, Field(ge=64 * 1024)] = 32 * 1024 * 1024
-    snapshot_share: Annotated[float, Field(ge=0, le=100)] = 1.0
+    snapshot_share: Annotated[float, Field(ge=0, le=100)] = 0.5
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

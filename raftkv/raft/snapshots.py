@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _STALLED: Final = 1.0
 """Seconds without a chunk after which a repeated offer makes the follower pull again."""
 
-_PATIENCE: Final = 4
+_PATIENCE: Final = 2
 """The log may grow to this many times what makes a snapshot due while a follower takes over the latest one."""
 
 _REST: Final = 4
@@ -258,7 +258,7 @@ class GroupSnapshots:
                 took = self._clock.now() - began
                 log.info("group %d: snapshot of entry %d took %.3f s", self._group.group, index, took)
                 self._adopt(info)
-                self._forget(index - self._config.keep_entries)
+                self._forget(self._group.log.tail(index, self._config.keep_entries, self._config.keep_bytes))
 
         proceed(None)
 
