@@ -66,6 +66,9 @@ MAX_PEER_BUFFER_BYTES: Final = 64 * 1024 * 1024
 WAL_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 """Preallocated: fdatasync of overwritten blocks is about three times faster than of appended ones."""
 
+MAX_CONNECTIONS: Final = 4096
+"""Connections of clients to one node, each about 11 KiB of memory while it is idle; fewer where descriptors are few."""
+
 MAX_TTL: Final = 10 * 365 * 24 * 3600
 """Ten years; longer is a unit mistake."""
 

@@ -467,7 +467,7 @@ class Nemesis:
         until, effect = self._cluster.loop.time() + length(rng, 0.5, 5.0), False
         while self._cluster.loop.time() < until:
             await asyncio.sleep(0.1)
-            effect = effect or node.state == "failed" or (node.node is not None and node.node._router.disk_full)
+            effect = effect or node.state == "failed" or (node.node is not None and node.node._room.here.disk)
         self._cluster.fill_disk(node.id, False)
         return effect
 

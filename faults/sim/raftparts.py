@@ -234,6 +234,10 @@ class LabFiles:
         self.delay = delay
         self.aborted = 0
         self.busy = False
+        self.space = 1 << 40
+
+    def room(self) -> int:
+        return self.space
 
     def latest(self, group: int) -> SnapshotFile | None:
         return max(self._disk.files.values(), key=lambda info: info.index, default=None)

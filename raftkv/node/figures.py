@@ -69,7 +69,7 @@ class Figures:
         self._writer = writer
         self._mover = mover
 
-    def collect(self, status: NodeStatus, disk_free: int) -> NodeFigures:
+    def collect(self, status: NodeStatus, disk_free: int, disk_full: bool) -> NodeFigures:
         """The figures that belong to ``status``, which was taken in this turn of the loop."""
         shard_map = self._router.map
         mine = set() if shard_map is None else {group.id for group in shard_map.groups_on(status.node)}
@@ -78,7 +78,7 @@ class Figures:
             status=status,
             replicas=tuple(self._replica(replica, replica.group in mine) for replica in status.replicas),
             connections={peer: self._links.epoch(peer) for peer in self._links.peers},
-            disk_full=self._router.disk_full,
+            disk_full=disk_full,
             disk_free=disk_free,
             wal_bytes=self._wal.total_bytes,
             wal_segments=self._wal.segments,

@@ -12,6 +12,7 @@ from typing import Final
 import msgpack
 
 from raftkv.node.replicas import Replica, Replicas
+from raftkv.node.room import Room
 from raftkv.raft import RaftGroup
 from raftkv.store.operations import Kind, Op, Result
 from shards.map import META_GROUP, Node, ShardMap
@@ -26,8 +27,11 @@ comes and goes, must not hand over twice."""
 
 _BETWEEN_TRANSFERS: Final = 10.0
 
+_BETWEEN_FLIGHTS: Final = 1.0
+"""Seconds between two tries to hand over what a node without room leads."""
+
 _MAX_LAG: Final = 1000
-"""Entries that a preferred leader may lack."""
+"""Entries that a successor may lack."""
 
 
 class Housekeeping:
@@ -42,9 +46,11 @@ class Housekeeping:
         groups: int,
         copies: int,
         members: Callable[[], list[Node] | None],
+        room: Room,
         now: Callable[[], float],
     ) -> None:
         self._replicas = replicas
+        self._room = room
         self._cluster_id = cluster_id
         self._slots = slots
         self._groups = groups
@@ -54,6 +60,7 @@ class Housekeeping:
         self._asked: dict[int, float] = {}
         self._led_since: dict[int, float] = {}
         self._transfer_due: dict[int, float] = {}
+        self._flight_due: dict[int, float] = {}
 
     def run(self, shard_map: ShardMap | None) -> None:
         """Propose what is due. Called about ten times a second with the node's copy of the map."""
@@ -69,22 +76,32 @@ class Housekeeping:
                     self._give_way(replica_here, group.voters[0])
 
     def _give_way(self, group: RaftGroup, preferred: int) -> None:
-        """Leaderships are spread as the map wants them: each group's first voter leads it, if it can."""
+        """Leaderships are spread as the map wants them: each group's first voter leads it, if it can and has room.
+
+        A node whose disk is full leads nothing while another voter can.
+        """
         now = self._now()
         if not group.ready():
             self._led_since.pop(group.group, None)
             return
-        since = self._led_since.setdefault(group.group, now)
-        if (
-            preferred == group.node
-            or preferred not in group.voters
-            or now < max(since + _SETTLED, self._transfer_due.get(group.group, 0.0))
-        ):
-            return
-        # Nothing is written while a leader waits for its successor to catch up.
-        if group.answers(preferred) and group.core.match_index(preferred) + _MAX_LAG >= group.log.last_index:
+        due = max(self._led_since.setdefault(group.group, now) + _SETTLED, self._transfer_due.get(group.group, 0.0))
+        if self._room.here.disk:
+            able = [node for node in group.voters if node != group.node and self._can_lead(group, node)]
+            if able and now >= self._flight_due.get(group.group, 0.0):
+                self._flight_due[group.group] = now + _BETWEEN_FLIGHTS
+                group.transfer(preferred if preferred in able else max(able, key=group.core.match_index))
+        elif preferred != group.node and now >= due and self._can_lead(group, preferred):
             self._transfer_due[group.group] = now + _BETWEEN_TRANSFERS
             group.transfer(preferred)
+
+    def _can_lead(self, group: RaftGroup, node: int) -> bool:
+        # Nothing is written while a leader waits for its successor to catch up.
+        return (
+            node in group.voters
+            and not self._room.of(node).disk
+            and group.answers(node)
+            and group.core.match_index(node) + _MAX_LAG >= group.log.last_index
+        )
 
     def _form(self, meta: RaftGroup) -> None:
         members = self._members()

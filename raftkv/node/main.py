@@ -18,6 +18,7 @@ from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.node import signals
 from raftkv.node.config import NodeConfig
+from raftkv.node.descriptors import Descriptors, raise_limit
 from raftkv.node.logs import NodeLog
 from raftkv.node.node import RaftNode
 from raftkv.node.reloading import Reloading
@@ -91,6 +92,7 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         reloading.ask()
 
     signals.handle(loop, end, reload)
+    descriptors = Descriptors(raise_limit(), len(config.nodes) - 1)
     worker, background = ThreadWorker(loop, "raftkv-wal"), ThreadWorker(loop, "raftkv-files")
     node = RaftNode(
         config,
@@ -101,9 +103,10 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         clock=clock,
         rng=random.Random(),
         on_fatal=fail,
+        problems=[descriptors.problems],
     )
     reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure), clock)
-    server = RpcServer(node, config.node.listen, clock)
+    server = RpcServer(node, config.node.listen, clock, connections=descriptors.clients)
     monitor = _monitor(node, server, clock, config.node.metrics)
     try:
         if monitor is not None:
@@ -114,6 +117,7 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
+        log.info("%s", descriptors)
         log.info("serving clients at %s, nodes at %s", config.node.listen, config.node.peer_listen)
         if monitor is not None:
             log.info("serving metrics and probes at %s", config.node.metrics)

@@ -3,7 +3,8 @@
 ``["op", number, timeout in ms, [operation, ...]]`` asks the receiver to execute operations;
 ``["re", [[number, index, result], ...]]`` brings results; ``["epoch", epoch]`` says which shard map the sender has;
 ``["map", map]`` brings one; ``["leads", [group, ...]]`` says which
-groups the sender leads; ``["left"]`` reminds the receiver of replicas that it has to drop.
+groups the sender leads; ``["room", disk, memory]`` which of its disk and memory are full; ``["left"]`` reminds the
+receiver of replicas that it has to drop.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ def epoch(message: list[Any]) -> int:
     if len(message) == 2 and type(message[1]) is int:
         return message[1]
     raise Malformed("malformed epoch")
+
+
+def room(message: list[Any]) -> tuple[bool, bool]:
+    """Whether disk and memory are full, of a "room" message. Raises Malformed."""
+    if len(message) == 3 and type(message[1]) is bool and type(message[2]) is bool:
+        return message[1], message[2]
+    raise Malformed("malformed room")
 
 
 def groups(message: list[Any]) -> list[int]:

@@ -28,8 +28,9 @@ from raftkv.node.inspection import Inspection
 from raftkv.node.leftovers import Leftovers
 from raftkv.node.membership import Membership
 from raftkv.node.mover import Mover
-from raftkv.node.problems import Problems
+from raftkv.node.problems import Problems, Source
 from raftkv.node.replicas import Replicas
+from raftkv.node.room import Full, Room
 from raftkv.node.router import Reply, Router
 from raftkv.peer.frames import ProtocolViolation
 from raftkv.peer.hello import Hello, Identity
@@ -67,13 +68,15 @@ _TICK: Final = 0.02
 _TICKS_PER_ROUND: Final = 5
 """Housekeeping runs every so many ticks."""
 
-_ROUNDS_PER_SPACE_CHECK: Final = 10
+_ROUNDS_PER_LOOK: Final = 10
+"""What is wrong with the node is looked at so rarely."""
+
 _ROUNDS_PER_MAP: Final = 100
 """A map in which only owners have changed is saved so rarely: it is a hint, and saving it holds up all else."""
 
 _FULL_BELOW: Final = 4
 _FREE_ABOVE: Final = 8
-"""Free WAL segments at which new data is refused, and at which it is taken again."""
+"""Free WAL segments at which the disk counts as full, and at which it has room again."""
 
 _REPLACED: Final = "replaced data folder"
 _REMOVED: Final = "removed node"
@@ -101,8 +104,8 @@ _USUAL: Final = Sizes()
 class RaftNode:
     """A node with its replicas, links and router; serves the front end's port.
 
-    ``on_fatal`` is called once when the node must stop at once. The constructor raises DataFolderInUse, CorruptData or
-    StorageError.
+    ``on_fatal`` is called once when the node must stop at once. ``problems``: what its process finds wrong. The
+    constructor raises DataFolderInUse, CorruptData or StorageError.
     """
 
     def __init__(
@@ -117,12 +120,14 @@ class RaftNode:
         rng: random.Random,
         on_fatal: Callable[[BaseException], None],
         sizes: Sizes = _USUAL,
+        problems: Sequence[Source] = (),
     ) -> None:
         self._config = config
         self._sizes = sizes
         self._clock = clock
         self._fs = fs
         self._on_fatal = on_fatal
+        self._sources = problems
         self._failed = False
         self._started_at = clock.now()
         self.id = config.node.id
@@ -189,6 +194,7 @@ class RaftNode:
             rng=rng,
             quorum_reads=config.node.reads == "quorum",
         )
+        self._room = Room(self.id, lambda: self._links.peers, self._links.send)
         self._housekeeping = Housekeeping(
             self._replicas,
             cluster_id=config.cluster.id,
@@ -196,6 +202,7 @@ class RaftNode:
             groups=config.cluster.groups,
             copies=config.cluster.replicas,
             members=self._members,
+            room=self._room,
             now=self._clock.now,
         )
         ask = asker(self._router.submit)
@@ -214,7 +221,7 @@ class RaftNode:
         )
         self._figures = Figures(self._replicas, self._router, self._links, self._wal, measured, self._mover)
         self._disk_free = -1
-        self._problems = Problems([self._disk_problems])
+        self._problems = Problems([self._disk_problems, *self._sources])
         self._timer: Timer | None = None
         self._ticks = 0
         self._led: list[int] = []
@@ -296,13 +303,13 @@ class RaftNode:
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._look_at_meta()
                 self._tell_what_is_led()
+                self._look_at_space()
                 self._housekeeping.run(self._router.map)
-                self._replicas.reclaim()
                 self._mover.run()
                 self._membership.run()
                 self._leftovers.run()
-                if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_SPACE_CHECK) == 0:
-                    self._look_at_space()
+                if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
+                    self._wal.retry()
                     self._problems.look()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_MAP) == 0:
                     self._try_to_save_map()
@@ -312,12 +319,26 @@ class RaftNode:
 
     def _look_at_space(self) -> None:
         free = self._disk_free = self._fs.free_space(self._config.node.data_dir)
-        full = free < self._sizes.segment_bytes * (_FREE_ABOVE if self._router.disk_full else _FULL_BELOW)
-        self._router.disk_full = full
+        segment = self._sizes.segment_bytes
+        self._room.look(Full(disk=free < segment * (_FREE_ABOVE if self._room.here.disk else _FULL_BELOW)))
+        # A log that grows no further leaves what makes a full disk one with room.
+        self._replicas.reclaim(free - _FREE_ABOVE * segment)
+        refusals = {group.group: self._room.refusal(group) for group in self._replicas.all() if group.leads()}
+        self._router.no_space = {group: why for group, why in refusals.items() if why}
 
     def _disk_problems(self) -> Iterator[Problem]:
-        if self._router.disk_full:
-            yield Problem("disk_full", f"new data is refused: {self._disk_free:,} bytes are free on its disk")
+        lacking = [group.group for group in self._replicas.all() if group.snapshots.lacks]
+        waiting = self._wal.waiting
+        if not (self._room.here.disk or lacking or waiting):
+            return
+        told = [f"{self._disk_free:,} bytes are free on its disk"]
+        if self._room.here.disk:
+            told.append("it gives leaderships away, and new data is refused where no majority has room")
+        if lacking:
+            told.append(f"no room for a snapshot of group {', '.join(map(str, lacking))}")
+        if waiting is not None:
+            told.append(f"its log waits, it acknowledges nothing: {waiting.strerror}")
+        yield Problem("disk_full", "; ".join(told))
 
     # -- the shard map
 
@@ -434,7 +455,10 @@ class RaftNode:
         elif hello.node not in {node.id for node in self._config.nodes}:
             return f"node {hello.node} is not among the configured nodes"
         if known is None:
-            self._folder.remember_peer(hello.node, hello.incarnation)
+            try:
+                self._folder.remember_peer(hello.node, hello.incarnation)
+            except OSError as problem:
+                return f"node {self.id} cannot note which data folder node {hello.node} has: {problem}"
         elif known != hello.incarnation:
             return (
                 f"{_REPLACED}: node {hello.node} was known by data folder {known} and came back with "
@@ -453,6 +477,7 @@ class RaftNode:
         elif self._router.map is not None:
             self._links.send(node, ["epoch", self._router.map.epoch])
             self._links.send(node, ["leads", self._led])
+            self._room.greet(node)
 
     def _tell_what_is_led(self) -> None:
         """Nodes that hold no replica of a group hear in this way who leads it."""
@@ -482,6 +507,8 @@ class RaftNode:
                     self._links.send(peer, ["epoch", 0 if mine is None else mine.epoch])
             elif kind == "leads":
                 self._router.on_leads(peer, messages.groups(message))
+            elif kind == "room":
+                self._room.hear(peer, Full(*messages.room(message)))
             elif kind == "left" and len(message) == 1:
                 self._leftovers.clear()
             elif kind == "map" and len(message) == 2 and isinstance(message[1], bytes):
@@ -531,7 +558,7 @@ class RaftNode:
         return not self._failed
 
     def figures(self) -> NodeFigures:
-        return self._figures.collect(self.status(), self._disk_free)
+        return self._figures.collect(self.status(), self._disk_free, self._room.here.disk)
 
     def status(self) -> NodeStatus:
         replicas = []

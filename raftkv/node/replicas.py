@@ -8,6 +8,7 @@ both.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,10 +24,16 @@ from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
 from shards.map import META_GROUP
 
+_WAL_SHARE_HELD_UP: Final = 2
+_HELD_UP: Final = 2.0
+"""With so many times what it may hold before snapshots are asked for, the WAL waits for them: a node that catches up
+gets entries faster than it can write snapshots. After so many seconds without any under way it begins another segment:
+entries that no majority holds cannot be in a snapshot."""
+
 _WAL_BYTES_PER_SNAPSHOT: Final = 4
 _WAL_BYTES_PER_STATE: Final = 2
 """The WAL may hold this many times ``snapshot_bytes``, or ``snapshot_share`` of this many times what the latest
-snapshots take together, before the group that pins its oldest segment must take one."""
+snapshots take together, before the group that pins its oldest segment must take one: sooner on a small disk."""
 
 
 @dataclass(slots=True)
@@ -72,6 +79,7 @@ class Replicas:
         self._outbox = DurableOutbox(wal, links)
         self._awake: dict[int, None] = {}
         self._turn_due = False
+        self._held_up_since = 0.0
         self._groups: dict[int, RaftGroup] = {}
         self._dropping: dict[int, _Dropping] = {}
         self.data: dict[int, Replica] = {}
@@ -225,14 +233,30 @@ class Replicas:
 
     # -- disk space
 
-    def reclaim(self) -> None:
-        """Remove WAL segments that snapshots cover; ask for the snapshot that holds up the oldest one."""
+    def reclaim(self, room: int) -> None:
+        """Remove WAL segments that snapshots cover; ask for the snapshot that holds up the oldest one.
+
+        ``room``: bytes by which the WAL may grow at most. One more snapshot must always fit beside it, or none could
+        make it shorter.
+        """
         self._wal.collect()
         size, holder = self._wal.pinned_by()
-        state = self._config.snapshot_share * sum(group.snapshots.size for group in self._groups.values())
+        sizes = [group.snapshots.size for group in self._groups.values()]
+        state = self._config.snapshot_share * sum(sizes)
         allowed = max(_WAL_BYTES_PER_SNAPSHOT * self._config.snapshot_bytes, _WAL_BYTES_PER_STATE * state)
-        if holder is not None and size > allowed:
+        limit = min(_WAL_SHARE_HELD_UP * allowed, size + room - max(sizes, default=0))
+        if holder is not None and (size * _WAL_SHARE_HELD_UP > limit or self._wal.limited):
             group = self._groups.get(holder)
             if group is not None:
                 group.snapshots.want()
                 self._wake(holder)
+        self._hold_up(sys.maxsize if holder is None else int(limit))
+
+    def _hold_up(self, limit: int) -> None:
+        now = self._clock.now()
+        if not self._wal.limited or self._files.busy:
+            self._held_up_since = now
+        elif now >= self._held_up_since + _HELD_UP:
+            self._held_up_since = now
+            limit = sys.maxsize
+        self._wal.limit(limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from raftkv import limits
@@ -136,7 +136,8 @@ class Router:
         self._rng = rng
         self.quorum_reads = quorum_reads
         self.map: ShardMap | None = None
-        self.disk_full = False
+        self.no_space: Mapping[int, str] = {}
+        """Groups led here that take no new data -> why."""
         self._open: dict[_Request, None] = {}
         self._writes: dict[_Writes, None] = {}
         self._open_ops = 0
@@ -286,8 +287,9 @@ class Router:
         if op.client > self._latest_client:
             # Its session would one day leave a floor that refuses every client whose clock is right.
             return Result(Code.INVALID_ARGUMENT, detail="the client's clock is more than two days ahead of the node's")
-        if self.disk_full and op.kind in (Kind.PUT, Kind.CAS):
-            return Result(Code.NO_SPACE, detail="the node's disk is nearly full; reads and deletes go on")
+        if self.no_space and op.kind in (Kind.PUT, Kind.CAS):
+            why = self.no_space.get(shard_map.owners[op.slot])
+            return None if why is None else Result(Code.NO_SPACE, detail=why)
         return None
 
     def _look_at_wall(self) -> None:

@@ -7,6 +7,7 @@ does the state machine take it over and the log start anew behind it.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -36,6 +37,9 @@ _REST: Final = 4
 
 _LEAST_REST: Final = 0.001
 """Seconds: a loop that counts in milliseconds would not rest at all for less than half of one."""
+
+_PAUSE: Final = 2.0
+"""Seconds until a snapshot that could not be written is tried again, its own or that of a leader."""
 
 _GATHERED: Final = 8
 """Chunks that are written together: each time the loop and the thread that writes wait for each other."""
@@ -80,6 +84,8 @@ class SnapshotFiles(Protocol):
 
     @property
     def busy(self) -> bool: ...
+
+    def room(self) -> int: ...
 
     def latest(self, group: int) -> Any: ...
 
@@ -170,7 +176,10 @@ class GroupSnapshots:
         self._wanted = False
         self._pulling: set[int] = set()
         self._receiving: _Receiving | None = None
+        self._resumes = float("-inf")
         self.bytes_since = 0
+        self.lacks = 0
+        """Bytes of the snapshot for which the disk has no room; 0 = none."""
         self.installed = 0
         """Snapshots taken over from a leader since the replica was started."""
 
@@ -200,10 +209,13 @@ class GroupSnapshots:
         due = self._wanted or self.bytes_since > self._enough()
         if self._taking or self._closed or not due or self._files.busy or self._in_use():
             return
-        self._wanted = False
         index = self._group.core.applied_index()
         if index <= max(self.index, FIRST_INDEX):
+            self._wanted = False
             return
+        if not self._may_write(self.size):
+            return
+        self._wanted = False
         term = self._group.log.term_at(index)
         assert term is not None
         self._taking = True
@@ -220,6 +232,7 @@ class GroupSnapshots:
             if problem is not None:
                 log.error("group %d: snapshot at %d failed: %s", self._group.group, index, problem)
                 writer.abort()
+                self._wanted = self._failed(problem, self.size)
 
         def proceed(problem: BaseException | None) -> None:
             if self._closed:
@@ -261,6 +274,35 @@ class GroupSnapshots:
                 self._forget(self._group.log.tail(index, self._config.keep_entries, self._config.keep_bytes))
 
         proceed(None)
+
+    def _may_write(self, size: int) -> bool:
+        """Whether a snapshot of about ``size`` bytes may be begun. One that fits nowhere is not even tried: it would
+        take the room that the log needs."""
+        if self._clock.now() < self._resumes:
+            return False
+        self.lacks = 0
+        try:
+            room = self._files.room()
+        except OSError:
+            return True  # what is wrong shows when it is written
+        if room < size:
+            source = limited(f"group {self._group.group}")
+            log.warning(
+                "group %d: no room for a snapshot of %d bytes, %d are free", self._group.group, size, room, extra=source
+            )
+            self._lack(size)
+        return room >= size
+
+    def _failed(self, problem: BaseException, size: int) -> bool:
+        """Whether a snapshot of about ``size`` bytes could not be written for want of room."""
+        full = isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full:
+            self._lack(size)
+        return full
+
+    def _lack(self, size: int) -> None:
+        self.lacks = size
+        self._resumes = self._clock.now() + _PAUSE
 
     def _enough(self) -> float:
         """Bytes of log after which a snapshot is due: the more the larger the state is, else each command would cost
@@ -344,6 +386,8 @@ class GroupSnapshots:
             size,
         ):
             self._drop_receiving()
+            if not self._may_write(size):
+                return
             incoming = self._files.incoming(group.group, index, snapshot_term, size)
             self._receiving = _Receiving(peer, index, snapshot_term, size, incoming, now)
             self._pull()
@@ -450,6 +494,8 @@ class GroupSnapshots:
     def _give_up(self, problem: BaseException) -> None:
         source = limited(f"group {self._group.group}")
         log.error("group %d: incoming snapshot dropped: %s", self._group.group, problem, extra=source)
+        if self._receiving is not None:
+            self._failed(problem, self._receiving.size)
         self._drop_receiving()
 
     def _drop_receiving(self) -> None:

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from raftkv.errors import ListenError
-from raftkv.limits import MAX_MESSAGE_BYTES
+from raftkv.limits import MAX_CONNECTIONS, MAX_MESSAGE_BYTES
 from raftkv.rpc.admin import AdminService
 from raftkv.rpc.health import HealthService
 from raftkv.rpc.service import KVService
@@ -18,6 +18,12 @@ from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 if TYPE_CHECKING:
     from raftkv.clock import Clock
     from raftkv.rpc.frontend import AdminFrontend
+
+_HANDSHAKE: Final = 5.0
+"""Seconds in which a connection must have begun to speak HTTP/2."""
+
+_IDLE: Final = 60.0
+"""Seconds without a call after which a connection is closed; clients that still want something connect again."""
 
 _OPTIONS: Final = (
     # Two nodes on one port would each get half of the connections.
@@ -31,6 +37,8 @@ _OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.server_handshake_timeout_ms", int(_HANDSHAKE * 1000)),
+    ("grpc.max_connection_idle_ms", int(_IDLE * 1000)),
 )
 _NAMES: Final = (
     kv_pb2.DESCRIPTOR.services_by_name["KV"].full_name,
@@ -39,9 +47,12 @@ _NAMES: Final = (
 
 
 class RpcServer:
-    """Serves ``frontend`` at ``listen`` (host:port; port 0 = any free one)."""
+    """Serves ``frontend`` at ``listen`` (host:port; port 0 = any free one), to so many ``connections`` at a time."""
 
-    def __init__(self, frontend: AdminFrontend, listen: str, clock: Clock) -> None:
+    def __init__(
+        self, frontend: AdminFrontend, listen: str, clock: Clock, *, connections: int = MAX_CONNECTIONS
+    ) -> None:
+        self._connections = connections
         self._listen = listen
         self._kv = KVService(frontend, clock)
         self._admin = AdminService(frontend)
@@ -54,7 +65,7 @@ class RpcServer:
 
     async def start(self) -> None:
         """Listen and serve. Raises ListenError if the address cannot be listened on."""
-        server = aio.server(options=_OPTIONS)
+        server = aio.server(options=(*_OPTIONS, ("grpc.max_allowed_incoming_connections", self._connections)))
         kv_pb2_grpc.add_KVServicer_to_server(self._kv, server)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

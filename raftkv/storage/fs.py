@@ -23,6 +23,11 @@ Buffer = bytes | bytearray | memoryview
 
 _ZEROS: Final = bytes(1024 * 1024)
 
+_PATIENCE: Final = 60.0
+_PAUSE: Final = 0.05
+"""Seconds for which a worker waits for a file descriptor that the process or the machine lacks, and between two looks.
+Nothing was written then, so nothing is in doubt."""
+
 
 class File(Protocol):
     """An open file. Every method may raise OSError, which names the file."""
@@ -104,6 +109,31 @@ def _naming(path: str) -> Iterator[None]:
         raise
 
 
+def _patiently(call: Callable[[], T]) -> T:
+    """``call``, again while it lacks a descriptor; but a worker waits, the event loop does not."""
+    looks = 1 if _in_loop() else round(_PATIENCE / _PAUSE)
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            looks -= 1
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not looks:
+                raise
+        threading.Event().wait(_PAUSE)
+
+
+def _open(path: str, flags: int) -> int:
+    return _patiently(lambda: os.open(path, flags, 0o600))
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 class _OsFile:
     def __init__(self, path: str, descriptor: int) -> None:
         self._path = path
@@ -168,7 +198,7 @@ class OsFileSystem:
     """The machine's files."""
 
     def listdir(self, path: str) -> list[str]:
-        return sorted(os.listdir(path))
+        return sorted(_patiently(lambda: os.listdir(path)))
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
@@ -188,7 +218,7 @@ class OsFileSystem:
         return os.stat(path).st_size
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = _open(path, os.O_RDONLY)
         try:
             with _naming(path):
                 data = os.pread(descriptor, size, offset)
@@ -205,7 +235,7 @@ class OsFileSystem:
             os.close(descriptor)
 
     def create(self, path: str, size: int) -> File:
-        file = _OsFile(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        file = _OsFile(path, _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
         try:
             for offset in range(0, size, len(_ZEROS)):
                 file.write_at(offset, _ZEROS if size - offset >= len(_ZEROS) else _ZEROS[: size - offset])
@@ -217,7 +247,7 @@ class OsFileSystem:
         return file
 
     def open(self, path: str) -> File:
-        return _OsFile(path, os.open(path, os.O_RDWR))
+        return _OsFile(path, _open(path, os.O_RDWR))
 
     def rename(self, old: str, new: str) -> None:
         os.replace(old, new)
@@ -226,7 +256,7 @@ class OsFileSystem:
         os.unlink(path)
 
     def sync_dir(self, path: str) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = _open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with _naming(path):
                 os.fsync(descriptor)
@@ -234,7 +264,7 @@ class OsFileSystem:
             os.close(descriptor)
 
     def lock(self, path: str) -> Lock:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = _open(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -62,6 +62,10 @@ class SnapshotStore:
         """Whether a snapshot of this node's own is being written."""
         return bool(self._writers)
 
+    def room(self) -> int:
+        """Bytes that a new snapshot may take. Raises OSError."""
+        return self._fs.free_space(self._folder)
+
     def open(self, info: SnapshotInfo) -> Iterator[bytes]:
         """The snapshot's chunks, each verified. Raises CorruptData (also after the last chunk), OSError."""
         return fmt.read_chunks(self._fs, info)

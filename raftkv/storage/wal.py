@@ -6,12 +6,15 @@ appended: ``wal.durable`` says how much. Whoever sends a message that speaks of 
 ``wal.durable`` has reached the value that ``wal.appended`` had after the record.
 
 A failed write or sync ends the log: nothing is retried, since after a failed fdatasync the kernel may have dropped the
-data while a second call reports success.
+data while a second call reports success. Every segment is made before anything is written to it, though, so a disk
+without room for the next one ends nothing: the log waits, and with it all that speaks of what was appended meanwhile.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +33,21 @@ _LARGE_COMMAND: Final = 4096
 """Commands of at least this many bytes are not copied when they are appended."""
 
 _EMPTY_BIN_BYTES: Final = 2
+
+_INDEX_BYTES: Final = 8
+"""By which a group's part of a segment's opening may grow with the batch that follows it."""
+
+_LACKING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+"""Why a file cannot be made now and can later."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    """A file of zeros that becomes the next segment."""
+
+    path: str
+    size: int
+    file: File
 
 
 @dataclass(slots=True)
@@ -94,9 +112,12 @@ class Wal:
         self._busy = False
         self._closed = False
         self._failure: BaseException | None = None
-        self._spare: tuple[str, File] | None = None
+        self._spare: _Spare | None = None
         self._preparing = False
-        self._prepare_failed = False
+        self._lacking: OSError | None = None  # why the next segment could not be made at the last try
+        self._resting = False
+        self._waits = False
+        self._limit = sys.maxsize
         self._removable: tuple[int, int] | None = None  # (LSN that must be durable first, last segment to remove)
         for group in found.diverged:
             self._restart_log(group, found.groups[group])
@@ -234,8 +255,7 @@ class Wal:
             return
         size = fmt.BATCH_HEADER_BYTES + sum(map(len, self._parts))
         if self._position + size > self._segments[-1].size:
-            if not self._preparing:  # else the end of the preparation flushes
-                self._flush_into_new_segment(size)
+            self._flush_into_new_segment(size)
             return
         file, offset, salt = self._file, self._position, self._salt
         parts, durable, last = self._take_batch(self._segments[-1])
@@ -253,33 +273,35 @@ class Wal:
         return parts, self.durable, self.appended
 
     def _flush_into_new_segment(self, size: int) -> None:
+        spare, needed = self._spare, fmt.SEGMENT_HEADER_BYTES + size + len(self._opening())
+        needed += _INDEX_BYTES * len(self._batch)
+        self._waits = True
+        if self.total_bytes + max(needed, self._segment_bytes) > self._limit:
+            return
+        if spare is None or spare.size < needed:
+            # A batch that fits no usual segment may have grown by the time its own is ready.
+            self._make_spare(self._segment_bytes if needed <= self._segment_bytes else needed + needed // 4)
+            return
+        self._waits, self._spare = False, None
         old = self._file
         number = self._segments[-1].number + 1
-        path = f"{self._folder}/{fmt.segment_name(number)}"
-        segment = Segment(number, path, self._segment_bytes)
+        segment = Segment(number, f"{self._folder}/{fmt.segment_name(number)}", spare.size)
         parts, durable, last = self._take_batch(segment)
-        opening = self._pack((fmt.OPENING, [(group, *_opening(s)) for group, s in sorted(self._groups.items())]))
-        parts.append(opening)
-        self._position = fmt.SEGMENT_HEADER_BYTES + size + len(opening)
-        spare = None
-        if self._position > segment.size:
-            segment.size = self._position
-        else:
-            spare, self._spare = self._spare, None
+        parts.append(self._opening())
+        self._position = fmt.SEGMENT_HEADER_BYTES + size + len(parts[-1])
         self._segments.append(segment)
         salt = self._salt = fmt.segment_salt(self._identity, number)
 
         def work() -> File:
             batch = fmt.pack_batch(salt, durable + 1, last - durable, durable, parts)
-            file = _publish(self._fs, self._folder, segment, salt, batch, spare)
+            _publish(self._fs, self._folder, segment, salt, batch, spare)
             old.close()
-            return file
+            return spare.file
 
         def done(file: File | None, failure: BaseException | None) -> None:
             if file is not None:
                 self._file = file
                 self._published = number
-                self._prepare_failed = False
             self._written(last, failure)
 
         self._worker.submit(work, done)
@@ -314,7 +336,7 @@ class Wal:
     def _close_files(self) -> None:
         self._file.close()
         if self._spare is not None:
-            self._spare[1].close()
+            self._spare.file.close()
 
     # Segments.
 
@@ -371,29 +393,65 @@ class Wal:
 
     def _prepare(self) -> None:
         """Get the next segment ready once half of the present one is used: filling it with zeros takes long."""
-        segment = self._segments[-1]
-        if self._spare is not None or self._preparing or self._prepare_failed or self._closed:
-            return
-        if self._failure is not None or self._position * 2 < segment.size:
+        if self._spare is None and self._position * 2 >= self._segments[-1].size:
+            self._make_spare(self._segment_bytes)
+
+    @property
+    def waiting(self) -> OSError | None:
+        """Why nothing is written at present: there is no room for the next segment. None while the log goes on."""
+        return self._lacking if self._waits else None
+
+    def limit(self, size: int) -> None:
+        """Begin no segment with which all would take more than ``size`` bytes; what is appended waits meanwhile."""
+        self._limit = size
+        if self._waits:
+            self.flush()
+
+    @property
+    def limited(self) -> bool:
+        """Whether something waits because of :meth:`limit`."""
+        return self._waits and self.total_bytes + self._segment_bytes > self._limit
+
+    def retry(self) -> None:
+        """Try again to make the next segment, if that failed for want of room or descriptors; see :attr:`waiting`."""
+        if self._resting:
+            self._resting = False
+            self.flush()
+            self._prepare()
+
+    def _make_spare(self, size: int) -> None:
+        segment, small = self._segments[-1], self._spare
+        if self._preparing or self._resting or self._failure is not None or self._closed:
             return
         if segment.number != self._published:
             return  # the spare's name testifies to its predecessor
         path = f"{self._folder}/{fmt.spare_name(segment.number + 1)}"
-        self._preparing = True
+        self._preparing, self._spare = True, None
+
+        def work() -> File:
+            if small is not None:
+                small.file.close()
+                self._fs.remove(small.path)
+            if self._fs.free_space(self._folder) < size:  # others need what there is
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            return self._fs.create(path, size)
 
         def done(file: File | None, failure: BaseException | None) -> None:
             self._preparing = False
             if file is not None:
-                self._spare = (path, file)
+                self._spare, self._lacking = _Spare(path, size, file), None
                 if self._closed:
                     file.close()
-            elif isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._prepare_failed = True  # the rotation tries again; a full disk ends the log only there
+            elif isinstance(failure, OSError) and failure.errno in _LACKING:
+                self._lacking, self._resting = failure, True
             elif failure is not None:
                 self._fail(failure)
             self.flush()
 
-        self._background.submit(lambda: self._fs.create(path, self._segment_bytes), done)
+        self._background.submit(work, done)
+
+    def _opening(self) -> bytes:
+        return self._pack((fmt.OPENING, [(group, *_opening(s)) for group, s in sorted(self._groups.items())]))
 
 
 def _opening(state: _Tracked) -> tuple[object, ...]:
@@ -401,18 +459,12 @@ def _opening(state: _Tracked) -> tuple[object, ...]:
     return fields if state.floor == (0, 0) else (*fields, *state.floor)
 
 
-def _publish(
-    fs: FileSystem, folder: str, segment: Segment, salt: int, batch: bytes, spare: tuple[str, File] | None
-) -> File:
+def _publish(fs: FileSystem, folder: str, segment: Segment, salt: int, batch: bytes, spare: _Spare) -> None:
     """Give a segment its name once its header and its first batch are durable."""
-    temporary, file = spare or (f"{folder}/{fmt.TEMPORARY}", None)
-    if file is None:
-        file = fs.create(temporary, segment.size)
-    file.write_at(0, fmt.pack_segment_header(segment.number, salt, segment.size) + batch)
-    file.sync()
-    fs.rename(temporary, segment.path)
+    spare.file.write_at(0, fmt.pack_segment_header(segment.number, salt, segment.size) + batch)
+    spare.file.sync()
+    fs.rename(spare.path, segment.path)
     fs.sync_dir(folder)
-    return file
 
 
 def _start(fs: FileSystem, folder: str, identity: bytes, segment_bytes: int) -> tuple[Recovered, File]:
@@ -420,7 +472,9 @@ def _start(fs: FileSystem, folder: str, identity: bytes, segment_bytes: int) -> 
     salt = fmt.segment_salt(identity, 1)
     segment = Segment(1, f"{folder}/{fmt.segment_name(1)}", segment_bytes)
     batch = fmt.pack_batch(salt, 1, 0, 0, [msgpack.packb((fmt.OPENING, []))])
-    file = _publish(fs, folder, segment, salt, batch, None)
+    temporary = f"{folder}/{fmt.TEMPORARY}"
+    file = fs.create(temporary, segment_bytes)
+    _publish(fs, folder, segment, salt, batch, _Spare(temporary, segment_bytes, file))
     position = fmt.SEGMENT_HEADER_BYTES + len(batch)
     return Recovered({}, [], [segment], 0, position, position, (fmt.SEGMENT_HEADER_BYTES, batch), False, []), file
 
