@@ -231,7 +231,14 @@ class Replicas:
             self._fatal(error)
             raise
 
-    # -- disk space
+    # -- space
+
+    def shorten_logs(self) -> None:
+        """Have snapshots taken, so that the logs in memory become as short as they can be."""
+        for number, group in self._groups.items():
+            if group.log.bytes > 2 * self._config.keep_bytes:
+                group.snapshots.want()
+                self._wake(number)
 
     def reclaim(self, room: int) -> None:
         """Remove WAL segments that snapshots cover; ask for the snapshot that holds up the oldest one.
