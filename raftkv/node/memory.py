@@ -20,7 +20,7 @@ _GROWN: Final = 1.125
 _PERIOD: Final = 5.0
 """Seconds after which freed memory is given back even if the process has not grown: much may have been deleted."""
 
-_REST: Final = 500
+_REST: Final = 100
 """It stops the loop: the next time comes after so many times as long as it took."""
 
 

@@ -58,6 +58,8 @@ class Room:
         if full:
             return _told("memory", full)
         full = [node for node in group.voters if self.of(node).disk]
+        if not full:
+            return ""
         able = [node for node in group.voters if node not in full and (node == self._node or group.answers(node))]
         return "" if 2 * len(able) > len(group.voters) else _told("disk", full)
 

@@ -33,7 +33,13 @@ _PATIENCE: Final = 2
 """The log may grow to this many times what makes a snapshot due while a follower takes over the latest one."""
 
 _REST: Final = 4
-"""After each chunk of a snapshot the loop is left alone for so many times as long as the chunk took."""
+_SHORT_REST: Final = 1
+"""After each chunk of a snapshot the loop is left alone for so many times as long as the chunk took: the less the more
+was applied since it began, so that the snapshot keeps pace with those who write."""
+
+_TURN: Final = 2
+"""After a snapshot a group leaves so many times as long as it took to the node's other groups: one that always came too
+late would keep all of the log."""
 
 _LEAST_REST: Final = 0.001
 """Seconds: a loop that counts in milliseconds would not rest at all for less than half of one."""
@@ -177,6 +183,7 @@ class GroupSnapshots:
         self._pulling: set[int] = set()
         self._receiving: _Receiving | None = None
         self._resumes = float("-inf")
+        self._next_turn = float("-inf")
         self.bytes_since = 0
         self.lacks = 0
         """Bytes of the snapshot for which the disk has no room; 0 = none."""
@@ -213,7 +220,7 @@ class GroupSnapshots:
         if index <= max(self.index, FIRST_INDEX):
             self._wanted = False
             return
-        if not self._may_write(self.size):
+        if self._clock.now() < self._next_turn or not self._may_write(self.size):
             return
         self._wanted = False
         term = self._group.log.term_at(index)
@@ -246,7 +253,8 @@ class GroupSnapshots:
             chunk = next(chunks, None)
             took = self._clock.now() - turn
             # On virtual time nothing takes any.
-            pause = max(_LEAST_REST, _REST * took) if took else 0.0
+            rests = max(_SHORT_REST, _REST * (1.0 - self.bytes_since / self._enough()))
+            pause = max(_LEAST_REST, rests * took) if took else 0.0
             if chunk is not None:
                 gathered.append(chunk)
                 if len(gathered) < _GATHERED:
@@ -269,6 +277,7 @@ class GroupSnapshots:
             finish(problem)
             if problem is None and index > self.index and not self._closed:
                 took = self._clock.now() - began
+                self._next_turn = self._clock.now() + _TURN * took
                 log.info("group %d: snapshot of entry %d took %.3f s", self._group.group, index, took)
                 self._adopt(info)
                 self._forget(self._group.log.tail(index, self._config.keep_entries, self._config.keep_bytes))

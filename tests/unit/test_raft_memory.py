@@ -144,7 +144,7 @@ def test_what_is_asked_of_a_group_keeps_its_order() -> None:
 
 
 def test_all_that_waits_is_refused_when_the_leader_steps_down() -> None:
-    proposals, refused = Proposals(), []
+    proposals, refused = Proposals(), list[Result]()
     for size in (10, _MIB, 20):
         proposals.add(Proposal([Op(Kind.PUT, 0, b"k", b"")], size, refused.extend))
     proposals.refuse_waiting(Result(5))
