@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import CorruptData, RaftKVError
 from raftkv.log_limit import limited
@@ -47,8 +48,8 @@ _LEAST_REST: Final = 0.001
 _PAUSE: Final = 2.0
 """Seconds until a snapshot that could not be written is tried again, its own or that of a leader."""
 
-_GATHERED: Final = 8
-"""Chunks that are written together: each time the loop and the thread that writes wait for each other."""
+_GATHERED: Final = 8 * limits.SNAPSHOT_CHUNK_BYTES
+"""Bytes of chunks that are written together: each time the loop and the thread that writes wait for each other."""
 
 _FORGOTTEN: Final = 2000
 """Entries of the log that are let go of in one turn once a snapshot covers them: a fraction of a millisecond."""
@@ -257,7 +258,7 @@ class GroupSnapshots:
             pause = max(_LEAST_REST, rests * took) if took else 0.0
             if chunk is not None:
                 gathered.append(chunk)
-                if len(gathered) < _GATHERED:
+                if sum(map(len, gathered)) < _GATHERED:
                     rest(pause, None)
                     return
             written = tuple(gathered)
