@@ -252,7 +252,9 @@ class Replicas:
         state = self._config.snapshot_share * sum(sizes)
         allowed = max(_WAL_BYTES_PER_SNAPSHOT * self._config.snapshot_bytes, _WAL_BYTES_PER_STATE * state)
         limit = min(_WAL_SHARE_HELD_UP * allowed, size + room - max(sizes, default=0))
-        if holder is not None and (size * _WAL_SHARE_HELD_UP > limit or self._wal.limited):
+        long = holder is not None and (size * _WAL_SHARE_HELD_UP > limit or self._wal.limited)
+        self._files.hurry = long or any(group.snapshots.late for group in self._groups.values())
+        if long and holder is not None:
             group = self._groups.get(holder)
             if group is not None:
                 group.snapshots.want()

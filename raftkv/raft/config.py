@@ -27,7 +27,7 @@ class RaftConfig:
     snapshot_bytes: int = 32 * 1024 * 1024
     snapshot_share: float = 0.5
     keep_entries: int = 1000
-    keep_bytes: int = 2 * limits.MAX_INFLIGHT_APPEND_BYTES
+    keep_bytes: int = limits.MAX_INFLIGHT_APPEND_BYTES
     chunk_bytes: int = limits.SNAPSHOT_PART_BYTES
     max_open_entries: int = 1
 

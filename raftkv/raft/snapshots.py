@@ -34,9 +34,14 @@ _PATIENCE: Final = 2
 """The log may grow to this many times what makes a snapshot due while a follower takes over the latest one."""
 
 _REST: Final = 4
+"""After each chunk of a snapshot the loop is left alone for so many times as long as the chunk took."""
+
 _SHORT_REST: Final = 1
-"""After each chunk of a snapshot the loop is left alone for so many times as long as the chunk took: the less the more
-was applied since it began, so that the snapshot keeps pace with those who write."""
+"""The same while the node's log waits for snapshots: then all that is written together is also built together. This
+slows those who write down, before the log would have to stop them."""
+
+_LATE: Final = 1.25
+"""A snapshot is late when the log is so many times as long as it may be before one is due."""
 
 _TURN: Final = 2
 """After a snapshot a group leaves so many times as long as it took to the node's other groups: one that always came too
@@ -53,6 +58,10 @@ _GATHERED: Final = 8 * limits.SNAPSHOT_CHUNK_BYTES
 
 _FORGOTTEN: Final = 2000
 """Entries of the log that are let go of in one turn once a snapshot covers them: a fraction of a millisecond."""
+
+
+def _full(chunks: Sequence[bytes]) -> bool:
+    return sum(map(len, chunks)) >= _GATHERED
 
 
 class SnapshotInfo(Protocol):
@@ -91,6 +100,10 @@ class SnapshotFiles(Protocol):
 
     @property
     def busy(self) -> bool: ...
+
+    @property
+    def hurry(self) -> bool:
+        """Whether the node needs snapshots soon."""
 
     def room(self) -> int: ...
 
@@ -200,6 +213,11 @@ class GroupSnapshots:
         """Bytes of the latest one."""
         return 0 if self._info is None else self._info.size
 
+    @property
+    def late(self) -> bool:
+        """Whether the log, which is in memory too, has grown well beyond what makes a snapshot due."""
+        return self.bytes_since > _LATE * self._enough()
+
     def close(self) -> None:
         """Let go of what is under way; nothing more is recorded."""
         self._closed = True
@@ -251,19 +269,16 @@ class GroupSnapshots:
                 finish(problem)
                 return
             turn = self._clock.now()
-            chunk = next(chunks, None)
+            more = self._gather(chunks, gathered)
             took = self._clock.now() - turn
             # On virtual time nothing takes any.
-            rests = max(_SHORT_REST, _REST * (1.0 - self.bytes_since / self._enough()))
-            pause = max(_LEAST_REST, rests * took) if took else 0.0
-            if chunk is not None:
-                gathered.append(chunk)
-                if sum(map(len, gathered)) < _GATHERED:
-                    rest(pause, None)
-                    return
+            pause = max(_LEAST_REST, (_SHORT_REST if self._files.hurry else _REST) * took) if took else 0.0
+            if more and not _full(gathered):
+                rest(pause, None)
+                return
             written = tuple(gathered)
             gathered.clear()
-            if chunk is not None:
+            if more:
                 writer.add(written, lambda problem: rest(pause, problem))
             else:
                 snapshot.close()
@@ -284,6 +299,14 @@ class GroupSnapshots:
                 self._forget(self._group.log.tail(index, self._config.keep_entries, self._config.keep_bytes))
 
         proceed(None)
+
+    def _gather(self, chunks: Iterator[bytes], gathered: list[bytes]) -> bool:
+        """Build the next chunk, or all that are written together if there is need to hurry. False at their end."""
+        for chunk in chunks:
+            gathered.append(chunk)
+            if not self._files.hurry or _full(gathered):
+                return True
+        return False
 
     def _may_write(self, size: int) -> bool:
         """Whether a snapshot of about ``size`` bytes may be begun. One that fits nowhere is not even tried: it would

@@ -150,3 +150,30 @@ def test_all_that_waits_is_refused_when_the_leader_steps_down() -> None:
     proposals.refuse_waiting(Result(5))
     assert refused == [Result(5)] * 3
     assert not proposals.waiting
+
+
+def test_a_snapshot_hurries_when_the_node_needs_it() -> None:
+    """What is written together is built in one turn of the loop then, chunk by chunk else."""
+    turns = {}
+    for hurry in (False, True):
+        lab = Lab(by_hand=True, config=RaftConfig(snapshot_bytes=1 << 40))
+        leader = lab.elect(1)
+        lab.pump()
+        leader.files.hurry = hurry
+        gathered: list[bytes] = []
+        chunks = iter([b"c" * 1000] * 5)
+        more = True
+        turns[hurry] = 0
+        while more:
+            more = leader.raft.snapshots._gather(chunks, gathered)
+            turns[hurry] += 1
+        assert gathered == [b"c" * 1000] * 5
+    assert turns == {False: 6, True: 1}
+
+
+def test_a_snapshot_is_late_when_the_log_is_longer_than_it_should_be() -> None:
+    lab = Lab(by_hand=True, config=RaftConfig(snapshot_bytes=1000))
+    snapshots = lab.elect(1).raft.snapshots
+    for size, late in ((1000, False), (1250, False), (1251, True)):
+        snapshots.bytes_since = size
+        assert snapshots.late is late
