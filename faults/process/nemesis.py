@@ -156,7 +156,7 @@ def slow_disk(world: World, rng: random.Random) -> Fault | None:
 
 
 def full_disk(world: World, rng: random.Random) -> Fault | None:
-    """A leader's disk has no room; the node may end where it must have some, and comes back when there is room."""
+    """A leader's disk has no room: it leads nothing, waits where it must have some, and goes on when there is room."""
     found = some_group(world, rng)
     if found is None or found[1] not in world.disks:
         return None

@@ -68,7 +68,7 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
     except Exception as problem:
         # The caller says it on stderr, which may be elsewhere, and without the traceback of what nobody expected.
         if config.node.log_file is not None or not isinstance(problem, RaftKVError | OSError):
-            log.critical("node stopped: %s", problem, exc_info=not isinstance(problem, RaftKVError))
+            log.critical("node stopped: %s", problem, exc_info=not isinstance(problem, RaftKVError | OSError))
         raise
     finally:
         signals.ignore()

@@ -69,7 +69,6 @@ _TICKS_PER_ROUND: Final = 5
 
 _ROUNDS_PER_LOOK: Final = 10
 """What is wrong with the node is looked at so rarely."""
-
 _ROUNDS_PER_MAP: Final = 100
 """A map in which only owners have changed is saved so rarely: it is a hint, and saving it holds up all else."""
 

@@ -86,10 +86,10 @@ def _node(figures: NodeFigures) -> Iterator[Metric]:
     kinds = Counter(problem.kind for problem in status.problems)
     found: list[Row] = [((kind,), count) for kind, count in sorted(kinds.items())]
     yield _gauge("problems", "What the node finds wrong; docs/admin.md lists the kinds.", found, ("kind",))
-    yield _gauge("disk_full", "1 if new data is refused because the disk is nearly full.", _one(figures.disk_full))
+    yield _gauge("disk_full", "1 if the disk is nearly full: the node gives leaderships away.", _one(figures.disk_full))
     if figures.disk_free >= 0:
         yield _gauge(
-            "disk_free_bytes", "Space left for the data folder, looked at every second.", _one(figures.disk_free)
+            "disk_free_bytes", "Space left for the data folder, looked at ten times a second.", _one(figures.disk_free)
         )
     yield _gauge("memory_bytes", "Memory of the process, looked at every second.", _one(figures.memory))
     yield _gauge(

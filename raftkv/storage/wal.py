@@ -13,7 +13,6 @@ without room for the next one ends nothing: the log waits, and with it all that 
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -433,7 +432,7 @@ class Wal:
                 small.file.close()
                 self._fs.remove(small.path)
             if self._fs.free_space(self._folder) < size:  # others need what there is
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+                raise OSError(errno.ENOSPC, "No space left on device", path)
             return self._fs.create(path, size)
 
         def done(file: File | None, failure: BaseException | None) -> None:

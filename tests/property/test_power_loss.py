@@ -151,13 +151,15 @@ def test_the_last_batch_torn_at_every_byte() -> None:
     for steps in (1, 2, 9):
         disk, history = SimDisk(), History()
         scenario(steps, disk, history, steps)
-        wal, worker, _ = restarted(disk, history)
+        wal, worker, background = restarted(disk, history)
         rng = random.Random(steps)
         for _ in range(6):
             step(rng, wal, history)
         assert wal.appended > wal.durable
-        disk.power_off_after(1)  # the write is done, the sync is not
         wal.flush()
+        while not worker.waiting:
+            background.complete()  # the segment that the batch needs
+        disk.power_off_after(1)  # the write is done, the sync is not
         try:
             worker.complete()
         except PowerLoss:

@@ -2,9 +2,11 @@
 
 import asyncio
 import errno
+import os
 import random
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,6 +114,54 @@ def test_the_thread_worker_keeps_order_and_answers_in_the_loop() -> None:
         worker.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("lacking", [errno.EMFILE, errno.ENFILE])
+def test_a_descriptor_that_is_lacking_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    """Nothing was written yet, so nothing is in doubt; the loop's thread does not wait, other errors are told."""
+    opened, codes = os.open, [lacking] * 3
+
+    def scarce(*arguments: Any) -> int:
+        if codes:
+            raise OSError(codes.pop(), "planted")
+        return opened(*arguments)
+
+    monkeypatch.setattr(os, "open", scarce)
+    monkeypatch.setattr("raftkv.storage.fs._PAUSE", 0.001)
+    fs = OsFileSystem()
+    fs.create(f"{tmp_path}/file", 10).close()
+    assert not codes
+    codes[:] = [lacking] * 3
+    fs.sync_dir(str(tmp_path))
+    assert not codes
+    codes[:] = [errno.EACCES, lacking]
+    with pytest.raises(PermissionError):
+        fs.sync_dir(str(tmp_path))
+
+    async def in_the_loop() -> None:
+        codes[:] = [lacking] * 3
+        with pytest.raises(OSError, match="planted"):
+            fs.open(f"{tmp_path}/file")
+
+    asyncio.run(in_the_loop())
+
+
+def test_a_descriptor_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = 0
+
+    def scarce(*_: Any) -> int:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.EMFILE, "planted")
+
+    monkeypatch.setattr("raftkv.storage.fs._PAUSE", 0.001)
+    monkeypatch.setattr("raftkv.storage.fs._PATIENCE", 0.01)
+    monkeypatch.setattr(os, "open", scarce)
+    with pytest.raises(OSError, match="planted"):
+        OsFileSystem().open(f"{tmp_path}/file")
+    assert tries == 10
 
 
 def test_closing_the_thread_worker_drains_it() -> None:

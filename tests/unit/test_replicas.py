@@ -11,6 +11,7 @@ from faults.sim.disk import SimDisk
 from faults.sim.raftparts import LabClock, World
 from faults.sim.worker import SimWorker
 from raftkv.errors import Code
+from raftkv.limits import MAX_VALUE_BYTES, WAL_SEGMENT_BYTES
 from raftkv.node.replicas import Replicas
 from raftkv.peer.links import Links
 from raftkv.raft import RaftConfig, RaftGroup
@@ -283,6 +284,67 @@ def test_the_map_goes_with_the_meta_group() -> None:
     assert host.replicas.meta is not before
     host.run()
     assert host.replicas.get(META_GROUP) is None
+
+
+def fill_segments(host: Host, count: int, *, background: bool = True) -> None:
+    """Write until the log has so many segments, or waits."""
+    while host.wal.segments < count and not host.wal.limited:
+        host.group().propose([Op(Kind.PUT, 0, b"k", bytes(MAX_VALUE_BYTES))], MAX_VALUE_BYTES, lambda _: None)
+        host.run(background=background)
+
+
+def test_a_small_disk_makes_snapshots_come_sooner() -> None:
+    """The log is cut when it takes half of the room there is, long before what its settings allow."""
+    host = Host()
+    host.lead()
+    for room, expected in ((1 << 40, 0), (2 * WAL_SEGMENT_BYTES, 1)):
+        fill_segments(host, 3)
+        host.replicas.reclaim(room)
+        host.run()
+        assert bool(host.files.latest(GROUP)) == bool(expected)
+    host.write()
+    host.replicas.reclaim(1 << 40)
+    host.run()
+    assert host.wal.segments == 1
+
+
+def test_a_log_that_grows_faster_than_snapshots_are_written_waits_for_them() -> None:
+    """Not for ever: what no majority holds can be in none."""
+    host = Host()
+    host.lead()
+    room = WAL_SEGMENT_BYTES
+    fill_segments(host, 2)
+    host.replicas.reclaim(room)
+    fill_segments(host, 3)
+    host.replicas.reclaim(room)
+    host.run(background=False)
+    assert host.files.busy
+    fill_segments(host, 10, background=False)
+    assert host.wal.limited
+    segments = host.wal.segments
+    for _ in range(100):
+        host.replicas.reclaim(room)
+        host.run(0.1, background=False)
+    assert (host.wal.segments, host.wal.limited) == (segments, True), "a snapshot is under way"
+    host.run()
+    host.replicas.reclaim(room)
+    host.run()
+    assert not host.wal.limited
+    assert host.wal.durable == host.wal.appended
+
+
+def test_a_log_that_no_snapshot_can_cut_goes_on_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host()
+    group = host.lead()
+    monkeypatch.setattr(group.snapshots, "maybe_take", lambda: None)
+    fill_segments(host, 2)
+    host.replicas.reclaim(0)
+    fill_segments(host, 10)
+    assert host.wal.limited
+    for _ in range(50):
+        host.replicas.reclaim(0)
+        host.run(0.1)
+    assert host.wal.durable == host.wal.appended
 
 
 def test_a_dropped_group_holds_no_segment_of_the_log() -> None:

@@ -12,7 +12,7 @@ import pytest
 from faults.sim.cluster import LogCapture, Settings, SimCluster, SimNode
 from faults.sim.disk import of_system
 from faults.sim.loop import SimLoop, simulate
-from raftkv import AsyncClient
+from raftkv import AsyncClient, limits
 from raftkv.errors import CorruptData, NoSpace, RaftKVError
 from raftkv.node.node import NodeRefused
 from raftkv.rpc.frontend import Role
@@ -232,6 +232,85 @@ def test_a_full_memory_of_any_voter_refuses_what_adds_data_and_nothing_else() ->
         await client.put("b", "1")
 
     run(scenario)
+
+
+def test_a_full_node_hands_over_what_it_leads_and_gets_it_back_when_it_has_room() -> None:
+    """No write is refused meanwhile; the node that the map prefers stays without leaderships while it is full."""
+
+    async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
+        full = preferred(cluster, 1)
+        await until(lambda: cluster.leaders()[1] == full)
+        cluster.fill_disk(full, True, left=2 * cluster.settings.segment_bytes)
+        await until(lambda: full not in cluster.leaders().values())
+        for _ in range(60):
+            await fill(client, 1)
+            await asyncio.sleep(0.5)
+            assert full not in cluster.leaders().values()
+        cluster.fill_disk(full, False)
+        await until(lambda: cluster.leaders()[1] == full, 60.0)
+
+    run(scenario)
+
+
+def preferred(cluster: SimCluster, group: int) -> int:
+    """The node that the map wants to lead ``group``."""
+    node = cluster.nodes[1].node
+    assert node is not None
+    shard_map = node.cluster_map()
+    assert shard_map is not None
+    return shard_map.group(group).voters[0]
+
+
+def test_a_follower_whose_disk_is_full_waits_and_catches_up_when_there_is_room() -> None:
+    async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
+        full = cluster.nodes[follower(cluster)]
+        cluster.fill_disk(full.id, True)
+        await fill(client, 500)
+        await asyncio.sleep(2.0)
+        assert full.node is not None
+        (problem,) = full.node.status().problems
+        assert problem.kind == "disk_full"
+        assert "its log waits" in problem.text
+        cluster.fill_disk(full.id, False)
+        await until(lambda: caught_up(cluster))
+        assert (full.state, full.starts) == ("running", 1)
+
+    run(scenario)
+
+
+def caught_up(cluster: SimCluster) -> bool:
+    """Whether all replicas of group 1 have applied the same."""
+    nodes = [one.node for one in cluster.nodes.values() if one.node is not None]
+    found = [replica for node in nodes for replica in node.status().replicas if replica.group == 1]
+    return len({replica.applied_index for replica in found}) == 1
+
+
+def test_a_node_needs_no_more_disk_than_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/operations.md: what the log may hold, two snapshots, three segments, and what is kept free; also for a node
+    that catches up with much."""
+    settings = Settings(segment_bytes=4096, snapshot_bytes=4096, keep_entries=10_000, sync=0.01)
+    monkeypatch.setattr(limits, "MAX_ENTRY_BYTES", 512)
+    monkeypatch.setattr(limits, "MAX_INFLIGHT_APPENDS", 1)
+
+    async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
+        await fill(client, 20)
+        data = 3 * 20 * 300
+        need = 8 * settings.snapshot_bytes + 2 * data + 3 * settings.segment_bytes
+        for node in cluster.nodes.values():
+            node.disk.capacity = need + 8 * settings.segment_bytes
+        behind = follower(cluster)
+        cluster.kill(behind, power_loss=False)
+        await fill(client, 800)
+        cluster.restart(behind)
+        most = 0
+        while not caught_up(cluster):
+            most = max(most, *(node.disk.used() for node in cluster.nodes.values()))
+            await asyncio.sleep(0.001)
+        assert most <= need
+        for node in cluster.nodes.values():
+            assert (node.state, node.node and node.node.status().problems) == ("running", ())
+
+    run(scenario, settings=settings)
 
 
 def test_a_flipped_bit_in_a_closed_segment_is_named_at_the_next_start() -> None:

@@ -6,59 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from faults.sim.disk import PowerLoss, SimDisk
+from faults.sim.disk import PowerLoss
 from faults.sim.worker import SimWorker
 from raftkv.errors import CorruptData, StorageError
 from raftkv.storage.fs import OsFileSystem, ThreadWorker
 from raftkv.storage.wal import GroupState, Wal
 from tests.waiting import PATIENCE
-
-SMALL = 1024
-
-
-class Node:
-    """A WAL on a simulated disk; ``restart`` is kill -9 and a new start."""
-
-    def __init__(self, segment_bytes: int = 1 << 16, inline: bool = True) -> None:
-        self.disk = SimDisk()
-        self.segment_bytes = segment_bytes
-        self.inline = inline
-        self.failures: list[BaseException] = []
-        self.start()
-
-    def start(self, must_exist: bool = False) -> Wal:
-        self.worker = SimWorker(self.inline)
-        self.background = SimWorker(self.inline)
-        self.announced: list[int] = []
-        self.wal = Wal.open(
-            self.disk.mount(),
-            self.worker,
-            "n/wal",
-            self.failures.append,
-            background=self.background,
-            identity=b"node",
-            segment_bytes=self.segment_bytes,
-            must_exist=must_exist,
-        )
-        self.wal.on_durable.append(self.announced.append)
-        return self.wal
-
-    def restart(self) -> dict[int, GroupState]:
-        self.disk.kill()
-        return self.start().recovered
-
-    def segments(self) -> list[str]:
-        return [path for path in self.disk.files() if path.endswith(".log")]
-
-
-def command(index: int, size: int = 100) -> bytes:
-    return f"command {index} ".encode().ljust(size, b".")
-
-
-def fill(wal: Wal, group: int, first: int, last: int, size: int = 100) -> None:
-    for index in range(first, last + 1):
-        wal.entry(group, index, 1, command(index, size))
-        wal.flush()
+from tests.wal_world import SMALL, Node, command, fill
 
 
 def drop(_: BaseException) -> None:
@@ -321,23 +275,6 @@ def test_a_flush_waits_for_a_segment_under_preparation() -> None:
     node.worker.complete()
     assert node.wal.durable == node.wal.appended
     assert len(node.segments()) == 2
-
-
-def test_a_full_disk_stops_the_log_only_when_it_needs_the_space() -> None:
-    """ENOSPC while preparing is survived, and room made meanwhile is used; at the rotation it ends the log."""
-    node = Node(SMALL)
-    node.disk.capacity = node.disk.used()
-    index = 0
-    while node.wal.durable == index and not node.failures:
-        index += 1
-        fill(node.wal, 1, index, index)
-        if index == 6:
-            assert not node.failures
-            node.disk.capacity += 2 * SMALL
-    assert [failure.errno for failure in node.failures if isinstance(failure, OSError)] == [errno.ENOSPC]
-    assert len(node.segments()) == 3
-    node.disk.capacity += SMALL
-    assert node.restart()[1].last_index == index - 1
 
 
 def test_segments_go_when_every_group_has_a_snapshot_beyond_them() -> None:
