@@ -73,6 +73,9 @@ SNAPSHOT_PART_BYTES: Final = 256 * 1024
 MAX_INFLIGHT_APPEND_BYTES: Final = 2 * MAX_ENTRY_BYTES
 """Per follower: what may be sent before the first acknowledgement. Must hold at least one full entry."""
 
+MAX_UNSYNCED_BYTES: Final = MAX_INFLIGHT_APPEND_BYTES
+"""Per group: entries of a leader that its own disk lacks; its followers alone could commit any number of them."""
+
 MAX_INFLIGHT_APPENDS: Final = 64
 """Per follower: messages sent before the first acknowledgement."""
 

@@ -114,6 +114,21 @@ class LogCapture(logging.Handler):
         self._logger.setLevel(self._before)
 
 
+class SimMemory:
+    """The memory of a node's process: as much as the test says, 0 = unknown."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def total(self) -> int:
+        return 0
+
+    def used(self) -> int:
+        return self.taken
+
+    def release(self) -> None: ...
+
+
 class SimNode:
     """One machine: a disk, a clock and the process of a node, or none."""
 
@@ -128,6 +143,7 @@ class SimNode:
         self.process: Process = Process(cluster.loop, self.name)
         self.process.kill()
         self.clock = SimClock(cluster.loop, self.process, offset=rng.uniform(0, 1e5), wall=1.7e9 + rng.uniform(-5, 5))
+        self.memory = SimMemory()
         self.slowness = 0.0
         """Seconds by which each job of the disk takes longer."""
         self.starts = 0
@@ -189,6 +205,7 @@ class SimNode:
             rng=random.Random(self._rng.getrandbits(64)),
             on_fatal=lambda problem: self._on_fatal(process, problem),
             sizes=cluster.sizes,
+            memory=self.memory,
         )
         self.node = node
         self._watch(node)

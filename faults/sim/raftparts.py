@@ -234,6 +234,7 @@ class LabFiles:
         self.delay = delay
         self.aborted = 0
         self.busy = False
+        self.hurry = False
         self.space = 1 << 40
 
     def room(self) -> int:

@@ -83,8 +83,9 @@ class NodeSection(_Section):
     """This node. ``listen`` and ``peer_listen`` differ from the advertised addresses behind a NAT or in a container.
 
     ``metrics``: where it answers HTTP, metrics and probes; without it, nowhere. ``log_file``: where it logs, if not to
-    stderr; ``log_max_bytes``: size at which that file becomes the first of ``log_backups``, 0: never. ``joined``: it
-    came to a cluster that existed already, and never helps to form one.
+    stderr; ``log_max_bytes``: size at which that file becomes the first of ``log_backups``, 0: never. ``memory``: of
+    the process in bytes, above which groups with a replica here take no new data, 0: no limit, without it half of what
+    there is. ``joined``: it came to a cluster that existed already, and never helps to form one.
     """
 
     id: NodeId
@@ -99,6 +100,7 @@ class NodeSection(_Section):
     log_file: Annotated[str, Field(min_length=1), AfterValidator(_path)] | None = None
     log_max_bytes: Annotated[int, Field(ge=0)] = 16 * 1024 * 1024
     log_backups: Annotated[int, Field(ge=1, le=1000)] = 3
+    memory: Annotated[int, Field(ge=0)] | None = None
     joined: bool = False
 
 
@@ -109,7 +111,7 @@ class RaftSection(_Section):
     election_max: Annotated[float, Field(ge=0.1, le=120)] = 0.9
     heartbeat: Annotated[float, Field(ge=0.01, le=10)] = 0.1
     snapshot_bytes: Annotated[int, Field(ge=64 * 1024)] = 32 * 1024 * 1024
-    snapshot_share: Annotated[float, Field(ge=0, le=100)] = 1.0
+    snapshot_share: Annotated[float, Field(ge=0, le=100)] = 0.5
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from raftkv.clock import Clock
+from raftkv.node.memory import Memory
 from raftkv.node.mover import Mover
 from raftkv.node.replicas import Replicas
 from raftkv.node.router import Router
 from raftkv.peer.links import Links
-from raftkv.rpc.frontend import NodeFigures, NodeStatus, ReplicaFigures, ReplicaStatus
+from raftkv.raft.status import GroupStatus
+from raftkv.rpc.frontend import NodeFigures, NodeStatus, ReplicaFigures, ReplicaStatus, Role
 from raftkv.rpc.tally import Durations
 from raftkv.storage.fs import Worker
 from raftkv.storage.wal import Wal
@@ -56,6 +58,24 @@ class MeasuredWorker:
         return 0.0 if since is None else self._clock.now() - since
 
 
+def replica_status(state: GroupStatus, records: int) -> ReplicaStatus:
+    """A replica as clients and operators see it."""
+    return ReplicaStatus(
+        group=state.group,
+        role=Role(state.role),
+        leader=state.leader,
+        term=state.term,
+        last_index=state.last_index,
+        commit_index=state.commit_index,
+        applied_index=state.applied_index,
+        snapshot_index=state.snapshot_index,
+        records=records,
+        voters=state.voters,
+        match=state.match,
+        learners=state.learners,
+    )
+
+
 class Figures:
     """Reads the parts of one node; in the loop's thread, like all that concerns them."""
 
@@ -69,7 +89,7 @@ class Figures:
         self._writer = writer
         self._mover = mover
 
-    def collect(self, status: NodeStatus, disk_free: int, disk_full: bool) -> NodeFigures:
+    def collect(self, status: NodeStatus, disk_free: int, disk_full: bool, memory: Memory) -> NodeFigures:
         """The figures that belong to ``status``, which was taken in this turn of the loop."""
         shard_map = self._router.map
         mine = set() if shard_map is None else {group.id for group in shard_map.groups_on(status.node)}
@@ -80,6 +100,9 @@ class Figures:
             connections={peer: self._links.epoch(peer) for peer in self._links.peers},
             disk_full=disk_full,
             disk_free=disk_free,
+            memory=memory.used,
+            memory_limit=memory.limit,
+            memory_full=memory.full,
             wal_bytes=self._wal.total_bytes,
             wal_segments=self._wal.segments,
             wal_waiting=self._wal.appended - self._wal.durable,

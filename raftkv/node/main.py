@@ -22,6 +22,7 @@ from raftkv.node.descriptors import Descriptors, raise_limit
 from raftkv.node.logs import NodeLog
 from raftkv.node.node import RaftNode
 from raftkv.node.reloading import Reloading
+from raftkv.node.system_memory import SystemMemory
 from raftkv.peer.network import TcpNetwork
 from raftkv.rpc.server import RpcServer
 from raftkv.storage.fs import OsFileSystem, ThreadWorker
@@ -103,6 +104,7 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         clock=clock,
         rng=random.Random(),
         on_fatal=fail,
+        memory=SystemMemory(),
     )
     reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure), clock)
     server = RpcServer(node, config.node.listen, clock, connections=descriptors.clients)

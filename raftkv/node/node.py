@@ -22,11 +22,12 @@ from raftkv.node import messages
 from raftkv.node.asking import asker
 from raftkv.node.config import NodeConfig
 from raftkv.node.control import GroupOperations
-from raftkv.node.figures import Figures, MeasuredWorker
+from raftkv.node.figures import Figures, MeasuredWorker, replica_status
 from raftkv.node.housekeeping import Housekeeping
 from raftkv.node.inspection import Inspection
 from raftkv.node.leftovers import Leftovers
 from raftkv.node.membership import Membership
+from raftkv.node.memory import Memory, ProcessMemory
 from raftkv.node.mover import Mover
 from raftkv.node.problems import Problems, Source
 from raftkv.node.replicas import Replicas
@@ -47,8 +48,6 @@ from raftkv.rpc.frontend import (
     NodeStatus,
     PeerStatus,
     Problem,
-    ReplicaStatus,
-    Role,
     SlotFigures,
 )
 from raftkv.storage.folder import DataFolder
@@ -124,12 +123,14 @@ class RaftNode:
         rng: random.Random,
         on_fatal: Callable[[BaseException], None],
         sizes: Sizes = _USUAL,
+        memory: ProcessMemory,
     ) -> None:
         self._config = config
         self._sizes = sizes
         self._clock = clock
         self._fs = fs
         self._on_fatal = on_fatal
+        self._memory = Memory(memory, clock, config.node.memory)
         self._failed = False
         self._started_at = clock.now()
         self.id = config.node.id
@@ -224,7 +225,7 @@ class RaftNode:
         )
         self._figures = Figures(self._replicas, self._router, self._links, self._wal, measured, self._mover)
         self._disk_free = -1
-        self._problems = Problems([self._disk_problems])
+        self._problems = Problems([self._disk_problems, self._memory.problems])
         self._timer: Timer | None = None
         self._ticks = 0
         self._led: list[int] = []
@@ -245,7 +246,8 @@ class RaftNode:
         self._tick()
 
     def reconfigure(self, config: NodeConfig) -> None:
-        """Take over from ``config`` how reads are served and where other nodes are reached."""
+        """Take over from ``config`` how reads are served, the limit of memory, and where nodes are reached."""
+        self._memory.configure(config.node.memory)
         self._router.quorum_reads = config.node.reads == "quorum"
         self._config = self._config.model_copy(update={"dial": config.dial})
         known = self._config.nodes if self._router.map is None else self._router.map.nodes
@@ -306,6 +308,8 @@ class RaftNode:
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._look_at_meta()
                 self._tell_what_is_led()
+                if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
+                    self._look_at_memory()
                 self._look_at_space()
                 self._housekeeping.run(self._router.map)
                 self._mover.run()
@@ -323,11 +327,17 @@ class RaftNode:
     def _look_at_space(self) -> None:
         free = self._disk_free = self._fs.free_space(self._config.node.data_dir)
         segment = self._sizes.segment_bytes
-        self._room.look(Full(disk=free < segment * (_FREE_ABOVE if self._room.here.disk else _FULL_BELOW)))
+        full = free < segment * (_FREE_ABOVE if self._room.here.disk else _FULL_BELOW)
+        self._room.look(Full(disk=full, memory=self._memory.full))
         # A log that grows no further leaves what makes a full disk one with room.
         self._replicas.reclaim(free - _FREE_ABOVE * segment)
         refusals = {group.group: self._room.refusal(group) for group in self._replicas.all() if group.leads()}
         self._router.no_space = {group: why for group, why in refusals.items() if why}
+
+    def _look_at_memory(self) -> None:
+        self._memory.look()
+        if self._memory.full:
+            self._replicas.shorten_logs()
 
     def _disk_problems(self) -> Iterator[Problem]:
         lacking = [group.group for group in self._replicas.all() if group.snapshots.lacks]
@@ -565,29 +575,14 @@ class RaftNode:
         return not self._failed
 
     def figures(self) -> NodeFigures:
-        return self._figures.collect(self.status(), self._disk_free, self._room.here.disk)
+        return self._figures.collect(self.status(), self._disk_free, self._room.here.disk, self._memory)
 
     def status(self) -> NodeStatus:
         replicas = []
         for group in self._replicas.all():
             state = group.status()
             data = self._replicas.data.get(group.group)
-            replicas.append(
-                ReplicaStatus(
-                    group=state.group,
-                    role=Role(state.role),
-                    leader=state.leader,
-                    term=state.term,
-                    last_index=state.last_index,
-                    commit_index=state.commit_index,
-                    applied_index=state.applied_index,
-                    snapshot_index=state.snapshot_index,
-                    records=0 if data is None else data.store.stats().records,
-                    voters=state.voters,
-                    match=state.match,
-                    learners=state.learners,
-                )
-            )
+            replicas.append(replica_status(state, 0 if data is None else data.store.stats().records))
         shard_map = self._router.map
         mine = set() if shard_map is None else {group.id for group in shard_map.groups_on(self.id)}
         ready = (

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RELOADED: Final = ("node.log_level", "node.log_file", "node.log_max_bytes", "node.log_backups", "node.reads", "dial")
+RELOADED: Final = (
+    "node.log_level",
+    "node.log_file",
+    "node.log_max_bytes",
+    "node.log_backups",
+    "node.reads",
+    "node.memory",
+    "dial",
+)
 """All other keys need a restart."""
 
 

@@ -231,7 +231,14 @@ class Replicas:
             self._fatal(error)
             raise
 
-    # -- disk space
+    # -- space
+
+    def shorten_logs(self) -> None:
+        """Have snapshots taken, so that the logs in memory become as short as they can be."""
+        for number, group in self._groups.items():
+            if group.log.bytes > 2 * self._config.keep_bytes:
+                group.snapshots.want()
+                self._wake(number)
 
     def reclaim(self, room: int) -> None:
         """Remove WAL segments that snapshots cover; ask for the snapshot that holds up the oldest one.
@@ -245,7 +252,9 @@ class Replicas:
         state = self._config.snapshot_share * sum(sizes)
         allowed = max(_WAL_BYTES_PER_SNAPSHOT * self._config.snapshot_bytes, _WAL_BYTES_PER_STATE * state)
         limit = min(_WAL_SHARE_HELD_UP * allowed, size + room - max(sizes, default=0))
-        if holder is not None and (size * _WAL_SHARE_HELD_UP > limit or self._wal.limited):
+        long = holder is not None and (size * _WAL_SHARE_HELD_UP > limit or self._wal.limited)
+        self._files.hurry = long or any(group.snapshots.late for group in self._groups.values())
+        if long and holder is not None:
             group = self._groups.get(holder)
             if group is not None:
                 group.snapshots.want()

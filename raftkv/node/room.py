@@ -50,14 +50,19 @@ class Room:
     def refusal(self, group: RaftGroup) -> str:
         """Why a group that is led here takes no new data; empty if it does.
 
-        Full disks of a majority would soon commit nothing. A minority is spared: it hands its leaderships over, and its
+        One full memory is enough: that node would end, come back with the same data and end again. Of full disks it
+        takes a majority, which would soon commit nothing. A minority is spared: it hands its leaderships over, and its
         logs wait for room if need be.
         """
+        full = [node for node in group.voters if self.of(node).memory]
+        if full:
+            return _told("memory", full)
         full = [node for node in group.voters if self.of(node).disk]
         if not full:
             return ""
         able = [node for node in group.voters if node not in full and (node == self._node or group.answers(node))]
-        if 2 * len(able) > len(group.voters):
-            return ""
-        names = ", ".join(str(node) for node in full)
-        return f"the disk of node {names} is nearly full; reads and deletes go on"
+        return "" if 2 * len(able) > len(group.voters) else _told("disk", full)
+
+
+def _told(what: str, nodes: Iterable[int]) -> str:
+    return f"the {what} of node {', '.join(map(str, nodes))} is nearly full; reads and deletes go on"

@@ -214,6 +214,8 @@ class Router:
         """Why ``op`` is not taken at all."""
         if op.kind in GROUP_KINDS:
             known = any(group.id == op.slot for group in shard_map.groups)
+            if known and op.kind == Kind.IMPORT_BEGIN and op.slot in self.no_space:
+                return Result(Code.NO_SPACE, detail=self.no_space[op.slot])
             return None if known else Result(Code.INVALID_ARGUMENT, detail=f"there is no group {op.slot}")
         if op.kind not in _RECORD_KINDS:
             return Result(Code.INVALID_ARGUMENT, detail=f"no operation of kind {op.kind}")

@@ -14,9 +14,10 @@ class RaftConfig:
     ``election_min``/``election_max``: bounds of the random election time-out. ``heartbeat``: longest silence of a
     leader. ``lease_share``: the leader's lease as a share of ``election_min``; the rest is the allowance for clocks
     that run at different rates. ``snapshot_bytes``: log bytes after which a snapshot is taken, if they
-    are also at least ``snapshot_share`` of the latest one's. ``keep_entries``: entries kept in memory behind a snapshot
-    for followers that are a little behind. ``chunk_bytes``: parts in which a snapshot is sent. ``max_open_entries``:
-    entries proposed and not yet committed while commands gather for the next one.
+    are also at least ``snapshot_share`` of the latest one's. ``keep_entries``, ``keep_bytes``: entries kept in memory
+    behind a snapshot for followers that are a little behind, and at most how many bytes of them. ``chunk_bytes``: parts
+    in which a snapshot is sent. ``max_open_entries``: entries proposed and not yet committed while commands gather for
+    the next one.
     """
 
     election_min: float = 0.5
@@ -24,8 +25,9 @@ class RaftConfig:
     heartbeat: float = 0.1
     lease_share: float = 0.9
     snapshot_bytes: int = 32 * 1024 * 1024
-    snapshot_share: float = 1.0
+    snapshot_share: float = 0.5
     keep_entries: int = 1000
+    keep_bytes: int = limits.MAX_INFLIGHT_APPEND_BYTES
     chunk_bytes: int = limits.SNAPSHOT_PART_BYTES
     max_open_entries: int = 1
 

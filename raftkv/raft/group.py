@@ -192,7 +192,7 @@ class RaftGroup:
         return Result(Code.UNAVAILABLE, detail=f"group {self.group} has no leader")
 
     def _flush_proposals(self) -> None:
-        if not self._ready or self._transfer is not None:
+        if not self._ready or self._transfer is not None or self.log.syncing_bytes >= limits.MAX_UNSYNCED_BYTES:
             return
         while self._proposals.waiting and self._proposals.open_entries < self._config.max_open_entries:
             ops, proposals = self._proposals.take()

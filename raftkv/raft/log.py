@@ -31,7 +31,8 @@ class GroupLog(Journal):  # type: ignore[misc]
     Position 0 is the base: the last entry covered by the snapshot (or entry 1, term 0, of every fresh log). ``add`` and
     truncation touch memory and the WAL's buffer only, so they never fail; a failing disk stops the node elsewhere.
     The commit index is never stored: a restarted node learns it again from a leader. ``base_voters``: the voters as of
-    the base; ``configurations`` has those that the entries name.
+    the base; ``configurations`` has those that the entries name. ``bytes``: of all commands held; ``syncing_bytes``: of
+    those added that are not on stable storage yet.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class GroupLog(Journal):  # type: ignore[misc]
         self._term = term
         self._vote = vote
         self._commit = base[0]
-        self._syncing: deque[tuple[int, int]] = deque()
+        self._syncing: deque[tuple[int, int, int]] = deque()  # (LSN, index, bytes)
+        self.syncing_bytes = 0
         self.durable_index = self.last_index
         self.bytes = sum(len(entry[0]) for entry in entries)
         self.configurations = Configurations(base_voters)
@@ -105,7 +107,19 @@ class GroupLog(Journal):  # type: ignore[misc]
     def on_durable(self, lsn: int) -> None:
         """The WAL is on stable storage up to record ``lsn``."""
         while self._syncing and self._syncing[0][0] <= lsn:
-            self.durable_index = self._syncing.popleft()[1]
+            _, self.durable_index, size = self._syncing.popleft()
+            self.syncing_bytes -= size
+
+    def tail(self, index: int, most: int, most_bytes: int) -> int:
+        """The index to compact to so that at most ``most`` entries and ``most_bytes`` bytes up to ``index`` stay."""
+        position = index - self.base_index
+        last = max(position - most, 0)
+        while position > last:
+            most_bytes -= len(self._entries[position][0])
+            if most_bytes < 0:
+                break
+            position -= 1
+        return self.base_index + position
 
     def compact(self, index: int) -> None:
         """Forget entries before ``index``, which becomes the base. The caller has a durable snapshot up to there."""
@@ -123,6 +137,7 @@ class GroupLog(Journal):  # type: ignore[misc]
         self._entries = [(NO_OP, index, term)]
         self.configurations = Configurations(voters)
         self._syncing.clear()
+        self.syncing_bytes = 0
         self.durable_index = index
         self._commit = index
         self.bytes = 0
@@ -136,7 +151,8 @@ class GroupLog(Journal):  # type: ignore[misc]
         self.bytes += len(command)
         self._note(command, idx)
         self._wal.entry(self._group, idx, term, command)
-        self._syncing.append((self._wal.appended, idx))
+        self._syncing.append((self._wal.appended, idx, len(command)))
+        self.syncing_bytes += len(command)
 
     def _note(self, command: bytes, index: int) -> None:
         if command.startswith(CONFIG):
@@ -156,7 +172,7 @@ class GroupLog(Journal):  # type: ignore[misc]
         self.configurations.truncate(first)
         self._wal.truncate(self._group, first)
         while self._syncing and self._syncing[-1][1] >= first:
-            self._syncing.pop()
+            self.syncing_bytes -= self._syncing.pop()[2]
         self.durable_index = min(self.durable_index, first - 1)
 
     def deleteEntriesTo(self, position: int) -> None:

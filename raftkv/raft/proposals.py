@@ -6,14 +6,21 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from raftkv import limits
-from raftkv.store.operations import Op, Result
+from raftkv.store.operations import WRITES, Op, Result
 
 log = logging.getLogger(__name__)
 
 Done = Callable[[list[Result]], None]
 """Takes the results of one proposal, in the order of its operations. Called exactly once."""
+
+_BULK: Final = 64 * 1024
+"""Bytes of payload from which on writes let smaller proposals go first."""
+
+_BULK_PER_ENTRY: Final = 1024 * 1024
+"""Bytes of such writes gathered into one entry: whoever comes later waits until it is committed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,37 +84,41 @@ class OpenEntry:
 
 
 class Proposals:
-    """The proposals of one replica while it leads."""
+    """The proposals of one replica while it leads.
+
+    Clients' large writes queue by themselves, and each entry takes some of both: a small write waits for one entry, not
+    for all the megabytes that were proposed before it. What is asked of the group as a whole keeps its order.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[Proposal] = deque()
+        self._bulk: deque[Proposal] = deque()
         self._open: deque[OpenEntry] = deque()
 
     @property
     def waiting(self) -> bool:
-        while self._waiting and not self._waiting[0].waiting:
-            self._waiting.popleft()
-        return bool(self._waiting)
+        for queue in (self._waiting, self._bulk):
+            while queue and not queue[0].waiting:
+                queue.popleft()
+        return bool(self._waiting or self._bulk)
 
     @property
     def open_entries(self) -> int:
         return len(self._open)
 
     def add(self, proposal: Proposal) -> None:
-        self._waiting.append(proposal)
+        bulk = proposal.size >= _BULK and proposal.ops[0].kind in WRITES
+        (self._bulk if bulk else self._waiting).append(proposal)
 
     def take(self) -> tuple[list[Op], list[Proposal]]:
-        """What goes into the next entry: at least one proposal, further ones up to MAX_ENTRY_BYTES.
-
-        To be called only while there is one.
-        """
-        taken = [self._waiting.popleft()]
-        size = taken[0].size
-        while self._waiting and size + self._waiting[0].size <= limits.MAX_ENTRY_BYTES:
-            taken.append(self._waiting.popleft())
-            size += taken[-1].size
-        for proposal in taken:
-            proposal.waiting = False
+        """What goes into the next entry: of each queue at least one proposal, if both fit into MAX_ENTRY_BYTES."""
+        taken: list[Proposal] = []
+        size = 0
+        for queue, most in ((self._bulk, _BULK_PER_ENTRY), (self._waiting, limits.MAX_ENTRY_BYTES)):
+            while queue and (not taken or size + queue[0].size <= most):
+                taken.append(queue.popleft())
+                taken[-1].waiting = False
+                size += taken[-1].size
         return [op for proposal in taken for op in proposal.ops], taken
 
     def opened(self, entry: OpenEntry) -> None:
@@ -126,6 +137,8 @@ class Proposals:
 
     def refuse_waiting(self, refusal: Result) -> None:
         """What waits never reached the log."""
-        proposals, self._waiting = self._waiting, deque()
+        proposals = [*self._waiting, *self._bulk]
+        self._waiting.clear()
+        self._bulk.clear()
         for proposal in proposals:
             proposal.refuse(refusal)

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import CorruptData, RaftKVError
 from raftkv.log_limit import limited
@@ -29,11 +30,22 @@ log = logging.getLogger(__name__)
 _STALLED: Final = 1.0
 """Seconds without a chunk after which a repeated offer makes the follower pull again."""
 
-_PATIENCE: Final = 4
+_PATIENCE: Final = 2
 """The log may grow to this many times what makes a snapshot due while a follower takes over the latest one."""
 
 _REST: Final = 4
 """After each chunk of a snapshot the loop is left alone for so many times as long as the chunk took."""
+
+_SHORT_REST: Final = 1
+"""The same while the node's log waits for snapshots: then all that is written together is also built together. This
+slows those who write down, before the log would have to stop them."""
+
+_LATE: Final = 1.25
+"""A snapshot is late when the log is so many times as long as it may be before one is due."""
+
+_TURN: Final = 2
+"""After a snapshot a group leaves so many times as long as it took to the node's other groups: one that always came too
+late would keep all of the log."""
 
 _LEAST_REST: Final = 0.001
 """Seconds: a loop that counts in milliseconds would not rest at all for less than half of one."""
@@ -41,11 +53,15 @@ _LEAST_REST: Final = 0.001
 _PAUSE: Final = 2.0
 """Seconds until a snapshot that could not be written is tried again, its own or that of a leader."""
 
-_GATHERED: Final = 8
-"""Chunks that are written together: each time the loop and the thread that writes wait for each other."""
+_GATHERED: Final = 8 * limits.SNAPSHOT_CHUNK_BYTES
+"""Bytes of chunks that are written together: each time the loop and the thread that writes wait for each other."""
 
 _FORGOTTEN: Final = 2000
 """Entries of the log that are let go of in one turn once a snapshot covers them: a fraction of a millisecond."""
+
+
+def _full(chunks: Sequence[bytes]) -> bool:
+    return sum(map(len, chunks)) >= _GATHERED
 
 
 class SnapshotInfo(Protocol):
@@ -84,6 +100,10 @@ class SnapshotFiles(Protocol):
 
     @property
     def busy(self) -> bool: ...
+
+    @property
+    def hurry(self) -> bool:
+        """Whether the node needs snapshots soon."""
 
     def room(self) -> int: ...
 
@@ -177,6 +197,7 @@ class GroupSnapshots:
         self._pulling: set[int] = set()
         self._receiving: _Receiving | None = None
         self._resumes = float("-inf")
+        self._next_turn = float("-inf")
         self.bytes_since = 0
         self.lacks = 0
         """Bytes of the snapshot for which the disk has no room; 0 = none."""
@@ -191,6 +212,11 @@ class GroupSnapshots:
     def size(self) -> int:
         """Bytes of the latest one."""
         return 0 if self._info is None else self._info.size
+
+    @property
+    def late(self) -> bool:
+        """Whether the log, which is in memory too, has grown well beyond what makes a snapshot due."""
+        return self.bytes_since > _LATE * self._enough()
 
     def close(self) -> None:
         """Let go of what is under way; nothing more is recorded."""
@@ -213,7 +239,7 @@ class GroupSnapshots:
         if index <= max(self.index, FIRST_INDEX):
             self._wanted = False
             return
-        if not self._may_write(self.size):
+        if self._clock.now() < self._next_turn or not self._may_write(self.size):
             return
         self._wanted = False
         term = self._group.log.term_at(index)
@@ -243,18 +269,16 @@ class GroupSnapshots:
                 finish(problem)
                 return
             turn = self._clock.now()
-            chunk = next(chunks, None)
+            more = self._gather(chunks, gathered)
             took = self._clock.now() - turn
             # On virtual time nothing takes any.
-            pause = max(_LEAST_REST, _REST * took) if took else 0.0
-            if chunk is not None:
-                gathered.append(chunk)
-                if len(gathered) < _GATHERED:
-                    rest(pause, None)
-                    return
+            pause = max(_LEAST_REST, (_SHORT_REST if self._files.hurry else _REST) * took) if took else 0.0
+            if more and not _full(gathered):
+                rest(pause, None)
+                return
             written = tuple(gathered)
             gathered.clear()
-            if chunk is not None:
+            if more:
                 writer.add(written, lambda problem: rest(pause, problem))
             else:
                 snapshot.close()
@@ -269,11 +293,20 @@ class GroupSnapshots:
             finish(problem)
             if problem is None and index > self.index and not self._closed:
                 took = self._clock.now() - began
+                self._next_turn = self._clock.now() + _TURN * took
                 log.info("group %d: snapshot of entry %d took %.3f s", self._group.group, index, took)
                 self._adopt(info)
-                self._forget(index - self._config.keep_entries)
+                self._forget(self._group.log.tail(index, self._config.keep_entries, self._config.keep_bytes))
 
         proceed(None)
+
+    def _gather(self, chunks: Iterator[bytes], gathered: list[bytes]) -> bool:
+        """Build the next chunk, or all that are written together if there is need to hurry. False at their end."""
+        for chunk in chunks:
+            gathered.append(chunk)
+            if not self._files.hurry or _full(gathered):
+                return True
+        return False
 
     def _may_write(self, size: int) -> bool:
         """Whether a snapshot of about ``size`` bytes may be begun. One that fits nowhere is not even tried: it would

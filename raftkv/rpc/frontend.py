@@ -172,7 +172,8 @@ class NodeFigures:
     """One node as a monitor sees it. Times in seconds, sizes in bytes; counters run since the process started.
 
     ``connections``: other node -> how often the link to it has come up. ``disk_free``: as of the last look, -1 before
-    the first. ``wal_waiting``: records that are not on stable storage yet. ``writing``: how long the present write to
+    the first. ``memory``: of the process, 0 = unknown. ``memory_limit``: from which on no new data is taken, 0 =
+    none. ``wal_waiting``: records that are not on stable storage yet. ``writing``: how long the present write to
     the WAL goes on, 0 if there is none. ``outstanding``: operations that have no answer yet. ``moves_committed``,
     ``moves_cancelled``, ``freezes``: of slot moves that this node saw to their end.
     """
@@ -182,6 +183,9 @@ class NodeFigures:
     connections: Mapping[int, int]
     disk_full: bool
     disk_free: int
+    memory: int
+    memory_limit: int
+    memory_full: bool
     wal_bytes: int
     wal_segments: int
     wal_waiting: int

@@ -91,6 +91,11 @@ def _node(figures: NodeFigures) -> Iterator[Metric]:
         yield _gauge(
             "disk_free_bytes", "Space left for the data folder, looked at ten times a second.", _one(figures.disk_free)
         )
+    yield _gauge("memory_bytes", "Memory of the process, looked at every second.", _one(figures.memory))
+    yield _gauge(
+        "memory_limit_bytes", "Memory from which on new data is refused, 0 = none.", _one(figures.memory_limit)
+    )
+    yield _gauge("memory_full", "1 if new data is refused because of it.", _one(figures.memory_full))
 
 
 def _log(figures: NodeFigures) -> Iterator[Metric]:

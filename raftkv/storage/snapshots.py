@@ -38,6 +38,8 @@ class SnapshotStore:
         self._fs = fs
         self._worker = worker
         self._folder = folder
+        self.hurry = False
+        """Whether snapshots of this node's own are needed soon."""
         self._temporaries = 0
         self._writers: set[SnapshotWriter] = set()
         self._latest: dict[int, SnapshotInfo] = {}  # written by the worker, once a file is durable

@@ -84,7 +84,11 @@ class StoreSnapshot:
     def _produce(self) -> Generator[bytes, None, None]:
         chunk = bytearray()
         for item in self._items():
-            chunk += pack(item)
+            packed = pack(item)
+            if len(packed) >= limits.SNAPSHOT_CHUNK_BYTES and not chunk:
+                yield packed  # a large value is not copied twice more
+                continue
+            chunk += packed
             if len(chunk) >= limits.SNAPSHOT_CHUNK_BYTES:
                 yield bytes(chunk)
                 chunk.clear()

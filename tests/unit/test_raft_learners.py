@@ -257,7 +257,7 @@ def test_a_snapshot_under_way_ends_with_its_replica() -> None:
     leader.files.delay = 0.01
     leader.machine._chunk_items = 1
     for number in range(20):
-        write(lab, leader, b"%d" % number)
+        write(lab, leader, b"%d" % number + b"x" * 50_000)
     leader.raft.snapshots.want()
     leader.wake()
     lab.run(0.0)

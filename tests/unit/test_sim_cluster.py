@@ -213,6 +213,27 @@ def test_full_disks_refuse_writes_until_there_is_room() -> None:
     run(scenario)
 
 
+def test_a_full_memory_of_any_voter_refuses_what_adds_data_and_nothing_else() -> None:
+    async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
+        await fill(client, 5)
+        await client.put("a", "1")
+        voter = cluster.nodes[3]
+        assert voter.node is not None
+        voter.node._memory.configure(1000)
+        voter.memory.taken = 1000
+        await asyncio.sleep(2.0)
+        for refused in (client.put("b", "1"), client.cas("a", "1", "2")):
+            with pytest.raises(NoSpace, match=f"memory of node {voter.id} "):
+                await refused
+        assert await client.get("a") is not None
+        assert await client.delete("a")
+        voter.memory.taken = 899
+        await asyncio.sleep(2.0)
+        await client.put("b", "1")
+
+    run(scenario)
+
+
 def test_a_full_node_hands_over_what_it_leads_and_gets_it_back_when_it_has_room() -> None:
     """No write is refused meanwhile; the node that the map prefers stays without leaderships while it is full."""
 
