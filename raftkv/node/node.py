@@ -484,8 +484,8 @@ class RaftNode:
                 self._router.on_leads(peer, messages.groups(message))
             elif kind == "left" and len(message) == 1:
                 self._leftovers.clear()
-            elif kind == "map" and len(message) == 2 and isinstance(message[1], bytes):
-                self._take_map(message[1])
+            elif kind == "map":
+                self._take_map(messages.encoded_map(message))
             else:
                 raise messages.Malformed(f"unknown message {kind!r:.40}")
         except messages.Malformed as problem:

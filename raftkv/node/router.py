@@ -17,7 +17,7 @@ from raftkv.errors import OUTCOMES, Code
 from raftkv.node.replicas import Replica
 from raftkv.raft import RaftGroup
 from raftkv.rpc.frontend import NODE, Caller
-from raftkv.store.operations import GROUP_KINDS, GROUP_READS, READS, WRITES, Kind, Mode, Op, Result
+from raftkv.store.operations import GROUP_KINDS, GROUP_READS, READS, WRITES, Kind, Mode, Op, Result, within_limits
 from shards.map import ShardMap
 
 _ATTEMPT: Final = 1.0
@@ -38,6 +38,7 @@ _WALL_PERIOD: Final = 1.0
 
 _SETTLED: Final = (Code.OK, Code.CONDITION_FAILED)
 _OVERLOADED: Final = Result(Code.OVERLOADED, detail="the node has too many operations outstanding")
+_TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="key, value or expected value too large")
 _TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no outcome before the deadline")
 
 _CHANGES: Final = WRITES | (GROUP_KINDS - GROUP_READS)
@@ -400,7 +401,13 @@ class Router:
                 self._answers_due = True
                 self._clock.call_later(0.0, self._send_answers)
 
-        self.submit_here(ops, timeout / 1000, answer)
+        taken = [index for index, op in enumerate(ops) if within_limits(op)]
+        if len(taken) == len(ops):
+            self.submit_here(ops, timeout / 1000, answer)
+            return
+        for index in set(range(len(ops))).difference(taken):
+            answer(index, _TOO_LARGE)
+        self.submit_here([ops[index] for index in taken], timeout / 1000, lambda at, one: answer(taken[at], one))
 
     def _send_answers(self) -> None:
         self._answers_due = False
@@ -437,8 +444,8 @@ class Router:
 
     def on_leads(self, peer: int, groups: Sequence[int]) -> None:
         """``peer`` says that it leads ``groups``."""
-        for group in groups:
-            self._hints[group] = peer
+        known = None if self.map is None else {group.id for group in self.map.groups}
+        self._hints.update((group, peer) for group in groups if known is None or group in known)
 
     def on_link_down(self, peer: int) -> None:
         """Whatever was forwarded to ``peer`` may or may not have arrived."""
@@ -511,6 +518,8 @@ class Router:
         """There is a newer map: what was refused for its slot's sake is asked for again at once."""
         self.map = shard_map
         self._member_of = frozenset(group.id for group in shard_map.groups_on(self._node))
+        known = {group.id for group in shard_map.groups}
+        self._hints = {group: leader for group, leader in self._hints.items() if group in known}
         retries, self._retries = self._retries, deque()
         for _, request in retries:
             if not request.answered:

@@ -43,6 +43,9 @@ _APPLY_BYTES: Final = 1024 * 1024
 """Applied in one turn; the rest waits for the next, so that heartbeats go on while a node catches up."""
 
 
+_TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="the operations do not fit into an entry of the log")
+
+
 @dataclass(slots=True)
 class _Transfer:
     target: int
@@ -174,10 +177,13 @@ class RaftGroup:
     def propose(self, ops: list[Op], size: int, done: Done) -> None:
         """Replicate ``ops``, of ``size`` bytes of payload, in one entry; ``done(results)`` is called once.
 
-        NOT_LEADER and UNAVAILABLE are answered only to operations that never reached the log; UNKNOWN if this node lost
-        the leadership before it saw the outcome.
+        TOO_LARGE, NOT_LEADER and UNAVAILABLE are answered only to operations that never reached the log; UNKNOWN if
+        this node lost the leadership before it saw the outcome.
         """
         proposal = Proposal(ops, size, done)
+        if size > limits.MAX_PROPOSAL_BYTES:
+            proposal.refuse(_TOO_LARGE)
+            return
         if not self._leading:
             proposal.refuse(self._not_leader())
             return

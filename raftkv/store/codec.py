@@ -7,6 +7,8 @@ from typing import Any, cast
 
 import msgpack
 
+from raftkv import limits
+
 
 def pack(value: object) -> bytes:
     """Encode plain values."""
@@ -31,6 +33,25 @@ def unpack_all(data: bytes) -> Iterator[Any]:
         raise ValueError(str(problem)) from problem
     if unpacker.tell() != len(data):
         raise ValueError("the last value is cut off")
+
+
+def counting(size: int) -> dict[str, Any]:
+    """Arguments for msgpack's unpackers: decoding ``size`` bytes to more than MAX_DECODED_ITEMS items is a ValueError.
+
+    No byte makes two items, so what is shorter is not counted and costs nothing.
+    """
+    if size <= limits.MAX_DECODED_ITEMS:
+        return {}
+    left = limits.MAX_DECODED_ITEMS
+
+    def count(items: Any) -> Any:
+        nonlocal left
+        left -= 1 + len(items)
+        if left < 0:
+            raise ValueError(f"more than {limits.MAX_DECODED_ITEMS} items")
+        return items
+
+    return {"list_hook": count, "object_pairs_hook": lambda pairs: dict(count(pairs))}
 
 
 def whole(value: object) -> int:
