@@ -59,6 +59,12 @@ SNAPSHOT_CHUNK_BYTES: Final = 32 * 1024
 SNAPSHOT_PART_BYTES: Final = 256 * 1024
 """A part of a snapshot's file goes to a follower that then asks for the next: each costs a round trip."""
 
+MAX_SNAPSHOT_READS: Final = 2
+"""Whole states that clients read from a node at a time: each can hold a copy of all that is written meanwhile."""
+
+SNAPSHOT_READ_IDLE: Final = 30.0
+"""Such a read ends if its reader takes no chunk for this long."""
+
 MAX_INFLIGHT_APPEND_BYTES: Final = 2 * MAX_ENTRY_BYTES
 """Per follower: what may be sent before the first acknowledgement. Must hold at least one full entry."""
 

@@ -319,6 +319,11 @@ class Machine:
         self.poison: bytes | None = None
         self._chunk_items = chunk_items
 
+    prepares = False
+
+    def prepare(self, commands: Sequence[Sequence[Any]]) -> bool:
+        return True
+
     def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
         if now < self.time:
             raise RaftKVError(f"group time goes back from {self.time} to {now}")

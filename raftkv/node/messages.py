@@ -16,13 +16,13 @@ from raftkv import limits
 from raftkv.store.operations import Op, Result
 from raftkv.store.sessions import CLIENT_BYTES
 
-_NONE: Final = type(None)
-_OP_TYPES: Final = frozenset(
+_OPTIONAL: Final[tuple[type, ...]] = (bytes, type(None))
+_OP_TYPES: Final[frozenset[tuple[type, ...]]] = frozenset(
     (int, int, bytes, value, int, expected, int, bytes, int, int, int)
-    for value, expected in product((bytes, _NONE), repeat=2)
+    for value, expected in product(_OPTIONAL, repeat=2)
 )
-_RESULT_TYPES: Final = frozenset((int, int, value, int, int, str) for value in (bytes, _NONE))
-_ANSWER_TYPES: Final = frozenset(((int, int, list), (int, int, tuple)))
+_RESULT_TYPES: Final[frozenset[tuple[type, ...]]] = frozenset((int, int, value, int, int, str) for value in _OPTIONAL)
+_ANSWER_TYPES: Final[frozenset[tuple[type, ...]]] = frozenset(((int, int, list), (int, int, tuple)))
 _CLIENTS: Final = (0, CLIENT_BYTES)
 _MAX_CODE: Final = 2**31
 _MAX_COUNT: Final = 2**63

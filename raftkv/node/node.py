@@ -183,7 +183,7 @@ class RaftNode:
         self._router = Router(
             self.id,
             data=self._replicas.data,
-            groups=GroupOperations(self._replicas),
+            groups=GroupOperations(self._replicas, self._clock),
             peers=self._links,
             clock=self._clock,
             rng=rng,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import msgpack
@@ -13,6 +13,19 @@ from raftkv import limits
 def pack(value: object) -> bytes:
     """Encode plain values."""
     return cast(bytes, msgpack.packb(value, use_bin_type=True))
+
+
+def pack_each(values: Iterable[object]) -> bytes:
+    """Plain values one after the other: behind :func:`array_header`, the array of them."""
+    packer = msgpack.Packer(use_bin_type=True, autoreset=False)
+    for value in values:
+        packer.pack(value)
+    return cast(bytes, packer.bytes())
+
+
+def array_header(length: int) -> bytes:
+    """How an array of so many values begins."""
+    return cast(bytes, msgpack.Packer().pack_array_header(length))
 
 
 def unpack(data: bytes) -> Any:
@@ -33,6 +46,19 @@ def unpack_all(data: bytes) -> Iterator[Any]:
         raise ValueError(str(problem)) from problem
     if unpacker.tell() != len(data):
         raise ValueError("the last value is cut off")
+
+
+def split_pair(data: bytes) -> tuple[Any, bytes]:
+    """The first value of an array of two, and the bytes of the second. Raises ValueError if it is none."""
+    unpacker = msgpack.Unpacker(raw=False, strict_map_key=False, max_buffer_size=len(data) + 1)
+    unpacker.feed(data)
+    try:
+        if unpacker.read_array_header() != 2:
+            raise ValueError("not a pair")
+        first = unpacker.unpack()
+    except (TypeError, OverflowError, msgpack.UnpackException) as problem:
+        raise ValueError(str(problem)) from problem
+    return first, data[unpacker.tell() :]
 
 
 def counting(size: int) -> dict[str, Any]:
