@@ -92,3 +92,10 @@ def binary(value: object) -> bytes:
     if type(value) is not bytes:
         raise ValueError("bytes are missing")
     return value
+
+
+def text(value: object) -> str:
+    """``value`` if it is text. Raises ValueError otherwise."""
+    if type(value) is not str:
+        raise ValueError("text is missing")
+    return value

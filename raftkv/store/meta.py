@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from raftkv.errors import Code, StorageError
-from raftkv.store.codec import array_header, pack, split_pair, unpack, whole
+from raftkv.store.codec import array_header, binary, pack, split_pair, text, unpack, whole
 from raftkv.store.meta_commands import check, execute
 from raftkv.store.meta_state import MetaState, Refused
 from raftkv.store.operations import MAX_GROUP_TIME, Kind, Result
@@ -198,10 +198,10 @@ class MetaRestore:
         """Replace the state. Raises StorageError, and changes nothing, if the chunks are not a snapshot."""
         try:
             name, time, wire, tokens = unpack(bytes(self._encoded))
-            if name != _FORMAT or type(time) is not int:
+            if name != _FORMAT or not 0 <= whole(time) <= MAX_GROUP_TIME:
                 raise ValueError("unknown format")
             state = MetaState.from_wire(wire)
-            answers = {bytes(token): (int(number), str(reason)) for token, number, reason in tokens}
+            answers = {binary(token): (whole(number), text(reason)) for token, number, reason in tokens}
         except (ValueError, TypeError, KeyError, IndexError) as problem:
             raise StorageError(f"not a snapshot of the meta group: {problem}") from problem
         self._install(time, state, answers)
