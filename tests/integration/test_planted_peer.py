@@ -109,7 +109,8 @@ def test_a_frame_of_many_items_takes_little_memory(cluster: LocalCluster, item: 
     _serves(cluster)
 
 
-LARGE = b"x" * (15 * MB)
+LARGE = b"x" * (limits.MAX_FRAME_BYTES - 64)
+"""Fits into the frame that brings it; an entry of the log has some more around it."""
 TOO_LARGE = {
     "value": [Op(Kind.PUT, 5, b"k", LARGE)],
     "expected": [Op(Kind.CAS, 5, b"k", b"v", expected=LARGE)],
@@ -122,7 +123,7 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize("name", TOO_LARGE)
 def test_operations_too_large_for_the_log_do_not_reach_it(cluster: LocalCluster, name: str) -> None:
-    """One of 15 MB got into the log, did not fit into a frame to the others, and ended the leader."""
+    """One of 16 MiB got into the log, did not fit into a frame to the others, and ended the leader."""
     ops = TOO_LARGE[name]
     for node in (1, 2):
         with peer(cluster, node) as connection:
