@@ -163,12 +163,13 @@ class DataFolderInUse(StorageError):
 
 
 class CorruptData(StorageError):
-    """Stored data was damaged; nothing was changed on disk."""
+    """Stored data is damaged or missing; what is damaged was left as it is. The message names file and offset."""
 
     def __init__(self, path: str, offset: int, problem: str) -> None:
         super().__init__(f"{path}: damaged at byte {offset}: {problem}")
         self.path = path
         self.offset = offset
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)

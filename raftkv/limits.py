@@ -64,11 +64,31 @@ MAX_ENTRY_BYTES: Final = MAX_BATCH_BYTES
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 """A frame between nodes: several full entries. A longer announcement is garbage or an attack."""
 
+MAX_DECODED_ITEMS: Final = 1024 * 1024
+"""Items of one frame, those of nested arrays and maps included. A byte of msgpack can stand for an item
+that takes 64 in memory; what nodes send has several bytes an item, in frames of little more than MAX_ENTRY_BYTES."""
+
+MAX_PROPOSAL_BYTES: Final = 2 * MAX_ENTRY_BYTES
+"""Payload of what is proposed together and must share an entry; more is TooLarge. Above what a client's message or
+another node's forwarded operations can come to."""
+
+MAX_COMMAND_BYTES: Final = MAX_FRAME_BYTES - 4096
+"""Longest entry taken from a leader: it still fits into a frame when it is sent on."""
+
+MAX_MAP_BYTES: Final = 2 * 1024 * 1024
+"""An encoded shard map; one whose every slot has an owner of its own takes about half."""
+
 SNAPSHOT_CHUNK_BYTES: Final = 32 * 1024
 """A chunk is built between two turns of the loop, and a write needs several: a quarter of a millisecond."""
 
 SNAPSHOT_PART_BYTES: Final = 256 * 1024
 """A part of a snapshot's file goes to a follower that then asks for the next: each costs a round trip."""
+
+MAX_SNAPSHOT_READS: Final = 2
+"""Whole states that clients read from a node at a time: each can hold a copy of all that is written meanwhile."""
+
+SNAPSHOT_READ_IDLE: Final = 30.0
+"""Such a read ends if its reader takes no chunk for this long."""
 
 MAX_INFLIGHT_APPEND_BYTES: Final = 2 * MAX_ENTRY_BYTES
 """Per follower: what may be sent before the first acknowledgement. Must hold at least one full entry."""
@@ -127,6 +147,7 @@ MAX_FREED_PER_ENTRY: Final = 1000
 """Items of slots that moved away whose memory is given back while one entry is applied: as MAX_EXPIRED_PER_ENTRY."""
 
 assert MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_BATCH_BYTES <= MAX_ENTRY_BYTES
+assert MAX_MESSAGE_BYTES + 64 * MAX_BATCH_OPS < MAX_PROPOSAL_BYTES < MAX_COMMAND_BYTES // 3 * 2
 assert MAX_INFLIGHT_APPEND_BYTES + MAX_BATCH_BYTES < MAX_FRAME_BYTES
 assert MAX_BATCH_BYTES + 56 * MAX_BATCH_OPS < MAX_MESSAGE_BYTES
 assert 6 * (MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES) < MAX_HELD_BYTES

@@ -246,6 +246,12 @@ class LabFiles:
     def open(self, info: SnapshotFile) -> Iterator[bytes]:
         yield from _unseal(self._disk.files[info.index].raw, info.index, info.term)[1]
 
+    def damaged(self, info: SnapshotFile, chunk: int, problem: Exception) -> CorruptData:
+        return CorruptData(info.path, chunk, str(problem))
+
+    def missing(self, group: int, index: int) -> CorruptData:
+        return CorruptData(f"snap-{group}-{index}", 0, "the snapshot is missing")
+
     def read_raw(self, info: SnapshotFile, offset: int, size: int) -> bytes:
         return info.raw[offset : offset + size]
 
@@ -323,6 +329,11 @@ class Machine:
         self.values: dict[bytes, bytes] = {}
         self.poison: bytes | None = None
         self._chunk_items = chunk_items
+
+    prepares = False
+
+    def prepare(self, commands: Sequence[Sequence[Any]]) -> bool:
+        return True
 
     def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
         if now < self.time:

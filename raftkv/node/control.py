@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from raftkv.clock import Clock
 from raftkv.errors import Code
 from raftkv.node.replicas import Replicas
 from raftkv.raft import RaftGroup
@@ -14,14 +15,22 @@ from shards.map import META_GROUP
 
 Done = Callable[[Result], None]
 
+_SLICE: Final = 0.005
+"""Seconds of a turn of the loop for the summary of a move."""
+
+_CHECK_INTERVAL: Final = 1.0
+"""Seconds from one check of a group to the next."""
+
 _MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed question")
 
 
 class GroupOperations:
     """Executes operations of ``GROUP_KINDS`` on the replicas of this node."""
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, clock: Clock) -> None:
         self._replicas = replicas
+        self._clock = clock
+        self._next_check: dict[int, float] = {}
 
     def get(self, group: int) -> RaftGroup | None:
         """This node's replica of ``group``, if it has one."""
@@ -32,6 +41,10 @@ class GroupOperations:
         kind = op.kind
         if kind == Kind.MEMBERS:
             group.read(True, lambda code: done(self._members(group) if code == Code.OK else Result(code)))
+        elif kind == Kind.SUMMARY:
+            group.read(
+                False, lambda code: self._summarise(group.group, op, done) if code == Code.OK else done(Result(code))
+            )
         elif kind in GROUP_READS:
             group.read(False, lambda code: done(self._read(group.group, op) if code == Code.OK else Result(code)))
         elif kind == Kind.CHANGE_MEMBERS:
@@ -42,6 +55,8 @@ class GroupOperations:
                 done(_MALFORMED)
         elif kind == Kind.TRANSFER:
             self._transfer(group, op, done)
+        elif kind == Kind.CHECK and (answer := self._may_check(group.group, op)) is not None:
+            done(answer)
         elif kind == Kind.META and (refusal := self._replicas.meta.check(op.value)) is not None:
             done(refusal)
         else:
@@ -56,11 +71,36 @@ class GroupOperations:
             return _MALFORMED
         if op.kind == Kind.MOVE_STATE:
             return store.move_state(arguments[0])
-        if op.kind == Kind.SUMMARY:
-            return store.summary(arguments[0])
         if op.kind == Kind.EXPORT and [type(one) for one in arguments] == [int, bytes, int]:
             return store.export(*arguments)
         return _MALFORMED
+
+    def _summarise(self, group: int, op: Op, done: Done) -> None:
+        """Slots wait frozen for it, so it goes on in every turn of the loop; and the loop has others to serve."""
+        replica = self._replicas.data.get(group)
+        arguments = _list(op.value)
+        if replica is None or len(arguments) != 1 or type(arguments[0]) is not int:
+            done(_MALFORMED)
+            return
+        until = self._clock.now() + _SLICE
+        while (result := replica.store.summary(arguments[0])) is None:
+            if self._clock.now() >= until:
+                self._clock.call_later(0.0, lambda: self._summarise(group, op, done))
+                return
+        done(result)
+
+    def _may_check(self, group: int, op: Op) -> Result | None:
+        """One check of a group at a time: every one makes images of all its slots, which are copied when written to."""
+        replica = self._replicas.data.get(group)
+        if replica is None:
+            return _MALFORMED
+        checks, now = replica.store.checks, self._clock.now()
+        if any(number in checks for number in _numbers(op.value)):
+            return Result(Code.OK)
+        if now < self._next_check.get(group, 0.0) or not all(check.ended() for check in checks.values()):
+            return Result(Code.OVERLOADED, detail=f"another check of group {group} is under way or has just ended")
+        self._next_check[group] = now + _CHECK_INTERVAL
+        return None
 
     @staticmethod
     def _members(group: RaftGroup) -> Result:

@@ -25,6 +25,7 @@ class Leaders:
         self._groups = groups
         self._peers = peers
         self._member_of: frozenset[int] | None = None
+        self._known: frozenset[int] | None = None
         self._hints: dict[int, int] = {}
         self._seen: dict[int, int] = {}
 
@@ -56,10 +57,13 @@ class Leaders:
     def on_leads(self, peer: int, groups: Sequence[int]) -> None:
         """``peer`` says that it leads ``groups``."""
         for group in groups:
-            self._hints[group] = peer
+            if self._known is None or group in self._known:
+                self._hints[group] = peer
 
     def on_map(self, shard_map: ShardMap) -> None:
         self._member_of = frozenset(group.id for group in shard_map.groups_on(self._node))
+        self._known = known = frozenset(group.id for group in shard_map.groups)
+        self._hints = {group: leader for group, leader in self._hints.items() if group in known}
 
     def changed(self, shard_map: ShardMap) -> dict[int, int]:
         """The groups that have another leader than when this was asked last, and who that is."""

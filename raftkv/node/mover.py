@@ -30,6 +30,9 @@ _FEW_BYTES: Final = 64 * 1024
 _FEW_RECORDS: Final = 256
 """So little is left to be copied that the source may be frozen: it is brought over in a few milliseconds."""
 
+_MANY_RECORDS: Final = 10_000
+"""A digest of more takes longer than another entry."""
+
 _RETRY: Final = 0.2
 _AFTER_MISTAKE: Final = 2.0
 """Seconds before a step that failed is looked at again."""
@@ -229,6 +232,11 @@ class Mover:
                 break
             await self._import(move, seq, page, figures)
         figures.records = unpack(summary.value or b"")[2]
+        if figures.records > _MANY_RECORDS:
+            # What follows has an entry of its own then, before which the target's replicas digest in slices.
+            await self._import(move, seq, page, figures)
+            await self._tell(Kind.IMPORT_FINAL, move.target, move.id, summary.value)
+            return
         # Both are proposed in this turn, and so share an entry in this order.
         final = self._tell(Kind.IMPORT_FINAL, move.target, move.id, summary.value)
         await asyncio.gather(self._import(move, seq, page, figures), final)

@@ -17,7 +17,7 @@ import msgpack
 
 from raftkv import __version__, limits
 from raftkv.clock import Clock, Timer
-from raftkv.errors import RaftKVError
+from raftkv.errors import CorruptData, RaftKVError
 from raftkv.node import messages
 from raftkv.node.asking import asker
 from raftkv.node.config import NodeConfig
@@ -50,13 +50,14 @@ from raftkv.rpc.frontend import (
     Problem,
     SlotFigures,
 )
-from raftkv.storage.folder import DataFolder
+from raftkv.storage.folder import MAP_AT, DataFolder
 from raftkv.storage.fs import FileSystem, Worker
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
+from raftkv.store.codec import unpack
 from raftkv.store.meta_state import MetaState
 from raftkv.store.operations import Op
-from shards.map import META_GROUP, MapError, ShardMap
+from shards.map import META_GROUP, ShardMap
 from shards.map import Node as MapNode
 from shards.placement import meta_voters
 
@@ -191,7 +192,7 @@ class RaftNode:
         self._router = Router(
             self.id,
             data=self._replicas.data,
-            groups=GroupOperations(self._replicas),
+            groups=GroupOperations(self._replicas, self._clock),
             peers=self._links,
             clock=self._clock,
             rng=rng,
@@ -368,8 +369,8 @@ class RaftNode:
     def _take_map(self, data: bytes) -> None:
         """A copy from another node or from this node's own folder."""
         try:
-            shard_map = ShardMap.from_wire(msgpack.unpackb(data))
-        except (MapError, ValueError, msgpack.UnpackException) as problem:
+            shard_map = ShardMap.from_wire(unpack(data))
+        except ValueError as problem:  # MapError is one
             raise messages.Malformed(f"malformed shard map: {problem}") from None
         if shard_map.cluster_id != self._config.cluster.id:
             raise messages.Malformed(f"shard map of another cluster, {shard_map.cluster_id}")
@@ -391,7 +392,8 @@ class RaftNode:
                 self._take_map(saved)
             except messages.Malformed as problem:
                 # Only a hint, perhaps of another version: the meta group or a peer tells the map anew.
-                log.warning("the saved shard map is not used: %s", problem)
+                damage = CorruptData(self._folder.map_path, MAP_AT, str(problem))
+                log.warning("the saved shard map is not used: %s", damage)
 
     def _use_map(self, shard_map: ShardMap) -> None:
         if self.id in shard_map.removed:
@@ -524,8 +526,8 @@ class RaftNode:
                 self._room.hear(peer, Full(*messages.room(message)))
             elif kind == "left" and len(message) == 1:
                 self._leftovers.clear()
-            elif kind == "map" and len(message) == 2 and isinstance(message[1], bytes):
-                self._take_map(message[1])
+            elif kind == "map":
+                self._take_map(messages.encoded_map(message))
             else:
                 raise messages.Malformed(f"unknown message {kind!r:.40}")
         except messages.Malformed as problem:

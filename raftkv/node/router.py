@@ -22,7 +22,7 @@ from raftkv.node.replicas import Replica
 from raftkv.node.requests import OVERHEAD, GroupPort, Reply, Request, Writes
 from raftkv.node.retries import Retries
 from raftkv.rpc.frontend import NODE, Caller
-from raftkv.store.operations import GROUP_KINDS, GROUP_READS, READS, WRITES, Kind, Mode, Op, Result
+from raftkv.store.operations import GROUP_KINDS, GROUP_READS, READS, WRITES, Kind, Mode, Op, Result, within_limits
 from shards.map import ShardMap
 
 _MAX_CLIENT_AHEAD: Final = 2 * 24 * 3600.0
@@ -30,6 +30,7 @@ _MAX_CLIENT_AHEAD: Final = 2 * 24 * 3600.0
 
 _WALL_PERIOD: Final = 1.0
 
+_TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="key, value or expected value too large")
 _TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no outcome before the deadline")
 _NOT_PROPOSED: Final = Result(Code.UNAVAILABLE, detail="the group's leader was too busy to begin before the deadline")
 _NOT_ASKED: Final = Result(Code.UNAVAILABLE, detail="no leader could be asked before the deadline")
@@ -114,6 +115,15 @@ class Router:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
         caller = self._peers_asking.setdefault(peer, Caller())
         answer = bounded_answers(ops, partial(self._forwarding.answer, peer, number))
+        taken = [index for index, op in enumerate(ops) if within_limits(op)]
+        if len(taken) < len(ops):
+            for index in set(range(len(ops))).difference(taken):
+                answer(index, _TOO_LARGE)
+            whole, ops = answer, [ops[index] for index in taken]
+
+            def answer(at: int, result: Result) -> None:
+                whole(taken[at], result)
+
         self._submit(ops, timeout / 1000, answer, caller, local=True)
 
     def _submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller, *, local: bool) -> None:

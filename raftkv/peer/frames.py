@@ -14,6 +14,7 @@ import msgpack
 
 from raftkv import limits
 from raftkv.errors import RaftKVError
+from raftkv.store.codec import counting
 
 HEADER: Final = Struct(">II")
 _HOLE: Final = bytes(HEADER.size)
@@ -21,6 +22,8 @@ _ARRAY_HEADER_BYTES: Final = 5
 _MAX_MESSAGE_BYTES: Final = limits.MAX_FRAME_BYTES - _ARRAY_HEADER_BYTES
 # msgpack allocates an array when it reads the announced length: a short frame must not reserve gigabytes.
 _MAX_ARRAY_ITEMS: Final = 1024 * 1024
+# No message has a map. Their keys are costly to decode.
+_MAX_MAP_ITEMS: Final = 1024
 
 
 class ProtocolViolation(RaftKVError):
@@ -115,8 +118,10 @@ def _unpack(body: memoryview, crc: int) -> list[Any]:
             raw=False,
             strict_map_key=True,
             max_array_len=min(len(body), _MAX_ARRAY_ITEMS),
+            max_map_len=min(len(body), _MAX_MAP_ITEMS),
             max_ext_len=0,
             ext_hook=_refuse_extension,
+            **counting(len(body)),
         )
     except (ValueError, TypeError, OverflowError, MemoryError, msgpack.exceptions.UnpackException) as error:
         raise ProtocolViolation(f"a frame of {len(body)} bytes is not msgpack: {str(error) or repr(error)}") from error

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgpack
-
 from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import Code
@@ -22,6 +20,7 @@ from raftkv.raft.config import RaftConfig
 from raftkv.raft.configurations import CONFIG, Voters
 from raftkv.raft.core import LEADER, Core
 from raftkv.raft.elections import Elections
+from raftkv.raft.entries import is_batch, pack_batch, prepared, unpack_batch
 from raftkv.raft.guard import judge
 from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
 from raftkv.raft.membership import ChangeDone, Members, Membership
@@ -35,9 +34,6 @@ from raftkv.raft.status import GroupStatus
 from raftkv.store.operations import Op, Result
 
 log = logging.getLogger(__name__)
-
-_BATCH: Final = b"\x00"
-"""First byte of an entry's command that carries proposals; the library's own kinds are 1 to 3."""
 
 _APPLY_BYTES: Final = 1024 * 1024
 """Applied in one turn; the rest waits for the next, so that heartbeats go on while a node catches up."""
@@ -174,8 +170,8 @@ class RaftGroup:
     def propose(self, ops: list[Op], size: int, done: Done) -> Proposal:
         """Replicate ``ops``, of ``size`` bytes of payload, in one entry; ``done(results)`` is called once.
 
-        NOT_LEADER and UNAVAILABLE are answered only to operations that never reached the log; UNKNOWN if this node lost
-        the leadership before it saw the outcome. What is returned can be withdrawn.
+        TOO_LARGE, NOT_LEADER and UNAVAILABLE are answered only to operations that never reached the log; UNKNOWN if
+        this node lost the leadership before it saw the outcome. What is returned can be withdrawn.
         """
         proposal = Proposal(ops, size, done)
         if self._leading:
@@ -197,7 +193,7 @@ class RaftGroup:
         while self._proposals.waiting and self._proposals.open_entries < self._config.max_open_entries:
             ops, proposals = self._proposals.take()
             now = self.time()
-            index = self.core.append(_BATCH + msgpack.packb((now, ops)))
+            index = self.core.append(pack_batch(now, ops))
             self._proposals.opened(OpenEntry(index, now, ops, proposals))
 
     def time(self) -> int:
@@ -295,6 +291,8 @@ class RaftGroup:
         applied, commit = core.applied_index(), core.commit_index()
         if applied < commit:
             for command, index, term in self.log.between(applied + 1, commit + 1, _APPLY_BYTES):
+                if self.machine.prepares and not prepared(self.machine, command, self._proposals.ops_of(index)):
+                    break
                 core.set_applied_index(index)
                 self._apply_entry(command, index, term)
             if core.applied_index() < core.commit_index():
@@ -305,7 +303,7 @@ class RaftGroup:
     def _apply_entry(self, command: bytes, index: int, term: int) -> None:
         self.snapshots.bytes_since += len(command)
         kind = command[:1]
-        if kind != _BATCH:
+        if not is_batch(command):
             if kind == CONFIG:
                 self.membership.applied(index)
             elif self._leading and index == self.core.no_op_index() and term == self._lead_term:
@@ -316,7 +314,7 @@ class RaftGroup:
         opened = self._proposals.close(index)
         try:
             if opened is None:
-                time, ops = msgpack.unpackb(command[1:], use_list=False)
+                time, ops = unpack_batch(command)
                 self.machine.apply(time, ops)
                 return
             results = self.machine.apply(opened.time, opened.ops)

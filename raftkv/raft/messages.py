@@ -8,6 +8,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any, Final
 
+from raftkv.limits import MAX_COMMAND_BYTES
+
 
 class Type(IntEnum):
     """Numbers are part of the protocol between nodes and never reused."""
@@ -78,7 +80,7 @@ def check(message: list[Any]) -> bool:
             and type(entry[0]) is int
             and 0 <= entry[0] <= message[2]
             and type(entry[1]) is bytes
-            and entry[1] != b""
+            and 0 < len(entry[1]) <= MAX_COMMAND_BYTES
             for entry in message[8]
         )
     if message[1] == Type.ACK:

@@ -30,6 +30,13 @@ class StateMachine(Protocol):
     time: int
     """Group time of the last entry, in milliseconds."""
 
+    @property
+    def prepares(self) -> bool:
+        """Whether ``prepare`` is to be asked before the next entry is applied."""
+
+    def prepare(self, commands: Sequence[Sequence[Any]]) -> bool:
+        """Do a part of the work that applying these takes; True when the rest is done at once. Changes nothing."""
+
     def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]: ...
 
     def snapshot(self) -> Snapshot: ...

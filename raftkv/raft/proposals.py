@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from raftkv import limits
+from raftkv.errors import Code
 from raftkv.store.operations import WRITES, Op, Result
 
 log = logging.getLogger(__name__)
+
+_TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="the operations do not fit into an entry of the log")
 
 Done = Callable[[list[Result]], None]
 """Takes the results of one proposal, in the order of its operations. Called exactly once."""
@@ -107,6 +110,10 @@ class Proposals:
         return len(self._open)
 
     def add(self, proposal: Proposal) -> None:
+        """Have it wait, unless it does not fit into an entry."""
+        if proposal.size > limits.MAX_PROPOSAL_BYTES:
+            proposal.refuse(_TOO_LARGE)
+            return
         bulk = proposal.size >= _BULK and proposal.ops[0].kind in WRITES
         (self._bulk if bulk else self._waiting).append(proposal)
 
@@ -123,6 +130,10 @@ class Proposals:
 
     def opened(self, entry: OpenEntry) -> None:
         self._open.append(entry)
+
+    def ops_of(self, index: int) -> list[Op] | None:
+        """Of the open entry ``index``, which is applied next; None if it is not this leader's."""
+        return self._open[0].ops if self._open and self._open[0].index == index else None
 
     def close(self, index: int) -> OpenEntry | None:
         """The open entry ``index``, which is being applied; None if it is not this leader's."""

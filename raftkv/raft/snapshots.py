@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from raftkv import limits
 from raftkv.clock import Clock
-from raftkv.errors import CorruptData, RaftKVError
+from raftkv.errors import CorruptData, RaftKVError, StorageError
 from raftkv.log_limit import limited
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.log import FIRST_INDEX, Entry
@@ -111,6 +111,10 @@ class SnapshotFiles(Protocol):
 
     def open(self, info: Any) -> Iterator[bytes]: ...
 
+    def damaged(self, info: Any, chunk: int, problem: Exception) -> CorruptData: ...
+
+    def missing(self, group: int, index: int) -> CorruptData: ...
+
     def read_raw(self, info: Any, offset: int, size: int) -> bytes: ...
 
     def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> SnapshotWriter: ...
@@ -140,16 +144,12 @@ def align(
     Raises CorruptData if the snapshot is missing or there is a hole between it and the entries.
     """
     if compacted > (FIRST_INDEX if info is None else info.index):
-        where = "the snapshot folder" if info is None else info.path
-        raise CorruptData(where, 0, f"group {group}'s snapshot of entry {compacted} is missing; replace this node")
+        raise files.missing(group, compacted)
     if info is None:
         base = (FIRST_INDEX, 0)
     else:
         base = (info.index, info.term)
-        restore = machine.begin_restore()
-        for chunk in files.open(info):
-            restore.feed(chunk)
-        restore.finish()
+        _restore(info, machine, files)
         at_base = next((entry for entry in entries if entry[1] == info.index), None)
         if at_base is not None and at_base[2] != info.term:
             wal.truncate(group, entries[0][1])
@@ -162,6 +162,20 @@ def align(
             where, 0, f"group {group} has no entries between {base[0]} and {kept[0][1]}; replace this node"
         )
     return base, kept
+
+
+def _restore(info: SnapshotInfo, machine: StateMachine, files: SnapshotFiles) -> None:
+    restore = machine.begin_restore()
+    last = 0
+    for last, chunk in enumerate(files.open(info)):
+        try:
+            restore.feed(chunk)
+        except StorageError as problem:
+            raise files.damaged(info, last, problem) from None
+    try:
+        restore.finish()
+    except StorageError as problem:
+        raise files.damaged(info, last, problem) from None
 
 
 class _Receiving:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +12,7 @@ from raftkv.rpc.errors import failure_of
 from raftkv.rpc.frontend import answer_to
 from raftkv.rpc.guard import abort, budget_of
 from raftkv.store.codec import pack, unpack
+from raftkv.store.meta import MetaStore
 from raftkv.store.meta_state import Job, MetaState
 from raftkv.store.operations import Kind, Op, Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
@@ -36,6 +38,7 @@ _ONE_ARGUMENT: Final[dict[str, str]] = {
     "remove_node": "remove node",
 }
 _TOKEN_BYTES: Final = 16
+_SLOTS_AT_ONCE: Final = 512
 _CHECK_BITS: Final = 48
 
 
@@ -44,12 +47,19 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     def __init__(self, frontend: AdminFrontend) -> None:
         self._frontend = frontend
+        self._map_answer = _MapAnswer()
+        self._state_wire = b""
+        self._state = MetaState()
+        self._slots: asyncio.Task[admin_pb2.GetSlotsResponse] | None = None
 
     async def GetMap(self, request: admin_pb2.GetMapRequest, context: Context) -> admin_pb2.GetMapResponse:
         known = self._frontend.cluster_map()
         if known is None:
             await abort(context, Result(int(Code.UNAVAILABLE), detail="the node does not know the shard map yet"))
-        return _map_message(known, self._frontend.leaders())
+        return self._map_message(known)
+
+    def _map_message(self, known: ShardMap) -> admin_pb2.GetMapResponse:
+        return self._map_answer.message(known, self._frontend.leaders())
 
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
         return status_message(self._frontend.status())
@@ -59,7 +69,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         assert state.map is not None
         waiting = self._frontend.waiting()
         return admin_pb2.GetStateResponse(
-            map=_map_message(state.map, self._frontend.leaders()),
+            map=self._map_message(state.map),
             now_ms=now,
             job=None if state.job is None else _job_message(state.job),
             moves=[
@@ -119,7 +129,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         settings = self._frontend.settings()
         return admin_pb2.JoinResponse(
             node=result.version,
-            map=_map_message(state.map, self._frontend.leaders()),
+            map=self._map_message(state.map),
             groups=settings.groups,
             replicas=settings.replicas,
             election_min=settings.election_min,
@@ -133,14 +143,18 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return admin_pb2.TransferResponse()
 
     async def GetSlots(self, request: admin_pb2.GetSlotsRequest, context: Context) -> admin_pb2.GetSlotsResponse:
-        return admin_pb2.GetSlotsResponse(
-            slots=[
-                admin_pb2.SlotFigures(
-                    slot=one.slot, group=one.group, keys=one.keys, bytes=one.bytes, operations=one.operations
-                )
-                for one in self._frontend.slot_figures()
-            ]
-        )
+        # Whoever asks meanwhile gets the same answer.
+        if self._slots is None or self._slots.done():
+            self._slots = asyncio.create_task(self._collect_slots())
+        return await asyncio.shield(self._slots)
+
+    async def _collect_slots(self) -> admin_pb2.GetSlotsResponse:
+        answer = admin_pb2.GetSlotsResponse()
+        for at, one in enumerate(self._frontend.slot_figures(), start=1):
+            answer.slots.add(slot=one.slot, group=one.group, keys=one.keys, bytes=one.bytes, operations=one.operations)
+            if at % _SLOTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return answer
 
     async def StartCheck(self, request: admin_pb2.StartCheckRequest, context: Context) -> admin_pb2.StartCheckResponse:
         check = secrets.randbits(_CHECK_BITS) + 1
@@ -164,8 +178,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def _meta_state(self, context: Context) -> tuple[int, MetaState]:
         result = await self._ask(context, Op(Kind.META_STATE, META_GROUP, b"", pack([])))
-        now, wire = unpack(result.value or b"")
-        return now, MetaState.from_wire(wire)
+        now, wire = MetaStore.described(result.value or b"")
+        if wire != self._state_wire:
+            self._state, self._state_wire = MetaState.from_wire(unpack(wire)), wire
+        return now, self._state
 
     async def _ask(self, context: Context, op: Op) -> Result:
         result = await answer_to(self._frontend.submit, op, budget_of(context))
@@ -198,6 +214,21 @@ def _change_arguments(request: admin_pb2.ChangeRequest) -> list[Any] | None:
 
 def _wishes(groups: Iterable[admin_pb2.WantedVoters]) -> list[Any]:
     return [[one.group, list(one.voters)] for one in groups]
+
+
+class _MapAnswer:
+    """The map as a message, made once for each map and its leaders: with many slots it takes tens of milliseconds."""
+
+    def __init__(self) -> None:
+        self._of: tuple[ShardMap, dict[int, int]] | None = None
+        self._message = admin_pb2.GetMapResponse()
+
+    def message(self, known: ShardMap, leaders: dict[int, int]) -> admin_pb2.GetMapResponse:
+        """Not to be changed."""
+        if self._of != (known, leaders):
+            self._message = _map_message(known, leaders)
+            self._of = (known, leaders)
+        return self._message
 
 
 def _map_message(known: ShardMap, leaders: dict[int, int]) -> admin_pb2.GetMapResponse:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any, Final
 from zlib import crc32
 
 from raftkv.errors import CorruptData, StorageError
 from raftkv.storage.fs import FileSystem, Lock
+from raftkv.text import shown
 
 FORMAT: Final = 1
 
@@ -16,7 +18,17 @@ _IDENTITY: Final = "identity.json"
 _MAP: Final = "map"
 _LOCK: Final = "lock"
 _TEMPORARY: Final = ".tmp"
-_CRC_BYTES: Final = 4
+MAP_AT: Final = 4
+"""Where the map begins in its file, behind the checksum."""
+
+_TYPES: Final[dict[str, type]] = {
+    "cluster_id": str,
+    "node_id": int,
+    "incarnation": str,
+    "started": bool,
+    "peers": dict,
+}
+_NODE: Final = re.compile(r"[1-9][0-9]{0,18}")
 
 _ADVICE: Final = "replace the node: remove it and add a new node with an empty data folder, its peers have the data"
 
@@ -97,6 +109,10 @@ class DataFolder:
     def snapshot_path(self) -> str:
         return f"{self.path}/snapshots"
 
+    @property
+    def map_path(self) -> str:
+        return f"{self.path}/{_MAP}"
+
     def mark_started(self) -> None:
         """Note durably that the log exists from now on. Raises OSError."""
         if not self.started:
@@ -119,7 +135,7 @@ class DataFolder:
 
     def save_map(self, data: bytes) -> None:
         """Keep the latest shard map, as bytes, durably. Raises OSError."""
-        self._replace(_MAP, crc32(data).to_bytes(_CRC_BYTES, "little") + data)
+        self._replace(_MAP, crc32(data).to_bytes(MAP_AT, "little") + data)
 
     def load_map(self) -> bytes | None:
         """The map last saved. None if there is none or it is damaged: it is a hint, peers tell it anew."""
@@ -162,8 +178,8 @@ def saved_map(fs: FileSystem, folder: str) -> bytes | None:
     if not fs.exists(path):
         return None
     stored = fs.read(path, 0, fs.size(path))
-    data = stored[_CRC_BYTES:]
-    return data if stored[:_CRC_BYTES] == crc32(data).to_bytes(_CRC_BYTES, "little") else None
+    data = stored[MAP_AT:]
+    return data if stored[:MAP_AT] == crc32(data).to_bytes(MAP_AT, "little") else None
 
 
 def _read_identity(fs: FileSystem, path: str) -> dict[str, Any] | None:
@@ -177,10 +193,30 @@ def _read_identity(fs: FileSystem, path: str) -> dict[str, Any] | None:
     text, _, rest = data.rpartition(b"\ncrc32 ")
     if rest != b"%08x\n" % crc32(text):
         raise CorruptData(file, 0, f"the node's identity is not valid; nothing was changed; {_ADVICE}")
-    identity: dict[str, Any] = json.loads(text)
-    if identity["format"] != FORMAT:
-        raise StorageError(f"{file}: format {identity['format']}, this version of raftkv reads format {FORMAT}")
-    return identity
+    try:
+        identity = json.loads(text)
+        problem = "it is not an object" if type(identity) is not dict else _type_problem(identity, {"format": int})
+        if not problem and identity["format"] != FORMAT:
+            raise StorageError(f"{file}: format {identity['format']}, this version of raftkv reads format {FORMAT}")
+        problem = problem or _type_problem(identity, _TYPES)
+    except (ValueError, RecursionError) as error:
+        problem = f"it is not JSON: {error}"
+    if problem:
+        raise CorruptData(file, 0, f"the node's identity is not valid: {problem}; nothing was changed; {_ADVICE}")
+    return identity  # type: ignore[no-any-return]
+
+
+def _type_problem(identity: dict[str, Any], types: dict[str, type]) -> str:
+    """What is wrong with the keys that ``types`` names, "" if nothing is."""
+    for key, kind in types.items():
+        if key not in identity:
+            return f"{key} is missing"
+        if type(identity[key]) is not kind:
+            return f"{key} is {shown(identity[key])}"
+    for node, incarnation in identity["peers"].items() if "peers" in types else ():
+        if not _NODE.fullmatch(node) or type(incarnation) is not str:
+            return f"peers has {shown(node)}: {shown(incarnation)}"
+    return ""
 
 
 def _check_identity(path: str, identity: dict[str, Any], cluster_id: str, node_id: int) -> None:

@@ -13,6 +13,7 @@ import msgpack
 
 from raftkv.errors import CorruptData, StorageError
 from raftkv.storage.fs import FileSystem
+from raftkv.store.codec import unpack, whole
 
 MAGIC: Final = b"RAFTKVSN"
 FORMAT: Final = 1
@@ -26,10 +27,12 @@ _NUMBER: Final = struct.Struct("<QI")  # frame number, length
 _MAX_DESCRIPTION: Final = 64 * 1024
 FOOTER_BYTES: Final = _FRAME.size + _FOOTER.size
 
-ADVICE: Final = (
-    "nothing was changed; a node that started without it could forget what it acknowledged: "
+_REPLACE: Final = (
+    "a node that started without it could forget what it acknowledged: "
     "replace the node (remove it and add a new node with an empty data folder), its peers have the data"
 )
+ADVICE_MISSING: Final = f"put it back, if you have it; {_REPLACE}"
+ADVICE: Final = f"the file was left as it is; {_REPLACE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class SnapshotInfo:
     size: int
 
 
-def snapshot_name(group: int, index: int, term: int) -> str:
+def snapshot_name(group: int, index: int, term: int | str) -> str:
+    """Name of its file. ``term`` may be "*" where it is not known."""
     return f"snap-{group}-{index}-{term}.snap"
 
 
@@ -85,11 +89,23 @@ def _read_header(fs: FileSystem, path: str, group: int, index: int, term: int) -
         raise CorruptData(path, 0, f"the snapshot's header is not valid; {ADVICE}")
     if version != FORMAT:
         raise StorageError(f"{path}: snapshot format {version}, this version of raftkv reads format {FORMAT}")
-    found = msgpack.unpackb(description, use_list=False)
-    if found[:3] != (group, index, term):
-        problem = "this is a snapshot of group {} at index {} and term {}".format(*found[:3])
-        raise CorruptData(path, 0, f"{problem}, not of {group}, {index}, {term}; {ADVICE}")
-    return tuple(found[3]), _HEADER.size + length
+    try:
+        of_group, of_index, of_term, voters = unpack(description)
+        voters = tuple(whole(node) for node in voters)
+    except (ValueError, TypeError) as error:
+        raise CorruptData(path, _HEADER.size, f"the snapshot's description is not valid: {error}; {ADVICE}") from None
+    if (of_group, of_index, of_term) != (group, index, term):
+        problem = f"this is a snapshot of group {of_group} at index {of_index} and term {of_term}"
+        raise CorruptData(path, _HEADER.size, f"{problem}, not of {group}, {index}, {term}; {ADVICE}")
+    return voters, _HEADER.size + length
+
+
+def chunk_offset(fs: FileSystem, info: SnapshotInfo, number: int) -> int:
+    """Where chunk ``number``, from 0 on, of a verified snapshot begins in its file. Raises CorruptData, OSError."""
+    _, offset = _read_header(fs, info.path, info.group, info.index, info.term)
+    for _ in range(number):
+        offset += _FRAME.size + int(_FRAME.unpack(fs.read(info.path, offset, _FRAME.size))[0])
+    return offset + _FRAME.size
 
 
 def read_chunks(fs: FileSystem, info: SnapshotInfo) -> Iterator[bytes]:

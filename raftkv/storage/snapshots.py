@@ -72,6 +72,15 @@ class SnapshotStore:
         """The snapshot's chunks, each verified. Raises CorruptData (also after the last chunk), OSError."""
         return fmt.read_chunks(self._fs, info)
 
+    def damaged(self, info: SnapshotInfo, chunk: int, problem: Exception) -> CorruptData:
+        """What to raise when a verified chunk, counted from 0, does not hold what it should. Raises OSError."""
+        return CorruptData(info.path, fmt.chunk_offset(self._fs, info, chunk), f"{problem}; {fmt.ADVICE}")
+
+    def missing(self, group: int, index: int) -> CorruptData:
+        """What to raise when the log goes on behind a snapshot that is not there."""
+        path = f"{self._folder}/{fmt.snapshot_name(group, index, '*')}"
+        return CorruptData(path, 0, f"the snapshot is missing; {fmt.ADVICE_MISSING}")
+
     def read_raw(self, info: SnapshotInfo, offset: int, size: int) -> bytes:
         """Bytes of the file as they are, to be sent to a peer; fewer than ``size`` at its end.
 
@@ -320,9 +329,14 @@ class IncomingSnapshot(_Unfinished):
         if self._received != own.size or self._file is None:
             raise CorruptData(self._path, self._received, f"the snapshot received should have {own.size} bytes")
         self._seal()
-        found = fmt.read_info(self._fs, self._path, own.group, own.index, own.term)
-        for _ in fmt.read_chunks(self._fs, found):
-            pass
+        try:
+            found = fmt.read_info(self._fs, self._path, own.group, own.index, own.term)
+            for _ in fmt.read_chunks(self._fs, found):
+                pass
+        except CorruptData as error:
+            # Without the advice for a file of this node's own: this one goes.
+            problem = error.problem.removesuffix(f"; {fmt.ADVICE}")
+            raise CorruptData(self._path, error.offset, f"{problem}; what was received is thrown away") from None
         return self._store.publish(
             self._path, SnapshotInfo(own.group, own.index, own.term, found.voters, own.path, own.size)
         )

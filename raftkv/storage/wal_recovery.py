@@ -10,6 +10,7 @@ from typing import Any, Final
 from raftkv.errors import CorruptData
 from raftkv.storage import wal_format as fmt
 from raftkv.storage.fs import FileSystem
+from raftkv.text import shown
 
 _NAME: Final = re.compile(r"wal-(\d{12,})\.(log|spare)")
 
@@ -155,6 +156,37 @@ class _Log:
         return state.align(index, state.snapshot_term)
 
 
+_NUMBERS: Final = {fmt.HARD_STATE: 4, fmt.TRUNCATE: 3, fmt.SNAPSHOT: 4, fmt.DROP: 4}
+"""Length of the records that hold only numbers."""
+
+
+def _kind(record: Any) -> int:
+    """The kind of a record of the right shape. Raises _Damaged for any other."""
+    kind = record[0] if type(record) is tuple and record else None
+    if kind == fmt.ENTRY:
+        right = len(record) == 5 and _are_numbers(record[1:4]) and type(record[4]) is bytes
+    elif kind == fmt.GROUP:
+        right = len(record) == 3 and _are_numbers(record[1:2])
+    elif kind == fmt.OPENING:
+        right = len(record) == 2 and type(record[1]) is tuple
+    elif type(kind) is int and kind in _NUMBERS:
+        right = len(record) == _NUMBERS[kind] and _are_numbers(record)
+    else:
+        raise _Damaged(f"unknown kind of record {shown(kind)}")
+    if not right:
+        raise _Damaged(f"malformed record {shown(record)}")
+    return int(kind)
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_founders(founders: Any) -> None:
+    if type(founders) is not tuple or not _are_numbers(founders):
+        raise _Damaged(f"malformed founders {shown(founders)}")
+
+
 class _Replay:
     def __init__(self) -> None:
         self.logs: dict[int, _Log] = {}
@@ -172,7 +204,7 @@ class _Replay:
         """Replay one batch; returns how many of its records have an LSN."""
         count = 0
         for record in records:
-            kind = record[0]
+            kind = _kind(record)
             if kind == fmt.OPENING:
                 self._opening(record[1])
                 continue
@@ -192,17 +224,20 @@ class _Replay:
                 _, _, index, term = record
                 log.snapshot(index, term)
             elif kind == fmt.GROUP:
+                _check_founders(record[2])
                 log.state.founders = tuple(record[2])
-            elif kind == fmt.DROP:
+            else:
                 _, group, last_term, last_index = record
                 log.drop(last_term, last_index)
                 forget_group(self.segments, group)
-            else:
-                raise _Damaged(f"unknown kind of record {kind!r}")
         return count
 
     def _opening(self, groups: Sequence[Any]) -> None:
-        for group, founders, term, vote, snapshot_index, snapshot_term, last, *floor in groups:
+        for row in groups:
+            if type(row) is not tuple or not (_are_numbers(row[:1] + row[2:]) and len(row) in (7, 9)):
+                raise _Damaged(f"malformed opening {shown(row)}")
+            group, founders, term, vote, snapshot_index, snapshot_term, last, *floor = row
+            _check_founders(founders)
             log = self._log(group)
             if log.base is None:
                 log.base = last

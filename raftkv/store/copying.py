@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 from raftkv import limits
 from raftkv.errors import Code
 from raftkv.store.codec import binary, pack, unpack, whole
-from raftkv.store.digest import DIGEST_BYTES, content_digest
+from raftkv.store.digest import DIGEST_BYTES
 from raftkv.store.operations import MAX_COUNT, MAX_EXPIRES, Result
 from raftkv.store.packed import Record, fields, head, packed, value_bytes
 from raftkv.store.sessions import CLIENT_BYTES, Session, session_from_row, session_row
@@ -257,11 +257,10 @@ class Summary(NamedTuple):
     digest: bytes
 
     @staticmethod
-    def of(slots: Sequence[Slot]) -> Summary:
-        """Summary of frozen slots in order."""
-        frozen = slots[0].frozen
-        records, digest = content_digest(slots, frozen)
-        return Summary(frozen, [(slot.number, slot.counter, slot.floor) for slot in slots], records, digest)
+    def of(slots: Sequence[Slot], content: tuple[int, bytes]) -> Summary:
+        """Summary of frozen slots in order. ``content``: their content_digest as of when they were frozen."""
+        rows = [(slot.number, slot.counter, slot.floor) for slot in slots]
+        return Summary(slots[0].frozen, rows, *content)
 
     @staticmethod
     def decode(data: bytes) -> Summary:

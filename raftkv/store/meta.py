@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from raftkv.errors import Code, StorageError
-from raftkv.store.codec import pack, unpack
+from raftkv.store.codec import array_header, binary, pack, split_pair, text, unpack, whole
 from raftkv.store.meta_commands import check, execute
 from raftkv.store.meta_state import MetaState, Refused
 from raftkv.store.operations import MAX_GROUP_TIME, Kind, Result
@@ -37,6 +37,7 @@ class MetaStore:
         self.state = MetaState()
         self.on_change = on_change
         self._tokens: dict[bytes, tuple[int, str]] = {}
+        self._described: tuple[MetaState | None, bytes] = (None, b"")
 
     @property
     def map(self) -> ShardMap | None:
@@ -57,6 +58,12 @@ class MetaStore:
     def next_expiry(self) -> None:
         """Nothing expires here."""
         return
+
+    prepares: Final = False
+
+    def prepare(self, commands: Sequence[Sequence[Any]]) -> bool:
+        """No entry takes long."""
+        return True
 
     def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
         """Apply one log entry: its time in ms and its commands.
@@ -128,7 +135,15 @@ class MetaStore:
     def describe(self) -> Result:
         """The whole state as msgpack, for operators: ``value`` is what :meth:`MetaState.from_wire` reads, in a pair
         with the group's time."""
-        return Result(Code.OK, 1, pack([self.time, self.state.to_wire()]))
+        if self._described[0] is not self.state:
+            self._described = (self.state, pack(self.state.to_wire()))
+        return Result(Code.OK, 1, array_header(2) + pack(self.time) + self._described[1])
+
+    @staticmethod
+    def described(value: bytes) -> tuple[int, bytes]:
+        """The group's time and the state, still encoded, of :meth:`describe`'s ``value``. Raises ValueError."""
+        time, rest = split_pair(value)
+        return whole(time), rest
 
     def snapshot(self) -> MetaSnapshot:
         """The state as of this call."""
@@ -183,10 +198,10 @@ class MetaRestore:
         """Replace the state. Raises StorageError, and changes nothing, if the chunks are not a snapshot."""
         try:
             name, time, wire, tokens = unpack(bytes(self._encoded))
-            if name != _FORMAT or type(time) is not int:
+            if name != _FORMAT or not 0 <= whole(time) <= MAX_GROUP_TIME:
                 raise ValueError("unknown format")
             state = MetaState.from_wire(wire)
-            answers = {bytes(token): (int(number), str(reason)) for token, number, reason in tokens}
+            answers = {binary(token): (whole(number), text(reason)) for token, number, reason in tokens}
         except (ValueError, TypeError, KeyError, IndexError) as problem:
             raise StorageError(f"not a snapshot of the meta group: {problem}") from problem
         self._install(time, state, answers)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from raftkv.errors import RaftKVError
+from raftkv.store.codec import whole
 from shards.map import ShardMap
 from shards.moves import Phase
 
@@ -127,7 +128,7 @@ class MetaState:
     def from_wire(wire: Any) -> MetaState:
         """What :meth:`to_wire` encoded. Raises ValueError or TypeError for anything else."""
         shard_map, last, moves, job, finished, wanted, draining, leftover, noted = wire
-        last_group, last_node, last_move, last_job = (int(number) for number in last)
+        last_group, last_node, last_move, last_job = _numbers(last)
         return MetaState(
             None if shard_map is None else ShardMap.from_wire(shard_map),
             last_group,
@@ -135,15 +136,15 @@ class MetaState:
             last_move,
             last_job,
             {
-                number: Move(number, tuple(slots), source, target, Phase(phase), started)
+                whole(number): Move(number, _numbers(slots), whole(source), whole(target), Phase(phase), whole(started))
                 for number, slots, source, target, phase, started in moves
             },
             None if job is None else _job(job),
-            tuple(Finished(*row) for row in finished),
-            {group: tuple(voters) for group, voters in wanted},
-            tuple(draining),
-            frozenset((group, node) for group, node in leftover),
-            dict(noted),
+            tuple(Finished(*_figures(row)) for row in finished),
+            {whole(group): _numbers(voters) for group, voters in wanted},
+            _numbers(draining),
+            frozenset((whole(group), whole(node)) for group, node in leftover),
+            {whole(group): whole(index) for group, index in noted},
         )
 
 
@@ -155,4 +156,14 @@ def _job_wire(job: Job) -> list[Any]:
 
 def _job(wire: list[Any]) -> Job:
     number, pending, *rest = wire
-    return Job(number, tuple(Plan(tuple(slots), source, target) for slots, source, target in pending), *rest)
+    plans = tuple(Plan(_numbers(slots), whole(source), whole(target)) for slots, source, target in pending)
+    return Job(whole(number), plans, *_figures(rest))
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    return tuple(whole(value) for value in values)
+
+
+def _figures(values: Any) -> list[Any]:
+    """Numbers and truth values, as they are. Raises ValueError for anything else."""
+    return [value if type(value) is bool else whole(value) for value in values]

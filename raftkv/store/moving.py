@@ -21,7 +21,7 @@ from raftkv.errors import Code
 from raftkv.store.ageing import Ageing, due_records
 from raftkv.store.codec import pack, unpack
 from raftkv.store.copying import MALFORMED, Summary, export, load
-from raftkv.store.digest import content_digest
+from raftkv.store.digest import ContentDigest, content_digest
 from raftkv.store.operations import MAX_COUNT, Kind, Result
 from raftkv.store.packed import VALUE_AT, pack_head
 from raftkv.store.slot import Slot, SlotState
@@ -29,6 +29,9 @@ from raftkv.store.slot import Slot, SlotState
 MAX_SLOT: Final = 65535
 _DONE: Final = Result(Code.OK)
 _NEVER: Final = (0, 0)
+_PIECES: Final = 24
+"""Of a digest that are made before the loop goes on to something else: some milliseconds."""
+
 _OWNED: Final = SlotState.OWNED
 _FROZEN: Final = SlotState.FROZEN
 _IMPORTING: Final = SlotState.IMPORTING
@@ -70,7 +73,8 @@ class Moves:
         self.trash: list[Slot] = []
         self._slots = slots
         self._ageing = ageing
-        self._summary: tuple[int, bytes] | None = None
+        self._summary: tuple[int, ContentDigest] | None = None
+        self._staged: ContentDigest | None = None
         self._steps: dict[int, tuple[Callable[..., Result], tuple[Callable[[Any], bool], ...]]] = {
             Kind.IMPORT_BEGIN: (self._import_begin, (_is_id, _are_slots)),
             Kind.IMPORT_CHUNK: (self._import_chunk, (_is_id, _is_id, _is_bytes, _is_bytes)),
@@ -109,7 +113,14 @@ class Moves:
         """Replace everything, after the slots."""
         self.ended = ended
         self.imports = {one.move: one for one in imports}
-        self._summary = None
+        self._forget_digests()
+
+    def _forget_digests(self) -> None:
+        if self._summary is not None:
+            self._summary[1].close()
+        if self._staged is not None:
+            self._staged.close()
+        self._summary = self._staged = None
 
     def rows(self) -> tuple[list[list[Any]], list[list[Any]]]:
         """``ended`` and ``imports`` as plain values, in a canonical order."""
@@ -167,7 +178,7 @@ class Moves:
         slots = self._tracked(move)
         return export(slots, cursor, limit_bytes, now) if slots else _refused("not the source of the move")
 
-    def summary(self, move: int) -> Result:
+    def summary(self, move: int) -> Result | None:
         """See :meth:`raftkv.store.records.Store.summary`."""
         if not _is_id(move):
             return MALFORMED
@@ -175,8 +186,47 @@ class Moves:
         if not slots or slots[0].state is not _FROZEN:
             return _refused("the slots are not frozen")
         if self._summary is None or self._summary[0] != move:
-            self._summary = (move, Summary.of(slots).encode())
-        return Result(Code.OK, value=self._summary[1])
+            if self._summary is not None:
+                self._summary[1].close()
+            self._summary = (move, ContentDigest(slots, slots[0].frozen))
+        content = self._summary[1].advance(_PIECES)
+        return None if content is None else Result(Code.OK, value=Summary.of(slots, content).encode())
+
+    def prepare(self, commands: object) -> bool:
+        """See :meth:`raftkv.store.records.Store.prepare`."""
+        for command in commands if isinstance(commands, list | tuple) else ():
+            kind, value = (command[0], command[3]) if isinstance(command, list | tuple) and len(command) > 3 else (0, 0)
+            if kind == Kind.IMPORT_FINAL:
+                return self._prepare_final(value)
+            if isinstance(kind, int) and kind in self._steps:
+                # It may change what would be digested.
+                break
+        return True
+
+    def _prepare_final(self, value: Any) -> bool:
+        try:
+            move, data = unpack(value)
+            one, frozen = self.imports[move], Summary.decode(data).frozen
+        except (ValueError, TypeError, KeyError):
+            # To be refused when it is applied.
+            return True
+        if one.frozen is not None:
+            return True
+        slots = [self._slots[number] for number in one.slots]
+        if self._staged is None or self._staged.gone_by != frozen or not self._staged.is_of(slots):
+            if self._staged is not None:
+                self._staged.close()
+            self._staged = ContentDigest(slots, frozen)
+        return self._staged.advance(_PIECES) is not None
+
+    def _digest_staged(self, slots: list[Slot], frozen: int) -> tuple[int, bytes]:
+        digest, self._staged = self._staged, None
+        found = None
+        if digest is not None:
+            if digest.gone_by == frozen and digest.is_of(slots):
+                found = digest.result
+            digest.close()
+        return content_digest(slots, frozen) if found is None else found
 
     # Steps of the target
 
@@ -243,7 +293,7 @@ class Moves:
         if one.frozen is not None:
             return _DONE
         slots = [self._slots[number] for number in one.slots]
-        if content_digest(slots, summary.frozen) != (summary.records, summary.digest):
+        if self._digest_staged(slots, summary.frozen) != (summary.records, summary.digest):
             for slot in slots:
                 self.trash.append(slot)
                 self._slots[slot.number] = Slot(slot.number, _IMPORTING, move)
@@ -300,6 +350,7 @@ class Moves:
         return _DONE
 
     def _drop(self, one: Import) -> None:
+        self._forget_digests()
         for number in one.slots:
             self.trash.append(self._slots.pop(number))
         self._end(one.move, one.slots, Ending.DROPPED)
@@ -341,6 +392,7 @@ class Moves:
             return _DONE if self._has_ended(move, Ending.RELEASED) else _refused("not the source of the move")
         if slots[0].state is not _FROZEN:
             return _refused("the slots are not frozen")
+        self._forget_digests()
         for slot in slots:
             self._ageing.retire(slot)
             self.trash.append(self._slots.pop(slot.number))
@@ -353,6 +405,7 @@ class Moves:
         )
         if problem is not None:
             return problem
+        self._forget_digests()
         for slot in self._tracked(move):
             slot.untrack()
             self._ageing.resume(slot)

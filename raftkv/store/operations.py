@@ -107,6 +107,16 @@ class Op(NamedTuple):
     mode: int = 0
 
 
+def within_limits(op: Op) -> bool:
+    """Whether its sizes are those that clients' requests are held to, and the nodes' own keep to."""
+    largest = limits.MAX_BATCH_BYTES if op.kind in GROUP_KINDS else limits.MAX_VALUE_BYTES
+    return (
+        len(op.key) <= limits.MAX_KEY_BYTES
+        and len(op.value or b"") <= largest
+        and len(op.expected or b"") <= limits.MAX_VALUE_BYTES
+    )
+
+
 class Result(NamedTuple):
     """Outcome of one operation.
 

@@ -163,14 +163,26 @@ class Store:
         """
         return self._moves.export(move, cursor, limit_bytes, self.time)
 
-    def summary(self, move: int) -> Result:
+    def summary(self, move: int) -> Result | None:
         """``value``: the summary of the frozen slots of a move, for IMPORT_FINAL. CONDITION_FAILED if not frozen here.
 
-        The first call reads all that is in the slots.
+        None: call again; each call reads a bounded part of what is in the slots.
         """
         return self._moves.summary(move)
 
     # Writes
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the next entry may need :meth:`prepare`."""
+        return bool(self._moves.imports)
+
+    def prepare(self, commands: Sequence[Sequence[Any]]) -> bool:
+        """Do a bounded part of the work that the next entry, with these commands, needs; True if it can be applied.
+
+        Optional, and changes nothing: :meth:`apply` does the rest, however long it takes.
+        """
+        return self._moves.prepare(commands)
 
     def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
         """Apply one log entry: its time in ms and its commands. Call it once for each entry, with all its commands.

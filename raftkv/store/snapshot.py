@@ -19,6 +19,7 @@ from raftkv.errors import StorageError
 from raftkv.store.codec import binary, pack, unpack_all, whole
 from raftkv.store.digest import DIGEST_BYTES
 from raftkv.store.moving import Ending, Import
+from raftkv.store.operations import MAX_COUNT, MAX_GROUP_TIME
 from raftkv.store.packed import head, value_bytes
 from raftkv.store.sessions import session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState
@@ -179,15 +180,18 @@ class StoreRestore:
         self._ended = False
         self._install(self._state)
 
-    def _take(self, item: list[Any]) -> None:
+    def _take(self, item: Any) -> None:
+        if type(item) is not list or not item:
+            raise ValueError("not an item")
         if self._ended:
             raise ValueError("something follows the end")
         if not self._started:
             name, time, genesis = item
             if name != FORMAT:
                 raise ValueError("unknown format")
-            self._state.time = whole(time)
-            self._state.genesis = bool(genesis)
+            if not 0 <= whole(time) <= MAX_GROUP_TIME or type(genesis) is not bool:
+                raise ValueError("time or genesis out of range")
+            self._state.time, self._state.genesis = time, genesis
             self._started = True
         elif item[0] == _SLOT:
             self._take_slot(item)
@@ -237,7 +241,9 @@ class StoreRestore:
         if self._state.slots and whole(number) <= self._state.slots[-1].number:
             raise ValueError("slots are not in order")
         slot = Slot(whole(number), SlotState(state), whole(move))
-        slot.counter = whole(counter)
+        if not 0 <= whole(counter) < 2 * MAX_COUNT:
+            raise ValueError("counter out of range")
+        slot.counter = counter
         slot.floor = binary(floor)
         slot.frozen = whole(frozen)
         if move:

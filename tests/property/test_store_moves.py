@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from raftkv import limits
 from raftkv.errors import Code
 from raftkv.store import Kind, Op, Result, SlotState, Store
-from tests.store_helpers import restored, step
+from tests.store_helpers import restored, step, summary_of
 
 SLOTS = 3
 IDLE = limits.SESSION_IDLE * 1000
@@ -203,7 +203,7 @@ class World:
         cursor, blob, records, size, done = msgpack.unpackb(page.value)
         assert records >= 0 <= size
         if done and source == "frozen" and cursor == state["cursor"] and exporter is store:
-            self.send(move.target, step(Kind.IMPORT_FINAL, move.id, store.summary(move.id).value), fate)
+            self.send(move.target, step(Kind.IMPORT_FINAL, move.id, summary_of(store, move.id).value), fate)
         elif done and source == "tracked" and (hasty or cursor == state["cursor"]):
             self.send(move.source, step(Kind.FREEZE, move.id), fate)
         else:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from raftkv.errors import Code
 from raftkv.store import Kind, MetaStore, Op, Store
-from tests.store_helpers import restored, step
+from tests.store_helpers import restored, step, summary_of
 
 scalars = (
     st.none()
@@ -109,7 +109,7 @@ def test_reads_of_moves_are_total(history: list[object], cursor: bytes, move: An
     store.apply(2, decoded(history))
     before = store.digest()
     codes = (Code.OK, Code.INVALID_ARGUMENT, Code.CONDITION_FAILED)
-    for result in (store.move_state(move), store.export(move, cursor, limit), store.summary(move)):
+    for result in (store.move_state(move), store.export(move, cursor, limit), summary_of(store, move)):
         assert result.code in codes
     assert store.export(2, cursor, 10).code in codes
     assert store.digest() == before

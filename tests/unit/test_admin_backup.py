@@ -239,6 +239,7 @@ def test_a_refusal_is_no_trouble_with_the_folder(
         raise Overloaded("too much to do")
         yield
 
+    monkeypatch.setattr("raftkv.cli.admin.backup._ATTEMPTS", 1)
     monkeypatch.setattr(AdminClient, "read_snapshot", refusing)
     assert admin("backup create", str(tmp_path / "b")) == 1
     assert "too much to do" in admin.err

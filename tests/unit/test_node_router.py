@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from raftkv import limits
+from raftkv.errors import Code
 from raftkv.node.router import Router
 from raftkv.raft import RaftGroup
 from raftkv.store.operations import Kind, Op, Result
@@ -78,3 +80,31 @@ async def _two_lives() -> None:
     after.router.on_answers(1, [(new, 0, Result(0, 2, b"value of mine"))])
     assert [(index, result.value) for index, result in after.results] == [(0, b"value of mine")]
     assert 0 < new < 1 << 63, "an integer of a message"
+
+
+def test_operations_of_other_nodes_are_held_to_the_limits() -> None:
+    """Whatever door they come through: a larger one would get into the log, and never into a frame again."""
+    asyncio.run(_too_large())
+
+
+async def _too_large() -> None:
+    life = _Life(1)
+    large = b"x" * (limits.MAX_VALUE_BYTES + 1)
+    ops = [Op(Kind.PUT, 7, b"k", large), Op(99, 7, b"k"), Op(Kind.CAS, 7, b"k", b"v", expected=large), Op(98, 7, b"k")]
+    life.router.on_forwarded(1, 5, 1000, ops)
+    await life.clock.advance(0.0)
+    node, (word, rows) = life.peers.sent[-1]
+    assert (node, word) == (1, "re")
+    assert {index: result.code for _, index, result in rows} == {
+        0: Code.TOO_LARGE,
+        1: Code.INVALID_ARGUMENT,
+        2: Code.TOO_LARGE,
+        3: Code.INVALID_ARGUMENT,
+    }
+
+
+def test_only_leaders_of_known_groups_are_remembered() -> None:
+    life = _Life(1)
+    life.router.on_leads(1, [1, 5, 2**63])
+    assert (life.router.leader_of(1), life.router.leader_of(5)) == (1, 0)
+    assert len(life.router._leaders._hints) == 1

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from raftkv import limits
 from raftkv.peer.frames import HEADER, Decoder, Encoder, MessageTooLong, ProtocolViolation
+from raftkv.store.operations import Kind, Op
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=40) | st.text(max_size=20),
@@ -147,6 +148,37 @@ def test_arrays_that_announce_more_items_than_a_frame_may_hold_are_refused() -> 
     body = b"\xdd\x00\x20\x00\x00" + b"\x01" * (2 * 1024 * 1024)
     with pytest.raises(ProtocolViolation, match="max_array_len"):
         Decoder().feed(framed(body))
+
+
+_MANY = 400_000
+
+
+@pytest.mark.parametrize(
+    "item",
+    [b"\x80", b"\x90", b"\x01", b"\xc4\x00", b"\xa2ab", b"\x91\x90", b"\x81\xa0\x01", b"\xcb" + bytes(8)],
+    ids=["maps", "arrays", "numbers", "bytes", "texts", "nested", "pairs", "floats"],
+)
+def test_the_items_of_a_frame_are_bounded_in_all(item: bytes) -> None:
+    """A frame of 15.7 MB of empty maps took 1 GB."""
+    count = min(_MANY, (limits.MAX_FRAME_BYTES - 32) // len(item) // 3)
+    body = b"\x93" + 3 * (b"\xdd" + count.to_bytes(4, "big") + item * count)
+    with pytest.raises(ProtocolViolation, match="more than 1048576 items"):
+        Decoder().feed(framed(body))
+
+
+def test_maps_with_many_keys_are_refused() -> None:
+    body = b"\x91\xde\x08\x00" + b"".join(b"\xa2%02x\x01" % (at % 256) for at in range(2048))
+    with pytest.raises(ProtocolViolation, match="max_map_len"):
+        Decoder().feed(framed(body))
+
+
+def test_what_nodes_send_has_fewer_items() -> None:
+    """Full frames of the smallest entries, and of the smallest operations that are forwarded together, pass."""
+    entries = [[1, 8, 1, 1, 1, 1, 1, 1, [(1, b"x" * 24)] * (limits.MAX_ENTRY_BYTES // 24)]]
+    op = list(Op(Kind.DELETE, 0, b"k"))
+    ops = [["op", 1, 1, [op] * (limits.MAX_BATCH_BYTES // 65)]]
+    for frame in (entries, ops):
+        assert len(Decoder().feed(Encoder().frame_of(frame))) == 1
 
 
 def test_frames_up_to_the_limit_pass_and_longer_messages_are_the_senders_error() -> None:

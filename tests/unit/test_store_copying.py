@@ -10,7 +10,7 @@ from raftkv.errors import Code
 from raftkv.store import Kind, Op, Result
 from raftkv.store.digest import content_digest
 from raftkv.store.operations import MAX_EXPIRES
-from tests.store_helpers import DONE, begin, copy, final, make, one, page, pair, restored, state, step
+from tests.store_helpers import DONE, begin, copy, final, make, one, page, pair, restored, state, step, summary_of
 
 
 def test_changes_are_sent_in_the_order_of_their_last_change() -> None:
@@ -125,12 +125,12 @@ def test_expired_records_are_not_copied() -> None:
 def test_reads_refuse_what_they_cannot_answer() -> None:
     source, target = pair()
     assert source.export(7, b"", 0).code == Code.CONDITION_FAILED
-    assert source.summary(7).code == Code.CONDITION_FAILED
+    assert summary_of(source, 7).code == Code.CONDITION_FAILED
     begin(source, target)
-    assert source.summary(7).code == Code.CONDITION_FAILED
+    assert summary_of(source, 7).code == Code.CONDITION_FAILED
     assert target.export(7, b"", 0).code == Code.CONDITION_FAILED
     for bad in (0, -1, 2**63, "x", None, True):
-        for result in (source.move_state(bad), source.export(bad, b"", 0), source.summary(bad)):  # type: ignore[arg-type]
+        for result in (source.move_state(bad), source.export(bad, b"", 0), summary_of(source, bad)):  # type: ignore[arg-type]
             assert result.code == Code.INVALID_ARGUMENT
     for cursor in (
         b"\xc1",

@@ -26,6 +26,7 @@ from tests.store_helpers import (
     stage,
     state,
     step,
+    summary_of,
 )
 
 IDLE = limits.SESSION_IDLE * 1000
@@ -255,7 +256,7 @@ def test_a_differing_summary_empties_the_staging() -> None:
     }
     copy(source, target)
     for change in (0, 2, 3):
-        summary = msgpack.unpackb(source.summary(7).value)
+        summary = msgpack.unpackb(summary_of(source, 7).value)
         summary[change] = b"0" * 16 if change == 3 else summary[change] + 10**6
         twin = restored(target.snapshot().chunks())
         assert one(twin, step(Kind.IMPORT_FINAL, 7, msgpack.packb(summary))).detail == "digest differs"
@@ -336,7 +337,7 @@ def test_freeze_and_release_only_what_they_may() -> None:
     assert refused(source, step(Kind.RELEASE, 7)) == "the slots are not frozen"
     source.apply(5_000, [step(Kind.FREEZE, 7)])
     source.apply(6_000, [step(Kind.FREEZE, 7)])
-    assert msgpack.unpackb(source.summary(7).value)[0] == 5_000
+    assert msgpack.unpackb(summary_of(source, 7).value)[0] == 5_000
     assert "not the source" in refused(source, step(Kind.RELEASE, 8))
     assert one(source, step(Kind.RELEASE, 7)) == DONE
     no_change(source, step(Kind.RELEASE, 7))

@@ -293,7 +293,7 @@ def test_a_check_is_of_the_state_as_of_its_entry() -> None:
     steps = 1
     while not check.step():
         steps += 1
-    assert steps == store.stats().slots
+    assert steps > store.stats().slots, "a slot takes several pieces"
     assert check.step()
     while not other.step():
         change_everything(twin)

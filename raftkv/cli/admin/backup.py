@@ -22,7 +22,7 @@ from raftkv.cli.console import Section
 from raftkv.cli.parameters import FilePath
 from raftkv.client.admin import AdminClient, ClusterState
 from raftkv.clock import SystemClock, sleep
-from raftkv.errors import DeadlineExceeded, RaftKVError, Unavailable
+from raftkv.errors import DeadlineExceeded, Overloaded, RaftKVError, Unavailable
 
 _ROUNDS: Final = 5
 """Times that groups are read (again) because slots moved between them meanwhile."""
@@ -113,13 +113,14 @@ async def read_group(client: AdminClient, folder: Path, group: int) -> GroupFile
             except BaseException:
                 writer.abandon()
                 raise
-        except (Unavailable, DeadlineExceeded) as error:
+        except (Unavailable, DeadlineExceeded, Overloaded) as error:
             problem = error
         except RaftKVError:
             raise
         except OSError as error:
             raise BackupError(f"{folder}: cannot write there: {error.strerror or error}") from None
-    raise Unavailable(f"group {group} could not be read: {problem}")
+    kind = Overloaded if isinstance(problem, Overloaded) else Unavailable
+    raise kind(f"group {group} could not be read: {problem}")
 
 
 def manifest_report(folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -1,0 +1,171 @@
+"""One that speaks as a node of the cluster, and sends what no node sends, costs its own connection and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raftkv
+from raftkv import limits
+from raftkv.errors import Code
+from raftkv.peer.frames import HEADER, Decoder, Encoder
+from raftkv.store.operations import Kind, Op
+from raftkv.testing import LocalCluster
+from tests.waiting import PATIENCE
+
+PRETENDED = 3
+MB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """Node 3 is dead: it would dial again and take the place of the connections that speak in its name."""
+    with LocalCluster(nodes=3, groups=2) as running:
+        running.kill(PRETENDED)
+        with raftkv.Client(running.endpoints, timeout=PATIENCE) as client:
+            client.put("before", b"x")
+        yield running
+
+
+class Peer:
+    """A connection to a node."""
+
+    def __init__(self, cluster: LocalCluster, node: int) -> None:
+        stored = (cluster.data_dir(PRETENDED) / "identity.json").read_bytes().rpartition(b"\ncrc32 ")[0]
+        host, port = cluster.peer_address(node).split(":")
+        self.connection = socket.create_connection((host, int(port)), timeout=PATIENCE)
+        self.encoder = Encoder()
+        self.decoder = Decoder()
+        hello = ["raftkv", 1, cluster.cluster_id, PRETENDED, node, json.loads(stored)["incarnation"], "another boot"]
+        self.connection.sendall(self.encoder.frame_of(hello))
+        assert self.read()[0][0] == "welcome"
+
+    def read(self) -> list[list[Any]]:
+        """The next frames, [] once the node has closed the connection."""
+        while True:
+            try:
+                data = self.connection.recv(65536)
+            except ConnectionError:
+                return []
+            if not data:
+                return []
+            if frames := self.decoder.feed(data):
+                return frames
+
+    def send(self, *messages: Any) -> None:
+        self.connection.sendall(self.encoder.frame_of(messages))
+
+    def closed_by(self, body: bytes) -> bool:
+        """Whether a frame of this body ends the connection."""
+        try:
+            self.connection.sendall(HEADER.pack(len(body), zlib.crc32(body)) + body)
+        except ConnectionError:
+            return True
+        return self.read() == []
+
+
+@contextmanager
+def peer(cluster: LocalCluster, node: int) -> Iterator[Peer]:
+    made = Peer(cluster, node)
+    with made.connection:
+        yield made
+
+
+def _serves(cluster: LocalCluster) -> None:
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
+        for number in range(20):
+            client.put(f"key{number}", b"x")
+    assert [node for node in (1, 2) if cluster.pid(node) is None] == []
+    for node in (1, 2):
+        assert "Traceback" not in cluster.log(node, 10_000)
+
+
+def _peak_kb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
+
+
+@pytest.mark.parametrize("item", [b"\x80", b"\x90", b"\xa2ab"], ids=["maps", "arrays", "texts"])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the kernel's figures of a process")
+def test_a_frame_of_many_items_takes_little_memory(cluster: LocalCluster, item: bytes) -> None:
+    """15.7 MB of empty maps took 1 GB."""
+    count = min(MB - 8, 15 * MB // len(item) // 5)
+    parts = 15 * MB // (count * len(item))
+    body = b"\xdd" + parts.to_bytes(4, "big") + (b"\xdd" + count.to_bytes(4, "big") + item * count) * parts
+    pid = cluster.pid(1)
+    assert pid is not None
+    before = _peak_kb(pid)
+    with peer(cluster, 1) as connection:
+        assert connection.closed_by(body)
+    assert _peak_kb(pid) - before < 300_000
+    _serves(cluster)
+
+
+LARGE = b"x" * (limits.MAX_FRAME_BYTES - 64)
+"""Fits into the frame that brings it; an entry of the log has some more around it."""
+TOO_LARGE = {
+    "value": [Op(Kind.PUT, 5, b"k", LARGE)],
+    "expected": [Op(Kind.CAS, 5, b"k", b"v", expected=LARGE)],
+    "key": [Op(Kind.PUT, 5, LARGE, b"v")],
+    "several": [Op(Kind.PUT, 5, b"%d" % at, b"x" * MB, client=b"c" * 16, seq=at, first=1) for at in range(1, 15)],
+    "a step of a move": [Op(Kind.IMPORT_CHUNK, 1, b"", LARGE)],
+    "a command of the meta group": [Op(Kind.META, 0, b"", LARGE)],
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_operations_too_large_for_the_log_do_not_reach_it(cluster: LocalCluster, name: str) -> None:
+    """One of 16 MiB got into the log, did not fit into a frame to the others, and ended the leader."""
+    ops = TOO_LARGE[name]
+    for node in (1, 2):
+        with peer(cluster, node) as connection:
+            connection.send(["op", 1, 5000, [list(op) for op in ops]], 7)
+            # The answers go to the real node 3, which is dead; the pong says that the message was read.
+            assert connection.read() == [[7]]
+    _serves(cluster)
+
+
+def test_results_and_sizes_of_no_node_end_the_connection(cluster: LocalCluster) -> None:
+    messages: list[Any] = [
+        ["op", 1, 1000, [list(Op(Kind.PUT, 5, b"k", b"v", client=b"c" * 17, seq=1, first=1))]],
+        ["op", 1, 1000, [list(Op(Kind.PUT, 5, b"k", b"v", client=LARGE, seq=1, first=1))]],
+        ["re", [[1, 0, [int(Code.OK), 2**64 - 1, None, -1, 0, ""]]]],
+        ["re", [[1, 0, [int(Code.OK), 1, None, -1, 0, "x" * 100_000]]]],
+        ["re", [[1, 0, [2**40, 1, None, -1, 0, ""]]]],
+        ["leads", [0] * 100_000],
+        ["leads", [None]],
+        ["epoch", -1],
+        ["map", b"\x80" * (4 * MB)],
+        ["map", b"\x81\xa6format\x02"],
+        [1, 1, 1, 1, 1, 1, 1, 1, [[1, b"x" * (limits.MAX_COMMAND_BYTES + 1)]]],
+    ]
+    encoder = Encoder()
+    for message in messages:
+        for node in (1, 2):
+            with peer(cluster, node) as connection:
+                assert connection.closed_by(bytes(encoder.frame_of([message]))[HEADER.size :])
+    _serves(cluster)
+
+
+def test_damaged_files_stop_the_start_with_a_line(cluster: LocalCluster) -> None:
+    """Of the file, with its place and the reason; a traceback says none of it."""
+    path = cluster.data_dir(PRETENDED) / "identity.json"
+    whole = path.read_bytes()
+    text = json.dumps({"format": 1}).encode()
+    path.write_bytes(b"%b\ncrc32 %08x\n" % (text, zlib.crc32(text)))
+    with pytest.raises(raftkv.RaftKVError):
+        cluster.restart(PRETENDED)
+    log = cluster.log(PRETENDED, 100)
+    assert f"{os.fspath(path)}: damaged at byte 0: the node's identity is not valid: cluster_id is missing" in log
+    assert "Traceback" not in log
+    path.write_bytes(whole)
+    cluster.restart(PRETENDED)
+    cluster.wait_ready()

@@ -1,0 +1,198 @@
+"""Whatever bytes a decoder meets, with however right a checksum around them, it gives a value or its own error."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from typing import Any
+
+import msgpack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faults.sim.disk import SimDisk
+from raftkv.errors import CorruptData, StorageError
+from raftkv.node import messages
+from raftkv.peer.frames import HEADER, Decoder, ProtocolViolation
+from raftkv.raft.messages import Type, check
+from raftkv.storage import wal_format
+from raftkv.storage.wal_recovery import recover
+from raftkv.store import Store
+from raftkv.store.codec import unpack_all
+from raftkv.store.copying import Summary, load
+from raftkv.store.meta import MetaStore
+from raftkv.store.meta_state import MetaState
+from raftkv.store.operations import Op, Result
+from shards.map import Group, MapError, Node, ShardMap
+
+NUMBERS = st.one_of(st.integers(0, 3), st.sampled_from([-1, 127, 2**31, 2**32, 2**62, 2**63, 2**64 - 1, -(2**63)]))
+SCALARS = st.one_of(NUMBERS, st.none(), st.booleans(), st.floats(), st.binary(max_size=20), st.text(max_size=8))
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=9), max_leaves=20)
+EVERYTHING = st.one_of(VALUES, st.dictionaries(st.text(max_size=3), VALUES, max_size=3))
+
+
+@st.composite
+def changed(draw: st.DrawFn, rows: list[Any]) -> Any:
+    """One of ``rows`` with something in it replaced, however deep."""
+    row = draw(st.sampled_from(rows))
+
+    def alter(value: Any) -> Any:
+        if isinstance(value, list | tuple) and value and draw(st.integers(0, 5)):
+            at = draw(st.integers(0, len(value) - 1))
+            return [alter(part) if place == at else part for place, part in enumerate(value)]
+        return draw(EVERYTHING)
+
+    return alter(row)
+
+
+OPS = [list(Op(1, 3, b"k", b"v", client=b"c" * 16, seq=1, first=1)), list(Op(3, 3, b"k", b"v", expected=b"x"))]
+MESSAGES: list[Any] = [
+    ["op", 1, 1000, OPS],
+    ["re", [[1, 0, list(Result(0, 5, b"v"))], [1, 1, list(Result(2, detail="no"))]]],
+    ["epoch", 3],
+    ["leads", [1, 2]],
+    ["map", b"map"],
+    [1, int(Type.APPEND), 1, 1, 1, 1, 1, 1, [[1, b"x"]]],
+    [1, int(Type.ACK), 1, 1, 1, True, 1, 1, [1, 1]],
+]
+READERS = {
+    "op": messages.operations,
+    "re": messages.answers,
+    "epoch": messages.epoch,
+    "leads": messages.groups,
+    "map": messages.encoded_map,
+}
+
+
+@given(changed(MESSAGES))
+def test_messages_of_peers_are_read_or_refused(message: Any) -> None:
+    if not isinstance(message, list) or not message:
+        return
+    if isinstance(message[0], str) and message[0] in READERS:
+        try:
+            READERS[message[0]](message)
+        except messages.Malformed:
+            return
+    elif type(message[0]) is int:
+        assert check(message) in (True, False)
+
+
+@given(changed(MESSAGES), st.binary(max_size=6), st.integers(0, 200))
+def test_frames_are_read_or_refused(message: Any, junk: bytes, at: int) -> None:
+    body = msgpack.packb([message])
+    body = body[:at] + junk + body[at:]
+    try:
+        Decoder().feed(HEADER.pack(len(body), zlib.crc32(body)) + body)
+    except ProtocolViolation:
+        pass
+
+
+RECORDS: list[Any] = [
+    [wal_format.GROUP, 1, [1, 2]],
+    [wal_format.HARD_STATE, 1, 1, 1],
+    [wal_format.ENTRY, 1, 1, 1, b"x"],
+    [wal_format.TRUNCATE, 1, 1],
+    [wal_format.SNAPSHOT, 1, 1, 0],
+    [wal_format.DROP, 1, 1, 1],
+    [wal_format.OPENING, [[1, [1, 2], 1, 1, 0, 0, 0], [2, [], 1, 1, 0, 0, 0, 1, 1]]],
+]
+OPENING = [wal_format.OPENING, []]
+
+
+@given(st.lists(st.one_of(st.sampled_from(RECORDS), changed(RECORDS)), max_size=4), st.booleans(), st.integers(0, 4))
+@settings(max_examples=200)
+def test_records_of_the_log_are_read_or_damage(records: list[Any], opened: bool, count: int) -> None:
+    salt = wal_format.segment_salt(b"me", 1)
+    packed = [msgpack.packb(record) for record in ([*records, OPENING] if opened else records)]
+    head = wal_format.pack_segment_header(1, salt, 4096)
+    data = head + wal_format.pack_batch(salt, 1, count, 0, packed)
+    disk = SimDisk()
+    fs = disk.mount()
+    fs.makedirs("wal")
+    file = fs.create(f"wal/{wal_format.segment_name(1)}", 4096)
+    file.write_at(0, data)
+    file.sync()
+    try:
+        found = recover(fs, "wal", b"me")
+    except CorruptData:
+        return
+    assert found is not None
+    for group, state in found.groups.items():
+        assert all(type(value) is int for value in (group, state.term, state.vote, *state.founders, *state.floor))
+        assert all(
+            (type(command), type(index), type(term)) == (bytes, int, int) for command, index, term in state.entries
+        )
+
+
+def _items() -> list[Any]:
+    store = Store()
+    store.apply(5, [Op(11, 0, b"", msgpack.packb([0, 1]))])
+    store.apply(6, [Op(1, 0, b"k", b"v", client=b"c" * 16, seq=1, first=1), Op(1, 1, b"l", b"w", ttl=500)])
+    store.apply(
+        7, [Op(35, 0, b"", msgpack.packb([4, [1]])), Op(1, 1, b"m", b"x"), Op(30, 0, b"", msgpack.packb([5, [7]]))]
+    )
+    return list(unpack_all(b"".join(store.snapshot().chunks())))
+
+
+ITEMS = _items()
+
+
+@given(changed([ITEMS]), st.integers(0, 2**32))
+@settings(max_examples=300)
+def test_snapshots_of_records_are_read_or_refused(items: Any, seed: int) -> None:
+    store = Store()
+    restore = store.begin_restore()
+    chunk = b"".join(msgpack.packb(item) for item in (items if isinstance(items, list) else [items]))
+    try:
+        restore.feed(chunk)
+        restore.finish()
+    except StorageError:
+        return
+    # What was taken can be used.
+    rng = random.Random(seed)
+    for now in (10, 10_000):
+        store.apply(
+            store.time + now, [Op(1, slot, b"%d" % rng.randrange(9), b"v", ttl=rng.randrange(9)) for slot in range(2)]
+        )
+    store.digest()
+    list(store.snapshot().chunks())
+
+
+def _map() -> ShardMap:
+    nodes = tuple(Node(node, "h:1", "h:2", "ab") for node in (1, 2))
+    return ShardMap("c", 3, 256, nodes, (Group(0, (1,)), Group(1, (1, 2))), (1,) * 256, (9,))
+
+
+MAP = _map().to_wire()
+META = MetaState(map=None, wanted={1: (1, 2)}, draining=(1,), leftover=frozenset({(1, 2)}), noted={1: 5}).to_wire()
+
+
+@given(st.sampled_from(sorted(MAP)), EVERYTHING, changed([list(MAP.values())]))
+def test_maps_are_read_or_refused(key: str, value: Any, values: Any) -> None:
+    altered: list[Any] = [{**MAP, key: value}]
+    if isinstance(values, list) and len(values) == len(MAP):
+        altered.append(dict(zip(MAP, values, strict=True)))
+    for wire in altered:
+        try:
+            ShardMap.from_wire(wire)
+        except MapError:
+            pass
+
+
+@given(changed([["raftkv meta 2", 5, META, [[b"t" * 16, 1, "no"]]]]))
+def test_snapshots_of_the_meta_group_are_read_or_refused(value: Any) -> None:
+    restore = MetaStore().begin_restore()
+    restore.feed(msgpack.packb(value))
+    try:
+        restore.finish()
+    except StorageError:
+        pass
+
+
+@given(changed([[5, [[1, 2, b""]], 3, b"d" * 16]]), changed([[b"", [[1, [b"k", b"v", 1, 0], [b"d"], []]]]]))
+def test_what_moves_bring_is_read_or_refused(summary: Any, page: Any) -> None:
+    for decode, value in ((Summary.decode, summary), (load, page)):
+        try:
+            decode(msgpack.packb(value))
+        except ValueError:
+            pass

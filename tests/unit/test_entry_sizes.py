@@ -1,0 +1,86 @@
+"""Guarantee: nothing gets into a group's log that could not be sent on: it is TOO_LARGE, or not taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from faults.sim.raftlab import Lab
+from raftkv import limits
+from raftkv.errors import Code
+from raftkv.node import messages
+from raftkv.peer.frames import Encoder
+from raftkv.raft.messages import Type, check
+from raftkv.store.operations import Kind, Op, Result, within_limits
+
+
+def test_a_proposal_that_fits_into_no_entry_is_refused_whoever_proposes_it() -> None:
+    lab = Lab(3)
+    lab.run_until(lab.leader)
+    leader = lab.leader()
+    assert leader is not None
+    lab.run(1.0)
+    before = leader.raft.log.last_index
+    answers: list[list[Result]] = []
+    ops = [Op(Kind.PUT, 0, b"k", b"v"), Op(Kind.PUT, 0, b"l", b"v")]
+    leader.raft.propose(ops, limits.MAX_PROPOSAL_BYTES + 1, answers.append)
+    assert [[one.code for one in results] for results in answers] == [[Code.TOO_LARGE] * 2]
+    lab.run(1.0)
+    assert leader.raft.log.last_index == before
+    leader.raft.propose(ops, limits.MAX_PROPOSAL_BYTES, answers.append)
+    lab.run(1.0)
+    assert [one.code for one in answers[1]] == [Code.OK] * 2
+
+
+def test_the_longest_entry_fits_into_a_frame() -> None:
+    numbers = [2**62 - 1] * 6
+    command = b"x" * limits.MAX_COMMAND_BYTES
+    message = [2**31, int(Type.APPEND), *numbers, [[2**62 - 2, command]]]
+    assert check(message)
+    Encoder().frame_of([message])
+    message[8] = [[2**62 - 2, command + b"x"]]
+    assert not check(message)
+
+
+@pytest.mark.parametrize(
+    ("op", "taken"),
+    [
+        (Op(Kind.PUT, 0, b"k" * limits.MAX_KEY_BYTES, b"v" * limits.MAX_VALUE_BYTES), True),
+        (Op(Kind.PUT, 0, b"k" * (limits.MAX_KEY_BYTES + 1), b"v"), False),
+        (Op(Kind.PUT, 0, b"k", b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
+        (Op(Kind.CAS, 0, b"k", b"v", expected=b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
+        (Op(Kind.GET, 0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
+        (Op(99, 0, b"k", b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
+        (Op(Kind.IMPORT_CHUNK, 1, b"", b"v" * limits.MAX_BATCH_BYTES), True),
+        (Op(Kind.META, 1, b"", b"v" * (limits.MAX_BATCH_BYTES + 1)), False),
+    ],
+)
+def test_the_limits_of_operations(op: Op, taken: bool) -> None:
+    assert within_limits(op) is taken
+
+
+@pytest.mark.parametrize("length", [1, 15, 17, 2**20])
+def test_client_ids_of_another_length_are_malformed(length: int) -> None:
+    with pytest.raises(messages.Malformed):
+        messages.operations(["op", 1, 1, [list(Op(Kind.PUT, 0, b"k", b"v", client=b"c" * length, seq=1, first=1))]])
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        *(Result(-1), Result(2**31), Result(0, -1), Result(0, 2**63), Result(0, ttl=-2), Result(0, hint=-1)),
+        *(Result(0, ttl=2**63), Result(0, hint=2**31), Result(2, detail="x" * 100_000)),
+    ],
+)
+def test_results_that_no_client_could_be_told_are_malformed(result: Result) -> None:
+    assert messages.answers(["re", [[1, 0, list(Result(0, 5, b"v"))]]]) == [(1, 0, Result(0, 5, b"v"))]
+    with pytest.raises(messages.Malformed):
+        messages.answers(["re", [[1, 0, list(result)]]])
+
+
+def test_groups_and_maps_of_peers_are_bounded() -> None:
+    assert messages.groups(["leads", [1, 2]]) == [1, 2]
+    with pytest.raises(messages.Malformed):
+        messages.groups(["leads", [0] * 65_537])
+    assert messages.encoded_map(["map", b"m"]) == b"m"
+    with pytest.raises(messages.Malformed):
+        messages.encoded_map(["map", b"m" * (limits.MAX_MAP_BYTES + 1)])
