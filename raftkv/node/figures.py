@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from raftkv.clock import Clock
+from raftkv.node.clocks import Clocks
 from raftkv.node.mover import Mover
 from raftkv.node.replicas import Replicas
 from raftkv.node.router import Router
@@ -60,11 +61,19 @@ class Figures:
     """Reads the parts of one node; in the loop's thread, like all that concerns them."""
 
     def __init__(
-        self, replicas: Replicas, router: Router, links: Links, wal: Wal, writer: MeasuredWorker, mover: Mover
+        self,
+        replicas: Replicas,
+        router: Router,
+        links: Links,
+        clocks: Clocks,
+        wal: Wal,
+        writer: MeasuredWorker,
+        mover: Mover,
     ) -> None:
         self._replicas = replicas
         self._router = router
         self._links = links
+        self._clocks = clocks
         self._wal = wal
         self._writer = writer
         self._mover = mover
@@ -78,6 +87,7 @@ class Figures:
             status=status,
             replicas=tuple(self._replica(replica, replica.group in mine) for replica in status.replicas),
             connections={peer: self._links.epoch(peer) for peer in self._links.peers},
+            skews=self._clocks.skews(),
             disk_full=self._router.disk_full,
             disk_free=disk_free,
             wal_bytes=self._wal.total_bytes,

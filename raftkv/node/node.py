@@ -20,6 +20,8 @@ from raftkv.clock import Clock, Timer
 from raftkv.errors import RaftKVError
 from raftkv.node import messages
 from raftkv.node.asking import asker
+from raftkv.node.client_ids import ClientIds
+from raftkv.node.clocks import Clocks
 from raftkv.node.config import NodeConfig
 from raftkv.node.control import GroupOperations
 from raftkv.node.figures import Figures, MeasuredWorker
@@ -162,6 +164,15 @@ class RaftNode:
             rng,
             self._fatal,
         )
+        raft = RaftConfig(
+            election_min=config.raft.election_min,
+            election_max=config.raft.election_max,
+            heartbeat=config.raft.heartbeat,
+            snapshot_bytes=config.raft.snapshot_bytes,
+            snapshot_share=config.raft.snapshot_share,
+            keep_entries=self._sizes.keep_entries,
+            chunk_bytes=self._sizes.chunk_bytes,
+        )
         self._replicas = Replicas(
             self.id,
             wal=self._wal,
@@ -169,24 +180,17 @@ class RaftNode:
             links=self._links,
             clock=self._clock,
             rng=rng,
-            config=RaftConfig(
-                election_min=config.raft.election_min,
-                election_max=config.raft.election_max,
-                heartbeat=config.raft.heartbeat,
-                snapshot_bytes=config.raft.snapshot_bytes,
-                snapshot_share=config.raft.snapshot_share,
-                keep_entries=self._sizes.keep_entries,
-                chunk_bytes=self._sizes.chunk_bytes,
-            ),
+            config=raft,
             fatal=self._fatal,
         )
+        self._clocks = Clocks(self._links, self._clock, raft.lease_share)
         self._router = Router(
             self.id,
             data=self._replicas.data,
             groups=GroupOperations(self._replicas),
             peers=self._links,
             clock=self._clock,
-            rng=rng,
+            ids=ClientIds(self._clocks.time, rng),
             quorum_reads=config.node.reads == "quorum",
         )
         self._housekeeping = Housekeeping(
@@ -212,9 +216,11 @@ class RaftNode:
             self._clock,
             rng,
         )
-        self._figures = Figures(self._replicas, self._router, self._links, self._wal, measured, self._mover)
+        self._figures = Figures(
+            self._replicas, self._router, self._links, self._clocks, self._wal, measured, self._mover
+        )
         self._disk_free = -1
-        self._problems = Problems([self._disk_problems])
+        self._problems = Problems([self._disk_problems, self._clocks.problems])
         self._timer: Timer | None = None
         self._ticks = 0
         self._led: list[int] = []
@@ -295,6 +301,7 @@ class RaftNode:
             self._ticks += 1
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._look_at_meta()
+                self._look_at_clocks()
                 self._tell_what_is_led()
                 self._housekeeping.run(self._router.map)
                 self._replicas.reclaim()
@@ -309,6 +316,12 @@ class RaftNode:
         except Exception as error:
             self._fatal(error)
             raise
+
+    def _look_at_clocks(self) -> None:
+        self._clocks.look()
+        fast = self._clocks.fast_peers()
+        for group in self._replicas.all():
+            group.suspect(fast)
 
     def _look_at_space(self) -> None:
         free = self._disk_free = self._fs.free_space(self._config.node.data_dir)

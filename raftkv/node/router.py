@@ -6,7 +6,6 @@ answers a second execution with the first one's result.
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -14,6 +13,7 @@ from typing import Any, Final, Protocol
 from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import OUTCOMES, Code
+from raftkv.node.client_ids import ClientIds
 from raftkv.node.replicas import Replica
 from raftkv.raft import RaftGroup
 from raftkv.rpc.frontend import NODE, Caller
@@ -31,10 +31,8 @@ Reply = Callable[[int, Result], None]
 _OVERHEAD: Final = 64
 """Bytes that an operation counts for besides its payload."""
 
-_MAX_CLIENT_AHEAD: Final = 2 * 24 * 3600.0
-"""Seconds by which a client id's time may be ahead of this node's wall clock."""
-
-_WALL_PERIOD: Final = 1.0
+_IDS_PERIOD: Final = 1.0
+"""Seconds between two looks at the time up to which client ids are taken."""
 
 _SETTLED: Final = (Code.OK, Code.CONDITION_FAILED)
 _OVERLOADED: Final = Result(Code.OVERLOADED, detail="the node has too many operations outstanding")
@@ -125,7 +123,7 @@ class Router:
         groups: GroupPort,
         peers: Peers,
         clock: Clock,
-        rng: random.Random,
+        ids: ClientIds,
         quorum_reads: bool,
     ) -> None:
         self._node = node
@@ -133,7 +131,8 @@ class Router:
         self._groups = groups
         self._peers = peers
         self._clock = clock
-        self._rng = rng
+        self._ids = ids
+        self._ids_due = 0.0
         self.quorum_reads = quorum_reads
         self.map: ShardMap | None = None
         self.disk_full = False
@@ -141,8 +140,6 @@ class Router:
         self._writes: dict[_Writes, None] = {}
         self._open_ops = 0
         self._open_bytes = 0
-        self._look_at_wall()
-        self._client = self._draw_client(0)
         self._numbers: dict[int, None] = {}
         self._number = 0
         self._hints: dict[int, int] = {}
@@ -150,16 +147,12 @@ class Router:
         self._led: dict[int, int] = {}
         self._forwarded: dict[int, _Forward] = {}
         # Random, since answers to what was forwarded before the last start may still come.
-        self._forward_number = int.from_bytes(self._client[-8:]) >> 2
+        self._forward_number = int.from_bytes(ids.own[-8:]) >> 2
         self._to_forward: dict[int, list[tuple[_Request, int]]] = {}
         self._forward_due = False
         self._answers: dict[int, list[Any]] = {}
         self._answers_due = False
         self._retries: deque[tuple[float, _Request]] = deque()
-
-    def _draw_client(self, after: int) -> bytes:
-        milliseconds = max(int(self._clock.wall() * 1000), after)
-        return milliseconds.to_bytes(6, "big") + self._rng.randbytes(10)
 
     @property
     def outstanding(self) -> tuple[int, int]:
@@ -196,6 +189,7 @@ class Router:
         owners, data = shard_map.owners, self._data
         readable: dict[int, Replica | None] = {}
         writes: dict[int, _Writes | None] = {}
+        latest = self._ids.latest
         for index, op in enumerate(ops):
             kind, slot, key, value, _, expected, _, client, _, _, mode = op
             group = owners[slot] if 0 <= slot < shard_map.slots else -1
@@ -209,7 +203,7 @@ class Router:
                 if found is not None and not found[0]:
                     reply(index, found)
                     continue
-            elif client and kind in WRITES and group in data and not self._refusal(op, shard_map):
+            elif client and client <= latest and kind in WRITES and group in data and not self._refusal(op, shard_map):
                 if group not in writes:
                     leads = data[group].group.leads()
                     writes[group] = _Writes(self, reply, deadline, local) if leads else None
@@ -283,17 +277,9 @@ class Router:
             return Result(Code.INVALID_ARGUMENT, detail=f"no operation of kind {op.kind}")
         if not 0 <= op.slot < shard_map.slots:
             return Result(Code.INVALID_ARGUMENT, detail=f"slot {op.slot} is not one of 0 to {shard_map.slots - 1}")
-        if op.client > self._latest_client:
-            # Its session would one day leave a floor that refuses every client whose clock is right.
-            return Result(Code.INVALID_ARGUMENT, detail="the client's clock is more than two days ahead of the node's")
         if self.disk_full and op.kind in (Kind.PUT, Kind.CAS):
             return Result(Code.NO_SPACE, detail="the node's disk is nearly full; reads and deletes go on")
         return None
-
-    def _look_at_wall(self) -> None:
-        self._wall_due = self._clock.now() + _WALL_PERIOD
-        ahead = int((self._clock.wall() + _MAX_CLIENT_AHEAD) * 1000)
-        self._latest_client = ahead.to_bytes(6, "big") + b"\xff" * 10
 
     def _stamp(self, request: _Request) -> None:
         """Name a write of a client that did not: this node is its client then."""
@@ -301,7 +287,7 @@ class Router:
         request.seq = self._number
         self._numbers[request.seq] = None
         first = next(iter(self._numbers))
-        request.op = request.op._replace(client=self._client, seq=request.seq, first=first)
+        request.op = request.op._replace(client=self._ids.own, seq=request.seq, first=first)
 
     # -- to a replica here
 
@@ -322,6 +308,8 @@ class Router:
             if op.kind in READS:
                 quorum = self.quorum_reads or op.mode == Mode.QUORUM
                 replica.group.read(quorum, lambda code: self._read_allowed(request, replica, code))
+            elif (refused := self._ids.refusal(op, replica.store)) is not None:
+                self._outcome(request, refused)
             else:
                 request.flying = True
                 replica.group.propose([op], request.size, lambda results: self._outcome(request, results[0]))
@@ -475,9 +463,11 @@ class Router:
         request.flying = False
         if code == Code.UNKNOWN and request.op.kind in _CHANGES:
             request.unsure = True
+        if code == Code.SESSION_EXPIRED:
+            result = self._ids.dated(result)
         if code == Code.SESSION_EXPIRED and request.seq and not request.unsure:
             # This node's own session went idle; the write surely did not happen: name it anew.
-            self._client = self._draw_client(int.from_bytes(self._client[:6], "big") + 1)
+            self._ids.renew(request.op.client, result.version)
             self._numbers.pop(request.seq, None)
             self._stamp(request)
             self._retry_later(request)
@@ -533,8 +523,9 @@ class Router:
             self._forget(lot)
             for index in lot.indexes:
                 lot.reply(index, _TOO_LATE)
-        if now >= self._wall_due:
-            self._look_at_wall()
+        if now >= self._ids_due:
+            self._ids_due = now + _IDS_PERIOD
+            self._ids.look()
 
     def _expire(self, request: _Request) -> None:
         if request.flying or request.unsure:

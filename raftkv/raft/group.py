@@ -103,6 +103,7 @@ class RaftGroup:
         self._leading = False
         self._target_commit: int | None = None
         self.caught_up = False
+        self._fast: frozenset[int] = frozenset()
         self._reset_leadership()
 
     def _reset_leadership(self) -> None:
@@ -209,11 +210,16 @@ class RaftGroup:
 
     # -- reads
 
+    def suspect(self, peers: frozenset[int]) -> None:
+        """The clocks of ``peers`` run too fast for a lease that a voter among them has granted."""
+        self._fast = peers.intersection(self.voters) if peers else peers
+
     def lease_holds(self) -> bool:
         """Whether the state machine may be read at once."""
         return (
             self._ready
             and not self._lease_off
+            and not self._fast
             and self.core.applied_index() == self.core.commit_index()
             and self._clock.now() < self.contact() + self._config.lease
         )

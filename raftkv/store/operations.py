@@ -110,7 +110,8 @@ class Op(NamedTuple):
 class Result(NamedTuple):
     """Outcome of one operation.
 
-    ``version``: of the record written or read, 0 = absent (DELETE: of the record removed, 0 = there was none).
+    ``version``: of the record written or read, 0 = absent (DELETE: of the record removed, 0 = there was none). Of
+    SESSION_EXPIRED: when to draw the next client id, in ms of Unix time, 0 = not told.
     ``ttl``: milliseconds left, -1 = for ever. ``hint``: node believed to lead the slot's group, 0 = none.
     """
 

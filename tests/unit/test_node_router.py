@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from raftkv.node.client_ids import ClientIds
 from raftkv.node.router import Router
 from raftkv.raft import RaftGroup
 from raftkv.store.operations import Kind, Op, Result
@@ -48,7 +49,7 @@ class _Life:
             groups=_NoGroups(),
             peers=self.peers,
             clock=self.clock,
-            rng=random.Random(seed),
+            ids=ClientIds(self.clock.wall, random.Random(seed)),
             quorum_reads=False,
         )
         nodes = tuple(Node(one, f"n{one}:7401", f"n{one}:7501", f"life {one}") for one in (1, 2))
