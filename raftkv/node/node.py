@@ -30,7 +30,7 @@ from raftkv.node.inspection import Inspection
 from raftkv.node.leftovers import Leftovers
 from raftkv.node.membership import Membership
 from raftkv.node.mover import Mover
-from raftkv.node.problems import Problems
+from raftkv.node.problems import Problems, lost_entries
 from raftkv.node.replicas import Replicas
 from raftkv.node.router import Reply, Router
 from raftkv.peer.frames import ProtocolViolation
@@ -220,7 +220,7 @@ class RaftNode:
             self._replicas, self._router, self._links, self._clocks, self._wal, measured, self._mover
         )
         self._disk_free = -1
-        self._problems = Problems([self._disk_problems, self._clocks.problems])
+        self._problems = Problems([self._disk_problems, self._clocks.problems, lambda: lost_entries(self._replicas)])
         self._timer: Timer | None = None
         self._ticks = 0
         self._led: list[int] = []
@@ -321,7 +321,7 @@ class RaftNode:
         self._clocks.look()
         fast = self._clocks.fast_peers()
         for group in self._replicas.all():
-            group.suspect(fast)
+            group.lease_doubted = not fast.isdisjoint(group.voters)
 
     def _look_at_space(self) -> None:
         free = self._disk_free = self._fs.free_space(self._config.node.data_dir)

@@ -149,6 +149,7 @@ class Replicas:
             founders,
             hard_state=(state.term, state.vote),
             floor=state.floor,
+            lost=state.lost != (0, 0),
             compacted=state.snapshot_index,
             entries=state.entries,
             machine=store,

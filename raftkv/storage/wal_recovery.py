@@ -22,7 +22,8 @@ class GroupState:
     """What a node knows of one group after a start. ``entries`` are consecutive from ``snapshot_index`` + 1 on.
 
     ``founders``: the voters with which the group's log began; empty if the group is not hosted (any more). ``floor``:
-    term and index of the end of a log that was dropped, (0, 0) if none was.
+    term and index of the end of a log that was dropped, (0, 0) if none was. ``lost``: term and index of an entry that
+    it had acknowledged and has lost, (0, 0) if there is none.
     """
 
     founders: tuple[int, ...] = ()
@@ -32,6 +33,7 @@ class GroupState:
     snapshot_term: int = 0
     entries: list[LogEntry] = field(default_factory=list)
     floor: tuple[int, int] = (0, 0)
+    lost: tuple[int, int] = (0, 0)
 
     @property
     def last_index(self) -> int:
@@ -143,7 +145,8 @@ class _Log:
         state.founders = ()
         state.entries.clear()
         state.snapshot_index = state.snapshot_term = 0
-        state.floor = max(state.floor, (last_term, last_index))
+        state.floor = max(state.floor, (last_term, last_index), state.lost)
+        state.lost = (0, 0)
 
     def finish(self) -> bool:
         """Leave the entries after the snapshot in ``state``; True if they belonged to another history."""
@@ -197,12 +200,15 @@ class _Replay:
                 _, group, last_term, last_index = record
                 log.drop(last_term, last_index)
                 forget_group(self.segments, group)
+            elif kind == fmt.LOST:
+                _, _, term, index = record
+                log.state.lost = max(log.state.lost, (term, index))
             else:
                 raise _Damaged(f"unknown kind of record {kind!r}")
         return count
 
     def _opening(self, groups: Sequence[Any]) -> None:
-        for group, founders, term, vote, snapshot_index, snapshot_term, last, *floor in groups:
+        for group, founders, term, vote, snapshot_index, snapshot_term, last, *kept in groups:
             log = self._log(group)
             if log.base is None:
                 log.base = last
@@ -210,8 +216,10 @@ class _Replay:
                 raise _Damaged(f"the log of group {group} ends at {log.last}, it should end at {last}")
             state = log.state
             state.founders, state.term, state.vote = tuple(founders), term, vote
-            if floor:
-                state.floor = floor[0], floor[1]
+            if kept:
+                state.floor = kept[0], kept[1]
+            if kept[2:]:
+                state.lost = kept[2], kept[3]
             if snapshot_index > state.snapshot_index:
                 state.snapshot_index, state.snapshot_term = snapshot_index, snapshot_term
         self.opened = True
