@@ -21,8 +21,6 @@ MAX_SKEW: Final = 10.0
 _HOLD: Final = 30.0
 """Seconds for which a rate that was wrong is not trusted."""
 
-_KIND: Final = "clock_skew"
-
 
 class Links(Protocol):
     """What the links know of the peers' clocks."""
@@ -70,9 +68,9 @@ class Clocks:
         ahead = self._clock.wall() - self.time()
         if abs(ahead) > MAX_SKEW:
             direction = "ahead of" if ahead > 0 else "behind"
-            yield Problem(_KIND, f"its wall clock is {abs(ahead):,.0f} s {direction} the cluster's time")
+            yield Problem("clock_skew", f"its wall clock is {abs(ahead):,.0f} s {direction} the cluster's time")
         for peer, (_, rate) in sorted(self._wrong.items()):
             text = f"the clock of node {peer} runs at {rate:.2f} times the rate of its own"
             if rate > 1.0:
                 text += "; no lease is trusted in groups with that node"
-            yield Problem(_KIND, text, node=peer)
+            yield Problem("clock_skew", text, node=peer)

@@ -28,6 +28,7 @@ from raftkv.node.figures import Figures, MeasuredWorker
 from raftkv.node.housekeeping import Housekeeping
 from raftkv.node.inspection import Inspection
 from raftkv.node.leftovers import Leftovers
+from raftkv.node.maps import Maps
 from raftkv.node.membership import Membership
 from raftkv.node.mover import Mover
 from raftkv.node.problems import Problems, lost_entries
@@ -47,8 +48,6 @@ from raftkv.rpc.frontend import (
     NodeStatus,
     PeerStatus,
     Problem,
-    ReplicaStatus,
-    Role,
     SlotFigures,
 )
 from raftkv.storage.folder import DataFolder
@@ -219,8 +218,11 @@ class RaftNode:
         self._figures = Figures(
             self._replicas, self._router, self._links, self._clocks, self._wal, measured, self._mover
         )
+        self._maps = Maps(self._clock.now)
         self._disk_free = -1
-        self._problems = Problems([self._disk_problems, self._clocks.problems, lambda: lost_entries(self._replicas)])
+        self._problems = Problems(
+            [self._disk_problems, self._clocks.problems, lambda: lost_entries(self._replicas), self._maps.problems]
+        )
         self._timer: Timer | None = None
         self._ticks = 0
         self._led: list[int] = []
@@ -310,6 +312,7 @@ class RaftNode:
                 self._leftovers.run()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_SPACE_CHECK) == 0:
                     self._look_at_space()
+                    self._tell_all(["epoch", *self._maps.own])
                     self._problems.look()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_MAP) == 0:
                     self._try_to_save_map()
@@ -388,9 +391,8 @@ class RaftNode:
             replica = self._replicas.get(group.id)
             if replica is not None:
                 replica.set_learners(group.learners)
-        told = self._map_message() if self._meta_state() is not None else ["epoch", shard_map.epoch]
-        for peer in self._links.peers:
-            self._links.send(peer, told)
+        self._maps.use(shard_map)
+        self._tell_all(self._map_message() if self._meta_state() is not None else ["epoch", *self._maps.own])
         log.info("shard map of epoch %d in use", shard_map.epoch)
 
     def _meet(self, shard_map: ShardMap) -> None:
@@ -463,17 +465,21 @@ class RaftNode:
     def _on_link(self, node: int, _epoch: int, up: bool) -> None:
         if not up:
             self._router.on_link_down(node)
+            self._maps.forget(node)
         elif self._router.map is not None:
-            self._links.send(node, ["epoch", self._router.map.epoch])
+            self._links.send(node, ["epoch", *self._maps.own])
             self._links.send(node, ["leads", self._led])
+
+    def _tell_all(self, message: list[Any]) -> None:
+        for peer in self._links.peers:
+            self._links.send(peer, message)
 
     def _tell_what_is_led(self) -> None:
         """Nodes that hold no replica of a group hear in this way who leads it."""
         led = [group.group for group in self._replicas.all() if group.leads()]
         if led != self._led:
             self._led = led
-            for peer in self._links.peers:
-                self._links.send(peer, ["leads", led])
+            self._tell_all(["leads", led])
 
     def _on_message(self, peer: int, message: list[Any]) -> None:
         try:
@@ -488,11 +494,12 @@ class RaftNode:
             elif kind == "re":
                 self._router.on_answers(peer, messages.answers(message))
             elif kind == "epoch":
-                mine = self._router.map
-                if mine is not None and messages.epoch(message) < mine.epoch:
+                its, own = messages.epoch(message), self._maps.own
+                self._maps.hear(peer, its)
+                if its[0] < own[0]:
                     self._links.send(peer, self._map_message())
-                elif mine is None or messages.epoch(message) > mine.epoch:
-                    self._links.send(peer, ["epoch", 0 if mine is None else mine.epoch])
+                elif its[0] > own[0]:
+                    self._links.send(peer, ["epoch", *own])
             elif kind == "leads":
                 self._router.on_leads(peer, messages.groups(message))
             elif kind == "left" and len(message) == 1:
@@ -547,26 +554,7 @@ class RaftNode:
         return self._figures.collect(self.status(), self._disk_free)
 
     def status(self) -> NodeStatus:
-        replicas = []
-        for group in self._replicas.all():
-            state = group.status()
-            data = self._replicas.data.get(group.group)
-            replicas.append(
-                ReplicaStatus(
-                    group=state.group,
-                    role=Role(state.role),
-                    leader=state.leader,
-                    term=state.term,
-                    last_index=state.last_index,
-                    commit_index=state.commit_index,
-                    applied_index=state.applied_index,
-                    snapshot_index=state.snapshot_index,
-                    records=0 if data is None else data.store.stats().records,
-                    voters=state.voters,
-                    match=state.match,
-                    learners=state.learners,
-                )
-            )
+        replicas = self._replicas.statuses()
         shard_map = self._router.map
         mine = set() if shard_map is None else {group.id for group in shard_map.groups_on(self.id)}
         ready = (
@@ -581,7 +569,7 @@ class RaftNode:
             map_epoch=0 if shard_map is None else shard_map.epoch,
             ready=ready,
             uptime=self._clock.now() - self._started_at,
-            replicas=tuple(replicas),
+            replicas=replicas,
             problems=self._problems.current,
             peers=tuple(PeerStatus(one.node, one.up, one.round_trip, one.silence) for one in self._links.states()),
         )

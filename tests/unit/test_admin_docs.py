@@ -36,8 +36,10 @@ def test_exit_codes() -> None:
 
 
 def test_kinds_of_problems() -> None:
-    source = Path(health.__file__).read_text()
-    assert set(rows("kind")) == set(re.findall(r'_problem\(\s*"(\w+)"', source))
+    found = set(re.findall(r'_problem\(\s*"(\w+)"', Path(health.__file__).read_text()))
+    for source in (ROOT / "raftkv" / "node").glob("*.py"):
+        found |= set(re.findall(r'\bProblem\(\s*"(\w+)"', source.read_text()))
+    assert set(rows("kind")) == found
 
 
 def test_every_command_is_shown_or_named() -> None:
