@@ -133,6 +133,10 @@ DEFAULT_TIMEOUT: Final = 5.0
 SESSION_IDLE: Final = 3600
 """A client's dedupe records in a slot go after this much group time without a write; more than MAX_TIMEOUT."""
 
+CLIENT_AHEAD: Final = 60
+"""A client new to a slot whose id is ahead of the cluster's time by more draws another one. More than clocks that are
+kept right differ by; so far ahead of the time can a flood of clients drive what a slot refuses."""
+
 MAX_SESSIONS_PER_SLOT: Final = 4096
 """Beyond it the least recently used session goes, and its late retries get SessionExpired."""
 

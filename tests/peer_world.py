@@ -10,7 +10,7 @@ from typing import Any
 from faults.sim.network import MemoryNetwork, MemoryTransport
 from raftkv.clock import Timer
 from raftkv.peer.frames import Decoder, Encoder
-from raftkv.peer.hello import Hello, Identity
+from raftkv.peer.hello import PROTOCOL_VERSION, Hello, Identity
 from raftkv.peer.links import Links
 
 ENCODER = Encoder()
@@ -164,7 +164,7 @@ class Stranger(asyncio.Protocol):
         await self.write(ENCODER.frame_of(messages))
 
     async def hello(self, node: int = 1, to: int = 2, boot: str = "boot") -> None:
-        await self.say("raftkv", 1, "c", node, to, f"inc-{node}", boot)
+        await self.say("raftkv", PROTOCOL_VERSION, "c", node, to, f"inc-{node}", boot)
 
     def close(self) -> None:
         assert self._transport is not None

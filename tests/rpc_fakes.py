@@ -268,6 +268,7 @@ class MonitoredFake:
             status=status,
             replicas=replicas,
             connections={2: 1, 3: 4},
+            skews={2: -0.5},
             disk_full=self.disk_full,
             disk_free=10**9,
             memory=10**8,

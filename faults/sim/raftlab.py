@@ -96,6 +96,7 @@ class Replica:
             self.founders,
             hard_state=(state.term, state.vote),
             floor=state.floor,
+            lost=state.lost != (0, 0),
             compacted=state.snapshot_index,
             entries=state.entries,
             machine=self.machine,

@@ -99,6 +99,7 @@ class Recovered:
     vote: int = 0
     snapshot_index: int = FIRST_INDEX
     floor: tuple[int, int] = (0, 0)
+    lost: tuple[int, int] = (0, 0)
     entries: list[Entry] = field(default_factory=list)
 
 
@@ -125,7 +126,10 @@ class Disk:
                     state.entries.append((command, index, term))
             elif kind == "drop":
                 state.entries, state.snapshot_index = [], FIRST_INDEX
-                state.floor = max(state.floor, (fields[0], fields[1]))
+                state.floor = max(state.floor, (fields[0], fields[1]), state.lost)
+                state.lost = (0, 0)
+            elif kind == "lost":
+                state.lost = max(state.lost, (fields[0], fields[1]))
             elif kind == "truncate":
                 del state.entries[max(0, fields[0] - state.snapshot_index - 1) :]
             elif kind == "snapshot" and fields[0] > state.snapshot_index:
@@ -154,6 +158,9 @@ class LabWal:
 
     def hard_state(self, group: int, term: int, vote: int) -> None:
         self._append("hard", term, vote)
+
+    def lost(self, group: int, term: int, index: int) -> None:
+        self._append("lost", term, index)
 
     def entry(self, group: int, index: int, term: int, command: bytes) -> None:
         self._append("entry", index, term, command)

@@ -277,8 +277,8 @@ class Engine:
         assert self._sessions is not None
         assert call.session is not None
         call.session.end(call.seq)
-        wall_ms = int(self._clock.wall() * 1000)
-        call.session = self._sessions.renew(call.session, wall_ms, progress.renewals - 1)
+        assert progress.last is not None
+        call.session = self._sessions.renew(call.session, progress.last.version, progress.renewals - 1)
         call.seq = call.session.begin()
 
     def _channel(self, address: str) -> Channel:

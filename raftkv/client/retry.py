@@ -7,7 +7,7 @@ from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from raftkv.client.session import JUMPS_MS
+from raftkv.client.session import MAX_RENEWALS
 from raftkv.errors import (
     OUTCOMES,
     Code,
@@ -111,7 +111,7 @@ class Progress:
         self.attempts += 1
         self.last = result
         if code is Code.SESSION_EXPIRED and self.write:
-            if self.maybe or self.renewals >= len(JUMPS_MS):
+            if self.maybe or self.renewals >= MAX_RENEWALS:
                 return Step.RAISE
             self.renewals += 1
             return Step.RENEW

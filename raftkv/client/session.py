@@ -8,25 +8,23 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-_RANDOM_BYTES: Final = 10
-_MAX_MS: Final = (1 << 48) - 1
-JUMPS_MS: Final = (1, 1_000, 3_600_000, 86_400_000)
-"""Time part of a new client id beyond the refused one's. A slot refuses unknown ids up to a floor that the client does
-not know; the floor may come from a client with a fast clock."""
+from raftkv.store.sessions import TAIL_BYTES, client_id, drawn_at
 
+MAX_RENEWALS: Final = 4
+"""Sessions that a write tries. Two are enough for a client with a wrong clock; slots may differ in what they refuse."""
 
-def client_id(wall_ms: int, rng: Random) -> bytes:
-    """16 bytes: 48 bits of milliseconds of Unix time, big-endian, and 80 random bits."""
-    return max(0, min(wall_ms, _MAX_MS)).to_bytes(6, "big") + rng.randbytes(_RANDOM_BYTES)
+_KEPT: Final = 4
+"""Latest sessions that may be used again: for slots that refuse the newest one."""
 
 
 class Session:
-    """Numbers of the writes under one client id."""
+    """Numbers of the writes under one client id. ``time``: when the id was drawn, in milliseconds of Unix time."""
 
-    __slots__ = ("_first", "_next", "_open", "id")
+    __slots__ = ("_first", "_next", "_open", "id", "time")
 
     def __init__(self, client: bytes) -> None:
         self.id = client
+        self.time = drawn_at(client)
         self._next = 1
         self._first = 1
         self._open: set[int] = set()
@@ -52,19 +50,36 @@ class Session:
 
 
 class Sessions:
-    """The session for new writes, replaced when the store has forgotten it."""
+    """The session for new writes, replaced when a slot does not take it.
+
+    A slot takes no new client whose id is from before some time, nor one far ahead of the time. So its refusal says at
+    which time an id is to be drawn; the client's own clock, which may be wrong, is asked only for the first one.
+    """
 
     def __init__(self, wall_ms: int, rng: Random) -> None:
         self._rng = rng
-        self.current = Session(client_id(wall_ms, rng))
+        self.current = self._draw(wall_ms)
+        self._latest = [self.current]
 
-    def renew(self, refused: Session, wall_ms: int, renewals: int) -> Session:
-        """A session other than ``refused``; ``renewals`` counts how often the write has been refused before.
+    def renew(self, refused: Session, time_ms: int, renewals: int) -> Session:
+        """A session other than ``refused``, which a slot did not take: it would take one drawn at ``time_ms``.
 
-        Only for a write none of whose attempts may have taken effect: under a new id it is a new write.
+        ``renewals`` counts how often the write has been refused before. Only for a write none of whose attempts may
+        have taken effect: under a new id it is a new write.
         """
-        if self.current is refused:
-            old = int.from_bytes(refused.id[:6], "big")
-            jump = JUMPS_MS[min(renewals, len(JUMPS_MS) - 1)]
-            self.current = Session(client_id(max(wall_ms, old + jump), self._rng))
-        return self.current
+        found = None
+        if not renewals:
+            # Writes that were refused together share one session, and slots that differ do not make one each time.
+            others = (one for one in self._latest if one is not refused)
+            if refused.time < time_ms:
+                found = next((one for one in others if one.time >= time_ms), None)
+            else:
+                found = next((one for one in others if one.time <= time_ms), None)
+        if found is None:
+            found = self._draw(time_ms or refused.time + 1)
+            self._latest = [found, *self._latest[: _KEPT - 1]]
+        self.current = found
+        return found
+
+    def _draw(self, time_ms: int) -> Session:
+        return Session(client_id(time_ms, self._rng.randbytes(TAIL_BYTES)))

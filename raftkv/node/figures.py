@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from raftkv.clock import Clock
+from raftkv.node.clocks import Clocks
 from raftkv.node.memory import Memory
 from raftkv.node.mover import Mover
 from raftkv.node.replicas import Replicas
 from raftkv.node.router import Router
 from raftkv.peer.links import Links
-from raftkv.raft.status import GroupStatus
-from raftkv.rpc.frontend import NodeFigures, NodeStatus, ReplicaFigures, ReplicaStatus, Role
+from raftkv.rpc.frontend import NodeFigures, NodeStatus, ReplicaFigures, ReplicaStatus
 from raftkv.rpc.tally import Durations
 from raftkv.storage.fs import Worker
 from raftkv.storage.wal import Wal
@@ -58,33 +58,23 @@ class MeasuredWorker:
         return 0.0 if since is None else self._clock.now() - since
 
 
-def replica_status(state: GroupStatus, records: int) -> ReplicaStatus:
-    """A replica as clients and operators see it."""
-    return ReplicaStatus(
-        group=state.group,
-        role=Role(state.role),
-        leader=state.leader,
-        term=state.term,
-        last_index=state.last_index,
-        commit_index=state.commit_index,
-        applied_index=state.applied_index,
-        snapshot_index=state.snapshot_index,
-        records=records,
-        voters=state.voters,
-        match=state.match,
-        learners=state.learners,
-    )
-
-
 class Figures:
     """Reads the parts of one node; in the loop's thread, like all that concerns them."""
 
     def __init__(
-        self, replicas: Replicas, router: Router, links: Links, wal: Wal, writer: MeasuredWorker, mover: Mover
+        self,
+        replicas: Replicas,
+        router: Router,
+        links: Links,
+        clocks: Clocks,
+        wal: Wal,
+        writer: MeasuredWorker,
+        mover: Mover,
     ) -> None:
         self._replicas = replicas
         self._router = router
         self._links = links
+        self._clocks = clocks
         self._wal = wal
         self._writer = writer
         self._mover = mover
@@ -98,6 +88,7 @@ class Figures:
             status=status,
             replicas=tuple(self._replica(replica, replica.group in mine) for replica in status.replicas),
             connections={peer: self._links.epoch(peer) for peer in self._links.peers},
+            skews=self._clocks.skews(),
             disk_full=disk_full,
             disk_free=disk_free,
             memory=memory.used,

@@ -1,7 +1,7 @@
 """Messages between nodes that are not Raft's: arrays whose first item is a word instead of a group's number.
 
 ``["op", number, timeout in ms, [operation, ...]]`` asks the receiver to execute operations;
-``["re", [[number, index, result], ...]]`` brings results; ``["epoch", epoch]`` says which shard map the sender has;
+``["re", [[number, index, result], ...]]`` brings results; ``["epoch", epoch, digest]`` says which map the sender has;
 ``["map", map]`` brings one; ``["leads", [group, ...]]`` says which
 groups the sender leads; ``["room", disk, memory]`` which of its disk and memory are full; ``["left"]`` reminds the
 receiver of replicas that it has to drop.
@@ -79,10 +79,10 @@ def _is_result(row: Any) -> bool:
     )
 
 
-def epoch(message: list[Any]) -> int:
-    """Epoch of an "epoch" message. Raises Malformed."""
-    if len(message) == 2 and type(message[1]) is int and message[1] >= 0:
-        return message[1]
+def epoch(message: list[Any]) -> tuple[int, bytes]:
+    """Epoch and digest of an "epoch" message. Raises Malformed."""
+    if len(message) == 3 and type(message[1]) is int and message[1] >= 0 and type(message[2]) is bytes:
+        return message[1], message[2]
     raise Malformed("malformed epoch")
 
 

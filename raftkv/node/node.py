@@ -20,16 +20,19 @@ from raftkv.clock import Clock, Timer
 from raftkv.errors import CorruptData, RaftKVError
 from raftkv.node import messages
 from raftkv.node.asking import asker
+from raftkv.node.client_ids import ClientIds
+from raftkv.node.clocks import Clocks
 from raftkv.node.config import NodeConfig
 from raftkv.node.control import GroupOperations
-from raftkv.node.figures import Figures, MeasuredWorker, replica_status
+from raftkv.node.figures import Figures, MeasuredWorker
 from raftkv.node.housekeeping import Housekeeping
 from raftkv.node.inspection import Inspection
 from raftkv.node.leftovers import Leftovers
+from raftkv.node.maps import Maps
 from raftkv.node.membership import Membership
 from raftkv.node.memory import Memory, ProcessMemory
 from raftkv.node.mover import Mover
-from raftkv.node.problems import Problems, Source
+from raftkv.node.problems import Problems, Source, lost_entries
 from raftkv.node.replicas import Replicas
 from raftkv.node.requests import Reply
 from raftkv.node.room import Full, Room
@@ -171,6 +174,15 @@ class RaftNode:
             rng,
             self._fatal,
         )
+        raft = RaftConfig(
+            election_min=config.raft.election_min,
+            election_max=config.raft.election_max,
+            heartbeat=config.raft.heartbeat,
+            snapshot_bytes=config.raft.snapshot_bytes,
+            snapshot_share=config.raft.snapshot_share,
+            keep_entries=self._sizes.keep_entries,
+            chunk_bytes=self._sizes.chunk_bytes,
+        )
         self._replicas = Replicas(
             self.id,
             wal=self._wal,
@@ -178,24 +190,17 @@ class RaftNode:
             links=self._links,
             clock=self._clock,
             rng=rng,
-            config=RaftConfig(
-                election_min=config.raft.election_min,
-                election_max=config.raft.election_max,
-                heartbeat=config.raft.heartbeat,
-                snapshot_bytes=config.raft.snapshot_bytes,
-                snapshot_share=config.raft.snapshot_share,
-                keep_entries=self._sizes.keep_entries,
-                chunk_bytes=self._sizes.chunk_bytes,
-            ),
+            config=raft,
             fatal=self._fatal,
         )
+        self._clocks = Clocks(self._links, self._clock, raft.lease_share)
         self._router = Router(
             self.id,
             data=self._replicas.data,
             groups=GroupOperations(self._replicas, self._clock),
             peers=self._links,
             clock=self._clock,
-            rng=rng,
+            ids=ClientIds(self._clocks.time, rng),
             quorum_reads=config.node.reads == "quorum",
             leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
@@ -224,9 +229,20 @@ class RaftNode:
             self._clock,
             rng,
         )
-        self._figures = Figures(self._replicas, self._router, self._links, self._wal, measured, self._mover)
+        self._figures = Figures(
+            self._replicas, self._router, self._links, self._clocks, self._wal, measured, self._mover
+        )
+        self._maps = Maps(self._clock.now)
         self._disk_free = -1
-        self._problems = Problems([self._disk_problems, self._memory.problems])
+        self._problems = Problems(
+            [
+                self._disk_problems,
+                self._memory.problems,
+                self._clocks.problems,
+                lambda: lost_entries(self._replicas),
+                self._maps.problems,
+            ]
+        )
         self._timer: Timer | None = None
         self._ticks = 0
         self._led: list[int] = []
@@ -308,6 +324,7 @@ class RaftNode:
             self._ticks += 1
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._look_at_meta()
+                self._look_at_clocks()
                 self._tell_what_is_led()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._look_at_memory()
@@ -318,12 +335,19 @@ class RaftNode:
                 self._leftovers.run()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._wal.retry()
+                    self._tell_all(["epoch", *self._maps.own])
                     self._problems.look()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_MAP) == 0:
                     self._try_to_save_map()
         except Exception as error:
             self._fatal(error)
             raise
+
+    def _look_at_clocks(self) -> None:
+        self._clocks.look()
+        fast = self._clocks.fast_peers()
+        for group in self._replicas.all():
+            group.lease_doubted = not fast.isdisjoint(group.voters)
 
     def _look_at_space(self) -> None:
         free = self._disk_free = self._fs.free_space(self._config.node.data_dir)
@@ -411,9 +435,8 @@ class RaftNode:
             replica = self._replicas.get(group.id)
             if replica is not None:
                 replica.set_learners(group.learners)
-        told = self._map_message() if self._meta_state() is not None else ["epoch", shard_map.epoch]
-        for peer in self._links.peers:
-            self._links.send(peer, told)
+        self._maps.use(shard_map)
+        self._tell_all(self._map_message() if self._meta_state() is not None else ["epoch", *self._maps.own])
         log.info("shard map of epoch %d in use", shard_map.epoch)
 
     def _meet(self, shard_map: ShardMap) -> None:
@@ -489,18 +512,22 @@ class RaftNode:
     def _on_link(self, node: int, _epoch: int, up: bool) -> None:
         if not up:
             self._router.on_link_down(node)
+            self._maps.forget(node)
         elif self._router.map is not None:
-            self._links.send(node, ["epoch", self._router.map.epoch])
+            self._links.send(node, ["epoch", *self._maps.own])
             self._links.send(node, ["leads", self._led])
             self._room.greet(node)
+
+    def _tell_all(self, message: list[Any]) -> None:
+        for peer in self._links.peers:
+            self._links.send(peer, message)
 
     def _tell_what_is_led(self) -> None:
         """Nodes that hold no replica of a group hear in this way who leads it."""
         led = [group.group for group in self._replicas.all() if group.leads()]
         if led != self._led:
             self._led = led
-            for peer in self._links.peers:
-                self._links.send(peer, ["leads", led])
+            self._tell_all(["leads", led])
 
     def _on_message(self, peer: int, message: list[Any]) -> None:
         try:
@@ -515,11 +542,12 @@ class RaftNode:
             elif kind == "re":
                 self._router.on_answers(peer, messages.answers(message))
             elif kind == "epoch":
-                mine = self._router.map
-                if mine is not None and messages.epoch(message) < mine.epoch:
+                its, own = messages.epoch(message), self._maps.own
+                self._maps.hear(peer, its)
+                if its[0] < own[0]:
                     self._links.send(peer, self._map_message())
-                elif mine is None or messages.epoch(message) > mine.epoch:
-                    self._links.send(peer, ["epoch", 0 if mine is None else mine.epoch])
+                elif its[0] > own[0]:
+                    self._links.send(peer, ["epoch", *own])
             elif kind == "leads":
                 self._router.on_leads(peer, messages.groups(message))
             elif kind == "room":
@@ -580,11 +608,7 @@ class RaftNode:
         return self._figures.collect(self.status(), self._disk_free, self._room.here.disk, self._memory)
 
     def status(self) -> NodeStatus:
-        replicas = []
-        for group in self._replicas.all():
-            state = group.status()
-            data = self._replicas.data.get(group.group)
-            replicas.append(replica_status(state, 0 if data is None else data.store.stats().records))
+        replicas = self._replicas.statuses()
         shard_map = self._router.map
         mine = set() if shard_map is None else {group.id for group in shard_map.groups_on(self.id)}
         ready = (
@@ -599,7 +623,7 @@ class RaftNode:
             map_epoch=0 if shard_map is None else shard_map.epoch,
             ready=ready,
             uptime=self._clock.now() - self._started_at,
-            replicas=tuple(replicas),
+            replicas=replicas,
             problems=self._problems.current,
             peers=tuple(PeerStatus(one.node, one.up, one.round_trip, one.silence) for one in self._links.states()),
         )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-if TYPE_CHECKING:
-    from raftkv.rpc.frontend import Problem
+from raftkv.node.replicas import Replicas
+from raftkv.rpc.frontend import Problem
 
 log = logging.getLogger(__name__)
 
-Source = Callable[[], Iterable["Problem"]]
+Source = Callable[[], Iterable[Problem]]
 
 
 class Problems:
@@ -35,3 +34,15 @@ class Problems:
         for problem in before.values():
             log.warning("%s is over: %s", problem.kind, problem.text)
         self.current = found
+
+
+def lost_entries(replicas: Replicas) -> Iterator[Problem]:
+    """Replicas that have lost entries which they had acknowledged: those here, and those of groups led here."""
+    for group in replicas.all():
+        status = group.status()
+        lost = [group.node] if status.lost else status.amnesia
+        for node in lost:
+            text = (
+                f"node {node} has lost entries of group {group.group} that it had acknowledged: it does not count there"
+            )
+            yield Problem("lost_entries", f"{text} until it is replaced", group.group, node)

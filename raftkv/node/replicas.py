@@ -18,6 +18,7 @@ from raftkv.node.outbox import DurableOutbox
 from raftkv.peer.links import Links
 from raftkv.raft import RaftConfig, RaftGroup
 from raftkv.raft.log import FIRST_INDEX
+from raftkv.rpc.frontend import ReplicaStatus, Role
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import GroupState, Wal
 from raftkv.store.meta import MetaStore
@@ -157,6 +158,7 @@ class Replicas:
             founders,
             hard_state=(state.term, state.vote),
             floor=state.floor,
+            lost=state.lost != (0, 0),
             compacted=state.snapshot_index,
             entries=state.entries,
             machine=store,
@@ -179,6 +181,27 @@ class Replicas:
 
     def all(self) -> list[RaftGroup]:
         return [self._groups[group] for group in sorted(self._groups)]
+
+    def statuses(self) -> tuple[ReplicaStatus, ...]:
+        """What each replica is at, by group."""
+        return tuple(self._status(group) for group in self.all())
+
+    def _status(self, group: RaftGroup) -> ReplicaStatus:
+        state, data = group.status(), self.data.get(group.group)
+        return ReplicaStatus(
+            group=state.group,
+            role=Role(state.role),
+            leader=state.leader,
+            term=state.term,
+            last_index=state.last_index,
+            commit_index=state.commit_index,
+            applied_index=state.applied_index,
+            snapshot_index=state.snapshot_index,
+            records=0 if data is None else data.store.stats().records,
+            voters=state.voters,
+            match=state.match,
+            learners=state.learners,
+        )
 
     # -- events
 

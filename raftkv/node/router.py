@@ -6,7 +6,6 @@ answers a second execution with the first one's result.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -16,6 +15,7 @@ from raftkv.clock import Clock
 from raftkv.errors import OUTCOMES, Code
 from raftkv.node.admission import Admission
 from raftkv.node.answers import bounded_answers
+from raftkv.node.client_ids import ClientIds
 from raftkv.node.forwarding import SETTLED, Forwarding
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.replicas import Replica
@@ -25,10 +25,8 @@ from raftkv.rpc.frontend import NODE, Caller
 from raftkv.store.operations import GROUP_KINDS, GROUP_READS, READS, WRITES, Kind, Mode, Op, Result, within_limits
 from shards.map import ShardMap
 
-_MAX_CLIENT_AHEAD: Final = 2 * 24 * 3600.0
-"""Seconds by which a client id's time may be ahead of this node's wall clock."""
-
-_WALL_PERIOD: Final = 1.0
+_IDS_PERIOD: Final = 1.0
+"""Seconds between two looks at the time up to which client ids are taken."""
 
 _TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="key, value or expected value too large")
 _TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no outcome before the deadline")
@@ -56,7 +54,7 @@ class Router:
         groups: GroupPort,
         peers: Peers,
         clock: Clock,
-        rng: random.Random,
+        ids: ClientIds,
         quorum_reads: bool,
         leaderless: float,
     ) -> None:
@@ -64,7 +62,8 @@ class Router:
         self._data = data
         self._groups = groups
         self._clock = clock
-        self._rng = rng
+        self._ids = ids
+        self._ids_due = 0.0
         self.quorum_reads = quorum_reads
         self.map: ShardMap | None = None
         self.no_space: Mapping[int, str] = {}
@@ -73,8 +72,6 @@ class Router:
         self._writes: dict[Writes, None] = {}
         self._admission = Admission()
         self._peers_asking: dict[int, Caller] = {}
-        self._look_at_wall()
-        self._client = self._draw_client(0)
         self._numbers: dict[int, None] = {}
         self._number = 0
         self._leaders = Leaders(node, groups, peers)
@@ -84,13 +81,9 @@ class Router:
             peers=peers,
             clock=clock,
             # Random, since answers to what was forwarded before the last start may still come.
-            first_number=int.from_bytes(self._client[-8:]) >> 2,
+            first_number=int.from_bytes(ids.own[-8:]) >> 2,
             ended=self._on_forwarded_outcome,
         )
-
-    def _draw_client(self, after: int) -> bytes:
-        milliseconds = max(int(self._clock.wall() * 1000), after)
-        return milliseconds.to_bytes(6, "big") + self._rng.randbytes(10)
 
     @property
     def outstanding(self) -> tuple[int, int]:
@@ -136,6 +129,7 @@ class Router:
         owners, data = shard_map.owners, self._data
         readable: dict[int, Replica | None] = {}
         writes: dict[int, Writes | None] = {}
+        latest = self._ids.latest
         for index, op in enumerate(ops):
             kind, slot, key, value, _, expected, _, client, _, _, mode = op
             group = owners[slot] if 0 <= slot < shard_map.slots else -1
@@ -149,7 +143,7 @@ class Router:
                 if found is not None and not found[0]:
                     reply(index, found)
                     continue
-            elif client and kind in WRITES and group in data and not self._refusal(op, shard_map):
+            elif client and client <= latest and kind in WRITES and group in data and not self._refusal(op, shard_map):
                 if group not in writes:
                     leads = data[group].group.leads()
                     writes[group] = Writes(group, reply, deadline, local, caller) if leads else None
@@ -231,18 +225,10 @@ class Router:
             return Result(Code.INVALID_ARGUMENT, detail=f"no operation of kind {op.kind}")
         if not 0 <= op.slot < shard_map.slots:
             return Result(Code.INVALID_ARGUMENT, detail=f"slot {op.slot} is not one of 0 to {shard_map.slots - 1}")
-        if op.client > self._latest_client:
-            # Its session would one day leave a floor that refuses every client whose clock is right.
-            return Result(Code.INVALID_ARGUMENT, detail="the client's clock is more than two days ahead of the node's")
         if self.no_space and op.kind in (Kind.PUT, Kind.CAS):
             why = self.no_space.get(shard_map.owners[op.slot])
             return None if why is None else Result(Code.NO_SPACE, detail=why)
         return None
-
-    def _look_at_wall(self) -> None:
-        self._wall_due = self._clock.now() + _WALL_PERIOD
-        ahead = int((self._clock.wall() + _MAX_CLIENT_AHEAD) * 1000)
-        self._latest_client = ahead.to_bytes(6, "big") + b"\xff" * 10
 
     def _stamp(self, request: Request) -> None:
         """Name a write of a client that did not: this node is its client then."""
@@ -250,7 +236,7 @@ class Router:
         request.seq = self._number
         self._numbers[request.seq] = None
         first = next(iter(self._numbers))
-        request.op = request.op._replace(client=self._client, seq=request.seq, first=first)
+        request.op = request.op._replace(client=self._ids.own, seq=request.seq, first=first)
 
     # -- to a replica here
 
@@ -271,6 +257,8 @@ class Router:
             if op.kind in READS:
                 quorum = self.quorum_reads or op.mode == Mode.QUORUM
                 replica.group.read(quorum, lambda code: self._read_allowed(request, replica, code))
+            elif (refused := self._ids.refusal(op, replica.store)) is not None:
+                self._outcome(request, refused)
             else:
                 request.flying = True
                 request.proposal = replica.group.propose(
@@ -351,9 +339,11 @@ class Router:
         request.proposal = None
         if code == Code.UNKNOWN and request.op.kind in _CHANGES:
             request.unsure = True
+        if code == Code.SESSION_EXPIRED:
+            result = self._ids.dated(result)
         if code == Code.SESSION_EXPIRED and request.seq and not request.unsure:
             # This node's own session went idle; the write surely did not happen: name it anew.
-            self._client = self._draw_client(int.from_bytes(self._client[:6], "big") + 1)
+            self._ids.renew(request.op.client, result.version)
             self._numbers.pop(request.seq, None)
             self._stamp(request)
             self._retries.later(request)
@@ -409,8 +399,9 @@ class Router:
             if withdrawn or lot.deadline <= now:
                 self._forget(lot)
                 lot.answer(_TOO_LATE if not withdrawn else _GONE if lot.caller.gone else _NOT_PROPOSED)
-        if now >= self._wall_due:
-            self._look_at_wall()
+        if now >= self._ids_due:
+            self._ids_due = now + _IDS_PERIOD
+            self._ids.look()
 
     def _expire(self, request: Request) -> None:
         proposed = request.proposal is not None

@@ -204,7 +204,8 @@ class AcceptedConnection(asyncio.Protocol):
             self._pong(ping)
 
     def _pong(self, number: int) -> None:
-        self._write([number])
+        clock = self._wiring.clock
+        self._write([[number, clock.now(), clock.wall()]])
         if self._transport is not None and self._transport.get_write_buffer_size() > _MAX_PONG_BUFFER:
             self.drop("it does not read the answers to its pings")
 

@@ -6,12 +6,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from math import isfinite
 from typing import Any, cast
 
 from raftkv import limits
 from raftkv.clock import Timer
 from raftkv.errors import RaftKVError
 from raftkv.log_limit import limited
+from raftkv.peer.clocks import PeerClock, Reading
 from raftkv.peer.frames import Decoder, ProtocolViolation
 from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Refused, check_answer, hello_frame
 from raftkv.peer.wiring import (
@@ -182,6 +184,10 @@ class DialledLink:
         """Seconds that the last ping took, or that one has been waiting for its answer; None while the link is down."""
         return self._attempt.round_trip(now) if self.up and self._attempt is not None else None
 
+    def clock(self) -> PeerClock | None:
+        """What is known of the peer's clocks; None while the link is down."""
+        return self._attempt.clock if self.up and self._attempt is not None else None
+
     def tick(self, now: float, late: bool) -> None:
         """Ping, or drop a dead link. ``late``: this node itself stood still, which says nothing of the peer."""
         if self.up and self._attempt is not None:
@@ -196,6 +202,7 @@ class _Attempt(asyncio.Protocol):
         self.welcome_seen = False
         self.epoch = 0
         self.boot = ""
+        self.clock = PeerClock()
         self._link = link
         self._wiring = wiring
         self._transport: asyncio.Transport | None = None
@@ -205,6 +212,7 @@ class _Attempt(asyncio.Protocol):
         self._failed = False
         self._unanswered: deque[tuple[int, float]] = deque()
         self._pings = 0
+        self._redated = 0
         self._round_trip = 0.0
 
     def stop_deadline(self) -> None:
@@ -249,6 +257,7 @@ class _Attempt(asyncio.Protocol):
         unanswered = self._unanswered
         if late:
             self._unanswered = unanswered = deque((number, now) for number, _ in unanswered)
+            self._redated = self._pings
         if unanswered and now - unanswered[0][1] >= PONG_TIMEOUT:
             self.fail(f"no answer to a ping for {PONG_TIMEOUT} s")
             return
@@ -301,11 +310,16 @@ class _Attempt(asyncio.Protocol):
 
     def _pongs(self, frame: list[Any]) -> None:
         unanswered = self._unanswered
-        for number in frame:
-            if type(number) is not int:
+        arrived = self._wiring.clock.now()
+        for pong in frame:
+            if not _is_pong(pong):
                 raise ProtocolViolation("only pongs may come back on an outgoing link")
+            number, now, wall = pong
             while unanswered and unanswered[0][0] <= number:
-                self._round_trip = self._wiring.clock.now() - unanswered.popleft()[1]
+                sent, at = unanswered.popleft()
+                self._round_trip = arrived - at
+                if sent == number and sent > self._redated:
+                    self.clock.add(Reading(at, arrived, now, wall))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._failed = True
@@ -315,3 +329,11 @@ class _Attempt(asyncio.Protocol):
             self._link.lost(self, problem)
         except Exception as error:  # noqa: BLE001 the supervisor gets it
             self._wiring.crash(error)
+
+
+def _is_pong(message: object) -> bool:
+    """Whether it is the number of a ping, and what both clocks of the peer showed."""
+    if type(message) is not list or len(message) != 3:
+        return False
+    number, now, wall = message
+    return type(number) is int and type(now) is type(wall) is float and isfinite(now) and isfinite(wall)

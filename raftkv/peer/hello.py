@@ -13,7 +13,7 @@ from raftkv.errors import RaftKVError
 from raftkv.peer.frames import ProtocolViolation
 
 MAGIC: Final = "raftkv"
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_HANDSHAKE_BYTES: Final = 4096
 """Longest frame before a link is welcomed: a stranger cannot make a node buffer more."""
 _MAX_REASON: Final = 500

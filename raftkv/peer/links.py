@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from raftkv.clock import Clock, Timer
 from raftkv.peer.accepted import Acceptor
+from raftkv.peer.clocks import PeerClock
 from raftkv.peer.dialled import DialledLink
 from raftkv.peer.hello import Hello, Identity
 from raftkv.peer.network import Listener, Network
@@ -184,6 +185,11 @@ class Links:
             LinkState(node, link.up, link.round_trip(now), self._acceptor.silence(node, now))
             for node, link in self._links.items()
         ]
+
+    def clocks(self) -> dict[int, PeerClock]:
+        """The clocks of the peers to which the link is up."""
+        found = ((node, link.clock()) for node, link in self._links.items())
+        return {node: clock for node, clock in found if clock is not None}
 
     def _end(self, link: DialledLink) -> None:
         self._epochs[link.node] = link.epoch

@@ -56,8 +56,8 @@ class Elections:
         return count > len(self._group.voters) // 2
 
     def _may_stand(self) -> bool:
-        log = self._group.log
-        return self._group.core.votes() and (log.last_term, log.last_index) >= self._floor
+        group, log = self._group, self._group.log
+        return group.core.votes() and (log.last_term, log.last_index) >= self._floor and not group.lost.here
 
     # -- standing
 
@@ -100,12 +100,13 @@ class Elections:
 
     def _on_prevote(self, peer: int, term: int, last_index: int, last_term: int) -> None:
         core = self._group.core
-        granted = term > core.term() and self._long_enough(last_term, last_index) and not self._sticky()
+        granted = term > core.term() and self._may_elect(last_term, last_index) and not self._sticky()
         self._outbox.send_when_durable(peer, [self._group.group, Type.PREVOTE_REPLY, term, granted, core.term()])
 
-    def _long_enough(self, last_term: int, last_index: int) -> bool:
+    def _may_elect(self, last_term: int, last_index: int) -> bool:
         log = self._group.log
-        return (last_term, last_index) >= max((log.last_term, log.last_index), self._floor)
+        least = max((log.last_term, log.last_index), self._floor)
+        return (last_term, last_index) >= least and not self._group.lost.here
 
     def _on_prevote_reply(self, peer: int, term: int, granted: bool, own_term: int) -> None:
         core = self._group.core
@@ -121,7 +122,7 @@ class Elections:
         if term < core.term():
             self._outbox.send_when_durable(peer, [self._group.group, Type.STALE, core.term()])
         elif transfer or not self._sticky():
-            if not self._long_enough(last_term, last_index):
+            if not self._may_elect(last_term, last_index):
                 core.adopt_term(term)
             elif core.receive_vote_request(peer, term, last_index, last_term):
                 self._outbox.send_when_durable(peer, [self._group.group, Type.VOTE_REPLY, term])

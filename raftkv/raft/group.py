@@ -23,14 +23,15 @@ from raftkv.raft.elections import Elections
 from raftkv.raft.entries import is_batch, pack_batch, prepared, unpack_batch
 from raftkv.raft.guard import judge
 from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
+from raftkv.raft.lost import LostEntries
 from raftkv.raft.membership import ChangeDone, Members, Membership
-from raftkv.raft.messages import ANSWERS, OF_ELECTIONS, Type, check
+from raftkv.raft.messages import ANSWERS, OF_ELECTIONS, OF_LOSSES, Type, check
 from raftkv.raft.ports import LogWriter, Outbox, StateMachine
 from raftkv.raft.proposals import Done, OpenEntry, Proposal, Proposals
 from raftkv.raft.reads import ReadDone, ReadQueue
 from raftkv.raft.replication import Progress, majority_value
 from raftkv.raft.snapshots import GroupSnapshots, SnapshotFiles, align
-from raftkv.raft.status import GroupStatus
+from raftkv.raft.status import GroupStatus, status_of
 from raftkv.store.operations import Op, Result
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,9 @@ class RaftGroup:
 
     ``founders``: the voters with which the group's log began; all later ones are in the log or come with a snapshot.
     ``floor``: term and index of the end of a log that this node once held and dropped, see :class:`Elections`.
+    ``lost``: whether this replica has lost entries that it had acknowledged.
     ``wake`` asks for a ``step`` at the end of this turn. ``fatal`` stops the node: called when going on could break a
-    promise.
+    promise. ``lease_doubted``, set from outside: a voter's clock runs too fast for leases.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class RaftGroup:
         *,
         hard_state: tuple[int, int],
         floor: tuple[int, int] = (0, 0),
+        lost: bool = False,
         compacted: int,
         entries: Sequence[Entry],
         machine: StateMachine,
@@ -90,6 +93,7 @@ class RaftGroup:
         self.log = GroupLog(group, wal, base, base_voters, kept, hard_state[0], hard_state[1] or None)
         self.core = Core(node, self.log, clock, rng, config)
         self.elections = Elections(self, outbox, clock, config, floor)
+        self.lost = LostEntries(self, wal, outbox, config.heartbeat, floor, lost)
         self.membership = Membership(self)
         self.snapshots = GroupSnapshots(self, wal, files, outbox, clock, config)
         self._start = rng.getrandbits(32)
@@ -99,6 +103,7 @@ class RaftGroup:
         self._leading = False
         self._target_commit: int | None = None
         self.caught_up = False
+        self.lease_doubted = False
         self._reset_leadership()
 
     def _reset_leadership(self) -> None:
@@ -146,24 +151,7 @@ class RaftGroup:
         return self.core.leader()
 
     def status(self) -> GroupStatus:
-        core = self.core
-        match = {peer: core.match_index(peer) for peer in self._progress}
-        if self._leading:
-            match[self.node] = self.log.durable_index
-        return GroupStatus(
-            group=self.group,
-            role=core.role(),
-            leader=core.leader(),
-            term=core.term(),
-            last_index=self.log.last_index,
-            commit_index=core.commit_index(),
-            applied_index=core.applied_index(),
-            snapshot_index=self.snapshots.index,
-            match=match,
-            voters=self.voters,
-            learners=self.membership.learners,
-            amnesia=tuple(peer for peer, progress in self._progress.items() if progress.amnesia),
-        )
+        return status_of(self, self._progress)
 
     # -- proposals
 
@@ -211,6 +199,7 @@ class RaftGroup:
         return (
             self._ready
             and not self._lease_off
+            and not self.lease_doubted
             and self.core.applied_index() == self.core.commit_index()
             and self._clock.now() < self.contact() + self._config.lease
         )
@@ -333,7 +322,10 @@ class RaftGroup:
             self._round_seq = self._seq + 1
         for peer, progress in self._progress.items():
             epoch = self._outbox.epoch(peer)
-            if epoch == 0 or progress.amnesia:
+            if epoch == 0:
+                continue
+            if progress.amnesia:
+                self.lost.tell(peer, progress, now)
                 continue
             if epoch != progress.epoch:
                 progress.forget_sent(epoch, self._seq + 1)
@@ -389,9 +381,7 @@ class RaftGroup:
                 core.untrack(peer)
                 core.track(peer)
             elif lost:
-                found = f"node {peer} has lost entries that it had acknowledged ({last} of {core.match_index(peer)})"
-                log.error("group %d: %s: it no longer counts", self.group, found)
-                progress.amnesia = True
+                self.lost.found(peer, progress, core.match_index(peer), last)
                 return
             progress.on_ack(seq)
             progress.forget_sent(epoch, self._seq + 1)
@@ -417,10 +407,8 @@ class RaftGroup:
         raw: Sequence[tuple[int, bytes]],
     ) -> None:
         core = self.core
-        if term < core.term():
-            self._outbox.send_when_durable(peer, [self.group, Type.STALE, core.term()])
+        if not self._hear(peer, term):
             return
-        self.elections.hear_leader()
         found = judge(self.log, core.commit_index(), previous, previous_term, raw)
         verified = min(commit, found.next_index - 1) if found.matches else 0
         core.receive_append(peer, term, found.previous, found.previous_term, found.entries, verified)
@@ -445,13 +433,22 @@ class RaftGroup:
         """This log and state hold everything up to ``index``; seq 0 answers no append."""
         self._acknowledge(peer, 0, 0, matches=True, index=index + 1)
 
-    def on_offer(self, peer: int, term: int) -> bool:
-        """A leader offers a snapshot: whether it is to be listened to."""
+    def follow(self, peer: int, term: int) -> bool:
+        """A leader says something else than an append: whether it is to be listened to."""
+        if not self._hear(peer, term):
+            return False
+        self.core.follow(peer, term)
+        return True
+
+    def _hear(self, peer: int, term: int) -> bool:
         if term < self.core.term():
             self._outbox.send_when_durable(peer, [self.group, Type.STALE, self.core.term()])
             return False
         self.elections.hear_leader()
-        self.core.follow(peer, term)
+        if self.lost.here:
+            self.core.follow(peer, term)
+            self.lost.answer(peer, term)
+            return False
         return True
 
     # -- terms
@@ -589,6 +586,8 @@ class RaftGroup:
         elif kind == Type.STALE:
             if fields[0] > self.core.term():
                 self.adopt(fields[0])
+        elif kind in OF_LOSSES:
+            self.lost.receive(peer, kind, fields, self._progress.get(peer))
         elif kind in OF_ELECTIONS:
             self.elections.receive(peer, kind, fields)
         else:

@@ -38,12 +38,20 @@ class Type(IntEnum):
     """term, index, offset, data"""
     HEARD = 12
     """term, seq: an append was heard; says nothing of the log, so it need not wait for the disk"""
+    LOST = 13
+    """term, index, term of index: the receiver had acknowledged this entry in this term, and does not hold it"""
+    BARRED = 14
+    """term: the sender has lost entries that it had acknowledged, and does not count"""
 
 
-ANSWERS: Final = frozenset((Type.ACK, Type.HEARD, Type.STALE, Type.PREVOTE_REPLY, Type.VOTE_REPLY, Type.SNAPSHOT_PULL))
+ANSWERS: Final = frozenset(
+    (Type.ACK, Type.HEARD, Type.STALE, Type.PREVOTE_REPLY, Type.VOTE_REPLY, Type.SNAPSHOT_PULL, Type.BARRED)
+)
 """Count from members only. Who asks for something may be a member that this replica has not heard of yet."""
 
 OF_ELECTIONS: Final = frozenset((Type.PREVOTE, Type.PREVOTE_REPLY, Type.VOTE, Type.VOTE_REPLY, Type.TIMEOUT_NOW))
+
+OF_LOSSES: Final = frozenset((Type.LOST, Type.BARRED))
 
 _INT = (int,)
 _MAX_INT: Final = 2**62
@@ -62,6 +70,8 @@ _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
     Type.SNAPSHOT_PULL: (_INT, _INT, _INT),
     Type.SNAPSHOT_CHUNK: (_INT, _INT, _INT, (bytes,)),
     Type.HEARD: (_INT, _INT),
+    Type.LOST: (_INT, _INT, _INT),
+    Type.BARRED: (_INT,),
 }
 
 

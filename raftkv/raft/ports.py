@@ -63,6 +63,8 @@ class LogWriter(Protocol):
 
     def snapshot(self, group: int, index: int, term: int) -> None: ...
 
+    def lost(self, group: int, term: int, index: int) -> None: ...
+
 
 class Outbox(Protocol):
     """Messages to other nodes.

@@ -15,8 +15,8 @@ class Progress:
     ``sent``: appends not yet acknowledged: (seq, send time, bytes). ``acked``: the latest append that was acknowledged,
     ``contact``: when it was sent. ``probe``: rejections of appends before this seq are old news. ``stored``: the
     follower's (start, counter) when it last acknowledged a match. ``amnesia``: it has forgotten what it had
-    acknowledged. ``forgotten``: the start of a learner's former replica, whose late answers mean nothing. ``matched``:
-    the latest append that was acknowledged with a match.
+    acknowledged, ``lost`` (index, term) if that was in this term. ``forgotten``: the start of a learner's former
+    replica, whose late answers mean nothing. ``matched``: the latest append that was acknowledged with a match.
     """
 
     epoch: int
@@ -28,6 +28,7 @@ class Progress:
     acked: int = 0
     stored: tuple[int, int] = (0, 0)
     amnesia: bool = False
+    lost: tuple[int, int] = (0, 0)
     forgotten: int | None = None
     offer_due: float = 0.0
     matched: int = 0

@@ -418,7 +418,7 @@ class GroupSnapshots:
 
     def _on_offer(self, peer: int, term: int, index: int, snapshot_term: int, size: int) -> None:
         group = self._group
-        if not group.on_offer(peer, term):
+        if not group.follow(peer, term):
             return
         if self._held(index, snapshot_term):
             self._drop_receiving()

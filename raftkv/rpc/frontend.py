@@ -171,8 +171,9 @@ class ReplicaFigures:
 class NodeFigures:
     """One node as a monitor sees it. Times in seconds, sizes in bytes; counters run since the process started.
 
-    ``connections``: other node -> how often the link to it has come up. ``disk_free``: as of the last look, -1 before
-    the first. ``memory``: of the process, 0 = unknown. ``memory_limit``: from which on no new data is taken, 0 =
+    ``connections``: other node -> how often the link to it has come up. ``skews``: other node in contact -> by how much
+    its wall clock is ahead of this node's. ``disk_free``: as of the last look, -1 before the first. ``memory``: of the
+    process, 0 = unknown. ``memory_limit``: from which on no new data is taken, 0 =
     none. ``wal_waiting``: records that are not on stable storage yet. ``writing``: how long the present write to
     the WAL goes on, 0 if there is none. ``outstanding``: operations that have no answer yet. ``moves_committed``,
     ``moves_cancelled``, ``freezes``: of slot moves that this node saw to their end.
@@ -181,6 +182,7 @@ class NodeFigures:
     status: NodeStatus
     replicas: tuple[ReplicaFigures, ...]
     connections: Mapping[int, int]
+    skews: Mapping[int, float]
     disk_full: bool
     disk_free: int
     memory: int

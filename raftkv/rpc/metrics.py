@@ -133,6 +133,9 @@ def _peers(figures: NodeFigures) -> Iterator[Metric]:
     yield _gauge("peer_up", "1 if this node's link to the other one is up.", up, ("peer",))
     made: list[Row] = [((str(peer),), count) for peer, count in figures.connections.items()]
     yield _counter("peer_connections_total", "How often that link has come up.", made, ("peer",))
+    skews: list[Row] = [((str(peer),), skew) for peer, skew in figures.skews.items()]
+    text = "By how much the other node's wall clock is ahead of this node's, to half a round trip."
+    yield _gauge("clock_skew_seconds", text, skews, ("peer",))
 
 
 def _replicas(replicas: Sequence[ReplicaFigures]) -> Iterator[Metric]:

@@ -60,6 +60,7 @@ class _Tracked:
     snapshot_term: int = 0
     last: int = 0
     floor: tuple[int, int] = (0, 0)
+    lost: tuple[int, int] = (0, 0)
 
 
 class Wal:
@@ -102,7 +103,9 @@ class Wal:
         self.on_durable = []
         self.recovered = found.groups
         self._groups = {
-            group: _Tracked(s.founders, s.term, s.vote, s.snapshot_index, s.snapshot_term, s.last_index, s.floor)
+            group: _Tracked(
+                s.founders, s.term, s.vote, s.snapshot_index, s.snapshot_term, s.last_index, s.floor, s.lost
+            )
             for group, s in found.groups.items()
         }
         self._parts: list[bytes] = []
@@ -188,10 +191,17 @@ class Wal:
         state = self._tracked(group)
         state.founders = ()
         state.snapshot_index = state.snapshot_term = state.last = 0
-        state.floor = max(state.floor, (last_term, last_index))
+        state.floor = max(state.floor, (last_term, last_index), state.lost)
+        state.lost = (0, 0)
         self._batch.pop(group, None)
         forget_group(self._segments, group)
         self._append((fmt.DROP, group, last_term, last_index))
+
+    def lost(self, group: int, term: int, index: int) -> None:
+        """Note that the group's log lacks an entry that this node had acknowledged. It stays so until it is dropped."""
+        state = self._tracked(group)
+        state.lost = max(state.lost, (term, index))
+        self._append((fmt.LOST, group, term, index))
 
     def promised(self, group: int) -> GroupState:
         """What a new, empty log of ``group`` must keep to: term, vote, and the end of the log dropped before it."""
@@ -455,6 +465,8 @@ class Wal:
 
 def _opening(state: _Tracked) -> tuple[object, ...]:
     fields = state.founders, state.term, state.vote, state.snapshot_index, state.snapshot_term, state.last
+    if state.lost != (0, 0):
+        return (*fields, *state.floor, *state.lost)
     return fields if state.floor == (0, 0) else (*fields, *state.floor)
 
 

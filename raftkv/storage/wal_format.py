@@ -30,9 +30,10 @@ TRUNCATE: Final = 4  # group, first index removed
 SNAPSHOT: Final = 5  # group, index, term: a durable snapshot covers the log up to index
 OPENING: Final = 6  # list of (group, founders, term, vote, snapshot index, snapshot term, last index), see below
 DROP: Final = 7  # group, term and index of its last entry: its log is gone, term and vote are not
+LOST: Final = 8  # group, term and index of an entry that it had acknowledged and has lost
 
 # A group that was ever dropped has two more items in an OPENING: term and index of the end of what was dropped. While
-# it is not hosted its founders are empty.
+# it is not hosted its founders are empty. One that has lost entries has two more after these: what LOST said.
 
 _SEGMENT: Final = struct.Struct("<8sIQQQ")  # magic, format, number, salt, size
 _CRC: Final = struct.Struct("<I")

@@ -23,7 +23,8 @@ class GroupState:
     """What a node knows of one group after a start. ``entries`` are consecutive from ``snapshot_index`` + 1 on.
 
     ``founders``: the voters with which the group's log began; empty if the group is not hosted (any more). ``floor``:
-    term and index of the end of a log that was dropped, (0, 0) if none was.
+    term and index of the end of a log that was dropped, (0, 0) if none was. ``lost``: term and index of an entry that
+    it had acknowledged and has lost, (0, 0) if there is none.
     """
 
     founders: tuple[int, ...] = ()
@@ -33,6 +34,7 @@ class GroupState:
     snapshot_term: int = 0
     entries: list[LogEntry] = field(default_factory=list)
     floor: tuple[int, int] = (0, 0)
+    lost: tuple[int, int] = (0, 0)
 
     @property
     def last_index(self) -> int:
@@ -144,7 +146,8 @@ class _Log:
         state.founders = ()
         state.entries.clear()
         state.snapshot_index = state.snapshot_term = 0
-        state.floor = max(state.floor, (last_term, last_index))
+        state.floor = max(state.floor, (last_term, last_index), state.lost)
+        state.lost = (0, 0)
 
     def finish(self) -> bool:
         """Leave the entries after the snapshot in ``state``; True if they belonged to another history."""
@@ -156,7 +159,7 @@ class _Log:
         return state.align(index, state.snapshot_term)
 
 
-_NUMBERS: Final = {fmt.HARD_STATE: 4, fmt.TRUNCATE: 3, fmt.SNAPSHOT: 4, fmt.DROP: 4}
+_NUMBERS: Final = {fmt.HARD_STATE: 4, fmt.TRUNCATE: 3, fmt.SNAPSHOT: 4, fmt.DROP: 4, fmt.LOST: 4}
 """Length of the records that hold only numbers."""
 
 
@@ -226,6 +229,9 @@ class _Replay:
             elif kind == fmt.GROUP:
                 _check_founders(record[2])
                 log.state.founders = tuple(record[2])
+            elif kind == fmt.LOST:
+                _, _, term, index = record
+                log.state.lost = max(log.state.lost, (term, index))
             else:
                 _, group, last_term, last_index = record
                 log.drop(last_term, last_index)
@@ -234,9 +240,9 @@ class _Replay:
 
     def _opening(self, groups: Sequence[Any]) -> None:
         for row in groups:
-            if type(row) is not tuple or not (_are_numbers(row[:1] + row[2:]) and len(row) in (7, 9)):
+            if type(row) is not tuple or not (_are_numbers(row[:1] + row[2:]) and len(row) in (7, 9, 11)):
                 raise _Damaged(f"malformed opening {shown(row)}")
-            group, founders, term, vote, snapshot_index, snapshot_term, last, *floor = row
+            group, founders, term, vote, snapshot_index, snapshot_term, last, *kept = row
             _check_founders(founders)
             log = self._log(group)
             if log.base is None:
@@ -245,8 +251,10 @@ class _Replay:
                 raise _Damaged(f"the log of group {group} ends at {log.last}, it should end at {last}")
             state = log.state
             state.founders, state.term, state.vote = tuple(founders), term, vote
-            if floor:
-                state.floor = floor[0], floor[1]
+            if kept:
+                state.floor = kept[0], kept[1]
+            if kept[2:]:
+                state.lost = kept[2], kept[3]
             if snapshot_index > state.snapshot_index:
                 state.snapshot_index, state.snapshot_term = snapshot_index, snapshot_term
         self.opened = True

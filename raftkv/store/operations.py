@@ -120,7 +120,8 @@ def within_limits(op: Op) -> bool:
 class Result(NamedTuple):
     """Outcome of one operation.
 
-    ``version``: of the record written or read, 0 = absent (DELETE: of the record removed, 0 = there was none).
+    ``version``: of the record written or read, 0 = absent (DELETE: of the record removed, 0 = there was none). Of
+    SESSION_EXPIRED: when to draw the next client id, in ms of Unix time, 0 = not told.
     ``ttl``: milliseconds left, -1 = for ever; of OVERLOADED: until it is worth asking again, -1 = not known, 0 = ask at
     once for less. ``hint``: node believed to lead the slot's group, 0 = none.
     """

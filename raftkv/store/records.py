@@ -19,7 +19,7 @@ from raftkv.store.digest import CheckDigest
 from raftkv.store.moving import MAX_SLOT, Moves
 from raftkv.store.operations import ANY_VERSION, MAX_COUNT, MAX_GROUP_TIME, MAX_TTL_MS, Kind, Op, Result
 from raftkv.store.packed import VALUE_AT, fields, head, pack_head
-from raftkv.store.sessions import CLIENT_BYTES, Session, code_and_version, failed
+from raftkv.store.sessions import CLIENT_BYTES, Session, code_and_version, drawn_at, failed
 from raftkv.store.slot import Slot, SlotImage, SlotState
 from raftkv.store.snapshot import Rest, StoreRestore, StoreSnapshot, StoreState, store_digest
 
@@ -35,7 +35,8 @@ _OP_FIELDS: Final = len(Op._fields)
 _OP_DEFAULTS: Final = tuple(Op._field_defaults.values())
 
 _TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="key or value too large")
-_EXPIRED_SESSION: Final = Result(Code.SESSION_EXPIRED, detail="the request's dedupe record has gone")
+_GONE: Final = "the request's dedupe record has gone"
+_EXPIRED_SESSION: Final = Result(Code.SESSION_EXPIRED, detail=_GONE)
 _MOVED: Final = Result(Code.MOVED, detail="the slot is not this group's")
 _MOVING: Final = Result(Code.SLOT_MOVING, detail="the slot is moving")
 _NO_RECORD: Final = Result(Code.OK)
@@ -241,7 +242,7 @@ class Store:
         session = slot.sessions.get(client)
         if session is None:
             if client <= slot.floor:
-                return _EXPIRED_SESSION
+                return Result(Code.SESSION_EXPIRED, drawn_at(slot.floor) + 1, detail=_GONE)
             session = self._open_session(slot, client, first)
         else:
             if first > session.first:
@@ -342,6 +343,16 @@ class Store:
         return _DONE
 
     # Sessions
+
+    def newcomer_floor(self, slot: int, client: bytes) -> int | None:
+        """When the floor of ``slot`` was drawn (ms of Unix time, 0 = there is none), if ``client`` is new there.
+
+        None for a client that the slot knows, and if the slot is not served here.
+        """
+        home = self._slots.get(slot)
+        if home is None or home.state is not _OWNED or client in home.sessions:
+            return None
+        return drawn_at(home.floor)
 
     def _open_session(self, slot: Slot, client: bytes, first: int) -> Session:
         if len(slot.sessions) >= limits.MAX_SESSIONS_PER_SLOT:

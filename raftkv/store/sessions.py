@@ -14,9 +14,11 @@ goes either with ``first`` raised above it, and then 2 holds for ever, as ``firs
 with its whole session, and then ``floor`` is raised to the client's id, so 1 holds for ever, as ``floor`` never falls.
 Other outcomes than executions (MOVED, malformed commands) are not recorded: they changed nothing and may be retried.
 
-Why nothing is refused that should not be: a client raises ``first`` past a number only when it no longer waits for it.
-Client ids begin with the client's wall time, so new clients are above the ids of sessions that went idle long ago. A
-client that is refused at its first attempt surely had no effect and takes a new id. A clock that is wrong costs
+Why nobody is refused for long: a client raises ``first`` past a number only when it no longer waits for it. Client ids
+begin with the time when they were drawn, so new clients are above the ids of sessions that went idle long ago. A
+refusal says from which time on an id is above the floor; a client that was refused at its first attempt surely had no
+effect, and draws a new id at that time. So that a floor does not run ahead of the time, leaders propose no write of a
+client that would be new to the slot and has an id far ahead (``node/client_ids.py``). A clock that is wrong costs
 refusals, never a second execution.
 
 Sessions are per slot, not per group, because they move with the slot. Most hold one outcome, so the latest one is kept
@@ -33,7 +35,21 @@ from raftkv.errors import Code
 from raftkv.store.codec import binary, whole
 
 CLIENT_BYTES: Final = 16
+TAIL_BYTES: Final = 10
+"""Random bytes of a client id, behind the time."""
+_TIME_BYTES: Final = CLIENT_BYTES - TAIL_BYTES
+_LATEST: Final = (1 << 8 * _TIME_BYTES) - 1
 IDLE_MS: Final = limits.SESSION_IDLE * 1000
+
+
+def client_id(time_ms: int, tail: bytes) -> bytes:
+    """The id of a client that drew it at ``time_ms`` of Unix time; ``tail``: TAIL_BYTES random bytes."""
+    return max(0, min(time_ms, _LATEST)).to_bytes(_TIME_BYTES, "big") + tail
+
+
+def drawn_at(client: bytes) -> int:
+    """When a client id was drawn, in milliseconds of Unix time."""
+    return int.from_bytes(client[:_TIME_BYTES], "big")
 
 
 def failed(version: int) -> int:

@@ -9,9 +9,9 @@ import pytest
 
 import raftkv
 from faults.process.planted import MAIN, environment
-from raftkv.client.session import client_id
 from raftkv.clock import SystemClock
 from raftkv.errors import Unavailable
+from raftkv.store.sessions import TAIL_BYTES, client_id
 from raftkv.testing import LocalCluster
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 from tests.waiting import PATIENCE
@@ -65,7 +65,7 @@ def _wait_for_replica(address: str) -> None:
 def test_a_write_that_is_sent_again_is_executed_again(fault: str) -> None:
     with cluster(fault, nodes=1) as running, grpc.insecure_channel(running.address(1)) as channel:
         stub = kv_pb2_grpc.KVStub(channel)
-        client = client_id(int(SystemClock().wall() * 1000), random.Random(1))
+        client = client_id(int(SystemClock().wall() * 1000), random.Random(1).randbytes(TAIL_BYTES))
         named = kv_pb2.RequestId(client_id=client, sequence=1, first_incomplete=1)
         request = kv_pb2.PutRequest(key=b"k", value=b"v", request_id=named)
         first, second = stub.Put(request, timeout=PATIENCE).version, stub.Put(request, timeout=PATIENCE).version

@@ -8,7 +8,7 @@ import pytest
 
 from raftkv.client.call import Call
 from raftkv.client.retry import Progress, Step, attempt_span, attempt_timeout, first_span
-from raftkv.client.session import JUMPS_MS
+from raftkv.client.session import MAX_RENEWALS
 from raftkv.errors import (
     OUTCOMES,
     Code,
@@ -155,8 +155,8 @@ def test_a_hint_is_followed_at_once_but_not_for_ever() -> None:
 
 def test_an_expired_session_is_renewed_only_if_nothing_may_have_happened() -> None:
     fresh = Progress(write=True)
-    steps = [fresh.judge(result(Code.SESSION_EXPIRED)) for _ in range(len(JUMPS_MS) + 1)]
-    assert steps == [Step.RENEW] * len(JUMPS_MS) + [Step.RAISE]
+    steps = [fresh.judge(result(Code.SESSION_EXPIRED)) for _ in range(MAX_RENEWALS + 1)]
+    assert steps == [Step.RENEW] * MAX_RENEWALS + [Step.RAISE]
     assert isinstance(fresh.final_error(CALL, result(Code.SESSION_EXPIRED)), Unavailable)
 
     unsure = Progress(write=True)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from random import Random
 
-from raftkv.client.session import JUMPS_MS, Session, Sessions, client_id
+from raftkv.client.session import MAX_RENEWALS, Session, Sessions
+from raftkv.store.sessions import TAIL_BYTES, client_id, drawn_at
 
 
 def test_client_id_begins_with_its_time_so_that_ids_are_ordered() -> None:
-    early, late = client_id(1_700_000_000_000, Random(1)), client_id(1_700_000_000_001, Random(2))
+    early, late = (client_id(1_700_000_000_000 + ms, Random(ms).randbytes(TAIL_BYTES)) for ms in (0, 1))
     assert len(early) == 16
-    assert int.from_bytes(early[:6], "big") == 1_700_000_000_000
+    assert int.from_bytes(early[:6], "big") == drawn_at(early) == 1_700_000_000_000
     assert early < late
 
 
 def test_client_id_survives_clocks_out_of_range() -> None:
-    assert client_id(-5, Random(1))[:6] == bytes(6)
-    assert client_id(1 << 60, Random(1))[:6] == b"\xff" * 6
+    assert client_id(-5, bytes(10))[:6] == bytes(6)
+    assert client_id(1 << 60, bytes(10))[:6] == b"\xff" * 6
 
 
 def test_first_incomplete_never_passes_a_number_still_waited_for() -> None:
@@ -42,26 +43,72 @@ def test_ending_a_number_twice_changes_nothing() -> None:
     assert session.first_incomplete() == 2
 
 
-def test_renewed_id_is_later_than_the_refused_one_even_if_the_clock_went_back() -> None:
-    sessions = Sessions(5_000_000_000_000, Random(3))
+class Slot:
+    """Takes clients whose ids are above a floor and at most ``ahead`` beyond the later of floor and ``now``."""
+
+    def __init__(self, now: int, floor: int = 0, ahead: int = 60_000) -> None:
+        self.now = now
+        self.floor = floor
+        self.ahead = ahead
+        self.met: set[bytes] = set()
+
+    def told(self, session: Session) -> int | None:
+        """None if the session is taken, else the time of the refusal."""
+        since = max(self.now, self.floor + 1)
+        if session.id in self.met or self.floor < session.time <= since + self.ahead:
+            self.met.add(session.id)
+            return None
+        return since
+
+
+def refusals(sessions: Sessions, slot: Slot) -> int:
+    """How often a write to ``slot`` is refused before a session is taken."""
+    session = sessions.current
+    for count in range(MAX_RENEWALS + 1):
+        told = slot.told(session)
+        if told is None:
+            return count
+        session = sessions.renew(session, told, count)
+    raise AssertionError("no session was taken")
+
+
+NOW = 1_700_000_000_000
+HOUR = 3_600_000
+
+
+def test_a_client_with_a_wrong_clock_draws_its_id_from_the_time_that_a_refusal_tells() -> None:
+    for off in (-240 * HOUR, -HOUR, 30 * HOUR, 47 * HOUR, 10**12):
+        sessions = Sessions(NOW + off, Random(1))
+        assert refusals(sessions, Slot(NOW, floor=NOW - HOUR // 2)) == 1
+        assert sessions.current.time == NOW
+        assert refusals(sessions, Slot(NOW, floor=NOW - HOUR)) == 0, "and stays with it"
+
+
+def test_a_right_client_gets_past_a_floor_that_is_days_ahead() -> None:
+    sessions = Sessions(NOW, Random(1))
+    assert refusals(sessions, Slot(NOW, floor=NOW + 47 * HOUR)) == 1
+
+
+def test_slots_that_refuse_each_others_clients_do_not_make_a_session_for_each_write() -> None:
+    sessions = Sessions(NOW, Random(1))
+    slots = [Slot(NOW), Slot(NOW, floor=NOW + 47 * HOUR), Slot(NOW, floor=NOW + 20 * HOUR)]
+    for _ in range(20):
+        for slot in slots:
+            assert refusals(sessions, slot) <= 2
+    assert max(len(slot.met) for slot in slots) <= 3
+
+
+def test_a_refusal_without_a_time_gives_a_later_id() -> None:
+    sessions = Sessions(NOW, Random(3))
     refused = sessions.current
-    renewed = sessions.renew(refused, wall_ms=1_000, renewals=0)
+    renewed = sessions.renew(refused, 0, 0)
     assert renewed is sessions.current
     assert renewed.id[:6] > refused.id[:6]
 
 
-def test_each_further_refusal_jumps_further() -> None:
-    sessions = Sessions(1_000, Random(3))
-    previous = 1_000
-    for renewals, jump in enumerate(JUMPS_MS):
-        renewed = sessions.renew(sessions.current, wall_ms=0, renewals=renewals)
-        time = int.from_bytes(renewed.id[:6], "big")
-        assert time == previous + jump
-        previous = time
-
-
 def test_writes_refused_together_share_the_new_session() -> None:
-    sessions = Sessions(1_000, Random(3))
-    refused = sessions.current
-    first = sessions.renew(refused, 2_000, 0)
-    assert sessions.renew(refused, 2_000, 0) is first
+    for time in (NOW - HOUR, NOW + HOUR):
+        sessions = Sessions(NOW, Random(1))
+        refused = sessions.current
+        first = sessions.renew(refused, time, 0)
+        assert sessions.renew(refused, time, 0) is first

@@ -110,7 +110,7 @@ def test_the_readme_says_truly_which_errors_are_definite() -> None:
             "record",
             {
                 name: getattr(wal_format, name)
-                for name in ("GROUP", "HARD_STATE", "ENTRY", "TRUNCATE", "SNAPSHOT", "OPENING", "DROP")
+                for name in ("GROUP", "HARD_STATE", "ENTRY", "TRUNCATE", "SNAPSHOT", "OPENING", "DROP", "LOST")
             },
         ),
     ],

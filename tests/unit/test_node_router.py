@@ -9,6 +9,7 @@ from typing import Any
 
 from raftkv import limits
 from raftkv.errors import Code
+from raftkv.node.client_ids import ClientIds
 from raftkv.node.router import Router
 from raftkv.raft import RaftGroup
 from raftkv.store.operations import Kind, Op, Result
@@ -50,12 +51,12 @@ class _Life:
             groups=_NoGroups(),
             peers=self.peers,
             clock=self.clock,
-            rng=random.Random(seed),
+            ids=ClientIds(self.clock.wall, random.Random(seed)),
             quorum_reads=False,
             leaderless=3.0,
         )
         nodes = tuple(Node(one, f"n{one}:7401", f"n{one}:7501", f"life {one}") for one in (1, 2))
-        self.router.map = ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1,))), (1,) * 256)
+        self.router.on_map(ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1,))), (1,) * 256))
 
     async def forward(self, op: Op) -> int:
         """The number under which ``op`` went to node 1."""

@@ -8,6 +8,7 @@ import pytest
 
 from raftkv.peer.frames import ProtocolViolation
 from raftkv.peer.hello import (
+    PROTOCOL_VERSION,
     Hello,
     Identity,
     Refused,
@@ -31,20 +32,23 @@ def test_a_hello_says_who_dials() -> None:
     [
         ([], "not a raftkv node"),
         (["GET / HTTP/1.1"], "not a raftkv node"),
-        ([b"raftkv", 1, "cluster", 1, 2, "i", "b"], "not a raftkv node"),
+        ([b"raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b"], "not a raftkv node"),
         (["raftkv"], "malformed hello"),
         (["raftkv", "1", "cluster", 1, 2, "i", "b"], "malformed hello"),
         (["raftkv", True, "cluster", 1, 2, "i", "b"], "malformed hello"),
-        (["raftkv", 2, "fields", "of the future"], "protocol version 2 is not spoken here"),
-        (["raftkv", 1, "cluster", 1, 2, "i"], "malformed hello"),
-        (["raftkv", 1, "cluster", 1, 2, "i", "b", 0], "malformed hello"),
-        (["raftkv", 1, "cluster", True, 2, "i", "b"], "malformed hello"),
-        (["raftkv", 1, "cluster", 0, 2, "i", "b"], "malformed hello"),
-        (["raftkv", 1, "cluster", 1, 2, "", "b"], "malformed hello"),
-        (["raftkv", 1, "cluster", 1, 2, "i" * 201, "b"], "malformed hello"),
-        (["raftkv", 1, "foreign", 1, 2, "i", "b"], "this node belongs to cluster cluster, not 'foreign'"),
-        (["raftkv", 1, "cluster", 1, 3, "i", "b"], "this is node 2, not node 3"),
-        (["raftkv", 1, "cluster", 2, 2, "i", "b"], "node 2 is this node itself"),
+        (["raftkv", 3, "fields", "of the future"], "protocol version 3 is not spoken here"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i"], "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b", 0], "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", True, 2, "i", "b"], "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 0, 2, "i", "b"], "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "", "b"], "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i" * 201, "b"], "malformed hello"),
+        (
+            ["raftkv", PROTOCOL_VERSION, "foreign", 1, 2, "i", "b"],
+            "this node belongs to cluster cluster, not 'foreign'",
+        ),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 3, "i", "b"], "this is node 2, not node 3"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 2, 2, "i", "b"], "node 2 is this node itself"),
     ],
 )
 def test_a_hello_that_is_not_for_this_node_is_refused_with_the_reason(frame: list[Any], reason: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from raftkv import limits
 from raftkv.peer.frames import HEADER, ProtocolViolation
+from raftkv.peer.hello import PROTOCOL_VERSION
 from tests.log_lines import written
 from tests.peer_world import ENCODER, Stranger, World, rest, run
 
@@ -64,7 +65,7 @@ def test_another_protocol_version_is_refused() -> None:
         await world.node(2, [])
         stranger = await world.stranger()
         await stranger.say("raftkv", 99, "c", 1, 2, "i", "b")
-        assert stranger.frames == [["refuse", "protocol version 99 is not spoken here, only 1"]]
+        assert stranger.frames == [["refuse", f"protocol version 99 is not spoken here, only {PROTOCOL_VERSION}"]]
         assert stranger.closed
 
     run(scenario)
@@ -187,7 +188,7 @@ def test_an_exception_of_the_consumer_reaches_the_supervisor() -> None:
         b"GET / HTTP/1.1\r\nHost: raftkv\r\n\r\n",
         bytes(ENCODER.frame_of(["memcached"])),
         bytes(ENCODER.frame_of(["raftkv", 99, "c", 1, 2, "i", "b"])),
-        bytes(ENCODER.frame_of(["raftkv", 1, "foreign", 1, 2, "i", "b"])),
+        bytes(ENCODER.frame_of(["raftkv", PROTOCOL_VERSION, "foreign", 1, 2, "i", "b"])),
     ],
     ids=["HTTP", "another protocol", "another version", "another cluster"],
 )
@@ -207,7 +208,10 @@ def test_a_scan_of_the_port_is_one_line_for_each_host(caplog: pytest.LogCaptureF
 def test_a_scan_hides_no_refusal_from_the_same_host(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         await world.node(2, [])
-        for sent in (b"GET / HTTP/1.1\r\n\r\n", bytes(ENCODER.frame_of(["raftkv", 1, "foreign", 1, 2, "i", "b"]))):
+        for sent in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            bytes(ENCODER.frame_of(["raftkv", PROTOCOL_VERSION, "foreign", 1, 2, "i", "b"])),
+        ):
             await (await world.stranger(name="10.0.0.9:4711")).write(sent)
 
     with caplog.at_level("WARNING"):

@@ -105,7 +105,7 @@ def test_a_silent_connection_is_dropped_by_the_acceptor() -> None:
         await peer.hello()
         await world.clock.advance(4.0)
         await peer.say(17)
-        assert peer.frames[-1] == [17], "a ping is answered with its number"
+        assert peer.frames[-1] == [[17, world.clock.now(), world.clock.wall()]], "a ping is answered with its number"
         await world.clock.advance(4.9)
         assert not peer.closed
         await world.clock.advance(1.2)

@@ -32,6 +32,8 @@ class Wal:
 
     def snapshot(self, group: int, index: int, term: int) -> None: ...
 
+    def lost(self, group: int, term: int, index: int) -> None: ...
+
 
 def _log(*sizes: int) -> tuple[GroupLog, Wal]:
     wal = Wal()

@@ -296,6 +296,8 @@ def test_malformed_messages_are_refused_and_change_nothing() -> None:
         [GROUP, Type.SNAPSHOT_PULL, 9, 9, 9],
         [GROUP, Type.SNAPSHOT_CHUNK, 9, 9, 9, b"data"],
         [GROUP, Type.HEARD, 9, 9],
+        [GROUP, Type.LOST, 9, 9, 9],
+        [GROUP, Type.BARRED, 9],
     ]
     assert [message[1] for message in good] == list(Type)
     bad: list[list[Any]] = [[GROUP], [GROUP, 0], [GROUP, 99], [GROUP, "1"], [GROUP, None], [GROUP, [1]], [GROUP, True]]

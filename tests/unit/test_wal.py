@@ -457,7 +457,7 @@ def test_h14e_a_lost_log_stops_the_start() -> None:
 def test_h14b_no_commit_index_is_stored() -> None:
     """H14b: what a start trusts is the log and the snapshots; the recovered state has no commit index at all."""
     assert set(GroupState.__dataclass_fields__) == {
-        "founders", "term", "vote", "snapshot_index", "snapshot_term", "entries", "floor"
+        "founders", "term", "vote", "snapshot_index", "snapshot_term", "entries", "floor", "lost"
     }  # fmt: skip
 
 
@@ -481,3 +481,25 @@ def test_close_ends_after_what_is_under_way() -> None:
     node.worker.drain()
     assert node.announced == [1]
     assert node.restart()[1].last_index == 1
+
+
+def test_lost_entries_are_remembered_until_the_group_is_dropped() -> None:
+    """Through starts and new segments; then the floor is what had been acknowledged, not what was left of it."""
+    node = Node(SMALL)
+    fill(node.wal, 1, 1, 5)
+    node.wal.lost(1, 1, 9)
+    node.wal.lost(1, 1, 7)
+    node.wal.flush()
+    assert node.restart()[1].lost == (1, 9)
+    node.wal.hard_state(1, 3, 2)
+    fill(node.wal, 2, 1, 30)
+    node.wal.snapshot(1, 5, 1)
+    node.wal.snapshot(2, 30, 1)
+    node.wal.flush()
+    node.wal.collect()
+    fill(node.wal, 2, 31, 60)
+    assert node.restart()[1].lost == (1, 9)
+    node.wal.drop(1, 1, 5)
+    assert node.wal.promised(1) == GroupState(term=3, vote=2, floor=(1, 9))
+    node.wal.flush()
+    assert node.restart()[1] == GroupState((), 3, 2, floor=(1, 9))
