@@ -74,10 +74,9 @@ class Child:
         try:
             async with asyncio.timeout(_GRACE + 10.0):
                 await self._reader
-        finally:
-            if self._process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
             await self._process.wait()
         return self.counts
 

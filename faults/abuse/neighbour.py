@@ -98,7 +98,8 @@ async def behave(
     """Write a key and read it, ``period`` seconds apart, again and again for each of the ``tags``, until it is over.
 
     ``through``: the node that is asked for everything; else the client finds the leaders. ``ready``: each tag has been
-    written. Waits count from when an operation was due, so that what one holds up counts too. ``gap``: the longest time
+    written. Waits count from when an operation was due, so that what one holds up counts too; without a ``period``
+    each begins when the one before has ended. ``gap``: the longest time
     between two acknowledged writes of a tag. ``lost``: keys that in the end are older than what was acknowledged.
     """
     store: Store = Through(through, timeout) if through else raftkv.AsyncClient(endpoints, timeout=timeout)
@@ -131,7 +132,7 @@ async def _work(store: Store, prefix: str, seen: _Seen, ready: set[str], over: a
             else:
                 key = f"{prefix}{(number - 1) % _KEYS}"
                 found = await store.get(key)
-                seen.lost += found is None or int(found.value) < seen.acknowledged.get(key, 0)
+                seen.lost += _older(found, seen.acknowledged.get(key, 0))
         except RaftKVError as problem:
             seen.failed[type(problem).__name__] += 1
         else:
@@ -148,7 +149,7 @@ async def _work(store: Store, prefix: str, seen: _Seen, ready: set[str], over: a
                 # The first one had to connect.
                 ready.add(prefix)
                 due = now
-        due += period
+        due = due + period if period else clock.now()
         await asleep(over, max(0.0, due - clock.now()))
 
 
@@ -159,4 +160,9 @@ async def _look(store: Store, acknowledged: Mapping[str, int], seen: _Seen) -> N
         except RaftKVError as problem:
             seen.failed[f"last look: {type(problem).__name__}"] += 1
             return
-        seen.lost += found is None or int(found.value) < number
+        seen.lost += _older(found, number)
+
+
+def _older(found: Any, acknowledged: int) -> bool:
+    """Whether a record is not as new as what was acknowledged, 0 = nothing."""
+    return acknowledged > (0 if found is None else int(found.value))

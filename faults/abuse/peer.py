@@ -6,10 +6,14 @@ import asyncio
 import json
 import zlib
 from pathlib import Path
+from random import Random
 
 import msgpack
 
 from faults.abuse.acts import open_socket
+from raftkv import limits
+from raftkv.client.session import client_id
+from raftkv.clock import SystemClock
 from raftkv.peer.frames import HEADER, Decoder, Encoder
 from raftkv.peer.hello import Identity, hello_frame
 from raftkv.store.operations import Kind, Op
@@ -42,10 +46,18 @@ async def say(address: str, identity: Identity, to_node: int, frame: bytes, wait
         return welcomed
 
 
-def operations_frame(slot: int, key: bytes, sizes: list[int]) -> bytes:
-    """An "op" message with a put of each of ``sizes`` bytes, in one frame."""
-    rows = [list(Op(Kind.PUT, slot, key, b"b" * size, client=b"c" * 16, seq=at)) for at, size in enumerate(sizes, 1)]
-    return _framed([["op", 1, 10_000, rows]])
+def operations_frame(slot: int, key: bytes, count: int) -> bytes:
+    """A frame as long as can be: an "op" message with ``count`` puts of equal size."""
+    size = limits.MAX_FRAME_BYTES // count - 1024
+    room = limits.MAX_FRAME_BYTES - len(_operations(slot, key, [size] * count))
+    return _framed(_operations(slot, key, [size + room, *[size] * (count - 1)]))
+
+
+def _operations(slot: int, key: bytes, sizes: list[int]) -> bytes:
+    client = client_id(round(1000 * SystemClock().wall()), Random(1))
+    rows = [list(Op(Kind.PUT, slot, key, b"b" * size, client=client, seq=at)) for at, size in enumerate(sizes, 1)]
+    packed: bytes = msgpack.packb([["op", 1, 10_000, rows]], use_bin_type=True)
+    return packed
 
 
 def empty_maps_frame(size: int) -> bytes:
@@ -56,13 +68,8 @@ def empty_maps_frame(size: int) -> bytes:
         for at in range(0, size, most)
     )
     count = -(-size // most)
-    return _framed_bytes(b"\x91" + b"\xdd" + count.to_bytes(4, "big") + inner)
+    return _framed(b"\x91" + b"\xdd" + count.to_bytes(4, "big") + inner)
 
 
-def _framed(messages: list[object]) -> bytes:
-    packed: bytes = msgpack.packb(messages, use_bin_type=True)
-    return _framed_bytes(packed)
-
-
-def _framed_bytes(packed: bytes) -> bytes:
+def _framed(packed: bytes) -> bytes:
     return HEADER.pack(len(packed), zlib.crc32(packed)) + packed

@@ -269,11 +269,12 @@ class Stage:
         name: str = "client",
         p99: float | None = PROMPT,
         failed: float | None = 0,
+        period: float = 0.05,
     ) -> AsyncIterator[Child]:
         """A well-behaved client in another process, whose waits are noted. ``p99``: milliseconds; it and ``failed`` are
         bounds."""
         keys = list((await self.tags()).values()) if tags is None else list(tags)
-        child = await Child.start("behave", endpoints=self.cluster.endpoints, tags=keys, through=through)
+        child = await Child.start("behave", endpoints=self.cluster.endpoints, tags=keys, through=through, period=period)
         try:
             if not await child.until(lambda counts: counts.get("ready"), _READY):
                 raise RaftKVError("the well-behaved client is not served before the abuse")
@@ -319,6 +320,8 @@ class Stage:
 
     async def served(self, keys: Sequence[str] = (f"{PREFIX}afterwards",)) -> bool:
         """Whether a new client writes and reads ``keys``."""
+        if not self.alive():
+            return False
         try:
             async with raftkv.AsyncClient(self.cluster.endpoints, timeout=_AFTERWARDS) as client:
                 for key in keys:
