@@ -23,7 +23,7 @@ async def put_large(stage: Stage) -> int:
     async with raftkv.AsyncClient(stage.cluster.endpoints, timeout=_TIMEOUT) as client:
         await client.put(LARGE, b"L" * MAX_VALUE_BYTES)
         slot = await client.slot_of(LARGE)
-    return await stage.leader((await stage.map()).owners[slot])
+    return await stage.settled((await stage.map()).owners[slot])
 
 
 async def until_steady(stage: Stage) -> None:

@@ -21,7 +21,7 @@ class Checks(Scenario):
     async def run(self, stage: Stage) -> None:
         count = self.size(200_000, 20_000)
         tags = await stage.tags()
-        leader = stage.cluster.address(await stage.leader(_GROUP))
+        leader = stage.cluster.address(await stage.settled(_GROUP))
         keys = (f"{PREFIX}{{{tags[_GROUP]}}}/{number}" for number in range(count))
         codes = await fill(leader, keys, b"c" * 20)
         if codes["OK"] < count:
@@ -48,7 +48,7 @@ class Questions(Scenario):
     kinds: ClassVar[tuple[str, ...]] = ("GetMap", "GetState", "GetSlots", "ReadSnapshot")
 
     async def run(self, stage: Stage) -> None:
-        leader = stage.cluster.address(await stage.leader(_GROUP))
+        leader = stage.cluster.address(await stage.settled(_GROUP))
         keys = (f"{PREFIX}question/{number}" for number in range(self.size(50_000, 5_000)))
         await fill(leader, keys, b"q" * 100)
         async with stage.watched():

@@ -83,7 +83,7 @@ class _Sessions(Scenario):
             key = f"{PREFIX}{{{_TAG}}}/old"
             await old.put(key, b"x")
             slot = await old.slot_of(key)
-            leader = stage.cluster.address(await stage.leader((await stage.map()).owners[slot]))
+            leader = stage.cluster.address(await stage.settled((await stage.map()).owners[slot]))
             codes = await write_as_many(leader, self.hours * _HOUR, self.count, 1)
             stage.note("its writes were answered", ", ".join(f"{code} {many}" for code, many in sorted(codes.items())))
             done, failed = await honest(stage.cluster.endpoints, 5)

@@ -31,6 +31,8 @@ class SlowLinks:
             pair: f"{_HOST}:{port}" for pair, port in zip(pairs, free_ports(len(pairs)), strict=True)
         }
         self._upstream: dict[int, str] = {}
+        self.delayed = 0
+        """Pieces that took their time."""
         self._slow: dict[Pair, tuple[float, float]] = {}
         self._rng = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -100,7 +102,9 @@ class SlowLinks:
         try:
             with contextlib.suppress(OSError):
                 while data := await reader.read(_CHUNK):
-                    due = max(due, self._loop.time() + self._rng.uniform(*self._slow.get(pair, (0.0, 0.0))))
+                    delay = self._rng.uniform(*self._slow.get(pair, (0.0, 0.0)))
+                    self.delayed += delay > 0.0
+                    due = max(due, self._loop.time() + delay)
                     waiting.put_nowait((due, data))
         finally:
             leaving.cancel()

@@ -18,7 +18,7 @@ class DiskFullLeader(Scenario):
     async def run(self, stage: Stage) -> None:
         tags = await stage.tags()
         group = next(iter(tags))
-        leader = await stage.leader(group)
+        leader = await stage.settled(group)
         disk: Disk = stage.extra["disks"][leader]
         async with stage.watched(), stage.beside(tags=[tags[group]], p99=None, failed=None) as client:
             disk.tell(full=True)

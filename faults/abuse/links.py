@@ -20,28 +20,26 @@ class _SlowLinks(Scenario):
         links: SlowLinks = stage.extra["links"]
         tags = await stage.tags()
         group = next(iter(tags))
-        leader = await stage.leader(group)
-        ways = [pair for pair in links.dial if leader in pair]
+        leader = await stage.settled(group)
         follower = next(node for node in stage.cluster.nodes if node != leader)
         keys = [tags[group]] * 8
+        terms = stage.logged("leading in term")
+        links.slow([pair for pair in links.dial if leader in pair], *self.delay)
         async with (
             stage.watched(),
-            stage.beside(tags=keys, p99=None, period=0.0) as client,
+            stage.beside(tags=keys, p99=None, period=0.0) as direct,
             stage.beside(
                 tags=keys, p99=None, period=0.0, name="through another", through=stage.cluster.address(follower)
             ) as other,
         ):
-            terms = stage.logged("leading in term")
-            links.slow(ways, *self.delay)
             await asyncio.sleep(self.size(30, 6))
+            gap = max(one.counts.get("gap", 0.0) for one in (direct, other))
             changes = stage.logged("leading in term") - terms
             links.slow([], 0.0, 0.0)
-            # What waits now may wait no longer.
-            await asyncio.sleep(1.0)
-            gap = max(one.counts.get("gap", 0.0) for one in (client, other))
         most = None if changes else _GAP
-        stage.note("longest time of a writer without an acknowledgement", gap, "s", most=most, timed=True)
+        stage.note("longest time of a writer without an answer", gap, "s", most=most, timed=True)
         stage.note("leaders that were elected", changes)
+        stage.note("pieces that were delayed", links.delayed, least=1)
 
 
 class SlowLinkJitter(_SlowLinks):

@@ -91,16 +91,17 @@ async def behave(
     *,
     endpoints: str,
     tags: Sequence[str],
+    name: str = "client",
     through: str = "",
     period: float = 0.05,
     timeout: float = 30.0,
 ) -> None:
     """Write a key and read it, ``period`` seconds apart, again and again for each of the ``tags``, until it is over.
 
-    ``through``: the node that is asked for everything; else the client finds the leaders. ``ready``: each tag has been
-    written. Waits count from when an operation was due, so that what one holds up counts too; without a ``period``
-    each begins when the one before has ended. ``gap``: the longest time
-    between two acknowledged writes of a tag. ``lost``: keys that in the end are older than what was acknowledged.
+    ``name``: of its keys; nobody else may write them. ``through``: the node that is asked for everything; else the
+    client finds the leaders. ``ready``: each tag has been written. Waits count from when an operation was due, so that
+    what one holds up counts too; without a ``period`` each begins when the one before has ended. ``gap``: the longest
+    time between two answers for a tag. ``lost``: keys that are older than what was acknowledged.
     """
     store: Store = Through(through, timeout) if through else raftkv.AsyncClient(endpoints, timeout=timeout)
     seen = _Seen()
@@ -108,7 +109,7 @@ async def behave(
     try:
         async with asyncio.TaskGroup() as group:
             for worker, tag in enumerate(tags):
-                prefix = f"{PREFIX}well/{{{tag}}}/{worker}/"
+                prefix = f"{PREFIX}{name}/{{{tag}}}/{worker}/"
                 group.create_task(_work(store, prefix, seen, ready, over, period))
             while not over.is_set():
                 counts["ready"] = len(ready) == len(tags)
@@ -122,7 +123,7 @@ async def behave(
 
 async def _work(store: Store, prefix: str, seen: _Seen, ready: set[str], over: asyncio.Event, period: float) -> None:
     clock = SystemClock()
-    number, due, acknowledged = 0, clock.now(), clock.now()
+    number, due, answered = 0, clock.now(), clock.now()
     while not over.is_set():
         number += 1
         key = f"{prefix}{number % _KEYS}"
@@ -140,15 +141,14 @@ async def _work(store: Store, prefix: str, seen: _Seen, ready: set[str], over: a
             if number % 2:
                 seen.acknowledged[key] = number
                 seen.writes += 1
-                if prefix in ready:
-                    seen.gap = max(seen.gap, now - acknowledged)
-                acknowledged = now
             if prefix in ready:
                 seen.waits.append(now - due)
+                seen.gap = max(seen.gap, now - answered)
             else:
                 # The first one had to connect.
                 ready.add(prefix)
                 due = now
+            answered = now
         due = due + period if period else clock.now()
         await asleep(over, max(0.0, due - clock.now()))
 

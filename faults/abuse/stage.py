@@ -33,6 +33,7 @@ PROMPT: Final = 250.0
 
 _LOOK: Final = 0.1
 _READY: Final = 60.0
+_SETTLED: Final = 60.0
 _COMMAND: Final = 60.0
 _AFTERWARDS: Final = 30.0
 _BEFORE: Final = 1.0
@@ -235,6 +236,16 @@ class Stage:
         """The node that leads ``group``."""
         return await asyncio.to_thread(self.cluster.leader, group)
 
+    async def settled(self, group: int) -> int:
+        """The node that leads ``group`` and goes on to: its first voter, to which any other leader hands over."""
+        first = (await self.map()).group(group).voters[0]
+        end = asyncio.get_running_loop().time() + _SETTLED
+        while await self.leader(group) != first:
+            if asyncio.get_running_loop().time() > end:
+                raise RaftKVError(f"node {first} does not lead group {group} within {_SETTLED:g} s")
+            await asyncio.sleep(_LOOK)
+        return first
+
     async def map(self) -> ShardMap:
         """As the meta group knows it."""
         async with AdminClient(self.cluster.endpoints, timeout=_READY) as admin:
@@ -274,7 +285,9 @@ class Stage:
         """A well-behaved client in another process, whose waits are noted. ``p99``: milliseconds; it and ``failed`` are
         bounds."""
         keys = list((await self.tags()).values()) if tags is None else list(tags)
-        child = await Child.start("behave", endpoints=self.cluster.endpoints, tags=keys, through=through, period=period)
+        child = await Child.start(
+            "behave", endpoints=self.cluster.endpoints, tags=keys, name=name, through=through, period=period
+        )
         try:
             if not await child.until(lambda counts: counts.get("ready"), _READY):
                 raise RaftKVError("the well-behaved client is not served before the abuse")
