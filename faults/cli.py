@@ -184,7 +184,8 @@ def list_command() -> None:
 @click.option(
     "--table",
     "files",
-    type=(click.Path(path_type=Path), click.Path(path_type=Path)),
+    nargs=2,
+    type=click.Path(path_type=Path),
     metavar="BEFORE AFTER",
     help="Print two such files as a table for docs/operations.md, and do nothing else.",
 )

@@ -112,7 +112,8 @@ def load(path: Path) -> dict[str, Found]:
 def table(before: dict[str, Found], after: dict[str, Found]) -> Iterator[str]:
     """The lines of a table in Markdown: for each scenario what it does, and its figures in both.
 
-    A figure that is within its bound in both, and the same, is left out.
+    Left out are figures that are within their bounds in both and the same, waits without a bound, and what health says
+    when all is over.
     """
     yield "| scenario | figure | bound | before | after |"
     yield "|---|---|---|---|---|"
@@ -124,7 +125,9 @@ def table(before: dict[str, Found], after: dict[str, Found]) -> Iterator[str]:
         for figure in dict.fromkeys([*old, *new]):
             first, second = old.get(figure), new.get(figure)
             bound = next((one.bound for one in (second, first) if one is not None), "")
-            if first is None or second is None or not first.passed or first.text != second.text or not bound:
+            same = first is not None and second is not None and first.passed and first.text == second.text
+            waits = any(one is not None and one.timed for one in (first, second))
+            if not (same if bound else waits) and figure != "health afterwards":
                 yield f"| | {figure} | {bound} | {_cell(first)} | {_cell(second)} |"
 
 

@@ -59,8 +59,10 @@ def written(path: Path, *found: Found) -> Path:
 def test_two_files_make_a_table_of_what_has_changed(tmp_path: Path) -> None:
     memory = [Figure("peak memory of a node", value, "MB", most=300) for value in (1588.0, 180.0)]
     same = Figure("nodes that live", 3, least=3)
+    wait = Figure("client: p50", 3.0, "ms", timed=True)
     files = [
-        written(tmp_path / f"{at}.json", Found("pipeline-gets", "", [figure, same])) for at, figure in enumerate(memory)
+        written(tmp_path / f"{at}.json", Found("pipeline-gets", "", [figure, same, wait]))
+        for at, figure in enumerate(memory)
     ]
     done = CliRunner().invoke(cli.main, ["abuse", "--table", *map(str, files)])
     assert done.exit_code == 0
