@@ -171,6 +171,50 @@ def list_command() -> None:
 
 
 @main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--list", "listing", is_flag=True, help="Show what there is to choose from.")
+@click.option("--short", is_flag=True, help="A little of each: a few seconds.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for what is found, as JSON.")
+@click.option(
+    "--product",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Another checkout, whose nodes are run.",
+)
+@click.option(
+    "--table",
+    "files",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="BEFORE AFTER",
+    help="Print two such files as a table for docs/operations.md, and do nothing else.",
+)
+def abuse(
+    names: tuple[str, ...],
+    listing: bool,
+    short: bool,
+    output: str,
+    out: Path | None,
+    product: Path | None,
+    files: tuple[Path, Path] | None,
+) -> None:
+    """Abuse clusters on this machine in all ways, or in those with a NAME, and tell what others felt of it.
+
+    Each gets a cluster of its own; all traffic is bounded and goes to loopback addresses. Exit code 1 if a bound was
+    not kept, 2 if there is no such NAME.
+    """
+    from faults.abuse import command
+
+    if listing:
+        command.show_scenarios()
+    elif files is not None:
+        for line in command.table(*(command.load(path) for path in files)):
+            click.echo(line)
+    else:
+        sys.exit(command.execute(command.Order(names, short, output, out, product)))
+
+
+@main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(folder: Path) -> None:
     """Make the page of the run in FOLDER, or of all runs in its folders, and print where it is."""

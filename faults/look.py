@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Final
 
+from faults.abuse.wire import PREFIX
 from faults.history import History, Operation, Outcome
 from faults.problem import Problem
 from faults.recorder import Recorder
@@ -45,7 +46,7 @@ async def look_at_everything(
 ) -> list[tuple[str, Problem]]:
     """What the workloads find wrong, each with its name. ``report(kind, text)`` is told of all else. Closes the client.
 
-    ``fresh``: keys to write to. ``at_once``: keys that are read at the same time.
+    ``fresh``: keys to write to. What abusers wrote is left out. ``at_once``: keys that are read at the same time.
     """
     for key in fresh:
         for _ in range(_ATTEMPTS):
@@ -64,7 +65,8 @@ async def look_at_everything(
                 report("liveness", f"no read after the storm: {one.describe()}")
     found: dict[str, Record] = {}
     async for record in last.client.records():
-        found[record.key.decode()] = record
+        if not record.key.startswith(PREFIX.encode()):
+            found[record.key.decode()] = record
     for key in sorted({*reads, *found}):
         there, read = found.get(key), reads.get(key)
         scanned = None if there is None else (there.value.decode(), there.version)

@@ -45,6 +45,7 @@ NOT_RUN: Final = {
     "python your_program.py": "the reader's own",
     "make chaos": "ten minutes; tests/integration/test_chaos.py makes short runs",
     ".venv/bin/python -m faults run *": "the same",
+    ".venv/bin/python -m faults abuse*": "half an hour; tests/integration/test_abuse.py makes the short form",
     ".venv/bin/python docs/images/make.py *": "needs a browser, and writes pictures into the checkout",
     "make sim": "minutes; tests/sim/test_storms.py runs its seeds",
     "make soak *": "hours",

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from faults.process.abusers import flood, idle_sockets, large_answers
 from faults.process.cuts import (
     BANDWIDTH,
     LATENCY,
@@ -266,6 +267,9 @@ FAULTS: Final[dict[str, Maker]] = {
     "slow disk": slow_disk,
     "full disk": full_disk,
     "replace node": replace_node,
+    "flood": flood,
+    "idle sockets": idle_sockets,
+    "large answers": large_answers,
 }
 """Every kind by its name."""
 

@@ -88,6 +88,12 @@ _SCENARIOS: Final = (
         deeds=2.0,
     ),
     Scenario(
+        "abuse",
+        "floods, idle connections and answers that nobody reads, two at a time, while leaders die",
+        ("flood", "idle sockets", "large answers", "kill leader"),
+        combined=True,
+    ),
+    Scenario(
         "bank",
         "transfers between accounts: the total never changes",
         ("kill leader", "isolate leader", "pause leader", "split", "one way", "kill all"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from faults.abuse.child import Child
 from faults.journal import Journal
 from faults.process.disks import Disk
 from faults.process.toxiproxy import STREAMS, Link, Toxiproxy
@@ -220,6 +222,13 @@ class World:
         self.paused.difference_update(nodes)
         self._note(nodes, "goes on")
 
+    def descriptors(self, node: int) -> int:
+        """How many files and connections the process of ``node`` has open, 0 if it does not run."""
+        try:
+            return len(os.listdir(f"/proc/{self.cluster.pid(node)}/fd"))
+        except OSError:
+            return 0
+
     async def add_node(self) -> int:
         """One more node, reached through proxies as the others are. Raises LocalError, JoinError, Unavailable."""
         new = max(self.cluster.nodes) + 1
@@ -336,6 +345,12 @@ class World:
             await endpoint.close()
 
     # -- clients
+
+    async def abuse(self, act: str, **arguments: Any) -> Child:
+        """Another process does ``act`` of :mod:`faults.abuse.acts` until it is ended, or this world is closed."""
+        child = await Child.start(act, **arguments)
+        self._stack.push_async_callback(child.end)
+        return child
 
     def client(self, name: str, timeout: float) -> AsyncClient:
         """A client through the doors of ``name``, or straight if it has none. ``timeout`` in seconds."""

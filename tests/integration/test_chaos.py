@@ -49,6 +49,14 @@ SHORT = (
         18.0,
     ),
     (Scenario("lost nodes", "a node is replaced, all die", ("replace node", "kill all", "slow close")), 12.0),
+    (
+        Scenario(
+            "short abuse",
+            "floods, idle connections, answers that are not read",
+            ("flood", "idle sockets", "large answers"),
+        ),
+        15.0,
+    ),
     (Scenario("short bank", "transfers while disks are full", ("full disk", "split"), workloads=("bank",)), 10.0),
 )
 """And for how many seconds faults come."""

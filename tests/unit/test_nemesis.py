@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ from typing import Any, cast
 
 import pytest
 
+from faults.abuse.acts import ACTS
+from faults.abuse.wire import PREFIX
 from faults.process import nemesis
 from faults.process.fault import Fault
 from faults.process.nemesis import FAULTS, together
@@ -206,7 +209,8 @@ def test_nothing_is_done_where_there_is_nothing_to_do_it_to() -> None:
     world = FakeWorld(3)
     world.watcher.leaders = {}
     rng = random.Random(1)
-    for kind in ("kill leader", "pause leader", "isolate leader", "latency", "cut client", "slow disk", "full disk"):
+    kinds = ["kill leader", "pause leader", "isolate leader", "latency", "cut client", "slow disk", "full disk"]
+    for kind in (*kinds, "flood", "idle sockets", "large answers"):
         assert FAULTS[kind](cast(World, world), rng) is None
     assert FAULTS["majorities ring"](cast(World, world), rng) is None
     world.down.add(1)
@@ -264,5 +268,94 @@ def test_an_isolated_leader_keeps_its_client_and_nobody_else(seed: int) -> None:
         assert await fault.proof() == "", "the client is alone"
         await fault.heal()
         assert world.blocked == {leader}
+
+    asyncio.run(check())
+
+
+class Abuser:
+    def __init__(self) -> None:
+        self.counts: dict[str, Any] = {}
+        self.ended = False
+
+    async def until(self, _reached: Any, _timeout: float) -> bool:
+        return True
+
+    async def end(self) -> dict[str, Any]:
+        self.ended = True
+        return self.counts
+
+
+class Abused(FakeWorld):
+    """Where abusers are started; ``abuser`` is the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster.address = lambda node: f"node-{node}"
+        self.open = 40
+        self.stored: list[str] = []
+
+    async def abuse(self, act: str, **arguments: Any) -> Abuser:
+        inspect.signature(ACTS[act]).bind({}, None, **arguments)  # raises TypeError
+        self.done.append((act, *arguments["addresses"]))
+        self.abuser = Abuser()
+        return self.abuser
+
+    def descriptors(self, node: int) -> int:
+        return self.open
+
+    def client(self, name: str, timeout: float) -> Any:
+        stored = self.stored
+
+        class Client:
+            async def __aenter__(self) -> Any:
+                return self
+
+            async def __aexit__(self, *_: object) -> None:
+                return
+
+            async def put(self, key: str, value: bytes) -> None:
+                stored.append(key)
+
+        return Client()
+
+
+@pytest.mark.parametrize(
+    ("kind", "nothing", "enough"),
+    [
+        ("flood", {"answered": 0}, {"answered": 100_000, "codes": {"OK": 3, "OVERLOADED": 9}}),
+        ("idle sockets", {"open": 150, "closed": 10}, {"open": 0, "closed": 150}),
+        ("large answers", {"asked": 300, "came": 0}, {"asked": 300, "came": 4}),
+        ("large answers", {"asked": 300, "came": 300}, {"asked": 300, "came": 4}),
+    ],
+)
+def test_abuse_counts_when_the_node_has_felt_it(kind: str, nothing: dict[str, Any], enough: dict[str, Any]) -> None:
+    async def check() -> None:
+        world = Abused()
+        fault = make(kind, world)
+        (leader,) = fault.targets
+        assert leader in {node for node, _ in world.watcher.leaders.values()}
+        assert await fault.proof() == "", "nobody abuses anything yet"
+        await fault.inject()
+        assert world.done == [(kind, f"node-{leader}")]
+        assert all(key.startswith(PREFIX) for key in world.stored), "no workload knows the key"
+        world.abuser.counts = nothing
+        assert await fault.proof() == ""
+        world.abuser.counts = enough
+        assert await fault.proof()
+        await fault.heal()
+        assert world.abuser.ended
+
+    asyncio.run(check())
+
+
+def test_idle_sockets_are_seen_by_the_descriptors_of_the_node_too() -> None:
+    async def check() -> None:
+        world = Abused()
+        fault = make("idle sockets", world)
+        await fault.inject()
+        world.abuser.counts = {"open": 150, "closed": 0}
+        assert await fault.proof() == "", "they may all wait for the node to take them"
+        world.open += 150
+        assert "holds 150 more descriptors" in await fault.proof()
 
     asyncio.run(check())
