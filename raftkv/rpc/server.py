@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 
 from raftkv.errors import ListenError
 from raftkv.limits import (
+    LEAST_HELD_BYTES,
     MAX_CALLS,
     MAX_HELD_BYTES,
     MAX_MESSAGE_BYTES,
@@ -63,7 +64,7 @@ class RpcServer:
     def __init__(self, frontend: AdminFrontend, listen: str, clock: Clock) -> None:
         self._listen = listen
         self._clock = clock
-        self._held = Shares(MAX_HELD_BYTES, clock)
+        self._held = Shares(MAX_HELD_BYTES, clock, LEAST_HELD_BYTES)
         self._kv = KVService(frontend, clock, self._held)
         self._guards: list[Guard] = []
         self._timer: Timer | None = None
