@@ -35,9 +35,16 @@ MAX_HELD_BYTES: Final = 64 * 1024 * 1024
 as much of it as is free, alone half of it. Beyond it the rest of a message waits, and unary calls wait or are
 refused."""
 
+LEAST_HELD_BYTES: Final = 512 * 1024
+"""Of MAX_HELD_BYTES, for a connection that holds nothing while others hold all: small answers wait for no slow
+reader."""
+
 MAX_STARTED_OPS: Final = 2048
 """Operations from Pipelines that a node has begun with and not answered, shared in the same way: what the cluster does
 in a fraction of a second. The rest waits in its messages, so that another client's operation is not queued behind."""
+
+MAX_WAITING_BYTES: Final = MAX_HELD_BYTES // 2
+"""Messages of Pipelines that wait for their turns, shared in the same way; what a further one asks for is refused."""
 
 MAX_STREAMS: Final = 1024
 """Pipelines of a node, shared in the same way: an idle one takes some tens of kilobytes."""

@@ -107,6 +107,7 @@ class FakeFrontend:
         self.script: Script | None = None
         self.batches: list[tuple[list[Op], float]] = []
         self.held: list[tuple[Op, int, Reply]] = []
+        self.callers: list[Caller] = []
 
     @property
     def ops(self) -> list[Op]:
@@ -114,6 +115,7 @@ class FakeFrontend:
 
     def submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
         self.batches.append((list(ops), timeout))
+        self.callers.append(caller)
         for index, op in enumerate(ops):
             result = self.script(op) if self.script is not None else self.shared.execute(op)
             if result is None:

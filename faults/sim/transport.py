@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from enum import IntEnum
 from typing import Any, Final, NoReturn, cast
@@ -189,7 +189,7 @@ class _ServerCall(_Wire):
         handler = self._server.methods[path]
         try:
             if handler.stream_stream is not None:
-                async with aclosing(handler.stream_stream(self._requests(handler.request_deserializer), self)) as found:
+                async with aclosing(handler.stream_stream(None, self)) as found:
                     async for response in found:
                         await self._answer(response)
             else:
@@ -207,10 +207,9 @@ class _ServerCall(_Wire):
             for callback in self._done:
                 callback(self)
 
-    async def _requests(self, deserialize: Callable[[bytes], Message] | None) -> AsyncIterator[Message | bytes]:
-        while True:
-            data = await self._inbox.get()
-            yield data if deserialize is None else deserialize(data)
+    async def read(self) -> bytes:
+        """The next message of a stream as it came."""
+        return await self._inbox.get()
 
     async def _answer(self, response: Message) -> None:
         self.send(_Kind.MESSAGE, _serialize(response))

@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from raftkv.errors import Code
-from raftkv.limits import DEFAULT_TIMEOUT, MAX_TIMEOUT
+from raftkv.limits import DEFAULT_TIMEOUT, LEAST_HELD_BYTES, MAX_TIMEOUT
 from raftkv.rpc.errors import overloaded, status_of, with_retry
 from raftkv.store.operations import Result
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _SMALL: Final = 16 * 1024
 """Bytes of an answer that are not counted."""
 _READS: Final = ("Get", "Scan")
-_UNKNOWN: Final = 256 * 1024
+_UNKNOWN: Final = LEAST_HELD_BYTES
 """Bytes held for the answer to a read until its size is known: so few are under way that large ones can be borne."""
 _REMEMBERED: Final = 1024
 """Connections whose sizes of answers are remembered."""
@@ -79,7 +79,7 @@ class _Held:
 
     def grow(self, size: int) -> bool:
         """Hold ``size`` bytes, at once. False if there is no room for it."""
-        if self._shares.waiting or self._shares.room(self._peer) < size - self.size:
+        if self._shares.room(self._peer) < size - self.size:
             return False
         self.shrink(size)
         return True

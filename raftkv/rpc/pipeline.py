@@ -29,6 +29,7 @@ from raftkv.rpc import convert
 from raftkv.rpc.errors import failure_of, overloaded, with_retry
 from raftkv.rpc.frontend import Caller, slots_of
 from raftkv.rpc.pace import Pace
+from raftkv.rpc.tally import MALFORMED
 from raftkv.rpc.turns import BYTES_PER_UNIT
 from raftkv.store.operations import Kind, Op, Result
 from raftkv.v1 import kv_pb2
@@ -44,25 +45,35 @@ _SPACING: Final = 0.5
 """Of the time that answers take, between two messages with less than half of them."""
 _OVERHEAD: Final = MAX_HELD_BYTES // MAX_STARTED_OPS
 """Bytes that an operation counts for besides its payload: so it bounds those under way, too."""
+_RESULT: Final = 256
+"""Bytes that a result takes besides its value."""
+_LEAST: Final = 64
+"""Bytes of a message for each operation in it, about; to guess their number before the message is parsed."""
 _UNNOTICED: Final = 64 * 1024
 """Bytes by which a stream may differ from what is counted for it."""
 _GET: Final = int(Kind.GET)
 _OVERLOADED: Final = int(Code.OVERLOADED)
+_TOO_MUCH: Final = overloaded("too many messages of this connection wait")
 _TOO_LATE: Final = overloaded("the node was too busy to begin with the operation before its deadline")
 
 
 class PipelineStream:
     """State of one stream. ``run`` reads until the client ends, ``responses`` yields what is to be sent.
 
-    ``peer`` names the connection, to which ``held`` gives bytes and ``turns`` the loop's time.
+    ``peer`` names the connection, to which ``turns`` gives the loop's time, ``held`` bytes of what is under way and
+    ``waiting`` bytes of messages that wait.
     """
 
-    def __init__(self, frontend: Frontend, clock: Clock, tally: Tally, peer: str, turns: Turns, held: Shares) -> None:
+    def __init__(
+        self, frontend: Frontend, clock: Clock, tally: Tally, peer: str, turns: Turns, held: Shares, waiting: Shares
+    ) -> None:
         self._frontend = frontend
         self._clock = clock
         self._tally = tally
         self._turns = turns
         self._held = held
+        self._waiting = waiting
+        self._kept = 0
         self._pace = Pace(clock, _SPACING, self._notify)
         self._loop = asyncio.get_running_loop()
         self._message: _Message | None = None
@@ -93,8 +104,12 @@ class PipelineStream:
         try:
             async for request in requests:
                 self._message = _Message(request, self._clock.now())
-                self._queued = True
-                self._turns.enter(self)
+                del request
+                if not self._queued:
+                    self._queued = True
+                    self._turns.enter(self)
+                if self._message is not None:
+                    self._keep(self._message)
                 while self._message is not None or self._full():
                     self._room = self._loop.create_future()
                     await self._room
@@ -116,6 +131,7 @@ class PipelineStream:
         self._again.clear()
         self._held.take(self.peer, -self._counted)
         self._counted = 0
+        self._let_go()
 
     async def responses(self) -> AsyncIterator[kv_pb2.PipelineResponse]:
         """Messages to send, until everything that was read has been answered."""
@@ -133,7 +149,7 @@ class PipelineStream:
                     if part > BYTES_PER_UNIT:
                         self._turns.spend(self.peer, part // BYTES_PER_UNIT)
                     # What is written exists three times: as results, as a message and as what gRPC sends.
-                    self._sending = size + 2 * part
+                    self._sending = size + 2 * part + _RESULT * len(batch)
                     self._count()
                     self.blocked_since = self._clock.now()
                     yield response
@@ -142,7 +158,7 @@ class PipelineStream:
                 self._sending = 0
                 self._unanswered -= len(batch)
                 self._count()
-                if self._again:
+                if self._again or self._message is not None:
                     self._resume()
                 self._let_read()
             elif not self._reading and (self.failure is not None or not (self._unanswered or self._message)):
@@ -156,6 +172,35 @@ class PipelineStream:
 
     def _full(self) -> bool:
         return self._unanswered >= MAX_STREAM_OPS or self._ready_bytes >= MAX_STREAM_BYTES
+
+    def _keep(self, message: _Message) -> None:
+        """``message`` has to wait for its turns. Refuse it if too much of this connection waits."""
+        if self._waiting.room(self.peer) >= message.size:
+            self._waiting.take(self.peer, message.size)
+            self._kept = message.size
+            return
+        try:
+            message.parse()
+        except InvalidArgument as error:
+            self._fail(error)
+            return
+        self._message = None
+        failed = self._tally.failed
+        for operation in message.operations:
+            failed[min(MALFORMED, operation.kind), _OVERLOADED] += 1
+            self._ready.append((operation.id, _TOO_MUCH))
+        self._unanswered += len(message.operations)
+        self._notify()
+
+    def _let_go(self) -> None:
+        if self._kept:
+            self._waiting.take(self.peer, -self._kept)
+            self._kept = 0
+
+    def _fail(self, error: InvalidArgument) -> None:
+        self.failure = error
+        self._message = None
+        self.stop_reading()
 
     def _let_read(self) -> None:
         if self._room is not None and self._message is None and not self._full():
@@ -172,7 +217,7 @@ class PipelineStream:
 
     def _count(self) -> None:
         """Have the bytes of this stream counted, unless they hardly changed."""
-        total = self._unanswered_bytes + self._ready_bytes + self._sending
+        total = self._unanswered_bytes + self._ready_bytes + _RESULT * len(self._ready) + self._sending
         change = total - self._counted
         if (change > _UNNOTICED or change < -_UNNOTICED or (change and not total)) and not self._caller.gone:
             self._counted = total
@@ -188,17 +233,29 @@ class PipelineStream:
     def _requeue(self) -> None:
         self._turns.queue(self)
 
+    @property
+    def wants(self) -> int:
+        """See :class:`raftkv.rpc.turns.Work`."""
+        waiting = len(self._again)
+        if self._message is not None:
+            waiting += len(self._message.operations) or 1 + self._message.size // _LEAST
+        return waiting
+
     def step(self, most: int) -> tuple[int, bool]:
         """See :class:`raftkv.rpc.turns.Work`."""
         self._queued = False
+        # What is taken counts for the connection and is missing elsewhere: half of the room leaves as much for others.
         room = self._held.room(self.peer)
         if room <= 0:
             if self._message is not None or self._again:
                 self._queued = True
                 self._held.wait(self.peer, 1, self._requeue)
             return 1, False
-        self._most = min(MAX_STREAM_BYTES, self._ready_bytes + room)
-        count = min(most, room // max(self._mean, _OVERHEAD) + 1)
+        self._most = min(MAX_STREAM_BYTES, self._ready_bytes + room // 2)
+        if self._ready_bytes >= self._most:
+            return 1, False
+        expected = room // _OVERHEAD if self._mean <= _OVERHEAD else (self._most - self._ready_bytes) // self._mean
+        count = min(most, expected + 1)
         units = 0
         if self._again:
             units = self._step_again(count)
@@ -206,11 +263,11 @@ class PipelineStream:
             try:
                 units = self._step_message(self._message, count, most)
             except InvalidArgument as error:
-                self.failure = error
-                self._message = None
-                self.stop_reading()
+                self._fail(error)
         self._count()
-        self._let_read()
+        if self._message is None:
+            self._let_go()
+            self._let_read()
         if self._queued or not (self._message or self._again) or (self._again and self._ready):
             # It is in the queue already, or done, or goes on when what is ready has left.
             return units, False
@@ -230,9 +287,6 @@ class PipelineStream:
         units = 0
         if message.request is None:
             units = message.parse()
-            if len(message.operations) > MAX_BATCH_OPS:
-                text = f"a message of {len(message.operations)} operations; at most {MAX_BATCH_OPS} are taken"
-                raise TooLarge(text)
         request = message.request
         assert request is not None
         client_id = request.client_id
@@ -336,22 +390,27 @@ class PipelineStream:
 class _Message:
     """A message that was read, and what is left of it."""
 
-    __slots__ = ("_arrived", "_data", "deadline", "operations", "request")
+    __slots__ = ("_arrived", "_data", "deadline", "operations", "request", "size")
 
     def __init__(self, data: bytes, arrived: float) -> None:
         self._data = data
+        self.size = len(data)
         self._arrived = arrived
         self.request: kv_pb2.PipelineRequest | None = None
         self.operations: Sequence[kv_pb2.Operation] = ()
         self.deadline = 0.0
 
     def parse(self) -> int:
-        """Read the message. Returns the units that it took. Raises InvalidArgument if it is none."""
+        """Read the message, once. Returns the units that it took. Raises InvalidArgument if it is none, or TooLarge."""
+        if self.request is not None:
+            return 0
         data, self._data = self._data, b""
         try:
             request = self.request = kv_pb2.PipelineRequest.FromString(data)
         except DecodeError as error:
             raise InvalidArgument(f"malformed message: {error}") from None
         self.operations = request.operations
+        if len(self.operations) > MAX_BATCH_OPS:
+            raise TooLarge(f"a message of {len(self.operations)} operations; at most {MAX_BATCH_OPS} are taken")
         self.deadline = self._arrived + min(request.timeout_ms / 1000 or DEFAULT_TIMEOUT, MAX_TIMEOUT)
         return len(data) // (4 * BYTES_PER_UNIT)

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 
 from raftkv.errors import ListenError
 from raftkv.limits import (
+    LEAST_HELD_BYTES,
     MAX_CALLS,
     MAX_CONNECTIONS,
     MAX_HELD_BYTES,
@@ -75,7 +76,7 @@ class RpcServer:
         self._connections = connections
         self._listen = listen
         self._clock = clock
-        self._held = Shares(MAX_HELD_BYTES, clock)
+        self._held = Shares(MAX_HELD_BYTES, clock, LEAST_HELD_BYTES)
         self._kv = KVService(frontend, clock, self._held)
         self._guards: list[Guard] = []
         self._timer: Timer | None = None

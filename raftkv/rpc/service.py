@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raftkv.clock import sleep
 from raftkv.errors import Code, InvalidArgument, RaftKVError
-from raftkv.limits import MAX_STREAMS
+from raftkv.limits import MAX_STREAMS, MAX_WAITING_BYTES
 from raftkv.log_limit import limited
 from raftkv.rpc import convert
 from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, failure_of, overloaded
@@ -47,6 +47,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         self._clock = clock
         self._held = held
         self._turns = Turns(clock)
+        self._waiting = Shares(MAX_WAITING_BYTES, clock)
         self._shares = Shares(MAX_STREAMS, clock)
         self.tally = Tally()
         self._streams: dict[PipelineStream, None] = {}
@@ -86,9 +87,9 @@ class KVService(kv_pb2_grpc.KVServicer):
         status = self._frontend.status()
         # Sent before the first message is read: a client that has not seen it knows that nothing was executed.
         await context.send_initial_metadata(((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node))))
-        stream = PipelineStream(self._frontend, self._clock, self.tally, peer, self._turns, self._held)
+        stream = PipelineStream(self._frontend, self._clock, self.tally, peer, self._turns, self._held, self._waiting)
         self._streams[stream] = None
-        reader = asyncio.create_task(stream.run(cast("AsyncIterator[bytes]", request_iterator)))
+        reader = asyncio.create_task(stream.run(_requests(context)))
         try:
             async for response in stream.responses():
                 yield response
@@ -150,3 +151,13 @@ class KVService(kv_pb2_grpc.KVServicer):
         if result.code not in answers:
             await abort(context, result)
         return result
+
+
+async def _requests(context: Context) -> AsyncIterator[bytes]:
+    """The messages of a stream. gRPC's own iterator would keep each one until the next has come."""
+    while True:
+        message: bytes | object = await context.read()
+        if not isinstance(message, bytes):  # gRPC's EOF
+            return
+        yield message
+        del message

@@ -47,4 +47,6 @@ def _name(address: object) -> str:
     if not isinstance(address, tuple) or len(address) < 2:
         return ""
     host, port = str(address[0]), address[1]
+    # gRPC listens for both families with one socket, and names IPv4 addresses as what they are.
+    host = host.removeprefix("::ffff:") if "." in host else host
     return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -1,8 +1,8 @@
 """Who executes clients' operations next: the loop's time, shared fairly between connections.
 
 Each turn of the loop executes a bounded quantum, so that Raft, links, health and administration go on beside any load.
-What arrives while nobody waits is executed at once. Else connections take turns by what each has used lately
-(start-time fair queueing), so a client that asks for little does not wait behind those who ask for much.
+What arrives while nobody waits is executed at once. Else that connection is next which would have used least after its
+turn (fair queueing), so a client that asks for little does not wait behind those who ask for much.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ class Work(Protocol):
     peer: str
     """The connection, which has one share however much work it brings."""
 
+    @property
+    def wants(self) -> int:
+        """About how many units it could use now."""
+
     def step(self, most: int) -> tuple[int, bool]:
         """Execute about ``most`` units, at least something. Returns the units used, and whether to go on."""
 
@@ -45,7 +49,7 @@ class Turns:
         self._spent = 0.0
         self._left = QUANTUM
         self._due = False
-        self._queue: list[tuple[int, int, Work]] = []
+        self._queue: list[tuple[int, int, int, Work]] = []
         self._numbers = count()
         self._time = 0
         self._used: dict[str, int] = {}
@@ -65,7 +69,8 @@ class Turns:
 
     def queue(self, work: Work) -> None:
         """Execute ``work`` when its turn comes, in a later turn of the loop."""
-        heappush(self._queue, (max(self._time, self._used.get(work.peer, 0)), next(self._numbers), work))
+        start = max(self._time, self._used.get(work.peer, 0))
+        heappush(self._queue, (start + min(work.wants, SLICE), next(self._numbers), start, work))
         self._arm()
 
     def spend(self, peer: str, units: int) -> None:
@@ -101,6 +106,7 @@ class Turns:
             self._left = QUANTUM
             return
         while queue and self._left > 0:
-            self._time, _, work = heappop(queue)
+            _, _, start, work = heappop(queue)
+            self._time = max(self._time, start)
             self._run(work, min(self._left, SLICE) if queue else self._left)
         self._arm()
