@@ -10,9 +10,9 @@ from typing import ClassVar, Final
 import raftkv
 from faults.abuse.stage import Scenario, Stage
 from faults.abuse.wire import PREFIX, answers, pipe
-from raftkv.client.session import client_id
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
+from raftkv.store.sessions import TAIL_BYTES, client_id
 from raftkv.v1 import kv_pb2
 
 _HOUR: Final = 3600.0
@@ -47,7 +47,7 @@ async def write_as_many(address: str, ahead: float, count: int, seed: int) -> Co
                     sequence=1,
                 )
                 request = kv_pb2.PipelineRequest(
-                    client_id=client_id(int(1000 * (clock.wall() + ahead)), rng),
+                    client_id=client_id(int(1000 * (clock.wall() + ahead)), rng.randbytes(TAIL_BYTES)),
                     first_incomplete=1,
                     operations=[operation],
                     timeout_ms=10_000,

@@ -6,17 +6,16 @@ import asyncio
 import json
 import zlib
 from pathlib import Path
-from random import Random
 
 import msgpack
 
 from faults.abuse.acts import open_socket
 from raftkv import limits
-from raftkv.client.session import client_id
 from raftkv.clock import SystemClock
 from raftkv.peer.frames import HEADER, Decoder, Encoder
 from raftkv.peer.hello import Identity, hello_frame
 from raftkv.store.operations import Kind, Op
+from raftkv.store.sessions import client_id
 
 
 def identity_of(cluster_id: str, node: int, data: Path) -> Identity:
@@ -54,7 +53,7 @@ def operations_frame(slot: int, key: bytes, count: int) -> bytes:
 
 
 def _operations(slot: int, key: bytes, sizes: list[int]) -> bytes:
-    client = client_id(round(1000 * SystemClock().wall()), Random(1))
+    client = client_id(round(1000 * SystemClock().wall()), bytes(TAIL_BYTES))
     rows = [list(Op(Kind.PUT, slot, key, b"b" * size, client=client, seq=at)) for at, size in enumerate(sizes, 1)]
     packed: bytes = msgpack.packb([["op", 1, 10_000, rows]], use_bin_type=True)
     return packed

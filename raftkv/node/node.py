@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ from raftkv.node.replicas import Replicas
 from raftkv.node.requests import Reply
 from raftkv.node.room import Full, Room
 from raftkv.node.router import Router
+from raftkv.node.space import Space
 from raftkv.peer.frames import ProtocolViolation
 from raftkv.peer.hello import Hello, Identity
 from raftkv.peer.links import Links
@@ -50,7 +51,6 @@ from raftkv.rpc.frontend import (
     NodeFigures,
     NodeStatus,
     PeerStatus,
-    Problem,
     SlotFigures,
 )
 from raftkv.storage.folder import MAP_AT, DataFolder
@@ -76,10 +76,6 @@ _ROUNDS_PER_LOOK: Final = 10
 """What is wrong with the node is looked at so rarely."""
 _ROUNDS_PER_MAP: Final = 100
 """A map in which only owners have changed is saved so rarely: it is a hint, and saving it holds up all else."""
-
-_FULL_BELOW: Final = 4
-_FREE_ABOVE: Final = 8
-"""Free WAL segments at which the disk counts as full, and at which it has room again."""
 
 _LEADERLESS: Final = 3.0
 _ELECTIONS: Final = 3
@@ -205,6 +201,14 @@ class RaftNode:
             leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
         self._room = Room(self.id, lambda: self._links.peers, self._links.send)
+        self._space = Space(
+            self._room,
+            self._memory,
+            self._replicas,
+            self._wal,
+            lambda: fs.free_space(config.node.data_dir),
+            self._sizes.segment_bytes,
+        )
         self._housekeeping = Housekeeping(
             self._replicas,
             cluster_id=config.cluster.id,
@@ -233,11 +237,9 @@ class RaftNode:
             self._replicas, self._router, self._links, self._clocks, self._wal, measured, self._mover
         )
         self._maps = Maps(self._clock.now)
-        self._disk_free = -1
         self._problems = Problems(
             [
-                self._disk_problems,
-                self._memory.problems,
+                self._space.problems,
                 self._clocks.problems,
                 lambda: lost_entries(self._replicas),
                 self._maps.problems,
@@ -324,11 +326,12 @@ class RaftNode:
             self._ticks += 1
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._look_at_meta()
-                self._look_at_clocks()
+                self._clocks.look()
+                self._replicas.doubt_leases(self._clocks.fast_peers())
                 self._tell_what_is_led()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
-                    self._look_at_memory()
-                self._look_at_space()
+                    self._space.look_at_memory()
+                self._router.no_space = self._space.look()
                 self._housekeeping.run(self._router.map)
                 self._mover.run()
                 self._membership.run()
@@ -342,41 +345,6 @@ class RaftNode:
         except Exception as error:
             self._fatal(error)
             raise
-
-    def _look_at_clocks(self) -> None:
-        self._clocks.look()
-        fast = self._clocks.fast_peers()
-        for group in self._replicas.all():
-            group.lease_doubted = not fast.isdisjoint(group.voters)
-
-    def _look_at_space(self) -> None:
-        free = self._disk_free = self._fs.free_space(self._config.node.data_dir)
-        segment = self._sizes.segment_bytes
-        full = free < segment * (_FREE_ABOVE if self._room.here.disk else _FULL_BELOW)
-        self._room.look(Full(disk=full, memory=self._memory.full))
-        # A log that grows no further leaves what makes a full disk one with room.
-        self._replicas.reclaim(free - _FREE_ABOVE * segment)
-        refusals = {group.group: self._room.refusal(group) for group in self._replicas.all() if group.leads()}
-        self._router.no_space = {group: why for group, why in refusals.items() if why}
-
-    def _look_at_memory(self) -> None:
-        self._memory.look()
-        if self._memory.full:
-            self._replicas.shorten_logs()
-
-    def _disk_problems(self) -> Iterator[Problem]:
-        lacking = [group.group for group in self._replicas.all() if group.snapshots.lacks]
-        waiting = self._wal.waiting
-        if not (self._room.here.disk or lacking or waiting):
-            return
-        told = [f"{self._disk_free:,} bytes are free on its disk"]
-        if self._room.here.disk:
-            told.append("it gives leaderships away, and new data is refused where no majority has room")
-        if lacking:
-            told.append(f"no room for a snapshot of group {', '.join(map(str, lacking))}")
-        if waiting is not None:
-            told.append(f"its log waits, it acknowledges nothing: {waiting.strerror}")
-        yield Problem("disk_full", "; ".join(told))
 
     # -- the shard map
 
@@ -605,7 +573,7 @@ class RaftNode:
         return not self._failed
 
     def figures(self) -> NodeFigures:
-        return self._figures.collect(self.status(), self._disk_free, self._room.here.disk, self._memory)
+        return self._figures.collect(self.status(), self._space.free, self._room.here.disk, self._memory)
 
     def status(self) -> NodeStatus:
         replicas = self._replicas.statuses()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -202,6 +202,11 @@ class Replicas:
             match=state.match,
             learners=state.learners,
         )
+
+    def doubt_leases(self, fast: Collection[int]) -> None:
+        """Trust no lease beside voters whose clocks are too ``fast``."""
+        for group in self._groups.values():
+            group.lease_doubted = any(node in fast for node in group.voters)
 
     # -- events
 

@@ -159,14 +159,18 @@ class Failing(Ending):
 
     close = start
 
+    def add_problems(self, source: object) -> None:
+        pass
+
     async def hand_over(self, patience: float) -> None:
         self._on_fatal(StorageError("the disk is gone"))
         await super().hand_over(patience)
 
 
 class Server(Ending):
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         super().__init__(forever=False)
+        self.problems = ()
 
     async def start(self) -> None:
         pass
