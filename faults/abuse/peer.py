@@ -15,7 +15,7 @@ from raftkv.clock import SystemClock
 from raftkv.peer.frames import HEADER, Decoder, Encoder
 from raftkv.peer.hello import Identity, hello_frame
 from raftkv.store.operations import Kind, Op
-from raftkv.store.sessions import client_id
+from raftkv.store.sessions import TAIL_BYTES, client_id
 
 
 def identity_of(cluster_id: str, node: int, data: Path) -> Identity:
