@@ -86,7 +86,8 @@ class GroupLog(Journal):  # type: ignore[misc]
     def between(self, start: int, stop: int, max_bytes: int | None = None) -> list[Entry]:
         """Entries ``start`` to ``stop`` - 1, at least one if there is one, else up to ``max_bytes`` of commands."""
         base, held = self._entries[0][1], self._entries
-        first, end = start - base, min(stop - base, len(held))
+        # What is on stable storage may end before the base: a snapshot that is overtakes a log that waits for room.
+        first, end = start - base, max(min(stop - base, len(held)), 0)
         if max_bytes is not None:
             # Found before it is copied: the tail may be long, and this is called once for each part of it.
             size = 0

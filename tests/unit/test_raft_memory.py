@@ -179,3 +179,13 @@ def test_a_snapshot_is_late_when_the_log_is_longer_than_it_should_be() -> None:
     for size, late in ((1000, False), (1250, False), (1251, True)):
         snapshots.bytes_since = size
         assert snapshots.late is late
+
+
+def test_a_log_that_is_durable_to_before_its_base_has_no_durable_entries_behind_it() -> None:
+    """A snapshot may be on stable storage before the entries that it covers, while the WAL waits for room."""
+    log, _ = _log(1, 1, 1, 1, 1, 1)
+    log.setRaftCommitIndex(5)
+    log.compact(5)
+    assert log.durable_index < log.base_index
+    assert log.between(log.base_index + 1, log.durable_index + 1) == []
+    assert [index for _, index, _ in log.between(6, 8)] == [6, 7]
