@@ -13,11 +13,13 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeR
 
 from faults.checking import check_file
 from faults.journal import JournalError
-from faults.process.planted import PLANTED
-from faults.sim.mutants import MUTANTS, find
+from faults.planted.catalogue import PLANTED, find
+from faults.planted.fault import PlantedFault, kind_of
+from faults.planted.search import MOST, search_all
+from faults.process.planted import OF_NODES
 from faults.sim.nemesis import EFFECTS
 from faults.sim.run import Report, run
-from faults.sim.soak import Summary, Total, cores, seeds_until_caught, soak
+from faults.sim.soak import Summary, Total, cores, soak
 from faults.sim.storm import MOVING, Storm
 from faults.story import timeline
 from faults.verdict import FASTEST
@@ -44,7 +46,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--seed", type=click.IntRange(0), help="Run this one and tell its story.")
-@click.option("--mutant", type=click.Choice([one.name for one in MUTANTS]), help="With this fault planted.")
+@click.option("--mutant", type=click.Choice([one.name for one in PLANTED]), help="With this fault planted.")
 @click.option("--full", is_flag=True, help="The whole story, however long.")
 @_JOBS
 def sim(seed: int | None, mutant: str | None, full: bool, jobs: int) -> None:
@@ -78,33 +80,31 @@ def soak_command(count: int, first: int, jobs: int) -> None:
 
 
 @main.command()
-@click.option("--most", type=click.IntRange(1), default=300, show_default=True, help="Seeds for each fault.")
-@click.option("--markdown", is_flag=True, help="As a table for docs/simulation.md.")
-@click.option("--only", type=click.Choice([one.name for one in MUTANTS]), multiple=True, help="These faults.")
+@click.option("--most", type=click.IntRange(1), default=MOST, show_default=True, help="Seeds for each fault.")
+@click.option("--markdown", is_flag=True, help="The table of docs/simulation.md, without running anything.")
+@click.option("--only", type=click.Choice([one.name for one in PLANTED]), multiple=True, help="These faults.")
 @_JOBS
 def mutants(most: int, markdown: bool, only: tuple[str, ...], jobs: int) -> None:
-    """Plant each fault and tell how many seeds it takes to notice it.
+    """Plant each fault and search for a storm that notices it.
 
     Exit code 1 if one stays unnoticed.
     """
-    rows: list[tuple[str, str, str, str, str]] = []
-    with _progress() as progress:
-        task = progress.add_task("planted faults", total=len(only or MUTANTS))
-        for mutant in MUTANTS:
-            if only and mutant.name not in only:
-                continue
-            caught = seeds_until_caught(mutant, most, jobs)
-            seeds, how = (f"none of {most}", "") if caught is None else (str(caught.seed), caught.problems[0])
-            progress.console.print(f"{mutant.name}: {seeds} {how}")
-            rows.append((mutant.name, mutant.fault, mutant.what, seeds, how.split(":")[0]))
-            progress.advance(task)
-    columns = ("planted fault", "guards", "safeguard that is off", "seeds", "noticed as")
+    chosen = [fault for fault in PLANTED if not only or fault.name in only]
     if markdown:
-        for row in (columns, ("---",) * len(columns), *rows):
+        columns = ("planted fault", "guards", "safeguard that is off", "noticed as")
+        for row in (columns, ("---",) * len(columns), *map(PlantedFault.row, chosen)):
             click.echo(f"| {' | '.join(row)} |")
-    else:
-        display([Section("", columns, rows)], frames=True)
-    sys.exit(1 if any(row[3].startswith("none") for row in rows) else 0)
+        return
+    rows = []
+    with _progress() as progress:
+        task = progress.add_task("planted faults", total=len(chosen))
+        for one in search_all([fault.name for fault in chosen], most, jobs):
+            seed = str(one.seed) if one.seed else f"none of {one.tried}"
+            rows.append((one.name, seed, str(one.tried), kind_of(one.problem)))
+            progress.console.print(f"{one.name}: {seed} {one.problem}")
+            progress.advance(task)
+    display([Section("", ("planted fault", "seed", "storms", "noticed as"), sorted(rows))], frames=True)
+    sys.exit(1 if any(seed.startswith("none") for _, seed, _, _ in rows) else 0)
 
 
 @main.command()
@@ -141,7 +141,7 @@ def check(history: Path, fastest_clock: float, full: bool) -> None:
 @click.option("--nodes", type=click.IntRange(3, 15), default=5, show_default=True, help="Nodes of the cluster.")
 @click.option("--operations", type=click.IntRange(1), default=200_000, show_default=True, help="Most of one run.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for what is found; new.")
-@click.option("--planted", type=click.Choice(PLANTED), help="Run nodes with this fault planted: the run should fail.")
+@click.option("--planted", type=click.Choice(OF_NODES), help="Run nodes with this fault planted: the run should fail.")
 def run_command(
     scenarios: tuple[str, ...],
     everything: bool,

@@ -49,7 +49,7 @@ NOT_RUN: Final = {
     ".venv/bin/python docs/images/make.py *": "needs a browser, and writes pictures into the checkout",
     "make sim": "minutes; tests/sim/test_storms.py runs its seeds",
     "make soak *": "hours",
-    "make mutants": "half an hour; tests/sim/test_mutants.py",
+    "make mutants": "minutes; tests/sim/test_mutants.py",
     ".venv/bin/python -m bench *": "minutes to an hour; tests/integration/test_bench.py and its like make short runs",
     "raftkv serve *": "runs until it is stopped, on a machine of its own; tests/integration/test_admin_nodes.py joins",
     "raftkv-admin node add 4 *": "members change once in the same way; tests/integration/test_admin_nodes.py",

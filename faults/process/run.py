@@ -71,7 +71,7 @@ class Plan:
     ``proof``: seconds beyond its time that a fault is kept up if nothing shows it yet. ``late``: seconds by which a
     call may outlast its time-out, where five nodes, clients and Toxiproxy share few cores.
 
-    ``planted``: the fault that all nodes have in them (:data:`faults.process.planted.PLANTED`), nothing usually.
+    ``planted``: the fault that all nodes have in them (:data:`faults.process.planted.OF_NODES`), nothing usually.
     """
 
     scenario: Scenario

@@ -7,7 +7,8 @@
   and what is of its own term.
 - An entry that one replica has committed is the same on every replica, for ever. A disk that held it goes on holding
   it, or a snapshot that covers it.
-- State machines that have applied the same entries are equal, and so are the voters as of the same entry.
+- State machines that have applied the same entries are equal, and so are the voters as of the same entry. One entry
+  brings in or takes out one voter, so that majorities before and after it meet.
 - What was durable, or was told to others, survives every crash (:mod:`faults.sim.promises`).
 """
 
@@ -107,7 +108,7 @@ class Invariants:
             commit = group.core.commit_index()
             if commit != seen.commit:
                 self._look_at_commits(node, group, seen.commit, commit)
-                self._look_at_voters(node, group, commit)
+                self._look_at_voters(node, group, seen.commit, commit)
                 seen.commit = commit
             self._look_at_held(node, group)
 
@@ -195,8 +196,15 @@ class Invariants:
             elif old.seen_in > term_now:
                 known[index] = old._replace(seen_in=term_now)
 
-    def _look_at_voters(self, node: SimNode, group: RaftGroup, commit: int) -> None:
-        voters = group.log.configurations.at(commit)
+    def _look_at_voters(self, node: SimNode, group: RaftGroup, before: int, commit: int) -> None:
+        known_as = group.log.configurations.at
+        voters = known_as(commit)
+        old = known_as(max(before, group.log.base_index))
+        for index in range(max(before, group.log.base_index) + 1, commit + 1 if old != voters else 0):
+            new = known_as(index)
+            if len(set(old) ^ set(new)) > 1:
+                self.report("voters", f"of group {group.group} change from {old} to {new} at once, at entry {index}")
+            old = new
         known, other = self._voters.setdefault((group.group, commit), (voters, node.id))
         if known != voters:
             self.report(

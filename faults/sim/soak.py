@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Final
 
-from faults.sim.mutants import Mutant, find
+from faults.planted.catalogue import find
 from faults.sim.run import Report, run
 from faults.sim.storm import KINDS, Storm
 from faults.story import timeline
@@ -110,21 +109,21 @@ class Total:
                 yield name, count, count
 
 
-def run_seed(seed: int, mutant: str = "", *, whole: bool = True) -> Summary:
-    """One seed, as the product is or with a fault planted in it. ``whole``: see :func:`faults.sim.run.run`."""
-    if not mutant:
-        return Summary.of(run(Storm.draw(seed), whole=whole))
-    chosen = find(mutant)
-    with chosen.in_place():
-        return Summary.of(run(chosen.storm(seed), whole=whole))
+def run_seed(seed: int, planted: str = "") -> Summary:
+    """One seed, as the product is or with a fault planted in it."""
+    if not planted:
+        return Summary.of(run(Storm.draw(seed)))
+    fault = find(planted)
+    with fault.in_place():
+        return Summary.of(run(fault.storm(seed)))
 
 
-def soak(seeds: Iterable[int], jobs: int, each: Callable[[Summary], None], mutant: str = "") -> Total:
+def soak(seeds: Iterable[int], jobs: int, each: Callable[[Summary], None], planted: str = "") -> Total:
     """Run all seeds, ``jobs`` at a time; ``each`` hears of every one as it ends."""
     total, waiting, left = Total(), set[Future[Summary]](), iter(seeds)
-    with _pool(jobs) as pool:
+    with pool(jobs) as workers:
         while True:
-            waiting |= {pool.submit(run_seed, seed, mutant) for seed in islice(left, jobs * _AHEAD - len(waiting))}
+            waiting |= {workers.submit(run_seed, seed, planted) for seed in islice(left, jobs * _AHEAD - len(waiting))}
             if not waiting:
                 return total
             ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -133,29 +132,13 @@ def soak(seeds: Iterable[int], jobs: int, each: Callable[[Summary], None], mutan
                 each(one.result())
 
 
-def seeds_until_caught(mutant: Mutant, most: int, jobs: int) -> Summary | None:
-    """The first seed, in the order of seeds, that notices a planted fault; None if none of the first ``most`` does.
-
-    Raises AssertionError if that storm breaks a promise without the fault too: then it has noticed something else.
-    """
-    until_noticed = partial(run_seed, whole=False)
-    with _pool(jobs) as pool:
-        for start in range(1, most + 1, jobs):
-            batch = range(start, min(start + jobs, most + 1))
-            for one in pool.map(until_noticed, batch, [mutant.name] * len(batch)):
-                if one.problems:
-                    without = run(mutant.storm(one.seed))
-                    assert without.passed, f"{mutant.name}, seed {one.seed}, fails unplanted: {without.problems[0]}"
-                    return one
-    return None
-
-
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def pool(jobs: int) -> ProcessPoolExecutor:
+    """Processes for runs."""
     # Not forked: gRPC is loaded here and its threads would not come along.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=_PER_PROCESS)

@@ -41,3 +41,18 @@ class RaftConfig:
     def lease(self) -> float:
         """Seconds for which a confirmed contact with a majority allows local reads."""
         return self.election_min * self.lease_share
+
+    @property
+    def silence(self) -> float:
+        """Seconds after its start in which a replica gives no vote: it may have acknowledged a leader just before."""
+        return self.election_min
+
+    @property
+    def contact_timeout(self) -> float:
+        """Seconds after which a leader that no majority has answered steps down."""
+        return self.election_max
+
+    @property
+    def transfer_timeout(self) -> float:
+        """Seconds after which a leadership transfer that has come to nothing ends."""
+        return self.election_max

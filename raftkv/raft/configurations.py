@@ -37,6 +37,11 @@ def unpack_voters(command: bytes) -> Voters:
     return tuple(voters)
 
 
+def differ_by_one(before: Iterable[int], after: Iterable[int]) -> bool:
+    """Whether one server is all that these lists of voters differ by: then any two majorities of them meet."""
+    return len(set(before) ^ set(after)) == 1
+
+
 class Configurations:
     """The voters at the base of a log, and every change behind it."""
 

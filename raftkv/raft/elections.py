@@ -37,13 +37,14 @@ class Elections:
         """When a leader was heard last."""
         self.won = 0
         """Times that this replica became the leader, since it was started."""
-        self._silent_until = clock.now() + config.election_min
-        self._prevotes: set[int] | None = None
+        self._silent_until = clock.now() + config.silence
+        self.prevotes: set[int] | None = None
+        """Who has granted a pre-vote, while this replica asks for them."""
 
     def hear_leader(self) -> None:
         self.heard = self._clock.now()
         # A pre-vote won from now on would depose a leader that this node has just heard.
-        self._prevotes = None
+        self.prevotes = None
 
     def _sticky(self) -> bool:
         """Whether a leader was heard so recently that it may hold a lease: then no vote is given."""
@@ -66,10 +67,10 @@ class Elections:
         core, log = self._group.core, self._group.log
         core.step_down()
         core.postpone_election()
-        self._prevotes = None
+        self.prevotes = None
         if not self._may_stand():
             return
-        self._prevotes = {self._group.node}
+        self.prevotes = {self._group.node}
         if self._majority(1):
             self.campaign(transfer=False)
             return
@@ -78,7 +79,7 @@ class Elections:
             self._outbox.send(peer, message)
 
     def campaign(self, *, transfer: bool) -> None:
-        self._prevotes = None
+        self.prevotes = None
         for peer, request in self._group.core.campaign():
             fields = (request["term"], request["last_log_index"], request["last_log_term"], transfer)
             self._outbox.send_when_durable(peer, [self._group.group, Type.VOTE, *fields])
@@ -112,9 +113,9 @@ class Elections:
         core = self._group.core
         if own_term > core.term():
             self._group.adopt(own_term)
-        elif granted and self._prevotes is not None and term == core.term() + 1 and peer in core.voters():
-            self._prevotes.add(peer)
-            if self._majority(len(self._prevotes)):
+        elif granted and self.prevotes is not None and term == core.term() + 1 and peer in core.voters():
+            self.prevotes.add(peer)
+            if self._majority(len(self.prevotes)):
                 self.campaign(transfer=False)
 
     def _on_vote(self, peer: int, term: int, last_index: int, last_term: int, transfer: bool) -> None:

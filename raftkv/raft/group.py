@@ -16,12 +16,12 @@ from typing import Any, Final
 from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import Code
+from raftkv.raft import guard, replication
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.configurations import CONFIG, Voters
 from raftkv.raft.core import LEADER, Core
 from raftkv.raft.elections import Elections
 from raftkv.raft.entries import is_batch, pack_batch, prepared, unpack_batch
-from raftkv.raft.guard import judge
 from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
 from raftkv.raft.lost import LostEntries
 from raftkv.raft.membership import ChangeDone, Members, Membership
@@ -111,7 +111,8 @@ class RaftGroup:
         self._lead_since = 0.0
         self._ready = False
         self._progress: dict[int, Progress] = {}
-        self._counted: list[Progress] = []
+        self.counted: dict[int, Progress] = {}
+        """Leader: the followers whose answers count."""
         self._seq = getattr(self, "_seq", 0)
         self._round_seq = 0
         self._reads = ReadQueue()
@@ -216,11 +217,11 @@ class RaftGroup:
 
     def contact(self) -> float:
         """Latest moment after which a majority has heard this leader (send time of an acknowledged append)."""
-        return majority_value([self._clock.now(), *(p.contact for p in self._counted)])
+        return majority_value([self._clock.now(), *(p.contact for p in self.counted.values())])
 
     def _confirmed(self) -> int:
         """Latest append that a majority has acknowledged, itself included."""
-        return int(majority_value([self._seq + 1, *(p.acked for p in self._counted)]))
+        return int(majority_value([self._seq + 1, *(p.acked for p in self.counted.values())]))
 
     # -- the turn's end
 
@@ -249,7 +250,7 @@ class RaftGroup:
             if now >= self.core.election_deadline():
                 self.elections.stand()
             return
-        if now - max(self.contact(), self._lead_since) > self._config.election_max:
+        if now - max(self.contact(), self._lead_since) > self._config.contact_timeout:
             log.warning("group %d: no contact with a majority, stepping down in term %d", self.group, self._lead_term)
             self.core.step_down()
             self.observe()
@@ -269,10 +270,9 @@ class RaftGroup:
 
     def _advance_commit(self) -> None:
         core = self.core
-        held = [0 if self._progress[peer].amnesia else core.match_index(peer) for peer in core.peers()]
-        index = int(majority_value([self.log.durable_index, *held]))
-        # Only an entry of the own term proves that all before it are committed (Raft, figure 8).
-        if index > core.commit_index() and self.log.term_at(index) == self._lead_term:
+        held = [0 if progress.amnesia else core.match_index(peer) for peer, progress in self.counted.items()]
+        index = replication.committable(self.log, held, self._lead_term)
+        if index > core.commit_index():
             core.set_commit_index(index)
 
     def _apply(self) -> None:
@@ -409,7 +409,7 @@ class RaftGroup:
         core = self.core
         if not self._hear(peer, term):
             return
-        found = judge(self.log, core.commit_index(), previous, previous_term, raw)
+        found = guard.judge(self.log, core.commit_index(), previous, previous_term, raw)
         verified = min(commit, found.next_index - 1) if found.matches else 0
         core.receive_append(peer, term, found.previous, found.previous_term, found.entries, verified)
         if self._target_commit is None and commit == verified and self.log.term_at(commit) == term:
@@ -492,7 +492,7 @@ class RaftGroup:
             self._progress[peer] = progress
         for peer in before:
             self.core.untrack(peer)
-        self._counted = [progress for peer, progress in self._progress.items() if peer in voters]
+        self.counted = replication.counted(self._progress, voters)
         self._wake()
 
     def _stop_leading(self) -> None:
@@ -544,7 +544,7 @@ class RaftGroup:
         """Hand the leadership to ``target``, as soon as it holds the whole log. Returns whether it was started."""
         if not self._ready or target not in self.core.peers() or self._transfer is not None:
             return False
-        self._transfer = _Transfer(target, self._clock.now() + self._config.election_max)
+        self._transfer = _Transfer(target, self._clock.now() + self._config.transfer_timeout)
         self._wake()
         return True
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from raftkv.errors import Code
-from raftkv.raft.configurations import Voters, pack_voters
+from raftkv.raft.configurations import Voters, differ_by_one, pack_voters
 from raftkv.store.operations import Result
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Membership:
             return "the leadership is being handed over"
         if group.node not in wanted:
             return f"node {group.node} leads the group and cannot remove itself: hand the leadership over first"
-        if len(set(wanted) ^ set(present)) != 1:
+        if not differ_by_one(present, wanted):
             return f"voters {_names(present)} and {_names(wanted)} differ by more than one server"
         for newcomer in set(wanted) - set(present):
             refusal = self._refuse_newcomer(newcomer)

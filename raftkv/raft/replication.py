@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from raftkv import limits
+from raftkv.raft.log import GroupLog
 
 
 @dataclass(slots=True)
@@ -70,6 +72,21 @@ class Progress:
         self.probe = seq
         self.sent.clear()
         self.bytes = 0
+
+
+def counted(progress: Mapping[int, Progress], voters: Collection[int]) -> dict[int, Progress]:
+    """The followers whose answers count: a learner's count for nothing."""
+    return {peer: one for peer, one in progress.items() if peer in voters}
+
+
+def committable(log: GroupLog, held: Iterable[int], term: int) -> int:
+    """The last entry that a leader of ``term`` may commit by counting, 0 = none.
+
+    ``held``: up to where each other voter is known to hold the log. The leader counts its own log only as far as it is
+    durable. Only an entry of the own term proves that all before it are committed (Raft, figure 8).
+    """
+    index = int(majority_value([log.durable_index, *held]))
+    return index if log.term_at(index) == term else 0
 
 
 def majority_value(values: list[float] | list[int]) -> float:

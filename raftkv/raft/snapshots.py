@@ -17,7 +17,7 @@ from raftkv.clock import Clock
 from raftkv.errors import CorruptData, RaftKVError, StorageError
 from raftkv.log_limit import limited
 from raftkv.raft.config import RaftConfig
-from raftkv.raft.log import FIRST_INDEX, Entry
+from raftkv.raft.log import FIRST_INDEX, Entry, GroupLog
 from raftkv.raft.messages import Type
 from raftkv.raft.ports import LogWriter, Outbox, Restore, StateMachine
 from raftkv.raft.replication import Progress
@@ -176,6 +176,15 @@ def _restore(info: SnapshotInfo, machine: StateMachine, files: SnapshotFiles) ->
         restore.finish()
     except StorageError as problem:
         raise files.damaged(info, last, problem) from None
+
+
+def superfluous(log: GroupLog, committed: int, index: int, term: int) -> bool:
+    """Whether a replica with this log needs no snapshot that ends with entry ``index`` of ``term``.
+
+    A log that holds the snapshot's last entry holds all that the snapshot covers: dropping its tail would drop entries
+    that were acknowledged.
+    """
+    return index <= committed or log.term_at(index) == term
 
 
 class _Receiving:
@@ -443,9 +452,7 @@ class GroupSnapshots:
             self._pull()
 
     def _held(self, index: int, term: int) -> bool:
-        # A log that holds the snapshot's last entry holds all that the snapshot covers: dropping its tail would
-        # drop entries that were acknowledged.
-        return index <= self._group.core.commit_index() or self._group.log.term_at(index) == term
+        return superfluous(self._group.log, self._group.core.commit_index(), index, term)
 
     def _pull(self) -> None:
         receiving = self._receiving

@@ -79,6 +79,10 @@ class Store:
         found = self._slots.get(slot)
         return None if found is None else found.state
 
+    def slot(self, number: int) -> Slot | None:
+        """A slot itself, to look at; None if the group does not have it."""
+        return self._slots.get(number)
+
     def owned_slots(self) -> list[int]:
         """Slots that the group serves, ascending."""
         return sorted(slot.number for slot in self._slots.values() if slot.state is _OWNED)

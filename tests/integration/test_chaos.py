@@ -15,7 +15,7 @@ from faults.history import Outcome
 from faults.journal import load
 from faults.process import command, run
 from faults.process.disks import NoSickDisks, library
-from faults.process.planted import PLANTED
+from faults.process.planted import OF_NODES
 from faults.process.run import Plan
 from faults.process.scenarios import SCENARIOS, Scenario
 from tests import needs
@@ -101,7 +101,7 @@ CAUGHT = {
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("toxiproxy")
-@pytest.mark.parametrize("planted", PLANTED)
+@pytest.mark.parametrize("planted", OF_NODES)
 def test_a_planted_fault_is_caught_by_the_history(planted: str, tmp_path: Path) -> None:
     """By the first run in which it shows: when it does depends on who gets to run when."""
     fault, workloads = CAUGHT[planted]

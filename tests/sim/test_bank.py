@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from faults.sim.mutants import find
+from faults.planted.catalogue import find
+from faults.planted.search import search
 from faults.sim.run import run
 from faults.sim.storm import MOVING, Storm
 
@@ -20,16 +21,8 @@ def test_a_storm_costs_nobody_money(seed: int) -> None:
     assert sum(one.done for one in report.history.operations) > 500
 
 
-@pytest.mark.parametrize(
-    ("fault", "seed", "told"),
-    [
-        ("no dedupe", 3, "bank: happened, then its condition failed"),
-        ("writes while frozen", 18, "bank: a scan shows"),
-    ],
-)
-def test_the_bank_notices_planted_faults(fault: str, seed: int, told: str) -> None:
-    mutant = find(fault)
-    storm = replace(mutant.storm(seed), workloads=WORK)
-    with mutant.in_place():
-        assert [problem for problem in run(storm).problems if problem.startswith(told)]
-    assert run(storm).problems == []
+@pytest.mark.parametrize("name", ["no dedupe", "writes while frozen"])
+def test_the_bank_notices_planted_faults(name: str) -> None:
+    fault = find(name)
+    banking = replace(fault, noticed_as=("bank",), profile=lambda storm: replace(fault.profile(storm), workloads=WORK))
+    assert search(banking).seed

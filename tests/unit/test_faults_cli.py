@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from faults import cli
-from faults.sim.mutants import find
+from faults.planted.catalogue import find
 from faults.sim.run import run
 from faults.sim.soak import Summary, Total, soak
 from faults.sim.storm import KINDS, Storm
@@ -120,7 +120,7 @@ def test_wrong_use_is_told_in_one_line_with_2_and_runs_nothing(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[object] = []
-    for name in ("run", "soak", "seeds_until_caught"):
+    for name in ("run", "soak", "search_all"):
         monkeypatch.setattr(cli, name, lambda *_: ran.append(1))
     result = faults(*arguments)
     assert result.exit_code == 2

@@ -8,7 +8,7 @@ import pytest
 from faults.sim.raftlab import GROUP, Lab, append, batch
 from faults.sim.raftparts import Disk, LabError
 from raftkv.errors import Code
-from raftkv.raft import BrokenInvariant
+from raftkv.raft import BrokenInvariant, RaftConfig
 from raftkv.raft.core import Core
 from raftkv.raft.elections import Elections
 from raftkv.raft.messages import Type
@@ -103,14 +103,14 @@ def test_prevotes_end_when_a_leader_is_heard(monkeypatch: pytest.MonkeyPatch, mu
 
 
 @MUTANT
-def test_restarted_voter_is_silent(mutant: bool) -> None:
+def test_restarted_voter_is_silent(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A voter forgets whom it heard when it restarts, so it gives no vote until a lease it may have allowed is over."""
+    if mutant:
+        monkeypatch.setattr(RaftConfig, "silence", 0.0)
     lab = Lab(by_hand=True)
     lab.elect(1)
     lab[2].kill()
     lab[2].start()
-    if mutant:
-        lab[2].raft.elections._silent_until = 0.0
     lab[2].receive(3, [GROUP, Type.VOTE, 2, 2, 1, False])
     lab.run(0.0)
     assert (len(lab.take(2, 3, Type.VOTE_REPLY)) == 1) is mutant

@@ -1,5 +1,4 @@
-"""Guarantee: a seed draws the same storm for ever, the storms together leave nothing out, and a planted fault leaves
-nothing behind."""
+"""Guarantee: a seed draws the same storm for ever, and the storms together leave nothing out."""
 
 from __future__ import annotations
 
@@ -7,14 +6,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from faults.sim.mutants import MUTANTS, Mutant, find
 from faults.sim.nemesis import EFFECTS
 from faults.sim.storm import DISK, DRIFT, FASTEST_WILD, GENTLE, KINDS, NETWORK, PROCESS, RUINOUS, Storm
 from faults.workloads import MIXED
@@ -22,8 +15,6 @@ from raftkv.raft.config import RaftConfig
 
 SEEDS = range(300)
 STORMS = [Storm.draw(seed) for seed in SEEDS]
-
-each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 
 
 # -- storms
@@ -124,92 +115,3 @@ def test_every_kind_of_fault_is_known_by_what_it_does() -> None:
     assert set(EFFECTS) == set(KINDS)
     assert {*RUINOUS, *GENTLE} <= set(KINDS)
     assert not set(RUINOUS) & set(GENTLE)
-
-
-# -- planted faults
-
-
-def attributes(target: Any) -> dict[str, Any]:
-    """All that a class or module itself holds, inherited things left out."""
-    return dict(vars(target))
-
-
-@contextmanager
-def unchanged(mutant: Mutant) -> Iterator[None]:
-    """All targets of the mutant are the same objects before and after, no attribute more and none less."""
-    before = [(target, attributes(target)) for target, _, _ in mutant.patches]
-    yield
-    for target, was in before:
-        now = attributes(target)
-        assert now.keys() == was.keys()
-        assert [name for name in was if now[name] is not was[name]] == []
-
-
-def test_planted_faults_are_told_apart_by_name() -> None:
-    names = [mutant.name for mutant in MUTANTS]
-    assert len(set(names)) == len(names)
-    assert [find(name) for name in names] == list(MUTANTS)
-    with pytest.raises(KeyError):
-        find("no such fault")
-
-
-@each_mutant
-def test_a_planted_fault_replaces_something_and_goes_without_a_trace(mutant: Mutant) -> None:
-    assert mutant.patches
-    assert mutant.fault
-    assert mutant.what
-    with unchanged(mutant):
-        before = [getattr(target, name) for target, name, _ in mutant.patches]
-        with mutant.in_place():
-            planted = [getattr(target, name) for target, name, _ in mutant.patches]
-            assert planted == [value for _, _, value in mutant.patches]
-            assert all(now is not was for now, was in zip(planted, before, strict=True))
-        assert [getattr(target, name) for target, name, _ in mutant.patches] == before
-
-
-@each_mutant
-def test_a_planted_fault_goes_when_the_run_breaks_off(mutant: Mutant) -> None:
-    for error in (ValueError, KeyboardInterrupt):
-        with unchanged(mutant), pytest.raises(error), mutant.in_place():
-            raise error
-
-
-@each_mutant
-def test_a_planted_fault_can_be_planted_again(mutant: Mutant) -> None:
-    with unchanged(mutant):
-        for _ in range(2):
-            with mutant.in_place():
-                pass
-
-
-@each_mutant
-def test_the_storm_of_a_planted_fault_has_the_weather_that_it_needs(mutant: Mutant) -> None:
-    for seed in range(1, 60):
-        storm, plain = mutant.storm(seed), Storm.draw(seed)
-        assert storm == mutant.storm(seed), "the same for ever"
-        assert storm.seed == seed
-        assert set(mutant.faults) <= set(storm.faults) <= set(KINDS)
-        if mutant.only:
-            assert set(storm.faults) == set(mutant.faults)
-        elif storm.moves:
-            assert not (storm.members and {*RUINOUS} & {*storm.faults})
-        else:
-            tamed = set() if storm.wild == plain.wild else {"wild clock"}
-            assert set(storm.faults) == {*plain.faults, *mutant.faults} - tamed
-        assert storm.replicas <= storm.nodes
-        assert storm.workloads
-
-
-def test_no_storm_of_a_planted_fault_has_leases_where_clocks_are_wild() -> None:
-    """Reads would be stale without any fault, and the fault pass for noticed."""
-    storms = [(mutant.name, mutant.storm(seed)) for mutant in MUTANTS for seed in range(1, 100)]
-    broken = {
-        name
-        for name, storm in storms
-        if "wild clock" in storm.faults and (storm.settings.reads, storm.wild) != ("quorum", True)
-    }
-    assert broken == set()
-
-
-def test_every_planted_fault_names_a_kind_of_weather_that_exists() -> None:
-    assert {kind for mutant in MUTANTS for kind in mutant.faults} <= set(KINDS)

@@ -1,0 +1,524 @@
+"""All planted faults, as data: what each switches off, where it sits, and in which storms it is likely to matter."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from faults.planted import moves, raft
+from faults.planted.fault import PORTS, PlantedFault, messages_in, messages_out
+from faults.sim import profiles
+from faults.sim.disk import SimFile, SimFileSystem
+from raftkv.client.channel import Channel
+from raftkv.client.retry import Progress as Attempts
+from raftkv.node import mover
+from raftkv.node.membership import Membership as DriverOfMembers
+from raftkv.node.outbox import DurableOutbox
+from raftkv.node.router import Router
+from raftkv.raft import guard, membership, replication, snapshots
+from raftkv.raft.config import RaftConfig
+from raftkv.raft.elections import Elections
+from raftkv.raft.group import RaftGroup
+from raftkv.raft.log import GroupLog
+from raftkv.storage import wal_format
+from raftkv.storage.folder import DataFolder
+from raftkv.store import meta, moving
+from raftkv.store.copying import Summary
+from raftkv.store.moving import Moves
+from raftkv.store.records import Store
+from raftkv.store.sessions import Session
+from raftkv.store.slot import Slot
+
+NEVER: Final = float("inf")
+
+PLANTED: Final[tuple[PlantedFault, ...]] = (
+    PlantedFault(
+        "acks of any term",
+        "H2",
+        "an acknowledgement counts only in the term in which it was given",
+        ("match", "convergence"),
+        (messages_out(raft.acks_of_any_term),),
+        ("partition",),
+        only=True,
+        profile=lambda storm: profiles.often(profiles.busy(storm, nodes=5, seconds=12.0), partition=0.5),
+    ),
+    PlantedFault(
+        "acknowledges its own end",
+        "H1",
+        "an acknowledgement and a commit reach no further than what the append vouches for",
+        ("match", "committed"),
+        (messages_out(raft.claims_all_it_holds),),
+        ("partition", "kill"),
+        only=True,
+        profile=lambda storm: profiles.often(profiles.small_appends(profiles.busy(storm)), partition=0.5, kill=0.4),
+    ),
+    PlantedFault(
+        "speaks right after a start",
+        "H4, lease",
+        "a node that has just started is silent for the shortest election time-out",
+        ("lease",),
+        ((RaftConfig, "silence", 0.0),),
+        ("bridge", "kill"),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.quick(storm, groups=3, times=(0.3, 0.4, 0.09), aim=0.0), bridge=0.5, kill=0.15
+        ),
+    ),
+    PlantedFault(
+        "installs over its own log",
+        "H8c",
+        "a snapshot that the log holds already is not installed",
+        ("held",),
+        ((snapshots, "superfluous", raft.installs_always),),
+        ("partition", "kill", "slow sync"),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.small_snapshots(profiles.busy(storm, pause=0.02)),
+            **{"partition": 0.5, "kill": 0.4, "slow sync": 0.8},
+        ),
+    ),
+    PlantedFault(
+        "failed load acknowledged",
+        "H8b",
+        "only a snapshot that was taken over is acknowledged",
+        ("match",),
+        ((RaftGroup, "__init__", raft.acknowledges_failure),),
+        ("failing sync", "partition", "pause"),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.small_snapshots(profiles.busy(storm, pause=0.02, aim=0.0)),
+            **{"failing sync": 0.2, "partition": 0.5, "pause": 0.3},
+        ),
+    ),
+    PlantedFault(
+        "lease from the receipt",
+        "promise 2",
+        "a lease counts from the time of sending",
+        ("lease",),
+        (
+            PORTS,
+            (RaftGroup, "receive", raft.lease_from_receipt),
+        ),
+        ("slow link", "one way"),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.quick(storm, times=(0.15, 0.18, 0.03), delay=0.005), **{"slow link": 0.2, "one way": 0.3}
+        ),
+    ),
+    PlantedFault(
+        "the latest acknowledgement decides",
+        "promise 2",
+        "contact is what a majority has acknowledged",
+        ("lease",),
+        ((RaftGroup, "contact", raft.contact_of_one),),
+        ("partition", "one way"),
+        only=True,
+        profile=profiles.five,
+    ),
+    PlantedFault(
+        "lost leaders stay",
+        "H5",
+        "a leader without contact steps down",
+        ("contact",),
+        ((RaftConfig, "contact_timeout", NEVER),),
+        ("one way", "partition", "pause"),
+    ),
+    PlantedFault(
+        "transfers stick",
+        "H14d",
+        "a transfer that comes to nothing ends after a while",
+        ("availability",),
+        ((RaftConfig, "transfer_timeout", NEVER),),
+        ("transfer", "pause"),
+        only=True,
+        profile=profiles.gentle,
+    ),
+    PlantedFault(
+        "wiped node votes",
+        "H7",
+        "a node that comes back with another data folder is refused",
+        ("ruin", "convergence"),
+        ((DataFolder, "open", raft.SAME_INCARNATION),),
+        ("wiped disk",),
+    ),
+    PlantedFault(
+        "damage unnoticed",
+        "storage",
+        "the WAL's batches carry a checksum",
+        ("stopped", "state", "committed"),
+        ((wal_format, "crc32", lambda *_: 0),),
+        ("flipped bit", "power loss"),
+    ),
+    PlantedFault(
+        "library's append",
+        "H1",
+        "the append guard: appends go to the library as they come",
+        ("stopped", "committed"),
+        ((guard, "judge", raft.library_append),),
+    ),
+    PlantedFault(
+        "acknowledges before the sync",
+        "H3",
+        "messages wait until the WAL is durable",
+        ("match",),
+        ((DurableOutbox, "send_when_durable", DurableOutbox.send),),
+        ("power loss",),
+    ),
+    PlantedFault(
+        "votes before the sync",
+        "H3",
+        "vote requests and votes wait until the WAL is durable",
+        ("wal",),
+        ((DurableOutbox, "send_when_durable", raft.votes_at_once),),
+        ("power loss", "slow sync"),
+    ),
+    PlantedFault(
+        "no fsync",
+        "H3",
+        "the WAL is synced",
+        ("wal",),
+        ((SimFile, "write_durably", SimFile.write_at),),
+        ("power loss", "blackout"),
+    ),
+    PlantedFault(
+        "counts itself at once",
+        "H3",
+        "the leader counts its own log only as far as it is durable",
+        ("commit",),
+        ((replication, "committable", raft.counts_itself_at_once),),
+        ("power loss", "blackout", "slow sync"),
+    ),
+    PlantedFault(
+        "commits alone",
+        "promise 1",
+        "a majority stores an entry before it is acknowledged",
+        ("commit",),
+        ((replication, "committable", raft.commits_alone),),
+    ),
+    PlantedFault(
+        "commits older terms",
+        "Raft, figure 8",
+        "only an entry of the own term is committed by counting",
+        ("commit",),
+        ((replication, "committable", raft.commits_older_terms),),
+        ("kill", "pause", "partition"),
+    ),
+    PlantedFault(
+        "no refusal of votes",
+        "H4, lease",
+        "a node that hears a leader refuses its vote",
+        ("lease",),
+        (
+            messages_in(raft.votes_whenever_asked),
+            messages_out(raft.grants_prevotes),
+        ),
+        ("bridge",),
+        only=True,
+        profile=lambda storm: profiles.often(profiles.quick(storm, pause=1.0), bridge=0.5),
+    ),
+    PlantedFault(
+        "no pre-vote, no refusal",
+        "H4",
+        "a node that cannot win does not disturb",
+        ("lease",),
+        (
+            messages_in(raft.votes_whenever_asked),
+            (Elections, "stand", raft.campaigns_at_once),
+        ),
+        ("bridge",),
+        only=True,
+        profile=lambda storm: profiles.often(profiles.quick(storm), bridge=0.5),
+    ),
+    PlantedFault(
+        "pre-votes survive the leader's voice",
+        "H4",
+        "a candidate drops its pre-votes when it hears a leader",
+        ("lease",),
+        ((Elections, "hear_leader", raft.keeps_prevotes),),
+        ("bridge", "flapping"),
+        only=True,
+        profile=lambda storm: profiles.often(profiles.quick(storm, delay=0.015, pause=0.5), bridge=0.5, flapping=0.3),
+    ),
+    PlantedFault(
+        "offers commit",
+        "H8a",
+        "a snapshot on its way commits nothing",
+        ("committed",),
+        (messages_in(raft.offer_commits),),
+        ("partition",),
+        only=True,
+        profile=lambda storm: profiles.often(profiles.small_snapshots(profiles.busy(storm, pause=0.02)), partition=0.7),
+    ),
+    PlantedFault(
+        "tail dropped at start",
+        "H8d",
+        "what the WAL holds behind a new snapshot is kept",
+        ("durability",),
+        ((RaftGroup, "__init__", raft.drops_the_tail),),
+        ("kill", "power loss"),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.small_snapshots(profiles.busy(storm, sync=0.02, pause=0.02)), **{"kill": 0.2, "power loss": 0.3}
+        ),
+    ),
+    PlantedFault(
+        "refused although it happened",
+        "H9, promise 3",
+        "a leader that lost its term says UNKNOWN",
+        ("counter", "unique-set", "history"),
+        ((RaftGroup, "propose", raft.tells_refusal),),
+        ("partition", "pause"),
+    ),
+    PlantedFault(
+        "each vote counts",
+        "H14a",
+        "a voter counts once in a term",
+        ("votes",),
+        (messages_in(raft.each_vote_counts),),
+        ("transfer", "reset", "kill"),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.long_elections(profiles.again(profiles.restless(profiles.five(storm)), 0.9)),
+            transfer=1.0,
+            reset=0.05,
+            kill=1.5,
+        ),
+    ),
+    PlantedFault(
+        "trusts its log's end",
+        "H14b",
+        "a restarted node learns the commit index from a leader",
+        ("leader", "committed", "state"),
+        ((RaftGroup, "__init__", raft.trusts_its_log),),
+        ("kill", "partition"),
+        only=True,
+        profile=lambda storm: profiles.often(profiles.busy(storm), kill=0.4, partition=0.7),
+    ),
+    PlantedFault(
+        "starts empty",
+        "H14e",
+        "an unreadable snapshot stops the node",
+        ("ruin", "convergence"),
+        ((RaftGroup, "__init__", raft.starts_empty),),
+        ("flipped bit",),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.one_segment(profiles.small_snapshots(profiles.busy(storm, seconds=12.0))), **{"flipped bit": 0.3}
+        ),
+    ),
+    PlantedFault(
+        "reads without a lease",
+        "promise 2",
+        "a leader reads at once only while its lease holds",
+        ("lease",),
+        ((RaftGroup, "lease_holds", raft.reads_whenever_it_leads),),
+        ("partition", "pause"),
+        profile=lambda storm: profiles.with_reads(storm, "lease"),
+    ),
+    PlantedFault(
+        "lease before the term is open",
+        "promise 2",
+        "a leader knows what is committed only once it has committed an entry of its term",
+        ("lease", "history"),
+        (
+            PORTS,
+            (RaftGroup, "lease_holds", raft.lease_before_the_term_is_open),
+        ),
+        ("transfer",),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.busy(storm, sync=0.06, clients=4, pause=0.02, seconds=12.0), transfer=0.15
+        ),
+    ),
+    PlantedFault(
+        "lease outlives a transfer",
+        "promise 2",
+        "a leader gives its lease up before it hands over",
+        ("lease",),
+        (
+            PORTS,
+            (RaftGroup, "lease_holds", raft.lease_outlives_a_transfer),
+        ),
+        ("stop",),
+        profile=lambda storm: profiles.with_reads(storm, "lease"),
+    ),
+    PlantedFault(
+        "quorum reads without a round",
+        "promise 2",
+        "a read that has no lease waits for a round of the majority",
+        ("history",),
+        ((RaftGroup, "read", raft.read_without_round),),
+        ("transfer",),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.busy(storm, sync=0.06, clients=4, pause=0.02, seconds=12.0, reads="quorum"), transfer=0.15
+        ),
+    ),
+    PlantedFault(
+        "any replica reads",
+        "promise 2",
+        "only leaders answer linearizable reads",
+        ("history",),
+        ((Router, "submit", raft.any_replica_reads),),
+        ("partition", "transfer"),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.busy(storm, times=(0.15, 1.0, 0.03), clients=4), partition=0.7, transfer=0.5
+        ),
+    ),
+    PlantedFault(
+        "no dedupe",
+        "promise 3",
+        "a write that is sent again is answered from its record",
+        ("unique-set", "counter", "history"),
+        ((Session, "find", lambda *_: None),),
+        ("drop replies",),
+    ),
+    PlantedFault(
+        "a new name for each attempt",
+        "promise 3",
+        "all attempts of a write carry one request id",
+        ("unique-set", "counter", "history"),
+        ((Channel, "send", raft.new_name),),
+        ("drop replies",),
+    ),
+    PlantedFault(
+        "unknown told as refused",
+        "promise 3",
+        "a client says that a write may have happened",
+        ("unique-set", "counter", "history"),
+        ((Attempts, "judge", raft.never_maybe),),
+        ("drop replies", "kill"),
+    ),
+    PlantedFault(
+        "each leader's own clock",
+        "time to live",
+        "group time goes on from the last entry",
+        ("ttl", "history"),
+        (
+            PORTS,
+            (RaftGroup, "time", raft.own_clock),
+        ),
+        ("kill",),
+        profile=profiles.working_on("ttl"),
+    ),
+    PlantedFault(
+        "names are not synced",
+        "storage",
+        "a folder is synced after a change of names",
+        ("wal",),
+        ((SimFileSystem, "sync_dir", lambda *_: None),),
+        ("power loss", "blackout"),
+    ),
+    PlantedFault(
+        "writes while frozen",
+        "moves",
+        "a frozen slot takes nothing, as its copy is complete",
+        ("unique-set",),
+        ((Store, "apply", moves.writes_while_frozen),),
+        only=True,
+        profile=profiles.moving("unique-set", seconds=6.0),
+    ),
+    PlantedFault(
+        "committed and cancelled",
+        "moves",
+        "a move that was committed is not cancelled any more",
+        ("owners", "convergence"),
+        ((meta, "execute", moves.cancels_what_was_committed),),
+        ("partition", "pause"),
+        only=True,
+        profile=profiles.changing_his_mind,
+    ),
+    PlantedFault(
+        "serves before the commit",
+        "moves",
+        "the target serves only once the meta group's log has the commit",
+        ("owners",),
+        ((mover, "next_step", moves.serves_early),),
+        ("partition", "pause"),
+        only=True,
+        profile=profiles.changing_his_mind,
+    ),
+    PlantedFault(
+        "a move is never over",
+        "moves",
+        "a group remembers which moves are over, so that late steps of them do nothing",
+        ("convergence",),
+        ((Moves, "execute", moves.forgets_what_is_over),),
+        ("partition", "pause"),
+        only=True,
+        profile=profiles.changing_his_mind,
+    ),
+    PlantedFault(
+        "copied once",
+        "moves",
+        "what is written during the copy is copied again, and the copy is compared",
+        ("history",),
+        (
+            (Slot, "changes_after", moves.forgets_changes),
+            (Summary, "decode", moves.BELIEVED),
+        ),
+        only=True,
+        profile=profiles.moving("registers"),
+    ),
+    PlantedFault(
+        "sessions stay behind",
+        "moves",
+        "the records of who wrote what move along, and the copy is compared",
+        ("retry", "history"),
+        (
+            (moving, "load", moves.leaves_sessions),
+            (Summary, "decode", moves.BELIEVED),
+        ),
+        ("drop replies",),
+        only=True,
+        profile=profiles.moving("retry"),
+    ),
+    PlantedFault(
+        "the source's time at the target",
+        "moves",
+        "times to live are carried over to the target's time",
+        ("ttl", "history"),
+        ((Moves, "execute", moves.keeps_the_source_time),),
+        ("kill",),
+        only=True,
+        profile=profiles.moving("ttl"),
+    ),
+    PlantedFault(
+        "all voters at once",
+        "members",
+        "voters change one by one, and each change is committed before the next",
+        ("voters", "leader", "committed"),
+        (
+            (DriverOfMembers, "__init__", moves.all_at_once),
+            (membership, "differ_by_one", lambda *_: True),
+        ),
+        ("partition", "kill"),
+        only=True,
+        profile=profiles.changing_members,
+    ),
+    PlantedFault(
+        "learners count",
+        "members",
+        "a learner counts for nothing",
+        ("commit",),
+        ((replication, "counted", moves.counts_all),),
+        ("partition", "kill"),
+        only=True,
+        profile=profiles.changing_members,
+    ),
+    PlantedFault(
+        "voters forgotten by a restart",
+        "members",
+        "a restarted node has the voters that its log names",
+        ("voters",),
+        ((GroupLog, "__init__", raft.forgets_changes_of_voters),),
+        ("kill",),
+        only=True,
+        profile=profiles.changing_members,
+    ),
+)
+
+
+def find(name: str) -> PlantedFault:
+    """The planted fault of that name. Raises KeyError."""
+    return {fault.name: fault for fault in PLANTED}[name]

@@ -1,0 +1,113 @@
+"""What a planted fault is, and how it is put in the place of what the product does."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+from weakref import WeakKeyDictionary
+
+from faults.sim.storm import Storm
+from raftkv.peer.links import Links
+from raftkv.raft.group import RaftGroup
+from raftkv.raft.messages import check
+
+Patch = tuple[Any, str, Any]
+"""Where, the public name that is replaced, and what takes its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlantedFault:
+    """``guards``: the hazard of docs/adapter.md, or the promise. ``safeguard``: what is switched off. ``noticed_as``:
+    the checks that may notice it, as problems begin. ``faults``: what its storms have in them for sure; ``only``:
+    nothing else. ``profile``: further changes that make it likely to matter.
+    """
+
+    name: str
+    guards: str
+    safeguard: str
+    noticed_as: tuple[str, ...]
+    patches: tuple[Patch, ...]
+    faults: tuple[str, ...] = ()
+    only: bool = False
+    profile: Callable[[Storm], Storm] = lambda storm: storm
+
+    def storm(self, seed: int) -> Storm:
+        """The storm of ``seed`` in this fault's profile."""
+        drawn = Storm.draw(seed)
+        rng = random.Random(f"{self.name} {seed}")
+        if self.faults or self.only:
+            kinds = {} if self.only else dict(drawn.faults)
+            kinds.update({kind: round(rng.uniform(0.6, 2.0), 2) for kind in self.faults})
+            drawn = replace(drawn, faults=kinds, gentle=False)
+        return self.profile(drawn)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The product with the fault in it."""
+        with contextlib.ExitStack() as stack:
+            for target, name, value in self.patches:
+                stack.enter_context(mock.patch.object(target, name, value))
+            yield
+
+    def row(self) -> tuple[str, str, str, str]:
+        """Of the table in docs/simulation.md."""
+        return self.name, self.guards, self.safeguard, ", ".join(self.noticed_as)
+
+    def notices(self, problem: str) -> bool:
+        """Whether ``problem`` is what this fault should show as."""
+        return kind_of(problem) in self.noticed_as
+
+
+def kind_of(problem: str) -> str:
+    """Which check speaks: how its problems begin."""
+    kind = problem.split(":", maxsplit=1)[0]
+    return "history" if kind.startswith("history of") else kind
+
+
+_receive = RaftGroup.receive
+_send = Links.send
+_init = RaftGroup.__init__
+
+MessageIn = Callable[[RaftGroup, int, list[Any]], tuple[int, list[Any]]]
+"""From a replica, a peer and its message to the peer and the message that the replica gets instead. Fields follow the
+group and the type, in the order of :class:`raftkv.raft.messages.Type`."""
+
+
+def messages_in(change: MessageIn) -> Patch:
+    """Replicas get other messages than those that came."""
+
+    def receive(group: RaftGroup, peer: int, message: list[Any]) -> bool:
+        if check(message):
+            peer, message = change(group, peer, message)
+        return _receive(group, peer, message)
+
+    return RaftGroup, "receive", receive
+
+
+def messages_out(change: Callable[[Links, list[Any]], list[Any]]) -> Patch:
+    """Other messages leave a node than its replicas have said."""
+
+    def send(links: Links, node: int, message: list[Any]) -> None:
+        _send(links, node, change(links, message) if isinstance(message[0], int) else message)
+
+    return Links, "send", send
+
+
+_ports: WeakKeyDictionary[RaftGroup, dict[str, Any]] = WeakKeyDictionary()
+
+
+def ports(group: RaftGroup) -> dict[str, Any]:
+    """What a replica was made of, by name, under the patch ``PORTS``."""
+    return _ports[group]
+
+
+def _remember(group: RaftGroup, *arguments: Any, **given: Any) -> None:
+    _ports[group] = given
+    _init(group, *arguments, **given)
+
+
+PORTS: Patch = (RaftGroup, "__init__", _remember)

@@ -1,0 +1,158 @@
+"""What takes the place of safeguards in moves of slots and changes of members."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from raftkv.node.asking import Ask, Failed, Leading, meta_command
+from raftkv.node.membership import Membership
+from raftkv.raft.replication import Progress
+from raftkv.store import meta_commands
+from raftkv.store.codec import pack, unpack
+from raftkv.store.copying import Part, Summary, load
+from raftkv.store.meta_state import MetaState
+from raftkv.store.moving import Moves
+from raftkv.store.operations import WRITES, Kind, Op, Result
+from raftkv.store.records import Store
+from raftkv.store.slot import SlotState
+from shards import moves
+from shards.moves import Phase, SourceState, Step, TargetState
+
+# -- commands as they are executed
+
+
+def cancels_what_was_committed(
+    state: MetaState, now: int, verb: str, arguments: Sequence[Any]
+) -> meta_commands.Outcome:
+    """The meta group does not look whether a move was committed before."""
+    if verb == "cancel":
+        under_way = {
+            number: replace(move, phase=Phase.STARTED) if move.phase is Phase.COMMITTED else move
+            for number, move in state.moves.items()
+        }
+        state = replace(state, moves=under_way)
+    return _execute_meta(state, now, verb, arguments)
+
+
+_execute_meta = meta_commands.execute
+
+
+def serves_early(phase: Phase, source: SourceState, target: TargetState) -> Step:
+    """The target serves before the meta group has decided."""
+    if phase is Phase.STARTED and source is SourceState.FROZEN:
+        if target is TargetState.STAGED:
+            return Step.ACTIVATE
+        if target is TargetState.ACTIVE:
+            return Step.COMMIT
+    return _next_step(phase, source, target)
+
+
+_next_step = moves.next_step
+
+
+def writes_while_frozen(store: Store, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
+    """The source goes on taking writes until it lets go of the slot."""
+    homes = {number: store.slot(number) for number in {command[1] for command in commands if command[0] in WRITES}}
+    frozen = [slot for slot in homes.values() if slot is not None and slot.state is SlotState.FROZEN]
+    for slot in frozen:
+        slot.state = SlotState.OWNED
+    results = _apply(store, now, commands)
+    for slot in frozen:
+        if slot.move:
+            slot.state = SlotState.FROZEN
+    return results
+
+
+_apply = Store.apply
+
+
+class _Forgetful(dict[int, tuple[int, int]]):
+    """Says what is in it to nobody who asks for one slot."""
+
+    def get(self, _: object, default: Any = None) -> Any:
+        return default
+
+
+def forgets_what_is_over(own: Moves, *step: Any) -> Result:
+    """A late step of a move that is over finds nothing that speaks against it."""
+    if not isinstance(own.ended, _Forgetful):
+        own.ended = _Forgetful(own.ended)
+    return _execute(own, *step)
+
+
+def keeps_the_source_time(own: Moves, kind: object, value: bytes, now: int, genesis: bool) -> Result:
+    """Times to live go on as if both groups' clocks were one."""
+    if kind == Kind.ACTIVATE and (one := own.imports.get(unpack(value)[0])) is not None and one.frozen is not None:
+        one.frozen = now
+    return _execute(own, kind, value, now, genesis)
+
+
+_execute = Moves.execute
+
+# -- what is copied
+
+
+class _Anything:
+    """Equal to whatever it is compared with."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, _: object) -> bool:
+        return True
+
+    def __ne__(self, _: object) -> bool:
+        return False
+
+
+def believed(data: bytes) -> Summary:
+    """The target takes the counters and compares nothing."""
+    whatever: Any = _Anything()
+    return _decode(data)._replace(records=whatever, digest=whatever)
+
+
+_decode = Summary.decode
+BELIEVED = staticmethod(believed)
+
+
+def forgets_changes(*_: Any) -> list[tuple[bytes, int]]:
+    """What was written after a record was copied is not copied again."""
+    return []
+
+
+def leaves_sessions(blob: bytes) -> tuple[bytes, list[Part]]:
+    """The records of who wrote what stay behind."""
+    start, parts = load(blob)
+    return start, [part._replace(sessions=[]) for part in parts]
+
+
+# -- members
+
+
+def all_at_once(driver: Membership, leading: Leading, ask: Ask, *rest: Any) -> None:
+    """A group's leader is asked for all the voters that are wanted, as soon as all of them have the log."""
+    rng = rest[-1]
+
+    async def ask_for_all(op: Op) -> Result:
+        state = leading()
+        if op.kind != Kind.CHANGE_MEMBERS or state is None or state.map is None or op.slot not in state.wanted:
+            return await ask(op)
+        group, wanted = state.map.group(op.slot), state.wanted[op.slot]
+        strange = [node for node in wanted if node not in (*group.voters, *group.learners)]
+        try:
+            if strange:
+                return await ask(meta_command(rng, "learn", group.id, strange[0]))
+            return await ask(op._replace(value=pack(sorted(wanted))))
+        except Failed:
+            return await ask(op)
+
+    _init(driver, leading, ask_for_all, *rest)
+
+
+_init = Membership.__init__
+
+
+def counts_all(progress: Mapping[int, Progress], _voters: Collection[int]) -> dict[int, Progress]:
+    """A learner's disk counts as much as a voter's."""
+    return dict(progress)

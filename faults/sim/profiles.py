@@ -1,0 +1,134 @@
+"""Profiles: changes of a storm, to be put one upon the other, that make some kind of fault likely to matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+from faults.sim.network import Conditions
+from faults.sim.storm import Bounds, Storm
+
+
+def quick(
+    storm: Storm,
+    *,
+    nodes: int = 3,
+    groups: int = 1,
+    times: tuple[float, float, float] = (0.15, 0.25, 0.03),
+    delay: float = 0.002,
+    sync: float = 0.0005,
+    reads: Literal["lease", "quorum"] = "lease",
+    clients: int = 1,
+    pause: float = 0.1,
+    aim: float = 1.0,
+    seconds: float = 15.0,
+) -> Storm:
+    """A small cluster with little to do, whose storms cost little. ``times``: shortest and longest election time-out,
+    heartbeat. ``delay``: of the network. ``sync``: of a disk."""
+    low, high, heartbeat = times
+    settings = replace(
+        storm.settings,
+        election_min=low,
+        election_max=high,
+        heartbeat=heartbeat,
+        sync=sync,
+        sync_spread=0.5,
+        conditions=Conditions(base=delay, spread=0.5, slow=0.02, tail=0.02),
+    )
+    calm = replace(storm, nodes=nodes, replicas=nodes, groups=groups, settings=settings, clients=clients, tasks=1)
+    own = replace(calm, pause=pause, aim=aim, seconds=seconds, bounds=None, cancels=0.0, timeout=2.0)
+    return with_reads(replace(own, workloads=("registers",)), reads)
+
+
+def busy(storm: Storm, *, clients: int = 3, pause: float = 0.03, **others: Any) -> Storm:
+    """The same with more to do."""
+    return quick(storm, clients=clients, pause=pause, **others)
+
+
+def small_appends(storm: Storm) -> Storm:
+    """A follower that has missed some takes long to catch up, since it gets few entries at a time."""
+    few = Bounds(sessions=4096, idle=3600.0, snapshot_chunk=2048, apply=4096, entry=256, appends=1, expired=1000)
+    return replace(storm, bounds=few, tasks=2, timeout=0.5)
+
+
+def small_snapshots(storm: Storm) -> Storm:
+    """Taken often, and nothing is kept behind them."""
+    small = replace(storm.settings, snapshot_bytes=1024, chunk_bytes=512, keep_entries=0, segment_bytes=4096)
+    return replace(storm, settings=small)
+
+
+def one_segment(storm: Storm) -> Storm:
+    """All of the log is in one segment, so that what rots on a disk is a snapshot."""
+    return replace(storm, settings=replace(storm.settings, segment_bytes=1024 * 1024))
+
+
+def three(storm: Storm) -> Storm:
+    return with_reads(replace(storm, nodes=3, replicas=3, groups=1), "lease")
+
+
+def five(storm: Storm) -> Storm:
+    return with_reads(replace(storm, nodes=5, replicas=5, groups=1), "lease")
+
+
+def restless(storm: Storm) -> Storm:
+    """Short terms and much to write."""
+    fast = replace(storm.settings, election_min=0.15, election_max=0.25, heartbeat=0.03)
+    return replace(storm, pause=0.005, settings=fast, workloads=("registers", "unique-set"))
+
+
+def again(storm: Storm, share: float = 0.5) -> Storm:
+    conditions = replace(storm.settings.conditions, again=share, late=0.8)
+    return replace(storm, settings=replace(storm.settings, conditions=conditions))
+
+
+def gentle(storm: Storm) -> Storm:
+    return replace(Storm.draw_gentle(storm.seed), faults=storm.faults)
+
+
+def often(storm: Storm, **periods: float) -> Storm:
+    return replace(storm, faults={**storm.faults, **periods})
+
+
+def long_elections(storm: Storm) -> Storm:
+    """Votes wait for slow disks and come one by one, while candidates wait long for them."""
+    slow = replace(storm.settings, election_min=0.5, election_max=1.0, heartbeat=0.1, sync=0.1, sync_spread=1.0)
+    return replace(storm, settings=slow, seconds=20.0, clients=2, tasks=1, pause=0.05)
+
+
+def working_on(workload: str) -> Callable[[Storm], Storm]:
+    """With this work only."""
+    return lambda storm: replace(storm, workloads=(workload,))
+
+
+def moving(workload: str, *, seconds: float = 12.0) -> Callable[[Storm], Storm]:
+    """Slots move all the time, and this work goes on."""
+
+    def change(storm: Storm) -> Storm:
+        calm = busy(storm, groups=3, clients=4, delay=0.004, sync=0.004, seconds=seconds)
+        return replace(calm, moves=0.2, workloads=(workload,))
+
+    return change
+
+
+def changing_his_mind(storm: Storm) -> Storm:
+    """Small moves are often cancelled, while leaders of the meta group come and go, and old ones go late."""
+    calm = quick(storm, groups=3, times=(0.3, 0.9, 0.06), clients=2, delay=0.005, sync=0.005, seconds=20.0)
+    deeds = {"plan": 6, "cancel": 3, "pause": 0, "add group": 0, "remove group": 0, "prefer": 0}
+    changing = replace(calm, moves=0.15, workloads=("counter",), deeds=deeds)
+    return often(changing, partition=2.0, pause=2.0)
+
+
+def changing_members(storm: Storm) -> Storm:
+    """Groups get other members all the time."""
+    calm = quick(storm, nodes=5, groups=2, clients=2, pause=0.03, delay=0.004, sync=0.004, seconds=20.0)
+    deeds = {"plan": 1, "members": 12, "add group": 0}
+    return replace(calm, replicas=3, moves=0.3, members=True, workloads=("counter",), deeds=deeds)
+
+
+def with_reads(storm: Storm, reads: Literal["lease", "quorum"]) -> Storm:
+    """Leases are only for clocks that keep to their allowance."""
+    tame = {kind: often for kind, often in storm.faults.items() if kind != "wild clock"}
+    if reads == "lease":
+        storm = replace(storm, faults=tame, wild=False)
+    return replace(storm, settings=replace(storm.settings, reads=reads))
