@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 from grpc import aio
@@ -23,7 +24,7 @@ def test_who_leaves_while_it_is_answered(caplog: pytest.LogCaptureFixture) -> No
         channel = aio.insecure_channel(endpoints)
         kv = kv_pb2_grpc.KVStub(channel)
         gets = [kv_pb2.Operation(id=at, kind=kv_pb2.KIND_GET, key=b"k") for at in range(1, 101)]
-        pipeline = kv.Pipeline()
+        pipeline = kv.Pipeline(None)
         await pipeline.write(kv_pb2.PipelineRequest(operations=gets))
         await pipeline.read()
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
@@ -31,19 +32,18 @@ def test_who_leaves_while_it_is_answered(caplog: pytest.LogCaptureFixture) -> No
             await reflection.write(reflection_pb2.ServerReflectionRequest(list_services="*"))
         await reflection.read()
         await health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()).read()
-        calls = [kv.Get(kv_pb2.GetRequest(key=b"k")) for _ in range(20)]
+        calls: list[Any] = [kv.Get(kv_pb2.GetRequest(key=b"k")) for _ in range(20)]
         calls += [kv.Scan(kv_pb2.ScanRequest()) for _ in range(20)]
         await asyncio.wait([asyncio.ensure_future(call.initial_metadata()) for call in calls[:1]])
         await channel.close(None)
 
     async def main() -> None:
-        async with FakeCluster() as cluster:
-            async with aio.insecure_channel(cluster.endpoints) as channel:
-                kv = kv_pb2_grpc.KVStub(channel)
-                await kv.Put(kv_pb2.PutRequest(key=b"k", value=b"v" * MAX_VALUE_BYTES))
-                for _ in range(5):
-                    await leave(cluster.endpoints)
-                assert (await kv.Get(kv_pb2.GetRequest(key=b"k"))).HasField("record")
+        async with FakeCluster() as cluster, aio.insecure_channel(cluster.endpoints) as channel:
+            kv = kv_pb2_grpc.KVStub(channel)
+            await kv.Put(kv_pb2.PutRequest(key=b"k", value=b"v" * MAX_VALUE_BYTES))
+            for _ in range(5):
+                await leave(cluster.endpoints)
+            assert (await kv.Get(kv_pb2.GetRequest(key=b"k"))).HasField("record")
 
     asyncio.run(main())
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
