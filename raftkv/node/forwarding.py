@@ -15,7 +15,7 @@ from raftkv.clock import Clock
 from raftkv.errors import Code
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.requests import Request
-from raftkv.rpc.patience import LEAST, Patience
+from raftkv.rpc.patience import LEAST, TELLING, Patience
 from raftkv.store.operations import Mode, Result
 from shards.map import ShardMap
 
@@ -107,7 +107,8 @@ class Forwarding:
             if not batch.missing:
                 del self._batches[number]
             request, attempt, group = batch.attempts[index]
-            self._patience.saw(group, now - batch.sent, now)
+            if result.code in TELLING:
+                self._patience.saw(group, now - batch.sent, now)
             if request.answered or (request.attempt != attempt and result.code not in SETTLED):
                 continue
             if request.op.mode != Mode.STALE:

@@ -405,10 +405,14 @@ class Router:
 
     def _expire(self, request: Request) -> None:
         proposed = request.proposal is not None
-        if request.withdraw() and not request.unsure:
-            self._finish(request, _NOT_PROPOSED if proposed else _NOT_ASKED)
-        else:
+        if not request.withdraw() or request.unsure:
             self._finish(request, _TOO_LATE)
+        elif proposed:
+            self._finish(request, _NOT_PROPOSED)
+        else:
+            # A read leaves no trace of having been asked: it was if there is anybody to ask.
+            asked = request.op.kind not in _CHANGES and self._leaders.reachable(request.group)
+            self._finish(request, _TOO_LATE if asked else _NOT_ASKED)
 
 
 def _leaderless(group: int) -> Result:

@@ -177,7 +177,8 @@ def test_bad_bytes_on_the_port_for_peers_end_that_connection_only(cluster: Local
     welcome = bytes(encoder.frame_of(hello))
     for bad in _bad_frames(cluster):
         assert b"welcome" in ends(welcome, bad)
-    for field, value in ((2, "other"), (3, 9), (3, 1), (4, 2), (5, "0" * 32), (5, ""), (1, 2), (0, "http")):
+    others = ((1, PROTOCOL_VERSION - 1), (1, PROTOCOL_VERSION + 1))
+    for field, value in (*others, (2, "other"), (3, 9), (3, 1), (4, 2), (5, "0" * 32), (5, ""), (0, "http")):
         altered = [value if at == field else item for at, item in enumerate(hello)]
         assert b"refuse" in ends(bytes(encoder.frame_of(altered)))
     for stranger in (

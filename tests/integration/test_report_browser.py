@@ -20,6 +20,8 @@ from tests.chaos_runs import FAULTS, PROOFS, believable
 from tests.needs import need
 
 CHARTS: Final = ("clients", "nodes", "gaps", "latency", "throughput")
+PATIENCE_OF_COMMANDS: Final = 500.0
+"""Seconds: a busy machine may take long for a page."""
 HOSTILE: Final = "<img src=x onerror=window.hacked=1></script><script>window.hacked=1</script>"
 FLAGS: Final = (
     "--headless=new",
@@ -113,6 +115,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     # Its path is given, so nothing is looked for or fetched.
     service = Service(str(driver_binary), log_output=subprocess.DEVNULL)
     driver = webdriver.Chrome(options=options, service=service)
+    executor: Any = driver.command_executor
+    executor.client_config.timeout = PATIENCE_OF_COMMANDS
     try:
         yield Reader(driver)
     finally:

@@ -204,6 +204,8 @@ def test_messages_that_wait_beyond_their_share_are_refused_and_surely_not_execut
             assert await answers(call, 3) == [Code.OVERLOADED] * 3
             assert front.ops == []
             service._held.take("somebody else", -2 * MAX_HELD_BYTES)
+            while service._held.waiting or service._turns.waiting:
+                await asyncio.sleep(0)
             await call.write(gets(3, first=10))
             assert await answers(call, 3) == [0] * 3
             call.cancel()

@@ -24,7 +24,7 @@ def test_a_storm_costs_nobody_money(seed: int) -> None:
     ("fault", "seed", "told"),
     [
         ("no dedupe", 3, "bank: happened, then its condition failed"),
-        ("writes while frozen", 18, "bank: a scan shows"),
+        ("writes while frozen", 31, "bank: a scan shows"),
     ],
 )
 def test_the_bank_notices_planted_faults(fault: str, seed: int, told: str) -> None:
