@@ -107,7 +107,8 @@ class Router:
     def on_forwarded(self, peer: int, number: int, timeout: int, ops: list[Op]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
         caller = self._peers_asking.setdefault(peer, Caller())
-        answer = bounded_answers(ops, partial(self._forwarding.answer, peer, number))
+        answers = self._forwarding
+        answer = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
         taken = [index for index, op in enumerate(ops) if within_limits(op)]
         if len(taken) < len(ops):
             for index in set(range(len(ops))).difference(taken):
