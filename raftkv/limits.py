@@ -56,6 +56,10 @@ MAX_FORWARDED_ANSWER_BYTES: Final = 2 * MAX_ANSWER_BYTES
 """Values in answers to one message of operations from another node, unless one alone is larger: further reads are
 refused, and asked again when there is room where their client is."""
 
+MAX_UNSENT_ANSWER_BYTES: Final = 8 * 1024 * 1024
+"""Unsent bytes on the link to another node beyond which its further reads of values are refused in the same way: what
+clients ask for must neither fill a node's memory nor hold up Raft on that link."""
+
 STALLED_READER: Final = 10.0
 """Seconds without reading an answer after which a connection is closed, if others wait for what its answers hold."""
 

@@ -14,7 +14,10 @@ LARGE: Final = f"{PREFIX}large"
 _STEADY: Final = 1.0
 """Seconds without more memory after which a node takes no more."""
 
-_ASKED: Final = 30.0
+_LITTLE: Final = 1.0
+"""MB that count as nothing: clients beside have pages touched one by one."""
+
+_ASKED: Final = 60.0
 _TIMEOUT: Final = 120.0
 
 
@@ -31,7 +34,10 @@ async def until_steady(stage: Stage) -> None:
     async with asyncio.timeout(_ASKED):
         before, since = 0.0, 0
         while since < 10 * _STEADY:
-            before, since = stage.peak, since + 1 if stage.peak == before else 0
+            if stage.peak <= before + _LITTLE:
+                since += 1
+            else:
+                before, since = stage.peak, 0
             await asyncio.sleep(0.1)
 
 

@@ -18,7 +18,7 @@ from raftkv.errors import Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
 from raftkv.rpc import convert
 from raftkv.rpc.pace import Pace
-from raftkv.rpc.patience import SLOW
+from raftkv.rpc.patience import SLOW, TELLING
 from raftkv.store.operations import ANY_VERSION, Result
 from raftkv.v1 import kv_pb2
 
@@ -57,7 +57,7 @@ class Observer(Protocol):
         """A channel without attempts under way got one: it has to be swept."""
 
     def on_slow(self, call: Call, seconds: float) -> None:
-        """An attempt of ``call`` was answered, but took long."""
+        """An attempt of ``call`` was executed, or begun, but took long."""
 
     def share(self) -> int:
         """How many attempts a channel that has some has on average."""
@@ -290,7 +290,7 @@ class Channel:
                         future = call.future
                         if not future.done():
                             future.set_result(decode(message) if call.kind == _GET else _written(message))
-                if call is not None:
+                if call is not None and message.code in TELLING:
                     self._look_at_time(call, number)
                 if self._pace.enough > 1:
                     # Less is outstanding: what has gathered may be enough now.

@@ -173,6 +173,7 @@ class Engine:
         while True:
             address = self._routing.pick(slot, now, mode == _STALE, progress.failed)
             call.started, call.budget = now, attempt_timeout(timeout, deadline - now, progress.short)
+            call.limit = now + call.budget
             try:
                 page = await self._channel(address).endpoint.scan(request, call.budget)
             except TransportError as error:
@@ -258,7 +259,9 @@ class Engine:
         if step is Step.RENEW:
             self._renew(call, progress)
         elif step is Step.RETRY:
-            progress.short += self._clock.now() >= call.started + call.budget
+            # A node that had nobody to ask would not have had with more time either: another is better asked.
+            enough = call.limit if result.code == Code.UNAVAILABLE else call.started + call.budget
+            progress.short += self._clock.now() >= enough
             delay = progress.delay(self._rng)
             if self._clock.now() + delay >= deadline:
                 raise self._late(progress, deadline, timeout)
@@ -302,7 +305,7 @@ class Engine:
             self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
 
     def on_slow(self, call: Call, seconds: float) -> None:
-        """An attempt of ``call`` was answered, but took long."""
+        """See :class:`raftkv.client.channel.Observer`."""
         if call.mode != _STALE:
             self._patience.saw(self._routing.group(self._routing.slot(call.key)), seconds, self._now())
 

@@ -15,7 +15,7 @@ from raftkv.clock import Clock
 from raftkv.errors import Code
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.requests import Request
-from raftkv.rpc.patience import LEAST, Patience
+from raftkv.rpc.patience import LEAST, TELLING, Patience
 from raftkv.store.operations import Mode, Result
 from shards.map import ShardMap
 
@@ -68,6 +68,7 @@ class Forwarding:
         self._due = False
         self._patience = Patience()
         self._answers: dict[int, list[tuple[int, int, Result]]] = {}
+        self._answer_bytes: dict[int, int] = {}
         self._answers_due = False
 
     # -- asking
@@ -107,7 +108,8 @@ class Forwarding:
             if not batch.missing:
                 del self._batches[number]
             request, attempt, group = batch.attempts[index]
-            self._patience.saw(group, now - batch.sent, now)
+            if result.code in TELLING:
+                self._patience.saw(group, now - batch.sent, now)
             if request.answered or (request.attempt != attempt and result.code not in SETTLED):
                 continue
             if request.op.mode != Mode.STALE:
@@ -160,13 +162,20 @@ class Forwarding:
     def answer(self, peer: int, number: int, index: int, result: Result) -> None:
         """Tell ``peer`` the result of an operation that it asked for; all of this turn go together."""
         self._answers.setdefault(peer, []).append((number, index, result))
+        if result.value is not None:
+            self._answer_bytes[peer] = self._answer_bytes.get(peer, 0) + len(result.value)
         if not self._answers_due:
             self._answers_due = True
             self._clock.call_later(0.0, self._send_answers)
 
+    def unsent(self, peer: int) -> int:
+        """Bytes of values in answers of this turn to ``peer``, and those that wait on the link to it."""
+        return self._answer_bytes.get(peer, 0) + self._peers.unsent(peer)
+
     def _send_answers(self) -> None:
         self._answers_due = False
         answers, self._answers = self._answers, {}
+        self._answer_bytes.clear()
         for peer, results in answers.items():
             start = size = 0
             for at, (_, _, result) in enumerate(results):

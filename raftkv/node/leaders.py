@@ -16,6 +16,8 @@ class Peers(Protocol):
 
     def up(self, node: int) -> bool: ...
 
+    def unsent(self, node: int) -> int: ...
+
 
 class Leaders:
     """Replicas here know their group's leader; of all other groups, what nodes have said last."""

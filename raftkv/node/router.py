@@ -107,7 +107,8 @@ class Router:
     def on_forwarded(self, peer: int, number: int, timeout: int, ops: list[Op]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
         caller = self._peers_asking.setdefault(peer, Caller())
-        answer = bounded_answers(ops, partial(self._forwarding.answer, peer, number))
+        answers = self._forwarding
+        answer = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
         taken = [index for index, op in enumerate(ops) if within_limits(op)]
         if len(taken) < len(ops):
             for index in set(range(len(ops))).difference(taken):
@@ -405,10 +406,14 @@ class Router:
 
     def _expire(self, request: Request) -> None:
         proposed = request.proposal is not None
-        if request.withdraw() and not request.unsure:
-            self._finish(request, _NOT_PROPOSED if proposed else _NOT_ASKED)
-        else:
+        if not request.withdraw() or request.unsure:
             self._finish(request, _TOO_LATE)
+        elif proposed:
+            self._finish(request, _NOT_PROPOSED)
+        else:
+            # A read leaves no trace of having been asked: it was if there is anybody to ask.
+            asked = request.op.kind not in _CHANGES and self._leaders.reachable(request.group)
+            self._finish(request, _TOO_LATE if asked else _NOT_ASKED)
 
 
 def _leaderless(group: int) -> Result:

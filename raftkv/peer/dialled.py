@@ -180,6 +180,11 @@ class DialledLink:
             self._attempt.write(self._wiring.encoder.frame(packed))
         return self.up
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait to leave, without the messages of this turn."""
+        return 0 if self._attempt is None else self._attempt.unsent
+
     def round_trip(self, now: float) -> float | None:
         """Seconds that the last ping took, or that one has been waiting for its answer; None while the link is down."""
         return self._attempt.round_trip(now) if self.up and self._attempt is not None else None
@@ -243,6 +248,10 @@ class _Attempt(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def unsent(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def write(self, frame: bytearray) -> None:
         transport = self._transport

@@ -178,6 +178,11 @@ class Links:
         link = self._links.get(node)
         return link is not None and link.up
 
+    def unsent(self, node: int) -> int:
+        """Bytes that wait to leave for ``node``."""
+        link = self._links.get(node)
+        return 0 if link is None else link.unsent
+
     def states(self) -> list[LinkState]:
         """How both directions to each peer are doing."""
         now = self._wiring.clock.now()

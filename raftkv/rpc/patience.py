@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from raftkv.errors import Code
+
 LEAST: Final = 1.0
 """Seconds that an attempt gets of a group that answers as usual."""
 MOST: Final = 8.0
@@ -15,6 +17,10 @@ SLOW: Final = LEAST / _TIMES
 _HALF_LIFE: Final = 10.0
 """Seconds after which half of what a group needed is forgotten."""
 
+TELLING: Final = frozenset((Code.OK, Code.CONDITION_FAILED, Code.DEADLINE_EXCEEDED))
+"""Answers of a group that was at work. How long others took says nothing about what it needs: a node without a leader
+to ask waits for one as long as it may, and would make each attempt twice as long as the one before."""
+
 
 class Patience:
     """Of attempts at groups. All times are in seconds, ``now`` is of one monotonic clock."""
@@ -24,7 +30,7 @@ class Patience:
         """Groups that have lately needed longer than SLOW: how long, and when that was seen."""
 
     def saw(self, group: int, seconds: float, now: float) -> None:
-        """An attempt at ``group`` was answered after ``seconds``, whatever the answer."""
+        """An attempt at ``group`` got one of the TELLING answers after ``seconds``."""
         if seconds > SLOW and seconds >= self._lately(group, now):
             self.needed[group] = (min(seconds, MOST / _TIMES), now)
 

@@ -64,7 +64,15 @@ _LOOK: Final = 1.0
 """Seconds between looks for readers that have stopped."""
 _REMEMBERED: Final = 10.0
 """Seconds for which a refusal counts as a problem."""
+_MISUSED: Final = "grpc_call_error"
+"""In gRPC's text where a call was used wrongly: that is no client's doing."""
 log = logging.getLogger(__name__)
+
+
+def _remarkable(record: logging.LogRecord) -> bool:
+    """False if gRPC tells that it could not write to a client: it has left, and nobody has to do anything."""
+    problem = record.exc_info[1] if record.exc_info else None
+    return not isinstance(problem, aio.InternalError) or _MISUSED in str(problem)
 
 
 class RpcServer:
@@ -92,6 +100,7 @@ class RpcServer:
 
     async def start(self) -> None:
         """Listen and serve. Raises ListenError if the address cannot be listened on."""
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_remarkable)
         server = aio.server(options=(*_OPTIONS, ("grpc.max_allowed_incoming_connections", self._connections)))
         data = Guard(server, Shares(MAX_CALLS, self._clock), self._held, self._clock)
         # Shares of their own: whatever clients do with data, operators and probes are answered.

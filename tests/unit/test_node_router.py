@@ -17,20 +17,24 @@ from shards.map import Group, Node, ShardMap
 from tests.peer_world import ManualClock
 
 
-class _Peers:
+class RecordingPeers:
     """Links that are up and remember what was sent."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, list[Any]]] = []
+        self.waiting = 0
 
     def send(self, node: int, message: list[Any]) -> None:
         self.sent.append((node, message))
+
+    def unsent(self, node: int) -> int:
+        return self.waiting
 
     def up(self, node: int) -> bool:
         return node != 2
 
 
-class _NoGroups:
+class NoGroups:
     def get(self, group: int) -> RaftGroup | None:
         return None
 
@@ -42,13 +46,13 @@ class _Life:
     """Node 2, which has no replica, from one start to its end."""
 
     def __init__(self, seed: int) -> None:
-        self.peers = _Peers()
+        self.peers = RecordingPeers()
         self.clock = ManualClock()
         self.results: list[tuple[int, Result]] = []
         self.router = Router(
             2,
             data={},
-            groups=_NoGroups(),
+            groups=NoGroups(),
             peers=self.peers,
             clock=self.clock,
             ids=ClientIds(self.clock.wall, random.Random(seed)),

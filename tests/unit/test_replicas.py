@@ -37,6 +37,9 @@ class FakeLinks:
     def flush(self) -> None:
         pass
 
+    def unsent(self, node: int) -> int:
+        return 0
+
     def up(self, node: int) -> bool:
         return True
 
