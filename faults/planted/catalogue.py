@@ -57,10 +57,11 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "a node that has just started is silent for the shortest election time-out",
         ("lease",),
         ((RaftConfig, "silence", 0.0),),
-        ("bridge", "kill"),
+        ("bridge", "kill", "power loss"),
         only=True,
         profile=lambda storm: profiles.often(
-            profiles.quick(storm, groups=3, times=(0.3, 0.4, 0.09), aim=0.0), bridge=0.5, kill=0.15
+            profiles.quick(storm, groups=3, times=(0.3, 0.4, 0.09), aim=0.0, pause=1.0),
+            **{"bridge": 0.5, "kill": 0.15, "power loss": 0.15},
         ),
     ),
     PlantedFault(
@@ -112,7 +113,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((RaftGroup, "contact", raft.contact_of_one),),
         ("partition", "one way"),
         only=True,
-        profile=profiles.five,
+        profile=lambda storm: profiles.often(profiles.quick(storm, nodes=5), **{"partition": 0.5, "one way": 0.5}),
     ),
     PlantedFault(
         "lost leaders stay",
@@ -130,7 +131,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((RaftConfig, "transfer_timeout", NEVER),),
         ("transfer", "pause"),
         only=True,
-        profile=profiles.gentle,
+        profile=lambda storm: profiles.often(profiles.gentle(storm), transfer=0.5, pause=1.0),
     ),
     PlantedFault(
         "wiped node votes",
@@ -144,9 +145,13 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "damage unnoticed",
         "storage",
         "the WAL's batches carry a checksum",
-        ("stopped", "state", "committed"),
+        ("ruin", "stopped", "state", "committed"),
         ((wal_format, "crc32", lambda *_: 0),),
         ("flipped bit", "power loss"),
+        only=True,
+        profile=lambda storm: profiles.often(
+            profiles.many_segments(profiles.busy(storm, seconds=8.0)), **{"flipped bit": 0.5, "power loss": 1.0}
+        ),
     ),
     PlantedFault(
         "library's append",
@@ -277,10 +282,12 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ("transfer", "reset", "kill"),
         only=True,
         profile=lambda storm: profiles.often(
-            profiles.long_elections(profiles.again(profiles.restless(profiles.five(storm)), 0.9)),
-            transfer=1.0,
+            profiles.again(
+                profiles.quick(storm, nodes=5, times=(0.5, 1.0, 0.1), sync=0.1, clients=2, seconds=12.0), 0.9
+            ),
+            transfer=0.5,
             reset=0.05,
-            kill=1.5,
+            kill=0.7,
         ),
     ),
     PlantedFault(
@@ -416,7 +423,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ("unique-set",),
         ((Store, "apply", moves.writes_while_frozen),),
         only=True,
-        profile=profiles.moving("unique-set", seconds=6.0),
+        profile=profiles.moving("unique-set", seconds=5.0),
     ),
     PlantedFault(
         "committed and cancelled",
@@ -426,7 +433,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((meta, "execute", moves.cancels_what_was_committed),),
         ("partition", "pause"),
         only=True,
-        profile=profiles.changing_his_mind,
+        profile=lambda storm: profiles.often(profiles.changing_his_mind(storm), partition=2.5, pause=4.0),
     ),
     PlantedFault(
         "serves before the commit",
@@ -436,7 +443,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((mover, "next_step", moves.serves_early),),
         ("partition", "pause"),
         only=True,
-        profile=profiles.changing_his_mind,
+        profile=lambda storm: profiles.often(profiles.changing_his_mind(storm), partition=2.5, pause=4.0),
     ),
     PlantedFault(
         "a move is never over",
@@ -446,7 +453,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Moves, "execute", moves.forgets_what_is_over),),
         ("partition", "pause"),
         only=True,
-        profile=profiles.changing_his_mind,
+        profile=lambda storm: profiles.often(profiles.changing_his_mind(storm), partition=2.5, pause=4.0),
     ),
     PlantedFault(
         "copied once",
@@ -502,9 +509,8 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "a learner counts for nothing",
         ("commit",),
         ((replication, "counted", moves.counts_all),),
-        ("partition", "kill"),
         only=True,
-        profile=profiles.changing_members,
+        profile=lambda storm: profiles.changing_members(storm, nodes=4, replicas=2),
     ),
     PlantedFault(
         "voters forgotten by a restart",

@@ -63,37 +63,24 @@ def one_segment(storm: Storm) -> Storm:
     return replace(storm, settings=replace(storm.settings, segment_bytes=1024 * 1024))
 
 
-def three(storm: Storm) -> Storm:
-    return with_reads(replace(storm, nodes=3, replicas=3, groups=1), "lease")
-
-
-def five(storm: Storm) -> Storm:
-    return with_reads(replace(storm, nodes=5, replicas=5, groups=1), "lease")
-
-
-def restless(storm: Storm) -> Storm:
-    """Short terms and much to write."""
-    fast = replace(storm.settings, election_min=0.15, election_max=0.25, heartbeat=0.03)
-    return replace(storm, pause=0.005, settings=fast, workloads=("registers", "unique-set"))
-
-
-def again(storm: Storm, share: float = 0.5) -> Storm:
+def again(storm: Storm, share: float) -> Storm:
     conditions = replace(storm.settings.conditions, again=share, late=0.8)
     return replace(storm, settings=replace(storm.settings, conditions=conditions))
 
 
 def gentle(storm: Storm) -> Storm:
-    return replace(Storm.draw_gentle(storm.seed), faults=storm.faults)
+    """Each fault leaves every group a majority, and no group may go without a write for long."""
+    calm = quick(storm, times=(0.5, 0.9, 0.1), delay=0.0005, clients=2)
+    return replace(calm, gentle=True, timeout=5.0)
 
 
 def often(storm: Storm, **periods: float) -> Storm:
     return replace(storm, faults={**storm.faults, **periods})
 
 
-def long_elections(storm: Storm) -> Storm:
-    """Votes wait for slow disks and come one by one, while candidates wait long for them."""
-    slow = replace(storm.settings, election_min=0.5, election_max=1.0, heartbeat=0.1, sync=0.1, sync_spread=1.0)
-    return replace(storm, settings=slow, seconds=20.0, clients=2, tasks=1, pause=0.05)
+def many_segments(storm: Storm) -> Storm:
+    """The log is in many segments, so that what rots on a disk is one of them."""
+    return replace(storm, settings=replace(storm.settings, segment_bytes=4096, snapshot_bytes=1024 * 1024))
 
 
 def working_on(workload: str) -> Callable[[Storm], Storm]:
@@ -105,25 +92,26 @@ def moving(workload: str, *, seconds: float = 12.0) -> Callable[[Storm], Storm]:
     """Slots move all the time, and this work goes on."""
 
     def change(storm: Storm) -> Storm:
-        calm = busy(storm, groups=3, clients=4, delay=0.004, sync=0.004, seconds=seconds)
+        calm = busy(storm, groups=3, clients=3, delay=0.004, sync=0.004, seconds=seconds)
         return replace(calm, moves=0.2, workloads=(workload,))
 
     return change
 
 
 def changing_his_mind(storm: Storm) -> Storm:
-    """Small moves are often cancelled, while leaders of the meta group come and go, and old ones go late."""
-    calm = quick(storm, groups=3, times=(0.3, 0.9, 0.06), clients=2, delay=0.005, sync=0.005, seconds=20.0)
+    """Small moves are often cancelled, while leaders of the meta group come and go."""
+    times = (0.25, 0.4, 0.05)
+    calm = quick(storm, groups=3, times=times, clients=2, pause=0.02, delay=0.005, sync=0.005, seconds=20.0)
+    settings = replace(calm.settings, conditions=Conditions(base=0.005, spread=1.0))
     deeds = {"plan": 6, "cancel": 3, "pause": 0, "add group": 0, "remove group": 0, "prefer": 0}
-    changing = replace(calm, moves=0.15, workloads=("counter",), deeds=deeds)
-    return often(changing, partition=2.0, pause=2.0)
+    return replace(calm, settings=settings, moves=0.15, workloads=("counter",), deeds=deeds)
 
 
-def changing_members(storm: Storm) -> Storm:
+def changing_members(storm: Storm, *, nodes: int = 5, replicas: int = 3) -> Storm:
     """Groups get other members all the time."""
-    calm = quick(storm, nodes=5, groups=2, clients=2, pause=0.03, delay=0.004, sync=0.004, seconds=20.0)
+    calm = quick(storm, nodes=nodes, groups=2, clients=2, pause=0.03, delay=0.004, sync=0.004, seconds=12.0)
     deeds = {"plan": 1, "members": 12, "add group": 0}
-    return replace(calm, replicas=3, moves=0.3, members=True, workloads=("counter",), deeds=deeds)
+    return replace(calm, replicas=replicas, moves=0.3, members=True, workloads=("counter",), deeds=deeds)
 
 
 def with_reads(storm: Storm, reads: Literal["lease", "quorum"]) -> Storm:
