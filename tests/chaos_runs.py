@@ -149,9 +149,9 @@ def _tell_faults(made: Made) -> None:
         (13.0, 2, "goes on"),
     ):
         made.event(at, "node", node=node, state=state)
-    made.event(5.0, "deed", what="move slots", outcome="done", detail="8 slots from group 2 to 3")
-    made.event(11.0, "deed", what="transfer leader", outcome="refused", detail="no leader")
-    made.event(17.0, "deed", what="cancel moves", outcome="unknown", detail="deadline")
+    made.event(5.0, "action", what="plan", outcome="done", detail="8 slots from group 2 to 3")
+    made.event(11.0, "action", what="transfer", outcome="refused", detail="no leader")
+    made.event(17.0, "action", what="cancel", outcome="unknown", detail="deadline")
 
 
 def _history(rng: random.Random, out: list[tuple[int, float, float]], pause: float, keys: list[str]) -> History:

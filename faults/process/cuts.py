@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from faults.process.fault import Fault, Maker, majority, minority, names, some_group
+from faults import topology
+from faults.process.fault import Fault, Maker, names, some_group
 from faults.process.toxiproxy import STREAMS
 from faults.process.world import CUTS, Pair, Toxic, World
+from faults.topology import apart, majority, minority
 from raftkv.peer.frames import Encoder
 
 _DEAF: Final = 0.7
@@ -25,14 +27,9 @@ _PING_BYTES: Final = len(Encoder().frame_of([1]))
 # -- cuts between nodes
 
 
-def both_ways(pairs: Iterable[Pair]) -> list[Pair]:
-    """Each pair and its reverse."""
-    return [way for a, b in pairs for way in ((a, b), (b, a))]
-
-
 def _around(world: World, node: int) -> list[Pair]:
     """All links of a node, both ways."""
-    return both_ways((node, other) for other in world.alive if other != node)
+    return apart([node], [other for other in world.alive if other != node])
 
 
 def _deaf(world: World, pairs: Sequence[Pair]) -> str:
@@ -103,7 +100,7 @@ def split(world: World, rng: random.Random) -> Fault | None:
     few, many = nodes[: minority(len(nodes))], nodes[minority(len(nodes)) :]
     if not few:
         return None
-    pairs = both_ways((a, b) for a in few for b in many)
+    pairs = apart(few, many)
     return _cut("split", world, rng, pairs, few, f"{names(sorted(few))} from {names(sorted(many))}", None)
 
 
@@ -114,16 +111,12 @@ def one_way(world: World, rng: random.Random) -> Fault | None:
     found = some_group(world, rng)
     if found is not None and rng.random() < 0.6:
         nodes.sort(key=lambda node: node != found[1])
-    one, others = nodes[0], nodes[1:]
-    if not others:
+    if len(nodes) < 2:
         return None
-    shape = rng.choice(("deaf", "dumb", "to one"))
-    if shape == "deaf":
-        pairs, what = [(other, one) for other in others], f"n{one} hears nobody"
-    elif shape == "dumb":
-        pairs, what = [(one, other) for other in others], f"nobody hears n{one}"
-    else:
-        pairs, what = [(one, others[0])], f"n{others[0]} does not hear n{one}"
+    one, other, *_ = nodes
+    pairs, shape = topology.one_way(nodes, rng)
+    told = {"deaf": f"n{one} hears nobody", "dumb": f"nobody hears n{one}", "link": f"n{other} does not hear n{one}"}
+    what = told[shape]
     # A reset tells both ends, which is no cut of one way.
     return _laid("one way", world, pairs, [one], f"{what}, black hole", None, CUTS["black hole"], rng.uniform(2.0, 5.0))
 
@@ -134,9 +127,8 @@ def bridge(world: World, rng: random.Random) -> Fault | None:
     rng.shuffle(nodes)
     if len(nodes) < 3:
         return None
-    half = (len(nodes) - 1) // 2
-    left, right = nodes[1 : 1 + half], nodes[1 + half :]
-    pairs = both_ways((a, b) for a in left for b in right)
+    left, right = topology.halves(nodes)
+    pairs = apart(left, right)
     what = f"{names(sorted(left))} from {names(sorted(right))}, n{nodes[0]} reaches all"
     return _cut("bridge", world, rng, pairs, nodes[:1], what, None)
 
@@ -145,16 +137,9 @@ def ring(world: World, rng: random.Random) -> Fault | None:
     """Each node reaches a majority, and no two nodes the same one; needs five nodes."""
     nodes = world.alive
     rng.shuffle(nodes)
-    count = len(nodes)
-    if count < 5:
+    pairs = topology.ring(nodes)
+    if not pairs:
         return None
-    reach = majority(count) // 2
-    pairs = [
-        (a, b)
-        for at, a in enumerate(nodes)
-        for place, b in enumerate(nodes)
-        if min((at - place) % count, (place - at) % count) > reach
-    ]
     return _cut("majorities ring", world, rng, pairs, nodes, f"all but neighbours in {names(nodes)}", None)
 
 
@@ -165,7 +150,7 @@ def flapping(world: World, rng: random.Random) -> Fault | None:
         return None
     group, leader = found
     others = [node for node in world.alive if node != leader]
-    pairs = both_ways((leader, node) for node in rng.sample(others, rng.randint(1, len(others))))
+    pairs = apart([leader], rng.sample(others, rng.randint(1, len(others))))
     toxic = CUTS["reset"]
     seen: list[int] = []
 

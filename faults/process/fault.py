@@ -43,11 +43,3 @@ def some_group(world: World, rng: random.Random, *, of_keys: bool = False) -> tu
 
 def names(nodes: Iterable[int]) -> str:
     return ", ".join(f"n{node}" for node in nodes)
-
-
-def minority(count: int) -> int:
-    return (count - 1) // 2
-
-
-def majority(count: int) -> int:
-    return count // 2 + 1

@@ -26,8 +26,9 @@ from faults.process.cuts import (
     slow_close,
     split,
 )
-from faults.process.fault import Fault, Maker, majority, minority, names, some_group
+from faults.process.fault import Fault, Maker, names, some_group
 from faults.process.world import SPARES, World
+from faults.topology import majority, minority
 
 # -- processes
 

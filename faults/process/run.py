@@ -17,13 +17,14 @@ import raftkv
 from faults.history import History, Outcome
 from faults.journal import Journal
 from faults.look import LAST_TIMEOUT, look_at_everything, one_key_per_group
+from faults.operator import USUAL, Answer, Operator
 from faults.probe import Probe
 from faults.problem import Problem
 from faults.process import planted
+from faults.process.admin import ProcessAdmin
 from faults.process.disks import NoSickDisks, library
 from faults.process.fault import Fault
 from faults.process.nemesis import FAULTS, SICK_DISKS, together
-from faults.process.operator import Operator
 from faults.process.scenarios import Scenario
 from faults.process.toxiproxy import ToxiproxyError, find_server
 from faults.process.world import SLOTS, Shape, World
@@ -57,6 +58,10 @@ _ERA: Final = 8.0
 
 _LONGEST_COMPARISON: Final = 60.0
 """Seconds that replicas may take to compute the digests that are compared, unless the plan has less patience."""
+
+_ACTIONS: Final = {**dict.fromkeys(USUAL, 0), "plan": 6, "cancel": 1, "transfer": 3}
+_MOST_SLOTS: Final = 24
+"""What an operator does, and how many slots he moves at once."""
 
 _TASKS: Final = "ab"
 _AT_ONCE: Final = 32
@@ -193,11 +198,11 @@ class _Run:
             self._begin(keys)
             self._phase("work")
             async with asyncio.TaskGroup() as group:
-                working = [group.create_task(one) for one in self._work(keys)]
+                for one in self._work(keys):
+                    group.create_task(one)
                 group.create_task(self._count_eras())
-                operator = Operator(world, self._journal, random.Random(f"operator {plan.seed}"), plan.scenario.deeds)
-                if plan.scenario.deeds:
-                    working.append(group.create_task(operator.work(lambda: self._over)))
+                if plan.scenario.operator:
+                    group.create_task(self._operate())
                 await asyncio.sleep(_CALM)
                 await self._storm()
                 self._phase("calm")
@@ -205,7 +210,8 @@ class _Run:
                 await self._healthy()
                 await asyncio.sleep(_CALM)
                 self._over = True
-            state = await operator.finish(plan.patience)
+            async with ProcessAdmin(world.cluster.endpoints) as admin:
+                state = await admin.finish(plan.patience)
             self._phase("convergence")
             healed = self._now()
             await self._converge(healed)
@@ -246,6 +252,16 @@ class _Run:
     async def _keys(self, prefix: str) -> dict[int, str]:
         async with AdminClient(self._world.cluster.endpoints) as admin:
             return one_key_per_group((await admin.state()).map, prefix)
+
+    async def _operate(self) -> None:
+        plan, rng = self._plan, random.Random(f"operator {self._plan.seed}")
+
+        def note(what: str, answer: Answer) -> None:
+            self._journal.event("action", what=what, outcome=answer.outcome, detail=answer.detail)
+
+        async with ProcessAdmin(self._world.cluster.endpoints) as admin:
+            operator = Operator(admin, rng, plan.scenario.operator, actions=_ACTIONS, most_slots=_MOST_SLOTS, note=note)
+            await operator.work(lambda: self._over)
 
     # -- clients
 

@@ -13,7 +13,7 @@ from faults.workloads import MIXED
 class Scenario:
     """``faults``: kinds, injected one after the other in a random order, each as often as the others.
 
-    ``combined``: two at a time. ``deeds``: usual seconds between two things that an operator does meanwhile (slots
+    ``combined``: two at a time. ``operator``: usual seconds between two actions of an operator meanwhile (slots
     move, moves are cancelled, leaderships are handed over), 0 = nothing.
     """
 
@@ -22,7 +22,7 @@ class Scenario:
     faults: tuple[str, ...]
     workloads: tuple[str, ...] = MIXED
     combined: bool = False
-    deeds: float = 0.0
+    operator: float = 0.0
 
 
 _SCENARIOS: Final = (
@@ -59,13 +59,13 @@ _SCENARIOS: Final = (
         "moves",
         "slots move and leaderships are handed over while leaders die, stop or are cut off",
         ("kill leader", "isolate leader", "split", "pause leader", "one way", "kill majority"),
-        deeds=1.5,
+        operator=1.5,
     ),
     Scenario(
         "replacement",
         "nodes are lost for good and replaced, while others are slow, cut off or killed",
         ("replace node", "latency", "replace node", "one way", "replace node", "kill follower"),
-        deeds=4.0,
+        operator=4.0,
     ),
     Scenario(
         "combined",
@@ -85,7 +85,7 @@ _SCENARIOS: Final = (
             "kill majority",
         ),
         combined=True,
-        deeds=2.0,
+        operator=2.0,
     ),
     Scenario(
         "abuse",
@@ -98,7 +98,7 @@ _SCENARIOS: Final = (
         "transfers between accounts: the total never changes",
         ("kill leader", "isolate leader", "pause leader", "split", "one way", "kill all"),
         workloads=("bank",),
-        deeds=3.0,
+        operator=3.0,
     ),
 )
 

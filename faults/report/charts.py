@@ -151,7 +151,7 @@ def _nodes(recorded: Recorded, faults: Sequence[Fault], end: float) -> Chart:
     nodes |= {int(one["node"]) for one in [*recorded.of("node"), *leaders] if one["node"]}
     nodes |= {node for fault in faults for node in fault.targets}
     names = ["phase"]
-    if recorded.of("deed"):
+    if recorded.of("action"):
         names.append("operators")
     if any(not fault.targets for fault in faults):
         names.append("cluster")
@@ -168,7 +168,7 @@ def _nodes(recorded: Recorded, faults: Sequence[Fault], end: float) -> Chart:
         *(_leader(leaders, group, at, len(groups), rows, end) for at, group in enumerate(groups)),
     ]
     if "operators" in names:
-        data.append(_deeds(recorded, names.index("operators")))
+        data.append(_actions(recorded, names.index("operators")))
     caption = (
         "Faults and the time that nodes were down, over thin lines that tell which node leads which group; within a"
         " row the groups have the order of the legend. Group 0 is the meta group."
@@ -304,20 +304,20 @@ def _leader(
     }
 
 
-def _deeds(recorded: Recorded, row: int) -> dict[str, Any]:
-    deeds = recorded.of("deed")
+def _actions(recorded: Recorded, row: int) -> dict[str, Any]:
+    actions = recorded.of("action")
     colours = {name: colour for name, colour, _ in _OUTCOMES.values()} | {"done": "--ok"}
     symbols = {name: symbol for name, _, symbol in _OUTCOMES.values()} | {"done": "circle"}
-    outcomes = [str(one.get("outcome", "unknown")) for one in deeds]
+    outcomes = [str(one.get("outcome", "unknown")) for one in actions]
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": "operators' deeds",
-        "x": [round(float(one["t"]), 4) for one in deeds],
-        "y": [row] * len(deeds),
+        "name": "operators' actions",
+        "x": [round(float(one["t"]), 4) for one in actions],
+        "y": [row] * len(actions),
         "text": [
             escaped(f"{one['t']:.2f} s: {one.get('what', '')}, {one.get('outcome', '')}: {one.get('detail', '')}")
-            for one in deeds
+            for one in actions
         ],
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {

@@ -140,7 +140,7 @@ def run_page(recorded: Recorded, figures: Figures, folder: str) -> str:
         facts=list(_facts(merged_events(recorded, "run"), about)),
         charts=drawn,
         drawings=[{"name": one.name, "data": one.data, "layout": one.layout} for one in drawn],
-        deeds=recorded.of("deed"),
+        actions=recorded.of("action"),
         label=label,
         plotly=Markup(get_plotlyjs()),  # noqa: S704 - the library's own text
     )

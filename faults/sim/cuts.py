@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from faults import topology
 from faults.sim.cluster import SimCluster
 from faults.sim.network import Conditions
 from faults.sim.storm import Storm
@@ -70,38 +71,24 @@ class Cuts:
 
     async def bridge(self, rng: random.Random) -> bool | None:
         nodes = self._shuffled(rng)
-        half = (len(nodes) - 1) // 2
-        return await self._split(rng, [nodes[1 : 1 + half], nodes[1 + half :]], f"all but the bridge {nodes[0]}")
+        return await self._split(rng, [*topology.halves(nodes)], f"all but the bridge {nodes[0]}")
 
     async def ring(self, rng: random.Random) -> bool | None:
         nodes = self._shuffled(rng)
-        count = len(nodes)
-        if count < 4:
-            return None  # with three nodes a ring is whole
-        pairs = [
-            (one, other)
-            for at, one in enumerate(nodes)
-            for place, other in enumerate(nodes)
-            if (at - place) % count not in (0, 1, count - 1)
-        ]
+        pairs = topology.ring(nodes)
+        if not pairs:
+            return None
         return await self._hold(pairs, absence(rng, gentle=self._storm.gentle), f"all but the ring {nodes}")
 
     async def one_way(self, rng: random.Random) -> bool | None:
         nodes = self._shuffled(rng)
-        one, others = nodes[0], nodes[1:]
-        shape = rng.choice(("deaf", "dumb", "link"))
-        if shape == "deaf":
-            pairs = [(other, one) for other in others]
-        elif shape == "dumb":
-            pairs = [(one, other) for other in others]
-        else:
-            pairs = [(one, others[0])]
-        return await self._hold(pairs, absence(rng, gentle=self._storm.gentle), f"one way, {one} is {shape}")
+        pairs, shape = topology.one_way(nodes, rng)
+        return await self._hold(pairs, absence(rng, gentle=self._storm.gentle), f"one way, {nodes[0]} is {shape}")
 
     async def flapping(self, rng: random.Random) -> bool | None:
         nodes = self._shuffled(rng)
         one, others = nodes[0], nodes[1 : rng.randint(2, len(nodes))]
-        pairs = [pair for other in others for pair in ((one, other), (other, one))]
+        pairs = topology.apart([one], others)
         effect = False
         for _ in range(rng.randint(3, 12)):
             effect |= await self._hold(pairs, length(rng, 0.01, 0.8), f"{one} from {others}, flapping")
@@ -165,7 +152,7 @@ class Cuts:
             where = rng.randrange(4)
             if where < 2:
                 sides[where].append(client)
-        pairs = [pair for one in sides[0] for other in sides[1] for pair in ((one, other), (other, one))]
+        pairs = topology.apart(*sides)
         return await self._hold(pairs, absence(rng, gentle=self._storm.gentle), what)
 
     async def _hold(self, pairs: list[Pair], seconds: float, what: str) -> bool:

@@ -15,12 +15,13 @@ from typing import Any, Final, cast
 
 from faults.history import History
 from faults.linearizability import BUDGET, Verdict, check
+from faults.operator import Operator
 from faults.recorder import Recorder
 from faults.register import Register
+from faults.sim.admin import SimAdmin
 from faults.sim.cluster import LogCapture, SimCluster, SimNode, Trace
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, simulate
-from faults.sim.operator import Operator
 from faults.sim.ownership import Ownership
 from faults.workloads import WORKLOADS
 from raftkv.store.codec import unpack
@@ -101,7 +102,9 @@ class _Scene:
         self._cluster = SimCluster(loop, random.Random(f"move {seed}"), nodes=nodes, groups=2, trace=trace)
         self._invariants = Invariants(self._cluster)
         self._ownership = Ownership(self._cluster, self._invariants.report)
-        self._operator = Operator(self._cluster, random.Random(f"operator {seed}"), 1.0, members=False, replicas=3)
+        rng = random.Random(f"operator {seed}")
+        self._admin = SimAdmin(self._cluster, rng)
+        self._operator = Operator(self._admin, rng, 1.0)
         self._history = History()
         self._seed = seed
         self._over = False
@@ -172,17 +175,17 @@ class _Scene:
         return heard
 
     async def _plan(self) -> None:
-        state = await self._operator.look()
+        state = await self._admin.look()
         assert state is not None
         assert state.map is not None
         slots = state.map.slots_of(SOURCE)[:_SLOTS]
         plan = [[slots[at : at + _EACH], SOURCE, TARGET] for at in range(0, len(slots), _EACH)]
-        assert await self._operator._tell("plan", state.map.epoch, plan, 2, 0)
+        assert await self._operator.tell("plan", state.map.epoch, plan, 2, 0)
 
     async def _trouble(self, trouble: Trouble, comes: asyncio.Event) -> None:
         await comes.wait()
         if trouble is Trouble.CANCEL:
-            await self._operator._tell("cancel")
+            await self._operator.tell("cancel")
             return
         group = {Trouble.DRIVER: META_GROUP, Trouble.SOURCE: SOURCE, Trouble.TARGET: TARGET}[trouble]
         victim = self._cluster.leaders()[group]
@@ -194,7 +197,7 @@ class _Scene:
         until = self._loop.time() + _PATIENCE
         while self._loop.time() < until:
             await asyncio.sleep(0.2)
-            state = await self._operator.look()
+            state = await self._admin.look()
             ended = state is not None and state.job is not None and not state.job.open and self._course.struck
             if ended and all(node.up for node in self._cluster.nodes.values()) and not self._ownership.unsettled(()):
                 return

@@ -103,15 +103,15 @@ def changing_his_mind(storm: Storm) -> Storm:
     times = (0.25, 0.4, 0.05)
     calm = quick(storm, groups=3, times=times, clients=2, pause=0.02, delay=0.005, sync=0.005, seconds=20.0)
     settings = replace(calm.settings, conditions=Conditions(base=0.005, spread=1.0))
-    deeds = {"plan": 6, "cancel": 3, "pause": 0, "add group": 0, "remove group": 0, "prefer": 0}
-    return replace(calm, settings=settings, moves=0.15, workloads=("counter",), deeds=deeds)
+    actions = {"plan": 6, "cancel": 3, "pause": 0, "add group": 0, "remove group": 0, "prefer": 0}
+    return replace(calm, settings=settings, moves=0.15, workloads=("counter",), actions=actions)
 
 
 def changing_members(storm: Storm, *, nodes: int = 5, replicas: int = 3) -> Storm:
     """Groups get other members all the time."""
     calm = quick(storm, nodes=nodes, groups=2, clients=2, pause=0.03, delay=0.004, sync=0.004, seconds=12.0)
-    deeds = {"plan": 1, "members": 12, "add group": 0}
-    return replace(calm, replicas=replicas, moves=0.3, members=True, workloads=("counter",), deeds=deeds)
+    actions = {"plan": 1, "members": 12, "add group": 0}
+    return replace(calm, replicas=replicas, moves=0.3, members=True, workloads=("counter",), actions=actions)
 
 
 def with_reads(storm: Storm, reads: Literal["lease", "quorum"]) -> Storm:

@@ -12,13 +12,14 @@ from typing import Final
 from faults.history import History, Outcome
 from faults.linearizability import Finding
 from faults.look import LAST_TIMEOUT, look_at_everything, one_key_per_group
+from faults.operator import USUAL_MEMBERS, Operator
 from faults.recorder import Recorder
+from faults.sim.admin import SimAdmin
 from faults.sim.cluster import LogCapture, SimCluster, Trace
 from faults.sim.disk import of_system
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, Stuck, simulate
 from faults.sim.nemesis import Nemesis
-from faults.sim.operator import Operator
 from faults.sim.ownership import Ownership
 from faults.sim.probe import PATIENCE, Probes
 from faults.sim.storm import Storm
@@ -136,14 +137,11 @@ class _Run:
         self._names = [f"c{number}" for number in range(1, storm.clients + 1)]
         self._nemesis = Nemesis(self._cluster, storm, self._invariants, self._names)
         self._ownership = Ownership(self._cluster, self._invariants.report) if storm.moves else None
-        self._operator = Operator(
-            self._cluster,
-            random.Random(f"operator {storm.seed}"),
-            storm.moves,
-            members=storm.members,
-            replicas=storm.replicas,
-            deeds=storm.deeds,
-        )
+        rng = random.Random(f"operator {storm.seed}")
+        members = {"members": USUAL_MEMBERS} if storm.members else {}
+        actions = {**members, **storm.actions}
+        admin = SimAdmin(self._cluster, rng)
+        self._operator = Operator(admin, rng, storm.moves, replicas=storm.replicas, actions=actions)
 
     def end_at_first_problem(self) -> None:
         """Call it in the task that runs."""
@@ -304,8 +302,8 @@ class _Run:
             counts[f"effective {kind}"] += count.effective
         for effect, number in self._cluster.network.effects.items():
             counts[f"network {effect}"] += number
-        for deed, number in self._operator.counts.items():
-            counts[f"operator {deed}"] += number
+        for action, number in self._operator.counts.items():
+            counts[f"operator {action}"] += number
         if self._ownership is not None:
             counts.update(self._ownership.counts)
         counts["leaderships"] += invariants.leaderships

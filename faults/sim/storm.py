@@ -106,9 +106,9 @@ class Storm:
     steps of a task. ``cancels``: share of the writes that the caller gives up by cancelling them. ``faults``: kind ->
     usual time between the starts of two. ``aim``: share of process and disk faults that are aimed at a leader.
     ``wild``: clocks may leave the allowance of leases, so reads ask a majority. ``gentle``: one fault of a minority at
-    a time, so every group must go on. ``moves``: usual time between two deeds of an operator who moves slots and
-    groups, 0 = there is none; ``members``: he changes members too; ``deeds``: how often he does what, where that is not
-    as usual.
+    a time, so every group must go on. ``moves``: usual time between two actions of an operator who moves slots and
+    groups, 0 = there is none; ``members``: he changes members too; ``actions``: how often he does what, where that is
+    not as usual.
     """
 
     seed: int
@@ -131,7 +131,7 @@ class Storm:
     bounds: Bounds | None = None
     moves: float = 0.0
     members: bool = False
-    deeds: Mapping[str, int] = field(default_factory=dict)
+    actions: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def draw(cls, seed: int) -> Storm:

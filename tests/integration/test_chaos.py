@@ -44,7 +44,7 @@ SHORT = (
             "short",
             "deaths, pauses, cuts and sick links while slots move",
             ("kill leader", "isolate with client", "one way", "lose answers", "latency"),
-            deeds=2.0,
+            operator=2.0,
         ),
         18.0,
     ),

@@ -8,48 +8,48 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+from faults.sim.admin import SimAdmin
 from faults.sim.cluster import SimCluster
 from faults.sim.loop import SimLoop, simulate
-from faults.sim.operator import Operator
 from raftkv.store.meta_state import MetaState
 from shards.map import ShardMap
 
 GROUP = 1
 
 
-async def state_of(operator: Operator) -> MetaState:
-    state = await operator.look()
+async def state_of(admin: SimAdmin) -> MetaState:
+    state = await admin.look()
     assert state is not None
     return state
 
 
-async def map_of(operator: Operator) -> ShardMap:
-    shard_map = (await state_of(operator)).map
+async def map_of(admin: SimAdmin) -> ShardMap:
+    shard_map = (await state_of(admin)).map
     assert shard_map is not None
     return shard_map
 
 
-async def leave(operator: Operator) -> int:
+async def leave(admin: SimAdmin) -> int:
     """One node leaves GROUP for another; it has dropped its replica when this returns. Its id."""
-    shard_map = await map_of(operator)
+    shard_map = await map_of(admin)
     voters = shard_map.group(GROUP).voters
     leaving = voters[-1]
     new = next(node.id for node in shard_map.nodes if node.id not in voters)
-    assert await operator._tell("want", shard_map.epoch, [[GROUP, [*voters[:-1], new]]])
+    assert (await admin.tell("want", shard_map.epoch, [[GROUP, [*voters[:-1], new]]])).outcome == "done"
     for _ in range(100):
         await asyncio.sleep(0.1)
-        state = await state_of(operator)
+        state = await state_of(admin)
         if not state.wanted and not state.leftover:
             return leaving
     raise AssertionError("the members did not change")
 
 
-def play(scene: Callable[[SimCluster, Operator], Awaitable[None]]) -> None:
+def play(scene: Callable[[SimCluster, SimAdmin], Awaitable[None]]) -> None:
     async def main(loop: SimLoop) -> None:
         cluster = SimCluster(loop, random.Random("members"), nodes=4, groups=2)
-        operator = Operator(cluster, random.Random("operator"), 1.0, members=True, replicas=3)
+        admin = SimAdmin(cluster, random.Random("operator"))
         await cluster.start()
-        await scene(cluster, operator)
+        await scene(cluster, admin)
         assert loop.problems == []
 
     simulate(main)
@@ -58,8 +58,8 @@ def play(scene: Callable[[SimCluster, Operator], Awaitable[None]]) -> None:
 def test_a_dropped_replica_stays_dropped_after_a_restart() -> None:
     """A node's saved map was older than its leaving, and made it host the group again with an empty log."""
 
-    async def scene(cluster: SimCluster, operator: Operator) -> None:
-        left = await leave(operator)
+    async def scene(cluster: SimCluster, admin: SimAdmin) -> None:
+        left = await leave(admin)
         for power_loss in (False, True):
             node = cluster.nodes[left]
             assert node.node is not None
@@ -78,8 +78,8 @@ def test_a_map_that_could_not_be_saved_is_not_called_saved() -> None:
     """A node whose disk was full dropped its replica later, kept an old map, and hosted the group again after a
     restart."""
 
-    async def scene(cluster: SimCluster, operator: Operator) -> None:
-        shard_map = await map_of(operator)
+    async def scene(cluster: SimCluster, admin: SimAdmin) -> None:
+        shard_map = await map_of(admin)
         leaving = shard_map.group(GROUP).voters[-1]
         one = cluster.nodes[leaving].node
         assert one is not None
@@ -90,12 +90,12 @@ def test_a_map_that_could_not_be_saved_is_not_called_saved() -> None:
         folder = cast(Any, one._folder)
         save, folder.save_map = folder.save_map, fail
         group = shard_map.group(GROUP)
-        assert await operator._tell("want", shard_map.epoch, [[GROUP, group.voters[::-1]]])
+        assert (await admin.tell("want", shard_map.epoch, [[GROUP, group.voters[::-1]]])).outcome == "done"
         await asyncio.sleep(1.0)
         assert not one._map_saved
         folder.save_map = save
-        assert await operator._tell("want", (await map_of(operator)).epoch, [[GROUP, group.voters]])
-        assert await leave(operator) == leaving
+        assert (await admin.tell("want", (await map_of(admin)).epoch, [[GROUP, group.voters]])).outcome == "done"
+        assert await leave(admin) == leaving
         cluster.kill(leaving, power_loss=True)
         cluster.restart(leaving)
         node = cluster.nodes[leaving].node
@@ -106,16 +106,16 @@ def test_a_map_that_could_not_be_saved_is_not_called_saved() -> None:
 
 
 def test_a_node_that_has_left_may_come_back() -> None:
-    async def scene(cluster: SimCluster, operator: Operator) -> None:
-        left = await leave(operator)
-        shard_map = await map_of(operator)
+    async def scene(cluster: SimCluster, admin: SimAdmin) -> None:
+        left = await leave(admin)
+        shard_map = await map_of(admin)
         voters = (*shard_map.group(GROUP).voters[:2], left)
-        assert await operator._tell("want", shard_map.epoch, [[GROUP, list(voters)]])
+        assert (await admin.tell("want", shard_map.epoch, [[GROUP, list(voters)]])).outcome == "done"
         for _ in range(100):
             await asyncio.sleep(0.1)
-            if not (await state_of(operator)).wanted:
+            if not (await state_of(admin)).wanted:
                 break
-        assert set((await map_of(operator)).group(GROUP).voters) == set(voters)
+        assert set((await map_of(admin)).group(GROUP).voters) == set(voters)
         node = cluster.nodes[left].node
         assert node is not None
         replica = node._replicas.get(GROUP)
@@ -128,9 +128,9 @@ def test_a_node_that_has_left_may_come_back() -> None:
 def test_a_replica_left_over_finds_the_leader() -> None:
     """Its own belief who leads was asked before what others say, and never changed as nobody speaks to it any more."""
 
-    async def scene(cluster: SimCluster, operator: Operator) -> None:
+    async def scene(cluster: SimCluster, admin: SimAdmin) -> None:
         await asyncio.sleep(0.5)
-        shard_map = await map_of(operator)
+        shard_map = await map_of(admin)
         group = shard_map.group(GROUP)
         leader = cluster.leaders()[GROUP]
         me = next(node for node in group.voters if node != leader)
@@ -151,9 +151,9 @@ def test_a_replica_left_over_finds_the_leader() -> None:
 def test_nodes_say_what_they_lead() -> None:
     """A node without a replica of a group did not know its leader until it had asked around for an operation."""
 
-    async def scene(cluster: SimCluster, operator: Operator) -> None:
+    async def scene(cluster: SimCluster, admin: SimAdmin) -> None:
         await asyncio.sleep(0.5)
-        shard_map = await map_of(operator)
+        shard_map = await map_of(admin)
         leaders = cluster.leaders()
         for node in cluster.nodes.values():
             assert node.node is not None
@@ -165,8 +165,8 @@ def test_nodes_say_what_they_lead() -> None:
 
 
 def test_leaderships_go_where_the_map_prefers_them_also_after_a_restart() -> None:
-    async def scene(cluster: SimCluster, operator: Operator) -> None:
-        shard_map = await map_of(operator)
+    async def scene(cluster: SimCluster, admin: SimAdmin) -> None:
+        shard_map = await map_of(admin)
         preferred = {group.id: group.voters[0] for group in shard_map.groups}
         await asyncio.sleep(20.0)
         assert cluster.leaders() == preferred

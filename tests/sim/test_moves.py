@@ -8,10 +8,10 @@ import random
 
 import pytest
 
+from faults.sim.admin import SimAdmin
 from faults.sim.cluster import SimCluster, SimNode
 from faults.sim.loop import SimLoop, simulate
 from faults.sim.moving import Step, Trouble, run_move
-from faults.sim.operator import Operator
 from raftkv.store.operations import Kind, Op, Result
 from shards.map import ShardMap
 from shards.slots import slot_of
@@ -33,9 +33,9 @@ def test_a_cancelled_move_serves_again_although_its_target_has_lost_its_majority
 
     async def main(loop: SimLoop) -> None:
         cluster = SimCluster(loop, random.Random("cancel"), nodes=5, groups=2)
-        operator = Operator(cluster, random.Random("operator"), 1.0, members=False, replicas=3)
+        admin = SimAdmin(cluster, random.Random("operator"))
         await cluster.start()
-        shard_map = await map_of(operator)
+        shard_map = await map_of(admin)
         source, target = (set(shard_map.group(group).voters) for group in (1, 2))
         gone = sorted(target - source)
         assert len(gone) == 2, "the target's majority is not needed by the source"
@@ -46,13 +46,13 @@ def test_a_cancelled_move_serves_again_although_its_target_has_lost_its_majority
         frozen = asyncio.Event()
         for node in cluster.nodes.values():
             watch_freezes(node, frozen)
-        assert await operator._tell("plan", shard_map.epoch, [[list(slots), 1, 2]], 1, 0)
+        assert (await admin.tell("plan", shard_map.epoch, [[list(slots), 1, 2]], 1, 0)).outcome == "done"
         await asyncio.wait_for(frozen.wait(), 10.0)
         for number in gone:
             cluster.kill(number, power_loss=False)
-        assert await operator._tell("cancel")
+        assert (await admin.tell("cancel")).outcome == "done"
         await cluster.processes["c1"].spawn(client.put(key, b"after", timeout=10.0))
-        state = await operator.look()
+        state = await admin.look()
         assert state is not None
         assert state.map is not None
         assert state.map.owners[slots[0]] == 1
@@ -77,8 +77,8 @@ def watch_freezes(node: SimNode, frozen: asyncio.Event) -> None:
     mover._ask = heard
 
 
-async def map_of(operator: Operator) -> ShardMap:
-    state = await operator.look()
+async def map_of(admin: SimAdmin) -> ShardMap:
+    state = await admin.look()
     assert state is not None
     assert state.map is not None
     return state.map

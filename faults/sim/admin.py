@@ -1,0 +1,61 @@
+"""What an operator asks of a simulated cluster: of any node that runs, as the operator's tool does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any, Final
+
+from faults.operator import Answer
+from faults.sim.cluster import SimCluster
+from raftkv.errors import OUTCOMES, Code
+from raftkv.node.asking import meta_command
+from raftkv.store.codec import pack, unpack
+from raftkv.store.meta_state import MetaState
+from raftkv.store.operations import Kind, Op, Result
+from shards.map import META_GROUP
+
+_UNSEEN: Final = Result(Code.UNKNOWN, detail="the node that was asked is gone")
+
+
+class SimAdmin:
+    """See :class:`faults.operator.Admin`."""
+
+    timeout = 4.0
+
+    def __init__(self, cluster: SimCluster, rng: random.Random) -> None:
+        self._cluster = cluster
+        self._rng = rng
+
+    async def look(self) -> MetaState | None:
+        result = await self._ask(Op(Kind.META_STATE, META_GROUP, b"", pack([])))
+        return MetaState.from_wire(unpack(result.value or b"")[1]) if result.code == Code.OK else None
+
+    async def tell(self, verb: str, *arguments: Any) -> Answer:
+        return self._answer(f"{verb} {arguments!r:.200}", await self._ask(meta_command(self._rng, verb, *arguments)))
+
+    async def transfer(self, group: int, node: int) -> Answer:
+        result = await self._ask(Op(Kind.TRANSFER, group, b"", pack([node])))
+        return self._answer(f"transfer of group {group} to n{node}", result)
+
+    def _answer(self, what: str, result: Result) -> Answer:
+        self._cluster.trace.note(f"operator {what}: {Code(result.code).name} {result.detail}")
+        if result.code == Code.OK:
+            return Answer("done")
+        return Answer("refused" if OUTCOMES[Code(result.code)].definite else "unknown", result.detail)
+
+    async def _ask(self, op: Op) -> Result:
+        running = [one for one in self._cluster.nodes.values() if one.node is not None and one.state == "running"]
+        if not running:
+            return _UNSEEN
+        node = self._rng.choice(running)
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        def reply(_: int, result: Result) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
+        assert node.node is not None
+        node.process.run(node.node.submit, [op], self.timeout, reply)
+        done, _ = await asyncio.wait([answer], timeout=2 * self.timeout)
+        return answer.result() if done else _UNSEEN
