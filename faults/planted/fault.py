@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 from weakref import WeakKeyDictionary
 
+from faults.sim import profiles
 from faults.sim.storm import Storm
 from raftkv.peer.links import Links
 from raftkv.raft.group import RaftGroup
@@ -22,8 +22,9 @@ Patch = tuple[Any, str, Any]
 @dataclass(frozen=True, slots=True)
 class PlantedFault:
     """``guards``: the hazard of docs/adapter.md, or the promise. ``safeguard``: what is switched off. ``noticed_as``:
-    the checks that may notice it, as problems begin. ``faults``: what its storms have in them for sure; ``only``:
-    nothing else. ``profile``: further changes that make it likely to matter.
+    the checks that may notice it, as problems begin. ``faults``: what its storms consist of, and the usual seconds
+    between two of a kind. ``profile``: what else makes it likely to matter. ``trouble``:
+    patches that do no harm while the safeguard holds, so that they are in place in both runs.
     """
 
     name: str
@@ -31,25 +32,19 @@ class PlantedFault:
     safeguard: str
     noticed_as: tuple[str, ...]
     patches: tuple[Patch, ...]
-    faults: tuple[str, ...] = ()
-    only: bool = False
-    profile: Callable[[Storm], Storm] = lambda storm: storm
+    faults: Mapping[str, float]
+    profile: Callable[[Storm], Storm] = profiles.busy
+    trouble: tuple[Patch, ...] = ()
 
     def storm(self, seed: int) -> Storm:
         """The storm of ``seed`` in this fault's profile."""
-        drawn = Storm.draw(seed)
-        rng = random.Random(f"{self.name} {seed}")
-        if self.faults or self.only:
-            kinds = {} if self.only else dict(drawn.faults)
-            kinds.update({kind: round(rng.uniform(0.6, 2.0), 2) for kind in self.faults})
-            drawn = replace(drawn, faults=kinds, gentle=False)
-        return self.profile(drawn)
+        return self.profile(replace(Storm.draw(seed), faults=dict(self.faults), gentle=False, wild=False))
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The product with the fault in it."""
+    def in_place(self, *, planted: bool = True) -> Iterator[None]:
+        """The product with the fault in it, or only with the trouble that it should bear."""
         with contextlib.ExitStack() as stack:
-            for target, name, value in self.patches:
+            for target, name, value in (*self.trouble, *(self.patches if planted else ())):
                 stack.enter_context(mock.patch.object(target, name, value))
             yield
 
@@ -65,7 +60,7 @@ class PlantedFault:
 def kind_of(problem: str) -> str:
     """Which check speaks: how its problems begin."""
     kind = problem.split(":", maxsplit=1)[0]
-    return "history" if kind.startswith("history of") else kind
+    return "history" if kind.startswith("history of") else "exception" if " at " in kind else kind
 
 
 _receive = RaftGroup.receive

@@ -298,8 +298,18 @@ def offer_commits(group: RaftGroup, peer: int, message: Message) -> tuple[int, M
     return peer, message
 
 
-def installs_always(_: GroupLog, committed: int, index: int, _term: int) -> bool:
-    return index <= committed
+def installs_always(log: GroupLog, _committed: int, index: int, _term: int) -> bool:
+    return index <= log.base_index
+
+
+_tick = RaftGroup.tick
+
+
+def offers_again(group: RaftGroup) -> None:
+    """A leader offers its snapshot to everybody, also to followers that hold all of it."""
+    _tick(group)
+    for peer, progress in group.counted.items() if group.leads() else ():
+        group.snapshots.offer(peer, progress, group.core.term(), ports(group)["clock"].now())
 
 
 # -- once and only once: results, attempts

@@ -47,7 +47,8 @@ def search(fault: PlantedFault, most: int = MOST, lately: int = 0) -> Sought:
             continue
         said = problems[0]
         if fault.notices(said):
-            sound = run(storm)
+            with fault.in_place(planted=False):
+                sound = run(storm)
             assert sound.passed, f"{fault.name}, seed {seed}, fails unplanted: {sound.problems[0]}"
             return Sought(fault.name, tried, seed, said)
     return Sought(fault.name, tried, problem=said)

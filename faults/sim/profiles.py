@@ -23,12 +23,14 @@ def quick(
     pause: float = 0.1,
     aim: float = 1.0,
     seconds: float = 15.0,
+    workloads: tuple[str, ...] = ("registers",),
 ) -> Storm:
     """A small cluster with little to do, whose storms cost little. ``times``: shortest and longest election time-out,
     heartbeat. ``delay``: of the network. ``sync``: of a disk."""
     low, high, heartbeat = times
     settings = replace(
         storm.settings,
+        reads=reads,
         election_min=low,
         election_max=high,
         heartbeat=heartbeat,
@@ -37,13 +39,18 @@ def quick(
         conditions=Conditions(base=delay, spread=0.5, slow=0.02, tail=0.02),
     )
     calm = replace(storm, nodes=nodes, replicas=nodes, groups=groups, settings=settings, clients=clients, tasks=1)
-    own = replace(calm, pause=pause, aim=aim, seconds=seconds, bounds=None, cancels=0.0, timeout=2.0)
-    return with_reads(replace(own, workloads=("registers",)), reads)
+    own = replace(calm, pause=pause, aim=aim, seconds=seconds, workloads=workloads)
+    return replace(own, bounds=None, cancels=0.0, timeout=2.0)
 
 
 def busy(storm: Storm, *, clients: int = 3, pause: float = 0.03, **others: Any) -> Storm:
     """The same with more to do."""
     return quick(storm, clients=clients, pause=pause, **others)
+
+
+def impatient(storm: Storm) -> Storm:
+    """Many calls end before anybody knows what came of them."""
+    return replace(busy(storm, workloads=("unique-set",), seconds=10.0), timeout=0.3)
 
 
 def small_appends(storm: Storm) -> Storm:
@@ -74,26 +81,17 @@ def gentle(storm: Storm) -> Storm:
     return replace(calm, gentle=True, timeout=5.0)
 
 
-def often(storm: Storm, **periods: float) -> Storm:
-    return replace(storm, faults={**storm.faults, **periods})
-
-
 def many_segments(storm: Storm) -> Storm:
     """The log is in many segments, so that what rots on a disk is one of them."""
     return replace(storm, settings=replace(storm.settings, segment_bytes=4096, snapshot_bytes=1024 * 1024))
-
-
-def working_on(workload: str) -> Callable[[Storm], Storm]:
-    """With this work only."""
-    return lambda storm: replace(storm, workloads=(workload,))
 
 
 def moving(workload: str, *, seconds: float = 12.0) -> Callable[[Storm], Storm]:
     """Slots move all the time, and this work goes on."""
 
     def change(storm: Storm) -> Storm:
-        calm = busy(storm, groups=3, clients=3, delay=0.004, sync=0.004, seconds=seconds)
-        return replace(calm, moves=0.2, workloads=(workload,))
+        calm = busy(storm, groups=3, delay=0.004, sync=0.004, seconds=seconds, workloads=(workload,))
+        return replace(calm, moves=0.2)
 
     return change
 
@@ -112,11 +110,3 @@ def changing_members(storm: Storm, *, nodes: int = 5, replicas: int = 3) -> Stor
     calm = quick(storm, nodes=nodes, groups=2, clients=2, pause=0.03, delay=0.004, sync=0.004, seconds=12.0)
     actions = {"plan": 1, "members": 12, "add group": 0}
     return replace(calm, replicas=replicas, moves=0.3, members=True, workloads=("counter",), actions=actions)
-
-
-def with_reads(storm: Storm, reads: Literal["lease", "quorum"]) -> Storm:
-    """Leases are only for clocks that keep to their allowance."""
-    tame = {kind: often for kind, often in storm.faults.items() if kind != "wild clock"}
-    if reads == "lease":
-        storm = replace(storm, faults=tame, wild=False)
-    return replace(storm, settings=replace(storm.settings, reads=reads))

@@ -16,7 +16,7 @@ from faults.planted.fault import PlantedFault, kind_of
 from faults.planted.search import Lately, Sought
 from faults.process.planted import OF_NODES, VARIABLE, environment, in_place, main
 from faults.sim.nemesis import EFFECTS
-from faults.sim.storm import KINDS, RUINOUS, Storm
+from faults.sim.storm import KINDS, RUINOUS
 
 each_fault = pytest.mark.parametrize("fault", PLANTED, ids=lambda fault: fault.name)
 
@@ -94,31 +94,17 @@ def test_a_planted_fault_goes_without_a_trace_and_can_be_planted_again(fault: Pl
 
 @each_fault
 def test_the_storm_of_a_planted_fault_has_what_its_profile_says(fault: PlantedFault) -> None:
-    for seed in range(1, 60):
-        storm, plain = fault.storm(seed), Storm.draw(seed)
+    for seed in range(1, 20):
+        storm = fault.storm(seed)
         assert storm == fault.storm(seed), "the same for ever"
         assert storm.seed == seed
-        assert set(fault.faults) <= set(storm.faults) <= set(KINDS) == set(EFFECTS)
-        if fault.only:
-            assert set(storm.faults) == set(fault.faults)
-        elif storm.moves:
-            assert not (storm.members and {*RUINOUS} & {*storm.faults})
-        else:
-            tamed = set() if storm.wild == plain.wild else {"wild clock"}
-            assert set(storm.faults) == {*plain.faults, *fault.faults} - tamed
+        assert dict(storm.faults) == dict(fault.faults)
+        assert set(storm.faults) <= set(KINDS) == set(EFFECTS)
+        assert not storm.wild, "reads would be stale without any fault, and the fault pass for noticed"
+        assert "wild clock" not in storm.faults
+        assert not (storm.members and {*RUINOUS} & {*storm.faults})
         assert storm.replicas <= storm.nodes
         assert storm.workloads
-
-
-def test_no_storm_of_a_planted_fault_has_leases_where_clocks_are_wild() -> None:
-    """Reads would be stale without any fault, and the fault pass for noticed."""
-    storms = [(fault.name, fault.storm(seed)) for fault in PLANTED for seed in range(1, 100)]
-    broken = {
-        name
-        for name, storm in storms
-        if "wild clock" in storm.faults and (storm.settings.reads, storm.wild) != ("quorum", True)
-    }
-    assert broken == set()
 
 
 # -- the search
