@@ -407,8 +407,8 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "the records of who wrote what move along, and the copy is compared",
         ("retry", "history"),
         ((moving, "load", moves.leaves_sessions), (Summary, "decode", moves.BELIEVED)),
-        {"drop replies": 1.0},
-        profiles.moving("retry"),
+        {"drop replies": 0.15},
+        profiles.moving("retry", seconds=8.0, moves=0.1),
     ),
     PlantedFault(
         "the source's time at the target",
