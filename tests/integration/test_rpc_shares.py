@@ -224,6 +224,8 @@ def test_what_waits_until_its_deadline_is_refused_and_surely_not_executed() -> N
             await call.write(request)
             while not service._held.waiting:
                 await asyncio.sleep(0.01)
+            # The millisecond passes.
+            await asyncio.sleep(0.01)
             service._held.take("somebody else", -2 * MAX_HELD_BYTES)
             assert await answers(call, 3) == [Code.OVERLOADED] * 3
             assert front.ops == []
