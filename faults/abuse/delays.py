@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from raftkv.addresses import parse_address
-from raftkv.cli.ports import free_ports
+from raftkv.local.ports import free_ports
 
 Pair = tuple[int, int]
 _HOST: Final = "127.0.0.1"

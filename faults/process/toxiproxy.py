@@ -21,10 +21,10 @@ from toxiproxy import Toxiproxy as Api
 from toxiproxy.api import APIConsumer
 from toxiproxy.exceptions import InvalidToxic, NotFound, ProxyExists
 
-from raftkv.cli.ports import free_ports
-from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
+from raftkv.local.ports import free_ports
+from raftkv.local.process import pause
 
 _HOST: Final = "127.0.0.1"
 _BUILT: Final = Path(__file__).resolve().parents[2] / ".cache" / "toxiproxy" / "server"

@@ -20,9 +20,9 @@ from faults.process.disks import Disk
 from faults.process.toxiproxy import STREAMS, Link, Toxiproxy
 from faults.process.watcher import Watcher
 from raftkv import AsyncClient
-from raftkv.cli.local import MAIN
-from raftkv.cli.ports import free_ports
 from raftkv.client.transport import GrpcTransport, TransportError, connect
+from raftkv.local.node import MAIN
+from raftkv.local.ports import free_ports
 from raftkv.testing import LocalCluster
 
 SPARES: Final = 4

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from faults.process.toxiproxy import STREAMS, Link, Toxiproxy, ToxiproxyError
-from raftkv.cli.ports import free_ports
 from raftkv.clock import SystemClock
+from raftkv.local.ports import free_ports
 from tests import needs
 from tests.waiting import PATIENCE
 

@@ -10,18 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from raftkv.cli.local import (
-    LocalError,
-    LocalProcesses,
-    Place,
-    folder_lock,
-    new_shape,
-    places_from,
-)
 from raftkv.cli.main import run
-from raftkv.cli.ports import free_ports, port_problem
-from raftkv.cli.process import PidFile, Process
 from raftkv.errors import ConfigError
+from raftkv.local.cluster import LocalProcesses, folder_lock
+from raftkv.local.node import LocalError
+from raftkv.local.ports import free_ports, port_problem
+from raftkv.local.process import PidFile, Process
+from raftkv.local.shape import Place, new_shape, places_from
 from raftkv.node.config import load_config
 from tests.waiting import PATIENCE
 
