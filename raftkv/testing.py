@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -40,10 +40,11 @@ class LocalCluster:
     """A cluster of ``nodes`` processes with ``groups`` shard groups of ``replicas`` each (default: up to three).
 
     ``folder`` keeps data and logs, and one that holds a cluster already is used with the shape that it remembers;
-    without a folder, a temporary one is used and removed by :meth:`close`. ``port``: as of ``raftkv up``; without one,
-    free ports are found. ``node`` and ``raft``: keys of those sections of the node's configuration, for instance
-    ``node={"reads": "quorum"}``. ``dial[a, b]``: address at which node a reaches node b, which may join later, so
-    that a proxy can stand between them. ``metrics``: the nodes serve metrics and probes (:meth:`metrics_address`).
+    without a folder, a temporary one is used and removed by :meth:`close`. ``port``: as of ``raftkv up``;
+    ``addresses``: where each node listens, for clients and for nodes; without either, free ports are found.
+    ``node`` and ``raft``: keys of those sections of a node's configuration, for instance ``node={"reads": "quorum"}``.
+    ``dial[a, b]``: address at which node a reaches node b, which may join later, so that a proxy can stand between
+    them. ``metrics``: the nodes serve metrics and probes (:meth:`metrics_address`).
     ``main``: the module that is run as a node, to run one with faults planted or instrumented; it gets the arguments of
     the command ``raftkv``. ``environment``: variables of the nodes' processes besides those of this one. Both hold for
     all starts by this object; the folder does not remember them. Raises ConfigError for options that do not fit
@@ -59,6 +60,7 @@ class LocalCluster:
         slots: int = DEFAULT_SLOTS,
         folder: str | Path | None = None,
         port: int | None = None,
+        addresses: Sequence[tuple[str, str]] | None = None,
         node: Mapping[str, Any] | None = None,
         raft: Mapping[str, Any] | None = None,
         dial: Mapping[tuple[int, int], str] | None = None,
@@ -72,7 +74,7 @@ class LocalCluster:
         self._node_options = dict(node or {})
         self.folder = Path(tempfile.mkdtemp(prefix="raftkv-") if folder is None else folder).absolute()
         try:
-            places, monitors = _places(nodes, port)
+            places, monitors = _places(nodes, port, addresses)
             self._processes = LocalProcesses.open(self.folder, launch) or LocalProcesses.create(
                 self.folder,
                 new_shape(places, groups, min(3, nodes) if replicas is None else replicas, slots),
@@ -240,13 +242,17 @@ class LocalCluster:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _places(nodes: int, port: int | None) -> tuple[tuple[Place, ...], dict[int, str]]:
+def _places(
+    nodes: int, port: int | None, addresses: Sequence[tuple[str, str]] | None
+) -> tuple[tuple[Place, ...], dict[int, str]]:
     """Where the nodes listen, and where each of them may serve metrics."""
     if nodes < 1:
         raise LocalError(f"a cluster of {nodes} nodes is none")
-    ports = free_ports(3 * nodes)
-    at = [f"127.0.0.1:{port}" for port in ports]
+    at = [f"127.0.0.1:{port}" for port in free_ports(3 * nodes)]
     monitors = {i + 1: at[2 * nodes + i] for i in range(nodes)}
     if port is not None:
         return places_from(port, nodes), monitors
-    return tuple(Place(i + 1, at[i], at[nodes + i]) for i in range(nodes)), monitors
+    pairs = addresses or [*zip(at[:nodes], at[nodes : 2 * nodes], strict=True)]
+    if len(pairs) != nodes:
+        raise LocalError(f"{len(pairs)} addresses are given for {nodes} nodes")
+    return tuple(Place(i, *pair) for i, pair in enumerate(pairs, 1)), monitors
