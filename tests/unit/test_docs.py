@@ -23,6 +23,7 @@ from raftkv.cli.common import Exit
 from raftkv.cli.main import cli
 from raftkv.errors import OUTCOMES, Code, NotApplied, OutcomeUnknown
 from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSection, RaftSection, parse_config
+from raftkv.peer.hello import Reason
 from raftkv.raft.messages import Type
 from raftkv.storage import wal_format
 from raftkv.store import Kind
@@ -104,6 +105,7 @@ def test_the_readme_says_truly_which_errors_are_definite() -> None:
 @pytest.mark.parametrize(
     ("first", "numbers"),
     [
+        ("reason", {reason.name: reason.value for reason in Reason}),
         ("type", {kind.name: kind.value for kind in Type}),
         ("step", {kind.name: kind.value for kind in Kind if 30 <= kind < 40 or kind is Kind.CHECK}),
         (
