@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from raftkv import limits
 from raftkv.clock import Clock
+from raftkv.commands.base import Command
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.configurations import CONFIG, Voters
@@ -32,7 +34,6 @@ from raftkv.raft.reads import ReadDone, ReadQueue
 from raftkv.raft.replication import Progress, majority_value
 from raftkv.raft.snapshots import GroupSnapshots, SnapshotFiles, align
 from raftkv.raft.status import GroupStatus, status_of
-from raftkv.store.operations import Op, Result
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ class RaftGroup:
 
     # -- proposals
 
-    def propose(self, ops: list[Op], size: int, done: Done) -> Proposal:
+    def propose(self, ops: Sequence[Command], size: int, done: Done) -> Proposal:
         """Replicate ``ops``, of ``size`` bytes of payload, in one entry; ``done(results)`` is called once.
 
         TOO_LARGE, NOT_LEADER and UNAVAILABLE are answered only to operations that never reached the log; UNKNOWN if

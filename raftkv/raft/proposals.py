@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from raftkv import limits
+from raftkv.commands.base import Command, Write
+from raftkv.commands.results import Result
 from raftkv.errors import Code
-from raftkv.store.operations import WRITES, Op, Result
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Proposal:
     ``waiting``: they have not reached the log, and have no results yet.
     """
 
-    ops: list[Op]
+    ops: Sequence[Command]
     size: int
     done: Done
     waiting: bool = True
@@ -72,7 +73,7 @@ class OpenEntry:
 
     index: int
     time: int
-    ops: list[Op]
+    ops: list[Command]
     proposals: list[Proposal]
 
     def answer(self, results: list[Result]) -> None:
@@ -114,10 +115,10 @@ class Proposals:
         if proposal.size > limits.MAX_PROPOSAL_BYTES:
             proposal.refuse(_TOO_LARGE)
             return
-        bulk = proposal.size >= _BULK and proposal.ops[0].kind in WRITES
+        bulk = proposal.size >= _BULK and isinstance(proposal.ops[0], Write)
         (self._bulk if bulk else self._waiting).append(proposal)
 
-    def take(self) -> tuple[list[Op], list[Proposal]]:
+    def take(self) -> tuple[list[Command], list[Proposal]]:
         """What goes into the next entry: of each queue at least one proposal, if both fit into MAX_ENTRY_BYTES."""
         taken: list[Proposal] = []
         size = 0
@@ -131,7 +132,7 @@ class Proposals:
     def opened(self, entry: OpenEntry) -> None:
         self._open.append(entry)
 
-    def ops_of(self, index: int) -> list[Op] | None:
+    def ops_of(self, index: int) -> list[Command] | None:
         """Of the open entry ``index``, which is applied next; None if it is not this leader's."""
         return self._open[0].ops if self._open and self._open[0].index == index else None
 
