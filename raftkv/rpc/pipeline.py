@@ -53,6 +53,7 @@ _LEAST: Final = 64
 """Bytes of a message for each operation in it, about; to guess their number before the message is parsed."""
 _UNNOTICED: Final = 64 * 1024
 """Bytes by which a stream may differ from what is counted for it."""
+_DECODE: Final = {number: kind.decode for number, kind in CLIENT_COMMANDS.items()}
 _OVERLOADED: Final = int(Code.OVERLOADED)
 _TOO_MUCH: Final = overloaded("too many messages of this connection wait")
 _TOO_LATE: Final = overloaded("the node was too busy to begin with the operation before its deadline")
@@ -303,9 +304,8 @@ class PipelineStream:
         slots = slots_of(self._frontend)
         for operation in left:
             try:
-                kind = CLIENT_COMMANDS.get(operation.kind)
-                op = None if kind is None else kind.decode(operation, client_id, first, slots)
-                if op is None:
+                decode = _DECODE.get(operation.kind)
+                if decode is None or (op := decode(operation, client_id, first, slots)) is None:
                     raise InvalidArgument(f"unknown kind of operation {operation.kind}")
             except InvalidArgument as error:
                 failure = failure_of(error)
