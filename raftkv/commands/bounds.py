@@ -20,6 +20,9 @@ MAX_COUNT: Final = 2**62
 MAX_EXPIRES: Final = 2**61
 """Milliseconds; no record expires later."""
 
+MAX_VERSION: Final = 2**63 - 1
+"""That a condition may name."""
+
 MAX_SLOT: Final = 65535
 CLIENT_BYTES: Final = 16
 
@@ -43,7 +46,7 @@ Slots = Annotated[tuple[SlotNumber, ...], Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Id = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 Key = Annotated[bytes, Meta(min_length=1)]
-Expect = Annotated[int, Meta(ge=ANY_VERSION, le=2**63 - 1)]
+Expect = Annotated[int, Meta(ge=ANY_VERSION, le=MAX_VERSION)]
 Ttl = Annotated[int, Meta(ge=0, le=MAX_TTL_MS)]
 Client = Annotated[bytes, Meta(max_length=CLIENT_BYTES)]
 ReadMode = Annotated[int, Meta(ge=0, le=2)]
@@ -73,10 +76,16 @@ def check_request_id(client_id: bytes, sequence: int, first_incomplete: int) -> 
     """Raises InvalidArgument unless the three name a write."""
     if len(client_id) != CLIENT_BYTES:
         raise InvalidArgument(f"a client id of {len(client_id)} bytes; it has {CLIENT_BYTES}")
-    if not 1 <= first_incomplete <= sequence:
+    if not 1 <= first_incomplete <= sequence <= MAX_COUNT:
         raise InvalidArgument(
-            f"request {sequence} with first incomplete {first_incomplete}: want 1 <= first <= request"
+            f"request {sequence} with first incomplete {first_incomplete}: want 1 <= first <= request <= {MAX_COUNT}"
         )
+
+
+def check_version(version: int) -> None:
+    """Raises InvalidArgument for a version that no record can have."""
+    if not ANY_VERSION <= version <= MAX_VERSION:
+        raise InvalidArgument(f"{version} is no version")
 
 
 def check_mode(mode: int) -> None:

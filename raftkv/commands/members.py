@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from raftkv.commands.base import GroupCommand, GroupRead
-from raftkv.commands.bounds import Id
+from raftkv.commands.bounds import Count, Id
 
 
 class Members(GroupRead, frozen=True, tag=50):
@@ -23,4 +23,4 @@ class ChangeMembers(GroupCommand, frozen=True, tag=51):
 class Transfer(GroupCommand, frozen=True, tag=52):
     """Have ``node`` lead the group."""
 
-    node: Id
+    node: Count

@@ -11,6 +11,7 @@ from raftkv.commands.base import Read, Write
 from raftkv.commands.bounds import (
     ANY_VERSION,
     CLIENT_BYTES,
+    MAX_COUNT,
     MAX_TTL_MS,
     Expect,
     Key,
@@ -20,6 +21,7 @@ from raftkv.commands.bounds import (
     check_request_id,
     check_ttl,
     check_value,
+    check_version,
 )
 from raftkv.commands.results import TOO_LARGE, Result, ScanPage
 from raftkv.errors import Code, InvalidArgument
@@ -100,13 +102,13 @@ class Put(Write, frozen=True, tag=1):
             check_key(key)
         if not sequence:
             client, first = b"", 0
-        elif len(client) != CLIENT_BYTES or not 1 <= first <= sequence:
+        elif len(client) != CLIENT_BYTES or not 1 <= first <= sequence <= MAX_COUNT:
             check_request_id(client, sequence, first)
         if len(value) > MAX_VALUE_BYTES:
             check_value(value)
         if ttl > MAX_TTL_MS:
             check_ttl(ttl)
-        expect = message.if_version if message.HasField("if_version") else ANY_VERSION
+        expect = _expect(message) if message.HasField("if_version") else ANY_VERSION
         return cls(slot_of(key, slots), key, value, expect, ttl, client=client, seq=sequence, first=first)
 
     @classmethod
@@ -250,7 +252,10 @@ class Scan(Read, frozen=True, tag=4):
 
 
 def _expect(asked: kv_pb2.Operation | kv_pb2.PutRequest | kv_pb2.DeleteRequest) -> int:
-    return asked.if_version if asked.HasField("if_version") else ANY_VERSION
+    if not asked.HasField("if_version"):
+        return ANY_VERSION
+    check_version(asked.if_version)
+    return asked.if_version
 
 
 def _named(message: kv_pb2.Operation, client: bytes, first: int) -> tuple[bytes, int, int]:

@@ -28,6 +28,15 @@ def unpack_batch(command: bytes) -> tuple[int, Sequence[Command]]:
     return decode_entry(memoryview(command)[1:])
 
 
+def is_readable(command: bytes) -> bool:
+    """Whether every replica can decode an entry with proposals."""
+    try:
+        unpack_batch(command)
+    except ValueError:
+        return False
+    return True
+
+
 def prepared(machine: StateMachine, command: bytes, ops: Sequence[Command] | None) -> bool:
     """Whether the next entry can be applied without holding up the loop; else ask again in a later turn.
 

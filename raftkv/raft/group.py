@@ -22,7 +22,7 @@ from raftkv.raft.config import RaftConfig
 from raftkv.raft.configurations import CONFIG, Voters
 from raftkv.raft.core import LEADER, Core
 from raftkv.raft.elections import Elections
-from raftkv.raft.entries import is_batch, pack_batch, prepared, unpack_batch
+from raftkv.raft.entries import is_batch, prepared, unpack_batch
 from raftkv.raft.guard import judge
 from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
 from raftkv.raft.lost import LostEntries
@@ -180,9 +180,9 @@ class RaftGroup:
         if not self._ready or self._transfer is not None or self.log.syncing_bytes >= limits.MAX_UNSYNCED_BYTES:
             return
         while self._proposals.waiting and self._proposals.open_entries < self._config.max_open_entries:
-            ops, proposals = self._proposals.take()
             now = self.time()
-            index = self.core.append(pack_batch(now, ops))
+            entry, ops, proposals = self._proposals.next_entry(now)
+            index = self.core.append(entry)
             self._proposals.opened(OpenEntry(index, now, ops, proposals))
 
     def time(self) -> int:

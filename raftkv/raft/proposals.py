@@ -10,8 +10,9 @@ from typing import Final
 
 from raftkv import limits
 from raftkv.commands.base import Command, Write
-from raftkv.commands.results import Result
+from raftkv.commands.results import MALFORMED, Result
 from raftkv.errors import Code
+from raftkv.raft.entries import is_readable, pack_batch
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,21 @@ class Proposals:
                 taken[-1].waiting = False
                 size += taken[-1].size
         return [op for proposal in taken for op in proposal.ops], taken
+
+    def next_entry(self, time: int) -> tuple[bytes, list[Command], list[Proposal]]:
+        """The next entry, its operations and their proposals: what :meth:`take` gives. ``time``: the group's, in ms."""
+        ops, taken = self.take()
+        entry = pack_batch(time, ops)
+        if not is_readable(entry):
+            # A mistake of this node: in the log it would stop every replica for good.
+            for proposal in taken:
+                if not is_readable(pack_batch(time, proposal.ops)):
+                    log.error("malformed operations are not proposed: %.200r", proposal.ops)
+                    proposal.refuse(MALFORMED)
+            taken = [proposal for proposal in taken if is_readable(pack_batch(time, proposal.ops))]
+            ops = [op for proposal in taken for op in proposal.ops]
+            entry = pack_batch(time, ops)
+        return entry, ops, taken
 
     def opened(self, entry: OpenEntry) -> None:
         self._open.append(entry)

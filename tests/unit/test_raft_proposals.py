@@ -90,6 +90,24 @@ def test_a_raising_receiver_keeps_no_other_answer(caplog: pytest.LogCaptureFixtu
     assert "receiver of results failed" in caplog.text
 
 
+def test_what_no_replica_could_decode_does_not_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """It would stop every replica, at every start. What was proposed beside it is done."""
+    lab = Lab(by_hand=True)
+    leader = lab.elect(1)
+    lab.pump()
+    answers: list[Result] = []
+    before = leader.put(b"a")
+    leader.raft.propose([Put(0, b"k", b"b", expect=2**64 - 1)], 1, answers.extend)
+    after = leader.put(b"c")
+    lab.run(0.0)
+    lab.pump()
+    assert [answer.code for answer in answers] == [Code.INVALID_ARGUMENT]
+    assert before.ok
+    assert after.ok
+    assert leader.commands() == [b"a", b"c"]
+    assert "malformed operations are not proposed" in caplog.text
+
+
 def test_what_is_withdrawn_before_it_reaches_the_log_never_does() -> None:
     """Whoever asked has gone: it takes no room, changes nothing and has no results."""
     lab = Lab(by_hand=True)

@@ -64,6 +64,10 @@ def test_absent_and_empty_expectations_differ() -> None:
         ({"key": b"k", "kind": 3, "ttl_ms": MAX_TTL * 1000 + 1}, InvalidArgument),
         ({"key": b"k", "kind": 3, "expected": b"v" * (MAX_VALUE_BYTES + 1)}, TooLarge),
         ({"key": b"k", "kind": 1, "sequence": 2}, InvalidArgument),
+        ({"key": b"k", "kind": 1, "sequence": 2**62 + 1}, InvalidArgument),
+        ({"key": b"k", "kind": 2, "sequence": 2**62 + 1}, InvalidArgument),
+        ({"key": b"k", "kind": 1, "if_version": 2**63}, InvalidArgument),
+        ({"key": b"k", "kind": 2, "if_version": 2**64 - 1}, InvalidArgument),
     ],
 )
 def test_bad_operations_are_refused(fields: dict[str, Any], error: type[RaftKVError]) -> None:
