@@ -81,7 +81,8 @@ def test_an_entry_of_the_log_is_what_it_was() -> None:
         Genesis((3,)),
     ]
     encoded = bytes.fromhex(
-        "9207 95 9901 01 c4016b c40176 03 04 c40163 05 02 9903 01 c4016b c40176 c0 00 c400 00 00 9324 02 07 910a 920b9103"
+        "9207 95 9901 01 c4016b c40176 03 04 c40163 05 02 9903 01 c4016b c40176 c0 00 c400 00 00"
+        "9324 02 07 910a 920b9103"
     )
     assert encode_entry(7, ops) == encoded
     assert decode_entry(encoded) == (7, ops)
