@@ -142,29 +142,31 @@ class Router:
         writes: dict[int, Writes | None] = {}
         latest = self._ids.latest
         for index, op in enumerate(ops):
-            group = owners[op.slot] if isinstance(op, SlotCommand) and op.slot < slots else -1
-            if group not in data:
-                pass
-            elif isinstance(op, Read):
-                if not op.mode and group not in readable:
-                    replica = data[group]
-                    leased = not self.quorum_reads and replica.group.lease_holds()
-                    readable[group] = replica if leased else None
-                leader = None if op.mode else readable[group]
-                found = None if leader is None else op.read(leader.store)
-                if found is not None and not found.code:
-                    reply(index, found)
-                    continue
-            elif isinstance(op, Write) and op.client and op.client <= latest and not self._refusal(op, shard_map):
-                if group not in writes:
-                    leads = data[group].group.leads()
-                    writes[group] = Writes(group, reply, deadline, local, caller) if leads else None
-                lot = writes[group]
-                if lot is not None:
-                    lot.ops.append(op)
-                    lot.indexes.append(index)
-                    lot.size += OP_OVERHEAD + op.size()
-                    continue
+            group = -1
+            if isinstance(op, Read):
+                group = owners[op.slot] if op.slot < slots else -1
+                if group in data and not op.mode:
+                    if group not in readable:
+                        replica = data[group]
+                        leased = not self.quorum_reads and replica.group.lease_holds()
+                        readable[group] = replica if leased else None
+                    leader = readable[group]
+                    found = None if leader is None else op.read(leader.store)
+                    if found is not None and not found.code:
+                        reply(index, found)
+                        continue
+            elif isinstance(op, Write):
+                group = owners[op.slot] if op.slot < slots else -1
+                if group in data and op.client and op.client <= latest and not self._refusal(op, shard_map):
+                    if group not in writes:
+                        leads = data[group].group.leads()
+                        writes[group] = Writes(group, reply, deadline, local, caller) if leads else None
+                    lot = writes[group]
+                    if lot is not None:
+                        lot.ops.append(op)
+                        lot.indexes.append(index)
+                        lot.size += OP_OVERHEAD + op.size()
+                        continue
             self._admit(Request(op, index, reply, deadline, local, caller, group), shard_map)
         for lot in writes.values():
             if lot is not None:
