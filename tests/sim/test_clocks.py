@@ -101,7 +101,7 @@ def test_clients_far_ahead_of_the_time_lock_nobody_out() -> None:
             results = await ask(leader(cluster), flood(cluster, 500, 47 * HOUR + part))
             assert {result.code for result in results} == {Code.SESSION_EXPIRED}
         now = leader(cluster).clock.wall()
-        assert abs(results[0].version / 1000 - now) < 10, "the refusal tells the cluster's time"
+        assert abs(results[0].new_id_ms / 1000 - now) < 10, "the refusal tells the cluster's time"
         await in_time(cluster, "right", 0.0)
 
     run(scenario)
@@ -115,7 +115,7 @@ def test_nor_do_as_many_that_are_just_taken() -> None:
             assert {result.code for result in results} == {Code.OK}
         (old,) = await ask(leader(cluster), flood(cluster, 1, 0.0))
         assert old.code == Code.SESSION_EXPIRED, "the floor is ahead of the time, by no more than the allowance"
-        assert 0 < old.version / 1000 - leader(cluster).clock.wall() < limits.CLIENT_AHEAD
+        assert 0 < old.new_id_ms / 1000 - leader(cluster).clock.wall() < limits.CLIENT_AHEAD
         await in_time(cluster, "right", 0.0)
         await in_time(cluster, "slow", -30 * HOUR)
 
@@ -139,7 +139,7 @@ def test_a_floor_that_an_earlier_version_let_run_ahead_is_no_lock() -> None:
         unnamed = await ask(one, [Put(slot(cluster), KEY, b"x")] * 50)
         assert {result.code for result in unnamed} == {Code.OK}
         (far,) = await ask(one, flood(cluster, 1, 49 * HOUR))
-        assert (far.code, far.version) == (Code.SESSION_EXPIRED, drawn_at(ahead) + 1)
+        assert (far.code, far.new_id_ms) == (Code.SESSION_EXPIRED, drawn_at(ahead) + 1)
 
     run(scenario)
 
