@@ -375,7 +375,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "writes while frozen",
         "moves",
         "a frozen slot takes nothing, as its copy is complete",
-        ((Store, "_execute", planted_moves.writes_while_frozen),),
+        ((Store, "write", planted_moves.writes_while_frozen),),
         tune=weather.moving_with("unique-set"),
     ),
     Mutant(
@@ -405,7 +405,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "what is written during the copy is copied again, and the copy is compared",
         (
             (Slot, "changes_after", planted_moves.forgets_changes),
-            (Moves, "_import_final", planted_moves.believes_the_copy),
+            (Moves, "import_final", planted_moves.believes_the_copy),
         ),
         tune=weather.moving_with("registers"),
     ),
@@ -415,7 +415,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "the records of who wrote what move along, and the copy is compared",
         (
             (copying, "_sessions", planted_moves.leaves_sessions),
-            (Moves, "_import_final", planted_moves.believes_the_copy),
+            (Moves, "import_final", planted_moves.believes_the_copy),
         ),
         ("drop replies",),
         tune=weather.moving_with("retry"),

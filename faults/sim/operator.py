@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from faults.sim.cluster import SimCluster
+from raftkv.commands.base import Command
+from raftkv.commands.meta import ReadCluster
+from raftkv.commands.results import ClusterReport, Result
 from raftkv.errors import Code
 from raftkv.node.asking import meta_command
-from raftkv.store.codec import pack, unpack
+from raftkv.store.codec import unpack
 from raftkv.store.meta_state import MetaState
-from raftkv.store.operations import Kind, Op, Result
 from shards.map import META_GROUP, Group
 
 _TIMEOUT: Final = 4.0
@@ -80,8 +82,8 @@ class Operator:
 
     async def look(self) -> MetaState | None:
         """What the meta group knows, None if nobody tells."""
-        result = await self._ask(Op(Kind.META_STATE, META_GROUP, b"", pack([])))
-        return MetaState.from_wire(unpack(result.value or b"")[1]) if result.code == Code.OK else None
+        report = (await self._ask(ReadCluster(META_GROUP))).answer
+        return MetaState.from_wire(unpack(report.state)) if isinstance(report, ClusterReport) else None
 
     async def settle(self) -> None:
         """He lets go of what he has not got yet: jobs go on by themselves, groups keep the voters they have."""
@@ -105,7 +107,7 @@ class Operator:
             self.counts[f"done {verb}"] += 1
         return result.code == Code.OK
 
-    async def _ask(self, op: Op) -> Result:
+    async def _ask(self, op: Command) -> Result:
         running = [one for one in self._cluster.nodes.values() if one.node is not None and one.state == "running"]
         if not running:
             return _UNSEEN

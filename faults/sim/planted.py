@@ -7,6 +7,8 @@ from typing import Any
 
 from raftkv.client.engine import Engine
 from raftkv.client.retry import Progress as Attempts
+from raftkv.commands.records import Get
+from raftkv.commands.results import Result
 from raftkv.errors import Code, RaftKVError
 from raftkv.node.node import RaftNode
 from raftkv.node.outbox import DurableOutbox
@@ -20,7 +22,6 @@ from raftkv.raft.log import FIRST_INDEX, Entry, GroupLog
 from raftkv.raft.messages import Type
 from raftkv.raft.replication import majority_value
 from raftkv.raft.snapshots import GroupSnapshots, align
-from raftkv.store.operations import Kind, Result
 
 # -- the append guard
 
@@ -181,8 +182,8 @@ def read_without_round(group: RaftGroup, quorum: bool, done: Any) -> None:
 def any_replica_reads(router: Router, request: Any) -> None:
     group = router._group_of(request.op, router.map) if router.map is not None else 0
     replica = router._data.get(group)
-    if request.op.kind == Kind.GET and replica is not None and replica.group.caught_up:
-        router._finish(request, router._read(replica, request.op))
+    if isinstance(request.op, Get) and replica is not None and replica.group.caught_up:
+        router._finish(request, request.op.read(replica.store))
     else:
         _route(router, request)
 

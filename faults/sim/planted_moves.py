@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
+from raftkv.commands.base import Write
+from raftkv.commands.results import Result
 from raftkv.node.membership import Membership as Driver
 from raftkv.raft.configurations import Configurations, Voters
 from raftkv.raft.group import RaftGroup
@@ -16,7 +18,6 @@ from raftkv.store.copying import Summary
 from raftkv.store.digest import content_digest
 from raftkv.store.meta_state import MetaState
 from raftkv.store.moving import Moves
-from raftkv.store.operations import WRITES, Result
 from raftkv.store.records import Store
 from raftkv.store.slot import Slot, SlotState
 from shards import moves
@@ -37,18 +38,18 @@ _cancel = meta_commands._cancel
 CANCEL_ANYWAY: Final = {**meta_commands._COMMANDS, "cancel": cancels_what_was_committed}
 
 
-def writes_while_frozen(store: Store, command: Any) -> Result:
+def writes_while_frozen(store: Store, command: Write) -> Result:
     """The source goes on taking writes until it lets go of the slot."""
-    home = store._slots.get(command[1]) if command[0] in WRITES else None
+    home = store._slots.get(command.slot)
     if home is None or home.state is not SlotState.FROZEN:
-        return _execute(store, command)
+        return _write(store, command)
     home.state = SlotState.OWNED
-    done = _execute(store, command)
+    done = _write(store, command)
     home.state = SlotState.FROZEN
     return done
 
 
-_execute = Store._execute
+_write = Store.write
 
 EARLY: Final = {
     **moves._STARTED,
@@ -58,7 +59,7 @@ EARLY: Final = {
 """The target serves before the meta group has decided."""
 
 
-def believes_the_copy(store_moves: Moves, now: int, move: int, data: bytes) -> Result:
+def believes_the_copy(store_moves: Moves, move: int, data: bytes) -> Result:
     """The target takes the counters and compares nothing."""
     one = store_moves.imports.get(move)
     if one is not None and one.frozen is None:
@@ -66,10 +67,10 @@ def believes_the_copy(store_moves: Moves, now: int, move: int, data: bytes) -> R
         summary = Summary.decode(data)
         count, digest = content_digest(slots, summary.frozen)
         data = summary._replace(records=count, digest=digest).encode()
-    return _import_final(store_moves, now, move, data)
+    return _import_final(store_moves, move, data)
 
 
-_import_final = Moves._import_final
+_import_final = Moves.import_final
 
 
 def forgets_changes(*_: Any) -> list[tuple[bytes, int]]:
@@ -97,7 +98,7 @@ _serve = Moves._serve
 async def all_at_once(driver: Driver, _: MetaState, group: Group, wanted: tuple[int, ...]) -> None:
     """A group's leader is asked for all the voters that are wanted, whatever they were before."""
     members = await driver._members(group.id)
-    have = members.committed
+    have = members.voters
     strange = [node for node in wanted if node not in have and node not in group.learners]
     if strange:
         await driver._tell("learn", group.id, strange[0])

@@ -22,7 +22,7 @@ from shards.map import Group, MapError, Node, ShardMap
 if TYPE_CHECKING:
     from grpc import aio
 
-    from raftkv.store.operations import Result
+    from raftkv.commands.results import Result
 
 T = TypeVar("T")
 

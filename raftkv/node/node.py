@@ -17,6 +17,7 @@ import msgpack
 
 from raftkv import __version__, limits
 from raftkv.clock import Clock, Timer
+from raftkv.commands.base import Command
 from raftkv.errors import CorruptData, RaftKVError
 from raftkv.node import messages
 from raftkv.node.asking import asker
@@ -59,7 +60,6 @@ from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
 from raftkv.store.codec import unpack
 from raftkv.store.meta_state import MetaState
-from raftkv.store.operations import Op
 from shards.map import META_GROUP, ShardMap
 from shards.map import Node as MapNode
 from shards.placement import meta_voters
@@ -533,7 +533,7 @@ class RaftNode:
 
     # -- the front end's port
 
-    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
+    def submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
         self._router.submit(ops, timeout, reply, caller)
 
     def cluster_map(self) -> ShardMap | None:

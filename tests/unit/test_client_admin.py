@@ -12,9 +12,9 @@ from grpc import aio
 
 from raftkv.client.admin import AdminClient, shard_map_of
 from raftkv.client.transport import connect
+from raftkv.commands.meta import ChangeCluster
 from raftkv.errors import ConditionFailed, DeadlineExceeded, InvalidArgument, Unavailable
 from raftkv.rpc.admin import _map_message
-from raftkv.store.operations import Kind
 from raftkv.v1 import admin_pb2
 from shards.map import Group, Node, ShardMap
 from tests.admin_world import World, world_of
@@ -87,7 +87,7 @@ def test_a_refusal_is_final_and_says_why(world: World) -> None:
                 await client.change(PAUSE)
 
     asyncio.run(main())
-    assert len([op for op in world.served if op.kind == Kind.META]) == 1
+    assert len([op for op in world.served if isinstance(op, ChangeCluster)]) == 1
 
 
 def test_a_change_whose_outcome_is_not_known_is_told_as_such(world: World) -> None:
