@@ -25,9 +25,9 @@ from bench.state import measure as measure_state
 from bench.steady import Timed, steady
 from bench.workload import Operation
 from raftkv.cli.common import complain, run
-from raftkv.cli.local import probe
 from raftkv.clock import SystemClock, sleep
 from raftkv.errors import RaftKVError
+from raftkv.local.status import probe
 from raftkv.testing import LocalCluster
 
 _KEY_BYTES = 16

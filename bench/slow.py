@@ -17,8 +17,9 @@ from bench.load import Plan
 from bench.report import summary_of
 from bench.workload import Operation
 from raftkv.cli.common import complain
-from raftkv.cli.local import LocalError, probe
 from raftkv.clock import SystemClock
+from raftkv.local.node import LocalError
+from raftkv.local.status import probe
 from raftkv.testing import LocalCluster
 from raftkv.v1.admin_pb2 import ReplicaStatus
 

@@ -14,10 +14,11 @@ from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
-import msgpack
-
 from bench.footprint import memory
-from raftkv.store import Kind, Op
+from raftkv.commands.base import Command
+from raftkv.commands.group import Genesis
+from raftkv.commands.records import Put
+from raftkv.commands.registry import decode_entry, encode_entry
 from raftkv.store.records import Store
 from shards.slots import slot_of
 
@@ -45,31 +46,31 @@ class State:
     slice_ms: float
 
 
-def _entry(keys: list[bytes], seq: int, value: bytes) -> object:
-    ops = [
-        Op(Kind.PUT, slot_of(key, _SLOTS), key, value, client=b"bench".ljust(16), seq=seq + at, first=seq)
+def _entry(keys: list[bytes], seq: int, value: bytes) -> list[Command]:
+    puts = [
+        Put(slot_of(key, _SLOTS), key, value, client=b"bench".ljust(16), seq=seq + at, first=seq)
         for at, key in enumerate(keys)
     ]
     # Through the codec, as from a client or the log: no object is shared with another record.
-    return msgpack.unpackb(msgpack.packb(ops), use_list=False)
+    return decode_entry(encode_entry(0, puts))[1]
 
 
 def measure_here(records: int, value_size: int) -> State:
     """Fill a store in this process."""
     store, rng = Store(), random.Random(1)
-    store.apply(1, [Op(Kind.GENESIS, 0, b"slots", msgpack.packb(list(range(_SLOTS))))])
+    store.apply(1, [Genesis(tuple(range(_SLOTS)))])
     gc.collect()
     before = memory(os.getpid())
     for first in range(0, records, _OPS):
         keys = [b"%016d" % number for number in range(first, min(records, first + _OPS))]
-        store.apply(first + 2, _entry(keys, first + 1, rng.randbytes(value_size)))  # type: ignore[arg-type]
+        store.apply(first + 2, _entry(keys, first + 1, rng.randbytes(value_size)))
     gc.collect()
     taken = memory(os.getpid()) - before
     picked = iter(lambda: b"%016d" % int(rng.random() * records), b"")
     entries = [_entry(list(islice(picked, _OPS)), records + at * _OPS + 1, b"x" * value_size) for at in range(_ENTRIES)]
     began = perf_counter()
     for at, entry in enumerate(entries):
-        store.apply(records + at + 2, entry)  # type: ignore[arg-type]
+        store.apply(records + at + 2, entry)
     applied = _ENTRIES * _OPS / (perf_counter() - began)
     reads = [(slot_of(key, _SLOTS), key) for key in islice(picked, _READS)]
     began = perf_counter()

@@ -52,6 +52,9 @@ MAX_STREAMS: Final = 1024
 MAX_CALLS: Final = 1024
 """Unary calls of a node at a time, shared in the same way; as many again for Admin and health."""
 
+OP_OVERHEAD: Final = 64
+"""Bytes that an operation counts for in a node besides its payload."""
+
 MAX_FORWARDED_ANSWER_BYTES: Final = 2 * MAX_ANSWER_BYTES
 """Values in answers to one message of operations from another node, unless one alone is larger: further reads are
 refused, and asked again when there is room where their client is."""

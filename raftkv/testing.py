@@ -14,31 +14,21 @@ With pytest, ask for the fixture ``raftkv_cluster``. All methods block; from a c
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from raftkv.cli.growing import add_node
-from raftkv.cli.joining import Places
-from raftkv.cli.local import (
-    MAIN,
-    READY_TIMEOUT,
-    STOP_TIMEOUT,
-    Launch,
-    LocalError,
-    LocalNode,
-    LocalProcesses,
-    Place,
-    new_shape,
-    places_from,
-)
-from raftkv.cli.ports import free_ports
-from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
+from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses
+from raftkv.local.growing import add_node
+from raftkv.local.joining import Places
+from raftkv.local.node import MAIN, STOP_TIMEOUT, Launch, LocalError
+from raftkv.local.ports import free_ports
+from raftkv.local.process import pause
+from raftkv.local.shape import Place, new_shape, places_from
 from raftkv.node.config import DEFAULT_GROUPS, DEFAULT_SLOTS
 
 __all__ = ["LocalCluster"]
@@ -50,10 +40,11 @@ class LocalCluster:
     """A cluster of ``nodes`` processes with ``groups`` shard groups of ``replicas`` each (default: up to three).
 
     ``folder`` keeps data and logs, and one that holds a cluster already is used with the shape that it remembers;
-    without a folder, a temporary one is used and removed by :meth:`close`. ``port``: as of ``raftkv up``; without one,
-    free ports are found. ``node`` and ``raft``: keys of those sections of the node's configuration, for instance
-    ``node={"reads": "quorum"}``. ``dial[a, b]``: address at which node a reaches node b, which may join later, so
-    that a proxy can stand between them. ``metrics``: the nodes serve metrics and probes (:meth:`metrics_address`).
+    without a folder, a temporary one is used and removed by :meth:`close`. ``port``: as of ``raftkv up``;
+    ``addresses``: where each node listens, for clients and for nodes; without either, free ports are found.
+    ``node`` and ``raft``: keys of those sections of a node's configuration, for instance ``node={"reads": "quorum"}``.
+    ``dial[a, b]``: address at which node a reaches node b, which may join later, so that a proxy can stand between
+    them. ``metrics``: the nodes serve metrics and probes (:meth:`metrics_address`).
     ``main``: the module that is run as a node, to run one with faults planted or instrumented; it gets the arguments of
     the command ``raftkv``. ``environment``: variables of the nodes' processes besides those of this one. Both hold for
     all starts by this object; the folder does not remember them. Raises ConfigError for options that do not fit
@@ -69,6 +60,7 @@ class LocalCluster:
         slots: int = DEFAULT_SLOTS,
         folder: str | Path | None = None,
         port: int | None = None,
+        addresses: Sequence[tuple[str, str]] | None = None,
         node: Mapping[str, Any] | None = None,
         raft: Mapping[str, Any] | None = None,
         dial: Mapping[tuple[int, int], str] | None = None,
@@ -82,7 +74,7 @@ class LocalCluster:
         self._node_options = dict(node or {})
         self.folder = Path(tempfile.mkdtemp(prefix="raftkv-") if folder is None else folder).absolute()
         try:
-            places, monitors = _places(nodes, port)
+            places, monitors = _places(nodes, port, addresses)
             self._processes = LocalProcesses.open(self.folder, launch) or LocalProcesses.create(
                 self.folder,
                 new_shape(places, groups, min(3, nodes) if replicas is None else replicas, slots),
@@ -129,22 +121,22 @@ class LocalCluster:
 
     def address(self, node: int) -> str:
         """Address of ``node`` for clients."""
-        return self._node(node).address
+        return self._processes.node(node).address
 
     def peer_address(self, node: int) -> str:
         """Address of ``node`` for the other nodes."""
-        return self._node(node).peer_address
+        return self._processes.node(node).peer_address
 
     def metrics_address(self, node: int) -> str:
         """Where ``node`` serves ``/metrics``, ``/livez`` and ``/readyz``. Raises LocalError if it does not."""
-        address = self._node(node).metrics()
+        address = self._processes.node(node).metrics()
         if address is None:
             raise LocalError(f"node {node} serves no metrics: make the cluster with metrics=True")
         return address
 
     def pid(self, node: int) -> int | None:
         """Process id of ``node``, None if it does not run."""
-        process = self._node(node).process()
+        process = self._processes.node(node).process()
         return process.pid if process else None
 
     def add_node(
@@ -189,22 +181,19 @@ class LocalCluster:
 
     def stop_node(self, node: int, timeout: float = STOP_TIMEOUT) -> bool:
         """SIGTERM and wait. Whether the node ended by itself within ``timeout`` seconds."""
-        return self._node(node).stop(timeout)
+        return self._processes.node(node).stop(timeout)
 
     def kill(self, node: int) -> None:
         """SIGKILL: what was not on disk is lost as in a crash of the process."""
-        self._node(node).kill()
+        self._processes.node(node).kill()
 
     def kill_all(self) -> None:
         """SIGKILL to all nodes before any of them is waited for."""
-        for node in self._processes.nodes:
-            self._signal(node.id, signal.SIGKILL)
-        for node in self._processes.nodes:
-            node.kill()
+        self._processes.kill()
 
     def restart(self, node: int, timeout: float = READY_TIMEOUT, *, wait: bool = True) -> None:
         """Start ``node`` again (after killing it if it still runs) and, if ``wait``, wait until it serves."""
-        target = self._node(node)
+        target = self._processes.node(node)
         target.kill()
         target.start()
         if wait:
@@ -212,11 +201,11 @@ class LocalCluster:
 
     def pause(self, node: int) -> None:
         """SIGSTOP: the process stands still, its connections stay open."""
-        self._signal(node, signal.SIGSTOP)
+        self._processes.node(node).pause()
 
     def resume(self, node: int) -> None:
         """SIGCONT after :meth:`pause`."""
-        self._signal(node, signal.SIGCONT)
+        self._processes.node(node).resume()
 
     def wait_ready(self, timeout: float = READY_TIMEOUT) -> None:
         """Wait until every node serves. Raises LocalError."""
@@ -238,7 +227,7 @@ class LocalCluster:
 
     def log(self, node: int, lines: int = 50) -> str:
         """The last lines of the node's log."""
-        return self._node(node).log_tail(lines)
+        return self._processes.node(node).log_tail(lines)
 
     def logs(self, lines: int = 30) -> dict[str, str]:
         """The last lines of every node's log, by a name for people."""
@@ -246,31 +235,24 @@ class LocalCluster:
 
     def data_dir(self, node: int) -> Path:
         """The data folder of ``node``."""
-        return self._node(node).data
-
-    def _node(self, node: int) -> LocalNode:
-        for candidate in self._processes.nodes:
-            if candidate.id == node:
-                return candidate
-        raise LocalError(f"there is no node {node} in this cluster")
-
-    def _signal(self, node: int, number: signal.Signals) -> None:
-        process = self._node(node).process()
-        if process is not None:
-            process.signal(number)
+        return self._processes.node(node).data
 
     def _clean(self) -> None:
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _places(nodes: int, port: int | None) -> tuple[tuple[Place, ...], dict[int, str]]:
+def _places(
+    nodes: int, port: int | None, addresses: Sequence[tuple[str, str]] | None
+) -> tuple[tuple[Place, ...], dict[int, str]]:
     """Where the nodes listen, and where each of them may serve metrics."""
     if nodes < 1:
         raise LocalError(f"a cluster of {nodes} nodes is none")
-    ports = free_ports(3 * nodes)
-    at = [f"127.0.0.1:{port}" for port in ports]
+    at = [f"127.0.0.1:{port}" for port in free_ports(3 * nodes)]
     monitors = {i + 1: at[2 * nodes + i] for i in range(nodes)}
     if port is not None:
         return places_from(port, nodes), monitors
-    return tuple(Place(i + 1, at[i], at[nodes + i]) for i in range(nodes)), monitors
+    pairs = addresses or [*zip(at[:nodes], at[nodes : 2 * nodes], strict=True)]
+    if len(pairs) != nodes:
+        raise LocalError(f"{len(pairs)} addresses are given for {nodes} nodes")
+    return tuple(Place(i, *pair) for i, pair in enumerate(pairs, 1)), monitors

@@ -17,6 +17,12 @@ import pytest
 
 from raftkv.cli.admin.main import run
 from raftkv.clock import SystemClock
+from raftkv.commands.base import Command, Read, Write
+from raftkv.commands.group import Check, Genesis, Tick
+from raftkv.commands.members import Transfer
+from raftkv.commands.meta import ChangeCluster, FormCluster, ReadCluster
+from raftkv.commands.records import Put
+from raftkv.commands.results import Result, ScanPage
 from raftkv.errors import Code
 from raftkv.rpc.frontend import (
     NODE,
@@ -31,9 +37,9 @@ from raftkv.rpc.frontend import (
     SlotFigures,
 )
 from raftkv.rpc.server import RpcServer
-from raftkv.store import MetaStore, Store
-from raftkv.store.codec import pack, unpack
-from raftkv.store.operations import WRITES, Kind, Op, Result
+from raftkv.store.codec import pack
+from raftkv.store.meta import MetaStore
+from raftkv.store.records import Store
 from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import initial_map
 from tests.waiting import PATIENCE
@@ -62,7 +68,7 @@ class World:
         self.corrupt: dict[tuple[int, int, int], bytes] = {}
         self.why_waiting: dict[int, str] = {}
         self.refuses_transfer: set[int] = set()
-        self.served: list[Op] = []
+        self.served: list[Command] = []
         self._now = 1_000_000
         self._checks: dict[int, int] = {}
         self._loop = asyncio.new_event_loop()
@@ -93,7 +99,7 @@ class World:
             Node(node, address, f"127.0.0.1:{node}", f"{node:032x}") for node, address in self._addresses.items()
         ]
         first = initial_map(self.cluster_id, members, groups, SLOTS, min(3, nodes))
-        self.meta.apply(self._now, [[Kind.MAP_INIT, 0, b"map", pack(first.to_wire())]])
+        self.meta.apply(self._now, [FormCluster(pack(first.to_wire()))])
         for group in first.groups:
             self.leading[group.id] = group.voters[0]
             self._make_store(group.id, first.slots_of(group.id))
@@ -150,21 +156,22 @@ class World:
         from shards.slots import slot_of
 
         slot = slot_of(key, SLOTS)
-        assert self.execute(Op(Kind.PUT, slot, key, value, ttl=ttl)).code == Code.OK
+        assert self.execute(Put(slot, key, value, ttl=ttl)).code == Code.OK
 
     def records(self) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}
         for group, store in self.stores.items():
             for slot in self.map.slots_of(group):
-                page = unpack(store.scan(slot, b"", 0).value or b"")
-                found.update({key: value for key, value, _, _ in page})
+                page = store.scan(slot, b"", 0).answer
+                assert isinstance(page, ScanPage)
+                found.update({key: value for key, value, _, _ in page.records})
         return found
 
-    def command(self, *arguments: Any) -> int:
+    def command(self, verb: str, *arguments: Any) -> int:
         """A command of the meta group; its answer."""
-        result = self.execute(Op(Kind.META, META_GROUP, b"", pack([self._token(), *arguments])))
+        result = self.execute(ChangeCluster(META_GROUP, self._token(), verb, pack(list(arguments))))
         assert result.code == Code.OK, result
-        return result.version
+        return result.number
 
     # -- the cluster
 
@@ -175,36 +182,33 @@ class World:
     def _make_store(self, group: int, slots: Sequence[int]) -> None:
         if group != META_GROUP:
             store = self.stores[group] = Store()
-            store.apply(self._now, [[Kind.GENESIS, 0, b"slots", pack(list(slots))]])
+            store.apply(self._now, [Genesis(tuple(slots))])
 
-    def execute(self, op: Op) -> Result:
+    def execute(self, op: Command) -> Result:
         self.served.append(op)
         self._now += 100
-        if op.kind in (Kind.META, Kind.META_STATE) and self.meta_down:
+        if isinstance(op, ChangeCluster | ReadCluster) and self.meta_down:
             return Result(Code.UNAVAILABLE, detail="the meta group has no leader")
-        if op.kind == Kind.META and (refusal := self.meta.check(op.value)) is not None:
+        if isinstance(op, ChangeCluster) and (refusal := self.meta.check(op)) is not None:
             return refusal
-        if op.kind == Kind.META:
-            (result,) = self.meta.apply(self._now, [list(op)])
+        if isinstance(op, ChangeCluster):
+            (result,) = self.meta.apply(self._now, [op])
             self._follow()
             return result
-        if op.kind == Kind.META_STATE:
-            self.meta.apply(self._now, [[Kind.TICK, 0, b"time", b"\xc0"]])
+        if isinstance(op, ReadCluster):
+            self.meta.apply(self._now, [Tick()])
             return self.meta.describe()
-        if op.kind == Kind.TRANSFER:
-            (node,) = unpack(op.value or b"")
-            if node not in self.map.group(op.slot).voters or op.slot in self.refuses_transfer:
-                return Result(Code.CONDITION_FAILED, detail=f"group {op.slot} cannot hand over at this moment")
-            self.leading[op.slot] = node
+        if isinstance(op, Transfer):
+            if op.node not in self.map.group(op.group).voters or op.group in self.refuses_transfer:
+                return Result(Code.CONDITION_FAILED, detail=f"group {op.group} cannot hand over at this moment")
+            self.leading[op.group] = op.node
             return Result(Code.OK)
-        if op.kind == Kind.CHECK:
-            (check,) = unpack(op.value or b"")
-            self._checks[check] = op.slot
+        if isinstance(op, Check):
+            self._checks[op.check] = op.group
             return Result(Code.OK)
+        assert isinstance(op, Read | Write)
         store = self.stores[self.map.owners[op.slot]]
-        if op.kind in WRITES:
-            return store.apply(self._now, [list(op)])[0]
-        return store.read(op.slot, op.key) if op.kind == Kind.GET else store.scan(op.slot, op.key, op.ttl)
+        return op.read(store) if isinstance(op, Read) else store.apply(self._now, [op])[0]
 
     def _follow(self) -> None:
         """What nodes do by themselves."""
@@ -221,7 +225,7 @@ class World:
     def settle(self, most: int = 10_000) -> None:
         """Carry out what is wanted: up to ``most`` moves, and all changes of members."""
         tell = self._tell
-        while most and tell("next").version:
+        while most and tell("next").number:
             most -= 1
             for move in list(self.meta.state.moves.values()):
                 tell("commit", move.id)
@@ -237,9 +241,10 @@ class World:
         for group, node in list(self.meta.state.leftover):
             tell("dropped", group, node)
 
-    def _tell(self, *arguments: Any) -> Result:
+    def _tell(self, verb: str, *arguments: Any) -> Result:
         self._now += 1
-        (result,) = self.meta.apply(self._now, [[Kind.META, 0, b"", pack([self._token(), *arguments])]])
+        change = ChangeCluster(META_GROUP, self._token(), verb, pack(list(arguments)))
+        (result,) = self.meta.apply(self._now, [change])
         return result
 
     def digests(self, node: int, group: int, check: int) -> Digests | None:
@@ -257,10 +262,10 @@ class _Frontend:
         self._world = world
         self._node = node
 
-    def submit(self, ops: Sequence[Op], timeout: float, reply: Any, caller: Caller = NODE) -> None:
+    def submit(self, ops: Sequence[Command], timeout: float, reply: Any, caller: Caller = NODE) -> None:
         for index, op in enumerate(ops):
             result = self._world.execute(op)
-            if self._world.answers_changes or op.kind != Kind.META:
+            if self._world.answers_changes or not isinstance(op, ChangeCluster):
                 reply(index, result)
 
     def cluster_map(self) -> ShardMap | None:

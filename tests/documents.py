@@ -23,7 +23,10 @@ from raftkv.cli.admin.main import cli as admin
 from raftkv.cli.main import cli
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-PAGES: Final = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES: Final = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 LANGUAGES: Final = {"sh", "console", "python", "toml", "yaml", "json", "text", "mermaid"}
 
 COMMANDS: Final[dict[tuple[str, ...], click.Command]] = {
@@ -43,6 +46,10 @@ NOT_RUN: Final = {
     "docker *": "needs Docker; tests/integration/test_compose.py runs the same files without",
     "curl *": "the same",
     "python your_program.py": "the reader's own",
+    "make test*": "this runs in it",
+    "make quick": "the same",
+    "make check": "the same as make test, in CI",
+    "make format": "rewrites the checkout",
     "make chaos": "ten minutes; tests/integration/test_chaos.py makes short runs",
     ".venv/bin/python -m faults run *": "the same",
     ".venv/bin/python -m faults abuse*": "half an hour; tests/integration/test_abuse.py makes the short form",

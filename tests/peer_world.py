@@ -10,7 +10,7 @@ from typing import Any
 from faults.sim.network import MemoryNetwork, MemoryTransport
 from raftkv.clock import Timer
 from raftkv.peer.frames import Decoder, Encoder
-from raftkv.peer.hello import PROTOCOL_VERSION, Hello, Identity
+from raftkv.peer.hello import PROTOCOL_VERSION, Hello, Identity, Refused
 from raftkv.peer.links import Links
 
 ENCODER = Encoder()
@@ -74,10 +74,10 @@ class Node:
     ) -> None:
         self.got: list[tuple[int, list[Any]]] = []
         self.events: list[tuple[int, int, bool]] = []
-        self.refusals: list[tuple[int, str]] = []
+        self.refusals: list[tuple[int, int, str]] = []
         self.hellos: list[Hello] = []
         self.crashes: list[Exception] = []
-        self.verdict: str | None = None
+        self.verdict: Refused | None = None
         self.on_message: Callable[[int, list[Any]], None] = lambda peer, message: self.got.append((peer, message))
         self.dials: list[float] = []
         self.transports: list[MemoryTransport] = []
@@ -92,7 +92,7 @@ class Node:
             self._admit,
             self._deliver,
             lambda peer, epoch, up: self.events.append((peer, epoch, up)),
-            lambda peer, reason: self.refusals.append((peer, reason)),
+            lambda peer, refusal: self.refusals.append((peer, refusal.reason, str(refusal))),
             random.Random(node),
             self.crashes.append,
         )
@@ -100,9 +100,10 @@ class Node:
     def _deliver(self, peer: int, message: list[Any]) -> None:
         self.on_message(peer, message)
 
-    def _admit(self, hello: Hello) -> str | None:
+    def _admit(self, hello: Hello) -> None:
         self.hellos.append(hello)
-        return self.verdict
+        if self.verdict is not None:
+            raise self.verdict
 
     async def dial(self, address: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
         self.dials.append(self._world.clock.now())

@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import msgpack
-
 import raftkv
 from raftkv.client.aio import AsyncClient
 from raftkv.clock import SystemClock
+from raftkv.commands.base import Command, Write
+from raftkv.commands.bounds import ANY_VERSION
+from raftkv.commands.records import Cas, Delete, Get, Put, Scan
+from raftkv.commands.results import Result, ScanPage
 from raftkv.errors import Code
 from raftkv.rpc.frontend import (
     NODE,
@@ -30,7 +32,6 @@ from raftkv.rpc.frontend import (
 )
 from raftkv.rpc.server import RpcServer
 from raftkv.rpc.tally import Durations
-from raftkv.store.operations import ANY_VERSION, Kind, Op, Result
 from shards.map import Group, Node, ShardMap
 from shards.slots import slot_of
 from tests.waiting import PATIENCE
@@ -38,11 +39,11 @@ from tests.waiting import PATIENCE
 SLOTS = 256
 CLUSTER = "4d4f7c52-9a3e-4a8e-8c0f-0a3a1b2c3d4e"
 Reply = Callable[[int, Result], None]
-Script = Callable[[Op], Result | None]
+Script = Callable[[Any], Result | None]
 
 
-def failed(code: Code, detail: str = "", hint: int = 0, version: int = 0) -> Result:
-    return Result(int(code), version, None, -1, hint, detail)
+def failed(code: Code, detail: str = "", hint: int = 0, version: int = 0, retry_ms: int = -1) -> Result:
+    return Result(int(code), version, hint=hint, detail=detail, retry_ms=retry_ms)
 
 
 @dataclass
@@ -51,15 +52,16 @@ class Shared:
 
     records: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
     done: dict[tuple[bytes, int], Result] = field(default_factory=dict)
-    applied: list[Op] = field(default_factory=list)
+    applied: list[Any] = field(default_factory=list)
     version: int = 0
 
-    def execute(self, op: Op) -> Result:
-        if op.kind == Kind.SCAN:
+    def execute(self, op: Command) -> Result:
+        if isinstance(op, Scan):
             return self._scan(op)
-        if op.kind == Kind.GET:
+        if isinstance(op, Get):
             value, version = self.records.get(op.key, (None, 0))
             return Result(0, version, value)
+        assert isinstance(op, Write)
         name = (op.client, op.seq)
         if op.client and name in self.done:
             return self.done[name]
@@ -68,30 +70,32 @@ class Shared:
             self.done[name] = result
         return result
 
-    def _write(self, op: Op) -> Result:
+    def _write(self, op: Write) -> Result:
         self.applied.append(op)
         value, version = self.records.get(op.key, (None, 0))
-        if op.expect not in (ANY_VERSION, version) or (op.kind == Kind.CAS and op.expected != value):
+        assert isinstance(op, Put | Delete | Cas)
+        failing = op.expected != value if isinstance(op, Cas) else op.expect not in (ANY_VERSION, version)
+        if failing:
             return failed(Code.CONDITION_FAILED, version=version)
-        if op.kind == Kind.DELETE:
+        if isinstance(op, Delete):
             self.records.pop(op.key, None)
             return Result(0, version)
         self.version += 1
-        assert op.value is not None
+        assert isinstance(op, Put | Cas)
         self.records[op.key] = (op.value, self.version)
         return Result(0, self.version)
 
-    def _scan(self, op: Op) -> Result:
-        keys = sorted(key for key in self.records if key > op.key and slot_of(key, SLOTS) == op.slot)
+    def _scan(self, op: Scan) -> Result:
+        keys = sorted(key for key in self.records if key > op.after and slot_of(key, SLOTS) == op.slot)
         rows: list[tuple[bytes, bytes, int, int]] = []
         size = 0
         for key in keys:
             value, version = self.records[key]
             size += len(key) + len(value)
             rows.append((key, value, version, -1))
-            if size >= op.ttl:
+            if size >= op.limit_bytes:
                 break
-        return Result(0, int(len(rows) < len(keys)), msgpack.packb(rows))
+        return Result(0, answer=ScanPage(tuple(rows), len(rows) < len(keys)))
 
 
 class FakeFrontend:
@@ -105,15 +109,15 @@ class FakeFrontend:
         self.ready = True
         self.cluster_id = CLUSTER
         self.script: Script | None = None
-        self.batches: list[tuple[list[Op], float]] = []
-        self.held: list[tuple[Op, int, Reply]] = []
+        self.batches: list[tuple[list[Command], float]] = []
+        self.held: list[tuple[Command, int, Reply]] = []
         self.callers: list[Caller] = []
 
     @property
-    def ops(self) -> list[Op]:
+    def ops(self) -> list[Any]:
         return [op for batch, _ in self.batches for op in batch]
 
-    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
+    def submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
         self.batches.append((list(ops), timeout))
         self.callers.append(caller)
         for index, op in enumerate(ops):

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import msgpack
-
+from raftkv.commands.base import Command
+from raftkv.commands.group import Genesis
+from raftkv.commands.moving import Freeze, ImportBegin, ImportChunk, ImportFinal, Track
+from raftkv.commands.records import Put
+from raftkv.commands.registry import decode_entry, encode_entry
+from raftkv.commands.results import ExportPage, MoveReport, MoveSummary, Result, ScanPage
 from raftkv.errors import Code
-from raftkv.store import Kind, Op, Result, Store
+from raftkv.store.records import Store
 
 DONE = Result(Code.OK)
+GROUP = 1
+"""In commands for a group: a store does not ask which one it is."""
+
 SOURCE_TIME, TARGET_TIME = 1_000, 5_000_000
 
 
-def step(kind: Kind, *arguments: object) -> Op:
-    """A command whose value is a list of arguments."""
-    return Op(kind, 0, b"", msgpack.packb(arguments))
-
-
-def one(store: Store, op: Op, now: int = 0) -> Result:
+def one(store: Store, op: Command, now: int = 0) -> Result:
     """Apply an entry with one command."""
     (result,) = store.apply(now, [op])
     return result
@@ -37,7 +38,7 @@ def restored(chunks: Iterable[bytes]) -> Store:
 
 def make(*slots: int, now: int = SOURCE_TIME) -> Store:
     store = Store()
-    store.apply(now, [Op(Kind.GENESIS, 0, b"", msgpack.packb(slots))])
+    store.apply(now, [Genesis(tuple(slots))])
     return store
 
 
@@ -48,24 +49,23 @@ def pair() -> tuple[Store, Store]:
         who = (i % 4 + 1).to_bytes(16, "big")
         source.apply(
             SOURCE_TIME + i,
-            [Op(Kind.PUT, i % 3, b"key%d" % i, b"v" * i, ttl=500 if i % 5 == 0 else 0, client=who, seq=i + 1)],
+            [Put(i % 3, b"key%d" % i, b"v" * i, ttl=500 if i % 5 == 0 else 0, client=who, seq=i + 1)],
         )
     return source, target
 
 
-def state(store: Store, move: int = 7) -> dict[str, Any]:
-    value = store.move_state(move).value
-    assert value is not None
-    found: dict[str, Any] = msgpack.unpackb(value)
+def state(store: Store, move: int = 7) -> MoveReport:
+    found = store.move_state(move).answer
+    assert isinstance(found, MoveReport)
     return found
 
 
 def roles(store: Store, move: int = 7) -> tuple[str, str]:
     found = state(store, move)
-    return found["source"], found["target"]
+    return found.source, found.target
 
 
-def refused(store: Store, op: Op) -> str:
+def refused(store: Store, op: Command) -> str:
     """The step is refused and changes nothing; returns why."""
     before = store.digest()
     result = one(store, op)
@@ -74,20 +74,24 @@ def refused(store: Store, op: Op) -> str:
     return result.detail
 
 
-def no_change(store: Store, op: Op) -> None:
+def no_change(store: Store, op: Command) -> None:
     """The step is answered as done and changes nothing."""
     before = store.digest()
     assert one(store, op).code == Code.OK
     assert store.digest() == before
 
 
-def page(source: Store, target: Store, limit: int = 300, move: int = 7) -> tuple[Op, bool]:
+def page(source: Store, target: Store, limit: int = 300, move: int = 7) -> tuple[ImportChunk, bool]:
     """The command that brings the next page to the target, and whether nothing is left after it."""
     at = state(target, move)
-    value = source.export(move, at["cursor"], limit).value
-    assert value is not None
-    cursor, blob, _, _, done = msgpack.unpackb(value)
-    return step(Kind.IMPORT_CHUNK, move, at["seq"] + 1, cursor, blob), done
+    found = exported(source, move, at.cursor, limit)
+    return ImportChunk(GROUP, move, at.seq + 1, found.cursor, found.chunk), found.done
+
+
+def exported(source: Store, move: int, cursor: bytes, limit: int) -> ExportPage:
+    found = source.export(move, cursor, limit).answer
+    assert isinstance(found, ExportPage)
+    return found
 
 
 def copy(source: Store, target: Store, limit: int = 300, move: int = 7) -> int:
@@ -101,8 +105,8 @@ def copy(source: Store, target: Store, limit: int = 300, move: int = 7) -> int:
 
 
 def begin(source: Store, target: Store, slots: tuple[int, ...] = (0, 1), move: int = 7) -> None:
-    assert one(target, step(Kind.IMPORT_BEGIN, move, slots)) == DONE
-    assert one(source, step(Kind.TRACK, move, slots)) == DONE
+    assert one(target, ImportBegin(GROUP, move, slots)) == DONE
+    assert one(source, Track(GROUP, move, slots)) == DONE
 
 
 def summary_of(source: Store, move: int) -> Result:
@@ -112,15 +116,31 @@ def summary_of(source: Store, move: int) -> Result:
     return result
 
 
-def final(source: Store, move: int = 7) -> Op:
-    summary = summary_of(source, move)
-    assert summary.code == Code.OK
-    return step(Kind.IMPORT_FINAL, move, summary.value)
+def summary_bytes(source: Store, move: int = 7) -> bytes:
+    """The encoded summary of a move whose slots are frozen."""
+    found = summary_of(source, move).answer
+    assert isinstance(found, MoveSummary)
+    return found.summary
+
+
+def final(source: Store, move: int = 7) -> ImportFinal:
+    return ImportFinal(GROUP, move, summary_bytes(source, move))
+
+
+def again(ops: Sequence[Command]) -> list[Command]:
+    """The commands as a follower reads them from the log."""
+    return decode_entry(encode_entry(0, ops))[1]
+
+
+def scanned(store: Store, slot: int, after: bytes = b"", limit: int = 0) -> ScanPage:
+    found = store.scan(slot, after, limit).answer
+    assert isinstance(found, ScanPage)
+    return found
 
 
 def stage(source: Store, target: Store, slots: tuple[int, ...] = (0, 1), move: int = 7) -> None:
     begin(source, target, slots, move)
     copy(source, target, move=move)
-    assert one(source, step(Kind.FREEZE, move)) == DONE
+    assert one(source, Freeze(GROUP, move)) == DONE
     copy(source, target, move=move)
     assert one(target, final(source, move)) == DONE

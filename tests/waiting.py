@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
+from raftkv.local.process import pause
 
 PATIENCE: Final = 100.0
 """Seconds for whatever must come about: far more than it takes beside other work, so that only a hang meets it."""

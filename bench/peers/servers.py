@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import requests
 
-from raftkv.cli.ports import free_ports
-from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
+from raftkv.local.ports import free_ports
+from raftkv.local.process import pause
 
 _HOST: Final = "127.0.0.1"
 _MEMBERS: Final = 3

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
 from raftkv.addresses import parse_address
-from raftkv.cli.ports import free_ports
 
 Pair = tuple[int, int]
 _HOST: Final = "127.0.0.1"
@@ -26,9 +26,9 @@ class SlowLinks:
 
     def __init__(self, nodes: Iterable[int], seed: int = 1) -> None:
         ids = list(nodes)
-        pairs = [(a, b) for a in ids for b in ids if a != b]
+        self._listeners = {(a, b): socket.create_server((_HOST, 0)) for a in ids for b in ids if a != b}
         self.dial: dict[Pair, str] = {
-            pair: f"{_HOST}:{port}" for pair, port in zip(pairs, free_ports(len(pairs)), strict=True)
+            pair: f"{_HOST}:{listener.getsockname()[1]}" for pair, listener in self._listeners.items()
         }
         self._upstream: dict[int, str] = {}
         self.delayed = 0
@@ -62,8 +62,7 @@ class SlowLinks:
 
     async def _listen(self) -> None:
         self._servers = [
-            await asyncio.start_server(self._taker(pair), _HOST, parse_address(address).port)
-            for pair, address in self.dial.items()
+            await asyncio.start_server(self._taker(pair), sock=listener) for pair, listener in self._listeners.items()
         ]
 
     def _taker(self, pair: Pair) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]:

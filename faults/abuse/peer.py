@@ -12,9 +12,10 @@ import msgpack
 from faults.abuse.acts import open_socket
 from raftkv import limits
 from raftkv.clock import SystemClock
+from raftkv.commands.records import Put
+from raftkv.node import messages
 from raftkv.peer.frames import HEADER, Decoder, Encoder
 from raftkv.peer.hello import Identity, hello_frame
-from raftkv.store.operations import Kind, Op
 from raftkv.store.sessions import TAIL_BYTES, client_id
 
 
@@ -54,8 +55,8 @@ def operations_frame(slot: int, key: bytes, count: int) -> bytes:
 
 def _operations(slot: int, key: bytes, sizes: list[int]) -> bytes:
     client = client_id(round(1000 * SystemClock().wall()), bytes(TAIL_BYTES))
-    rows = [list(Op(Kind.PUT, slot, key, b"b" * size, client=client, seq=at)) for at, size in enumerate(sizes, 1)]
-    packed: bytes = msgpack.packb([["op", 1, 10_000, rows]], use_bin_type=True)
+    puts = [Put(slot, key, b"b" * size, client=client, seq=at) for at, size in enumerate(sizes, 1)]
+    packed: bytes = msgpack.packb([messages.ask(1, 10_000, puts)], use_bin_type=True)
     return packed
 
 

@@ -11,15 +11,17 @@ import raftkv
 from faults.abuse.stage import MB, Scenario, Stage
 from faults.abuse.wire import PREFIX
 from raftkv.errors import RaftKVError
-from raftkv.limits import MAX_VALUE_BYTES
+from raftkv.limits import MAX_INFLIGHT_APPEND_BYTES, MAX_PENDING_BYTES, MAX_UNSYNCED_BYTES, MAX_VALUE_BYTES
 
 _WRITERS: Final = 16
 _TIMEOUT: Final = 120.0
 _MOST: Final = 2.2
 """Of the memory beyond that of an idle node, by the data."""
 
-_UNDER_WAY: Final = 64 * 1024 * 1024
-"""What a node takes for what is under way, however little data there is."""
+_GROUPS: Final = 3
+_FOLLOWERS: Final = 2
+_UNDER_WAY: Final = MAX_PENDING_BYTES + _GROUPS * (MAX_UNSYNCED_BYTES + _FOLLOWERS * MAX_INFLIGHT_APPEND_BYTES)
+"""What a node may hold of what is under way, if it leads all groups; in the short form it is most of all."""
 
 _SETTLES: Final = 10.0
 

@@ -10,6 +10,7 @@ from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
 from raftkv.client.channel import Channel
 from raftkv.client.retry import Progress as Attempts
+from raftkv.commands.moving import Activate
 from raftkv.node import mover
 from raftkv.node.membership import Membership as DriverOfMembers
 from raftkv.node.outbox import DurableOutbox
@@ -23,7 +24,6 @@ from raftkv.storage import wal_format
 from raftkv.storage.folder import DataFolder
 from raftkv.store import meta, moving
 from raftkv.store.copying import Summary
-from raftkv.store.moving import Moves
 from raftkv.store.records import Store
 from raftkv.store.sessions import Session
 from raftkv.store.slot import Slot
@@ -361,7 +361,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "moves",
         "a frozen slot takes nothing, as its copy is complete",
         ("unique-set",),
-        ((Store, "apply", moves.writes_while_frozen),),
+        ((Store, "write", moves.writes_while_frozen),),
         {},
         profiles.moving("unique-set", seconds=5.0),
     ),
@@ -388,7 +388,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "moves",
         "a group remembers which moves are over, so that late steps of them do nothing",
         ("convergence",),
-        ((Moves, "execute", moves.forgets_what_is_over),),
+        ((Store, "apply", moves.forgets_what_is_over),),
         {"partition": 2.5, "pause": 4.0},
         profiles.changing_his_mind,
     ),
@@ -415,7 +415,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "moves",
         "times to live are carried over to the target's time",
         ("ttl", "history"),
-        ((Moves, "execute", moves.keeps_the_source_time),),
+        ((Activate, "apply", moves.keeps_the_source_time),),
         {"kill": 1.0},
         profiles.moving("ttl"),
     ),

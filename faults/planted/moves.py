@@ -6,15 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from raftkv.commands.base import GroupCommand, Write
+from raftkv.commands.members import ChangeMembers
+from raftkv.commands.moving import Activate
+from raftkv.commands.results import Result
 from raftkv.node.asking import Ask, Failed, Leading, meta_command
 from raftkv.node.membership import Membership
 from raftkv.raft.replication import Progress
 from raftkv.store import meta_commands
-from raftkv.store.codec import pack, unpack
 from raftkv.store.copying import Part, Summary, load
 from raftkv.store.meta_state import MetaState
-from raftkv.store.moving import Moves
-from raftkv.store.operations import WRITES, Kind, Op, Result
 from raftkv.store.records import Store
 from raftkv.store.slot import SlotState
 from shards import moves
@@ -52,20 +53,18 @@ def serves_early(phase: Phase, source: SourceState, target: TargetState) -> Step
 _next_step = moves.next_step
 
 
-def writes_while_frozen(store: Store, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
+def writes_while_frozen(store: Store, command: Write) -> Result:
     """The source goes on taking writes until it lets go of the slot."""
-    homes = {number: store.slot(number) for number in {command[1] for command in commands if command[0] in WRITES}}
-    frozen = [slot for slot in homes.values() if slot is not None and slot.state is SlotState.FROZEN]
-    for slot in frozen:
-        slot.state = SlotState.OWNED
-    results = _apply(store, now, commands)
-    for slot in frozen:
-        if slot.move:
-            slot.state = SlotState.FROZEN
-    return results
+    slot = store.slot(command.slot)
+    if slot is None or slot.state is not SlotState.FROZEN:
+        return _write(store, command)
+    slot.state = SlotState.OWNED
+    result = _write(store, command)
+    slot.state = SlotState.FROZEN
+    return result
 
 
-_apply = Store.apply
+_write = Store.write
 
 
 class _Forgetful(dict[int, tuple[int, int]]):
@@ -75,21 +74,25 @@ class _Forgetful(dict[int, tuple[int, int]]):
         return default
 
 
-def forgets_what_is_over(own: Moves, *step: Any) -> Result:
+def forgets_what_is_over(store: Store, *entry: Any) -> list[Result]:
     """A late step of a move that is over finds nothing that speaks against it."""
-    if not isinstance(own.ended, _Forgetful):
-        own.ended = _Forgetful(own.ended)
-    return _execute(own, *step)
+    if not isinstance(store.moves.ended, _Forgetful):
+        store.moves.ended = _Forgetful(store.moves.ended)
+    return _apply(store, *entry)
 
 
-def keeps_the_source_time(own: Moves, kind: object, value: bytes, now: int, genesis: bool) -> Result:
+_apply = Store.apply
+
+
+def keeps_the_source_time(command: Activate, store: Store) -> Result:
     """Times to live go on as if both groups' clocks were one."""
-    if kind == Kind.ACTIVATE and (one := own.imports.get(unpack(value)[0])) is not None and one.frozen is not None:
-        one.frozen = now
-    return _execute(own, kind, value, now, genesis)
+    one = store.moves.imports.get(command.move)
+    if one is not None and one.frozen is not None:
+        one.frozen = store.time
+    return _activate(command, store)
 
 
-_execute = Moves.execute
+_activate = Activate.apply
 
 # -- what is copied
 
@@ -134,16 +137,16 @@ def all_at_once(driver: Membership, leading: Leading, ask: Ask, *rest: Any) -> N
     """A group's leader is asked for all the voters that are wanted, as soon as all of them have the log."""
     rng = rest[-1]
 
-    async def ask_for_all(op: Op) -> Result:
+    async def ask_for_all(op: GroupCommand) -> Result:
         state = leading()
-        if op.kind != Kind.CHANGE_MEMBERS or state is None or state.map is None or op.slot not in state.wanted:
+        if not isinstance(op, ChangeMembers) or state is None or state.map is None or op.group not in state.wanted:
             return await ask(op)
-        group, wanted = state.map.group(op.slot), state.wanted[op.slot]
+        group, wanted = state.map.group(op.group), state.wanted[op.group]
         strange = [node for node in wanted if node not in (*group.voters, *group.learners)]
         try:
             if strange:
                 return await ask(meta_command(rng, "learn", group.id, strange[0]))
-            return await ask(op._replace(value=pack(sorted(wanted))))
+            return await ask(ChangeMembers(group.id, tuple(sorted(wanted))))
         except Failed:
             return await ask(op)
 

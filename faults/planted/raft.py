@@ -6,9 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from msgspec import structs
+
 from faults.planted.fault import ports
 from raftkv.client.channel import Channel
 from raftkv.client.retry import Progress as Attempts
+from raftkv.commands.base import Command
+from raftkv.commands.bounds import Mode
+from raftkv.commands.records import Get
+from raftkv.commands.results import Result
 from raftkv.errors import Code, RaftKVError
 from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
@@ -21,7 +27,6 @@ from raftkv.raft.log import FIRST_INDEX, GroupLog
 from raftkv.raft.messages import Type
 from raftkv.raft.replication import majority_value
 from raftkv.storage.folder import DataFolder
-from raftkv.store.operations import Kind, Mode, Op, Result
 
 Message = list[Any]
 
@@ -274,9 +279,9 @@ def read_without_round(group: RaftGroup, quorum: bool, done: Callable[[Code], No
 _read = RaftGroup.read
 
 
-def any_replica_reads(router: Router, ops: Sequence[Op], *rest: Any) -> None:
+def any_replica_reads(router: Router, ops: Sequence[Command], *rest: Any) -> None:
     """All reads are taken for stale ones."""
-    _submit(router, [op._replace(mode=Mode.STALE) if op.kind == Kind.GET else op for op in ops], *rest)
+    _submit(router, [structs.replace(op, mode=Mode.STALE) if isinstance(op, Get) else op for op in ops], *rest)
 
 
 _submit = Router.submit
@@ -315,11 +320,11 @@ def offers_again(group: RaftGroup) -> None:
 # -- once and only once: results, attempts
 
 
-def tells_refusal(group: RaftGroup, ops: list[Op], size: int, done: Callable[[list[Result]], None]) -> Any:
+def tells_refusal(group: RaftGroup, ops: list[Command], size: int, done: Callable[[list[Result]], None]) -> Any:
     """Whoever does not know the outcome says that there was none."""
 
     def refused(results: list[Result]) -> None:
-        done([one._replace(code=Code.INVALID_ARGUMENT) if one.code == Code.UNKNOWN else one for one in results])
+        done([Result(Code.INVALID_ARGUMENT) if one.code == Code.UNKNOWN else one for one in results])
 
     return _propose(group, ops, size, refused)
 

@@ -31,11 +31,11 @@ from faults.process.world import SLOTS, Shape, World
 from faults.recorder import Recorder
 from faults.verdict import LAST, judge
 from faults.workloads import WORKLOADS, Workload
-from raftkv.cli.local import MAIN
 from raftkv.cli.parameters import duration_text
 from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
+from raftkv.local.node import MAIN
 from raftkv.v1 import admin_pb2
 
 _CALM: Final = 2.0

@@ -1,37 +1,37 @@
 """Toxiproxy's server as a child process, and its proxies. All calls block; the only place that knows toxiproxy-python.
 
-The library keeps the server's address at class level, answers None from ``add_toxic`` and takes any answer for a yes;
-so each call here sets the address first, and looks at what the server has made of a toxic.
+The library keeps the server's address at class level and takes an error for the proxy that was asked for. So each
+request here sets the address first, and looks at what the server answers.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import requests
-from toxiproxy import Toxiproxy as Api
 from toxiproxy.api import APIConsumer
 from toxiproxy.exceptions import InvalidToxic, NotFound, ProxyExists
 
-from raftkv.cli.ports import free_ports
-from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
+from raftkv.local.ports import free_ports
+from raftkv.local.process import pause
 
 _HOST: Final = "127.0.0.1"
 _BUILT: Final = Path(__file__).resolve().parents[2] / ".cache" / "toxiproxy" / "server"
 _START_TIMEOUT: Final = 60.0
 _STOP_TIMEOUT: Final = 5.0
 _POLL: Final = 0.02
-_LOCK: Final = threading.RLock()
+_LOCK: Final = threading.Lock()
 """The library has one address for all its calls."""
 
 STREAMS: Final = ("upstream", "downstream")
@@ -42,6 +42,10 @@ class ToxiproxyError(RaftKVError):
     """Toxiproxy is missing, does not answer, or refuses."""
 
 
+class _NotThereError(ToxiproxyError):
+    """The server knows no such proxy or toxic."""
+
+
 def find_server() -> str | None:
     """An installed ``toxiproxy-server``, or the one that ``make toxiproxy`` built; None if there is neither."""
     return shutil.which("toxiproxy-server") or (str(_BUILT) if os.access(_BUILT, os.X_OK) else None)
@@ -50,34 +54,25 @@ def find_server() -> str | None:
 class Link:
     """One proxy: whoever dials ``listen`` reaches ``upstream``."""
 
-    def __init__(self, server: Toxiproxy, proxy: Any) -> None:
-        self.name: str = proxy.name
-        self.listen: str = proxy.listen
-        self.upstream: str = proxy.upstream
+    def __init__(self, server: Toxiproxy, name: str, listen: str, upstream: str) -> None:
+        self.name = name
+        self.listen = listen
+        self.upstream = upstream
         self._server = server
-        self._proxy = proxy
 
     def add(self, kind: str, stream: str, **attributes: int) -> str:
         """Lay a toxic on one direction; its name. Raises ToxiproxyError if the server does not take it."""
-        name = f"{kind}_{stream}"
-        with self._server.calls():
-            self._proxy.add_toxic(name=name, type=kind, stream=stream, attributes=attributes)
-            if self._proxy.get_toxic(name) is None:
-                raise ToxiproxyError(f"proxy {self.name} has no toxic {name} after it was added")
-        return name
+        toxic = {"name": f"{kind}_{stream}", "type": kind, "stream": stream, "attributes": attributes}
+        return str(self._server.post(f"/proxies/{self.name}/toxics", toxic)["name"])
 
     def remove(self, name: str) -> None:
         """Take a toxic away; nothing happens if it is gone."""
-        with self._server.calls():
-            try:
-                self._proxy.destroy_toxic(name)
-            except NotFound:
-                return
+        with suppress(_NotThereError):
+            self._server.delete(f"/proxies/{self.name}/toxics/{name}")
 
     def toxics(self) -> list[str]:
         """Names of the toxics that lie on it."""
-        with self._server.calls():
-            return sorted(self._proxy.toxics())
+        return self._server.toxics()[self.name]
 
 
 class Toxiproxy:
@@ -85,8 +80,6 @@ class Toxiproxy:
 
     def __init__(self, binary: str, log: Path) -> None:
         (self._port,) = free_ports(1)
-        self._api = Api()
-        self._links: list[Link] = []
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [binary, "-host", _HOST, "-port", str(self._port)],
@@ -118,40 +111,54 @@ class Toxiproxy:
     ) -> None:
         self.close()
 
-    @contextmanager
-    def calls(self) -> Iterator[None]:
-        """The library speaks to this server. Raises ToxiproxyError for whatever goes wrong."""
-        with _LOCK:
-            APIConsumer.host, APIConsumer.port = _HOST, self._port
-            try:
-                yield
-            except (requests.RequestException, ValueError, KeyError) as problem:
-                raise ToxiproxyError(f"Toxiproxy does not answer: {problem}") from None
-            except (ProxyExists, InvalidToxic) as problem:
-                raise ToxiproxyError(f"Toxiproxy refuses: {problem}") from None
-
     def version(self) -> str:
-        """The server's version, nothing if it does not answer."""
-        with self.calls():
-            found = self._api.version()
-            return "" if found is None else found.decode(errors="replace")
+        """The server's version, nothing if it does not answer yet."""
+        try:
+            return str(self._get("/version")["version"])
+        except ToxiproxyError:
+            return ""
 
-    def link(self, name: str, listen: str, upstream: str) -> Link:
-        """A new proxy. Raises ToxiproxyError, also if the port is taken."""
-        with self.calls():
-            made = self._api.create(upstream=upstream, name=name, listen=listen)
-        link = Link(self, made)
-        self._links.append(link)
-        return link
+    def link(self, name: str, upstream: str) -> Link:
+        """A new proxy, at a port that the server finds. Raises ToxiproxyError."""
+        made = self.post("/proxies", {"name": name, "listen": f"{_HOST}:0", "upstream": upstream})
+        return Link(self, name, made["listen"], upstream)
+
+    def toxics(self) -> dict[str, list[str]]:
+        """The names of the toxics on each proxy."""
+        proxies = self._get("/proxies")
+        return {name: sorted(toxic["name"] for toxic in proxy["toxics"]) for name, proxy in proxies.items()}
 
     def heal(self) -> None:
         """Take every toxic away."""
-        with self.calls():
-            if not self._api.reset():
-                raise ToxiproxyError("Toxiproxy did not take its toxics away")
-            left = {link.name: toxics for link in self._links if (toxics := link.toxics())}
-        if left:
+        self.post("/reset", {})
+        if left := {name: toxics for name, toxics in self.toxics().items() if toxics}:
             raise ToxiproxyError(f"toxics are left after healing: {left}")
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Make something; what the server made of it. Raises ToxiproxyError."""
+        return self._ask(lambda: APIConsumer.post(path, json=body))
+
+    def delete(self, path: str) -> None:
+        """Raises ToxiproxyError."""
+        self._ask(lambda: APIConsumer.delete(path))
+
+    def _get(self, path: str) -> Any:
+        return self._ask(lambda: APIConsumer.get(path))
+
+    def _ask(self, request: Callable[[], requests.Response]) -> Any:
+        try:
+            with _LOCK:
+                APIConsumer.host, APIConsumer.port = _HOST, self._port
+                answer = request()
+            if not answer.ok:
+                raise ToxiproxyError(_refusal(answer.content))
+            return json.loads(answer.content or b"null")
+        except NotFound as problem:
+            raise _NotThereError(_refusal(*problem.args)) from None
+        except (ProxyExists, InvalidToxic) as problem:
+            raise ToxiproxyError(_refusal(*problem.args)) from None
+        except (requests.RequestException, ValueError) as problem:
+            raise ToxiproxyError(f"Toxiproxy does not answer: {problem}") from None
 
     def close(self) -> None:
         """End the server; its connections break."""
@@ -162,3 +169,11 @@ class Toxiproxy:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait(_STOP_TIMEOUT)
+
+
+def _refusal(content: bytes) -> str:
+    """What the server says with an error, by itself a JSON object."""
+    text = content.decode(errors="replace").strip()
+    with suppress(ValueError, KeyError, TypeError):
+        text = json.loads(text)["error"]
+    return f"Toxiproxy refuses: {text}"

@@ -20,9 +20,9 @@ from faults.process.disks import Disk
 from faults.process.toxiproxy import STREAMS, Link, Toxiproxy
 from faults.process.watcher import Watcher
 from raftkv import AsyncClient
-from raftkv.cli.local import MAIN
-from raftkv.cli.ports import free_ports
 from raftkv.client.transport import GrpcTransport, TransportError, connect
+from raftkv.local.node import MAIN
+from raftkv.local.ports import free_ports
 from raftkv.testing import LocalCluster
 
 SPARES: Final = 4
@@ -95,14 +95,11 @@ class World:
         """Start Toxiproxy and the nodes, and wait until all serve. Raises ToxiproxyError, LocalError."""
         shape = self.shape
         most = shape.nodes + SPARES
-        pairs = [(a, b) for a in range(1, most + 1) for b in range(1, most + 1) if a != b]
-        doors = [(client, node) for client in shape.clients for node in range(1, most + 1)]
-        ports = await asyncio.to_thread(free_ports, len(pairs) + len(doors) + 2 * most)
-        self._link_ports = dict(zip(pairs, ports, strict=False))
-        self._door_ports = dict(zip(doors, ports[len(pairs) :], strict=False))
-        self._spare_ports = ports[len(pairs) + len(doors) :]
+        at = [f"{_HOST}:{port}" for port in await asyncio.to_thread(free_ports, 2 * most)]
+        self._addresses = {node: (at[2 * node - 2], at[2 * node - 1]) for node in range(1, most + 1)}
         self._toxiproxy = await asyncio.to_thread(Toxiproxy, self._server, self._folder / "toxiproxy.log")
         self._stack.callback(self._toxiproxy.close)
+        await asyncio.to_thread(self._open_ways)
         environment = dict(shape.environment)
         if shape.sick_disks is not None:
             environment["LD_PRELOAD"] = str(shape.sick_disks)
@@ -114,7 +111,8 @@ class World:
             folder=self._folder / "cluster",
             node=shape.node,
             raft=shape.raft,
-            dial={(a, b): f"{_HOST}:{port}" for (a, b), port in self._link_ports.items() if a <= shape.nodes},
+            addresses=[self._addresses[node] for node in range(1, shape.nodes + 1)],
+            dial={pair: link.listen for pair, link in self._links.items() if pair[0] <= shape.nodes},
             main=shape.main,
             environment=environment,
         )
@@ -123,10 +121,6 @@ class World:
             for node in self.cluster.nodes:
                 self.disks[node] = Disk(self.cluster.data_dir(node).parent)
                 self._stack.callback(self.disks[node].close)
-        for node in self.cluster.nodes:
-            await asyncio.to_thread(
-                self._open_ways_to, node, self.cluster.address(node), self.cluster.peer_address(node)
-            )
         for node in self.nodes:
             self._journal.event("node", node=node, state="starts")
         await asyncio.to_thread(self.cluster.start)
@@ -232,12 +226,9 @@ class World:
     async def add_node(self) -> int:
         """One more node, reached through proxies as the others are. Raises LocalError, JoinError, Unavailable."""
         new = max(self.cluster.nodes) + 1
-        client_port, peer_port = self._spare_ports[2 * new - 2 : 2 * new]
-        addresses = f"{_HOST}:{client_port}", f"{_HOST}:{peer_port}"
-        await asyncio.to_thread(self._open_ways_to, new, *addresses)
-        dial = {b: f"{_HOST}:{port}" for (a, b), port in self._link_ports.items() if a == new}
+        dial = {b: link.listen for (a, b), link in self._links.items() if a == new}
         self._note([new], "starts")
-        node = await asyncio.to_thread(self.cluster.add_node, dial=dial, addresses=addresses)
+        node = await asyncio.to_thread(self.cluster.add_node, dial=dial, addresses=self._addresses[new])
         assert node == new, f"the cluster gave the id {node} instead of {new}"
         self._note([new], "ready")
         return node
@@ -273,14 +264,14 @@ class World:
 
     # -- links
 
-    def _open_ways_to(self, node: int, address: str, peer_address: str) -> None:
-        for (a, b), port in self._link_ports.items():
-            if b == node:
-                self._links[a, b] = self._toxiproxy.link(f"node-{a}-to-{b}", f"{_HOST}:{port}", peer_address)
-        for (client, reached), port in self._door_ports.items():
-            if reached == node:
-                name = f"{client}-to-{node}"
-                self._doors[client, address] = self._toxiproxy.link(name, f"{_HOST}:{port}", address)
+    def _open_ways(self) -> None:
+        """Proxies to all nodes, also to those that may join: the configuration of the first nodes names theirs."""
+        for node, (address, peer_address) in self._addresses.items():
+            for other in self._addresses:
+                if other != node:
+                    self._links[other, node] = self._toxiproxy.link(f"node-{other}-to-{node}", peer_address)
+            for client in self.shape.clients:
+                self._doors[client, address] = self._toxiproxy.link(f"{client}-to-{node}", address)
 
     async def cut(self, pairs: Iterable[Pair], toxic: Toxic) -> None:
         """Lay ``toxic`` on what goes from the first to the second node of each pair, on both of their connections."""
@@ -302,8 +293,7 @@ class World:
         up, down = STREAMS
         for a, b in pairs:
             for pair, stream in (((a, b), up), ((b, a), down)):
-                if pair in self._links:
-                    act(self._links[pair], toxic, stream)
+                act(self._links[pair], toxic, stream)
 
     def _each_door(self, client: str, nodes: list[int], toxic: Toxic, streams: Sequence[str], act: Any) -> None:
         for node in nodes:

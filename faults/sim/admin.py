@@ -8,11 +8,14 @@ from typing import Any, Final
 
 from faults.operator import Answer
 from faults.sim.cluster import SimCluster
+from raftkv.commands.base import Command
+from raftkv.commands.members import Transfer
+from raftkv.commands.meta import ReadCluster
+from raftkv.commands.results import ClusterReport, Result
 from raftkv.errors import OUTCOMES, Code
 from raftkv.node.asking import meta_command
-from raftkv.store.codec import pack, unpack
+from raftkv.store.codec import unpack
 from raftkv.store.meta_state import MetaState
-from raftkv.store.operations import Kind, Op, Result
 from shards.map import META_GROUP
 
 _UNSEEN: Final = Result(Code.UNKNOWN, detail="the node that was asked is gone")
@@ -28,14 +31,14 @@ class SimAdmin:
         self._rng = rng
 
     async def look(self) -> MetaState | None:
-        result = await self._ask(Op(Kind.META_STATE, META_GROUP, b"", pack([])))
-        return MetaState.from_wire(unpack(result.value or b"")[1]) if result.code == Code.OK else None
+        report = (await self._ask(ReadCluster(META_GROUP))).answer
+        return MetaState.from_wire(unpack(report.state)) if isinstance(report, ClusterReport) else None
 
     async def tell(self, verb: str, *arguments: Any) -> Answer:
         return self._answer(f"{verb} {arguments!r:.200}", await self._ask(meta_command(self._rng, verb, *arguments)))
 
     async def transfer(self, group: int, node: int) -> Answer:
-        result = await self._ask(Op(Kind.TRANSFER, group, b"", pack([node])))
+        result = await self._ask(Transfer(group, node))
         return self._answer(f"transfer of group {group} to n{node}", result)
 
     def _answer(self, what: str, result: Result) -> Answer:
@@ -44,7 +47,7 @@ class SimAdmin:
             return Answer("done")
         return Answer("refused" if OUTCOMES[Code(result.code)].definite else "unknown", result.detail)
 
-    async def _ask(self, op: Op) -> Result:
+    async def _ask(self, op: Command) -> Result:
         running = [one for one in self._cluster.nodes.values() if one.node is not None and one.state == "running"]
         if not running:
             return _UNSEEN

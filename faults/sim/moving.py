@@ -24,8 +24,9 @@ from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, simulate
 from faults.sim.ownership import Ownership
 from faults.workloads import WORKLOADS
-from raftkv.store.codec import unpack
-from raftkv.store.operations import Kind, Op, Result
+from raftkv.commands.base import GroupCommand
+from raftkv.commands.meta import ChangeCluster
+from raftkv.commands.results import Result
 from shards.map import META_GROUP
 
 SOURCE: Final = 1
@@ -89,10 +90,8 @@ def run_move(step: Step, trouble: Trouble, *, after: bool, seed: int = 1, nodes:
     return course
 
 
-def _step_of(op: Op) -> str:
-    if op.kind != Kind.META:
-        return Kind(op.kind).name.lower().replace("_", " ")
-    return str(unpack(op.value or b"")[1])
+def _step_of(op: GroupCommand) -> str:
+    return op.verb if isinstance(op, ChangeCluster) else op.name.replace("_", " ")
 
 
 class _Scene:
@@ -164,8 +163,8 @@ class _Scene:
             mover = cast(Any, node.node._mover)
             mover._ask = self._heard(node, mover._ask)
 
-    def _heard(self, node: SimNode, ask: Callable[[Op], Any]) -> Callable[[Op], Any]:
-        async def heard(op: Op) -> Result:
+    def _heard(self, node: SimNode, ask: Callable[[GroupCommand], Any]) -> Callable[[GroupCommand], Any]:
+        async def heard(op: GroupCommand) -> Result:
             assert self._strike is not None
             self._strike(_step_of(op), False)
             result = await ask(op)

@@ -20,11 +20,13 @@ from typing import Any, Final
 import msgpack
 
 from faults.sim.raftparts import STEPS, Disk, LabClock, LabError, LabFiles, LabWal, Machine, World
+from raftkv.commands.records import Put
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig, RaftGroup
+from raftkv.raft.entries import pack_batch
 from raftkv.raft.log import FIRST_INDEX
 from raftkv.raft.messages import Type
-from raftkv.store.operations import Kind, Op, Result
 
 GROUP: Final = 7
 _TICK: Final = 0.02
@@ -188,7 +190,7 @@ class Replica:
 
     def put(self, value: bytes, key: bytes = b"k") -> Outcome:
         outcome = Outcome(value)
-        self.raft.propose([Op(Kind.PUT, 0, key, value)], len(value), outcome.sink)
+        self.raft.propose([Put(0, key, value)], len(value), outcome.sink)
         return outcome
 
     def read(self, *, quorum: bool, key: bytes = b"k") -> Outcome:
@@ -243,7 +245,7 @@ class Outcome:
 
 def batch(*values: bytes, time: int = 1) -> bytes:
     """The command of an entry that writes ``values``."""
-    return b"\x00" + bytes(msgpack.packb((time, [Op(Kind.PUT, 0, b"k", value) for value in values])))
+    return pack_batch(time, [Put(0, b"k", value) for value in values])
 
 
 def append(

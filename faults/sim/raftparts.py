@@ -11,9 +11,11 @@ from typing import Any, Final
 
 import msgpack
 
+from raftkv.commands.base import Command
+from raftkv.commands.records import Put
+from raftkv.commands.results import Result
 from raftkv.errors import Code, CorruptData, RaftKVError
 from raftkv.raft.log import FIRST_INDEX, Entry
-from raftkv.store.operations import Result
 
 STEPS: Final = 10_000
 """Things that may happen at one moment before it is taken for an endless loop."""
@@ -339,16 +341,17 @@ class Machine:
 
     prepares = False
 
-    def prepare(self, commands: Sequence[Sequence[Any]]) -> bool:
+    def prepare(self, commands: Sequence[Command]) -> bool:
         return True
 
-    def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
+    def apply(self, now: int, commands: Sequence[Command]) -> list[Result]:
         if now < self.time:
             raise RaftKVError(f"group time goes back from {self.time} to {now}")
         self.time = now
         results = []
         for command in commands:
-            key, value = command[2], command[3]
+            assert isinstance(command, Put)
+            key, value = command.key, command.value
             if value == self.poison:
                 raise ValueError(f"cannot apply {value!r}")
             self.applied.append((now, key, value))

@@ -109,7 +109,7 @@ class SimServer:
         self._listen = listen
         self._network = network
         held = Shares(MAX_HELD_BYTES, clock)
-        self._kv = KVService(frontend, clock, held)
+        self._kv = KVService(frontend, clock, held)  # type: ignore[abstract]  # Its RPCs come from the registry.
         self._listener: Listener | None = None
         self._calls: dict[_ServerCall, None] = {}
         guard: Any = Guard(self, Shares(MAX_CALLS, clock), held, clock)

@@ -14,19 +14,10 @@ import click
 from raftkv.addresses import parse_address
 from raftkv.cli.common import DEFAULT_ENDPOINTS, Exit, complain, output_option, print_json
 from raftkv.cli.console import Section, display
-from raftkv.cli.local import (
-    MAX_LOCAL_NODES,
-    READY_TIMEOUT,
-    STOP_TIMEOUT,
-    LocalError,
-    LocalProcesses,
-    Shape,
-    check_ports,
-    folder_lock,
-    new_shape,
-    places_from,
-)
 from raftkv.cli.parameters import Duration, FilePath, LaterDefault, duration_text
+from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses, folder_lock
+from raftkv.local.node import STOP_TIMEOUT, LocalError, check_ports
+from raftkv.local.shape import MAX_LOCAL_NODES, Shape, new_shape, places_from
 from raftkv.node.config import DEFAULT_GROUPS, DEFAULT_REPLICAS
 
 _DATA = click.option(

@@ -16,11 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from raftkv.cli.files import write_atomically
 from raftkv.cli.records import Item
 from raftkv.client.types import Record
 from raftkv.clock import Clock
 from raftkv.errors import RaftKVError
+from raftkv.files import write_atomically
 
 SAVE_INTERVAL: Final = 1.0
 SAVE_RECORDS: Final = 5000

@@ -91,7 +91,7 @@ def serve(
     """
     # Before what takes time to import.
     signals.ignore_strays()
-    from raftkv.cli.joining import CONFIG
+    from raftkv.local.joining import CONFIG
     from raftkv.node.config import load_config
 
     places = (address, peer_address, listen, peer_listen)
@@ -126,8 +126,8 @@ def _logging_to(file: Path | None, config: NodeConfig) -> NodeConfig:
 
 
 def _joined(endpoints: str, folder: Path, *places: str | None) -> NodeConfig:
-    from raftkv.cli.joining import CONFIG, Places
-    from raftkv.cli.joining import join as join_cluster
+    from raftkv.local.joining import CONFIG, Places
+    from raftkv.local.joining import join as join_cluster
 
     before = (folder / CONFIG).exists()
     config = join_cluster(endpoints, folder, Places(*places))
@@ -148,7 +148,7 @@ def health(config: Path, ready: bool) -> int:
     Example:
       raftkv health --config node.toml --ready
     """
-    from raftkv.cli.local import probe
+    from raftkv.local.status import probe
     from raftkv.node.config import load_config
 
     address = parse_listen_address(load_config(config).node.listen)

@@ -22,7 +22,7 @@ from shards.map import Group, MapError, Node, ShardMap
 if TYPE_CHECKING:
     from grpc import aio
 
-    from raftkv.store.operations import Result
+    from raftkv.commands.results import Result
 
 T = TypeVar("T")
 
@@ -34,9 +34,6 @@ _SHARE: Final = 3
 """A node that does not answer costs at most this part of the time, so that others are asked too."""
 
 _MIN_ATTEMPT: Final = 1.0
-_NOT_REACHED: Final = "failed to connect to all addresses"
-"""What gRPC says of a request that it could not send."""
-
 _ONE_NODE: Final = 2.0
 """Seconds for what a node answers out of its memory: one that needs longer is not well."""
 
@@ -244,14 +241,21 @@ class AdminClient:
                 left = end - self._clock.now()
                 if left <= 0:
                     break
+                stub, patience = self._stub(address), min(left, max(timeout / _SHARE, _MIN_ATTEMPT))
+                sent = False
                 try:
-                    answer = await ask(self._stub(address), min(left, max(timeout / _SHARE, _MIN_ATTEMPT)))
+                    if changes:
+                        # Whoever does not answer this has surely not heard of the change.
+                        await stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=patience)
+                        patience = max(0.0, min(patience, end - self._clock.now()))
+                    sent = True
+                    answer = await ask(stub, patience)
                 except FAILURES as error:
                     result = failure(error)
                     if not _worth_another(result):
                         raise error_of(result) from None
                     problems[address] = _brief(result.detail)
-                    unknown = unknown or (_NOT_REACHED not in result.detail and not _definite(result))
+                    unknown = unknown or (sent and not _definite(result))
                     continue
                 # Asked first the next time.
                 self._addresses.remove(address)
@@ -272,8 +276,8 @@ def _definite(result: Result) -> bool:
 
 
 def _brief(text: str) -> str:
-    """Without what gRPC says around the system's error."""
-    return text.removeprefix(f"{_NOT_REACHED}; last error: ").rpartition("to remote host: ")[2]
+    """For people: without what gRPC says around the system's error."""
+    return text.removeprefix("failed to connect to all addresses; last error: ").rpartition("to remote host: ")[2]
 
 
 def _worth_another(result: Result) -> bool:

@@ -99,10 +99,10 @@ class AsyncClient:
         name = encode_key(key)
         call = Call(_GET, name, 0 if consistency == "linearizable" else mode_of(consistency))
         result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
-        _, version, value, ttl, _, _ = result
-        if not version:
+        if not result.version:
             return None
-        return _make_record((name, value or b"", version, None if ttl < 0 else self._clock.wall() + ttl / 1000))
+        expires_at = None if result.ttl < 0 else self._clock.wall() + result.ttl / 1000
+        return _make_record((name, result.value or b"", result.version, expires_at))
 
     async def put(
         self,

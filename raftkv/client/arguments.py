@@ -7,10 +7,9 @@ from typing import Final
 
 import shards.slots
 from raftkv.client.types import Consistency
+from raftkv.commands.bounds import ANY_VERSION, Mode, check_key, check_ttl, check_value
 from raftkv.errors import InvalidArgument
 from raftkv.limits import MAX_KEY_BYTES, MAX_TIMEOUT, MAX_TTL, MAX_VALUE_BYTES, MIN_TIMEOUT
-from raftkv.rpc.convert import check_key, check_ttl, check_value
-from raftkv.store.operations import ANY_VERSION, Mode
 from raftkv.text import shown
 
 MODES: Final[dict[str, int]] = {mode.name.lower(): int(mode) for mode in Mode}
@@ -51,7 +50,7 @@ def ttl_ms_of(ttl: float | None) -> int:
 
 
 def expect_of(if_version: int | None) -> int:
-    """``Op.expect`` for ``if_version``."""
+    """``expect`` of a command for ``if_version``."""
     if if_version is None:
         return ANY_VERSION
     if isinstance(if_version, bool) or not isinstance(if_version, int) or not 0 <= if_version < 1 << 63:

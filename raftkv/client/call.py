@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftkv.store.operations import ANY_VERSION
+from raftkv.commands.bounds import ANY_VERSION
 
 if TYPE_CHECKING:
     import asyncio
 
     from raftkv.client.session import Session
-    from raftkv.store.operations import Result
+    from raftkv.commands.results import Result
     from raftkv.v1 import kv_pb2
 
 

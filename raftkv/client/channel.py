@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol
+
+from msgspec.structs import replace
 
 from raftkv.client.transport import TransportError
 from raftkv.clock import wait
+from raftkv.commands.bounds import ANY_VERSION
+from raftkv.commands.registry import CLIENT_READS
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
 from raftkv.rpc import convert
 from raftkv.rpc.pace import Pace
 from raftkv.rpc.patience import SLOW, TELLING
-from raftkv.store.operations import ANY_VERSION, Result
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from raftkv.client.transport import Endpoint, Stream
     from raftkv.clock import Clock
 
-_GET: Final = kv_pb2.KIND_GET
 _SETTLED: Final = (int(Code.OK), int(Code.CONDITION_FAILED))
 _CONNECT_TIMEOUT: Final = 2.0
 _SILENCE: Final = 2.0
@@ -46,8 +48,6 @@ _SPACING: Final = 1.2
 _NOT_SENT: Final = int(Code.UNAVAILABLE)
 _UNKNOWN: Final = int(Code.UNKNOWN)
 _NEVER: Final = 1 << 63
-# A third of the time of calling the class: it runs once per operation.
-_make_result: Final = cast("Callable[[tuple[Any, ...]], Result]", partial(tuple.__new__, Result))
 
 
 class Observer(Protocol):
@@ -220,8 +220,8 @@ class Channel:
                 await self._end(reader)
             lost = self._lost or Result(_UNKNOWN, detail=f"the connection to {self.address} was lost")
             self._observer.on_state(self.address, False)
-            self._fail_sent(lost if lost.code == _UNKNOWN else lost._replace(code=_UNKNOWN))
-            self._fail_unsent(lost._replace(code=_NOT_SENT))
+            self._fail_sent(lost if lost.code == _UNKNOWN else replace(lost, code=_UNKNOWN))
+            self._fail_unsent(replace(lost, code=_NOT_SENT))
 
     def _on_written(self, _: object) -> None:
         # A cancelled task keeps its error, and the error all that was at work: the stream and gRPC's channel.
@@ -289,7 +289,7 @@ class Channel:
                     if call.number == number or message.code in _SETTLED:
                         future = call.future
                         if not future.done():
-                            future.set_result(decode(message) if call.kind == _GET else _written(message))
+                            future.set_result(decode(message) if call.kind in CLIENT_READS else _written(message))
                 if call is not None and message.code in TELLING:
                     self._look_at_time(call, number)
                 if self._pace.enough > 1:
@@ -320,7 +320,7 @@ class Channel:
         """
         under_way = len(self._pending)
         first = self._pending.get(self._out[0])
-        writes = self._wrote or (first is not None and first.kind != _GET)
+        writes = self._wrote or (first is not None and first.kind not in CLIENT_READS)
         if under_way < (_DIVISIBLE_WRITES if writes else _DIVISIBLE) or under_way > share:
             return MAX_BATCH_OPS
         return min((under_way + 1) // 2, MAX_BATCH_OPS)
@@ -352,20 +352,21 @@ class Channel:
                     size += len(call.expected)
             if size > MAX_BATCH_BYTES and count:
                 break
-            if kind != _GET and call.session is not session:
+            if kind not in CLIENT_READS and call.session is not session:
                 if session is not None:
                     break
                 session = call.session
             message = add()
             message.id = number
             message.key = key
-            if kind != _GET:
+            if kind not in CLIENT_READS:
                 message.kind = kind
                 message.sequence = call.seq
                 if value is not None:
                     message.value = value
                 _fill_conditions(message, call)
-            elif call.mode:
+            elif kind or call.mode:
+                message.kind = kind
                 message.consistency = kv_pb2.Consistency.ValueType(call.mode)
             out.popleft()
             count += 1
@@ -419,7 +420,7 @@ def _written(message: kv_pb2.OperationResult) -> Result:
     """The result of a write: it has a version and nothing else if it was done."""
     if message.code:
         return convert.result(message)
-    return _make_result((0, message.version, None, -1, message.leader_hint, ""))
+    return Result(0, message.version, hint=message.leader_hint)
 
 
 def _fill_conditions(message: kv_pb2.Operation, call: Call) -> None:

@@ -21,10 +21,12 @@ from raftkv.client.session import Sessions
 from raftkv.client.transport import TransportError
 from raftkv.client.types import EndpointStatus, Record
 from raftkv.clock import sleep, wait
+from raftkv.commands.bounds import Mode
+from raftkv.commands.registry import CLIENT_READS
+from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError, UsageError
 from raftkv.limits import MAX_KEY_BYTES
 from raftkv.rpc.patience import Patience
-from raftkv.store.operations import Mode, Result
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ class Engine:
             # The ordinary call: its leader is known, is asked and answers. All else takes the general way.
             channel = self._channels.get(self._routing.route(call.key))
             if channel is not None and call.mode != _STALE and not self._patience.needed:
-                if call.kind != _GET:
+                if call.kind not in CLIENT_READS:
                     self._begin(call)
                 budget, patience = first_span(timeout)
                 result = await channel.send(call, budget, now, patience)
@@ -126,11 +128,11 @@ class Engine:
     async def _run_on(self, call: Call, timeout: float, accept: int, result: Result | None) -> Result:
         """As :meth:`run`, after a first attempt that ended in ``result`` or before any."""
         routing = self._routing
-        progress = Progress(call.kind != _GET)
+        progress = Progress(call.kind not in CLIENT_READS)
         if result is None:
             if routing.view is None:
                 await self._first_view(call.deadline, timeout, progress)
-            if call.kind != _GET:
+            if call.kind not in CLIENT_READS:
                 self._begin(call)
             result = await self._attempt(call, self._now(), timeout, progress)
         while True:
@@ -281,7 +283,7 @@ class Engine:
         assert call.session is not None
         call.session.end(call.seq)
         assert progress.last is not None
-        call.session = self._sessions.renew(call.session, progress.last.version, progress.renewals - 1)
+        call.session = self._sessions.renew(call.session, progress.last.new_id_ms, progress.renewals - 1)
         call.seq = call.session.begin()
 
     def _channel(self, address: str) -> Channel:

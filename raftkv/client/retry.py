@@ -26,7 +26,7 @@ from raftkv.text import shown
 
 if TYPE_CHECKING:
     from raftkv.client.call import Call
-    from raftkv.store.operations import Result
+    from raftkv.commands.results import Result
 
 ATTEMPT_TIMEOUT: Final = LEAST
 """Seconds that the first attempt gets before another node is asked; doubled with each attempt that was not enough."""
@@ -131,7 +131,7 @@ class Progress:
         if self.last is not None and self.last.code == Code.OVERLOADED:
             base = _OVERLOAD_DELAY
             # Not all at the same moment, and none before it is asked to come back.
-            asked = max(self.last.ttl, 0) / 1000 * rng.uniform(1.0, 1.5)
+            asked = max(self.last.retry_ms, 0) / 1000 * rng.uniform(1.0, 1.5)
         longest = _MAX_DELAY if self.attempts <= _PATIENT_AFTER else _PATIENT_DELAY
         delay = min(base * 2.0 ** min(self.attempts - 1, 10), longest) * rng.uniform(0.5, 1.0)
         return float(max(delay, asked))

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import grpc
 from grpc import aio
+from msgspec.structs import replace
 
 from raftkv.client.process import check_process, keep_after_fork
 from raftkv.client.routing import View, view_of
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_MESSAGE_BYTES
 from raftkv.rpc.errors import CLUSTER_KEY, result_of
 from raftkv.rpc.frontend import NodeStatus, PeerStatus, ReplicaStatus, Role
-from raftkv.store.operations import Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class _GrpcEndpoint:
         finally:
             del error  # as there
         if result.code in (Code.UNKNOWN, Code.INTERNAL):
-            return result._replace(code=int(Code.UNAVAILABLE), detail=f"{self._address}: {result.detail}")
+            return replace(result, code=int(Code.UNAVAILABLE), detail=f"{self._address}: {result.detail}")
         return result
 
 

@@ -6,14 +6,16 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from raftkv.commands.base import GroupCommand
+from raftkv.commands.meta import ChangeCluster
+from raftkv.commands.results import Result
 from raftkv.errors import Code, RaftKVError
 from raftkv.rpc.frontend import Submit, answer_to
 from raftkv.store.codec import pack
 from raftkv.store.meta_state import MetaState
-from raftkv.store.operations import Kind, Op, Result
 from shards.map import META_GROUP
 
-Ask = Callable[[Op], Awaitable[Result]]
+Ask = Callable[[GroupCommand], Awaitable[Result]]
 """Executes an operation wherever its group is led. Raises Failed for every result but OK."""
 
 _TIMEOUT: Final = 5.0
@@ -32,16 +34,16 @@ class Failed(RaftKVError):
 def asker(submit: Submit, timeout: float = _TIMEOUT) -> Ask:
     """Awaitable operations over ``submit``."""
 
-    async def ask(op: Op) -> Result:
+    async def ask(op: GroupCommand) -> Result:
         result = await answer_to(submit, op, timeout)
         if result.code != Code.OK:
-            name, code = Kind(op.kind).name.lower().replace("_", " "), Code(result.code).name
-            raise Failed(f"{name} at group {op.slot}: {result.detail or code}")
+            name = op.name.replace("_", " ")
+            raise Failed(f"{name} at group {op.group}: {result.detail or Code(result.code).name}")
         return result
 
     return ask
 
 
-def meta_command(rng: random.Random, verb: str, *arguments: Any) -> Op:
+def meta_command(rng: random.Random, verb: str, *arguments: Any) -> ChangeCluster:
     """A command of the meta group, with a token of its own: repeated attempts have one outcome."""
-    return Op(Kind.META, META_GROUP, b"", pack([rng.randbytes(_TOKEN_BYTES), verb, *arguments]))
+    return ChangeCluster(META_GROUP, rng.randbytes(_TOKEN_BYTES), verb, pack(list(arguments)))

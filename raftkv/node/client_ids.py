@@ -11,9 +11,12 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
+from msgspec.structs import replace
+
 from raftkv import limits
+from raftkv.commands.base import Write
+from raftkv.commands.results import Result
 from raftkv.errors import Code
-from raftkv.store.operations import Op, Result
 from raftkv.store.records import Store
 from raftkv.store.sessions import TAIL_BYTES, client_id, drawn_at
 
@@ -37,7 +40,7 @@ class ClientIds:
         """Time has passed. Called every second."""
         self.latest = client_id(self._now() + _AHEAD_MS, _LAST_TAIL)
 
-    def refusal(self, op: Op, store: Store) -> Result | None:
+    def refusal(self, op: Write, store: Store) -> Result | None:
         """Why this leader does not propose ``op``, None if it does: its client is new, with an id far ahead."""
         if op.client <= self.latest:
             return None
@@ -48,11 +51,11 @@ class ClientIds:
         since = max(self._now(), floor + 1)
         if drawn_at(op.client) <= since + _AHEAD_MS:
             return None
-        return Result(Code.SESSION_EXPIRED, since, detail="the client's clock is ahead of the cluster's")
+        return Result(Code.SESSION_EXPIRED, detail="the client's clock is ahead of the cluster's", new_id_ms=since)
 
     def dated(self, expired: Result) -> Result:
         """A SESSION_EXPIRED with the time at which the client is to draw its next id."""
-        return expired._replace(version=max(expired.version, self._now()))
+        return replace(expired, new_id_ms=max(expired.new_id_ms, self._now()))
 
     def renew(self, refused: bytes, time_ms: int) -> None:
         """Have another own id than ``refused``; one that is drawn at ``time_ms`` will be taken."""

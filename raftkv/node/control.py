@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from raftkv.clock import Clock
+from raftkv.commands.base import GroupCommand
+from raftkv.commands.group import Check
+from raftkv.commands.members import ChangeMembers, Members, Transfer
+from raftkv.commands.meta import ChangeCluster, ReadCluster
+from raftkv.commands.moving import Export, MoveState, Summarize
+from raftkv.commands.results import DONE, MALFORMED, MembersReport, Result
 from raftkv.errors import Code
 from raftkv.node.replicas import Replicas
 from raftkv.raft import RaftGroup
-from raftkv.store.codec import pack, unpack
-from raftkv.store.operations import GROUP_READS, Kind, Op, Result
 from shards.map import META_GROUP
 
 Done = Callable[[Result], None]
@@ -21,11 +25,9 @@ _SLICE: Final = 0.005
 _CHECK_INTERVAL: Final = 1.0
 """Seconds from one check of a group to the next."""
 
-_MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed question")
-
 
 class GroupOperations:
-    """Executes operations of ``GROUP_KINDS`` on the replicas of this node."""
+    """Executes commands for groups on the replicas of this node."""
 
     def __init__(self, replicas: Replicas, clock: Clock) -> None:
         self._replicas = replicas
@@ -36,67 +38,60 @@ class GroupOperations:
         """This node's replica of ``group``, if it has one."""
         return self._replicas.get(group)
 
-    def execute(self, group: RaftGroup, op: Op, size: int, done: Done) -> None:
+    def execute(self, group: RaftGroup, op: GroupCommand, size: int, done: Done) -> None:
         """Call ``done`` once with the result; NOT_LEADER if this node does not lead ``group``."""
-        kind = op.kind
-        if kind == Kind.MEMBERS:
-            group.read(True, lambda code: done(self._members(group) if code == Code.OK else Result(code)))
-        elif kind == Kind.SUMMARY:
-            group.read(
-                False, lambda code: self._summarise(group.group, op, done) if code == Code.OK else done(Result(code))
-            )
-        elif kind in GROUP_READS:
-            group.read(False, lambda code: done(self._read(group.group, op) if code == Code.OK else Result(code)))
-        elif kind == Kind.CHANGE_MEMBERS:
-            voters = _numbers(op.value)
-            if voters:
-                group.change_members(voters, done)
-            else:
-                done(_MALFORMED)
-        elif kind == Kind.TRANSFER:
-            self._transfer(group, op, done)
-        elif kind == Kind.CHECK and (answer := self._may_check(group.group, op)) is not None:
+        if op.reads:
+            quorum = isinstance(op, Members)
+            group.read(quorum, lambda code: self._read(group, op, done) if code == Code.OK else done(Result(code)))
+        elif isinstance(op, ChangeMembers):
+            group.change_members(list(op.voters), done)
+        elif isinstance(op, Transfer):
+            self._transfer(group, op.node, done)
+        elif isinstance(op, Check) and (answer := self._may_check(op)) is not None:
             done(answer)
-        elif kind == Kind.META and (refusal := self._replicas.meta.check(op.value)) is not None:
+        elif isinstance(op, ChangeCluster) and (refusal := self._replicas.meta.check(op)) is not None:
             done(refusal)
         else:
             group.propose([op], size, lambda results: done(results[0]))
 
-    def _read(self, group: int, op: Op) -> Result:
-        if group == META_GROUP:
-            return self._replicas.meta.describe() if op.kind == Kind.META_STATE else _MALFORMED
-        store = self._replicas.data[group].store
-        arguments = _list(op.value)
-        if not arguments or type(arguments[0]) is not int:
-            return _MALFORMED
-        if op.kind == Kind.MOVE_STATE:
-            return store.move_state(arguments[0])
-        if op.kind == Kind.EXPORT and [type(one) for one in arguments] == [int, bytes, int]:
-            return store.export(*arguments)
-        return _MALFORMED
+    def _read(self, group: RaftGroup, op: GroupCommand, done: Done) -> None:
+        replica = self._replicas.data.get(group.group)
+        if isinstance(op, Members):
+            done(self._members(group))
+        elif isinstance(op, ReadCluster):
+            done(self._replicas.meta.describe() if group.group == META_GROUP else MALFORMED)
+        elif replica is None:
+            done(MALFORMED)
+        elif isinstance(op, MoveState):
+            done(replica.store.move_state(op.move))
+        elif isinstance(op, Export):
+            done(replica.store.export(op.move, op.cursor, op.limit_bytes))
+        elif isinstance(op, Summarize):
+            self._summarize(op, done)
+        else:
+            done(MALFORMED)
 
-    def _summarise(self, group: int, op: Op, done: Done) -> None:
+    def _summarize(self, op: Summarize, done: Done) -> None:
         """Slots wait frozen for it, so it goes on in every turn of the loop; and the loop has others to serve."""
-        replica = self._replicas.data.get(group)
-        arguments = _list(op.value)
-        if replica is None or len(arguments) != 1 or type(arguments[0]) is not int:
-            done(_MALFORMED)
+        replica = self._replicas.data.get(op.group)
+        if replica is None:
+            done(MALFORMED)
             return
         until = self._clock.now() + _SLICE
-        while (result := replica.store.summary(arguments[0])) is None:
+        while (result := replica.store.summary(op.move)) is None:
             if self._clock.now() >= until:
-                self._clock.call_later(0.0, lambda: self._summarise(group, op, done))
+                self._clock.call_later(0.0, lambda: self._summarize(op, done))
                 return
         done(result)
 
-    def _may_check(self, group: int, op: Op) -> Result | None:
+    def _may_check(self, op: Check) -> Result | None:
         """One check of a group at a time: every one makes images of all its slots, which are copied when written to."""
-        replica = self._replicas.data.get(group)
+        group, replica = op.group, self._replicas.data.get(op.group)
         if replica is None:
-            return _MALFORMED
+            return MALFORMED
         checks, now = replica.store.checks, self._clock.now()
-        if any(number in checks for number in _numbers(op.value)):
-            return Result(Code.OK)
+        if op.check in checks:
+            return DONE
         if now < self._next_check.get(group, 0.0) or not all(check.ended() for check in checks.values()):
             return Result(Code.OVERLOADED, detail=f"another check of group {group} is under way or has just ended")
         self._next_check[group] = now + _CHECK_INTERVAL
@@ -104,34 +99,18 @@ class GroupOperations:
 
     @staticmethod
     def _members(group: RaftGroup) -> Result:
-        """``value``: msgpack of [commit index, voters as of it, nodes in contact with the leader]; ``hint``: it."""
         members = group.members()
-        contact = [node for node, state in members.peers.items() if state.contact]
-        return Result(Code.OK, 1, pack([group.core.commit_index(), members.committed_voters, contact]), hint=group.node)
+        contact = tuple(node for node, state in members.peers.items() if state.contact)
+        report = MembersReport(group.core.commit_index(), tuple(members.committed_voters), contact, group.node)
+        return Result(Code.OK, answer=report)
 
     @staticmethod
-    def _transfer(group: RaftGroup, op: Op, done: Done) -> None:
-        target = _numbers(op.value)
-        if len(target) != 1:
-            done(_MALFORMED)
-        elif target[0] == group.node:
-            done(Result(Code.OK))
-        elif target[0] not in group.voters:
-            done(Result(Code.CONDITION_FAILED, detail=f"node {target[0]} is no voter of group {group.group}"))
-        elif group.transfer(target[0]):
-            done(Result(Code.OK))
+    def _transfer(group: RaftGroup, node: int, done: Done) -> None:
+        if node == group.node:
+            done(DONE)
+        elif node not in group.voters:
+            done(Result(Code.CONDITION_FAILED, detail=f"node {node} is no voter of group {group.group}"))
+        elif group.transfer(node):
+            done(DONE)
         else:
             done(Result(Code.CONDITION_FAILED, detail=f"group {group.group} cannot hand over at this moment"))
-
-
-def _list(value: bytes | None) -> list[Any]:
-    try:
-        found = unpack(value or b"")
-    except ValueError:
-        return []
-    return found if isinstance(found, list) else []
-
-
-def _numbers(value: bytes | None) -> list[int]:
-    found = _list(value)
-    return found if all(type(one) is int and one > 0 for one in found) else []

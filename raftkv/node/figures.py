@@ -16,7 +16,7 @@ from raftkv.rpc.frontend import NodeFigures, NodeStatus, ReplicaFigures, Replica
 from raftkv.rpc.tally import Durations
 from raftkv.storage.fs import Worker
 from raftkv.storage.wal import Wal
-from raftkv.store import Stats
+from raftkv.store.records import Stats
 
 T = TypeVar("T")
 

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from raftkv import limits
 from raftkv.clock import Clock
+from raftkv.commands.results import Result
 from raftkv.errors import Code
+from raftkv.node import messages
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.requests import Request
 from raftkv.rpc.patience import LEAST, TELLING, Patience
-from raftkv.store.operations import Mode, Result
 from shards.map import ShardMap
 
 SETTLED: Final = (Code.OK, Code.CONDITION_FAILED)
@@ -95,7 +98,7 @@ class Forwarding:
                 self._batches[self._number] = _Batch(target, now, now + patience, part, len(part))
                 timeout = max(1, int((min(attempt.request.deadline for attempt in part) - now) * 1000))
                 ops = [attempt.request.op for attempt in part]
-                self._peers.send(target, ["op", self._number, timeout, ops])
+                self._peers.send(target, messages.ask(self._number, timeout, ops))
 
     def on_answers(self, peer: int, answers: Sequence[tuple[int, int, Result]]) -> None:
         """Results of operations that ``peer`` was asked to execute."""
@@ -112,9 +115,9 @@ class Forwarding:
                 self._patience.saw(group, now - batch.sent, now)
             if request.answered or (request.attempt != attempt and result.code not in SETTLED):
                 continue
-            if request.op.mode != Mode.STALE:
+            if not request.op.stale:
                 if result.code in SETTLED:
-                    result = result._replace(hint=peer)
+                    result = replace(result, hint=peer)
                 if result.hint:
                     self._leaders.learn(group, result.hint)
                 elif result.code in (Code.NOT_LEADER, Code.UNAVAILABLE):
@@ -154,7 +157,7 @@ class Forwarding:
         for batch in list(self._batches.values()):
             for request, attempt, group in batch.attempts:
                 leader = changed.get(group, batch.target)
-                if leader != batch.target and request.attempt == attempt and request.op.mode != Mode.STALE:
+                if leader != batch.target and request.attempt == attempt and not request.op.stale:
                     self._ended(request, Result(Code.UNKNOWN, hint=leader, detail="the group has another leader"))
 
     # -- being asked
@@ -180,10 +183,10 @@ class Forwarding:
             start = size = 0
             for at, (_, _, result) in enumerate(results):
                 if size > limits.MAX_BATCH_BYTES:
-                    self._peers.send(peer, ["re", results[start:at]])
+                    self._peers.send(peer, messages.answer(results[start:at]))
                     start, size = at, 0
-                size += len(result.value or b"") + len(result.detail)
-            self._peers.send(peer, ["re", results[start:]])
+                size += limits.OP_OVERHEAD + result.size()
+            self._peers.send(peer, messages.answer(results[start:]))
 
 
 def _bounded(sizes: Sequence[int]) -> list[tuple[int, int]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-import msgpack
-
+from raftkv.commands.base import Command
+from raftkv.commands.group import Genesis, Tick
+from raftkv.commands.meta import FormCluster
+from raftkv.commands.results import Result
 from raftkv.node.replicas import Replica, Replicas
 from raftkv.node.room import Room
 from raftkv.raft import RaftGroup
-from raftkv.store.operations import Kind, Op, Result
+from raftkv.store.codec import pack
 from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import initial_map
 
@@ -107,19 +109,19 @@ class Housekeeping:
         members = self._members()
         if members is not None:
             first = initial_map(self._cluster_id, members, self._groups, self._slots, self._copies)
-            self._propose(meta, Op(Kind.MAP_INIT, 0, b"map", msgpack.packb(first.to_wire())))
+            self._propose(meta, FormCluster(pack(first.to_wire())))
 
     def _tend(self, number: int, replica: Replica, shard_map: ShardMap) -> None:
         store = replica.store
         if not store.genesis:
             # Every group has its first slots before any can be moved away, so epoch 1 is still true here.
-            self._propose(replica.group, Op(Kind.GENESIS, 0, b"slots", msgpack.packb(shard_map.slots_of(number))))
+            self._propose(replica.group, Genesis(tuple(shard_map.slots_of(number))))
             return
         due = store.next_expiry()
         if due is not None and replica.group.leads() and due <= replica.group.time():
-            self._propose(replica.group, Op(Kind.TICK, 0, b"time"))
+            self._propose(replica.group, Tick())
 
-    def _propose(self, group: RaftGroup, op: Op) -> None:
+    def _propose(self, group: RaftGroup, op: Command) -> None:
         if not group.leads() or self._asked.get(group.group, 0.0) > self._now():
             return
         self._asked[group.group] = self._now() + _PATIENCE
@@ -127,4 +129,4 @@ class Housekeeping:
         def done(_: list[Result]) -> None:
             self._asked.pop(group.group, None)
 
-        group.propose([op], len(op.value or b""), done)
+        group.propose([op], op.size(), done)

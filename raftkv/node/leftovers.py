@@ -14,12 +14,13 @@ from collections.abc import Callable
 from typing import Final
 
 from raftkv.clock import Clock, sleep
+from raftkv.commands.meta import ReadCluster
+from raftkv.commands.results import ClusterReport
 from raftkv.log_limit import limited
 from raftkv.node.asking import Ask, Failed, Leading, meta_command
 from raftkv.node.replicas import Replicas
-from raftkv.store.codec import pack, unpack
+from raftkv.store.codec import unpack
 from raftkv.store.meta_state import MetaState
-from raftkv.store.operations import Kind, Op
 from shards.map import META_GROUP, ShardMap
 
 log = logging.getLogger(__name__)
@@ -82,9 +83,9 @@ class Leftovers:
 
     async def _clear(self) -> None:
         try:
-            answer = await self._ask(Op(Kind.META_STATE, META_GROUP, b"", pack([])))
-            _, wire = unpack(answer.value or b"")
-            state = MetaState.from_wire(wire)
+            report = (await self._ask(ReadCluster(META_GROUP))).answer
+            assert isinstance(report, ClusterReport)
+            state = MetaState.from_wire(unpack(report.state))
             assert state.map is not None
             # From now on no older map, not even after a restart, makes this node host what it is about to call gone.
             self._keep_map(state.map)

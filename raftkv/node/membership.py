@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from dataclasses import dataclass
 from typing import Any, Final
 
 from raftkv.clock import Clock, sleep
+from raftkv.commands.members import ChangeMembers, Members, Transfer
+from raftkv.commands.results import MembersReport
 from raftkv.node.asking import Ask, Failed, Leading, meta_command
-from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import MetaState
-from raftkv.store.operations import Kind, Op
 from shards.map import Group
 
 log = logging.getLogger(__name__)
@@ -25,16 +24,6 @@ log = logging.getLogger(__name__)
 _RETRY: Final = 0.3
 _AFTER_MISTAKE: Final = 2.0
 """Seconds before a group is looked at again when a step was not possible, and after a mistake of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Members:
-    """What the group's leader says: its voters as of its commit index, whom it is in contact with, and itself."""
-
-    index: int
-    committed: tuple[int, ...]
-    contact: frozenset[int]
-    leader: int
 
 
 class Membership:
@@ -85,7 +74,7 @@ class Membership:
     async def _step(self, state: MetaState, group: Group, wanted: tuple[int, ...]) -> None:
         """One change, or one step towards it. Raises Failed if it cannot be done now."""
         members = await self._members(group.id)
-        have = members.committed
+        have = members.voters
         if set(have) != set(group.voters):
             await self._tell("voters", group.id, members.index, list(have))
             return
@@ -110,20 +99,20 @@ class Membership:
         else:
             await self._tell("voters", group.id, members.index, list(have))
 
-    async def _members(self, group: int) -> _Members:
-        answer = await self._ask(Op(Kind.MEMBERS, group, b"", pack([])))
-        index, committed, contact = unpack(answer.value or b"")
-        return _Members(index, tuple(committed), frozenset(contact), answer.hint)
+    async def _members(self, group: int) -> MembersReport:
+        report = (await self._ask(Members(group))).answer
+        assert isinstance(report, MembersReport)
+        return report
 
     async def _change(self, group: int, voters: tuple[int, ...]) -> None:
-        await self._ask(Op(Kind.CHANGE_MEMBERS, group, b"", pack(sorted(voters))))
+        await self._ask(ChangeMembers(group, tuple(sorted(voters))))
         log.info("group %d has the voters %s", group, ", ".join(str(node) for node in sorted(voters)))
 
-    async def _hand_over(self, group: int, wanted: tuple[int, ...], members: _Members) -> None:
-        heirs = [node for node in wanted if node in members.contact and node in members.committed]
+    async def _hand_over(self, group: int, wanted: tuple[int, ...], members: MembersReport) -> None:
+        heirs = [node for node in wanted if node in members.contact and node in members.voters]
         if not heirs:
             raise Failed(f"no member of group {group} that stays can be reached")
-        await self._ask(Op(Kind.TRANSFER, group, b"", pack([heirs[0]])))
+        await self._ask(Transfer(group, heirs[0]))
         await sleep(self._clock, _RETRY)
 
     async def _tell(self, verb: str, *arguments: Any) -> None:

@@ -1,7 +1,7 @@
 """Messages between nodes that are not Raft's: arrays whose first item is a word instead of a group's number.
 
-``["op", number, timeout in ms, [operation, ...]]`` asks the receiver to execute operations;
-``["re", [[number, index, result], ...]]`` brings results; ``["epoch", epoch, digest]`` says which map the sender has;
+``["op", number, timeout in ms, operations]`` asks the receiver to execute operations;
+``["re", results]`` brings results; ``["epoch", epoch, digest]`` says which map the sender has;
 ``["map", map]`` brings one; ``["leads", [group, ...]]`` says which
 groups the sender leads; ``["room", disk, memory]`` which of its disk and memory are full; ``["left"]`` reminds the
 receiver of replicas that it has to drop.
@@ -9,34 +9,26 @@ receiver of replicas that it has to drop.
 
 from __future__ import annotations
 
-from collections.abc import Container
-from itertools import product
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+from msgspec import Meta
+from msgspec.msgpack import Decoder
 
 from raftkv import limits
-from raftkv.store.operations import Op, Result
-from raftkv.store.sessions import CLIENT_BYTES
+from raftkv.commands.base import Command
+from raftkv.commands.registry import SENT, encode
+from raftkv.commands.results import Result
 
-_OPTIONAL: Final[tuple[type, ...]] = (bytes, type(None))
-_OP_TYPES: Final[frozenset[tuple[type, ...]]] = frozenset(
-    (int, int, bytes, value, int, expected, int, bytes, int, int, int)
-    for value, expected in product(_OPTIONAL, repeat=2)
-)
-_RESULT_TYPES: Final[frozenset[tuple[type, ...]]] = frozenset((int, int, value, int, int, str) for value in _OPTIONAL)
-_ANSWER_TYPES: Final[frozenset[tuple[type, ...]]] = frozenset(((int, int, list), (int, int, tuple)))
-_CLIENTS: Final = (0, CLIENT_BYTES)
-_MAX_CODE: Final = 2**31
-_MAX_COUNT: Final = 2**63
-_MAX_DETAIL: Final = 64 * 1024
 _MAX_GROUPS: Final = 65_536
+_MAX_OPS: Final = Meta(max_length=limits.MAX_BATCH_BYTES // limits.OP_OVERHEAD + limits.MAX_BATCH_OPS)
+
+_operations: Final[Decoder[list[Command]]] = Decoder(Annotated[list[SENT], _MAX_OPS])
+_answers: Final[Decoder[list[tuple[int, int, Result]]]] = Decoder(Annotated[list[tuple[int, int, Result]], _MAX_OPS])
 
 
 class Malformed(ValueError):
     """A message that no raftkv node sends."""
-
-
-def _fits(row: object, types: Container[tuple[type, ...]]) -> bool:
-    return isinstance(row, list | tuple) and tuple(map(type, row)) in types
 
 
 def _rows(value: object) -> Any:
@@ -44,39 +36,37 @@ def _rows(value: object) -> Any:
     return value if isinstance(value, list | tuple) else (None,)
 
 
-def operations(message: list[Any]) -> tuple[int, int, list[Op]]:
+def ask(number: int, timeout: int, ops: Sequence[Command]) -> list[Any]:
+    """An "op" message. ``timeout``: in ms."""
+    return ["op", number, timeout, encode(ops)]
+
+
+def operations(message: list[Any]) -> tuple[int, int, list[Command]]:
     """Number, timeout in ms and operations of an "op" message. Raises Malformed.
 
-    Keys and values may be of any size: see :func:`raftkv.store.operations.within_limits`.
+    Their bounds are the receiver's to check: see :meth:`raftkv.commands.base.Command.refusal`.
     """
-    if len(message) == 4 and type(message[1]) is int and type(message[2]) is int:
-        rows = _rows(message[3])
-        if all(_fits(row, _OP_TYPES) and len(row[7]) in _CLIENTS for row in rows):
-            return message[1], message[2], [Op._make(row) for row in rows]
+    if [type(item) for item in message[1:]] == [int, int, bytes]:
+        try:
+            return message[1], message[2], _operations.decode(message[3])
+        except ValueError as problem:
+            raise Malformed(f"malformed operations: {problem}") from None
     raise Malformed("malformed operations")
 
 
+def answer(results: Sequence[tuple[int, int, Result]]) -> list[Any]:
+    """A "re" message."""
+    return ["re", encode(results)]
+
+
 def answers(message: list[Any]) -> list[tuple[int, int, Result]]:
-    """Results of an "re" message. Raises Malformed."""
-    if len(message) == 2:
-        rows = _rows(message[1])
-        if all(_fits(row, _ANSWER_TYPES) and _is_result(row[2]) for row in rows):
-            return [(number, index, Result._make(result)) for number, index, result in rows]
+    """Number of the question, index of the operation and result, of an "re" message. Raises Malformed."""
+    if len(message) == 2 and type(message[1]) is bytes:
+        try:
+            return _answers.decode(message[1])
+        except ValueError as problem:
+            raise Malformed(f"malformed results: {problem}") from None
     raise Malformed("malformed results")
-
-
-def _is_result(row: Any) -> bool:
-    """Whether it is one that can be passed on to a client: numbers of another size fit into no answer."""
-    if tuple(map(type, row)) not in _RESULT_TYPES:
-        return False
-    code, version, _, ttl, hint, detail = row
-    return (
-        0 <= code < _MAX_CODE
-        and 0 <= version < _MAX_COUNT
-        and -1 <= ttl < _MAX_COUNT
-        and 0 <= hint < _MAX_CODE
-        and len(detail) <= _MAX_DETAIL
-    )
 
 
 def epoch(message: list[Any]) -> tuple[int, bytes]:

@@ -10,15 +10,28 @@ import asyncio
 import logging
 import random
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from raftkv.clock import Clock, sleep
+from raftkv.commands.moving import (
+    Activate,
+    Export,
+    Freeze,
+    ImportBegin,
+    ImportChunk,
+    ImportDrop,
+    ImportFinal,
+    MoveState,
+    Release,
+    Summarize,
+    Track,
+    Untrack,
+)
+from raftkv.commands.results import ExportPage, MoveReport, MoveSummary, Result
 from raftkv.log_limit import limited
 from raftkv.node.asking import Ask, Failed, Leading, meta_command
 from raftkv.rpc.tally import Durations
-from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import Job, MetaState, Move
-from raftkv.store.operations import Kind, Op, Result
 from shards.moves import Impossible, Phase, SourceState, Step, TargetState, next_step
 
 log = logging.getLogger(__name__)
@@ -48,16 +61,6 @@ class _Figures:
     bytes: int = 0
     frozen_at: float = 0.0
     freeze: float = 0.0
-
-
-class _Page(NamedTuple):
-    """What the source gave: up to which point, records and sessions, what is left, whether that is nothing."""
-
-    cursor: bytes
-    chunk: bytes
-    records: int
-    size: int
-    done: bool
 
 
 class Mover:
@@ -102,7 +105,7 @@ class Mover:
     async def _start_next(self) -> None:
         try:
             while (state := self._leading()) is not None and _may_start(state):
-                if not (await self._meta("next")).version:
+                if not (await self._meta("next")).number:
                     break
         except Failed as failure:
             log.warning("no move was started: %s", failure, extra=limited("the meta group"))
@@ -140,21 +143,21 @@ class Mover:
         """Look where the move is and take all steps from there. Raises Failed, or Impossible."""
         if move.phase is Phase.CANCELLED:
             # Before anything is asked of the target, whose majority may be gone: the source's clients wait.
-            await self._tell(Kind.UNTRACK, move.source, move.id, list(move.slots))
+            await self._ask(Untrack(move.source, move.id, move.slots))
         source, target, seq, cursor = await self._look(move)
         phase = move.phase
         while True:
             step = next_step(phase, source, target)
             if step is Step.BEGIN:
-                await self._tell(Kind.IMPORT_BEGIN, move.target, move.id, list(move.slots))
+                await self._ask(ImportBegin(move.target, move.id, move.slots))
                 target = TargetState.IMPORTING
             elif step is Step.TRACK:
-                await self._tell(Kind.TRACK, move.source, move.id, list(move.slots))
+                await self._ask(Track(move.source, move.id, move.slots))
                 source = SourceState.TRACKED
             elif step is Step.COPY:
                 seq, cursor = await self._copy(move, seq, cursor, figures)
                 figures.frozen_at = self._clock.now()
-                await self._tell(Kind.FREEZE, move.source, move.id)
+                await self._ask(Freeze(move.source, move.id))
                 source = SourceState.FROZEN
             elif step is Step.FINAL:
                 await self._bring_the_rest(move, seq, cursor, figures)
@@ -163,18 +166,18 @@ class Mover:
                 await self._meta("commit", move.id)
                 phase = Phase.COMMITTED
             elif step is Step.ACTIVATE:
-                await self._tell(Kind.ACTIVATE, move.target, move.id)
+                await self._ask(Activate(move.target, move.id))
                 target = TargetState.ACTIVE
                 if figures.frozen_at:
                     figures.freeze = self._clock.now() - figures.frozen_at
             elif step is Step.RELEASE:
-                await self._tell(Kind.RELEASE, move.source, move.id)
+                await self._ask(Release(move.source, move.id))
                 source = SourceState.RELEASED
             elif step is Step.UNTRACK:
-                await self._tell(Kind.UNTRACK, move.source, move.id, list(move.slots))
+                await self._ask(Untrack(move.source, move.id, move.slots))
                 source = SourceState.CANCELLED
             elif step is Step.DROP:
-                await self._tell(Kind.IMPORT_DROP, move.target, move.id, list(move.slots))
+                await self._ask(ImportDrop(move.target, move.id, move.slots))
                 target = TargetState.CANCELLED
             else:
                 freeze = int(figures.freeze * 1000)
@@ -196,18 +199,11 @@ class Mover:
             self.freezes.observe(figures.freeze)
 
     async def _look(self, move: Move) -> tuple[SourceState, TargetState, int, bytes]:
-        question = pack([move.id])
-        at_source = unpack((await self._ask(Op(Kind.MOVE_STATE, move.source, b"", question))).value or b"")
-        at_target = unpack((await self._ask(Op(Kind.MOVE_STATE, move.target, b"", question))).value or b"")
-        return (
-            SourceState(at_source["source"]),
-            TargetState(at_target["target"]),
-            at_target["seq"],
-            at_target["cursor"],
-        )
-
-    async def _tell(self, kind: Kind, group: int, *arguments: Any) -> None:
-        await self._ask(Op(kind, group, b"", pack(list(arguments))))
+        at_source = (await self._ask(MoveState(move.source, move.id))).answer
+        at_target = (await self._ask(MoveState(move.target, move.id))).answer
+        assert isinstance(at_source, MoveReport)
+        assert isinstance(at_target, MoveReport)
+        return SourceState(at_source.source), TargetState(at_target.target), at_target.seq, at_target.cursor
 
     async def _copy(self, move: Move, seq: int, cursor: bytes, figures: _Figures) -> tuple[int, bytes]:
         """Bring records over until few are left."""
@@ -216,7 +212,7 @@ class Mover:
             await self._within_rate(len(page.chunk))
             seq, cursor = seq + 1, page.cursor
             await self._import(move, seq, page, figures)
-            if page.done or (page.records <= _FEW_RECORDS and page.size <= _FEW_BYTES):
+            if page.done or (page.records <= _FEW_RECORDS and page.record_bytes <= _FEW_BYTES):
                 return seq, cursor
             state = self._leading()
             if state is None or state.moves.get(move.id, move).phase is not Phase.STARTED:
@@ -225,28 +221,31 @@ class Mover:
     async def _bring_the_rest(self, move: Move, seq: int, cursor: bytes, figures: _Figures) -> None:
         """The source is frozen and clients wait: as few rounds as can be, and no rate."""
         while True:
-            question = Op(Kind.SUMMARY, move.source, b"", pack([move.id]))
-            page, summary = await asyncio.gather(self._export(move, cursor), self._ask(question))
+            question = self._ask(Summarize(move.source, move.id))
+            page, told = await asyncio.gather(self._export(move, cursor), question)
             seq, cursor = seq + 1, page.cursor
             if page.done:
                 break
             await self._import(move, seq, page, figures)
-        figures.records = unpack(summary.value or b"")[2]
+        found = told.answer
+        assert isinstance(found, MoveSummary)
+        figures.records = found.records
+        final = ImportFinal(move.target, move.id, found.summary)
         if figures.records > _MANY_RECORDS:
             # What follows has an entry of its own then, before which the target's replicas digest in slices.
             await self._import(move, seq, page, figures)
-            await self._tell(Kind.IMPORT_FINAL, move.target, move.id, summary.value)
+            await self._ask(final)
             return
         # Both are proposed in this turn, and so share an entry in this order.
-        final = self._tell(Kind.IMPORT_FINAL, move.target, move.id, summary.value)
-        await asyncio.gather(self._import(move, seq, page, figures), final)
+        await asyncio.gather(self._import(move, seq, page, figures), self._ask(final))
 
-    async def _export(self, move: Move, cursor: bytes) -> _Page:
-        asked = pack([move.id, cursor, _CHUNK_BYTES])
-        return _Page(*unpack((await self._ask(Op(Kind.EXPORT, move.source, b"", asked))).value or b""))
+    async def _export(self, move: Move, cursor: bytes) -> ExportPage:
+        page = (await self._ask(Export(move.source, move.id, cursor, _CHUNK_BYTES))).answer
+        assert isinstance(page, ExportPage)
+        return page
 
-    async def _import(self, move: Move, seq: int, page: _Page, figures: _Figures) -> None:
-        await self._tell(Kind.IMPORT_CHUNK, move.target, move.id, seq, page.cursor, page.chunk)
+    async def _import(self, move: Move, seq: int, page: ExportPage, figures: _Figures) -> None:
+        await self._ask(ImportChunk(move.target, move.id, seq, page.cursor, page.chunk))
         figures.bytes += len(page.chunk)
 
     async def _within_rate(self, size: int) -> None:

@@ -17,6 +17,7 @@ import msgpack
 
 from raftkv import __version__, limits
 from raftkv.clock import Clock, Timer
+from raftkv.commands.base import Command
 from raftkv.errors import CorruptData, RaftKVError
 from raftkv.node import messages
 from raftkv.node.asking import asker
@@ -39,7 +40,7 @@ from raftkv.node.room import Full, Room
 from raftkv.node.router import Router
 from raftkv.node.space import Space
 from raftkv.peer.frames import ProtocolViolation
-from raftkv.peer.hello import Hello, Identity
+from raftkv.peer.hello import Hello, Identity, Reason, Refused
 from raftkv.peer.links import Links
 from raftkv.peer.network import Network
 from raftkv.raft import RaftConfig
@@ -59,7 +60,6 @@ from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
 from raftkv.store.codec import unpack
 from raftkv.store.meta_state import MetaState
-from raftkv.store.operations import Op
 from shards.map import META_GROUP, ShardMap
 from shards.map import Node as MapNode
 from shards.placement import meta_voters
@@ -81,8 +81,8 @@ _LEADERLESS: Final = 3.0
 _ELECTIONS: Final = 3
 """A group has had no leader for longer than an election after so many seconds, and so many times ``election_max``."""
 
-_REPLACED: Final = "replaced data folder"
-_REMOVED: Final = "removed node"
+_FATAL: Final = (Reason.REMOVED, Reason.REPLACED_FOLDER)
+"""A node that others refuse for one of these never gets back into its cluster."""
 
 
 class NodeRefused(RaftKVError):
@@ -449,33 +449,35 @@ class RaftNode:
 
     # -- other nodes
 
-    def _admit(self, hello: Hello) -> str | None:
+    def _admit(self, hello: Hello) -> None:
         known = self._folder.peers.get(hello.node)
         if self._router.map is not None:
             if hello.node in self._router.map.removed:
-                return f"{_REMOVED}: node {hello.node} has been removed from the cluster; a new node needs a new id"
+                text = f"node {hello.node} has been removed from the cluster; a new node needs a new id"
+                raise Refused(Reason.REMOVED, text)
             entry = next((node for node in self._router.map.nodes if node.id == hello.node), None)
             if entry is None:
-                return f"node {hello.node} is not a member of the cluster"
+                raise Refused(Reason.NOT_A_MEMBER, f"node {hello.node} is not a member of the cluster")
             known = entry.incarnation
         elif hello.node not in {node.id for node in self._config.nodes}:
-            return f"node {hello.node} is not among the configured nodes"
+            raise Refused(Reason.NOT_A_MEMBER, f"node {hello.node} is not among the configured nodes")
         if known is None:
             try:
                 self._folder.remember_peer(hello.node, hello.incarnation)
             except OSError as problem:
-                return f"node {self.id} cannot note which data folder node {hello.node} has: {problem}"
+                text = f"node {self.id} cannot note which data folder node {hello.node} has: {problem}"
+                raise Refused(Reason.CANNOT_REMEMBER, text) from None
         elif known != hello.incarnation:
-            return (
-                f"{_REPLACED}: node {hello.node} was known by data folder {known} and came back with "
+            text = (
+                f"replaced data folder: node {hello.node} was known by data folder {known} and came back with "
                 f"{hello.incarnation}; what it had promised is lost with the old one, so it must be replaced by a node "
                 "of a new id"
             )
-        return None
+            raise Refused(Reason.REPLACED_FOLDER, text)
 
-    def _on_refused(self, node: int, reason: str) -> None:
-        if reason.startswith((_REPLACED, _REMOVED)):
-            self._fatal(NodeRefused(f"node {node} refuses this node: {reason}"))
+    def _on_refused(self, node: int, refusal: Refused) -> None:
+        if refusal.reason in _FATAL:
+            self._fatal(NodeRefused(f"node {node} refuses this node: {refusal}"))
 
     def _on_link(self, node: int, _epoch: int, up: bool) -> None:
         if not up:
@@ -531,7 +533,7 @@ class RaftNode:
 
     # -- the front end's port
 
-    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
+    def submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
         self._router.submit(ops, timeout, reply, caller)
 
     def cluster_map(self) -> ShardMap | None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from raftkv.commands.base import Command, GroupCommand, Write
+from raftkv.commands.results import Result
+from raftkv.limits import OP_OVERHEAD
 from raftkv.raft.proposals import Proposal
 from raftkv.rpc.frontend import Caller
-from raftkv.store.operations import Op, Result
 
 if TYPE_CHECKING:
     from raftkv.raft import RaftGroup
 
 Reply = Callable[[int, Result], None]
-
-OVERHEAD: Final = 64
-"""Bytes that an operation counts for besides its payload."""
 
 
 class GroupPort(Protocol):
@@ -23,12 +22,7 @@ class GroupPort(Protocol):
 
     def get(self, group: int) -> RaftGroup | None: ...
 
-    def execute(self, group: RaftGroup, op: Op, size: int, done: Callable[[Result], None]) -> None: ...
-
-
-def size_of(op: Op) -> int:
-    """Bytes that ``op`` counts for."""
-    return OVERHEAD + len(op.key) + len(op.value or b"") + len(op.expected or b"")
+    def execute(self, group: RaftGroup, op: GroupCommand, size: int, done: Callable[[Result], None]) -> None: ...
 
 
 class Request:
@@ -52,7 +46,7 @@ class Request:
     )
 
     def __init__(
-        self, op: Op, index: int, reply: Reply, deadline: float, local: bool, caller: Caller, group: int
+        self, op: Command, index: int, reply: Reply, deadline: float, local: bool, caller: Caller, group: int
     ) -> None:
         """``local``: for another node, never to be forwarded. ``group``: for which it was taken. ``proposal``: what may
         still be withdrawn. ``flying``: an attempt is under way that may take effect. ``unsure``: an earlier one may
@@ -64,7 +58,7 @@ class Request:
         self.local = local
         self.caller = caller
         self.group = group
-        self.size = size_of(op)
+        self.size = OP_OVERHEAD + op.size()
         self.proposal: Proposal | None = None
         self.answered = False
         self.attempt = 0
@@ -90,7 +84,7 @@ class Writes:
         self.deadline = deadline
         self.local = local
         self.caller = caller
-        self.ops: list[Op] = []
+        self.ops: list[Write] = []
         self.indexes: list[int] = []
         self.size = 0
         self.proposal: Proposal | None = None

@@ -10,32 +10,34 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
+from msgspec.structs import replace
+
 from raftkv import limits
 from raftkv.clock import Clock
+from raftkv.commands.base import Command, GroupCommand, Read, SlotCommand, Write
+from raftkv.commands.bounds import Mode
+from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, Code
+from raftkv.limits import OP_OVERHEAD
 from raftkv.node.admission import Admission
 from raftkv.node.answers import bounded_answers
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.forwarding import SETTLED, Forwarding
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.replicas import Replica
-from raftkv.node.requests import OVERHEAD, GroupPort, Reply, Request, Writes
+from raftkv.node.requests import GroupPort, Reply, Request, Writes
 from raftkv.node.retries import Retries
 from raftkv.rpc.frontend import NODE, Caller
-from raftkv.store.operations import GROUP_KINDS, GROUP_READS, READS, WRITES, Kind, Mode, Op, Result, within_limits
 from shards.map import ShardMap
 
 _IDS_PERIOD: Final = 1.0
 """Seconds between two looks at the time up to which client ids are taken."""
 
-_TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="key, value or expected value too large")
 _TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no outcome before the deadline")
 _NOT_PROPOSED: Final = Result(Code.UNAVAILABLE, detail="the group's leader was too busy to begin before the deadline")
 _NOT_ASKED: Final = Result(Code.UNAVAILABLE, detail="no leader could be asked before the deadline")
 _GONE: Final = Result(Code.UNAVAILABLE, detail="nobody waits for it any more")
 
-_CHANGES: Final = WRITES | (GROUP_KINDS - GROUP_READS)
-_RECORD_KINDS: Final = READS | WRITES
 _AGAIN: Final = frozenset(code for code, outcome in OUTCOMES.items() if outcome.retry and code != Code.OVERLOADED)
 
 
@@ -95,24 +97,32 @@ class Router:
         return self._leaders.of(group)
 
     @staticmethod
-    def _group_of(op: Op, shard_map: ShardMap) -> int:
-        return op.slot if op.kind in GROUP_KINDS else shard_map.owners[op.slot]
+    def _group_of(op: Command, shard_map: ShardMap) -> int:
+        """Of a command that is not refused."""
+        return (
+            shard_map.owners[op.slot]
+            if isinstance(op, SlotCommand)
+            else op.group
+            if isinstance(op, GroupCommand)
+            else -1
+        )
 
     # -- in
 
-    def submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
+    def submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
         """See :meth:`raftkv.rpc.frontend.Frontend.submit`."""
         self._submit(ops, timeout, reply, caller, local=False)
 
-    def on_forwarded(self, peer: int, number: int, timeout: int, ops: list[Op]) -> None:
+    def on_forwarded(self, peer: int, number: int, timeout: int, ops: list[Command]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
         caller = self._peers_asking.setdefault(peer, Caller())
         answers = self._forwarding
         answer = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
-        taken = [index for index, op in enumerate(ops) if within_limits(op)]
-        if len(taken) < len(ops):
-            for index in set(range(len(ops))).difference(taken):
-                answer(index, _TOO_LARGE)
+        refused = {index: refusal for index, op in enumerate(ops) if (refusal := op.refusal()) is not None}
+        if refused:
+            for index, refusal in refused.items():
+                answer(index, refusal)
+            taken = [index for index in range(len(ops)) if index not in refused]
             whole, ops = answer, [ops[index] for index in taken]
 
             def answer(at: int, result: Result) -> None:
@@ -120,40 +130,43 @@ class Router:
 
         self._submit(ops, timeout / 1000, answer, caller, local=True)
 
-    def _submit(self, ops: Sequence[Op], timeout: float, reply: Reply, caller: Caller, *, local: bool) -> None:
+    def _submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller, *, local: bool) -> None:
         shard_map = self.map
         if shard_map is None:
             for index in range(len(ops)):
                 reply(index, Result(Code.UNAVAILABLE, detail="the cluster is not formed yet"))
             return
         deadline = self._clock.now() + min(timeout, limits.MAX_TIMEOUT)
-        owners, data = shard_map.owners, self._data
+        owners, slots, data = shard_map.owners, shard_map.slots, self._data
         readable: dict[int, Replica | None] = {}
         writes: dict[int, Writes | None] = {}
         latest = self._ids.latest
         for index, op in enumerate(ops):
-            kind, slot, key, value, _, expected, _, client, _, _, mode = op
-            group = owners[slot] if 0 <= slot < shard_map.slots else -1
-            if kind == Kind.GET and not mode and group in data:
-                if group not in readable:
-                    replica = data[group]
-                    leased = not self.quorum_reads and replica.group.lease_holds()
-                    readable[group] = replica if leased else None
-                leader = readable[group]
-                found = None if leader is None else leader.store.read(slot, key)
-                if found is not None and not found[0]:
-                    reply(index, found)
-                    continue
-            elif client and client <= latest and kind in WRITES and group in data and not self._refusal(op, shard_map):
-                if group not in writes:
-                    leads = data[group].group.leads()
-                    writes[group] = Writes(group, reply, deadline, local, caller) if leads else None
-                lot = writes[group]
-                if lot is not None:
-                    lot.ops.append(op)
-                    lot.indexes.append(index)
-                    lot.size += OVERHEAD + len(key) + len(value or b"") + len(expected or b"")
-                    continue
+            group = -1
+            if isinstance(op, Read):
+                group = owners[op.slot] if op.slot < slots else -1
+                if group in data and not op.mode:
+                    if group not in readable:
+                        replica = data[group]
+                        leased = not self.quorum_reads and replica.group.lease_holds()
+                        readable[group] = replica if leased else None
+                    leader = readable[group]
+                    found = None if leader is None else op.read(leader.store)
+                    if found is not None and not found.code:
+                        reply(index, found)
+                        continue
+            elif isinstance(op, Write):
+                group = owners[op.slot] if op.slot < slots else -1
+                if group in data and op.client and op.client <= latest and not self._refusal(op, shard_map):
+                    if group not in writes:
+                        leads = data[group].group.leads()
+                        writes[group] = Writes(group, reply, deadline, local, caller) if leads else None
+                    lot = writes[group]
+                    if lot is not None:
+                        lot.ops.append(op)
+                        lot.indexes.append(index)
+                        lot.size += OP_OVERHEAD + op.size()
+                        continue
             self._admit(Request(op, index, reply, deadline, local, caller, group), shard_map)
         for lot in writes.values():
             if lot is not None:
@@ -175,7 +188,7 @@ class Router:
         self._forget(lot)
         reply = lot.reply
         for index, op, result in zip(lot.indexes, lot.ops, results, strict=True):
-            if result[0] in SETTLED:
+            if result.code in SETTLED:
                 reply(index, result)
             else:
                 request = Request(op, index, reply, lot.deadline, lot.local, lot.caller, lot.group)
@@ -191,7 +204,7 @@ class Router:
         refusal = self._refusal(op, shard_map)
         if refusal is None:
             request.group = group = self._group_of(op, shard_map)
-            reserve = request.local or op.kind in GROUP_KINDS
+            reserve = request.local or isinstance(op, GroupCommand)
             refusal = self._admission.refusal(group, request.caller, 1, request.size, reserve=reserve)
             if refusal is None and self._needs_leader(request) and self._retries.hopeless(group):
                 refusal = _leaderless(group)
@@ -199,8 +212,8 @@ class Router:
             request.reply(request.index, refusal)
             return
         self._hold(request)
-        if op.kind in WRITES and not op.client:
-            self._stamp(request)
+        if isinstance(op, Write) and not op.client:
+            self._stamp(request, op)
         if self._needs_leader(request) and self._retries.leaderless(request.group):
             self._retries.wait_for_leader(request, request.group)
         else:
@@ -209,35 +222,33 @@ class Router:
     @staticmethod
     def _needs_leader(request: Request) -> bool:
         """Whether it is of use to wait for one."""
-        return not request.local and request.op.mode != Mode.STALE
+        return not request.local and not request.op.stale
 
     def _hold(self, request: Request) -> None:
         self._open[request] = None
         self._admission.add(request.group, request.caller, 1, request.size)
 
-    def _refusal(self, op: Op, shard_map: ShardMap) -> Result | None:
+    def _refusal(self, op: Command, shard_map: ShardMap) -> Result | None:
         """Why ``op`` is not taken at all."""
-        if op.kind in GROUP_KINDS:
-            known = any(group.id == op.slot for group in shard_map.groups)
-            if known and op.kind == Kind.IMPORT_BEGIN and op.slot in self.no_space:
-                return Result(Code.NO_SPACE, detail=self.no_space[op.slot])
-            return None if known else Result(Code.INVALID_ARGUMENT, detail=f"there is no group {op.slot}")
-        if op.kind not in _RECORD_KINDS:
-            return Result(Code.INVALID_ARGUMENT, detail=f"no operation of kind {op.kind}")
-        if not 0 <= op.slot < shard_map.slots:
-            return Result(Code.INVALID_ARGUMENT, detail=f"slot {op.slot} is not one of 0 to {shard_map.slots - 1}")
-        if self.no_space and op.kind in (Kind.PUT, Kind.CAS):
-            why = self.no_space.get(shard_map.owners[op.slot])
+        if isinstance(op, SlotCommand):
+            if op.slot >= shard_map.slots:
+                return Result(Code.INVALID_ARGUMENT, detail=f"slot {op.slot} is not one of 0 to {shard_map.slots - 1}")
+        elif not isinstance(op, GroupCommand):
+            return Result(Code.INVALID_ARGUMENT, detail=f"{op.name} is proposed by leaders only")
+        elif all(group.id != op.group for group in shard_map.groups):
+            return _no_group(op.group)
+        if self.no_space and op.grows:
+            why = self.no_space.get(self._group_of(op, shard_map))
             return None if why is None else Result(Code.NO_SPACE, detail=why)
         return None
 
-    def _stamp(self, request: Request) -> None:
+    def _stamp(self, request: Request, op: Write) -> None:
         """Name a write of a client that did not: this node is its client then."""
         self._number += 1
         request.seq = self._number
         self._numbers[request.seq] = None
         first = next(iter(self._numbers))
-        request.op = request.op._replace(client=self._ids.own, seq=request.seq, first=first)
+        request.op = replace(op, client=self._ids.own, seq=request.seq, first=first)
 
     # -- to a replica here
 
@@ -245,19 +256,20 @@ class Router:
         shard_map = self.map
         assert shard_map is not None
         op = request.op
-        if op.kind in GROUP_KINDS:
-            self._route_to_group(request, shard_map)
+        if isinstance(op, GroupCommand):
+            self._route_to_group(request, op, shard_map)
             return
+        assert isinstance(op, Read | Write)
         group = shard_map.owners[op.slot]
         replica = self._data.get(group)
-        if op.mode == Mode.STALE and op.kind in READS:
+        if isinstance(op, Read) and op.stale:
             if replica is not None and replica.group.caught_up:
-                self._outcome(request, self._read(replica, op))
+                self._outcome(request, op.read(replica.store))
                 return
         elif replica is not None and replica.group.leads():
-            if op.kind in READS:
+            if isinstance(op, Read):
                 quorum = self.quorum_reads or op.mode == Mode.QUORUM
-                replica.group.read(quorum, lambda code: self._read_allowed(request, replica, code))
+                replica.group.read(quorum, lambda code: self._read_allowed(request, op, replica, code))
             elif (refused := self._ids.refusal(op, replica.store)) is not None:
                 self._outcome(request, refused)
             else:
@@ -268,47 +280,38 @@ class Router:
             return
         if request.local:
             leader = self.leader_of(group)
-            code = Code.NOT_CAUGHT_UP if op.mode == Mode.STALE else Code.NOT_LEADER
+            code = Code.NOT_CAUGHT_UP if op.stale else Code.NOT_LEADER
             self._finish(request, Result(code, hint=leader))
             return
         self._forward(request, group, shard_map)
 
-    def _route_to_group(self, request: Request, shard_map: ShardMap) -> None:
-        op = request.op
-        group = self._groups.get(op.slot)
+    def _route_to_group(self, request: Request, op: GroupCommand, shard_map: ShardMap) -> None:
+        group = self._groups.get(op.group)
         if group is not None and group.leads():
-            request.flying = op.kind in _CHANGES
+            request.flying = not op.reads
             self._groups.execute(group, op, request.size, lambda result: self._outcome(request, result))
         elif request.local:
-            self._finish(request, Result(Code.NOT_LEADER, hint=self.leader_of(op.slot)))
-        elif any(known.id == op.slot for known in shard_map.groups):
-            self._forward(request, op.slot, shard_map)
+            self._finish(request, Result(Code.NOT_LEADER, hint=self.leader_of(op.group)))
+        elif any(known.id == op.group for known in shard_map.groups):
+            self._forward(request, op.group, shard_map)
         else:
-            self._finish(request, Result(Code.INVALID_ARGUMENT, detail=f"there is no group {op.slot}"))
+            self._finish(request, _no_group(op.group))
 
-    @staticmethod
-    def _read(replica: Replica, op: Op) -> Result:
-        if op.kind == Kind.SCAN:
-            return replica.store.scan(op.slot, op.key, op.ttl)
-        return replica.store.read(op.slot, op.key)
-
-    def _read_allowed(self, request: Request, replica: Replica, code: Code) -> None:
-        if request.answered:
-            return
-        self._outcome(request, self._read(replica, request.op) if code == Code.OK else Result(code))
+    def _read_allowed(self, request: Request, op: Read, replica: Replica, code: Code) -> None:
+        if not request.answered:
+            self._outcome(request, op.read(replica.store) if code == Code.OK else Result(code))
 
     # -- to another node
 
     def _forward(self, request: Request, group: int, shard_map: ShardMap) -> None:
-        stale = request.op.mode == Mode.STALE
-        target = 0 if stale else self._leaders.reachable(group)
+        target = 0 if request.op.stale else self._leaders.reachable(group)
         if target in (0, self._node):
             target = self._leaders.some_voter(group, shard_map, request.attempt)
         if target == 0:
             self._try_again(request, group)
             return
         request.attempt += 1
-        request.flying = request.op.kind in _CHANGES
+        request.flying = not request.op.reads
         self._forwarding.ask(request, group, target)
 
     def on_answers(self, peer: int, answers: Sequence[tuple[int, int, Result]]) -> None:
@@ -338,15 +341,16 @@ class Router:
         code = result.code
         request.flying = False
         request.proposal = None
-        if code == Code.UNKNOWN and request.op.kind in _CHANGES:
+        if code == Code.UNKNOWN and not request.op.reads:
             request.unsure = True
         if code == Code.SESSION_EXPIRED:
             result = self._ids.dated(result)
-        if code == Code.SESSION_EXPIRED and request.seq and not request.unsure:
+        op = request.op
+        if code == Code.SESSION_EXPIRED and request.seq and not request.unsure and isinstance(op, Write):
             # This node's own session went idle; the write surely did not happen: name it anew.
-            self._ids.renew(request.op.client, result.version)
+            self._ids.renew(op.client, result.new_id_ms)
             self._numbers.pop(request.seq, None)
-            self._stamp(request)
+            self._stamp(request, op)
             self._retries.later(request)
         elif code in _AGAIN and not request.local:
             if request.attempt == 1 and result.hint not in (0, self._node):
@@ -412,8 +416,12 @@ class Router:
             self._finish(request, _NOT_PROPOSED)
         else:
             # A read leaves no trace of having been asked: it was if there is anybody to ask.
-            asked = request.op.kind not in _CHANGES and self._leaders.reachable(request.group)
+            asked = request.op.reads and self._leaders.reachable(request.group)
             self._finish(request, _TOO_LATE if asked else _NOT_ASKED)
+
+
+def _no_group(group: int) -> Result:
+    return Result(Code.INVALID_ARGUMENT, detail=f"there is no group {group}")
 
 
 def _leaderless(group: int) -> Result:

@@ -44,14 +44,12 @@ class Acceptor:
         hello: Hello | None = None
         try:
             hello = check_hello(frame, self._wiring.identity)
-            reason = self._wiring.admit(hello)
+            self._wiring.admit(hello)
         except Refused as refusal:
-            reason = str(refusal)
-        if hello is None or reason is not None:
             who = f"node {hello.node}" if hello is not None else "a dialler"
             source = f"{who} at {connection.host}" if hello is not None else connection.host
-            log.warning("refused %s at %s: %s", who, connection.address, reason, extra=limited(source))
-            connection.refuse(reason or "refused")
+            log.warning("refused %s at %s: %s", who, connection.address, refusal, extra=limited(source))
+            connection.refuse(refusal)
             return None
         before = self._peers.get(hello.node)
         if before is not None:
@@ -121,9 +119,9 @@ class AcceptedConnection(asyncio.Protocol):
         self._acceptor.gone(self)
         self.abort()
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, refusal: Refused) -> None:
         """Answer no and close."""
-        self._write(refuse_frame(reason))
+        self._write(refuse_frame(refusal))
         self.close()
 
     def close(self) -> None:

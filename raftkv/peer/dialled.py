@@ -310,7 +310,7 @@ class _Attempt(asyncio.Protocol):
             self.boot = check_answer(frame)
         except Refused as refusal:
             self.fail(f"refused: {refusal}")
-            self._wiring.on_refused(self._link.node, str(refusal))
+            self._wiring.on_refused(self._link.node, refusal)
             return
         self.stop_deadline()
         self.welcome_seen = True

@@ -1,27 +1,45 @@
 """The handshake of a link, as plain values.
 
 The dialler sends a hello frame ``["raftkv", version, cluster id, from, to, incarnation, boot]``. The acceptor answers
-on the same connection ``["welcome", boot]`` or ``["refuse", reason]``. Nothing else is sent before the welcome.
+on the same connection ``["welcome", boot]`` or ``["refuse", reason, text]``. Nothing else is sent before the welcome.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Final
 
 from raftkv.errors import RaftKVError
 from raftkv.peer.frames import ProtocolViolation
 
 MAGIC: Final = "raftkv"
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 MAX_HANDSHAKE_BYTES: Final = 4096
 """Longest frame before a link is welcomed: a stranger cannot make a node buffer more."""
-_MAX_REASON: Final = 500
+_MAX_TEXT: Final = 500
 _MAX_NAME: Final = 200
 
 
+class Reason(IntEnum):
+    """Why a hello is refused. Numbers are part of the protocol; a newer node may have others."""
+
+    MALFORMED = 1
+    VERSION = 2
+    OTHER_CLUSTER = 3
+    OTHER_NODE = 4
+    NOT_A_MEMBER = 5
+    REMOVED = 6
+    REPLACED_FOLDER = 7
+    CANNOT_REMEMBER = 8
+
+
 class Refused(RaftKVError):
-    """A hello is not welcome; the message is the reason that the dialler gets."""
+    """A hello is not welcome. ``reason`` is for the dialler to act on, the message for people."""
+
+    def __init__(self, reason: int, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +86,25 @@ def hello_frame(identity: Identity, to_node: int) -> list[Any]:
 def check_hello(frame: list[Any], identity: Identity) -> Hello:
     """The hello in ``frame`` if it is meant for ``identity``. Raises :class:`Refused`."""
     if not frame or frame[0] != MAGIC:
-        raise Refused("not a raftkv node")
+        raise Refused(Reason.MALFORMED, "not a raftkv node")
     # The version comes before the rest: another version may have other fields.
     if len(frame) < 2 or type(frame[1]) is not int:
-        raise Refused("malformed hello")
+        raise Refused(Reason.MALFORMED, "malformed hello")
     if frame[1] != PROTOCOL_VERSION:
-        raise Refused(f"protocol version {frame[1]} is not spoken here, only {PROTOCOL_VERSION}")
+        text = f"protocol version {frame[1]} is not spoken here, only {PROTOCOL_VERSION}"
+        raise Refused(Reason.VERSION, text)
     if [type(field) for field in frame[2:]] != [str, int, int, str, str]:
-        raise Refused("malformed hello")
+        raise Refused(Reason.MALFORMED, "malformed hello")
     _, _, cluster_id, node, to_node, incarnation, boot = frame
     if node < 1 or not incarnation or not boot or max(len(cluster_id), len(incarnation), len(boot)) > _MAX_NAME:
-        raise Refused("malformed hello")
+        raise Refused(Reason.MALFORMED, "malformed hello")
     if cluster_id != identity.cluster_id:
-        raise Refused(f"this node belongs to cluster {identity.cluster_id}, not {cluster_id!r}")
+        text = f"this node belongs to cluster {identity.cluster_id}, not {cluster_id!r}"
+        raise Refused(Reason.OTHER_CLUSTER, text)
     if to_node != identity.node:
-        raise Refused(f"this is node {identity.node}, not node {to_node}")
+        raise Refused(Reason.OTHER_NODE, f"this is node {identity.node}, not node {to_node}")
     if node == identity.node:
-        raise Refused(f"node {node} is this node itself")
+        raise Refused(Reason.OTHER_NODE, f"node {node} is this node itself")
     return Hello(cluster_id, node, to_node, incarnation, boot)
 
 
@@ -93,18 +113,18 @@ def welcome_frame(identity: Identity) -> list[Any]:
     return ["welcome", identity.boot]
 
 
-def refuse_frame(reason: str) -> list[Any]:
-    """The acceptor's no; a long reason is cut."""
-    return ["refuse", reason[:_MAX_REASON]]
+def refuse_frame(refusal: Refused) -> list[Any]:
+    """The acceptor's no; a long text is cut."""
+    return ["refuse", int(refusal.reason), str(refusal)[:_MAX_TEXT]]
 
 
 def check_answer(frame: list[Any]) -> str:
-    """The boot id in a welcome. Raises :class:`Refused` with the acceptor's reason, or :class:`ProtocolViolation`."""
+    """The boot id in a welcome. Raises :class:`Refused` as the acceptor did, or :class:`ProtocolViolation`."""
     match frame:
         case ["welcome", str(boot)]:
             return boot
-        case ["refuse", str(reason)]:
-            # The reason goes into the log: no line breaks or control characters of the other side's making.
-            raise Refused("".join(c if c.isprintable() else "?" for c in reason[:_MAX_REASON]))
+        case ["refuse", int(reason), str(text)] if type(reason) is int:
+            # The text goes into the log: no line breaks or control characters of the other side's making.
+            raise Refused(reason, "".join(c if c.isprintable() else "?" for c in text[:_MAX_TEXT]))
         case _:
             raise ProtocolViolation("the answer to the hello is neither welcome nor refuse")

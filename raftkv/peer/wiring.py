@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from raftkv.addresses import Address
 from raftkv.clock import Clock
 from raftkv.peer.frames import Encoder
-from raftkv.peer.hello import Hello, Identity
+from raftkv.peer.hello import Hello, Identity, Refused
 from raftkv.peer.network import Network
 
 PING_INTERVAL: Final = 0.5
@@ -53,10 +53,10 @@ class Wiring:
     clock: Clock
     identity: Identity
     rng: random.Random
-    admit: Callable[[Hello], str | None]
+    admit: Callable[[Hello], None]
     on_message: Callable[[int, list[Any]], None]
     on_link: Callable[[int, int, bool], None]
-    on_refused: Callable[[int, str], None]
+    on_refused: Callable[[int, Refused], None]
     on_crash: Callable[[Exception], None] | None
     encoder: Encoder = field(default_factory=Encoder)
     open: dict[Closable, None] = field(default_factory=dict)

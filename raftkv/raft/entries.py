@@ -1,14 +1,13 @@
-"""Commands of entries that carry proposals: a byte that tells them from others, msgpack of [time, operations]."""
+"""Entries that carry proposals: a byte that tells them from others, then time and commands."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Final
 
-import msgpack
-
+from raftkv.commands.base import Command
+from raftkv.commands.registry import decode_entry, encode_entry
 from raftkv.raft.ports import StateMachine
-from raftkv.store.operations import Op
 
 _BATCH: Final = b"\x00"
 """The library's own kinds are 1 to 3."""
@@ -19,18 +18,26 @@ def is_batch(command: bytes) -> bool:
     return command[:1] == _BATCH
 
 
-def pack_batch(time: int, ops: Sequence[Op]) -> bytes:
-    """The command of an entry. ``time``: the group's, in ms."""
-    return _BATCH + cast(bytes, msgpack.packb((time, ops)))
+def pack_batch(time: int, ops: Sequence[Command]) -> bytes:
+    """The entry. ``time``: the group's, in ms."""
+    return _BATCH + encode_entry(time, ops)
 
 
-def unpack_batch(command: bytes) -> tuple[int, Sequence[Sequence[Any]]]:
-    """Time and operations. Raises ValueError or TypeError if there are none."""
-    time, ops = msgpack.unpackb(command[1:], use_list=False)
-    return time, ops
+def unpack_batch(command: bytes) -> tuple[int, Sequence[Command]]:
+    """Time and operations. Raises ValueError if there are none."""
+    return decode_entry(memoryview(command)[1:])
 
 
-def prepared(machine: StateMachine, command: bytes, ops: Sequence[Op] | None) -> bool:
+def is_readable(command: bytes) -> bool:
+    """Whether every replica can decode an entry with proposals."""
+    try:
+        unpack_batch(command)
+    except ValueError:
+        return False
+    return True
+
+
+def prepared(machine: StateMachine, command: bytes, ops: Sequence[Command] | None) -> bool:
     """Whether the next entry can be applied without holding up the loop; else ask again in a later turn.
 
     ``ops``: its operations if they are at hand.
@@ -39,6 +46,6 @@ def prepared(machine: StateMachine, command: bytes, ops: Sequence[Op] | None) ->
         return True
     try:
         return machine.prepare(unpack_batch(command)[1] if ops is None else ops)
-    except (ValueError, TypeError):
+    except ValueError:
         # Not to be decoded: applying it says so.
         return True

@@ -15,13 +15,15 @@ from typing import Any, Final
 
 from raftkv import limits
 from raftkv.clock import Clock
+from raftkv.commands.base import Command
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft import guard, replication
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.configurations import CONFIG, Voters
 from raftkv.raft.core import LEADER, Core
 from raftkv.raft.elections import Elections
-from raftkv.raft.entries import is_batch, pack_batch, prepared, unpack_batch
+from raftkv.raft.entries import is_batch, prepared, unpack_batch
 from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
 from raftkv.raft.lost import LostEntries
 from raftkv.raft.membership import ChangeDone, Members, Membership
@@ -32,7 +34,6 @@ from raftkv.raft.reads import ReadDone, ReadQueue
 from raftkv.raft.replication import Progress, majority_value
 from raftkv.raft.snapshots import GroupSnapshots, SnapshotFiles, align
 from raftkv.raft.status import GroupStatus, status_of
-from raftkv.store.operations import Op, Result
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class RaftGroup:
 
     # -- proposals
 
-    def propose(self, ops: list[Op], size: int, done: Done) -> Proposal:
+    def propose(self, ops: Sequence[Command], size: int, done: Done) -> Proposal:
         """Replicate ``ops``, of ``size`` bytes of payload, in one entry; ``done(results)`` is called once.
 
         TOO_LARGE, NOT_LEADER and UNAVAILABLE are answered only to operations that never reached the log; UNKNOWN if
@@ -180,9 +181,9 @@ class RaftGroup:
         if not self._ready or self._transfer is not None or self.log.syncing_bytes >= limits.MAX_UNSYNCED_BYTES:
             return
         while self._proposals.waiting and self._proposals.open_entries < self._config.max_open_entries:
-            ops, proposals = self._proposals.take()
             now = self.time()
-            index = self.core.append(pack_batch(now, ops))
+            entry, ops, proposals = self._proposals.next_entry(now)
+            index = self.core.append(entry)
             self._proposals.opened(OpenEntry(index, now, ops, proposals))
 
     def time(self) -> int:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft.configurations import Voters, differ_by_one, pack_voters
-from raftkv.store.operations import Result
 
 if TYPE_CHECKING:
     from raftkv.raft.group import RaftGroup

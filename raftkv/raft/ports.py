@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from raftkv.store.operations import Result
+from raftkv.commands.base import Command
+from raftkv.commands.results import Result
 
 
 class Snapshot(Protocol):
@@ -34,10 +35,10 @@ class StateMachine(Protocol):
     def prepares(self) -> bool:
         """Whether ``prepare`` is to be asked before the next entry is applied."""
 
-    def prepare(self, commands: Sequence[Sequence[Any]]) -> bool:
+    def prepare(self, commands: Sequence[Command]) -> bool:
         """Do a part of the work that applying these takes; True when the rest is done at once. Changes nothing."""
 
-    def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]: ...
+    def apply(self, now: int, commands: Sequence[Command]) -> list[Result]: ...
 
     def snapshot(self) -> Snapshot: ...
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from raftkv import limits
+from raftkv.commands.base import Command, Write
+from raftkv.commands.results import MALFORMED, Result
 from raftkv.errors import Code
-from raftkv.store.operations import WRITES, Op, Result
+from raftkv.raft.entries import is_readable, pack_batch
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ class Proposal:
     ``waiting``: they have not reached the log, and have no results yet.
     """
 
-    ops: list[Op]
+    ops: Sequence[Command]
     size: int
     done: Done
     waiting: bool = True
@@ -72,7 +74,7 @@ class OpenEntry:
 
     index: int
     time: int
-    ops: list[Op]
+    ops: list[Command]
     proposals: list[Proposal]
 
     def answer(self, results: list[Result]) -> None:
@@ -114,10 +116,10 @@ class Proposals:
         if proposal.size > limits.MAX_PROPOSAL_BYTES:
             proposal.refuse(_TOO_LARGE)
             return
-        bulk = proposal.size >= _BULK and proposal.ops[0].kind in WRITES
+        bulk = proposal.size >= _BULK and isinstance(proposal.ops[0], Write)
         (self._bulk if bulk else self._waiting).append(proposal)
 
-    def take(self) -> tuple[list[Op], list[Proposal]]:
+    def take(self) -> tuple[list[Command], list[Proposal]]:
         """What goes into the next entry: of each queue at least one proposal, if both fit into MAX_ENTRY_BYTES."""
         taken: list[Proposal] = []
         size = 0
@@ -128,10 +130,25 @@ class Proposals:
                 size += taken[-1].size
         return [op for proposal in taken for op in proposal.ops], taken
 
+    def next_entry(self, time: int) -> tuple[bytes, list[Command], list[Proposal]]:
+        """The next entry, its operations and their proposals: what :meth:`take` gives. ``time``: the group's, in ms."""
+        ops, taken = self.take()
+        entry = pack_batch(time, ops)
+        if not is_readable(entry):
+            # A mistake of this node: in the log it would stop every replica for good.
+            for proposal in taken:
+                if not is_readable(pack_batch(time, proposal.ops)):
+                    log.error("malformed operations are not proposed: %.200r", proposal.ops)
+                    proposal.refuse(MALFORMED)
+            taken = [proposal for proposal in taken if is_readable(pack_batch(time, proposal.ops))]
+            ops = [op for proposal in taken for op in proposal.ops]
+            entry = pack_batch(time, ops)
+        return entry, ops, taken
+
     def opened(self, entry: OpenEntry) -> None:
         self._open.append(entry)
 
-    def ops_of(self, index: int) -> list[Op] | None:
+    def ops_of(self, index: int) -> list[Command] | None:
         """Of the open entry ``index``, which is applied next; None if it is not this leader's."""
         return self._open[0].ops if self._open and self._open[0].index == index else None
 

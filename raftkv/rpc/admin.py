@@ -7,14 +7,17 @@ import secrets
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from raftkv.commands.base import GroupCommand
+from raftkv.commands.group import Check
+from raftkv.commands.members import Transfer
+from raftkv.commands.meta import ChangeCluster, ReadCluster
+from raftkv.commands.results import ClusterReport, Result
 from raftkv.errors import Code, RaftKVError
 from raftkv.rpc.errors import failure_of
 from raftkv.rpc.frontend import answer_to
 from raftkv.rpc.guard import abort, budget_of
 from raftkv.store.codec import pack, unpack
-from raftkv.store.meta import MetaStore
 from raftkv.store.meta_state import Job, MetaState
-from raftkv.store.operations import Kind, Op, Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
 from shards.map import META_GROUP, ShardMap
 from shards.moves import Phase
@@ -111,8 +114,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             await abort(
                 context, Result(int(Code.INVALID_ARGUMENT), detail="a change and a token of 16 bytes are wanted")
             )
-        result = await self._ask(context, Op(Kind.META, META_GROUP, b"", pack([token, *arguments])))
-        return admin_pb2.ChangeResponse(id=result.version)
+        result = await self._ask(context, ChangeCluster(META_GROUP, token, arguments[0], pack(arguments[1:])))
+        return admin_pb2.ChangeResponse(id=result.number)
 
     async def Join(self, request: admin_pb2.JoinRequest, context: Context) -> admin_pb2.JoinResponse:
         known = self._frontend.cluster_map()
@@ -122,13 +125,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if not request.incarnation:
             await abort(context, Result(int(Code.INVALID_ARGUMENT), detail="the data folder's incarnation is missing"))
         # A folder joins once, however often it asks.
-        verb = [secrets.token_bytes(_TOKEN_BYTES), "add node", request.address, request.peer_address]
-        result = await self._ask(context, Op(Kind.META, META_GROUP, b"", pack([*verb, request.incarnation])))
+        arguments = pack([request.address, request.peer_address, request.incarnation])
+        joining = ChangeCluster(META_GROUP, secrets.token_bytes(_TOKEN_BYTES), "add node", arguments)
+        result = await self._ask(context, joining)
         _, state = await self._meta_state(context)
         assert state.map is not None
         settings = self._frontend.settings()
         return admin_pb2.JoinResponse(
-            node=result.version,
+            node=result.number,
             map=self._map_message(state.map),
             groups=settings.groups,
             replicas=settings.replicas,
@@ -139,7 +143,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         )
 
     async def Transfer(self, request: admin_pb2.TransferRequest, context: Context) -> admin_pb2.TransferResponse:
-        await self._ask(context, Op(Kind.TRANSFER, request.group, b"", pack([request.node])))
+        await self._ask(context, Transfer(request.group, request.node))
         return admin_pb2.TransferResponse()
 
     async def GetSlots(self, request: admin_pb2.GetSlotsRequest, context: Context) -> admin_pb2.GetSlotsResponse:
@@ -158,7 +162,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def StartCheck(self, request: admin_pb2.StartCheckRequest, context: Context) -> admin_pb2.StartCheckResponse:
         check = secrets.randbits(_CHECK_BITS) + 1
-        await self._ask(context, Op(Kind.CHECK, request.group, b"", pack([check])))
+        await self._ask(context, Check(request.group, check))
         return admin_pb2.StartCheckResponse(check=check)
 
     async def GetDigests(self, request: admin_pb2.GetDigestsRequest, context: Context) -> admin_pb2.GetDigestsResponse:
@@ -177,13 +181,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             await abort(context, failure_of(problem))
 
     async def _meta_state(self, context: Context) -> tuple[int, MetaState]:
-        result = await self._ask(context, Op(Kind.META_STATE, META_GROUP, b"", pack([])))
-        now, wire = MetaStore.described(result.value or b"")
-        if wire != self._state_wire:
-            self._state, self._state_wire = MetaState.from_wire(unpack(wire)), wire
-        return now, self._state
+        result = await self._ask(context, ReadCluster(META_GROUP))
+        report = result.answer
+        assert isinstance(report, ClusterReport)
+        if report.state != self._state_wire:
+            self._state, self._state_wire = MetaState.from_wire(unpack(report.state)), report.state
+        return report.time, self._state
 
-    async def _ask(self, context: Context, op: Op) -> Result:
+    async def _ask(self, context: Context, op: GroupCommand) -> Result:
         result = await answer_to(self._frontend.submit, op, budget_of(context))
         if result.code != Code.OK:
             await abort(context, result)

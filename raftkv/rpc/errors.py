@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final, cast
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from msgspec.structs import replace
 
+from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, Code, ConditionFailed, RaftKVError
-from raftkv.store.operations import Result
 from raftkv.v1 import error_pb2
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ def known_code(code: int) -> Code:
 
 def overloaded(detail: str, retry_ms: int = RETRY_MS) -> Result:
     """The refusal of an operation that surely was not executed; worth asking again in ``retry_ms`` milliseconds."""
-    return Result(int(Code.OVERLOADED), ttl=retry_ms, detail=detail)
+    return Result(int(Code.OVERLOADED), detail=detail, retry_ms=retry_ms)
 
 
 def with_retry(result: Result) -> Result:
     """``result``, saying when to come back if it is a refusal for overload."""
-    return result._replace(ttl=RETRY_MS) if result.code == Code.OVERLOADED and result.ttl < 0 else result
+    return replace(result, retry_ms=RETRY_MS) if result.code == Code.OVERLOADED and result.retry_ms < 0 else result
 
 
 def failure_of(error: RaftKVError) -> Result:
@@ -84,11 +85,12 @@ def status_of(result: Result) -> tuple[grpc.StatusCode, str, tuple[tuple[str, by
         definite=OUTCOMES[code].definite,
         version=result.version,
         leader_hint=result.hint,
+        new_id_ms=result.new_id_ms,
     )
     details = [_packed(detail)]
-    if code is Code.OVERLOADED and result.ttl >= 0:
+    if result.retry_ms >= 0:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(result.ttl)
+        delay.FromMilliseconds(result.retry_ms)
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     carried = status_pb2.Status(code=status.value[0], message=text, details=details)
     return status, text, ((DETAILS_KEY, carried.SerializeToString()),)
@@ -97,7 +99,7 @@ def status_of(result: Result) -> tuple[grpc.StatusCode, str, tuple[tuple[str, by
 def result_of(error: aio.AioRpcError) -> Result:
     """The result that a failed RPC stands for.
 
-    ``ttl`` of an OVERLOADED one: milliseconds after which to come back. Without our detail the failure comes from the
+    Without our detail the failure comes from the
     transport: nothing is promised unless the status is one that only a refusal can have.
     """
     text = error.details() or error.code().name
@@ -132,6 +134,9 @@ def _detail(data: bytes, text: str) -> Result | None:
                 retry_ms = max(0, retry.retry_delay.ToMilliseconds())
     except ValueError:  # DecodeError is one
         return None
-    return (
-        Result(int(known_code(found.code)), found.version, None, retry_ms, found.leader_hint, text) if known else None
+    if not known:
+        return None
+    code = int(known_code(found.code))
+    return Result(
+        code, found.version, hint=found.leader_hint, detail=text, retry_ms=retry_ms, new_id_ms=found.new_id_ms
     )

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 from shards.slots import DEFAULT_SLOTS
 
 if TYPE_CHECKING:
+    from raftkv.commands.base import Command
+    from raftkv.commands.results import Result
     from raftkv.rpc.tally import Durations
-    from raftkv.store.operations import Op, Result
     from shards.map import ShardMap
 
 
@@ -39,7 +40,7 @@ class Submit(Protocol):
     """:meth:`Frontend.submit`."""
 
     def __call__(
-        self, ops: Sequence[Op], timeout: float, reply: Callable[[int, Result], None], caller: Caller = NODE, /
+        self, ops: Sequence[Command], timeout: float, reply: Callable[[int, Result], None], caller: Caller = NODE, /
     ) -> None: ...
 
 
@@ -214,16 +215,13 @@ class Frontend(Protocol):
     """A node as its clients see it."""
 
     def submit(
-        self, ops: Sequence[Op], timeout: float, reply: Callable[[int, Result], None], caller: Caller = NODE
+        self, ops: Sequence[Command], timeout: float, reply: Callable[[int, Result], None], caller: Caller = NODE
     ) -> None:
         """Execute ``ops`` in any order, on behalf of ``caller``.
 
         ``reply(i, result)`` is called exactly once per operation, perhaps before this call returns, and within
-        ``timeout`` seconds and a little. ``Op.slot`` is that of its key. The node stamps writes that carry no client id
-        with its own. Never raises: failures are results.
-
-        A SCAN's ``Result.value`` is msgpack of [[key, value, version, ttl_ms_left or -1], ...]; its ``version`` is 1 if
-        more records follow, else 0.
+        ``timeout`` seconds and a little. A command's ``slot`` is that of its key. The node stamps writes that carry no
+        client id with its own. Never raises: failures are results.
         """
 
     def cluster_map(self) -> ShardMap | None:
@@ -255,7 +253,7 @@ class AdminFrontend(Frontend, Protocol):
         """The chunks of a group's state as of now. Raises NotApplied if this node cannot vouch for it."""
 
 
-async def answer_to(submit: Submit, op: Op, timeout: float, caller: Caller = NODE) -> Result:
+async def answer_to(submit: Submit, op: Command, timeout: float, caller: Caller = NODE) -> Result:
     """Submit one operation and wait for its result, within ``timeout`` seconds and a little."""
     answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 

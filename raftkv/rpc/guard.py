@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from raftkv.commands.registry import CLIENT_COMMANDS
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import DEFAULT_TIMEOUT, LEAST_HELD_BYTES, MAX_TIMEOUT
 from raftkv.rpc.errors import overloaded, status_of, with_retry
-from raftkv.store.operations import Result
 
 if TYPE_CHECKING:
     from grpc import aio
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _SMALL: Final = 16 * 1024
 """Bytes of an answer that are not counted."""
-_READS: Final = ("Get", "Scan")
+_READS: Final = frozenset(kind.rpc for kind in CLIENT_COMMANDS.values() if kind.reads)
 _UNKNOWN: Final = LEAST_HELD_BYTES
 """Bytes held for the answer to a read until its size is known: so few are under way that large ones can be borne."""
 _REMEMBERED: Final = 1024

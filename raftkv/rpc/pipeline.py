@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 
+from raftkv.commands.base import Command
+from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS
+from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, TooLarge
 from raftkv.limits import (
     DEFAULT_TIMEOUT,
@@ -31,7 +34,6 @@ from raftkv.rpc.frontend import Caller, slots_of
 from raftkv.rpc.pace import Pace
 from raftkv.rpc.tally import MALFORMED
 from raftkv.rpc.turns import BYTES_PER_UNIT
-from raftkv.store.operations import Kind, Op, Result
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ _LEAST: Final = 64
 """Bytes of a message for each operation in it, about; to guess their number before the message is parsed."""
 _UNNOTICED: Final = 64 * 1024
 """Bytes by which a stream may differ from what is counted for it."""
-_GET: Final = int(Kind.GET)
+_DECODE: Final = {number: kind.decode for number, kind in CLIENT_COMMANDS.items()}
 _OVERLOADED: Final = int(Code.OVERLOADED)
 _TOO_MUCH: Final = overloaded("too many messages of this connection wait")
 _TOO_LATE: Final = overloaded("the node was too busy to begin with the operation before its deadline")
@@ -77,7 +79,7 @@ class PipelineStream:
         self._pace = Pace(clock, _SPACING, self._notify)
         self._loop = asyncio.get_running_loop()
         self._message: _Message | None = None
-        self._again: list[tuple[int, Op, float]] = []
+        self._again: list[tuple[int, Command, float]] = []
         """Reads whose answers were too large for the room that there was: (id, operation, deadline)."""
         self._queued = False
         self._ready: list[tuple[int, Result]] = []
@@ -187,7 +189,7 @@ class PipelineStream:
         self._message = None
         failed = self._tally.failed
         for operation in message.operations:
-            failed[min(MALFORMED, operation.kind), _OVERLOADED] += 1
+            failed[operation.kind if operation.kind in CLIENT_COMMANDS else MALFORMED, _OVERLOADED] += 1
             self._ready.append((operation.id, _TOO_MUCH))
         self._unanswered += len(message.operations)
         self._notify()
@@ -297,13 +299,14 @@ class PipelineStream:
         else:
             self._message = None
         ids: list[int] = []
-        ops: list[Op] = []
+        ops: list[Command] = []
         payload = 0
-        decode = convert.operation
         slots = slots_of(self._frontend)
         for operation in left:
             try:
-                op = decode(operation, client_id, first, slots)
+                decode = _DECODE.get(operation.kind)
+                if decode is None or (op := decode(operation, client_id, first, slots)) is None:
+                    raise InvalidArgument(f"unknown kind of operation {operation.kind}")
             except InvalidArgument as error:
                 failure = failure_of(error)
                 self._tally.malformed(failure.code)
@@ -313,17 +316,17 @@ class PipelineStream:
                 continue
             ids.append(operation.id)
             ops.append(op)
-            payload += len(op.key) + (0 if op.value is None else len(op.value))
+            payload += op.size()
         if ops:
             self._unanswered += len(ops)
             self._pace.follow(ids[0])
             self._submit(ids, ops, message.deadline, self._clock.now(), payload + _OVERHEAD * len(ops))
         return units + len(left) + payload // BYTES_PER_UNIT
 
-    def _submit(self, ids: list[int], ops: list[Op], deadline: float, now: float, size: int) -> None:
-        kinds = [op[0] for op in ops]
+    def _submit(self, ids: list[int], ops: list[Command], deadline: float, now: float, size: int) -> None:
+        kinds = [op.number for op in ops]
         if self._mean > _OVERHEAD:
-            size += kinds.count(_GET) * (self._mean - _OVERHEAD)
+            size += sum(kind in CLIENT_READS for kind in kinds) * (self._mean - _OVERHEAD)
         share = size // len(ops)
         self._unanswered_bytes += share * len(ops)
         self._tally.take(kinds)
@@ -335,7 +338,7 @@ class PipelineStream:
                 reply(index, _TOO_LATE)
 
     def _replier(
-        self, ids: list[int], ops: Sequence[Op], kinds: list[int], share: int, deadline: float
+        self, ids: list[int], ops: Sequence[Command], kinds: list[int], share: int, deadline: float
     ) -> Callable[[int, Result], None]:
         failed = self._tally.failed
 
@@ -348,12 +351,12 @@ class PipelineStream:
                     self._ready_bytes -= len(value)
                     self._again.append((ids[index], ops[index], deadline))
                     return
-            elif result[0]:
-                if result[0] == _OVERLOADED and not result.ttl and kinds[index] == _GET:
+            elif result.code:
+                if result.code == _OVERLOADED and not result.retry_ms and kinds[index] in CLIENT_READS:
                     self._again.append((ids[index], ops[index], deadline))
                     self._resume()
                     return
-                failed[kinds[index], result[0]] += 1
+                failed[kinds[index], result.code] += 1
                 result = with_retry(result)
             self._ready.append((ids[index], result))
             wake = self._wake

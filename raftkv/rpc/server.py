@@ -85,7 +85,7 @@ class RpcServer:
         self._listen = listen
         self._clock = clock
         self._held = Shares(MAX_HELD_BYTES, clock, LEAST_HELD_BYTES)
-        self._kv = KVService(frontend, clock, self._held)
+        self._kv = KVService(frontend, clock, self._held)  # type: ignore[abstract]  # Its RPCs come from the registry.
         self._guards: list[Guard] = []
         self._timer: Timer | None = None
         self._refused = 0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from raftkv.clock import sleep
+from raftkv.commands.base import SlotCommand
+from raftkv.commands.registry import CLIENT_COMMANDS
+from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError
 from raftkv.limits import MAX_STREAMS, MAX_WAITING_BYTES
 from raftkv.log_limit import limited
-from raftkv.rpc import convert
 from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, failure_of, overloaded
 from raftkv.rpc.frontend import Caller, answer_to, slots_of
 from raftkv.rpc.guard import abort, budget_of, on_end
@@ -19,10 +21,10 @@ from raftkv.rpc.pipeline import PipelineStream
 from raftkv.rpc.shares import Shares
 from raftkv.rpc.tally import Tally
 from raftkv.rpc.turns import Turns
-from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
     from grpc import aio
 
     from raftkv.clock import Clock
@@ -31,16 +33,16 @@ if TYPE_CHECKING:
     Context = aio.ServicerContext[Any, Any]
 
 log = logging.getLogger(__name__)
-_OK = int(Code.OK)
-_CONDITION_FAILED = int(Code.CONDITION_FAILED)
 _OVERLOADED = int(Code.OVERLOADED)
 _AGAIN = 0.01
 """Seconds before a read is forwarded again."""
-Request = TypeVar("Request")
 
 
 class KVService(kv_pb2_grpc.KVServicer):
-    """Unary RPCs, one operation each, and the Pipeline, whose requests come as bytes. ``held``: see limits.py."""
+    """Unary RPCs, one for each command that has one, and the Pipeline, whose requests come as bytes.
+
+    ``held``: see limits.py.
+    """
 
     def __init__(self, frontend: Frontend, clock: Clock, held: Shares) -> None:
         self._frontend = frontend
@@ -52,27 +54,6 @@ class KVService(kv_pb2_grpc.KVServicer):
         self.tally = Tally()
         self._streams: dict[PipelineStream, None] = {}
         self._draining = False
-
-    async def Get(self, request: kv_pb2.GetRequest, context: Context) -> kv_pb2.GetResponse:
-        result = await self._run(convert.get_operation, request, context)
-        if not result.version:
-            return kv_pb2.GetResponse()
-        return kv_pb2.GetResponse(record=convert.record(request.key, result))
-
-    async def Put(self, request: kv_pb2.PutRequest, context: Context) -> kv_pb2.PutResponse:
-        return kv_pb2.PutResponse(version=(await self._run(convert.put_operation, request, context)).version)
-
-    async def Delete(self, request: kv_pb2.DeleteRequest, context: Context) -> kv_pb2.DeleteResponse:
-        return kv_pb2.DeleteResponse(existed=(await self._run(convert.delete_operation, request, context)).version > 0)
-
-    async def CompareAndSwap(
-        self, request: kv_pb2.CompareAndSwapRequest, context: Context
-    ) -> kv_pb2.CompareAndSwapResponse:
-        result = await self._run(convert.cas_operation, request, context, answers=(_OK, _CONDITION_FAILED))
-        return kv_pb2.CompareAndSwapResponse(swapped=result.code == _OK, version=result.version)
-
-    async def Scan(self, request: kv_pb2.ScanRequest, context: Context) -> kv_pb2.ScanResponse:
-        return convert.scan_response(await self._run(convert.scan_operation, request, context))
 
     async def Pipeline(
         self, request_iterator: AsyncIterator[kv_pb2.PipelineRequest], context: Context
@@ -118,27 +99,21 @@ class KVService(kv_pb2_grpc.KVServicer):
         for stream in tuple(self._streams):
             stream.stop_reading()
 
-    async def _run(
-        self,
-        convert_request: Callable[[Request, int], Op],
-        request: Request,
-        context: Context,
-        answers: tuple[int, ...] = (_OK,),
-    ) -> Result:
-        """The result of the request's operation, its code one of ``answers``; everything else aborts the RPC."""
+    async def execute(self, kind: type[SlotCommand], request: Message, context: Context) -> Message:
+        """Serve an RPC of one command."""
         try:
-            op = convert_request(request, slots_of(self._frontend))
+            op = kind.from_request(request, slots_of(self._frontend))
         except InvalidArgument as error:
             failure = failure_of(error)
             self.tally.malformed(failure.code)
             await abort(context, failure)
-        self.tally.take((op.kind,))
+        self.tally.take((op.number,))
         since, timeout = self._clock.now(), budget_of(context)
         until = since + timeout
         caller = Caller()
         try:
             result = await answer_to(self._frontend.submit, op, timeout, caller)
-            while result.code == _OVERLOADED and not result.ttl and (left := until - self._clock.now()) > _AGAIN:
+            while result.code == _OVERLOADED and not result.retry_ms and (left := until - self._clock.now()) > _AGAIN:
                 # Another node had too many large answers for this one at that moment.
                 await sleep(self._clock, _AGAIN)
                 result = await answer_to(self._frontend.submit, op, left, caller)
@@ -146,11 +121,25 @@ class KVService(kv_pb2_grpc.KVServicer):
             caller.gone = True
             raise
         if result.code:
-            self.tally.failed[op.kind, result.code] += 1
+            self.tally.failed[op.number, result.code] += 1
         self.tally.latency.observe(self._clock.now() - since)
-        if result.code not in answers:
+        if result.code and result.code not in op.answers:
             await abort(context, result)
-        return result
+        response: Message = getattr(kv_pb2, f"{op.rpc}Response")()
+        op.respond(result, response)
+        return response
+
+
+def _handler(kind: type[SlotCommand]) -> Callable[[KVService, Message, Context], Awaitable[Message]]:
+    async def handler(service: KVService, request: Message, context: Context) -> Message:
+        return await service.execute(kind, request, context)
+
+    return handler
+
+
+for _kind in CLIENT_COMMANDS.values():
+    if _kind.rpc:
+        setattr(KVService, _kind.rpc, _handler(_kind))
 
 
 async def _requests(context: Context) -> AsyncIterator[bytes]:

@@ -7,14 +7,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
+from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.errors import Code
-from raftkv.store.operations import Kind
 
-MALFORMED: Final = max(Kind.GET, Kind.PUT, Kind.DELETE, Kind.CAS, Kind.SCAN) + 1
-"""Stands for the kind of an operation that could not be read."""
+MALFORMED: Final = -1
+"""Stands for the number of a command that could not be read."""
 
-KINDS: Final = {kind.value: kind.name.lower() for kind in Kind if kind < MALFORMED} | {MALFORMED: "malformed"}
-"""Kinds of operations that clients ask for, by name."""
+KINDS: Final = {number: kind.name for number, kind in CLIENT_COMMANDS.items()} | {MALFORMED: "malformed"}
+"""Commands that clients ask for: number to name."""
 
 _LATENCIES: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -41,15 +41,15 @@ class Durations:
 class Tally:
     """Operations that clients have asked of this node.
 
-    ``taken[kind]``: how many. ``failed[kind, code]``: those whose answer was not OK; counting all answers would cost a
-    read one percent of its time. ``latency``: from message to answer, of unary calls and of a sample of those in
+    ``taken[number]``: how many. ``failed[number, code]``: those whose answer was not OK; counting all answers would
+    cost a read one percent of its time. ``latency``: from message to answer, of unary calls and of a sample of those in
     pipelines.
     """
 
     __slots__ = ("failed", "latency", "taken")
 
     def __init__(self) -> None:
-        self.taken = [0] * len(KINDS)
+        self.taken = dict.fromkeys(KINDS, 0)
         self.failed: defaultdict[tuple[int, int], int] = defaultdict(int)
         self.latency = Durations(_LATENCIES)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 
 from raftkv import limits
+from raftkv.commands.results import Change, Event
 from raftkv.store.expiry import Due, ExpiryQueue
 from raftkv.store.packed import Record, head, value_bytes
 from raftkv.store.sessions import IDLE_MS, Session
@@ -26,10 +27,10 @@ class Ageing:
         # (session.queued, slot, client), one for each session; items of removed sessions are stale.
         self._idle: list[tuple[int, int, bytes]] = []
 
-    def run(self, now: int) -> None:
-        """Remove what is due at ``now`` (group time in ms)."""
+    def run(self, now: int, events: list[Event] | None = None) -> None:
+        """Remove what is due at ``now`` (group time in ms); ``events``, if given, gets the records."""
         if self.expiry.live:
-            self._remove_expired(now)
+            self._remove_expired(now, events)
         if self._idle and self._idle[0][0] <= now - IDLE_MS:
             self._remove_idle(now)
 
@@ -86,7 +87,7 @@ class Ageing:
         # A slot that came back has records of the same versions that expire at other times.
         return record is not None and head(record) == (version, expires)
 
-    def _remove_expired(self, now: int) -> None:
+    def _remove_expired(self, now: int, events: list[Event] | None) -> None:
         removed = 0
         while removed < limits.MAX_EXPIRED_PER_ENTRY:
             due = self.expiry.pop_due(now)
@@ -100,6 +101,8 @@ class Ageing:
             if slot.pins:
                 slot.detach()
             self.remove(slot, due[2], slot.records[due[2]])
+            if events is not None:
+                events.append(Event(slot.number, due[3], due[2], Change.EXPIRE, None))
 
     def _remove_idle(self, now: int) -> None:
         """Close idle sessions, the longest idle first; look at a bounded number of them."""

@@ -48,19 +48,6 @@ def unpack_all(data: bytes) -> Iterator[Any]:
         raise ValueError("the last value is cut off")
 
 
-def split_pair(data: bytes) -> tuple[Any, bytes]:
-    """The first value of an array of two, and the bytes of the second. Raises ValueError if it is none."""
-    unpacker = msgpack.Unpacker(raw=False, strict_map_key=False, max_buffer_size=len(data) + 1)
-    unpacker.feed(data)
-    try:
-        if unpacker.read_array_header() != 2:
-            raise ValueError("not a pair")
-        first = unpacker.unpack()
-    except (TypeError, OverflowError, msgpack.UnpackException) as problem:
-        raise ValueError(str(problem)) from problem
-    return first, data[unpacker.tell() :]
-
-
 def counting(size: int) -> dict[str, Any]:
     """Arguments for msgpack's unpackers: decoding ``size`` bytes to more than MAX_DECODED_ITEMS items is a ValueError.
 

@@ -21,18 +21,17 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from raftkv import limits
+from raftkv.commands.bounds import CLIENT_BYTES, MAX_COUNT, MAX_EXPIRES
+from raftkv.commands.results import MALFORMED, ExportPage, Result
 from raftkv.errors import Code
 from raftkv.store.codec import binary, pack, unpack, whole
 from raftkv.store.digest import DIGEST_BYTES
-from raftkv.store.operations import MAX_COUNT, MAX_EXPIRES, Result
 from raftkv.store.packed import Record, fields, head, packed, value_bytes
-from raftkv.store.sessions import CLIENT_BYTES, Session, session_from_row, session_row
+from raftkv.store.sessions import Session, session_from_row, session_row
 from raftkv.store.slot import Slot, SlotState
 
 _OVERHEAD: Final = 24
 _FIELD_BYTES: Final = 9
-
-MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed command")
 
 
 @dataclass
@@ -114,7 +113,7 @@ def export(slots: Sequence[Slot], cursor: bytes, limit_bytes: int, now: int) -> 
         and (not frozen or _sessions(slots, position, page))
     )
     records, size = _left(slots, position)
-    return Result(Code.OK, value=pack([position.encode(), page.encode(cursor), records, size, done]))
+    return Result(Code.OK, answer=ExportPage(position.encode(), page.encode(cursor), records, size, done))
 
 
 def _walk(slots: Sequence[Slot], position: _Position, page: _Page, now: int) -> bool:

@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
+from raftkv.commands.base import Command
+from raftkv.commands.bounds import MAX_GROUP_TIME
+from raftkv.commands.meta import ChangeCluster
+from raftkv.commands.results import DONE, ClusterReport, Result
 from raftkv.errors import Code, StorageError
-from raftkv.store.codec import array_header, binary, pack, split_pair, text, unpack, whole
+from raftkv.store.codec import binary, pack, text, unpack, whole
 from raftkv.store.meta_commands import check, execute
 from raftkv.store.meta_state import MetaState, Refused
-from raftkv.store.operations import MAX_GROUP_TIME, Kind, Result
 from shards.map import MapError, ShardMap
 
 _FORMAT: Final = "raftkv meta 2"
 _MAX_TOKENS: Final = 256
-_TOKEN_BYTES: Final = 16
-_DONE: Final = Result(Code.OK)
-_MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed command")
 
 
 class MetaStore:
@@ -41,14 +41,13 @@ class MetaStore:
 
     @property
     def map(self) -> ShardMap | None:
-        """The shard map; None until the first MAP_INIT is applied."""
+        """The shard map; None until the first FormCluster is applied."""
         return self.state.map
 
-    def check(self, value: bytes | None) -> Result | None:
-        """Why a META of this ``value`` must not be proposed now; None if it may, and then :meth:`apply` decides."""
+    def check(self, command: ChangeCluster) -> Result | None:
+        """Why ``command`` must not be proposed now; None if it may, and then :meth:`apply` decides."""
         try:
-            _, verb, *arguments = unpack(value or b"")
-            check(self.state, verb, arguments)
+            check(self.state, command.verb, _arguments(command))
         except Refused as refusal:
             return Result(Code.CONDITION_FAILED, detail=str(refusal))
         except (TypeError, ValueError) as problem:
@@ -61,42 +60,27 @@ class MetaStore:
 
     prepares: Final = False
 
-    def prepare(self, commands: Sequence[Sequence[Any]]) -> bool:
+    def prepare(self, commands: Sequence[Command]) -> bool:
         """No entry takes long."""
         return True
 
-    def apply(self, now: int, commands: Sequence[Sequence[Any]]) -> list[Result]:
-        """Apply one log entry: its time in ms and its commands.
+    def apply(self, now: int, commands: Sequence[Command]) -> list[Result]:
+        """Apply one log entry: its time in ms and its commands. Never raises.
 
-        Total: never raises for what msgpack can decode. A malformed command gives INVALID_ARGUMENT and changes nothing.
+        A malformed command gives INVALID_ARGUMENT and changes nothing.
         """
-        if type(now) is int and self.time < now <= MAX_GROUP_TIME:
+        if self.time < now <= MAX_GROUP_TIME:
             self.time = now
         before = self.state.map
-        results = [self._execute(command) for command in commands] if isinstance(commands, list | tuple) else []
+        results = [command.apply_meta(self) for command in commands]
         if self.state.map is not before and self.on_change is not None:
             self.on_change()
         return results
 
-    def _execute(self, command: object) -> Result:
-        if not isinstance(command, list | tuple) or not command:
-            return _MALFORMED
-        kind = command[0]
-        if kind == Kind.TICK:
-            return _DONE
-        if len(command) < 4 or type(command[3]) is not bytes or not isinstance(kind, int):
-            return _MALFORMED
+    def form(self, encoded: bytes) -> Result:
+        """The first shard map."""
         try:
-            value = unpack(command[3])
-        except ValueError:
-            return _MALFORMED
-        if kind == Kind.MAP_INIT:
-            return self._form(value)
-        return self._change(value) if kind == Kind.META else _MALFORMED
-
-    def _form(self, wire: object) -> Result:
-        try:
-            new = ShardMap.from_wire(wire)
+            new = ShardMap.from_wire(unpack(encoded))
         except ValueError as problem:
             return Result(Code.INVALID_ARGUMENT, detail=f"no shard map: {problem}")
         if self.state.map is None:
@@ -105,27 +89,23 @@ class MetaStore:
                 last_group=max(group.id for group in new.groups),
                 last_node=max((node.id for node in new.nodes), default=0),
             )
-        return _DONE
+        return DONE
 
-    def _change(self, value: object) -> Result:
-        """``[token, verb, argument, ...]``: a repeated token gets the first answer again."""
-        if not isinstance(value, list) or len(value) < 2 or type(value[0]) is not bytes or type(value[1]) is not str:
-            return _MALFORMED
-        token = value[0]
-        if len(token) != _TOKEN_BYTES:
-            return _MALFORMED
+    def change(self, command: ChangeCluster) -> Result:
+        """A repeated token gets the first answer again."""
+        token = command.token
         if token in self._tokens:
             number, reason = self._tokens[token]
-            return Result(Code.CONDITION_FAILED, detail=reason) if reason else Result(Code.OK, number)
+            return Result(Code.CONDITION_FAILED, detail=reason) if reason else Result(Code.OK, number=number)
         try:
-            self.state, number = execute(self.state, self.time, value[1], value[2:])
+            self.state, number = execute(self.state, self.time, command.verb, _arguments(command))
         except Refused as refusal:
             self._remember(token, 0, str(refusal))
             return Result(Code.CONDITION_FAILED, detail=str(refusal))
         except (TypeError, ValueError, KeyError, IndexError, OverflowError, MapError) as problem:
-            return Result(Code.INVALID_ARGUMENT, detail=f"{value[1][:40]}: {problem}"[:400])
+            return Result(Code.INVALID_ARGUMENT, detail=f"{command.verb}: {problem}"[:400])
         self._remember(token, number, "")
-        return Result(Code.OK, number)
+        return Result(Code.OK, number=number)
 
     def _remember(self, token: bytes, number: int, reason: str) -> None:
         self._tokens[token] = (number, reason)
@@ -133,17 +113,10 @@ class MetaStore:
             del self._tokens[next(iter(self._tokens))]
 
     def describe(self) -> Result:
-        """The whole state as msgpack, for operators: ``value`` is what :meth:`MetaState.from_wire` reads, in a pair
-        with the group's time."""
+        """The whole state, for operators: a ClusterReport."""
         if self._described[0] is not self.state:
             self._described = (self.state, pack(self.state.to_wire()))
-        return Result(Code.OK, 1, array_header(2) + pack(self.time) + self._described[1])
-
-    @staticmethod
-    def described(value: bytes) -> tuple[int, bytes]:
-        """The group's time and the state, still encoded, of :meth:`describe`'s ``value``. Raises ValueError."""
-        time, rest = split_pair(value)
-        return whole(time), rest
+        return Result(Code.OK, answer=ClusterReport(self.time, self._described[1]))
 
     def snapshot(self) -> MetaSnapshot:
         """The state as of this call."""
@@ -205,3 +178,7 @@ class MetaRestore:
         except (ValueError, TypeError, KeyError, IndexError) as problem:
             raise StorageError(f"not a snapshot of the meta group: {problem}") from problem
         self._install(time, state, answers)
+
+
+def _arguments(command: ChangeCluster) -> list[Any]:
+    return list(unpack(command.arguments))

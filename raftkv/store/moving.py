@@ -11,23 +11,22 @@ Either: drop, untrack. Only the meta group's log decides between activate with r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
 from raftkv import limits
+from raftkv.commands.base import Command
+from raftkv.commands.moving import ImportChunk, ImportFinal, MoveStep
+from raftkv.commands.results import DONE, MALFORMED, MoveReport, MoveSummary, Result
 from raftkv.errors import Code
 from raftkv.store.ageing import Ageing, due_records
-from raftkv.store.codec import pack, unpack
-from raftkv.store.copying import MALFORMED, Summary, export, load
+from raftkv.store.copying import Summary, export, load
 from raftkv.store.digest import ContentDigest, content_digest
-from raftkv.store.operations import MAX_COUNT, Kind, Result
 from raftkv.store.packed import VALUE_AT, pack_head
 from raftkv.store.slot import Slot, SlotState
 
-MAX_SLOT: Final = 65535
-_DONE: Final = Result(Code.OK)
 _NEVER: Final = (0, 0)
 _PIECES: Final = 24
 """Of a digest that are made before the loop goes on to something else: some milliseconds."""
@@ -75,39 +74,6 @@ class Moves:
         self._ageing = ageing
         self._summary: tuple[int, ContentDigest] | None = None
         self._staged: ContentDigest | None = None
-        self._steps: dict[int, tuple[Callable[..., Result], tuple[Callable[[Any], bool], ...]]] = {
-            Kind.IMPORT_BEGIN: (self._import_begin, (_is_id, _are_slots)),
-            Kind.IMPORT_CHUNK: (self._import_chunk, (_is_id, _is_id, _is_bytes, _is_bytes)),
-            Kind.IMPORT_FINAL: (self._import_final, (_is_id, _is_bytes)),
-            Kind.ACTIVATE: (self._activate, (_is_id,)),
-            Kind.IMPORT_DROP: (self._import_drop, (_is_id, _are_slots)),
-            Kind.TRACK: (self._track, (_is_id, _are_slots)),
-            Kind.FREEZE: (self._freeze, (_is_id,)),
-            Kind.RELEASE: (self._release, (_is_id,)),
-            Kind.UNTRACK: (self._untrack, (_is_id, _are_slots)),
-        }
-
-    def execute(self, kind: object, value: object, now: int, genesis: bool) -> Result:
-        """Take one step: ``value`` is msgpack of its arguments, ``now`` the group's time (ms).
-
-        INVALID_ARGUMENT for what is malformed, CONDITION_FAILED for what cannot be done; neither changes anything, but
-        for a summary that differs, which empties the staging.
-        """
-        step = self._steps.get(kind) if isinstance(kind, int) else None
-        if step is None or not isinstance(value, bytes):
-            return MALFORMED
-        try:
-            arguments = unpack(value)
-        except ValueError:
-            return MALFORMED
-        run, checks = step
-        if not isinstance(arguments, list) or len(arguments) != len(checks):
-            return MALFORMED
-        if not all(check(argument) for check, argument in zip(checks, arguments, strict=True)):
-            return MALFORMED
-        if kind == Kind.IMPORT_BEGIN and not genesis:
-            return _refused("the group has not got its first slots")
-        return run(now, *arguments)
 
     def install(self, ended: dict[int, tuple[int, int]], imports: Iterable[Import]) -> None:
         """Replace everything, after the slots."""
@@ -144,8 +110,6 @@ class Moves:
 
     def state(self, move: int) -> Result:
         """See :meth:`raftkv.store.records.Store.move_state`."""
-        if not _is_id(move):
-            return MALFORMED
         source, target = "none", "none"
         slots, one = self._tracked(move), self.imports.get(move)
         if one is not None:
@@ -161,27 +125,23 @@ class Moves:
             target = "active"
         elif self._has_ended(move, Ending.DROPPED):
             target = "cancelled"
-        state = {
-            "source": source,
-            "target": target,
-            "seq": 0 if one is None else one.seq,
-            "cursor": b"" if one is None else one.cursor,
-            "bytes": sum(slot.bytes for slot in slots),
-            "records": sum(len(slot.records) for slot in slots),
-        }
-        return Result(Code.OK, value=pack(state))
+        report = MoveReport(
+            source,
+            target,
+            seq=0 if one is None else one.seq,
+            cursor=b"" if one is None else one.cursor,
+            records=sum(len(slot.records) for slot in slots),
+            record_bytes=sum(slot.bytes for slot in slots),
+        )
+        return Result(Code.OK, answer=report)
 
     def export(self, move: int, cursor: bytes, limit_bytes: int, now: int) -> Result:
         """See :meth:`raftkv.store.records.Store.export`."""
-        if not (_is_id(move) and type(cursor) is bytes and type(limit_bytes) is int):
-            return MALFORMED
         slots = self._tracked(move)
         return export(slots, cursor, limit_bytes, now) if slots else _refused("not the source of the move")
 
     def summary(self, move: int) -> Result | None:
         """See :meth:`raftkv.store.records.Store.summary`."""
-        if not _is_id(move):
-            return MALFORMED
         slots = self._tracked(move)
         if not slots or slots[0].state is not _FROZEN:
             return _refused("the slots are not frozen")
@@ -190,24 +150,25 @@ class Moves:
                 self._summary[1].close()
             self._summary = (move, ContentDigest(slots, slots[0].frozen))
         content = self._summary[1].advance(_PIECES)
-        return None if content is None else Result(Code.OK, value=Summary.of(slots, content).encode())
+        if content is None:
+            return None
+        summary = Summary.of(slots, content)
+        return Result(Code.OK, answer=MoveSummary(summary.records, summary.encode()))
 
-    def prepare(self, commands: object) -> bool:
+    def prepare(self, commands: Sequence[Command]) -> bool:
         """See :meth:`raftkv.store.records.Store.prepare`."""
-        for command in commands if isinstance(commands, list | tuple) else ():
-            kind, value = (command[0], command[3]) if isinstance(command, list | tuple) and len(command) > 3 else (0, 0)
-            if kind == Kind.IMPORT_FINAL:
-                return self._prepare_final(value)
-            if isinstance(kind, int) and kind in self._steps:
+        for command in commands:
+            if isinstance(command, ImportFinal):
+                return self._prepare_final(command)
+            if isinstance(command, MoveStep):
                 # It may change what would be digested.
                 break
         return True
 
-    def _prepare_final(self, value: Any) -> bool:
+    def _prepare_final(self, command: ImportFinal) -> bool:
         try:
-            move, data = unpack(value)
-            one, frozen = self.imports[move], Summary.decode(data).frozen
-        except (ValueError, TypeError, KeyError):
+            one, frozen = self.imports[command.move], Summary.decode(command.summary).frozen
+        except (ValueError, KeyError):
             # To be refused when it is applied.
             return True
         if one.frozen is not None:
@@ -230,10 +191,15 @@ class Moves:
 
     # Steps of the target
 
-    def _import_begin(self, _: int, move: int, numbers: list[int]) -> Result:
+    def import_begin(self, move: int, numbers: Sequence[int], *, genesis: bool) -> Result:
+        """``genesis``: whether the group has got its first slots."""
+        if len(set(numbers)) != len(numbers):
+            return MALFORMED
+        if not genesis:
+            return _refused("the group has not got its first slots")
         running = self.imports.get(move)
         if running is not None:
-            return _DONE if running.slots == tuple(sorted(numbers)) else _refused("the move has other slots")
+            return DONE if running.slots == tuple(sorted(numbers)) else _refused("the move has other slots")
         if self._tracked(move):
             return _refused("the group is the source of the move")
         replaced = set()
@@ -252,16 +218,16 @@ class Moves:
         self.imports[move] = Import(move, tuple(sorted(numbers)))
         for number in numbers:
             self._slots[number] = Slot(number, _IMPORTING, move)
-        return _DONE
+        return DONE
 
-    def _import_chunk(self, _: int, move: int, seq: int, cursor: bytes, blob: bytes) -> Result:
-        one = self.imports.get(move)
+    def import_chunk(self, command: ImportChunk) -> Result:
+        one, seq = self.imports.get(command.move), command.seq
         if one is None:
             return _refused("not the target of the move")
         if one.frozen is not None or seq != one.seq + 1:
             return _refused("not the next chunk", one.seq)
         try:
-            start, parts = load(blob)
+            start, parts = load(command.chunk)
         except ValueError:
             return MALFORMED
         if not {part.slot for part in parts} <= set(one.slots):
@@ -277,10 +243,10 @@ class Moves:
             for key in part.deleted:
                 slot.discard(key)
             slot.sessions.update(part.sessions)
-        one.seq, one.cursor = seq, cursor
-        return Result(Code.OK, seq)
+        one.seq, one.cursor = seq, command.cursor
+        return Result(Code.OK, number=seq)
 
-    def _import_final(self, _: int, move: int, data: bytes) -> Result:
+    def import_final(self, move: int, data: bytes) -> Result:
         one = self.imports.get(move)
         if one is None:
             return _refused("not the target of the move")
@@ -291,7 +257,7 @@ class Moves:
         if tuple(number for number, _, _ in summary.slots) != one.slots:
             return MALFORMED
         if one.frozen is not None:
-            return _DONE
+            return DONE
         slots = [self._slots[number] for number in one.slots]
         if self._digest_staged(slots, summary.frozen) != (summary.records, summary.digest):
             for slot in slots:
@@ -307,19 +273,19 @@ class Moves:
             for key in gone:
                 slot.discard(key)
         one.frozen = summary.frozen
-        return _DONE
+        return DONE
 
-    def _activate(self, now: int, move: int) -> Result:
+    def activate(self, move: int, now: int) -> Result:
         one = self.imports.get(move)
         if one is None:
-            return _DONE if self._has_ended(move, Ending.ACTIVATED) else _refused("not the target of the move")
+            return DONE if self._has_ended(move, Ending.ACTIVATED) else _refused("not the target of the move")
         if one.frozen is None:
             return _refused("not staged")
         for number in one.slots:
             self._serve(self._slots[number], now - one.frozen)
             self.ended[number] = (move, Ending.ACTIVATED)
         del self.imports[move]
-        return _DONE
+        return DONE
 
     def _serve(self, slot: Slot, shift: int) -> None:
         """Serve a staged slot. ``shift``: this group's time less the source's time at the freeze.
@@ -337,7 +303,9 @@ class Moves:
         slot.state, slot.move = _OWNED, 0
         self._ageing.admit(slot, due)
 
-    def _import_drop(self, _: int, move: int, numbers: list[int]) -> Result:
+    def import_drop(self, move: int, numbers: Sequence[int]) -> Result:
+        if len(set(numbers)) != len(numbers):
+            return MALFORMED
         problem = self._may_end(move, numbers, Ending.DROPPED, lambda slot: slot.state is _IMPORTING)
         if problem is not None:
             return problem
@@ -347,7 +315,7 @@ class Moves:
             if one is not None:
                 self._drop(one)
         self._end(move, numbers, Ending.DROPPED)
-        return _DONE
+        return DONE
 
     def _drop(self, one: Import) -> None:
         self._forget_digests()
@@ -358,11 +326,13 @@ class Moves:
 
     # Steps of the source
 
-    def _track(self, _: int, move: int, numbers: list[int]) -> Result:
+    def track(self, move: int, numbers: Sequence[int]) -> Result:
+        if len(set(numbers)) != len(numbers):
+            return MALFORMED
         running = self._tracked(move)
         if running:
             same = [slot.number for slot in running] == sorted(numbers)
-            return _DONE if same else _refused("the move has other slots")
+            return DONE if same else _refused("the move has other slots")
         if move in self.imports:
             return _refused("the group is the target of the move")
         for number in numbers:
@@ -375,21 +345,21 @@ class Moves:
                 return _refused(f"the move is over for slot {number}")
         for number in numbers:
             self._slots[number].track(move)
-        return _DONE
+        return DONE
 
-    def _freeze(self, now: int, move: int) -> Result:
+    def freeze(self, move: int, now: int) -> Result:
         slots = self._tracked(move)
         if not slots:
             return _refused("not the source of the move")
         for slot in slots:
             if slot.state is _OWNED:
                 slot.state, slot.frozen = _FROZEN, now
-        return _DONE
+        return DONE
 
-    def _release(self, _: int, move: int) -> Result:
+    def release(self, move: int) -> Result:
         slots = self._tracked(move)
         if not slots:
-            return _DONE if self._has_ended(move, Ending.RELEASED) else _refused("not the source of the move")
+            return DONE if self._has_ended(move, Ending.RELEASED) else _refused("not the source of the move")
         if slots[0].state is not _FROZEN:
             return _refused("the slots are not frozen")
         self._forget_digests()
@@ -397,9 +367,11 @@ class Moves:
             self._ageing.retire(slot)
             self.trash.append(self._slots.pop(slot.number))
             self.ended[slot.number] = (move, Ending.RELEASED)
-        return _DONE
+        return DONE
 
-    def _untrack(self, _: int, move: int, numbers: list[int]) -> Result:
+    def untrack(self, move: int, numbers: Sequence[int]) -> Result:
+        if len(set(numbers)) != len(numbers):
+            return MALFORMED
         problem = self._may_end(
             move, numbers, Ending.UNTRACKED, lambda slot: slot.move == move and slot.state is not _IMPORTING
         )
@@ -411,7 +383,7 @@ class Moves:
             self._ageing.resume(slot)
             self.ended[slot.number] = (move, Ending.UNTRACKED)
         self._end(move, numbers, Ending.UNTRACKED)
-        return _DONE
+        return DONE
 
     # Both
 
@@ -427,7 +399,9 @@ class Moves:
     def _has_ended(self, move: int, ending: Ending) -> bool:
         return (move, ending) in self.ended.values()
 
-    def _may_end(self, move: int, numbers: list[int], ending: Ending, mine: Callable[[Slot], bool]) -> Result | None:
+    def _may_end(
+        self, move: int, numbers: Sequence[int], ending: Ending, mine: Callable[[Slot], bool]
+    ) -> Result | None:
         """What forbids to cancel a move for these slots: it ended otherwise, or they are in another role or move."""
         for number in numbers:
             last, how = self._ended(number)
@@ -446,22 +420,5 @@ class Moves:
                 self.ended[number] = (move, ending)
 
 
-def _refused(detail: str, version: int = 0) -> Result:
-    return Result(Code.CONDITION_FAILED, version, detail=detail)
-
-
-def _is_id(value: object) -> bool:
-    return type(value) is int and 0 < value <= MAX_COUNT
-
-
-def _is_bytes(value: object) -> bool:
-    return type(value) is bytes
-
-
-def _are_slots(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(type(number) is int and 0 <= number <= MAX_SLOT for number in value)
-        and len(set(value)) == len(value)
-    )
+def _refused(detail: str, number: int = 0) -> Result:
+    return Result(Code.CONDITION_FAILED, detail=detail, number=number)

@@ -31,10 +31,11 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from raftkv import limits
+from raftkv.commands.bounds import CLIENT_BYTES
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.store.codec import binary, whole
 
-CLIENT_BYTES: Final = 16
 TAIL_BYTES: Final = 10
 """Random bytes of a client id, behind the time."""
 _TIME_BYTES: Final = CLIENT_BYTES - TAIL_BYTES
@@ -52,14 +53,12 @@ def drawn_at(client: bytes) -> int:
     return int.from_bytes(client[:_TIME_BYTES], "big")
 
 
-def failed(version: int) -> int:
-    """Outcome of a write whose condition failed on a record of ``version``. Outcomes >= 0: versions of writes done."""
-    return -1 - version
+def result_of(outcome: int) -> Result:
+    """The result of an execution and of each of its retries.
 
-
-def code_and_version(outcome: int) -> tuple[Code, int]:
-    """What an outcome stands for."""
-    return (Code.OK, outcome) if outcome >= 0 else (Code.CONDITION_FAILED, -1 - outcome)
+    Outcomes from 0 on are versions of what was written or removed; -1 - version is a write whose condition failed.
+    """
+    return Result(0, outcome) if outcome >= 0 else Result(Code.CONDITION_FAILED, -1 - outcome)
 
 
 class Session:

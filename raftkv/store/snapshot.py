@@ -15,11 +15,11 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from raftkv import limits
+from raftkv.commands.bounds import MAX_COUNT, MAX_GROUP_TIME
 from raftkv.errors import StorageError
 from raftkv.store.codec import binary, pack, unpack_all, whole
 from raftkv.store.digest import DIGEST_BYTES
 from raftkv.store.moving import Ending, Import
-from raftkv.store.operations import MAX_COUNT, MAX_GROUP_TIME
 from raftkv.store.packed import head, value_bytes
 from raftkv.store.sessions import session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15raftkv/v1/error.proto\x12\traftkv.v1\"d\n\x0b\x45rrorDetail\x12\x1d\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x0f.raftkv.v1.Code\x12\x10\n\x08\x64\x65\x66inite\x18\x02 \x01(\x08\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x13\n\x0bleader_hint\x18\x04 \x01(\r*\xe1\x02\n\x04\x43ode\x12\x0b\n\x07\x43ODE_OK\x10\x00\x12\x19\n\x15\x43ODE_CONDITION_FAILED\x10\x01\x12\x19\n\x15\x43ODE_INVALID_ARGUMENT\x10\x02\x12\x12\n\x0e\x43ODE_TOO_LARGE\x10\x03\x12\x13\n\x0f\x43ODE_NOT_LEADER\x10\x04\x12\x14\n\x10\x43ODE_SLOT_MOVING\x10\x05\x12\x0e\n\nCODE_MOVED\x10\x06\x12\x14\n\x10\x43ODE_UNAVAILABLE\x10\x07\x12\x13\n\x0f\x43ODE_OVERLOADED\x10\x08\x12\x11\n\rCODE_NO_SPACE\x10\t\x12\x10\n\x0c\x43ODE_UNKNOWN\x10\n\x12\x18\n\x14\x43ODE_SESSION_EXPIRED\x10\x0b\x12\x16\n\x12\x43ODE_NOT_CAUGHT_UP\x10\x0c\x12\x1a\n\x16\x43ODE_DEADLINE_EXCEEDED\x10\r\x12\x16\n\x12\x43ODE_WRONG_CLUSTER\x10\x0e\x12\x11\n\rCODE_INTERNAL\x10\x0f\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15raftkv/v1/error.proto\x12\traftkv.v1\"w\n\x0b\x45rrorDetail\x12\x1d\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x0f.raftkv.v1.Code\x12\x10\n\x08\x64\x65\x66inite\x18\x02 \x01(\x08\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x13\n\x0bleader_hint\x18\x04 \x01(\r\x12\x11\n\tnew_id_ms\x18\x05 \x01(\x04*\xe1\x02\n\x04\x43ode\x12\x0b\n\x07\x43ODE_OK\x10\x00\x12\x19\n\x15\x43ODE_CONDITION_FAILED\x10\x01\x12\x19\n\x15\x43ODE_INVALID_ARGUMENT\x10\x02\x12\x12\n\x0e\x43ODE_TOO_LARGE\x10\x03\x12\x13\n\x0f\x43ODE_NOT_LEADER\x10\x04\x12\x14\n\x10\x43ODE_SLOT_MOVING\x10\x05\x12\x0e\n\nCODE_MOVED\x10\x06\x12\x14\n\x10\x43ODE_UNAVAILABLE\x10\x07\x12\x13\n\x0f\x43ODE_OVERLOADED\x10\x08\x12\x11\n\rCODE_NO_SPACE\x10\t\x12\x10\n\x0c\x43ODE_UNKNOWN\x10\n\x12\x18\n\x14\x43ODE_SESSION_EXPIRED\x10\x0b\x12\x16\n\x12\x43ODE_NOT_CAUGHT_UP\x10\x0c\x12\x1a\n\x16\x43ODE_DEADLINE_EXCEEDED\x10\r\x12\x16\n\x12\x43ODE_WRONG_CLUSTER\x10\x0e\x12\x11\n\rCODE_INTERNAL\x10\x0f\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'raftkv.v1.error_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CODE']._serialized_start=139
-  _globals['_CODE']._serialized_end=492
+  _globals['_CODE']._serialized_start=158
+  _globals['_CODE']._serialized_end=511
   _globals['_ERRORDETAIL']._serialized_start=36
-  _globals['_ERRORDETAIL']._serialized_end=136
+  _globals['_ERRORDETAIL']._serialized_end=155
 # @@protoc_insertion_point(module_scope)

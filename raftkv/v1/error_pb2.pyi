@@ -68,12 +68,15 @@ class ErrorDetail(_message.Message):
     DEFINITE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     LEADER_HINT_FIELD_NUMBER: _builtins.int
+    NEW_ID_MS_FIELD_NUMBER: _builtins.int
     code: Global___Code.ValueType
     definite: _builtins.bool
     """This attempt surely did not take effect. It says nothing of earlier attempts of the same request."""
     version: _builtins.int
     """CODE_CONDITION_FAILED: the record's version, 0 = absent."""
     leader_hint: _builtins.int
+    new_id_ms: _builtins.int
+    """CODE_SESSION_EXPIRED: when to draw the next client id, in milliseconds of Unix time; 0 = not told."""
     def __init__(
         self,
         *,
@@ -81,10 +84,11 @@ class ErrorDetail(_message.Message):
         definite: _builtins.bool = ...,
         version: _builtins.int = ...,
         leader_hint: _builtins.int = ...,
+        new_id_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "definite", b"definite", "leader_hint", b"leader_hint", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "definite", b"definite", "leader_hint", b"leader_hint", "new_id_ms", b"new_id_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -478,16 +478,25 @@ class OperationResult(_message.Message):
     TTL_MS_FIELD_NUMBER: _builtins.int
     LEADER_HINT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    RETRY_MS_FIELD_NUMBER: _builtins.int
+    NEW_ID_MS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     code: _builtins.int
     """0 = done; else a Code of error.proto."""
     version: _builtins.int
     value: _builtins.bytes
     ttl_ms: _builtins.int
-    """Of CODE_OVERLOADED: milliseconds after which to ask again."""
+    """Milliseconds until the record read expires; absent if it does not."""
     leader_hint: _builtins.int
     """Node believed to lead the key's group, if it is not the one that answered."""
     detail: _builtins.str
+    retry_ms: _builtins.int
+    """Of CODE_OVERLOADED: milliseconds after which to ask again."""
+    new_id_ms: _builtins.int
+    """Of CODE_SESSION_EXPIRED: when to draw the next client id, in milliseconds of Unix time; 0 = not told."""
+    number: _builtins.int
+    """What a command that answers a number answers."""
     def __init__(
         self,
         *,
@@ -498,15 +507,22 @@ class OperationResult(_message.Message):
         ttl_ms: _builtins.int | None = ...,
         leader_hint: _builtins.int = ...,
         detail: _builtins.str = ...,
+        retry_ms: _builtins.int | None = ...,
+        new_id_ms: _builtins.int = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ttl_ms", b"_ttl_ms", "_value", b"_value", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_ms", b"_retry_ms", "_ttl_ms", b"_ttl_ms", "_value", b"_value", "retry_ms", b"retry_ms", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ttl_ms", b"_ttl_ms", "_value", b"_value", "code", b"code", "detail", b"detail", "id", b"id", "leader_hint", b"leader_hint", "ttl_ms", b"ttl_ms", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_ms", b"_retry_ms", "_ttl_ms", b"_ttl_ms", "_value", b"_value", "code", b"code", "detail", b"detail", "id", b"id", "leader_hint", b"leader_hint", "new_id_ms", b"new_id_ms", "number", b"number", "retry_ms", b"retry_ms", "ttl_ms", b"ttl_ms", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__retry_ms: _TypeAlias = _typing.Literal["retry_ms"]  # noqa: Y015
+    _WhichOneofArgType__retry_ms: _TypeAlias = _typing.Literal["_retry_ms", b"_retry_ms"]  # noqa: Y015
     _WhichOneofReturnType__ttl_ms: _TypeAlias = _typing.Literal["ttl_ms"]  # noqa: Y015
     _WhichOneofArgType__ttl_ms: _TypeAlias = _typing.Literal["_ttl_ms", b"_ttl_ms"]  # noqa: Y015
     _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
     _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_ms) -> _WhichOneofReturnType__retry_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_ms) -> _WhichOneofReturnType__ttl_ms | None: ...
     @_typing.overload

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 import raftkv
-from raftkv.cli.ports import free_ports
-from raftkv.cli.process import pause
 from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
 from raftkv.errors import ConditionFailed, ConfigError, InvalidArgument, RaftKVError
+from raftkv.local.ports import free_ports
+from raftkv.local.process import pause
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE
 

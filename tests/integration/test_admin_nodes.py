@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import raftkv
-from raftkv.cli.local import probe
-from raftkv.cli.ports import free_ports
+from raftkv.local.ports import free_ports
+from raftkv.local.status import probe
 from raftkv.testing import LocalCluster
 from tests.admin_world import Admin
 from tests.waiting import PATIENCE, until

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from raftkv.cli.ports import free_ports
-from raftkv.cli.process import pause
+from raftkv.local.ports import free_ports
+from raftkv.local.process import pause
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE, until
 

@@ -19,8 +19,8 @@ import pytest
 
 import raftkv
 from raftkv.cli.loading import ProgressFile
-from raftkv.cli.process import pause
 from raftkv.cli.sources import Source
+from raftkv.local.process import pause
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE
 

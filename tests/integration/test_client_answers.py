@@ -14,8 +14,8 @@ from raftkv.cli.main import run
 from raftkv.client.aio import AsyncClient
 from raftkv.client.transport import Endpoint, TransportError
 from raftkv.client.types import CasResult
+from raftkv.commands.results import Result
 from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, Unavailable
-from raftkv.store.operations import Result
 from shards.slots import slot_of
 from tests.rpc_fakes import SLOTS, FakeCluster, calls, started
 from tests.waiting import becomes

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 import raftkv
-from raftkv.cli.local import probe
-from raftkv.cli.ports import free_ports
 from raftkv.clock import SystemClock
+from raftkv.local.ports import free_ports
+from raftkv.local.status import probe
 from tests.needs import toxiproxy
 from tests.waiting import PATIENCE, until
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 import raftkv
-from raftkv.cli.local import LocalError, probe
-from raftkv.cli.ports import free_ports
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError
+from raftkv.local.node import LocalError
+from raftkv.local.ports import free_ports
+from raftkv.local.status import probe
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE, until
 

@@ -15,9 +15,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import raftkv
-from raftkv.cli.local import LocalError
-from raftkv.cli.process import pause
 from raftkv.clock import SystemClock
+from raftkv.local.node import LocalError
+from raftkv.local.process import pause
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE, until
 

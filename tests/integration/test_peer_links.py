@@ -16,7 +16,7 @@ from raftkv import limits
 from raftkv.addresses import BadAddress
 from raftkv.clock import SystemClock
 from raftkv.peer.frames import Decoder, Encoder
-from raftkv.peer.hello import Hello, Identity
+from raftkv.peer.hello import Hello, Identity, Reason, Refused
 from raftkv.peer.links import Links
 from raftkv.peer.network import AddressInUse, CannotListen, TcpNetwork
 from tests.waiting import PATIENCE
@@ -46,15 +46,15 @@ class Node:
     ) -> None:
         self.got: list[list[Any]] = []
         self.events: list[tuple[int, int, bool]] = []
-        self.refusals: list[tuple[int, str]] = []
+        self.refusals: list[tuple[int, int, str]] = []
         self._changed = asyncio.Event()
         identity = Identity(cluster, node, f"inc-{node}", "boot")
         rng = random.Random(node)
         args = (self._admit, self._on_message, self._on_link, self._on_refused, rng)
         self.links = Links(TcpNetwork(), SystemClock(), identity, listen, dial or {}, *args)
 
-    def _admit(self, hello: Hello) -> str | None:
-        return None
+    def _admit(self, hello: Hello) -> None:
+        pass
 
     def _on_message(self, node: int, message: list[Any]) -> None:
         self.got.append(message)
@@ -64,8 +64,8 @@ class Node:
         self.events.append((node, epoch, up))
         self._changed.set()
 
-    def _on_refused(self, node: int, reason: str) -> None:
-        self.refusals.append((node, reason))
+    def _on_refused(self, node: int, refusal: Refused) -> None:
+        self.refusals.append((node, refusal.reason, str(refusal)))
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -173,7 +173,7 @@ def test_a_foreign_cluster_is_refused(run: Runner) -> None:
         one = Node(1, {2: two.links.address}, cluster="foreign")
         await one.links.start()
         await one.until(lambda: bool(one.refusals))
-        assert one.refusals[0] == (2, "this node belongs to cluster c, not 'foreign'")
+        assert one.refusals[0] == (2, Reason.OTHER_CLUSTER, "this node belongs to cluster c, not 'foreign'")
         assert one.events == []
         await one.links.close()
         await two.links.close()

@@ -15,10 +15,14 @@ import pytest
 
 import raftkv
 from raftkv import limits
-from raftkv.errors import Code
+from raftkv.commands.base import Command
+from raftkv.commands.meta import ChangeCluster
+from raftkv.commands.moving import ImportChunk
+from raftkv.commands.records import Cas, Put
+from raftkv.commands.results import Result
+from raftkv.node.messages import answer, ask
 from raftkv.peer.frames import HEADER, Decoder, Encoder
 from raftkv.peer.hello import PROTOCOL_VERSION
-from raftkv.store.operations import Kind, Op
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE
 
@@ -120,13 +124,13 @@ def test_a_frame_of_many_items_takes_little_memory(cluster: LocalCluster, item: 
 
 LARGE = b"x" * (limits.MAX_FRAME_BYTES - 64)
 """Fits into the frame that brings it; an entry of the log has some more around it."""
-TOO_LARGE = {
-    "value": [Op(Kind.PUT, 5, b"k", LARGE)],
-    "expected": [Op(Kind.CAS, 5, b"k", b"v", expected=LARGE)],
-    "key": [Op(Kind.PUT, 5, LARGE, b"v")],
-    "several": [Op(Kind.PUT, 5, b"%d" % at, b"x" * MB, client=b"c" * 16, seq=at, first=1) for at in range(1, 15)],
-    "a step of a move": [Op(Kind.IMPORT_CHUNK, 1, b"", LARGE)],
-    "a command of the meta group": [Op(Kind.META, 0, b"", LARGE)],
+TOO_LARGE: dict[str, list[Command]] = {
+    "value": [Put(5, b"k", LARGE)],
+    "expected": [Cas(5, b"k", b"v", expected=LARGE)],
+    "key": [Put(5, LARGE, b"v")],
+    "several": [Put(5, b"%d" % at, b"x" * MB, client=b"c" * 16, seq=at, first=1) for at in range(1, 15)],
+    "a step of a move": [ImportChunk(1, 1, 1, b"", LARGE)],
+    "a command of the meta group": [ChangeCluster(0, b"t" * 16, "plan", LARGE)],
 }
 
 
@@ -136,7 +140,7 @@ def test_operations_too_large_for_the_log_do_not_reach_it(cluster: LocalCluster,
     ops = TOO_LARGE[name]
     for node in (1, 2):
         with peer(cluster, node) as connection:
-            connection.send(["op", 1, 5000, [list(op) for op in ops]], 7)
+            connection.send(ask(1, 5000, ops), 7)
             # The answers go to the real node 3, which is dead; the pong says that the message was read.
             [[[number, _, _]]] = connection.read()
             assert number == 7
@@ -145,11 +149,11 @@ def test_operations_too_large_for_the_log_do_not_reach_it(cluster: LocalCluster,
 
 def test_results_and_sizes_of_no_node_end_the_connection(cluster: LocalCluster) -> None:
     messages: list[Any] = [
-        ["op", 1, 1000, [list(Op(Kind.PUT, 5, b"k", b"v", client=b"c" * 17, seq=1, first=1))]],
-        ["op", 1, 1000, [list(Op(Kind.PUT, 5, b"k", b"v", client=LARGE, seq=1, first=1))]],
-        ["re", [[1, 0, [int(Code.OK), 2**64 - 1, None, -1, 0, ""]]]],
-        ["re", [[1, 0, [int(Code.OK), 1, None, -1, 0, "x" * 100_000]]]],
-        ["re", [[1, 0, [2**40, 1, None, -1, 0, ""]]]],
+        ask(1, 1000, [Put(5, b"k", b"v", client=b"c" * 17, seq=1, first=1)]),
+        ask(1, 1000, [Put(5, b"k", b"v", client=LARGE, seq=1, first=1)]),
+        answer([(1, 0, Result(0, 2**64 - 1))]),
+        answer([(1, 0, Result(0, 1, detail="x" * 100_000))]),
+        answer([(1, 0, Result(2**40, 1))]),
         ["leads", [0] * 100_000],
         ["leads", [None]],
         ["epoch", -1],

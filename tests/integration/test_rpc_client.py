@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 import raftkv
 from raftkv.client.aio import AsyncClient
 from raftkv.clock import SystemClock
+from raftkv.commands.bounds import Mode
+from raftkv.commands.records import Get, Put
+from raftkv.commands.results import Result
 from raftkv.errors import (
     Code,
     ConditionFailed,
@@ -19,7 +23,6 @@ from raftkv.errors import (
     WrongCluster,
 )
 from raftkv.limits import MAX_VALUE_BYTES
-from raftkv.store.operations import Kind, Mode, Result
 from tests.rpc_fakes import FakeCluster, Shared, failed, one_group_map, started
 from tests.waiting import PATIENCE, becomes
 
@@ -42,7 +45,7 @@ def test_every_call_does_what_it_says() -> None:
                 await kv.delete("k", if_version=1)
             assert await kv.delete("k")
             assert not await kv.delete("k")
-            puts = [op for op in cluster.shared.applied if op.kind == Kind.PUT]
+            puts = [op for op in cluster.shared.applied if isinstance(op, Put)]
             assert puts[0].ttl == 1500
             assert [op.seq for op in cluster.shared.applied] == list(range(1, 10))
 
@@ -88,7 +91,8 @@ def test_first_incomplete_follows_the_calls_that_are_waited_for() -> None:
             await becomes(lambda: front.held)
             await kv.put("a", b"v")
             await kv.put("b", b"v")
-            assert front.ops[-1][7:10] == (front.ops[0].client, 3, 1)
+            last = front.ops[-1]
+            assert (last.client, last.seq, last.first) == (front.ops[0].client, 3, 1)
             front.release()
             await slow
             await kv.put("c", b"v")
@@ -114,10 +118,10 @@ def test_a_hint_is_followed_and_remembered() -> None:
 def test_a_forwarding_nodes_hint_moves_the_next_call() -> None:
     async def main() -> None:
         async with started(2) as (cluster, kv):
-            cluster.frontends[0].script = lambda op: cluster.shared.execute(op)._replace(hint=2)
+            cluster.frontends[0].script = lambda op: replace(cluster.shared.execute(op), hint=2)
             await kv.put("k", b"v")
             await kv.get("k")
-            assert [op.kind for op in cluster.frontends[1].ops] == [Kind.GET]
+            assert [type(op) for op in cluster.frontends[1].ops] == [Get]
 
     asyncio.run(main())
 

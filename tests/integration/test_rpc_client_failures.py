@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from raftkv.client.aio import AsyncClient
 from raftkv.client.transport import GrpcTransport, TransportError
+from raftkv.commands.results import Result
 from raftkv.errors import (
     Code,
     InvalidArgument,
@@ -16,7 +18,6 @@ from raftkv.errors import (
     SessionExpired,
     Unavailable,
 )
-from raftkv.store.operations import Op, Result
 from raftkv.v1 import kv_pb2
 from tests.rpc_fakes import FakeCluster, calls, failed, started
 from tests.waiting import becomes
@@ -30,7 +31,7 @@ def test_a_retry_keeps_its_name_and_takes_effect_once(code: Code) -> None:
         async with started(2) as (cluster, kv):
             answers = 0
 
-            def script(op: Op) -> Result:
+            def script(op: Any) -> Result:
                 nonlocal answers
                 answers += 1
                 result = cluster.shared.execute(op)
@@ -208,7 +209,7 @@ def test_an_expired_session_is_renewed_if_nothing_can_have_happened() -> None:
             front = cluster.frontends[0]
             refused: list[bytes] = []
 
-            def script(op: Op) -> Result:
+            def script(op: Any) -> Result:
                 if len(refused) < 3:
                     refused.append(op.client)
                     return failed(Code.SESSION_EXPIRED)

@@ -11,6 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from raftkv.clock import SystemClock
+from raftkv.commands.records import Put
+from raftkv.commands.results import Result
 from raftkv.errors import Code, ListenError
 from raftkv.limits import (
     DEFAULT_TIMEOUT,
@@ -22,7 +24,6 @@ from raftkv.limits import (
 )
 from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, result_of
 from raftkv.rpc.server import RpcServer
-from raftkv.store.operations import Kind, Op, Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from shards.slots import slot_of
 from tests.rpc_fakes import CLUSTER, FakeCluster, FakeFrontend, failed
@@ -58,7 +59,7 @@ def test_the_status_says_in_its_details_what_failed_and_whether_surely() -> None
                 (failed(Code.CONDITION_FAILED, "no", version=7), StatusCode.FAILED_PRECONDITION),
                 (failed(Code.NOT_LEADER, "no", hint=3), StatusCode.UNAVAILABLE),
                 (failed(Code.UNKNOWN, "no"), StatusCode.UNAVAILABLE),
-                (failed(Code.OVERLOADED, "no")._replace(ttl=250), StatusCode.RESOURCE_EXHAUSTED),
+                (failed(Code.OVERLOADED, "no", retry_ms=250), StatusCode.RESOURCE_EXHAUSTED),
                 (failed(Code.SESSION_EXPIRED, "no"), StatusCode.ABORTED),
                 (failed(Code.DEADLINE_EXCEEDED, "no"), StatusCode.DEADLINE_EXCEEDED),
             ):
@@ -102,7 +103,9 @@ def test_oversize_and_invalid_requests_get_typed_errors() -> None:
                     await kv.Put(kv_pb2.PutRequest(key=b"k", value=b"v" * MAX_MESSAGE_BYTES))
                 assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
                 assert (await kv.Put(kv_pb2.PutRequest(key=b"k", value=b"v" * MAX_VALUE_BYTES))).version == 1
-                assert not any(op.value and len(op.value) > MAX_VALUE_BYTES for op in cluster.frontends[0].ops)
+                assert not any(
+                    isinstance(op, Put) and len(op.value) > MAX_VALUE_BYTES for op in cluster.frontends[0].ops
+                )
 
     asyncio.run(main())
 
@@ -150,7 +153,7 @@ def test_a_message_is_one_batch_and_a_bad_operation_harms_no_other() -> None:
             front = cluster.frontends[0]
             assert [len(batch) for batch, _ in front.batches] == [2]
             assert 0 < front.batches[0][1] <= 1.5
-            assert front.ops[0] == Op(Kind.PUT, slot_of(b"a"), b"a", b"1", client=CLIENT, seq=5, first=4)
+            assert front.ops[0] == Put(slot_of(b"a"), b"a", b"1", client=CLIENT, seq=5, first=4)
 
     asyncio.run(main())
 

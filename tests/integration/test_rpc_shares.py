@@ -12,12 +12,13 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc import StatusCode, aio
 
 from raftkv.clock import SystemClock
+from raftkv.commands.base import Command
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_BATCH_OPS, MAX_HELD_BYTES, MAX_STARTED_OPS, MAX_VALUE_BYTES, MAX_WAITING_BYTES
 from raftkv.rpc import pipeline, server
 from raftkv.rpc.errors import RETRY_MS, result_of
 from raftkv.rpc.shares import Shares
-from raftkv.store.operations import Op, Result
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from tests.rpc_fakes import FakeCluster, failed
 from tests.waiting import PATIENCE
@@ -62,7 +63,7 @@ class Reader:
     def __init__(self) -> None:
         self.asked = 0
 
-    def __call__(self, op: Op) -> Result:
+    def __call__(self, op: Command) -> Result:
         self.asked += 1
         return Result(0, 1, BIG)
 
@@ -143,7 +144,7 @@ def test_a_connection_over_its_share_is_told_when_to_come_back() -> None:
                 await kv_pb2_grpc.KVStub(channel).Put(kv_pb2.PutRequest(key=b"k", value=BIG), timeout=PATIENCE)
             assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
             refused = result_of(caught.value)
-            assert (refused.code, refused.ttl) == (Code.OVERLOADED, RETRY_MS)
+            assert (refused.code, refused.retry_ms) == (Code.OVERLOADED, RETRY_MS)
             # What is small, and what operators ask, is answered beside it.
             assert (await kv_pb2_grpc.KVStub(channel).Put(kv_pb2.PutRequest(key=b"k"), timeout=PATIENCE)).version == 1
             await admin_pb2_grpc.AdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=PATIENCE)
@@ -177,14 +178,14 @@ def test_operations_begun_are_bounded_and_the_rest_is_begun_as_answers_come() ->
 def test_a_read_that_another_node_had_no_room_for_is_asked_again() -> None:
     async def main() -> None:
         async with FakeCluster() as cluster, connected(cluster) as channel:
-            refusals = [failed(Code.OVERLOADED)._replace(ttl=0)] * 7
+            refusals = [failed(Code.OVERLOADED, retry_ms=0)] * 7
             front = cluster.frontends[0]
             front.script = lambda op: refusals.pop() if refusals else Result(0, 1, b"found")
             stub = kv_pb2_grpc.KVStub(channel)
             call = stub.Pipeline(None)
             await call.write(gets(5))
             assert await answers(call, 5) == [0] * 5
-            refusals += [failed(Code.OVERLOADED)._replace(ttl=0)] * 2
+            refusals += [failed(Code.OVERLOADED, retry_ms=0)] * 2
             assert (await stub.Get(kv_pb2.GetRequest(key=b"k"), timeout=PATIENCE)).record.value == b"found"
             call.cancel()
 
@@ -224,6 +225,8 @@ def test_what_waits_until_its_deadline_is_refused_and_surely_not_executed() -> N
             await call.write(request)
             while not service._held.waiting:
                 await asyncio.sleep(0.01)
+            # The millisecond passes.
+            await asyncio.sleep(0.01)
             service._held.take("somebody else", -2 * MAX_HELD_BYTES)
             assert await answers(call, 3) == [Code.OVERLOADED] * 3
             assert front.ops == []

@@ -16,8 +16,11 @@ import grpc
 import pytest
 
 import raftkv
-from raftkv.cli.local import LocalError, LocalNode, LocalProcesses, new_shape, probe
-from raftkv.cli.process import Process
+from raftkv.local.cluster import LocalProcesses
+from raftkv.local.node import LocalError, LocalNode
+from raftkv.local.process import Process
+from raftkv.local.shape import new_shape
+from raftkv.local.status import probe
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE, until
 
@@ -37,7 +40,7 @@ def cluster() -> Iterator[LocalCluster]:
 def node(cluster: LocalCluster) -> LocalNode:
     """The module's node, running."""
     cluster.start()
-    return cluster._node(1)
+    return cluster._processes.node(1)
 
 
 def send(node: LocalNode, name: str) -> None:

@@ -12,15 +12,29 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-import msgpack
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from raftkv import limits
+from raftkv.commands.base import Command, Write
+from raftkv.commands.group import Genesis
+from raftkv.commands.moving import (
+    Activate,
+    Freeze,
+    ImportBegin,
+    ImportChunk,
+    ImportDrop,
+    Release,
+    Track,
+    Untrack,
+)
+from raftkv.commands.records import Cas, Delete, Put
+from raftkv.commands.results import ExportPage, MoveReport, Result
 from raftkv.errors import Code
-from raftkv.store import Kind, Op, Result, SlotState, Store
-from tests.store_helpers import restored, step, summary_of
+from raftkv.store.records import Store
+from raftkv.store.slot import SlotState
+from tests.store_helpers import GROUP, again, final, restored, state
 
 SLOTS = 3
 IDLE = limits.SESSION_IDLE * 1000
@@ -46,9 +60,9 @@ class Group:
     replica: Store
     lagging: Store
 
-    def apply(self, now: int, ops: list[Op]) -> list[Result]:
+    def apply(self, now: int, ops: list[Command]) -> list[Result]:
         results = self.store.apply(now, ops)
-        assert self.replica.apply(now, msgpack.unpackb(msgpack.packb(ops))) == results
+        assert self.replica.apply(now, again(ops)) == results
         assert self.store.digest() == self.replica.digest()
         return results
 
@@ -66,23 +80,23 @@ class World:
     stopped: dict[int, int] = field(default_factory=dict)
     moves: list[Move] = field(default_factory=list)
     finished: int = 0
-    sent: list[tuple[int, Op]] = field(default_factory=list)
+    sent: list[tuple[int, Command]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for number, slots in enumerate((list(range(SLOTS)), [])):
             stores = [Store(), Store(), Store()]
             for store in stores:
-                store.apply(self.offsets[number], [Op(Kind.GENESIS, 0, b"", msgpack.packb(slots))])
+                store.apply(self.offsets[number], [Genesis(tuple(slots))])
             self.groups.append(Group(*stores))
         for slot in range(SLOTS):
             store = Store()
-            store.apply(0, [Op(Kind.GENESIS, 0, b"", msgpack.packb([slot]))])
+            store.apply(0, [Genesis((slot,))])
             self.references.append(store)
             self.shifts.append(-self.offsets[0])
 
     # Entries
 
-    def entry(self, number: int, ops: list[Op]) -> list[Result]:
+    def entry(self, number: int, ops: list[Command]) -> list[Result]:
         """Apply an entry to a group and check everything."""
         group = self.groups[number]
         before = [group.store.slot_state(slot) for slot in range(SLOTS)]
@@ -96,7 +110,7 @@ class World:
                 assert time <= self.wall, "time runs no faster for having moved"
                 wanted = self.references[slot].apply(time, [op for op, _ in asked])
                 if self.exact:
-                    assert [one[:4] for one in wanted] == [result[:4] for _, result in asked]
+                    assert wanted == [result for _, result in asked]
             else:
                 assert all(
                     one.code in NOT_HERE for op, one in zip(ops, results, strict=True) if self.is_write(op, slot)
@@ -105,8 +119,8 @@ class World:
         return results
 
     @staticmethod
-    def is_write(op: Op, slot: int) -> bool:
-        return bool(op.key) and op.slot == slot
+    def is_write(op: Command, slot: int) -> bool:
+        return isinstance(op, Write) and op.slot == slot
 
     def follow(self, number: int, slot: int, old: SlotState | None, new: SlotState | None, now: int) -> None:
         """A slot's state may have changed: only as the meta group allows, and then its time changes pace."""
@@ -138,7 +152,7 @@ class World:
                 elif self.exact:
                     reference = self.references[slot]
                     for key in KEYS:
-                        assert store.read(slot, key)[:4] == reference.read(slot, key)[:4]
+                        assert store.read(slot, key) == reference.read(slot, key)
                     assert store.scan(slot, b"", 0) == reference.scan(slot, b"", 0)
 
     # Moves
@@ -154,39 +168,36 @@ class World:
     def serves(self, number: int, slot: int) -> bool:
         return self.groups[number].store.slot_state(slot) is SlotState.OWNED
 
-    def state(self, number: int, move: Move) -> dict[str, Any]:
-        value = self.groups[number].store.move_state(move.id).value
-        assert value is not None
-        found: dict[str, Any] = msgpack.unpackb(value)
-        return found
+    def state(self, number: int, move: Move) -> MoveReport:
+        return state(self.groups[number].store, move.id)
 
     def drive(self, move: Move, limit: int, fate: str, hasty: bool) -> None:
         """What any driver does next, knowing what the groups and the meta group say."""
-        source = str(self.state(move.source, move)["source"])
-        target = str(self.state(move.target, move)["target"])
-        assert self.state(move.source, move)["target"] == "none"
-        assert self.state(move.target, move)["source"] == "none"
+        source = self.state(move.source, move).source
+        target = self.state(move.target, move).target
+        assert self.state(move.source, move).target == "none"
+        assert self.state(move.target, move).source == "none"
         if move.committed is None:
             self.copy(move, source, target, limit, fate, hasty)
         elif move.committed:
             if target != "active" and (hasty or source == "released"):
-                self.send(move.target, step(Kind.ACTIVATE, move.id), fate)
+                self.send(move.target, Activate(GROUP, move.id), fate)
             elif source != "released":
-                self.send(move.source, step(Kind.RELEASE, move.id), fate)
+                self.send(move.source, Release(GROUP, move.id), fate)
             else:
                 self.finish(move)
         elif source != "cancelled" and (hasty or target == "cancelled"):
-            self.send(move.source, step(Kind.UNTRACK, move.id, move.slots), fate)
+            self.send(move.source, Untrack(GROUP, move.id, tuple(move.slots)), fate)
         elif target != "cancelled":
-            self.send(move.target, step(Kind.IMPORT_DROP, move.id, move.slots), fate)
+            self.send(move.target, ImportDrop(GROUP, move.id, tuple(move.slots)), fate)
         else:
             self.finish(move)
 
     def copy(self, move: Move, source: str, target: str, limit: int, fate: str, hasty: bool) -> None:
         if target == "none":
-            self.send(move.target, step(Kind.IMPORT_BEGIN, move.id, move.slots), fate)
+            self.send(move.target, ImportBegin(GROUP, move.id, tuple(move.slots)), fate)
         elif source == "none":
-            self.send(move.source, step(Kind.TRACK, move.id, move.slots), fate)
+            self.send(move.source, Track(GROUP, move.id, tuple(move.slots)), fate)
         elif target == "staged":
             move.committed = True
         else:
@@ -195,21 +206,22 @@ class World:
     def page(self, move: Move, source: str, limit: int, fate: str, hasty: bool) -> None:
         state, store = self.state(move.target, move), self.groups[move.source].store
         exporter = self.groups[move.source].lagging if fate == "lag" else store
-        page = exporter.export(move.id, state["cursor"], limit)
+        page = exporter.export(move.id, state.cursor, limit)
         if page.code != Code.OK:
             assert (fate, page.code) == ("lag", Code.CONDITION_FAILED)
             return
-        assert page.value is not None
-        cursor, blob, records, size, done = msgpack.unpackb(page.value)
-        assert records >= 0 <= size
-        if done and source == "frozen" and cursor == state["cursor"] and exporter is store:
-            self.send(move.target, step(Kind.IMPORT_FINAL, move.id, summary_of(store, move.id).value), fate)
-        elif done and source == "tracked" and (hasty or cursor == state["cursor"]):
-            self.send(move.source, step(Kind.FREEZE, move.id), fate)
+        found = page.answer
+        assert isinstance(found, ExportPage)
+        cursor, blob, done = found.cursor, found.chunk, found.done
+        assert found.records >= 0 <= found.record_bytes
+        if done and source == "frozen" and cursor == state.cursor and exporter is store:
+            self.send(move.target, final(store, move.id), fate)
+        elif done and source == "tracked" and (hasty or cursor == state.cursor):
+            self.send(move.source, Freeze(GROUP, move.id), fate)
         else:
-            self.send(move.target, step(Kind.IMPORT_CHUNK, move.id, state["seq"] + 1, cursor, blob), fate)
+            self.send(move.target, ImportChunk(GROUP, move.id, state.seq + 1, cursor, blob), fate)
 
-    def send(self, number: int, op: Op, fate: str) -> None:
+    def send(self, number: int, op: Command, fate: str) -> None:
         self.sent.append((number, op))
         for _ in range({"delay": 0, "twice": 2}.get(fate, 1)):
             (result,) = self.entry(number, [op])
@@ -254,21 +266,17 @@ Pick = Callable[[Sequence[Any]], Any]
 """Makes one choice: Hypothesis, or a random number generator for many more and longer histories."""
 
 
-def write(pick: Pick) -> Op:
-    kind = pick([Kind.PUT, Kind.PUT, Kind.DELETE, Kind.CAS])
+def write(pick: Pick) -> Command:
     who, seq = pick([0, 1, 2, 3]), pick([1, 2, 3, 4, 5, 6, 7, 8])
-    return Op(
-        kind,
-        pick(range(SLOTS)),
-        pick(KEYS),
-        None if kind == Kind.DELETE else pick(VALUES),
-        expect=-1 if kind == Kind.CAS else pick([-1, -1, -1, 0, 1, 2, 3]),
-        expected=pick([None, *VALUES]) if kind == Kind.CAS else None,
-        ttl=0 if kind == Kind.DELETE else pick([0, 0, 1, 5, 1000]),
-        client=who.to_bytes(16, "big") if who else b"",
-        seq=seq if who else 0,
-        first=pick([0, 0, 1, seq - 1, seq]) if who else 0,
-    )
+    slot, key = pick(range(SLOTS)), pick(KEYS)
+    name = {"client": who.to_bytes(16, "big"), "seq": seq, "first": pick(range(seq + 1))} if who else {}
+    kind, expect, expected = pick([Put, Put, Delete, Cas]), pick([-1, -1, -1, 0, 1, 2, 3]), pick([None, *VALUES])
+    if kind is Delete:
+        return Delete(slot, key, expect, **name)
+    value, ttl = pick(VALUES), pick([0, 0, 1, 5, 1000])
+    if kind is Put:
+        return Put(slot, key, value, expect, ttl, **name)
+    return Cas(slot, key, value, expected, ttl, **name)
 
 
 def action(pick: Pick) -> Action:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +12,12 @@ import pytest
 from faults.sim.cluster import SimCluster, SimNode
 from faults.sim.loop import SimLoop, simulate
 from raftkv import limits
+from raftkv.commands.base import Command
+from raftkv.commands.records import Get, Put
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.node.clocks import Clocks
 from raftkv.rpc.frontend import Problem
-from raftkv.store.operations import Kind, Op, Result
 from raftkv.store.sessions import TAIL_BYTES, client_id, drawn_at
 from shards.slots import slot_of
 
@@ -47,7 +49,7 @@ def slot(cluster: SimCluster) -> int:
     return slot_of(KEY, shard_map.slots)
 
 
-async def ask(node: SimNode, ops: list[Op], timeout: float = 5.0) -> list[Result]:
+async def ask(node: SimNode, ops: Sequence[Command], timeout: float = 5.0) -> list[Result]:
     """What the node answers to ``ops``, by place."""
     found: dict[int, Result] = {}
     over = asyncio.Event()
@@ -63,13 +65,13 @@ async def ask(node: SimNode, ops: list[Op], timeout: float = 5.0) -> list[Result
     return [found[index] for index in range(len(ops))]
 
 
-def flood(cluster: SimCluster, count: int, ahead: float) -> list[Op]:
+def flood(cluster: SimCluster, count: int, ahead: float) -> list[Command]:
     """Writes of so many clients whose clocks are so many seconds ahead."""
     rng = random.Random(1)
     time = int((leader(cluster).clock.wall() + ahead) * 1000)
     ids = [client_id(time + number, rng.randbytes(TAIL_BYTES)) for number in range(count)]
     number = slot(cluster)
-    return [Op(Kind.PUT, number, KEY, b"x", client=one, seq=1, first=1) for one in ids]
+    return [Put(number, KEY, b"x", client=one, seq=1, first=1) for one in ids]
 
 
 def problems(node: SimNode) -> set[tuple[str, int | None]]:
@@ -99,7 +101,7 @@ def test_clients_far_ahead_of_the_time_lock_nobody_out() -> None:
             results = await ask(leader(cluster), flood(cluster, 500, 47 * HOUR + part))
             assert {result.code for result in results} == {Code.SESSION_EXPIRED}
         now = leader(cluster).clock.wall()
-        assert abs(results[0].version / 1000 - now) < 10, "the refusal tells the cluster's time"
+        assert abs(results[0].new_id_ms / 1000 - now) < 10, "the refusal tells the cluster's time"
         await in_time(cluster, "right", 0.0)
 
     run(scenario)
@@ -113,7 +115,7 @@ def test_nor_do_as_many_that_are_just_taken() -> None:
             assert {result.code for result in results} == {Code.OK}
         (old,) = await ask(leader(cluster), flood(cluster, 1, 0.0))
         assert old.code == Code.SESSION_EXPIRED, "the floor is ahead of the time, by no more than the allowance"
-        assert 0 < old.version / 1000 - leader(cluster).clock.wall() < limits.CLIENT_AHEAD
+        assert 0 < old.new_id_ms / 1000 - leader(cluster).clock.wall() < limits.CLIENT_AHEAD
         await in_time(cluster, "right", 0.0)
         await in_time(cluster, "slow", -30 * HOUR)
 
@@ -134,10 +136,10 @@ def test_a_floor_that_an_earlier_version_let_run_ahead_is_no_lock() -> None:
             for number in range(20):
                 await client.put(f"elsewhere {number % 3}", "x")
                 await client.put(KEY, str(number))
-        unnamed = await ask(one, [Op(Kind.PUT, slot(cluster), KEY, b"x")] * 50)
+        unnamed = await ask(one, [Put(slot(cluster), KEY, b"x")] * 50)
         assert {result.code for result in unnamed} == {Code.OK}
         (far,) = await ask(one, flood(cluster, 1, 49 * HOUR))
-        assert (far.code, far.version) == (Code.SESSION_EXPIRED, drawn_at(ahead) + 1)
+        assert (far.code, far.new_id_ms) == (Code.SESSION_EXPIRED, drawn_at(ahead) + 1)
 
     run(scenario)
 
@@ -162,22 +164,12 @@ def test_a_node_whose_wall_clock_is_days_off_serves_and_says_so(days: int) -> No
         for node in cluster.nodes.values():
             node.clock.step_wall(days * 86400.0)
             await asyncio.sleep(3.0)
-            (own,) = await ask(node, [Op(Kind.PUT, slot(cluster), KEY, b"unnamed")])
+            (own,) = await ask(node, [Put(slot(cluster), KEY, b"unnamed")])
             (named,) = await ask(
                 node,
                 flood(cluster, 1, 0.0)
                 if node is not leader(cluster)
-                else [
-                    Op(
-                        Kind.PUT,
-                        slot(cluster),
-                        KEY,
-                        b"x",
-                        client=client_id(int(1.7e12), bytes(TAIL_BYTES)),
-                        seq=1,
-                        first=1,
-                    )
-                ],
+                else [Put(slot(cluster), KEY, b"x", client=client_id(int(1.7e12), bytes(TAIL_BYTES)), seq=1, first=1)],
             )
             assert (own.code, named.code) == (Code.OK, Code.OK)
             await in_time(cluster, f"client of {node.id}", 0.0)
@@ -201,7 +193,7 @@ async def _stale_reads(cluster: SimCluster, wrong: str, rate: float) -> int:
     old = leader(cluster)
     fast, other = (node for node in cluster.nodes.values() if node is not old)
     number = slot(cluster)
-    write = [Op(Kind.PUT, number, KEY, value) for value in (b"old", b"new")]
+    write = [Put(number, KEY, value) for value in (b"old", b"new")]
     await ask(old, write[:1])
     cluster.set_rate({"leader": old.id, "follower": fast.id}[wrong], rate)
     await asyncio.sleep(NOTICED)
@@ -216,7 +208,7 @@ async def _stale_reads(cluster: SimCluster, wrong: str, rate: float) -> int:
     stale = 0
     for _ in range(400):
         written = writing.done()
-        (seen,) = await ask(old, [Op(Kind.GET, number, KEY)], 0.01)
+        (seen,) = await ask(old, [Get(number, KEY)], 0.01)
         stale += written and seen.code == Code.OK and seen.value == b"old"
         await asyncio.sleep(0.005)
     assert [result.code for result in await writing] == [Code.OK]

@@ -12,11 +12,13 @@ import pytest
 
 from faults.sim.cluster import SimCluster
 from faults.sim.loop import SimLoop, simulate
+from raftkv.commands.base import Command
+from raftkv.commands.records import Put
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_PENDING_OPS
 from raftkv.node.node import RaftNode
 from raftkv.rpc.frontend import Caller
-from raftkv.store.operations import Kind, Op, Result
 from shards.map import ShardMap
 
 FLOOD = 24_000
@@ -51,10 +53,10 @@ class World:
     def slot(self, group: int) -> int:
         return self.map.owners.index(group)
 
-    def writes(self, group: int, count: int) -> list[Op]:
-        return [Op(Kind.PUT, self.slot(group), b"k%d" % number, b"v") for number in range(count)]
+    def writes(self, group: int, count: int) -> list[Command]:
+        return [Put(self.slot(group), b"k%d" % number, b"v") for number in range(count)]
 
-    def submit(self, number: int, ops: list[Op], timeout: float, caller: Caller) -> list[Result]:
+    def submit(self, number: int, ops: list[Command], timeout: float, caller: Caller) -> list[Result]:
         """Have node ``number`` execute ``ops``; the results as they come."""
         results: list[Result] = []
 

@@ -12,7 +12,7 @@ from faults.sim.loop import SimLoop, simulate
 from raftkv.client.call import Call
 from raftkv.client.channel import Channel
 from raftkv.client.retry import ATTEMPT_TIMEOUT
-from raftkv.store.operations import Result
+from raftkv.commands.results import Result
 
 
 @pytest.mark.parametrize("what", ["write", "read"])

@@ -12,7 +12,9 @@ from faults.sim.admin import SimAdmin
 from faults.sim.cluster import SimCluster, SimNode
 from faults.sim.loop import SimLoop, simulate
 from faults.sim.moving import Step, Trouble, run_move
-from raftkv.store.operations import Kind, Op, Result
+from raftkv.commands.base import GroupCommand
+from raftkv.commands.moving import Freeze
+from raftkv.commands.results import Result
 from shards.map import ShardMap
 from shards.slots import slot_of
 
@@ -67,9 +69,9 @@ def watch_freezes(node: SimNode, frozen: asyncio.Event) -> None:
     mover = node.node._mover
     ask = mover._ask
 
-    async def heard(op: Op) -> Result:
+    async def heard(op: GroupCommand) -> Result:
         result = await ask(op)
-        if op.kind == Kind.FREEZE:
+        if isinstance(op, Freeze):
             frozen.set()
             await asyncio.sleep(0)
         return result

@@ -13,8 +13,8 @@ from raftkv.cli.admin import archive, backup
 from raftkv.cli.admin.archive import BackupError, GroupFile, coverage, owned, read_manifest, read_state
 from raftkv.client.admin import AdminClient
 from raftkv.client.aio import AsyncClient
+from raftkv.commands.records import Put
 from raftkv.errors import Overloaded, Unavailable
-from raftkv.store.operations import Kind
 from tests.admin_world import CLUSTER, SLOTS, Admin, World, world_of
 
 OTHER = "9d4f7c52-9a3e-4a8e-8c0f-0a3a1b2c3d4e"
@@ -261,7 +261,7 @@ def test_all_records_come_back(made: Path, admin: Admin, world: World) -> None:
         assert report["written"] + report["expired"] == report["records"]
         assert target.records() == world.records()
         assert len(target.records()) == 301
-        left = {op.key: op.ttl for op in target.served if op.kind == Kind.PUT}
+        left = {op.key: op.ttl for op in target.served if isinstance(op, Put)}
         assert left[b"key:1"] == 0
         # One group's time is behind the other's: what counts is what was left when the group was read.
         assert 3_400_000 < left[b"mortal"] <= 3_600_000

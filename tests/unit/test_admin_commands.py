@@ -389,8 +389,8 @@ def test_a_replacement_that_was_interrupted_goes_on(four: World, admin: Admin) -
     # One group has the new node and not yet lost the old one, another is done.
     four._tell("learn", 1, 4)
     four._tell("voters", 1, 1, [1, 2, 3, 4])
-    for step in (["learn", 2, 4], ["voters", 2, 1, list(four.meta.state.wanted[2])]):
-        four._tell(*step)
+    four._tell("learn", 2, 4)
+    four._tell("voters", 2, 1, list(four.meta.state.wanted[2]))
     assert admin("node replace 2 4 --yes --wait-timeout 0.3") == 6
     assert set(four.meta.state.wanted) == {0, 1}
     four.auto = True

@@ -10,7 +10,7 @@ import pytest
 
 from bench import slow
 from bench.slow import Phase, as_text, lag, measure
-from raftkv.cli.local import LocalError
+from raftkv.local.node import LocalError
 from raftkv.testing import LocalCluster
 from raftkv.v1.admin_pb2 import GetStatusResponse, ReplicaStatus
 from tests.waiting import PATIENCE

@@ -11,8 +11,10 @@ from typing import Any
 import click
 import pytest
 
-from raftkv.cli import local
 from raftkv.cli.main import cli, run
+from raftkv.local.cluster import LocalProcesses
+from raftkv.local.shape import new_shape, places_from
+from raftkv.local.status import _group_status
 from raftkv.v1 import admin_pb2
 from tests.admin_world import World, world_of
 
@@ -75,13 +77,13 @@ def test_fields_of_records(
 def test_fields_of_a_local_cluster(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local.LocalProcesses.create(tmp_path, local.new_shape(local.places_from(7401, 1), groups=1, replicas=1))
+    LocalProcesses.create(tmp_path, new_shape(places_from(7401, 1), groups=1, replicas=1))
     status = printed(capsys, "status", "--data-dir", str(tmp_path), code=3)
     assert set(status) == COMMANDS["status"] - {"complete", "false"}
     assert set(status["nodes"][0]) == PARTS["nodes"] - {"null"}
-    monkeypatch.setattr(local.LocalProcesses, "start_missing", lambda _: [])
-    monkeypatch.setattr(local.LocalProcesses, "wait_ready", lambda *_: None)
+    monkeypatch.setattr(LocalProcesses, "start_missing", lambda _: [])
+    monkeypatch.setattr(LocalProcesses, "wait_ready", lambda *_: None)
     assert set(printed(capsys, "up", "--data-dir", str(tmp_path))) == set(status) | {"started"}
     assert "started" in COMMANDS["up"]
-    group = local._group_status(1, [(1, admin_pb2.ReplicaStatus(group=1, term=2, voters=[1]))], frozenset({1}))
+    group = _group_status(1, [(1, admin_pb2.ReplicaStatus(group=1, term=2, voters=[1]))], frozenset({1}))
     assert set(group) | set(group["members"][0]) == PARTS["groups"] - {"null"}

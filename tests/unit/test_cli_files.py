@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raftkv.cli.files import output_file, replacing, write_atomically
+from raftkv.cli.files import output_file
+from raftkv.files import replacing, write_atomically
 
 
 def mode(path: Path) -> int:

@@ -10,19 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from raftkv.cli.local import (
-    LocalError,
-    LocalProcesses,
-    Place,
-    folder_lock,
-    new_shape,
-    places_from,
-)
 from raftkv.cli.main import run
-from raftkv.cli.ports import free_ports, port_problem
-from raftkv.cli.process import PidFile, Process
 from raftkv.errors import ConfigError
+from raftkv.local.cluster import LocalProcesses, folder_lock
+from raftkv.local.node import LocalError
+from raftkv.local.ports import free_ports, port_problem
+from raftkv.local.process import PidFile, Process
+from raftkv.local.shape import Place, new_shape, places_from
 from raftkv.node.config import load_config
+from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE
 
 
@@ -197,3 +193,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
     (tmp_path / "file").write_text("")
     assert run(["up", "--data-dir", str(tmp_path / "file" / "data")]) == 1
     assert "file/data: cannot write there" in capsys.readouterr().err
+
+
+def test_a_cluster_listens_where_it_is_told_to(tmp_path: Path) -> None:
+    addresses = [("127.0.0.1:7001", "127.0.0.1:7101"), ("127.0.0.1:7002", "127.0.0.1:7109")]
+    cluster = LocalCluster(2, folder=tmp_path / "a", addresses=addresses)
+    assert [(cluster.address(node), cluster.peer_address(node)) for node in cluster.nodes] == addresses
+    with pytest.raises(LocalError, match="2 addresses are given for 3 nodes"):
+        LocalCluster(3, folder=tmp_path / "b", addresses=addresses)
+    with pytest.raises(LocalError, match="no node 3"):
+        cluster.address(3)

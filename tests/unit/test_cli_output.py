@@ -17,15 +17,18 @@ from typing import Any
 import click
 import pytest
 
-from raftkv.cli import cluster, local
+from raftkv.cli import cluster
 from raftkv.cli.admin.main import run as run_admin
 from raftkv.cli.cluster import _command
 from raftkv.cli.common import Exit
 from raftkv.cli.console import Section, console, display, make_progress
 from raftkv.cli.main import run
-from raftkv.cli.ports import free_ports
 from raftkv.cli.program import Program
 from raftkv.errors import RaftKVError, Unavailable
+from raftkv.local.cluster import LocalProcesses
+from raftkv.local.ports import free_ports
+from raftkv.local.shape import new_shape, places_from
+from raftkv.local.status import _group_status
 from raftkv.v1 import admin_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,9 +129,9 @@ def test_the_lines_after_up_can_be_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = tmp_path / "my data"
-    monkeypatch.setattr(local.LocalProcesses, "start_missing", lambda _: [])
-    monkeypatch.setattr(local.LocalProcesses, "wait_ready", lambda *_: None)
-    monkeypatch.setattr(local, "probe", lambda _: None)
+    monkeypatch.setattr(LocalProcesses, "start_missing", lambda _: [])
+    monkeypatch.setattr(LocalProcesses, "wait_ready", lambda *_: None)
+    monkeypatch.setattr("raftkv.local.status.probe", lambda _: None)
     (port,) = free_ports(1)
     assert run(["up", "--nodes", "1", "--port", str(port), "--data-dir", str(where)]) == Exit.DONE
     shown = capsys.readouterr().out
@@ -184,8 +187,8 @@ def test_an_unexpected_error_is_one_line(
 
 
 def test_the_log_of_a_node_keeps_the_traceback(tmp_path: Path) -> None:
-    shape = local.new_shape(local.places_from(7401, 1), groups=1, replicas=1)
-    (node,) = local.LocalProcesses.create(tmp_path, shape).nodes
+    shape = new_shape(places_from(7401, 1), groups=1, replicas=1)
+    (node,) = LocalProcesses.create(tmp_path, shape).nodes
     program = (
         "import sys, raftkv.node.main\n"
         "from raftkv.cli.main import main\n"
@@ -252,10 +255,10 @@ def test_a_hint_at_up_only_if_nobody_named_endpoints(
 def test_no_hint_at_up_for_a_node_that_joins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("raftkv.cli.joining._TIMEOUT", 0.3)
+    monkeypatch.setattr("raftkv.local.joining._TIMEOUT", 0.3)
     (port,) = free_ports(1)
     words = ["serve", "--join", "127.0.0.1:1", "--data-dir", str(tmp_path), "--address", f"127.0.0.1:{port}"]
-    monkeypatch.setattr("raftkv.cli.joining._take_in", _unavailable)
+    monkeypatch.setattr("raftkv.local.joining._take_in", _unavailable)
     assert run(words) == Exit.UNREACHABLE
     assert capsys.readouterr().err == "raftkv: no node answers\n"
 
@@ -270,8 +273,8 @@ def _unavailable(*_: object) -> None:
 )
 def test_names_that_the_locale_cannot_show_are_no_error(encoding: str, shown: bytes, tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/" + "a\udcff\u65e5".encode("utf-8", "surrogateescape")
-    shape = local.new_shape(local.places_from(7401, 1), groups=1, replicas=1)
-    local.LocalProcesses.create(Path(os.fsdecode(folder)), shape)
+    shape = new_shape(places_from(7401, 1), groups=1, replicas=1)
+    LocalProcesses.create(Path(os.fsdecode(folder)), shape)
     # Strict, as in a locale with UTF-8.
     environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "1"}
     program: list[str | bytes] = [sys.executable, "-c", _SHOWS_A_FOLDER, folder]
@@ -282,10 +285,10 @@ def test_names_that_the_locale_cannot_show_are_no_error(encoding: str, shown: by
 
 _SHOWS_A_FOLDER = """
 import sys
-from raftkv.cli import local
+from raftkv.local.cluster import LocalProcesses
 from raftkv.cli.main import main
-local.LocalProcesses.start_missing = lambda _: []
-local.LocalProcesses.wait_ready = lambda *_: None
+LocalProcesses.start_missing = lambda _: []
+LocalProcesses.wait_ready = lambda *_: None
 main(["up", "--data-dir", sys.argv[1]])
 """
 
@@ -336,10 +339,10 @@ def test_status_knows_a_leader_that_joined_from_elsewhere() -> None:
     follower = admin_pb2.ROLE_FOLLOWER
     own = frozenset({1, 2, 3})
     followers = [(2, _replica(5, follower, 4)), (3, _replica(5, follower, 4))]
-    found = local._group_status(1, followers, own)
+    found = _group_status(1, followers, own)
     assert (found["leader"], found["term"], found["replicas"]) == (4, 5, [2, 3, 4])
     # What an older term knew counts no more; nor what is said of a node that can be asked itself, and does not lead.
-    assert local._group_status(1, [(2, _replica(6, follower, 0)), (3, _replica(5, follower, 4))], own)["leader"] is None
-    assert local._group_status(1, [(2, _replica(5, follower, 3))], own)["leader"] is None
+    assert _group_status(1, [(2, _replica(6, follower, 0)), (3, _replica(5, follower, 4))], own)["leader"] is None
+    assert _group_status(1, [(2, _replica(5, follower, 3))], own)["leader"] is None
     leading = [(2, _replica(5, follower, 3)), (3, _replica(5, admin_pb2.ROLE_LEADER, 3))]
-    assert local._group_status(1, leading, own)["leader"] == 3
+    assert _group_status(1, leading, own)["leader"] == 3

@@ -12,9 +12,9 @@ from grpc import aio
 
 from raftkv.client.admin import AdminClient, shard_map_of
 from raftkv.client.transport import connect
+from raftkv.commands.meta import ChangeCluster
 from raftkv.errors import ConditionFailed, DeadlineExceeded, InvalidArgument, Unavailable
 from raftkv.rpc.admin import _map_message
-from raftkv.store.operations import Kind
 from raftkv.v1 import admin_pb2
 from shards.map import Group, Node, ShardMap
 from tests.admin_world import World, world_of
@@ -87,7 +87,7 @@ def test_a_refusal_is_final_and_says_why(world: World) -> None:
                 await client.change(PAUSE)
 
     asyncio.run(main())
-    assert len([op for op in world.served if op.kind == Kind.META]) == 1
+    assert len([op for op in world.served if isinstance(op, ChangeCluster)]) == 1
 
 
 def test_a_change_whose_outcome_is_not_known_is_told_as_such(world: World) -> None:
@@ -102,12 +102,30 @@ def test_a_change_whose_outcome_is_not_known_is_told_as_such(world: World) -> No
 
 
 def test_a_change_that_reached_nobody_surely_was_not_made() -> None:
+    """Whatever gRPC says of it, if anything."""
+
+    async def main(endpoints: str, problem: str) -> None:
+        async with AdminClient(endpoints, timeout=0.5) as client:
+            with pytest.raises(Unavailable, match=problem):
+                await client.change(PAUSE)
+
+    asyncio.run(main("127.0.0.1:1", "Connection refused"))
+    asyncio.run(main("no-such-host.invalid:1", "no-such-host.invalid:1: "))
+    with silent() as address:
+        asyncio.run(main(address, f"{address}: "))
+
+
+def test_a_change_after_whose_question_the_node_died_surely_was_not_made(world: World) -> None:
     async def main() -> None:
-        async with AdminClient("127.0.0.1:1", timeout=0.5) as client:
-            with pytest.raises(Unavailable, match="Connection refused"):
+        async with AdminClient(world.address(1), timeout=1.0) as client:
+            assert (await client.status(world.address(1))).node == 1
+            for node in (1, 2, 3):
+                await asyncio.to_thread(world.stop_node, node)
+            with pytest.raises(Unavailable):
                 await client.change(PAUSE)
 
     asyncio.run(main())
+    assert [op for op in world.served if isinstance(op, ChangeCluster)] == []
 
 
 def test_attempts_of_one_change_share_a_token(world: World) -> None:

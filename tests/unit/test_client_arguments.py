@@ -16,9 +16,9 @@ from raftkv.client.arguments import (
     slot_of,
     ttl_ms_of,
 )
+from raftkv.commands.bounds import ANY_VERSION
 from raftkv.errors import InvalidArgument, TooLarge
 from raftkv.limits import MAX_KEY_BYTES, MAX_TIMEOUT, MAX_TTL, MAX_VALUE_BYTES, MIN_TIMEOUT
-from raftkv.store.operations import ANY_VERSION
 from raftkv.text import shown
 
 HUGE = pytest.param(10**5000, id="huge")  # Python refuses to write it

@@ -16,9 +16,9 @@ from faults.sim.network import MemoryNetwork
 from faults.sim.transport import SimChannel, SimServer
 from raftkv import AsyncClient
 from raftkv.client.transport import GrpcTransport
+from raftkv.commands.results import Result
 from raftkv.errors import Code, DeadlineExceeded, OutcomeUnknown, Overloaded, RaftKVError, Unavailable
 from raftkv.rpc.frontend import AdminFrontend
-from raftkv.store.operations import Result
 from tests.rpc_fakes import FakeFrontend, calls, failed, one_group_map
 
 TIMEOUT = 0.5

@@ -309,7 +309,7 @@ def test_what_grpc_is_told_can_be_overruled(given: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["raftkv.client.transport", "raftkv.cli.local", "raftkv.node.main", "raftkv.v1.kv_pb2_grpc"]
+    "module", ["raftkv.client.transport", "raftkv.local.cluster", "raftkv.node.main", "raftkv.v1.kv_pb2_grpc"]
 )
 def test_grpc_is_told_before_it_is_loaded(module: str) -> None:
     rest = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}

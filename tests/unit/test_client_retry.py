@@ -9,6 +9,7 @@ import pytest
 from raftkv.client.call import Call
 from raftkv.client.retry import Progress, Step, attempt_span, attempt_timeout, first_span
 from raftkv.client.session import MAX_RENEWALS
+from raftkv.commands.results import Result
 from raftkv.errors import (
     OUTCOMES,
     Code,
@@ -22,7 +23,6 @@ from raftkv.errors import (
     UsageError,
     WrongCluster,
 )
-from raftkv.store.operations import Result
 from raftkv.v1 import kv_pb2
 
 CALL = Call(kv_pb2.KIND_PUT, b"k")

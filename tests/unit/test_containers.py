@@ -165,7 +165,7 @@ def test_every_node_keeps_its_data_in_a_volume_of_its_own(compose: dict[str, Any
 
 
 def test_a_node_gets_time_to_end_in_order(compose: dict[str, Any]) -> None:
-    from raftkv.cli.local import STOP_TIMEOUT
+    from raftkv.local.node import STOP_TIMEOUT
 
     for service in (compose["services"][name] for name in configs(compose)):
         assert int(service["stop_grace_period"].removesuffix("s")) > STOP_TIMEOUT

@@ -19,8 +19,8 @@ from raftkv.raft.snapshots import align
 from raftkv.storage import snapshot_format as fmt
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.snapshots import SnapshotInfo, SnapshotStore
-from raftkv.store import Store
 from raftkv.store.meta import MetaStore
+from raftkv.store.records import Store
 
 FOLDER = "n/snapshots"
 IDENTITY = {"format": 1, "cluster_id": "c", "node_id": 1, "incarnation": "ab", "started": True, "peers": {"2": "cd"}}

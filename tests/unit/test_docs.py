@@ -21,11 +21,13 @@ from raftkv import limits
 from raftkv.cli.admin.main import cli as admin
 from raftkv.cli.common import Exit
 from raftkv.cli.main import cli
+from raftkv.commands.group import Check
+from raftkv.commands.registry import COMMANDS
 from raftkv.errors import OUTCOMES, Code, NotApplied, OutcomeUnknown
 from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSection, RaftSection, parse_config
+from raftkv.peer.hello import Reason
 from raftkv.raft.messages import Type
 from raftkv.storage import wal_format
-from raftkv.store import Kind
 from tests.chaos_runs import believable
 from tests.documents import (
     LANGUAGES,
@@ -104,8 +106,12 @@ def test_the_readme_says_truly_which_errors_are_definite() -> None:
 @pytest.mark.parametrize(
     ("first", "numbers"),
     [
+        ("reason", {reason.name: reason.value for reason in Reason}),
         ("type", {kind.name: kind.value for kind in Type}),
-        ("step", {kind.name: kind.value for kind in Kind if 30 <= kind < 40 or kind is Kind.CHECK}),
+        (
+            "step",
+            {kind.name.upper(): number for number, kind in COMMANDS.items() if 30 <= number < 40 or kind is Check},
+        ),
         (
             "record",
             {

@@ -6,11 +6,15 @@ import pytest
 
 from faults.sim.raftlab import Lab
 from raftkv import limits
+from raftkv.commands.base import Command
+from raftkv.commands.meta import ChangeCluster
+from raftkv.commands.moving import ImportChunk
+from raftkv.commands.records import Cas, Delete, Get, Put, Scan
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.node import messages
 from raftkv.peer.frames import Encoder
 from raftkv.raft.messages import Type, check
-from raftkv.store.operations import Kind, Op, Result, within_limits
 
 
 def test_a_proposal_that_fits_into_no_entry_is_refused_whoever_proposes_it() -> None:
@@ -21,7 +25,7 @@ def test_a_proposal_that_fits_into_no_entry_is_refused_whoever_proposes_it() -> 
     lab.run(1.0)
     before = leader.raft.log.last_index
     answers: list[list[Result]] = []
-    ops = [Op(Kind.PUT, 0, b"k", b"v"), Op(Kind.PUT, 0, b"l", b"v")]
+    ops = [Put(0, b"k", b"v"), Put(0, b"l", b"v")]
     leader.raft.propose(ops, limits.MAX_PROPOSAL_BYTES + 1, answers.append)
     assert [[one.code for one in results] for results in answers] == [[Code.TOO_LARGE] * 2]
     lab.run(1.0)
@@ -44,24 +48,28 @@ def test_the_longest_entry_fits_into_a_frame() -> None:
 @pytest.mark.parametrize(
     ("op", "taken"),
     [
-        (Op(Kind.PUT, 0, b"k" * limits.MAX_KEY_BYTES, b"v" * limits.MAX_VALUE_BYTES), True),
-        (Op(Kind.PUT, 0, b"k" * (limits.MAX_KEY_BYTES + 1), b"v"), False),
-        (Op(Kind.PUT, 0, b"k", b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
-        (Op(Kind.CAS, 0, b"k", b"v", expected=b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
-        (Op(Kind.GET, 0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
-        (Op(99, 0, b"k", b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
-        (Op(Kind.IMPORT_CHUNK, 1, b"", b"v" * limits.MAX_BATCH_BYTES), True),
-        (Op(Kind.META, 1, b"", b"v" * (limits.MAX_BATCH_BYTES + 1)), False),
+        (Put(0, b"k" * limits.MAX_KEY_BYTES, b"v" * limits.MAX_VALUE_BYTES), True),
+        (Put(0, b"k" * (limits.MAX_KEY_BYTES + 1), b"v"), False),
+        (Put(0, b"k", b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
+        (Cas(0, b"k", b"v", expected=b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
+        (Get(0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
+        (Scan(0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
+        (Delete(0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
+        (Put(0, b"k", b"v", client=b"c" * 16, seq=0), False),
+        (Put(0, b"k", b"v", client=b"c" * 16, seq=1, first=2), False),
+        (Put(0, b"k", b"v", client=b"c" * 15, seq=1, first=1), False),
+        (ImportChunk(1, 1, 1, b"", b"v" * limits.MAX_BATCH_BYTES), True),
+        (ChangeCluster(0, b"t" * 16, "plan", b"v" * (limits.MAX_BATCH_BYTES + 1)), False),
     ],
 )
-def test_the_limits_of_operations(op: Op, taken: bool) -> None:
-    assert within_limits(op) is taken
+def test_the_limits_of_operations(op: Command, taken: bool) -> None:
+    assert (op.refusal() is None) is taken
 
 
-@pytest.mark.parametrize("length", [1, 15, 17, 2**20])
+@pytest.mark.parametrize("length", [17, 2**20])
 def test_client_ids_of_another_length_are_malformed(length: int) -> None:
     with pytest.raises(messages.Malformed):
-        messages.operations(["op", 1, 1, [list(Op(Kind.PUT, 0, b"k", b"v", client=b"c" * length, seq=1, first=1))]])
+        messages.operations(messages.ask(1, 1, [Put(0, b"k", b"v", client=b"c" * length, seq=1, first=1)]))
 
 
 @pytest.mark.parametrize(
@@ -72,9 +80,9 @@ def test_client_ids_of_another_length_are_malformed(length: int) -> None:
     ],
 )
 def test_results_that_no_client_could_be_told_are_malformed(result: Result) -> None:
-    assert messages.answers(["re", [[1, 0, list(Result(0, 5, b"v"))]]]) == [(1, 0, Result(0, 5, b"v"))]
+    assert messages.answers(messages.answer([(1, 0, Result(0, 5, b"v"))])) == [(1, 0, Result(0, 5, b"v"))]
     with pytest.raises(messages.Malformed):
-        messages.answers(["re", [[1, 0, list(result)]]])
+        messages.answers(messages.answer([(1, 0, result)]))
 
 
 def test_groups_and_maps_of_peers_are_bounded() -> None:

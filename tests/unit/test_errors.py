@@ -17,9 +17,9 @@ import raftkv
 from raftkv.cli.common import Exit
 from raftkv.cli.main import run
 from raftkv.client.transport import TransportError
+from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, ConditionFailed, CorruptData, RaftKVError
 from raftkv.rpc.errors import error_of, failure_of
-from raftkv.store.operations import Result
 
 PACKAGES = ("raftkv", "shards", "faults")
 SAMPLES: dict[type[BaseException], BaseException] = {

@@ -9,20 +9,23 @@ from typing import Any
 import pytest
 
 from raftkv import limits
+from raftkv.commands.group import Check, Genesis
+from raftkv.commands.meta import ReadCluster
+from raftkv.commands.records import Put
+from raftkv.commands.results import ClusterReport, Result
 from raftkv.errors import Code, Overloaded, Unavailable
 from raftkv.node.inspection import Inspection
 from raftkv.rpc import admin as service
 from raftkv.rpc.admin import AdminService
 from raftkv.rpc.frontend import SlotFigures
-from raftkv.store import Kind, Op, Store
 from raftkv.store.codec import pack
 from raftkv.store.meta import MetaStore
 from raftkv.store.meta_state import MetaState
-from raftkv.store.operations import Result
+from raftkv.store.records import Store
 from raftkv.v1 import admin_pb2
 from tests.peer_world import ManualClock
 from tests.rpc_fakes import FakeFrontend, one_group_map
-from tests.store_helpers import one, step
+from tests.store_helpers import GROUP, one
 
 
 class _Replica:
@@ -43,8 +46,8 @@ class _Replicas:
 
 def _store() -> Store:
     store = Store()
-    store.apply(1, [step(Kind.GENESIS, 0)])
-    store.apply(2, [Op(Kind.PUT, 0, b"%05d" % number, b"v" * 1000) for number in range(200)])
+    store.apply(1, [Genesis((0,))])
+    store.apply(2, [Put(0, b"%05d" % number, b"v" * 1000) for number in range(200)])
     return store
 
 
@@ -99,7 +102,7 @@ def test_a_tick_does_little_of_a_check() -> None:
     inspection = Inspection(replicas, Clock())  # type: ignore[arg-type]
     checks = []
     for replica in replicas.data.values():
-        one(replica.store, step(Kind.CHECK, 5))
+        one(replica.store, Check(GROUP, 5))
         checks.append(replica.store.checks[5])
     ticks = 0
     while any(check.result() is None for check in checks):
@@ -159,7 +162,7 @@ def test_a_state_that_has_not_changed_is_not_read_again(monkeypatch: pytest.Monk
         return plain(wire)
 
     monkeypatch.setattr(MetaState, "from_wire", counted)
-    frontend.script = lambda op: store.describe() if op.kind == Kind.META_STATE else Result(0)
+    frontend.script = lambda op: store.describe() if isinstance(op, ReadCluster) else Result(0)
 
     async def main() -> None:
         for store.time in (5, 6, 7):
@@ -170,7 +173,7 @@ def test_a_state_that_has_not_changed_is_not_read_again(monkeypatch: pytest.Monk
 
     asyncio.run(main())
     assert (len(read), len(made)) == (2, 1)
-    assert store.describe().value == pack([store.time, store.state.to_wire()]), "as all versions read it"
+    assert store.describe().answer == ClusterReport(store.time, pack(store.state.to_wire()))
 
 
 def test_who_asks_for_slots_at_once_gets_one_answer() -> None:

@@ -17,12 +17,13 @@ from faults.sim.cluster import WAL_FOLDER, Settings, SimCluster, SimNode
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, simulate
 from raftkv import AsyncClient
+from raftkv.commands.records import Put
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft import RaftGroup
 from raftkv.raft.log import NO_OP
 from raftkv.raft.messages import Type
 from raftkv.storage.wal_format import segment_name
-from raftkv.store.operations import Kind, Op, Result
 from shards.slots import slot_of
 
 GROUP = 1
@@ -216,7 +217,7 @@ def test_state_machines_that_applied_the_same_entries_must_be_equal() -> None:
     async def scenario(world: World) -> None:
         broken = world.followers()[1]
         await world.settled()
-        op = Op(Kind.PUT, slot_of(b"stray", SLOTS), b"stray", b"1", client=bytes(16), seq=1)
+        op = Put(slot_of(b"stray", SLOTS), b"stray", b"1", client=bytes(16), seq=1)
         await world.breaks(broken, lambda group: group.machine.apply(0, [op]))
         await world.write(16)
         found = await world.reported("state")

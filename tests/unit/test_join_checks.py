@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from raftkv.cli.joining import CONFIG, JoinError, Places, join
 from raftkv.cli.main import run
-from raftkv.cli.ports import free_ports
 from raftkv.errors import ConfigError
+from raftkv.local.joining import CONFIG, JoinError, Places, join
+from raftkv.local.ports import free_ports
 from raftkv.node.config import load_config
 from shards.map import Node
 from tests.admin_world import World, world_of

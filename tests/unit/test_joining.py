@@ -11,12 +11,13 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from raftkv.cli import joining
-from raftkv.cli.joining import CONFIG, JoinError, Places, join
-from raftkv.cli.local import LocalProcesses, Place, new_shape
 from raftkv.cli.main import run
-from raftkv.cli.ports import free_ports
 from raftkv.errors import ConfigError, DataFolderInUse, StorageError, Unavailable
+from raftkv.local import joining
+from raftkv.local.cluster import LocalProcesses
+from raftkv.local.joining import CONFIG, JoinError, Places, join
+from raftkv.local.ports import free_ports
+from raftkv.local.shape import Place, new_shape
 from raftkv.node.config import NodeConfig, load_config
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import OsFileSystem

@@ -16,13 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 import raftkv
 from raftkv.clock import SystemClock, Timer
+from raftkv.commands.records import Cas, Delete, Get, Put, Scan
 from raftkv.errors import Code, ListenError
 from raftkv.node.figures import MeasuredWorker
 from raftkv.rpc import metrics
 from raftkv.rpc.frontend import Role
 from raftkv.rpc.monitor import CONNECTIONS, Monitor
 from raftkv.rpc.tally import MALFORMED, Tally
-from raftkv.store.operations import Kind
 from tests.log_lines import written
 from tests.rpc_fakes import CLUSTER, MonitoredFake, monitored_replica, started
 from tests.waiting import PATIENCE, becomes
@@ -99,8 +99,8 @@ def samples(node: MonitoredFake, tally: Tally) -> dict[tuple[str, tuple[tuple[st
 
 def test_the_metrics_say_what_the_node_says() -> None:
     tally = Tally()
-    tally.take((Kind.PUT, Kind.CAS, Kind.PUT))
-    tally.failed[Kind.CAS, Code.CONDITION_FAILED] += 1
+    tally.take((Put.number, Cas.number, Put.number))
+    tally.failed[Cas.number, Code.CONDITION_FAILED] += 1
     tally.malformed(Code.TOO_LARGE)
     node = MonitoredFake()
     node.writes.observe(0.0005)
@@ -145,8 +145,8 @@ def test_the_metrics_say_what_the_node_says() -> None:
 
 def test_a_code_of_a_newer_version_is_counted_as_internal() -> None:
     tally = Tally()
-    tally.failed[Kind.GET, 99] += 1
-    tally.failed[Kind.GET, Code.INTERNAL] += 1
+    tally.failed[Get.number, 99] += 1
+    tally.failed[Get.number, Code.INTERNAL] += 1
     found = samples(MonitoredFake(), tally)
     assert found["raftkv_operations_failed_total", (("kind", "get"), ("outcome", "internal"))] == 2
 
@@ -163,9 +163,9 @@ def test_operations_of_clients_are_counted_by_kind_and_outcome() -> None:
                 await kv.put("k1", b"v", if_version=raftkv.ABSENT)
             await kv.scan_slot(0)
             tally = cluster.servers[0].tally
-            kinds = (Kind.GET, Kind.PUT, Kind.DELETE, Kind.CAS, Kind.SCAN, MALFORMED)
+            kinds = (Get.number, Put.number, Delete.number, Cas.number, Scan.number, MALFORMED)
             assert [tally.taken[kind] for kind in kinds] == [2, 21, 0, 1, 1, 0]
-            assert tally.failed == {(Kind.PUT, Code.CONDITION_FAILED): 1, (Kind.CAS, Code.CONDITION_FAILED): 1}
+            assert tally.failed == {(Put.number, Code.CONDITION_FAILED): 1, (Cas.number, Code.CONDITION_FAILED): 1}
             assert sum(tally.latency.counts) > 0
             assert tally.latency.total > 0
 

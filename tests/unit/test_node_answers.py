@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 
 from raftkv import limits
+from raftkv.commands.records import Get
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.node.answers import bounded_answers
 from raftkv.node.forwarding import Forwarding
 from raftkv.node.leaders import Leaders
-from raftkv.store.operations import Kind, Op, Result
 from tests.peer_world import ManualClock
 from tests.unit.test_node_router import NoGroups, RecordingPeers
 
 VALUE = Result(Code.OK, 1, b"x" * limits.MAX_VALUE_BYTES)
-GETS = [Op(Kind.GET, 7, b"k") for _ in range(5)]
+GETS = [Get(7, b"k") for _ in range(5)]
 AGAIN = (Code.OVERLOADED, 0)
 
 
 def answered(unsent: int, result: Result) -> list[tuple[int, int]]:
     told: list[tuple[int, int]] = []
-    answer = bounded_answers(GETS, lambda _, given: told.append((given.code, given.ttl)), lambda: unsent)
+    answer = bounded_answers(GETS, lambda _, given: told.append((given.code, given.retry_ms)), lambda: unsent)
     for index in range(len(GETS)):
         answer(index, result)
     return told

@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import pytest
 
+from raftkv.commands.base import GroupCommand
+from raftkv.commands.moving import MoveState
+from raftkv.commands.results import MoveReport, Result
 from raftkv.node.mover import Mover
-from raftkv.store.codec import pack
 from raftkv.store.meta_state import MetaState, Move
-from raftkv.store.operations import Kind, Op, Result
 from shards.moves import Phase, SourceState, TargetState
 from tests.peer_world import ManualClock, rest
 
@@ -40,13 +41,13 @@ async def _drive_an_old_phase() -> None:
     leading: list[Any] = [_State(move)]
     looked = 0
 
-    async def ask(op: Op) -> Result:
+    async def ask(op: GroupCommand) -> Result:
         nonlocal looked
-        assert op.kind == Kind.MOVE_STATE, "it must not take a step"
+        assert isinstance(op, MoveState), "it must not take a step"
         looked += 1
-        if op.slot == move.source:
-            return Result(0, 1, pack({"source": SourceState.RELEASED.value}))
-        return Result(0, 1, pack({"target": TargetState.ACTIVE.value, "seq": 0, "cursor": b""}))
+        if op.group == move.source:
+            return Result(0, answer=MoveReport(SourceState.RELEASED.value, "none", 0, b"", 0, 0))
+        return Result(0, answer=MoveReport("none", TargetState.ACTIVE.value, 0, b"", 0, 0))
 
     clock = ManualClock()
     mover = Mover(lambda: cast("MetaState | None", leading[0]), ask, clock, random.Random(1))

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from raftkv import limits
+from raftkv.commands.base import Command, GroupCommand
+from raftkv.commands.records import Cas, Get, Put, Scan
+from raftkv.commands.results import Result
 from raftkv.errors import Code
+from raftkv.node import messages
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.router import Router
 from raftkv.raft import RaftGroup
-from raftkv.store.operations import Kind, Op, Result
 from shards.map import Group, Node, ShardMap
 from tests.peer_world import ManualClock
 
@@ -38,7 +41,7 @@ class NoGroups:
     def get(self, group: int) -> RaftGroup | None:
         return None
 
-    def execute(self, group: RaftGroup, op: Op, size: int, done: Callable[[Result], None]) -> None:
+    def execute(self, group: RaftGroup, op: GroupCommand, size: int, done: Callable[[Result], None]) -> None:
         raise AssertionError("this node has no groups")
 
 
@@ -62,13 +65,14 @@ class _Life:
         nodes = tuple(Node(one, f"n{one}:7401", f"n{one}:7501", f"life {one}") for one in (1, 2))
         self.router.on_map(ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1,))), (1,) * 256))
 
-    async def forward(self, op: Op) -> int:
+    async def forward(self, op: Command) -> int:
         """The number under which ``op`` went to node 1."""
         self.router.submit([op], 5.0, lambda index, result: self.results.append((index, result)))
         await self.clock.advance(0.0)
-        node, (word, number, _, ops) = self.peers.sent[-1]
-        assert (node, word, ops) == (1, "op", [op])
-        return int(number)
+        node, message = self.peers.sent[-1]
+        number, _, ops = messages.operations(message)
+        assert (node, message[0], ops) == (1, "op", [op])
+        return number
 
 
 def test_an_answer_to_what_a_node_forwarded_before_its_restart_is_not_taken_for_another() -> None:
@@ -78,8 +82,8 @@ def test_an_answer_to_what_a_node_forwarded_before_its_restart_is_not_taken_for_
 async def _two_lives() -> None:
     """Both lives counted their batches from 1: the second took an answer to the first's write for its own read's."""
     before, after = _Life(1), _Life(2)
-    old = await before.forward(Op(Kind.GET, 7, b"other"))
-    new = await after.forward(Op(Kind.GET, 7, b"mine"))
+    old = await before.forward(Get(7, b"other"))
+    new = await after.forward(Get(7, b"mine"))
     after.router.on_answers(1, [(old, 0, Result(0, 1, b"value of other"))])
     assert after.results == []
     after.router.on_answers(1, [(new, 0, Result(0, 2, b"value of mine"))])
@@ -95,12 +99,12 @@ def test_operations_of_other_nodes_are_held_to_the_limits() -> None:
 async def _too_large() -> None:
     life = _Life(1)
     large = b"x" * (limits.MAX_VALUE_BYTES + 1)
-    ops = [Op(Kind.PUT, 7, b"k", large), Op(99, 7, b"k"), Op(Kind.CAS, 7, b"k", b"v", expected=large), Op(98, 7, b"k")]
+    ops: list[Command] = [Put(7, b"k", large), Scan(999, b"k"), Cas(7, b"k", b"v", expected=large), Scan(998, b"k")]
     life.router.on_forwarded(1, 5, 1000, ops)
     await life.clock.advance(0.0)
-    node, (word, rows) = life.peers.sent[-1]
-    assert (node, word) == (1, "re")
-    assert {index: result.code for _, index, result in rows} == {
+    node, message = life.peers.sent[-1]
+    assert (node, message[0]) == (1, "re")
+    assert {index: result.code for _, index, result in messages.answers(message)} == {
         0: Code.TOO_LARGE,
         1: Code.INVALID_ARGUMENT,
         2: Code.TOO_LARGE,

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftkv import limits
+from raftkv.commands.records import Delete
+from raftkv.commands.results import Result
+from raftkv.node import messages
 from raftkv.peer.frames import HEADER, Decoder, Encoder, MessageTooLong, ProtocolViolation
-from raftkv.store.operations import Kind, Op
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=40) | st.text(max_size=20),
@@ -175,10 +177,18 @@ def test_maps_with_many_keys_are_refused() -> None:
 def test_what_nodes_send_has_fewer_items() -> None:
     """Full frames of the smallest entries, and of the smallest operations that are forwarded together, pass."""
     entries = [[1, 8, 1, 1, 1, 1, 1, 1, [(1, b"x" * 24)] * (limits.MAX_ENTRY_BYTES // 24)]]
-    op = list(Op(Kind.DELETE, 0, b"k"))
-    ops = [["op", 1, 1, [op] * (limits.MAX_BATCH_BYTES // 65)]]
+    ops = [messages.ask(1, 1, [Delete(0, b"k")] * (limits.MAX_BATCH_BYTES // 65))]
     for frame in (entries, ops):
-        assert len(Decoder().feed(Encoder().frame_of(frame))) == 1
+        ((message,),) = Decoder().feed(Encoder().frame_of(frame))
+    assert len(messages.operations(message)[2]) == limits.MAX_BATCH_BYTES // 65
+
+
+def test_messages_of_very_many_operations_are_refused() -> None:
+    many = [Delete(0, b"k")] * (limits.MAX_BATCH_BYTES // 32)
+    with pytest.raises(messages.Malformed):
+        messages.operations(messages.ask(1, 1, many))
+    with pytest.raises(messages.Malformed):
+        messages.answers(messages.answer([(1, 0, Result(0))] * len(many)))
 
 
 def test_frames_up_to_the_limit_pass_and_longer_messages_are_the_senders_error() -> None:

@@ -11,6 +11,7 @@ from raftkv.peer.hello import (
     PROTOCOL_VERSION,
     Hello,
     Identity,
+    Reason,
     Refused,
     check_answer,
     check_hello,
@@ -28,49 +29,67 @@ def test_a_hello_says_who_dials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "reason"),
+    ("frame", "reason", "text"),
     [
-        ([], "not a raftkv node"),
-        (["GET / HTTP/1.1"], "not a raftkv node"),
-        ([b"raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b"], "not a raftkv node"),
-        (["raftkv"], "malformed hello"),
-        (["raftkv", "1", "cluster", 1, 2, "i", "b"], "malformed hello"),
-        (["raftkv", True, "cluster", 1, 2, "i", "b"], "malformed hello"),
-        (["raftkv", 3, "fields", "of the future"], "protocol version 3 is not spoken here"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i"], "malformed hello"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b", 0], "malformed hello"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", True, 2, "i", "b"], "malformed hello"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 0, 2, "i", "b"], "malformed hello"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "", "b"], "malformed hello"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i" * 201, "b"], "malformed hello"),
+        ([], Reason.MALFORMED, "not a raftkv node"),
+        (["GET / HTTP/1.1"], Reason.MALFORMED, "not a raftkv node"),
+        ([b"raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "not a raftkv node"),
+        (["raftkv"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", "1", "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", True, "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", 99, "fields", "of the future"], Reason.VERSION, "protocol version 99 is not spoken here"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b", 0], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", True, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 0, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "", "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i" * 201, "b"], Reason.MALFORMED, "malformed hello"),
         (
             ["raftkv", PROTOCOL_VERSION, "foreign", 1, 2, "i", "b"],
+            Reason.OTHER_CLUSTER,
             "this node belongs to cluster cluster, not 'foreign'",
         ),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 3, "i", "b"], "this is node 2, not node 3"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 2, 2, "i", "b"], "node 2 is this node itself"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 3, "i", "b"], Reason.OTHER_NODE, "this is node 2, not node 3"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 2, 2, "i", "b"], Reason.OTHER_NODE, "node 2 is this node itself"),
     ],
 )
-def test_a_hello_that_is_not_for_this_node_is_refused_with_the_reason(frame: list[Any], reason: str) -> None:
-    with pytest.raises(Refused, match=reason):
+def test_a_hello_that_is_not_for_this_node_is_refused_with_the_reason(
+    frame: list[Any], reason: Reason, text: str
+) -> None:
+    with pytest.raises(Refused, match=text) as refused:
         check_hello(frame, TWO)
+    assert refused.value.reason is reason
 
 
 def test_answers_are_read_back() -> None:
     assert check_answer(welcome_frame(TWO)) == "boot-2"
-    with pytest.raises(Refused, match="^full$"):
-        check_answer(refuse_frame("full"))
+    for reason in (*Reason, 77):
+        with pytest.raises(Refused, match="^full$") as refused:
+            check_answer(refuse_frame(Refused(reason, "full")))
+        assert refused.value.reason == reason
 
 
 def test_a_refusal_can_neither_flood_nor_forge_the_log() -> None:
     with pytest.raises(Refused) as caught:
-        check_answer(["refuse", "no\n2026 ERROR forged \x1b[31m" + "x" * 3000])
+        check_answer(["refuse", 1, "no\n2026 ERROR forged \x1b[31m" + "x" * 3000])
     assert len(str(caught.value)) == 500
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
-    "frame", [[], ["welcome"], ["welcome", 1], ["refuse", b"no"], ["hello"], [1], [["welcome", "b"]]]
+    "frame",
+    [
+        [],
+        ["welcome"],
+        ["welcome", 1],
+        ["refuse", "no"],
+        ["refuse", 1, b"no"],
+        ["refuse", True, "no"],
+        ["refuse", 1.0, "no"],
+        ["hello"],
+        [1],
+        [["welcome", "b"]],
+    ],
 )
 def test_any_other_answer_is_a_violation(frame: list[Any]) -> None:
     with pytest.raises(ProtocolViolation):

@@ -9,24 +9,26 @@ import pytest
 
 from raftkv import limits
 from raftkv.peer.frames import HEADER, ProtocolViolation
-from raftkv.peer.hello import PROTOCOL_VERSION
+from raftkv.peer.hello import PROTOCOL_VERSION, Reason, Refused
 from tests.log_lines import written
 from tests.peer_world import ENCODER, Stranger, World, rest, run
 
 
 @pytest.mark.parametrize(
-    ("identity", "reason"),
+    ("identity", "reason", "text"),
     [
-        ({"cluster": "foreign"}, "this node belongs to cluster c, not 'foreign'"),
-        ({"incarnation": "wiped"}, "you have lost your disk"),
+        ({"cluster": "foreign"}, Reason.OTHER_CLUSTER, "this node belongs to cluster c, not 'foreign'"),
+        ({"incarnation": "wiped"}, Reason.REPLACED_FOLDER, "you have lost your disk"),
     ],
 )
-def test_a_refused_node_is_told_why_hears_nothing_and_tries_again(identity: dict[str, str], reason: str) -> None:
+def test_a_refused_node_is_told_why_hears_nothing_and_tries_again(
+    identity: dict[str, str], reason: Reason, text: str
+) -> None:
     async def scenario(world: World) -> None:
         two = await world.node(2, [])
-        two.verdict = "you have lost your disk"
+        two.verdict = Refused(Reason.REPLACED_FOLDER, "you have lost your disk")
         one = await world.node(1, [2], **identity)
-        assert one.refusals == [(2, reason)]
+        assert one.refusals == [(2, reason, text)]
         assert not one.links.up(2)
         assert one.events == []
         one.links.send(2, ["unheard"])
@@ -43,7 +45,7 @@ def test_an_address_that_leads_to_another_node_is_refused() -> None:
         one = await world.node(1, [])
         one.links.add_peer(3, "n2:1")
         await rest()
-        assert one.refusals == [(3, "this is node 2, not node 3")]
+        assert one.refusals == [(3, Reason.OTHER_NODE, "this is node 2, not node 3")]
 
     run(scenario)
 
@@ -51,7 +53,7 @@ def test_an_address_that_leads_to_another_node_is_refused() -> None:
 def test_a_refused_node_is_welcome_once_the_reason_is_gone() -> None:
     async def scenario(world: World) -> None:
         two = await world.node(2, [])
-        two.verdict = "not yet"
+        two.verdict = Refused(Reason.NOT_A_MEMBER, "not yet")
         one = await world.node(1, [2])
         two.verdict = None
         await world.clock.advance(1.0)
@@ -65,7 +67,8 @@ def test_another_protocol_version_is_refused() -> None:
         await world.node(2, [])
         stranger = await world.stranger()
         await stranger.say("raftkv", 99, "c", 1, 2, "i", "b")
-        assert stranger.frames == [["refuse", f"protocol version 99 is not spoken here, only {PROTOCOL_VERSION}"]]
+        told = f"protocol version 99 is not spoken here, only {PROTOCOL_VERSION}"
+        assert stranger.frames == [["refuse", Reason.VERSION, told]]
         assert stranger.closed
 
     run(scenario)
@@ -74,7 +77,7 @@ def test_another_protocol_version_is_refused() -> None:
 def test_the_same_refusal_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         two = await world.node(2, [])
-        two.verdict = "not yet"
+        two.verdict = Refused(Reason.NOT_A_MEMBER, "not yet")
         await world.node(1, [2])
         await world.clock.advance(3.0)
         assert len([line for line in written(caplog) if "refused node 1" in line]) == 1

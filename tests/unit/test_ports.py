@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from raftkv.cli import ports
-from raftkv.cli.ports import NoFreePort, free_ports, port_problem
+from raftkv.local import ports
+from raftkv.local.ports import NoFreePort, free_ports, port_problem
 
-LOOK = "from raftkv.cli.ports import free_ports; print(*free_ports(300), flush=True); input()"
+LOOK = "from raftkv.local.ports import free_ports; print(*free_ports(300), flush=True); input()"
 
 
 def test_processes_side_by_side_get_ports_of_their_own() -> None:

@@ -8,10 +8,13 @@ import pytest
 
 from faults.sim.raftlab import Lab
 from raftkv import limits
+from raftkv.commands.base import Command
+from raftkv.commands.moving import ImportChunk, ImportFinal
+from raftkv.commands.records import Put
+from raftkv.commands.results import Result
 from raftkv.raft import RaftConfig
 from raftkv.raft.log import GroupLog
 from raftkv.raft.proposals import Proposal, Proposals
-from raftkv.store.operations import Kind, Op, Result
 
 _MIB = 1024 * 1024
 
@@ -105,10 +108,13 @@ def test_a_leader_whose_own_disk_lags_proposes_no_more() -> None:
     assert outcome.ok
 
 
-def _proposal(size: int, kind: int = Kind.PUT) -> Proposal:
+_PUT = Put(0, b"k", b"")
+
+
+def _proposal(size: int, op: Command = _PUT) -> Proposal:
     def done(_: list[Result]) -> None: ...
 
-    return Proposal([Op(kind, 0, b"k", b"")], size, done)
+    return Proposal([op], size, done)
 
 
 def test_a_small_write_waits_for_no_more_than_one_entry_of_large_ones() -> None:
@@ -139,7 +145,7 @@ def test_small_writes_do_not_starve_large_ones() -> None:
 def test_what_is_asked_of_a_group_keeps_its_order() -> None:
     """The last page of a move and its end are proposed together, in this order."""
     proposals = Proposals()
-    page, final = _proposal(_MIB, Kind.IMPORT_CHUNK), _proposal(100, Kind.IMPORT_FINAL)
+    page, final = _proposal(_MIB, ImportChunk(1, 1, 1, b"", b"")), _proposal(100, ImportFinal(1, 1, b""))
     for proposal in (page, final):
         proposals.add(proposal)
     assert proposals.take()[1] == [page, final]
@@ -148,7 +154,7 @@ def test_what_is_asked_of_a_group_keeps_its_order() -> None:
 def test_all_that_waits_is_refused_when_the_leader_steps_down() -> None:
     proposals, refused = Proposals(), list[Result]()
     for size in (10, _MIB, 20):
-        proposals.add(Proposal([Op(Kind.PUT, 0, b"k", b"")], size, refused.extend))
+        proposals.add(Proposal([Put(0, b"k", b"")], size, refused.extend))
     proposals.refuse_waiting(Result(5))
     assert refused == [Result(5)] * 3
     assert not proposals.waiting

@@ -8,11 +8,12 @@ import pytest
 from faults.sim.raftlab import GROUP, Lab, append, batch
 from faults.sim.raftparts import Machine
 from raftkv import limits
+from raftkv.commands.records import Put
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft import BrokenInvariant, RaftConfig, RaftGroup
 from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
-from raftkv.store.operations import Kind, Op, Result
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
 
@@ -79,7 +80,7 @@ def test_a_raising_receiver_keeps_no_other_answer(caplog: pytest.LogCaptureFixtu
         raise ValueError("planted")
 
     before = leader.put(b"a")
-    leader.raft.propose([Op(Kind.PUT, 0, b"k", b"b")], 1, fail)
+    leader.raft.propose([Put(0, b"k", b"b")], 1, fail)
     after = leader.put(b"c")
     lab.run(0.0)
     lab.pump()
@@ -89,19 +90,37 @@ def test_a_raising_receiver_keeps_no_other_answer(caplog: pytest.LogCaptureFixtu
     assert "receiver of results failed" in caplog.text
 
 
+def test_what_no_replica_could_decode_does_not_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """It would stop every replica, at every start. What was proposed beside it is done."""
+    lab = Lab(by_hand=True)
+    leader = lab.elect(1)
+    lab.pump()
+    answers: list[Result] = []
+    before = leader.put(b"a")
+    leader.raft.propose([Put(0, b"k", b"b", expect=2**64 - 1)], 1, answers.extend)
+    after = leader.put(b"c")
+    lab.run(0.0)
+    lab.pump()
+    assert [answer.code for answer in answers] == [Code.INVALID_ARGUMENT]
+    assert before.ok
+    assert after.ok
+    assert leader.commands() == [b"a", b"c"]
+    assert "malformed operations are not proposed" in caplog.text
+
+
 def test_what_is_withdrawn_before_it_reaches_the_log_never_does() -> None:
     """Whoever asked has gone: it takes no room, changes nothing and has no results."""
     lab = Lab(by_hand=True)
     leader = lab.elect(1)
     lab.pump()
     answers: list[Result] = []
-    first = leader.raft.propose([Op(Kind.PUT, 0, b"k", b"a")], 1, answers.extend)
-    alone = leader.raft.propose([Op(Kind.PUT, 0, b"k", b"b")], 1, answers.extend)
+    first = leader.raft.propose([Put(0, b"k", b"a")], 1, answers.extend)
+    alone = leader.raft.propose([Put(0, b"k", b"b")], 1, answers.extend)
     assert alone.withdraw()
     assert not alone.withdraw()
     lab.run(0.0)
     assert not first.withdraw(), "it is in the log"
-    second = leader.raft.propose([Op(Kind.PUT, 0, b"k", b"c")], 1, answers.extend)
+    second = leader.raft.propose([Put(0, b"k", b"c")], 1, answers.extend)
     assert second.withdraw()
     after = leader.put(b"d")
     lab.pump()
@@ -117,7 +136,7 @@ def test_h10_entry_that_cannot_be_applied_stops_the_node(monkeypatch: pytest.Mon
     plain_apply = Machine.apply
 
     def apply(machine: Machine, now: int, commands: Any) -> list[Result]:
-        attempts.extend(command[3] for command in commands)
+        attempts.extend(command.value for command in commands)
         return plain_apply(machine, now, commands)
 
     monkeypatch.setattr(Machine, "apply", apply)

@@ -10,6 +10,9 @@ import pytest
 from faults.sim.disk import SimDisk
 from faults.sim.raftparts import LabClock, World
 from faults.sim.worker import SimWorker
+from raftkv.commands.group import Tick
+from raftkv.commands.records import Put
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_VALUE_BYTES, WAL_SEGMENT_BYTES
 from raftkv.node.replicas import Replicas
@@ -18,7 +21,6 @@ from raftkv.raft import RaftConfig, RaftGroup
 from raftkv.raft.messages import Type
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
-from raftkv.store.operations import Kind, Op, Result
 from shards.map import META_GROUP
 
 GROUP = 4
@@ -107,7 +109,7 @@ class Host:
     def write(self, count: int = 1, number: int = GROUP) -> list[Result]:
         answers: list[Result] = []
         for _ in range(count):
-            self.group(number).propose([Op(Kind.TICK, 0, b"time")], 0, answers.extend)
+            self.group(number).propose([Tick()], 0, answers.extend)
             self.run()
         return answers
 
@@ -166,9 +168,9 @@ def test_what_waits_for_a_dropped_group_is_answered() -> None:
     host = Host()
     host.lead()
     answers: list[Result] = []
-    host.group().propose([Op(Kind.TICK, 0, b"time")], 0, answers.extend)
+    host.group().propose([Tick()], 0, answers.extend)
     host.world.run_until(host.world.now)
-    host.group().propose([Op(Kind.TICK, 0, b"time")], 0, answers.extend)
+    host.group().propose([Tick()], 0, answers.extend)
     host.replicas.drop(GROUP)
     assert [answer.code for answer in answers] == [Code.UNKNOWN, Code.UNAVAILABLE]
     host.run(1.0)
@@ -292,7 +294,7 @@ def test_the_map_goes_with_the_meta_group() -> None:
 def fill_segments(host: Host, count: int, *, background: bool = True) -> None:
     """Write until the log has so many segments, or waits."""
     while host.wal.segments < count and not host.wal.limited:
-        host.group().propose([Op(Kind.PUT, 0, b"k", bytes(MAX_VALUE_BYTES))], MAX_VALUE_BYTES, lambda _: None)
+        host.group().propose([Put(0, b"k", bytes(MAX_VALUE_BYTES))], MAX_VALUE_BYTES, lambda _: None)
         host.run(background=background)
 
 

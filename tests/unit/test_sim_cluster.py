@@ -15,6 +15,7 @@ from faults.sim.loop import SimLoop, simulate
 from raftkv import AsyncClient, limits
 from raftkv.errors import CorruptData, NoSpace, RaftKVError
 from raftkv.node.node import NodeRefused
+from raftkv.peer.hello import Reason, Refused
 from raftkv.rpc.frontend import Role
 
 Scenario = Callable[[SimCluster, AsyncClient], Coroutine[Any, Any, None]]
@@ -161,6 +162,21 @@ def test_a_node_that_lost_its_disk_is_refused() -> None:
         await until(lambda: cluster.nodes[2].state == "refused")
         assert isinstance(cluster.nodes[2].fatal, NodeRefused)
         await fill(client, 5)
+
+    run(scenario)
+
+
+def test_what_a_refused_node_does_follows_from_the_reason_and_not_from_the_text() -> None:
+    async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
+        old, new = "replaced data folder: ...", "gone"
+        for number, (reason, text, state) in enumerate(
+            [(Reason.NOT_A_MEMBER, old, "running"), (77, old, "running"), (Reason.REMOVED, new, "refused")], 1
+        ):
+            node = cluster.nodes[number].node
+            assert node is not None
+            node._on_refused(1 + number % 3, Refused(reason, text))
+            await asyncio.sleep(1.0)
+            assert cluster.nodes[number].state == state, text
 
     run(scenario)
 

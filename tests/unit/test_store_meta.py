@@ -5,8 +5,12 @@ from collections.abc import Iterable
 import msgpack
 import pytest
 
+from raftkv.commands.base import Command
+from raftkv.commands.group import Check, Genesis, Tick
+from raftkv.commands.meta import FormCluster
+from raftkv.commands.records import Put
 from raftkv.errors import Code, StorageError
-from raftkv.store import Kind, MetaStore, Op
+from raftkv.store.meta import MetaStore
 from shards import Node, ShardMap, initial_map
 
 
@@ -14,8 +18,8 @@ def make_map(name: str, groups: int = 2) -> ShardMap:
     return initial_map(name, [Node(i, f"h:{i}", f"p:{i}", "life") for i in (1, 2, 3)], groups, 256, 3)
 
 
-def init(shard_map: ShardMap) -> Op:
-    return Op(Kind.MAP_INIT, 0, b"", msgpack.packb(shard_map.to_wire()))
+def init(shard_map: ShardMap) -> Command:
+    return FormCluster(msgpack.packb(shard_map.to_wire()))
 
 
 def restored(chunks: Iterable[bytes]) -> MetaStore:
@@ -43,23 +47,19 @@ def test_only_the_first_map_counts() -> None:
 def test_malformed_commands_are_refused() -> None:
     store = MetaStore()
     good = make_map("one").to_wire()
-    commands: list[object] = [
-        None,
-        [],
-        "x",
-        [20],
-        [20, 0, b"", None],
-        [20, 0, b"", b""],
-        [20, 0, b"", b"\xc1"],
-        [20, 0, b"", msgpack.packb({})],
-        [20, 0, b"", msgpack.packb({**good, "epoch": 0})],
-        [1, 0, b"k", b"v"],
-        [[]],
+    commands: list[Command] = [
+        FormCluster(b""),
+        FormCluster(b"\xc1"),
+        FormCluster(msgpack.packb({})),
+        FormCluster(msgpack.packb({**good, "epoch": 0})),
+        Put(0, b"k", b"v"),
+        Genesis((1,)),
+        Check(0, 1),
     ]
-    results = store.apply(3, commands)  # type: ignore[arg-type]
+    results = store.apply(3, commands)
     assert [result.code for result in results] == [Code.INVALID_ARGUMENT] * len(commands)
     assert store.map is None
-    assert store.apply(3, [Op(Kind.TICK, 0, b"")])[0].code == Code.OK
+    assert store.apply(3, [Tick()])[0].code == Code.OK
 
 
 def test_snapshot_and_restore() -> None:

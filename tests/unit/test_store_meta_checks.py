@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from raftkv.commands.meta import ChangeCluster, FormCluster
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.store.codec import pack
 from raftkv.store.meta import MetaStore
-from raftkv.store.operations import Kind, Op, Result
 from shards.map import Group, Node, ShardMap
 
 LIFE = "cd" * 16
@@ -20,16 +21,16 @@ def made() -> MetaStore:
     groups = (Group(0, (1, 2, 3)), Group(1, (1, 2, 3)))
     store = MetaStore()
     first = ShardMap("c", 1, 256, nodes, groups, (1,) * 256)
-    store.apply(1, [Op(Kind.MAP_INIT, 0, b"", pack(first.to_wire()))])
+    store.apply(1, [FormCluster(pack(first.to_wire()))])
     return store
 
 
-def value(*arguments: Any, token: bytes = b"t" * 16) -> bytes:
-    return pack([token, *arguments])
+def change(verb: str, *arguments: Any, token: bytes = b"t" * 16) -> ChangeCluster:
+    return ChangeCluster(0, token, verb, pack(list(arguments)))
 
 
-def apply(store: MetaStore, *arguments: Any, token: bytes = b"t" * 16) -> Result:
-    (result,) = store.apply(2, [Op(Kind.META, 0, b"", value(*arguments, token=token))])
+def apply(store: MetaStore, verb: str, *arguments: Any, token: bytes = b"t" * 16) -> Result:
+    (result,) = store.apply(2, [change(verb, *arguments, token=token)])
     return result
 
 
@@ -51,7 +52,7 @@ BAD = [
 def test_no_node_joins_at_what_is_no_address(address: str, peer_address: str) -> None:
     # The second one is a leader's that has not applied its log yet.
     for store in (made(), MetaStore()):
-        refusal = store.check(value("add node", address, peer_address, LIFE))
+        refusal = store.check(change("add node", address, peer_address, LIFE))
         assert refusal is not None
         assert refusal.code == Code.INVALID_ARGUMENT
         assert refusal.detail.startswith("address ")
@@ -69,17 +70,18 @@ def test_no_node_joins_at_what_is_no_address(address: str, peer_address: str) ->
     ],
 )
 def test_nodes_have_an_address_each_for_clients_and_for_nodes(address: str, peer_address: str, told: str) -> None:
-    refusal = made().check(value("add node", address, peer_address, LIFE))
+    refusal = made().check(change("add node", address, peer_address, LIFE))
     assert refusal is not None
     assert (refusal.code, told in refusal.detail) == (Code.CONDITION_FAILED, True)
 
 
 def test_what_is_right_is_left_to_the_state_machine() -> None:
     store = made()
-    assert store.check(value("add node", "h:1", "h:2", LIFE)) is None
-    assert store.check(value("remove node", 9)) is None
-    assert MetaStore().check(value("add node", "h:1", "h:2", LIFE)) is None, "there is no map yet: apply decides"
-    for malformed in (None, b"", b"\xc1", pack(7), pack([]), value("add node"), value("add node", 1, 2, 3)):
+    assert store.check(change("add node", "h:1", "h:2", LIFE)) is None
+    assert store.check(change("remove node", 9)) is None
+    assert MetaStore().check(change("add node", "h:1", "h:2", LIFE)) is None, "there is no map yet: apply decides"
+    bare = [ChangeCluster(0, b"t" * 16, "add node", arguments) for arguments in (b"", b"\xc1", pack(7), pack([]))]
+    for malformed in (*bare, change("add node", 1, 2, 3)):
         refusal = store.check(malformed)
         assert refusal is not None
         assert refusal.code == Code.INVALID_ARGUMENT
@@ -95,7 +97,7 @@ def test_a_log_of_an_earlier_version_leads_to_the_same_state_as_ever() -> None:
         if store.map is not None and any({*texts} & {one.address, one.peer_address} for one in store.map.nodes):
             continue
         assert apply(store, "add node", *texts, life, token=number.to_bytes(16)).code == Code.OK
-    assert apply(store, "add node", "same:1", "same:1", LIFE).version == store.state.last_node
+    assert apply(store, "add node", "same:1", "same:1", LIFE).number == store.state.last_node
     restored = MetaStore()
     restoring = restored.begin_restore()
     for chunk in store.snapshot().chunks():
@@ -103,6 +105,6 @@ def test_a_log_of_an_earlier_version_leads_to_the_same_state_as_ever() -> None:
     restoring.finish()
     assert restored.digest() == store.digest()
     # It is in the map under its incarnation: asked again, it has the same outcome.
-    assert store.check(value("add node", "same:1", "same:1", LIFE)) is None
+    assert store.check(change("add node", "same:1", "same:1", LIFE)) is None
     # And it can be removed.
     assert apply(store, "remove node", store.state.last_node, token=b"r" * 16).code == Code.OK

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from raftkv.commands.base import Command
+from raftkv.commands.meta import ChangeCluster, FormCluster
+from raftkv.commands.results import Result
 from raftkv.errors import Code
-from raftkv.store import Kind, MetaStore, Op
 from raftkv.store.codec import pack
+from raftkv.store.meta import MetaStore
 from raftkv.store.meta_state import MetaState
-from raftkv.store.operations import Result
 from shards import Node, initial_map
 from shards.moves import Phase
 
@@ -22,7 +24,7 @@ class Meta:
         self.store = MetaStore()
         members = [Node(i, f"h:{i}", f"p:{i}", f"life {i}") for i in range(1, nodes + 1)]
         first = initial_map("c", members, groups, 256, 3)
-        self.store.apply(1, [Op(Kind.MAP_INIT, 0, b"", pack(first.to_wire()))])
+        self.store.apply(1, [FormCluster(pack(first.to_wire()))])
         self.number = 0
         self.time = 1
 
@@ -39,11 +41,11 @@ class Meta:
         assert self.store.map is not None
         return list(self.store.map.slots_of(group))
 
-    def op(self, verb: str, *arguments: Any) -> Op:
+    def op(self, verb: str, *arguments: Any) -> ChangeCluster:
         self.number += 1
-        return Op(Kind.META, 0, b"", pack([self.number.to_bytes(16, "big"), verb, *arguments]))
+        return ChangeCluster(0, self.number.to_bytes(16, "big"), verb, pack(list(arguments)))
 
-    def tell(self, op: Op) -> Result:
+    def tell(self, op: Command) -> Result:
         self.time += 10
         before = self.store.digest()
         (result,) = self.store.apply(self.time, [op])
@@ -55,7 +57,7 @@ class Meta:
     def do(self, verb: str, *arguments: Any) -> int:
         result = self.tell(self.op(verb, *arguments))
         assert result.code == Code.OK, result.detail
-        return result.version
+        return result.number
 
     def refused(self, verb: str, *arguments: Any) -> str:
         state = self.state
@@ -214,7 +216,7 @@ def test_nodes_join_drain_and_leave_for_good() -> None:
     assert meta.do("add node", "h:9", "p:9", "new life") == 4
     assert meta.do("add node", "h:9", "p:9", "new life") == 4
     assert "other addresses" in meta.refused("add node", "h:8", "p:9", "new life")
-    told = meta.store.check(pack([b"t" * 16, "add node", "h:8", "p:9", "new life"]))
+    told = meta.store.check(meta.op("add node", "h:8", "p:9", "new life"))
     assert told is not None
     assert told.detail == "node 4 joined from this data folder with other addresses, h:9 and p:9"
     assert "has the address" in meta.refused("add node", "h:1", "p:8", "another")

@@ -8,9 +8,10 @@ import struct
 import msgpack
 import pytest
 
+from raftkv.commands.bounds import MAX_COUNT, MAX_EXPIRES
+from raftkv.commands.group import Genesis
+from raftkv.commands.records import Put
 from raftkv.errors import StorageError
-from raftkv.store import Kind, Op
-from raftkv.store.operations import MAX_COUNT, MAX_EXPIRES
 from raftkv.store.packed import VALUE_AT, fields, head, packed, value_bytes
 from raftkv.store.records import Store
 from raftkv.store.snapshot import FORMAT
@@ -40,11 +41,11 @@ def test_a_snapshot_with_something_else_for_a_record_is_refused(record: object) 
 def test_the_garbage_collector_does_not_track_records() -> None:
     """Else a collection would take as long as there are records, also for the copies that a snapshot leads to."""
     store = Store()
-    store.apply(1, [Op(Kind.GENESIS, 0, b"slots", msgpack.packb([0]))])
-    store.apply(2, [Op(Kind.PUT, 0, b"%d" % number, b"v") for number in range(100)])
+    store.apply(1, [Genesis((0,))])
+    store.apply(2, [Put(0, b"%d" % number, b"v") for number in range(100)])
     snapshot = store.snapshot()
     before = store._slots[0].records
-    store.apply(3, [Op(Kind.PUT, 0, b"new", b"v", ttl=1000)])
+    store.apply(3, [Put(0, b"new", b"v", ttl=1000)])
     after = store._slots[0].records
     assert before is not after
     assert not any(gc.is_tracked(found) for found in (before, after, after[b"new"]))

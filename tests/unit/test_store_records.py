@@ -1,34 +1,47 @@
 """Guarantees: conditions are decided on the record as it is, versions are never reused, expiry is exact."""
 
+from typing import Any
+
 import msgpack
 import pytest
+from msgspec.structs import replace
 
 from raftkv import limits
+from raftkv.commands.base import Command
+from raftkv.commands.group import Check, Genesis, Tick
+from raftkv.commands.members import Members
+from raftkv.commands.meta import FormCluster
+from raftkv.commands.moving import MoveState
+from raftkv.commands.records import Cas, Delete, Get, Put
+from raftkv.commands.registry import decode_entry
+from raftkv.commands.results import Change, Event, Result, ScanPage
 from raftkv.errors import Code
-from raftkv.store import Kind, Op, Result, SlotState, Store
+from raftkv.store.records import Store
+from raftkv.store.slot import SlotState
+from tests.store_helpers import again, scanned
 
 
 def make(slots: int = 4) -> Store:
     store = Store()
-    store.apply(1, [Op(Kind.GENESIS, 0, b"", msgpack.packb(list(range(slots))))])
+    store.apply(1, [Genesis(tuple(range(slots)))])
     return store
 
 
-def one(store: Store, op: Op, now: int = 0) -> Result:
+def one(store: Store, op: Command, now: int = 0) -> Result:
     (result,) = store.apply(now, [op])
     return result
 
 
-def put(key: bytes, value: bytes = b"v", **fields: int) -> Op:
-    return Op(Kind.PUT, 0, key, value)._replace(**fields)  # type: ignore[arg-type]
+def put(key: bytes, value: bytes = b"v", **fields: Any) -> Command:
+    return replace(Put(0, key, value), **fields)
 
 
-def delete(key: bytes, **fields: int) -> Op:
-    return Op(Kind.DELETE, 0, key)._replace(**fields)  # type: ignore[arg-type]
+def delete(key: bytes, **fields: int) -> Command:
+    return replace(Delete(0, key), **fields)
 
 
-def cas(key: bytes, expected: bytes | None, value: bytes, ttl: int = 0) -> Op:
-    return Op(Kind.CAS, 0, key, value, expected=expected, ttl=ttl)
+def cas(key: bytes, expected: bytes | None, value: bytes, ttl: int = 0) -> Command:
+    return Cas(0, key, value, expected=expected, ttl=ttl)
 
 
 def test_put_read_delete() -> None:
@@ -97,7 +110,7 @@ def test_an_expired_record_is_absent_for_everybody() -> None:
     store = make()
     one(store, put(b"k", b"v", ttl=100), now=1000)
     assert store.read(0, b"k").ttl == 100
-    one(store, Op(Kind.TICK, 0, b""), now=1099)
+    one(store, Tick(), now=1099)
     assert store.read(0, b"k") == Result(Code.OK, 1, b"v", 1)
     # Within the entry at whose time it expires, before anything was removed.
     results = store.apply(1100, [cas(b"k", b"v", b"w"), delete(b"k"), put(b"k", expect=0)])
@@ -114,7 +127,7 @@ def test_expired_records_are_removed_and_the_next_expiry_is_known() -> None:
     assert store.next_expiry() == 1200
     one(store, delete(b"d"))
     assert store.next_expiry() == 1300
-    one(store, Op(Kind.TICK, 0, b""), now=1300)
+    one(store, Tick(), now=1300)
     assert store.next_expiry() is None
     assert store.stats().records == 2
 
@@ -125,11 +138,11 @@ def test_one_entry_removes_a_bounded_number() -> None:
     store.apply(1, [put(b"%d" % i, ttl=5) for i in range(count)])
     left = []
     while store.next_expiry() is not None:
-        store.apply(6, [Op(Kind.TICK, 0, b"")])
+        store.apply(6, [Tick()])
         left.append(store.stats().records)
         # Absent at once, although it is removed last.
         assert store.read(0, b"999") == Result(Code.OK)
-        assert store.scan(0, b"", 0).value == msgpack.packb([])
+        assert scanned(store, 0) == ScanPage((), more=False)
     assert left == [limits.MAX_EXPIRED_PER_ENTRY + 10, 10, 0]
     assert store.stats().bytes == 0
 
@@ -151,7 +164,7 @@ def test_replaced_expiries_do_not_pile_up() -> None:
 def test_time_never_goes_back() -> None:
     store = make()
     one(store, put(b"k", ttl=100), now=1000)
-    one(store, Op(Kind.TICK, 0, b""), now=500)
+    one(store, Tick(), now=500)
     assert store.time == 1000
     store.apply(2**63, [])
     assert store.time == 1000
@@ -177,51 +190,66 @@ def test_slots_that_are_not_served() -> None:
 def test_only_the_first_genesis_counts() -> None:
     store = Store()
     assert not store.genesis
-    for bad in (b"", b"\xc1", msgpack.packb(5), msgpack.packb([-1]), msgpack.packb(["x"]), msgpack.packb([True]), None):
-        assert one(store, Op(Kind.GENESIS, 0, b"", bad)).code == Code.INVALID_ARGUMENT
-        assert not store.genesis
-    assert one(store, Op(Kind.GENESIS, 0, b"", msgpack.packb([3, 5]))).code == Code.OK
+    assert one(store, Genesis((3, 5))).code == Code.OK
     one(store, put(b"k", slot=3))
-    assert one(store, Op(Kind.GENESIS, 0, b"", msgpack.packb([3, 7]))).code == Code.OK
+    assert one(store, Genesis((3, 7))).code == Code.OK
     assert store.owned_slots() == [3, 5]
     assert store.read(3, b"k").version == 1
 
 
-@pytest.mark.parametrize(
-    ("op", "code"),
-    [
-        (put(b""), Code.INVALID_ARGUMENT),
-        (put(b"k", ttl=-1), Code.INVALID_ARGUMENT),
-        (put(b"k", ttl=limits.MAX_TTL * 1000 + 1), Code.INVALID_ARGUMENT),
-        (put(b"k", expect=-2), Code.INVALID_ARGUMENT),
-        (put(b"k" * (limits.MAX_KEY_BYTES + 1)), Code.TOO_LARGE),
-        (put(b"k", b"v" * (limits.MAX_VALUE_BYTES + 1)), Code.TOO_LARGE),
-        (cas(b"k", None, b"v" * (limits.MAX_VALUE_BYTES + 1)), Code.TOO_LARGE),
-        (Op(Kind.PUT, 0, b"k", None), Code.INVALID_ARGUMENT),
-        (Op(Kind.PUT, 0, "k", b"v"), Code.INVALID_ARGUMENT),  # type: ignore[arg-type]
-        (Op(Kind.CAS, 0, b"k", b"v", expected="x"), Code.INVALID_ARGUMENT),  # type: ignore[arg-type]
-        (Op(Kind.GET, 0, b"k"), Code.INVALID_ARGUMENT),
-        (Op(Kind.MAP_INIT, 0, b"k", b"v"), Code.INVALID_ARGUMENT),
-        (Op(99, 0, b"k", b"v"), Code.INVALID_ARGUMENT),
-        (Op(Kind.PUT, 0, b"k", b"v", client=b"short", seq=1), Code.INVALID_ARGUMENT),
-        (Op(Kind.PUT, 0, b"k", b"v", client=b"c" * 16, seq=0), Code.INVALID_ARGUMENT),
-        (Op(Kind.PUT, 0, b"k", b"v", client=b"c" * 16, seq=1, first=2), Code.INVALID_ARGUMENT),
-    ],
-)
-def test_refused_commands_change_nothing(op: Op, code: Code) -> None:
+@pytest.mark.parametrize("op", [Get(0, b"k"), FormCluster(b"v"), Members(1), MoveState(1, 1)])
+def test_commands_of_others_change_nothing(op: Command) -> None:
     store = make()
     before = store.digest()
-    assert one(store, op).code == code
+    assert one(store, op).code == Code.INVALID_ARGUMENT
     assert store.digest() == before
 
 
+@pytest.mark.parametrize(
+    "op",
+    [
+        put(b""),
+        put(b"k", ttl=-1),
+        put(b"k", ttl=limits.MAX_TTL * 1000 + 1),
+        put(b"k", expect=-2),
+        put(b"k", slot=-1),
+        put(b"k", slot=65536),
+        put(b"k", seq=-1),
+        Put(0, b"k", None),  # type: ignore[arg-type]
+        Put(0, "k", b"v"),  # type: ignore[arg-type]
+        Cas(0, b"k", b"v", expected="x"),  # type: ignore[arg-type]
+        Put(0, b"k", b"v", client=b"c" * 17, seq=1),
+        Genesis((-1,)),
+        Genesis((True,)),
+        Check(1, 0),
+        Get(0, b"k"),
+    ],
+)
+def test_what_breaks_the_bounds_of_its_type_is_not_read_from_a_log(op: Command) -> None:
+    with pytest.raises(ValueError):
+        again([op])
+
+
 def test_trailing_defaults_may_be_left_out() -> None:
-    store = make()
-    assert store.apply(1, [[1, 0, b"k", b"v"], [10, 0, b""], [1, 0]]) == [
-        Result(Code.OK, 1),
-        Result(Code.OK),
-        Result(Code.INVALID_ARGUMENT, detail="malformed command"),
+    assert decode_entry(msgpack.packb([7, [[1, 0, b"k", b"v"], [10]]])) == (7, [Put(0, b"k", b"v"), Tick()])
+
+
+def test_changes_of_records_are_told_to_who_listens() -> None:
+    store, events = make(), list[Event]()
+    ops = [put(b"a", b"1", ttl=5), put(b"b", b"2"), put(b"b", b"3", expect=9), cas(b"b", b"2", b"4"), delete(b"b")]
+    store.apply(10, [*ops, delete(b"b"), put(b"c", b"5", client=b"c" * 16, seq=1)], events)
+    assert events == [
+        Event(0, 1, b"a", Change.PUT, b"1"),
+        Event(0, 2, b"b", Change.PUT, b"2"),
+        Event(0, 3, b"b", Change.PUT, b"4"),
+        Event(0, 4, b"b", Change.DELETE, None),
+        Event(0, 5, b"c", Change.PUT, b"5"),
     ]
+    events.clear()
+    store.apply(15, [put(b"c", b"5", client=b"c" * 16, seq=1)], events)
+    assert events == [Event(0, 1, b"a", Change.EXPIRE, None)], "a retry changes nothing"
+    store.apply(16, [put(b"d", b"6")])
+    assert len(events) == 1, "nobody listens"
 
 
 def test_limits_themselves_are_allowed() -> None:
@@ -236,36 +264,33 @@ def test_scan_pages_in_key_order() -> None:
     keys = [b"%03d" % i for i in range(100)]
     store.apply(10, [put(key, b"x" * 50, ttl=5 if i % 2 else 0) for i, key in enumerate(reversed(keys))])
     seen: list[tuple[bytes, bytes, int, int]] = []
-    after, pages, more = b"", 0, 1
+    after, pages, more = b"", 0, True
     while more:
-        code, more, value, *_ = store.scan(0, after, 500)
-        assert code == Code.OK
-        assert value is not None
-        page = msgpack.unpackb(value)
-        assert 0 < len(page) <= 7
-        seen += [tuple(row) for row in page]
-        after, pages = seen[-1][0], pages + 1
+        page = scanned(store, 0, after, 500)
+        assert 0 < len(page.records) <= 7
+        seen += page.records
+        after, pages, more = seen[-1][0], pages + 1, page.more
     assert [row[0] for row in seen] == keys
     assert pages > 10
     assert {row[3] for row in seen} == {-1, 5}
-    assert all(store.read(0, key)[1:4] == (version, value, ttl) for key, value, version, ttl in seen)
+    assert all(store.read(0, key) == Result(Code.OK, version, value, ttl) for key, value, version, ttl in seen)
 
 
 def test_scan_skips_what_has_expired_and_sees_new_keys() -> None:
     store = make()
     store.apply(10, [put(b"a", ttl=5), put(b"c")])
-    assert store.scan(0, b"", 0) == Result(Code.OK, 0, msgpack.packb([[b"a", b"v", 1, 5], [b"c", b"v", 2, -1]]))
+    assert scanned(store, 0) == ScanPage(((b"a", b"v", 1, 5), (b"c", b"v", 2, -1)), more=False)
     store.apply(15, [put(b"b"), delete(b"c")])
-    assert store.scan(0, b"", 0) == Result(Code.OK, 0, msgpack.packb([[b"b", b"v", 3, -1]]))
-    assert store.scan(0, b"b", 0) == Result(Code.OK, 0, msgpack.packb([]))
+    assert scanned(store, 0) == ScanPage(((b"b", b"v", 3, -1),), more=False)
+    assert scanned(store, 0, b"b") == ScanPage((), more=False)
 
 
 def test_a_page_holds_one_record_however_small_the_limit() -> None:
     store = make()
     store.apply(1, [put(b"a", b"x" * 1000), put(b"b", b"y" * 1000)])
-    result = store.scan(0, b"", 1)
-    assert result.version == 1
-    assert [row[0] for row in msgpack.unpackb(result.value)] == [b"a"]
+    page = scanned(store, 0, b"", 1)
+    assert page.more
+    assert [row[0] for row in page.records] == [b"a"]
 
 
 def test_stats_follow_every_change() -> None:

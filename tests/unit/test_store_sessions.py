@@ -1,14 +1,18 @@
 """Guarantee: a write that is sent several times takes effect once, or its retry is refused; never twice."""
 
-import msgpack
 import pytest
+from msgspec.structs import replace
 
 from raftkv import limits
+from raftkv.commands.base import Command
+from raftkv.commands.group import Genesis, Tick
+from raftkv.commands.records import Cas, Delete, Put
+from raftkv.commands.results import Result
 from raftkv.errors import Code
-from raftkv.store import Kind, Op, Result, Store
+from raftkv.store.records import Store
 
 IDLE = limits.SESSION_IDLE * 1000
-TICK = Op(Kind.TICK, 0, b"")
+TICK = Tick()
 
 
 def client(number: int) -> bytes:
@@ -17,16 +21,16 @@ def client(number: int) -> bytes:
 
 def make() -> Store:
     store = Store()
-    store.apply(1, [Op(Kind.GENESIS, 0, b"", msgpack.packb([0, 1]))])
+    store.apply(1, [Genesis((0, 1))])
     return store
 
 
-def put(seq: int, first: int = 1, who: int = 7, slot: int = 0, **fields: int) -> Op:
-    op = Op(Kind.PUT, slot, b"k", b"%d" % seq, client=client(who), seq=seq, first=first)
-    return op._replace(**fields)  # type: ignore[arg-type]
+def put(seq: int, first: int = 1, who: int = 7, slot: int = 0, **fields: int) -> Command:
+    op = Put(slot, b"k", b"%d" % seq, client=client(who), seq=seq, first=first)
+    return replace(op, **fields)
 
 
-def one(store: Store, op: Op, now: int = 0) -> Result:
+def one(store: Store, op: Command, now: int = 0) -> Result:
     (result,) = store.apply(now, [op])
     return result
 
@@ -59,14 +63,14 @@ def test_a_failed_condition_is_recorded_too() -> None:
 
 def test_duplicates_within_one_entry() -> None:
     store = make()
-    increments = [Op(Kind.CAS, 0, b"n", b"1", expected=None, client=client(1), seq=1, first=1)] * 3
+    increments = [Cas(0, b"n", b"1", client=client(1), seq=1, first=1)] * 3
     assert store.apply(1, increments) == [Result(Code.OK, 1)] * 3
 
 
 def test_a_delete_is_remembered_with_the_version_it_removed() -> None:
     store = make()
     one(store, put(1))
-    gone = Op(Kind.DELETE, 0, b"k", client=client(7), seq=2, first=1)
+    gone = Delete(0, b"k", client=client(7), seq=2, first=1)
     assert one(store, gone) == Result(Code.OK, 1)
     one(store, put(3))
     assert one(store, gone) == Result(Code.OK, 1)
@@ -106,7 +110,7 @@ def test_sessions_are_per_slot() -> None:
 
 def test_a_write_without_a_client_is_not_remembered() -> None:
     store = make()
-    plain = Op(Kind.PUT, 0, b"k", b"v")
+    plain = Put(0, b"k", b"v")
     assert [one(store, plain).version for _ in range(3)] == [1, 2, 3]
     assert store.stats().sessions == 0
 

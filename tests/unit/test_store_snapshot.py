@@ -10,11 +10,25 @@ import msgpack
 import pytest
 
 from raftkv import limits
+from raftkv.commands.group import Check, Genesis
+from raftkv.commands.moving import (
+    Activate,
+    Freeze,
+    ImportBegin,
+    ImportChunk,
+    ImportDrop,
+    ImportFinal,
+    Release,
+    Track,
+    Untrack,
+)
+from raftkv.commands.records import Delete, Put
 from raftkv.errors import Code, StorageError
-from raftkv.store import Kind, Op, SlotState, Store
 from raftkv.store.digest import content_digest
+from raftkv.store.records import Store
+from raftkv.store.slot import SlotState
 from raftkv.store.snapshot import StoreRestore
-from tests.store_helpers import one, restored, step
+from tests.store_helpers import GROUP, one, restored
 
 ROOT = Path(__file__).parents[2]
 SLOTS = 8
@@ -22,30 +36,28 @@ SLOTS = 8
 
 def filled() -> Store:
     store = Store()
-    store.apply(5, [Op(Kind.GENESIS, 0, b"", msgpack.packb(list(range(SLOTS))))])
+    store.apply(5, [Genesis(tuple(range(SLOTS)))])
     for i in range(400):
         ttl = 1000 + i if i % 3 == 0 else 0
         who = (i % 5 + 1).to_bytes(16, "big")
-        op = Op(
-            Kind.PUT, i % SLOTS, b"key%d" % (i % 300), b"x" * i, ttl=ttl, client=who, seq=i + 1, first=max(1, i - 60)
-        )
+        op = Put(i % SLOTS, b"key%d" % (i % 300), b"x" * i, ttl=ttl, client=who, seq=i + 1, first=max(1, i - 60))
         store.apply(10 + i, [op])
-    store.apply(500, [Op(Kind.DELETE, 3, b"key3"), Op(Kind.PUT, 0, b"\x00\xff", b"")])
+    store.apply(500, [Delete(3, b"key3"), Put(0, b"\x00\xff", b"")])
     return store
 
 
 def change_everything(store: Store) -> None:
     for slot in range(SLOTS):
-        writes = [Op(Kind.PUT, slot, b"key%d" % i, b"new", ttl=5) for i in range(0, 300, 7)]
-        removals = [Op(Kind.DELETE, slot, b"key%d" % i) for i in range(0, 300, 3)]
-        who = Op(Kind.PUT, slot, b"s", b"", client=(3).to_bytes(16, "big"), seq=9999, first=9999)
+        writes = [Put(slot, b"key%d" % i, b"new", ttl=5) for i in range(0, 300, 7)]
+        removals = [Delete(slot, b"key%d" % i) for i in range(0, 300, 3)]
+        who = Put(slot, b"s", b"", client=(3).to_bytes(16, "big"), seq=9999, first=9999)
         store.apply(store.time + 10, [*writes, *removals, who])
 
 
 def test_everything_survives() -> None:
     store = filled()
     # The state of a slot is part of it, and so are the floors of sessions that have gone.
-    store.apply(500, [Op(Kind.TRACK, 0, b"", msgpack.packb([1, [5]])), Op(Kind.FREEZE, 0, b"", msgpack.packb([1]))])
+    store.apply(500, [Track(GROUP, 1, (5,)), Freeze(GROUP, 1)])
     store._slots[6].floor = b"f" * 16
     other = restored(store.snapshot().chunks())
     assert other.digest() == store.digest()
@@ -147,8 +159,8 @@ def test_a_restore_does_not_disturb_an_open_snapshot() -> None:
 
 def test_chunks_have_about_the_size_asked_for() -> None:
     store = Store()
-    store.apply(1, [Op(Kind.GENESIS, 0, b"", msgpack.packb([0, 1]))])
-    store.apply(1, [Op(Kind.PUT, i % 2, b"%d" % i, b"x" * 1000) for i in range(2000)])
+    store.apply(1, [Genesis((0, 1))])
+    store.apply(1, [Put(i % 2, b"%d" % i, b"x" * 1000) for i in range(2000)])
     sizes = [len(chunk) for chunk in store.snapshot().chunks()]
     assert len(sizes) >= 7
     assert max(sizes) < limits.SNAPSHOT_CHUNK_BYTES * 1.2
@@ -186,19 +198,19 @@ def test_what_is_no_whole_snapshot_is_refused_and_changes_nothing(monkeypatch: p
 def moving() -> Store:
     """As filled, with slot 1 tracked, 2 frozen, 3 gone, and 20 being imported, 21 staged, 22 given up."""
     store = filled()
-    tracks = [step(Kind.TRACK, move, [slot]) for move, slot in ((11, 1), (12, 2), (13, 3))]
-    freezes = [step(Kind.FREEZE, 12), step(Kind.FREEZE, 13), step(Kind.RELEASE, 13)]
-    imports = [step(Kind.IMPORT_BEGIN, slot, [slot]) for slot in (20, 21, 22)]
+    tracks = [Track(GROUP, move, (slot,)) for move, slot in ((11, 1), (12, 2), (13, 3))]
+    freezes = [Freeze(GROUP, 12), Freeze(GROUP, 13), Release(GROUP, 13)]
+    imports = [ImportBegin(GROUP, slot, (slot,)) for slot in (20, 21, 22)]
     session = [b"c" * 16, 1, 5, 5, 1, 1]
     pages = [
-        step(Kind.IMPORT_CHUNK, move, 1, b"next", msgpack.packb([b"", [[move, [b"k", b"v", 5, 90], [], [session]]]]))
+        ImportChunk(GROUP, move, 1, b"next", msgpack.packb([b"", [[move, [b"k", b"v", 5, 90], [], [session]]]]))
         for move in (20, 21, 22)
     ]
     store.apply(510, [*tracks, *imports, *pages])
     records, digest = content_digest([store._slots[21]])
-    ends = [step(Kind.IMPORT_FINAL, 21, msgpack.packb([80, [[21, 5, b""]], records, digest]))]
+    ends = [ImportFinal(GROUP, 21, msgpack.packb([80, [[21, 5, b""]], records, digest]))]
     change_everything(store)
-    results = store.apply(520, [*freezes, *ends, step(Kind.IMPORT_DROP, 22, [22])])
+    results = store.apply(520, [*freezes, *ends, ImportDrop(GROUP, 22, (22,))])
     assert {result.code for result in results} == {Code.OK}
     return store
 
@@ -228,18 +240,18 @@ def test_later_changes_of_a_tracked_slot_do_not_change_a_snapshot() -> None:
     store.apply(
         store.time + 1000,
         [
-            step(Kind.ACTIVATE, 21),
-            Op(Kind.PUT, 21, b"new", b""),
-            step(Kind.IMPORT_CHUNK, 20, 2, b"", msgpack.packb([b"next", [[20, [b"n", b"", 6, 0], [b"k"], []]]])),
-            step(Kind.RELEASE, 12),
-            step(Kind.UNTRACK, 11, [1]),
+            Activate(GROUP, 21),
+            Put(21, b"new", b""),
+            ImportChunk(GROUP, 20, 2, b"", msgpack.packb([b"next", [[20, [b"n", b"", 6, 0], [b"k"], []]]])),
+            Release(GROUP, 12),
+            Untrack(GROUP, 11, (1,)),
         ],
     )
     store.apply(store.time, [])
     assert list(snapshot.chunks()) == reference
-    assert store._moves.trash
+    assert store.moves.trash
     store.apply(store.time, [])
-    assert not store._moves.trash
+    assert not store.moves.trash
     assert {slot.pins for slot in store._slots.values()} == {0}
 
 
@@ -285,11 +297,11 @@ def test_a_check_is_of_the_state_as_of_its_entry() -> None:
     store = moving()
     twin = restored(store.snapshot().chunks())
     for each in (store, twin):
-        assert one(each, step(Kind.CHECK, 5), now=600).code == Code.OK
+        assert one(each, Check(GROUP, 5), now=600).code == Code.OK
         change_everything(each)
     check, other = store.checks[5], twin.checks[5]
     assert check.result() is None
-    assert one(twin, step(Kind.CHECK, 6)).code == Code.OK
+    assert one(twin, Check(GROUP, 6)).code == Code.OK
     steps = 1
     while not check.step():
         steps += 1
@@ -302,7 +314,7 @@ def test_a_check_is_of_the_state_as_of_its_entry() -> None:
     assert result == other.result()
     assert sorted(result[0]) == [0, 1, 2, 4, 5, 6, 7, 20, 21]
     for each in (store, twin):
-        one(each, step(Kind.CHECK, 7))
+        one(each, Check(GROUP, 7))
         while not each.checks[7].step():
             pass
     assert store.checks[7].result() != twin.checks[7].result(), "the twin changed more"
@@ -313,13 +325,13 @@ def test_a_check_is_of_the_state_as_of_its_entry() -> None:
 def test_two_checks_are_kept_and_a_restore_ends_them() -> None:
     store = filled()
     for check in (1, 2, 3, 2):
-        one(store, step(Kind.CHECK, check))
+        one(store, Check(GROUP, check))
         assert len(store.checks) <= 2
     assert sorted(store.checks) == [2, 3]
     assert {slot.pins for slot in store._slots.values()} == {2}
     third = store.checks[3]
     third.step()
-    one(store, step(Kind.CHECK, 4))
+    one(store, Check(GROUP, 4))
     assert third.result() is None
     assert third.step()
     assert third.result() is None, "what was cut short has no result"
@@ -346,11 +358,11 @@ def feed_and_finish(restore: StoreRestore, chunk: bytes) -> None:
 def test_digest_tells_states_apart() -> None:
     digests = {filled().digest()}
     for change in (
-        Op(Kind.PUT, 0, b"key0", b"other"),
-        Op(Kind.DELETE, 0, b"key0"),
-        Op(Kind.PUT, 1, b"key1", b"x", client=b"c" * 16, seq=1),
-        Op(Kind.PUT, 1, b"key1", b"x", client=b"c" * 16, seq=2),
-        Op(Kind.PUT, 1, b"key1", b"x", ttl=5),
+        Put(0, b"key0", b"other"),
+        Delete(0, b"key0"),
+        Put(1, b"key1", b"x", client=b"c" * 16, seq=1),
+        Put(1, b"key1", b"x", client=b"c" * 16, seq=2),
+        Put(1, b"key1", b"x", ttl=5),
     ):
         store = filled()
         assert store.apply(500, [change])[0].code == Code.OK

@@ -18,8 +18,9 @@ from typing import Annotated, Any, BinaryIO, Final
 from pydantic import Field, TypeAdapter, ValidationError
 
 from raftkv.cli.admin.text import numbers_of, parse_ranges, ranges_text, shortened
-from raftkv.cli.files import Watched, write_atomically
+from raftkv.cli.files import Watched
 from raftkv.errors import RaftKVError
+from raftkv.files import write_atomically
 from raftkv.limits import MAX_FRAME_BYTES
 from raftkv.store.packed import value_bytes
 from raftkv.store.slot import Slot, SlotState

@@ -8,6 +8,7 @@ node id.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import secrets
@@ -20,10 +21,6 @@ from typing import Any, Final, TypeVar
 import msgpack
 
 from raftkv.addresses import Address, BadAddress, parse_address
-from raftkv.cli.common import run
-from raftkv.cli.files import write_atomically
-from raftkv.cli.local import PEER_PORT_OFFSET
-from raftkv.cli.ports import port_problem
 from raftkv.client.admin import AdminClient, shard_map_of
 from raftkv.errors import (
     ConditionFailed,
@@ -34,6 +31,9 @@ from raftkv.errors import (
     Unavailable,
     WrongCluster,
 )
+from raftkv.files import write_atomically
+from raftkv.local.ports import port_problem
+from raftkv.local.shape import PEER_PORT_OFFSET
 from raftkv.node.config import NodeConfig, load_config, parse_config, render
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import OsFileSystem
@@ -320,4 +320,4 @@ def _ask(endpoints: str, timeout: float, question: Callable[[AdminClient], Await
         async with AdminClient(endpoints, timeout=timeout) as client:
             return await question(client)
 
-    return run(main())
+    return asyncio.run(main())

@@ -10,8 +10,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from raftkv.cli.files import write_atomically
 from raftkv.clock import SystemClock
+from raftkv.files import write_atomically
 
 _POLL = 0.02
 """Seconds between two looks at a process that is awaited."""

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from raftkv.addresses import parse_listen_address
-from raftkv.cli.files import write_atomically
-from raftkv.cli.joining import CONFIG, Places, has_begun, join
-from raftkv.cli.local import READY_TIMEOUT, LocalError, LocalNode, LocalProcesses, Place
-from raftkv.cli.ports import free_ports
+from raftkv.files import write_atomically
+from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses
+from raftkv.local.joining import CONFIG, Places, has_begun, join
+from raftkv.local.node import LocalError, LocalNode
+from raftkv.local.ports import free_ports
+from raftkv.local.shape import Place
 from raftkv.node.config import NodeConfig, parse_config, render
 
 _JOINING: Final = "node-joining"

@@ -1,0 +1,149 @@
+"""The families of commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from msgspec import Struct
+
+from raftkv import limits
+from raftkv.commands.bounds import CLIENT_BYTES, Client, Count, Key, Mode, ReadMode, SlotNumber
+from raftkv.commands.results import MALFORMED, TOO_LARGE, Result
+
+if TYPE_CHECKING:
+    from raftkv.store.meta import MetaStore
+    from raftkv.store.records import Store
+    from raftkv.store.slot import Slot
+    from raftkv.v1.kv_pb2 import Operation
+
+
+class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """Something that is asked of a group. Encoded, it is an array: its ``tag``, then its fields.
+
+    A class without a tag is a family. ``tag`` is part of the log's format and never reused. A command of no further
+    family is proposed by the group's leader only.
+    """
+
+    number: ClassVar[int]
+    """Its tag."""
+    name: ClassVar[str]
+    """For counters and messages."""
+    reads: ClassVar[bool] = False
+    """It changes nothing, and never stands in the log."""
+    grows: ClassVar[bool] = False
+    """It may bring new data: refused while there is no space for any."""
+
+    @property
+    def stale(self) -> bool:
+        """Whether any replica may answer."""
+        return False
+
+    def size(self) -> int:
+        """Bytes of its payload."""
+        return 0
+
+    def refusal(self) -> Result | None:
+        """Why nobody takes it, whatever the state: it breaks bounds that its type does not tell."""
+        return None
+
+    def apply(self, store: Store) -> Result:
+        """Take effect in a data group. Follows from the log alone, never raises."""
+        return MALFORMED
+
+    def apply_meta(self, meta: MetaStore) -> Result:
+        """Take effect in the meta group, likewise."""
+        return MALFORMED
+
+
+class SlotCommand(Command, frozen=True):
+    """A client's command, about the records of a slot: the group that owns it executes it.
+
+    A command of a Pipeline has a :meth:`decode`. One with an RPC of its own names it (``rpc``) and has
+    :meth:`from_request` and :meth:`respond`; ``answers``: codes beside OK that are answers there and no failures.
+    """
+
+    rpc: ClassVar[str] = ""
+    answers: ClassVar[tuple[int, ...]] = ()
+
+    slot: SlotNumber
+
+    @classmethod
+    def decode(cls, message: Operation, client: bytes, first: int, slots: int) -> Self | None:  # noqa: ARG003 - overridden
+        """The command of a Pipeline's message, whose client id and first incomplete request are told.
+
+        ``slots``: how many slots the cluster has. None if a Pipeline does not carry it. Raises InvalidArgument.
+        """
+        return None
+
+    @classmethod
+    def from_request(cls, request: Any, slots: int) -> Self:
+        """The command of its RPC's request. Raises InvalidArgument or TooLarge."""
+        raise NotImplementedError
+
+    def respond(self, result: Result, response: Any) -> None:
+        """Fill the empty response of its RPC."""
+        raise NotImplementedError
+
+
+class Read(SlotCommand, frozen=True, kw_only=True):
+    """It reads records."""
+
+    reads: ClassVar[bool] = True
+
+    mode: ReadMode = 0
+
+    @property
+    def stale(self) -> bool:
+        return self.mode == Mode.STALE
+
+    def read(self, store: Store) -> Result:
+        """The answer, of a state that is known to be recent enough."""
+        raise NotImplementedError
+
+
+class _Keyed(SlotCommand, frozen=True):
+    key: Key
+
+
+class Write(_Keyed, frozen=True, kw_only=True):
+    """It changes a record.
+
+    Those of one client are executed once: ``client``, ``seq``, ``first``: request id (16 bytes, number, first number
+    that the client still waits for). ``client`` empty: the node names it.
+    """
+
+    client: Client = b""
+    seq: Count = 0
+    first: Count = 0
+
+    def size(self) -> int:
+        return len(self.key)
+
+    def refusal(self) -> Result | None:
+        if len(self.key) > limits.MAX_KEY_BYTES:
+            return TOO_LARGE
+        if self.client and (len(self.client) != CLIENT_BYTES or not self.first <= self.seq or not self.seq):
+            return MALFORMED
+        return None
+
+    def apply(self, store: Store) -> Result:
+        return store.write(self)
+
+    def execute(self, store: Store, slot: Slot) -> int:
+        """Execute it, and return its outcome, as of :mod:`raftkv.store.sessions`."""
+        raise NotImplementedError
+
+
+class GroupCommand(Command, frozen=True):
+    """A node's command, about a group as a whole: its leader executes it."""
+
+    group: Count
+
+    def refusal(self) -> Result | None:
+        return TOO_LARGE if self.size() > limits.MAX_BATCH_BYTES else None
+
+
+class GroupRead(GroupCommand, frozen=True):
+    """It asks the group's leader."""
+
+    reads: ClassVar[bool] = True

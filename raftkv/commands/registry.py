@@ -1,0 +1,59 @@
+"""All commands, by number, and their encoding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from operator import or_
+from typing import Any, Final, cast
+
+from msgspec.msgpack import Decoder, Encoder
+
+from raftkv.commands import group, members, meta, moving, records
+from raftkv.commands.base import Command, GroupCommand, SlotCommand
+
+FAMILIES: Final = (records, group, meta, moving, members)
+
+
+def _types(family: type[Command]) -> Iterator[type[Command]]:
+    if family.__struct_config__.tag is not None:
+        yield family
+    for kind in family.__subclasses__():
+        yield from _types(kind)
+
+
+COMMANDS: Final[dict[int, type[Command]]] = {cast("int", kind.__struct_config__.tag): kind for kind in _types(Command)}
+for _number, _kind in COMMANDS.items():
+    _kind.number = _number
+    _kind.name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", _kind.__name__).lower()
+
+CLIENT_COMMANDS: Final = {number: kind for number, kind in sorted(COMMANDS.items()) if issubclass(kind, SlotCommand)}
+"""What clients may ask for."""
+
+CLIENT_READS: Final = frozenset(number for number, kind in CLIENT_COMMANDS.items() if kind.reads)
+
+_encoder: Final = Encoder()
+encode = _encoder.encode
+"""A command, or an array with some, as bytes."""
+
+
+def _union(kinds: Iterable[type[Command]]) -> Any:
+    return reduce(or_, kinds)
+
+
+LOGGED: Final = _union(kind for kind in COMMANDS.values() if not kind.reads)
+SENT: Final = _union(kind for kind in COMMANDS.values() if issubclass(kind, SlotCommand | GroupCommand))
+"""What nodes ask each other for."""
+
+_entries: Final[Decoder[tuple[int, list[Command]]]] = Decoder(tuple[int, list[LOGGED]])  # type: ignore[valid-type]
+
+
+def encode_entry(time: int, commands: Sequence[Command]) -> bytes:
+    """An entry of the log: the group's time in ms, and what is proposed."""
+    return _encoder.encode((time, commands))
+
+
+def decode_entry(data: bytes | memoryview) -> tuple[int, list[Command]]:
+    """Raises ValueError for anything that is no entry."""
+    return _entries.decode(data)

@@ -1,0 +1,146 @@
+"""What commands answer, and the changes that they make to records."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Final, NamedTuple
+
+from msgspec import Meta, Struct
+
+from raftkv.errors import Code
+
+_Small = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_Large = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_LargeOrNone = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+
+
+class Answer(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """What a question to a slot or group answers besides a record."""
+
+    def size(self) -> int:
+        """Bytes of its payload."""
+        return 0
+
+
+class ScanPage(Answer, frozen=True, tag=1):
+    """Records in key order: (key, value, version, milliseconds left or -1). ``more``: others follow."""
+
+    records: tuple[tuple[bytes, bytes, int, int], ...]
+    more: bool
+
+    def size(self) -> int:
+        return sum(len(key) + len(value) for key, value, _, _ in self.records)
+
+
+class ClusterReport(Answer, frozen=True, tag=2):
+    """The meta group's time (ms), and its state, encoded: what :meth:`raftkv.store.meta_state.MetaState.from_wire`
+    reads."""
+
+    time: int
+    state: bytes
+
+    def size(self) -> int:
+        return len(self.state)
+
+
+class MoveReport(Answer, frozen=True, tag=3):
+    """How far a slot move is in a group.
+
+    ``source``: "none", "tracked", "frozen", "released" or "cancelled". ``target``: "none", "importing", "staged",
+    "active" or "cancelled". ``seq``, ``cursor``: of the last chunk imported. ``records``, ``record_bytes``: of
+    the slots that the group has of the move, staged or tracked.
+    """
+
+    source: str
+    target: str
+    seq: int
+    cursor: bytes
+    records: int
+    record_bytes: int
+
+
+class ExportPage(Answer, frozen=True, tag=4):
+    """A part of what is to be copied of a move. ``chunk``: for ImportChunk.
+
+    ``records``, ``record_bytes``: left, estimated. ``cursor``: where the next page begins. ``done``: nothing was left.
+    """
+
+    cursor: bytes
+    chunk: bytes
+    records: int
+    record_bytes: int
+    done: bool
+
+    def size(self) -> int:
+        return len(self.chunk)
+
+
+class MoveSummary(Answer, frozen=True, tag=5):
+    """Of the frozen slots of a move: how many ``records``, and the encoded ``summary`` for ImportFinal."""
+
+    records: int
+    summary: bytes
+
+    def size(self) -> int:
+        return len(self.summary)
+
+
+class MembersReport(Answer, frozen=True, tag=6):
+    """The voters of a group as of its commit ``index``, the nodes in ``contact`` with its ``leader``."""
+
+    index: int
+    voters: tuple[int, ...]
+    contact: tuple[int, ...]
+    leader: int
+
+
+class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """Outcome of one command. Each field means one thing, whatever the command.
+
+    ``version``: of the record written or read, 0 = absent (of a Delete: of the record removed, 0 = there was none; of
+    CONDITION_FAILED: of the record that did not match).
+    ``value``: of the record read. ``ttl``: milliseconds that it has left, -1 = for ever.
+    ``hint``: node believed to lead the group, 0 = none. ``detail``: for people, of failures.
+    ``retry_ms``: of OVERLOADED, until it is worth asking again, -1 = not known, 0 = ask at once for less.
+    ``new_id_ms``: of SESSION_EXPIRED, when to draw the next client id, in ms of Unix time, 0 = not told.
+    ``number``: id that a change of the cluster gave, or of the last chunk imported. ``answer``: to a question.
+    """
+
+    code: _Small
+    version: _Large = 0
+    value: bytes | None = None
+    ttl: _LargeOrNone = -1
+    hint: _Small = 0
+    detail: Annotated[str, Meta(max_length=64 * 1024)] = ""
+    retry_ms: _LargeOrNone = -1
+    new_id_ms: _Large = 0
+    number: _Large = 0
+    answer: ScanPage | ClusterReport | MoveReport | ExportPage | MoveSummary | MembersReport | None = None
+
+    def size(self) -> int:
+        """Bytes of its payload."""
+        size = len(self.detail) + (0 if self.value is None else len(self.value))
+        return size if self.answer is None else size + self.answer.size()
+
+
+DONE: Final = Result(Code.OK)
+MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed command")
+TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="key, value or expected value too large")
+
+
+class Change(IntEnum):
+    """What happened to a record."""
+
+    PUT = 1
+    DELETE = 2
+    EXPIRE = 3
+
+
+class Event(NamedTuple):
+    """A record changed. ``version``: the slot's counter at the change; of EXPIRE the record's. ``value``: written."""
+
+    slot: int
+    version: int
+    key: bytes
+    kind: Change
+    value: bytes | None

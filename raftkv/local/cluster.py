@@ -1,0 +1,228 @@
+"""A cluster of node processes on this machine.
+
+Its folder holds ``cluster.json`` (its shape, fixed when it is made) and, for each node, ``node-<id>`` with
+``node.toml``, ``node.log``, ``node.pid`` and the node's ``data``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+
+from raftkv.clock import SystemClock
+from raftkv.errors import ConfigError
+from raftkv.files import write_atomically
+from raftkv.local.node import STOP_TIMEOUT, Launch, LocalError, LocalNode, check_ports
+from raftkv.local.process import pause
+from raftkv.local.shape import Place, Shape
+from raftkv.local.status import probe, status_of, why_not_ready
+from raftkv.node.config import NodeConfig, parse_config, render
+from raftkv.storage.folder import saved_map
+from raftkv.storage.fs import OsFileSystem
+from shards.map import ShardMap
+
+READY_TIMEOUT: Final = 60.0
+"""Seconds until nodes that were started must serve; a node replays up to a few hundred MiB of log before."""
+_POLL: Final = 0.05
+_USUAL: Final = Launch()
+
+
+class LocalProcesses:
+    """All nodes of one local cluster."""
+
+    def __init__(self, folder: Path, shape: Shape, launch: Launch) -> None:
+        self.folder = folder
+        self.shape = shape
+        self._launch = launch
+        self.nodes = [self._node(place) for place in shape.places]
+
+    def _node(self, place: Place) -> LocalNode:
+        return LocalNode(self.folder / f"node-{place.id}", place, self._launch)
+
+    def node(self, node: int) -> LocalNode:
+        """The node with this id. Raises LocalError if there is none."""
+        for candidate in self.nodes:
+            if candidate.id == node:
+                return candidate
+        raise LocalError(f"there is no node {node} in this cluster")
+
+    @property
+    def endpoints(self) -> str:
+        """Client addresses of all nodes, separated by commas."""
+        return ",".join(node.address for node in self.nodes)
+
+    @staticmethod
+    def shape_file(folder: Path) -> Path:
+        return folder / "cluster.json"
+
+    @classmethod
+    def open(cls, folder: Path, launch: Launch = _USUAL) -> LocalProcesses | None:
+        """The cluster kept in ``folder``, None if there is none. Raises ConfigError if its file is damaged."""
+        path = cls.shape_file(folder)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot read it: {error.strerror or error}") from None
+        return cls(folder.absolute(), Shape.from_json(text, path), launch)
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        shape: Shape,
+        *,
+        node_options: Mapping[str, Any] | None = None,
+        raft_options: Mapping[str, Any] | None = None,
+        dial: Mapping[tuple[int, int], str] | None = None,
+        launch: Launch = _USUAL,
+        metrics: Mapping[int, str] | None = None,
+    ) -> LocalProcesses:
+        """Write the folder of a new cluster. ``dial[a, b]``: address at which node a reaches node b. ``metrics[a]``:
+        where node a serves metrics and probes.
+
+        Raises ConfigError if the options do not fit together; nothing is written then.
+        """
+        cluster = cls(folder.absolute(), shape, launch)
+        ids = {place.id for place in shape.places}
+        if strangers := sorted({a for a, _ in dial or {}} - ids):
+            raise ConfigError(f"dial: there is no node {strangers[0]} yet; one that joins brings its own addresses")
+        configs = []
+        for place in shape.places:
+            own = {"metrics": metrics[place.id]} if metrics and place.id in metrics else {}
+            options = {**(node_options or {}), **own}
+            configs.append(cluster._config(place, options, raft_options or {}, dial or {}))
+        try:
+            for node, config in zip(cluster.nodes, configs, strict=True):
+                node.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(node.config, render(config))
+            # Last, so that a folder with this file is complete.
+            write_atomically(cls.shape_file(folder), shape.to_json())
+        except OSError as error:
+            raise LocalError(f"{folder}: cannot write the cluster's files: {error.strerror or error}") from None
+        return cluster
+
+    def _config(
+        self, place: Place, node: Mapping[str, Any], raft: Mapping[str, Any], dial: Mapping[tuple[int, int], str]
+    ) -> NodeConfig:
+        shape = self.shape
+        peers = [{"id": p.id, "address": p.address, "peer_address": p.peer_address} for p in shape.places]
+        dials = {b: address for (a, b), address in dial.items() if a == place.id}
+        cluster = {"id": shape.cluster_id, "slots": shape.slots, "groups": shape.groups, "replicas": shape.replicas}
+        raw = {"cluster": cluster, "node": {"id": place.id, "data_dir": "data", **node}, "raft": dict(raft)}
+        return parse_config({**raw, "dial": dials, "nodes": peers}, f"node {place.id}")
+
+    def adopt(self, place: Place) -> LocalNode:
+        """Remember a node that has joined; its folder and configuration exist. Raises LocalError."""
+        self.shape = replace(self.shape, places=(*self.shape.places, place))
+        try:
+            write_atomically(self.shape_file(self.folder), self.shape.to_json())
+        except OSError as error:
+            raise LocalError(f"{self.folder}: cannot write there: {error.strerror or error}") from None
+        node = self._node(place)
+        self.nodes.append(node)
+        return node
+
+    def removed(self) -> frozenset[int]:
+        """Nodes that have been removed from the cluster for good, as far as the others have noted it."""
+        newest: ShardMap | None = None
+        for node in self.nodes:
+            try:
+                data = saved_map(OsFileSystem(), str(node.data))
+                found = None if data is None else ShardMap.from_wire(msgpack.unpackb(data))
+            except (OSError, ValueError, msgpack.UnpackException):
+                continue
+            if found is not None and (newest is None or found.epoch > newest.epoch):
+                newest = found
+        return frozenset() if newest is None else frozenset(newest.removed)
+
+    def start_missing(self) -> list[LocalNode]:
+        """Start the members that do not run. Raises LocalError if a port is taken; nothing is started then."""
+        removed = self.removed()
+        missing = [node for node in self.nodes if node.process() is None and node.id not in removed]
+        check_ports(missing)
+        for node in missing:
+            node.start()
+        return missing
+
+    def wait_ready(self, timeout: float = READY_TIMEOUT, nodes: Sequence[LocalNode] | None = None) -> None:
+        """Wait until every member (or those given) serves. Raises LocalError if one ends or the time runs out."""
+        clock = SystemClock()
+        end = clock.now() + timeout
+        removed = self.removed()
+        waiting = [node for node in self.nodes if node.id not in removed] if nodes is None else list(nodes)
+        while waiting:
+            for node in waiting:
+                if node.process() is None:
+                    raise LocalError(f"node {node.id} ended while starting; the end of {node.log}:\n{node.log_tail()}")
+            states = {node.id: probe(node.address) for node in waiting}
+            waiting = [node for node in waiting if not (status := states[node.id]) or not status.ready]
+            if waiting and clock.now() >= end:
+                reasons = "\n".join(f"  node {n.id}: {why_not_ready(states[n.id])}; log: {n.log}" for n in waiting)
+                raise LocalError(f"not ready after {timeout:g} s:\n{reasons}")
+            if waiting:
+                pause(_POLL)
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> dict[int, bool]:
+        """Stop all nodes that run: node id -> whether it ended by itself rather than being killed."""
+        clock = SystemClock()
+        running = [node for node in self.nodes if node.process() is not None]
+        for node in running:
+            node.ask_to_stop()
+        end = clock.now() + timeout
+        ended = {node.id: node.finish(max(0.0, end - clock.now())) for node in running}
+        for node in self.nodes:
+            if node not in running:
+                node.pid_file.remove()
+        return ended
+
+    def kill(self) -> None:
+        """SIGKILL to all nodes before any of them is waited for."""
+        for node in self.nodes:
+            node.signal(signal.SIGKILL)
+        for node in self.nodes:
+            node.kill()
+
+    def status(self) -> dict[str, Any]:
+        """The cluster as plain data: nodes with pid, address and state, groups with leader, term and indexes."""
+        about = {
+            "cluster_id": self.shape.cluster_id,
+            "data_dir": str(self.folder),
+            "endpoints": self.endpoints,
+        }
+        return {**about, **status_of(self.nodes, self.removed())}
+
+    def leader(self, group: int) -> int | None:
+        """The node that leads ``group`` according to the newest term that any node reports, None if none does."""
+        for entry in self.status()["groups"]:
+            if entry["id"] == group:
+                leader: int | None = entry["leader"]
+                return leader
+        return None
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keep other commands from making, starting or stopping the cluster of ``folder``, which is made if need be.
+
+    Raises LocalError if another command is at it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "cluster.lock").open("w")
+    except OSError as error:
+        raise LocalError(f"{folder}: cannot write there: {error.strerror or error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LocalError(f"{folder}: another command is starting or stopping this cluster") from None
+        yield
