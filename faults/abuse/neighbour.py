@@ -17,8 +17,11 @@ from raftkv.errors import RaftKVError
 from raftkv.rpc.errors import error_of
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 
-_KEYS: Final = 200
-"""Of each group; they are written in turn."""
+_KEYS: Final = 50
+"""Of each worker; they are written in turn."""
+_WORKERS: Final = 4
+"""Of each group. One alone would be late for all that is due while it waits, so that waits as long as the time between
+two operations added up without end."""
 
 
 class Store(Protocol):
@@ -96,7 +99,8 @@ async def behave(
     period: float = 0.05,
     timeout: float = 30.0,
 ) -> None:
-    """Write a key and read it, ``period`` seconds apart, again and again for each of the ``tags``, until it is over.
+    """Write a key and read it, again and again for each of the ``tags``, an operation each ``period`` seconds on
+    average, by several workers in turns, until it is over.
 
     ``name``: of its keys; nobody else may write them. ``through``: the node that is asked for everything; else the
     client finds the leaders. ``ready``: each tag has been written. Waits count from when an operation was due, so that
@@ -108,11 +112,15 @@ async def behave(
     ready: set[str] = set()
     try:
         async with asyncio.TaskGroup() as group:
-            for worker, tag in enumerate(tags):
-                prefix = f"{PREFIX}{name}/{{{tag}}}/{worker}/"
-                group.create_task(_work(store, prefix, seen, ready, over, period))
+            workers = _WORKERS if period else 1
+            prefixes = [
+                f"{PREFIX}{name}/{{{tag}}}/{at}/{worker}/" for worker in range(workers) for at, tag in enumerate(tags)
+            ]
+            for number, prefix in enumerate(prefixes):
+                delay = number // len(tags) * period
+                group.create_task(_work(store, prefix, seen, ready, over, delay, period * workers))
             while not over.is_set():
-                counts["ready"] = len(ready) == len(tags)
+                counts["ready"] = len(ready) == len(prefixes)
                 seen.tell(counts)
                 await asleep(over, 0.1)
         await _look(store, seen.acknowledged, seen)
@@ -121,8 +129,11 @@ async def behave(
         await store.close()
 
 
-async def _work(store: Store, prefix: str, seen: _Seen, ready: set[str], over: asyncio.Event, period: float) -> None:
+async def _work(
+    store: Store, prefix: str, seen: _Seen, ready: set[str], over: asyncio.Event, delay: float, period: float
+) -> None:
     clock = SystemClock()
+    await asleep(over, delay)
     number, due, answered = 0, clock.now(), clock.now()
     while not over.is_set():
         number += 1
