@@ -75,6 +75,9 @@ MAX_SCAN_PAGE_BYTES: Final = 2 * 1024 * 1024
 MAX_ENTRY_BYTES: Final = MAX_BATCH_BYTES
 """Commands gathered into one log entry stop here; one more command starts the next entry."""
 
+MAX_ENTRY_OPS: Final = 512
+"""And here: so that what comes next waits some tens of milliseconds, however much waits before it."""
+
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 """A frame between nodes: several full entries. A longer announcement is garbage or an attack."""
 

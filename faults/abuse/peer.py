@@ -56,7 +56,7 @@ def operations_frame(slot: int, key: bytes, count: int) -> bytes:
 def _operations(slot: int, key: bytes, sizes: list[int]) -> bytes:
     client = client_id(round(1000 * SystemClock().wall()), bytes(TAIL_BYTES))
     puts = [Put(slot, key, b"b" * size, client=client, seq=at) for at, size in enumerate(sizes, 1)]
-    packed: bytes = msgpack.packb([messages.ask(1, 10_000, puts)], use_bin_type=True)
+    packed: bytes = msgpack.packb([messages.ask(1, 10_000, 1, puts)], use_bin_type=True)
     return packed
 
 

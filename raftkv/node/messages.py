@@ -1,6 +1,6 @@
 """Messages between nodes that are not Raft's: arrays whose first item is a word instead of a group's number.
 
-``["op", number, timeout in ms, operations]`` asks the receiver to execute operations;
+``["op", number, timeout in ms, source, operations]`` asks the receiver to execute operations of one source;
 ``["re", results]`` brings results; ``["epoch", epoch, digest]`` says which map the sender has;
 ``["map", map]`` brings one; ``["leads", [group, ...]]`` says which
 groups the sender leads; ``["room", disk, memory]`` which of its disk and memory are full; ``["left"]`` reminds the
@@ -36,19 +36,19 @@ def _rows(value: object) -> Any:
     return value if isinstance(value, list | tuple) else (None,)
 
 
-def ask(number: int, timeout: int, ops: Sequence[Command]) -> list[Any]:
-    """An "op" message. ``timeout``: in ms."""
-    return ["op", number, timeout, encode(ops)]
+def ask(number: int, timeout: int, source: int, ops: Sequence[Command]) -> list[Any]:
+    """An "op" message. ``timeout``: in ms. ``source``: see :class:`raftkv.rpc.frontend.Caller`."""
+    return ["op", number, timeout, source, encode(ops)]
 
 
-def operations(message: list[Any]) -> tuple[int, int, list[Command]]:
-    """Number, timeout in ms and operations of an "op" message. Raises Malformed.
+def operations(message: list[Any]) -> tuple[int, int, int, list[Command]]:
+    """Number, timeout in ms, source and operations of an "op" message. Raises Malformed.
 
     Their bounds are the receiver's to check: see :meth:`raftkv.commands.base.Command.refusal`.
     """
-    if [type(item) for item in message[1:]] == [int, int, bytes]:
+    if [type(item) for item in message[1:]] == [int, int, int, bytes]:
         try:
-            return message[1], message[2], _operations.decode(message[3])
+            return message[1], message[2], message[3], _operations.decode(message[4])
         except ValueError as problem:
             raise Malformed(f"malformed operations: {problem}") from None
     raise Malformed("malformed operations")

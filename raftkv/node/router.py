@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
+from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
@@ -73,7 +74,7 @@ class Router:
         self._open: dict[Request, None] = {}
         self._writes: dict[Writes, None] = {}
         self._admission = Admission()
-        self._peers_asking: dict[int, Caller] = {}
+        self._peers_callers: WeakValueDictionary[tuple[int, int], Caller] = WeakValueDictionary()
         self._numbers: dict[int, None] = {}
         self._number = 0
         self._leaders = Leaders(node, groups, peers)
@@ -113,9 +114,9 @@ class Router:
         """See :meth:`raftkv.rpc.frontend.Frontend.submit`."""
         self._submit(ops, timeout, reply, caller, local=False)
 
-    def on_forwarded(self, peer: int, number: int, timeout: int, ops: list[Command]) -> None:
+    def on_forwarded(self, peer: int, number: int, timeout: int, source: int, ops: list[Command]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
-        caller = self._peers_asking.setdefault(peer, Caller())
+        caller = self._peers_callers.setdefault((peer, source), Caller(source))
         answers = self._forwarding
         answer = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
         refused = {index: refusal for index, op in enumerate(ops) if (refusal := op.refusal()) is not None}
@@ -179,7 +180,8 @@ class Router:
             return
         self._writes[lot] = None
         self._admission.add(lot.group, lot.caller, len(lot.ops), lot.size)
-        lot.proposal = self._data[lot.group].group.propose(lot.ops, lot.size, partial(self._on_written, lot))
+        done = partial(self._on_written, lot)
+        lot.proposal = self._data[lot.group].group.propose(lot.ops, lot.size, done, lot.caller.source)
 
     def _on_written(self, lot: Writes, results: list[Result]) -> None:
         """The outcome of a proposal, unless its deadline came first."""
@@ -275,7 +277,7 @@ class Router:
             else:
                 request.flying = True
                 request.proposal = replica.group.propose(
-                    [op], request.size, lambda results: self._outcome(request, results[0])
+                    [op], request.size, lambda results: self._outcome(request, results[0]), request.caller.source
                 )
             return
         if request.local:

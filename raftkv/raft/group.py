@@ -157,13 +157,14 @@ class RaftGroup:
 
     # -- proposals
 
-    def propose(self, ops: Sequence[Command], size: int, done: Done) -> Proposal:
+    def propose(self, ops: Sequence[Command], size: int, done: Done, source: int = 0) -> Proposal:
         """Replicate ``ops``, of ``size`` bytes of payload, in one entry; ``done(results)`` is called once.
 
         TOO_LARGE, NOT_LEADER and UNAVAILABLE are answered only to operations that never reached the log; UNKNOWN if
-        this node lost the leadership before it saw the outcome. What is returned can be withdrawn.
+        this node lost the leadership before it saw the outcome. ``source``: on whose behalf, 0 = the node's own.
+        What is returned can be withdrawn.
         """
-        proposal = Proposal(ops, size, done)
+        proposal = Proposal(ops, size, done, source)
         if self._leading:
             self._proposals.add(proposal)
             self._wake()

@@ -13,6 +13,7 @@ from raftkv.commands.base import Command, Write
 from raftkv.commands.results import MALFORMED, Result
 from raftkv.errors import Code
 from raftkv.raft.entries import is_readable, pack_batch
+from raftkv.raft.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +33,13 @@ _BULK_PER_ENTRY: Final = 1024 * 1024
 class Proposal:
     """Operations that were proposed together and share an entry. ``size``: their payload in bytes.
 
-    ``waiting``: they have not reached the log, and have no results yet.
+    ``source``: on whose behalf; sources take turns. ``waiting``: they have not reached the log and have no results yet.
     """
 
     ops: Sequence[Command]
     size: int
     done: Done
+    source: int = 0
     waiting: bool = True
 
     def withdraw(self) -> bool:
@@ -92,20 +94,18 @@ class Proposals:
     """The proposals of one replica while it leads.
 
     Clients' large writes queue by themselves, and each entry takes some of both: a small write waits for one entry, not
-    for all the megabytes that were proposed before it. What is asked of the group as a whole keeps its order.
+    for all the megabytes that were proposed before it. Within each queue the sources take turns. What is asked of the
+    group as a whole keeps its order: it has one source, 0.
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[Proposal] = deque()
-        self._bulk: deque[Proposal] = deque()
+        self._waiting: Turns[Proposal] = Turns()
+        self._bulk: Turns[Proposal] = Turns()
         self._open: deque[OpenEntry] = deque()
 
     @property
     def waiting(self) -> bool:
-        for queue in (self._waiting, self._bulk):
-            while queue and not queue[0].waiting:
-                queue.popleft()
-        return bool(self._waiting or self._bulk)
+        return self._waiting.head() is not None or self._bulk.head() is not None
 
     @property
     def open_entries(self) -> int:
@@ -117,17 +117,21 @@ class Proposals:
             proposal.refuse(_TOO_LARGE)
             return
         bulk = proposal.size >= _BULK and isinstance(proposal.ops[0], Write)
-        (self._bulk if bulk else self._waiting).append(proposal)
+        (self._bulk if bulk else self._waiting).add(proposal)
 
     def take(self) -> tuple[list[Command], list[Proposal]]:
         """What goes into the next entry: of each queue at least one proposal, if both fit into MAX_ENTRY_BYTES."""
         taken: list[Proposal] = []
-        size = 0
+        size = count = 0
         for queue, most in ((self._bulk, _BULK_PER_ENTRY), (self._waiting, limits.MAX_ENTRY_BYTES)):
-            while queue and (not taken or size + queue[0].size <= most):
-                taken.append(queue.popleft())
-                taken[-1].waiting = False
-                size += taken[-1].size
+            while (head := queue.head()) is not None:
+                if taken and (size + head.size > most or count + len(head.ops) > limits.MAX_ENTRY_OPS):
+                    break
+                queue.pop()
+                head.waiting = False
+                taken.append(head)
+                size += head.size
+                count += len(head.ops)
         return [op for proposal in taken for op in proposal.ops], taken
 
     def next_entry(self, time: int) -> tuple[bytes, list[Command], list[Proposal]]:
@@ -165,8 +169,6 @@ class Proposals:
 
     def refuse_waiting(self, refusal: Result) -> None:
         """What waits never reached the log."""
-        proposals = [*self._waiting, *self._bulk]
-        self._waiting.clear()
-        self._bulk.clear()
-        for proposal in proposals:
-            proposal.refuse(refusal)
+        for proposal in [*self._waiting.clear(), *self._bulk.clear()]:
+            if proposal.waiting:
+                proposal.refuse(refusal)

@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, Self
+from zlib import crc32
 
 from shards.slots import DEFAULT_SLOTS
 
@@ -23,13 +24,20 @@ if TYPE_CHECKING:
 class Caller:
     """On whose behalf operations are executed: a client's stream or call, another node, or the node itself.
 
-    ``gone``: nobody waits for the answers any more; set once, by whoever made it.
+    ``gone``: nobody waits for the answers any more; set once, by whoever made it. ``source``: a number of 32 bits that
+    callers on one connection share; sources take turns. 0: the node itself.
     """
 
-    __slots__ = ("gone",)
+    __slots__ = ("__weakref__", "gone", "source")
 
-    def __init__(self) -> None:
+    def __init__(self, source: int = 0) -> None:
         self.gone = False
+        self.source = source
+
+    @classmethod
+    def at(cls, peer: str) -> Self:
+        """A caller on the connection from ``peer``."""
+        return cls(crc32(peer.encode()) | 1)
 
 
 NODE: Final = Caller()

@@ -94,7 +94,7 @@ class PipelineStream:
         self._wake: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._reading = True
-        self._caller = Caller()
+        self._caller = Caller.at(peer)
         self.peer = peer
         self.blocked_since: float | None = None
         """When the answer that waits for its client to read was ready."""

@@ -110,7 +110,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         self.tally.take((op.number,))
         since, timeout = self._clock.now(), budget_of(context)
         until = since + timeout
-        caller = Caller()
+        caller = Caller.at(context.peer())
         try:
             result = await answer_to(self._frontend.submit, op, timeout, caller)
             while result.code == _OVERLOADED and not result.retry_ms and (left := until - self._clock.now()) > _AGAIN:

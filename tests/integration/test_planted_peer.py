@@ -140,7 +140,7 @@ def test_operations_too_large_for_the_log_do_not_reach_it(cluster: LocalCluster,
     ops = TOO_LARGE[name]
     for node in (1, 2):
         with peer(cluster, node) as connection:
-            connection.send(ask(1, 5000, ops), 7)
+            connection.send(ask(1, 5000, 1, ops), 7)
             # The answers go to the real node 3, which is dead; the pong says that the message was read.
             [[[number, _, _]]] = connection.read()
             assert number == 7
@@ -149,8 +149,8 @@ def test_operations_too_large_for_the_log_do_not_reach_it(cluster: LocalCluster,
 
 def test_results_and_sizes_of_no_node_end_the_connection(cluster: LocalCluster) -> None:
     messages: list[Any] = [
-        ask(1, 1000, [Put(5, b"k", b"v", client=b"c" * 17, seq=1, first=1)]),
-        ask(1, 1000, [Put(5, b"k", b"v", client=LARGE, seq=1, first=1)]),
+        ask(1, 1000, 1, [Put(5, b"k", b"v", client=b"c" * 17, seq=1, first=1)]),
+        ask(1, 1000, 1, [Put(5, b"k", b"v", client=LARGE, seq=1, first=1)]),
         answer([(1, 0, Result(0, 2**64 - 1))]),
         answer([(1, 0, Result(0, 1, detail="x" * 100_000))]),
         answer([(1, 0, Result(2**40, 1))]),

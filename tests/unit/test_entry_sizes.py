@@ -69,7 +69,7 @@ def test_the_limits_of_operations(op: Command, taken: bool) -> None:
 @pytest.mark.parametrize("length", [17, 2**20])
 def test_client_ids_of_another_length_are_malformed(length: int) -> None:
     with pytest.raises(messages.Malformed):
-        messages.operations(messages.ask(1, 1, [Put(0, b"k", b"v", client=b"c" * length, seq=1, first=1)]))
+        messages.operations(messages.ask(1, 1, 1, [Put(0, b"k", b"v", client=b"c" * length, seq=1, first=1)]))
 
 
 @pytest.mark.parametrize(

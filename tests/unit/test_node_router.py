@@ -70,7 +70,7 @@ class _Life:
         self.router.submit([op], 5.0, lambda index, result: self.results.append((index, result)))
         await self.clock.advance(0.0)
         node, message = self.peers.sent[-1]
-        number, _, ops = messages.operations(message)
+        number, _, _, ops = messages.operations(message)
         assert (node, message[0], ops) == (1, "op", [op])
         return number
 
@@ -100,7 +100,7 @@ async def _too_large() -> None:
     life = _Life(1)
     large = b"x" * (limits.MAX_VALUE_BYTES + 1)
     ops: list[Command] = [Put(7, b"k", large), Scan(999, b"k"), Cas(7, b"k", b"v", expected=large), Scan(998, b"k")]
-    life.router.on_forwarded(1, 5, 1000, ops)
+    life.router.on_forwarded(1, 5, 1000, 7, ops)
     await life.clock.advance(0.0)
     node, message = life.peers.sent[-1]
     assert (node, message[0]) == (1, "re")
