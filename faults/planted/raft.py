@@ -320,13 +320,15 @@ def offers_again(group: RaftGroup) -> None:
 # -- once and only once: results, attempts
 
 
-def tells_refusal(group: RaftGroup, ops: list[Command], size: int, done: Callable[[list[Result]], None]) -> Any:
+def tells_refusal(
+    group: RaftGroup, ops: Sequence[Command], size: int, done: Callable[[list[Result]], None], *rest: Any
+) -> Any:
     """Whoever does not know the outcome says that there was none."""
 
     def refused(results: list[Result]) -> None:
         done([Result(Code.INVALID_ARGUMENT) if one.code == Code.UNKNOWN else one for one in results])
 
-    return _propose(group, ops, size, refused)
+    return _propose(group, ops, size, refused, *rest)
 
 
 _propose = RaftGroup.propose
