@@ -19,12 +19,14 @@ from raftkv.cli.main import run
 from raftkv.client.transport import TransportError
 from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, ConditionFailed, CorruptData, RaftKVError
+from raftkv.peer.hello import Refused
 from raftkv.rpc.errors import error_of, failure_of
 
 PACKAGES = ("raftkv", "shards", "faults")
 SAMPLES: dict[type[BaseException], BaseException] = {
     ConditionFailed: ConditionFailed("no", 7, key=b"k", expected=5),
     CorruptData: CorruptData("/data/wal", 17, "a torn record"),
+    Refused: Refused(1, "why"),
     TransportError: TransportError(Result(7, detail="nobody leads")),
 }
 
