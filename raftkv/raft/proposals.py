@@ -13,7 +13,7 @@ from raftkv.commands.base import Command, Write
 from raftkv.commands.results import MALFORMED, Result
 from raftkv.errors import Code
 from raftkv.raft.entries import is_readable, pack_batch
-from raftkv.raft.turns import Turns
+from raftkv.raft.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ class Proposals:
     """
 
     def __init__(self) -> None:
-        self._waiting: Turns[Proposal] = Turns()
-        self._bulk: Turns[Proposal] = Turns()
+        self._waiting: FairQueue[Proposal] = FairQueue()
+        self._bulk: FairQueue[Proposal] = FairQueue()
         self._open: deque[OpenEntry] = deque()
 
     @property

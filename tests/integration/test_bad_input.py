@@ -17,9 +17,10 @@ import msgpack
 import pytest
 
 import raftkv
+from faults.abuse.peer import identity_of
 from raftkv.limits import MAX_BATCH_BYTES, MAX_FRAME_BYTES, MAX_KEY_BYTES, MAX_TTL, MAX_VALUE_BYTES
 from raftkv.peer.frames import HEADER, Encoder
-from raftkv.peer.hello import PROTOCOL_VERSION
+from raftkv.peer.hello import PROTOCOL_VERSION, hello_frame
 from raftkv.testing import LocalCluster
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 from tests.waiting import PATIENCE
@@ -144,16 +145,7 @@ def _bad_frames(cluster: LocalCluster) -> list[bytes]:
 
 
 def test_bad_bytes_on_the_port_for_peers_end_that_connection_only(cluster: LocalCluster) -> None:
-    identity = json.loads((cluster.data_dir(3) / "identity.json").read_bytes().rpartition(b"\ncrc32 ")[0])
-    hello: list[object] = [
-        "raftkv",
-        PROTOCOL_VERSION,
-        cluster.cluster_id,
-        3,
-        1,
-        identity["incarnation"],
-        "another boot",
-    ]
+    hello = hello_frame(identity_of(cluster.cluster_id, 3, cluster.data_dir(3)), 1)
     host, port = cluster.peer_address(1).split(":")
     # The real node would dial again and take the place of the connection that speaks in its name.
     cluster.kill(3)

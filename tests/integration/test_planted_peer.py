@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import raftkv
+from faults.abuse.peer import identity_of
 from raftkv import limits
 from raftkv.commands.base import Command
 from raftkv.commands.meta import ChangeCluster
@@ -22,7 +23,7 @@ from raftkv.commands.records import Cas, Put
 from raftkv.commands.results import Result
 from raftkv.node.messages import answer, ask
 from raftkv.peer.frames import HEADER, Decoder, Encoder
-from raftkv.peer.hello import PROTOCOL_VERSION
+from raftkv.peer.hello import hello_frame
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE
 
@@ -44,21 +45,12 @@ class Peer:
     """A connection to a node."""
 
     def __init__(self, cluster: LocalCluster, node: int) -> None:
-        stored = (cluster.data_dir(PRETENDED) / "identity.json").read_bytes().rpartition(b"\ncrc32 ")[0]
+        identity = identity_of(cluster.cluster_id, PRETENDED, cluster.data_dir(PRETENDED))
         host, port = cluster.peer_address(node).split(":")
         self.connection = socket.create_connection((host, int(port)), timeout=PATIENCE)
         self.encoder = Encoder()
         self.decoder = Decoder()
-        hello = [
-            "raftkv",
-            PROTOCOL_VERSION,
-            cluster.cluster_id,
-            PRETENDED,
-            node,
-            json.loads(stored)["incarnation"],
-            "another boot",
-        ]
-        self.connection.sendall(self.encoder.frame_of(hello))
+        self.connection.sendall(self.encoder.frame_of(hello_frame(identity, node)))
         assert self.read()[0][0] == "welcome"
 
     def read(self) -> list[list[Any]]:

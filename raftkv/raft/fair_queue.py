@@ -19,7 +19,7 @@ class Waiting(Protocol):
 T = TypeVar("T", bound=Waiting)
 
 
-class Turns(Generic[T]):
+class FairQueue(Generic[T]):
     """A queue of queues, one for each source; a turn is one item, and each source's items keep their order.
 
     Who comes after a pause goes first, once, and then takes turns with the others (as new flows in FQ-CoDel, RFC 8290):
