@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
+from raftkv.api.failures import error_of, known_code
 from raftkv.client.arguments import check_timeout
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.transport import FAILURES, connect, failure
 from raftkv.clock import Clock, SystemClock, sleep
 from raftkv.errors import OUTCOMES, Code, DeadlineExceeded, RaftKVError, Unavailable
 from raftkv.limits import DEFAULT_TIMEOUT
-from raftkv.rpc.errors import error_of, known_code
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
 from shards.map import Group, MapError, Node, ShardMap
 
@@ -173,8 +173,8 @@ class AdminClient:
         request = admin_pb2.GetStatusRequest()
         return await self._one(address, lambda stub, left: stub.GetStatus(request, timeout=left))
 
-    async def slots(self, address: str) -> list[admin_pb2.SlotFigures]:
-        """Figures of the slots of the groups that the node at ``address`` leads."""
+    async def slots(self, address: str) -> list[admin_pb2.SlotStats]:
+        """StatsOfSlots of the slots of the groups that the node at ``address`` leads."""
         request = admin_pb2.GetSlotsRequest()
         answer = await self._one(address, lambda stub, left: stub.GetSlots(request, timeout=left))
         return list(answer.slots)

@@ -13,13 +13,13 @@ import grpc
 from grpc import aio
 from msgspec.structs import replace
 
+from raftkv.api.grpc_status import CLUSTER_KEY, result_of
+from raftkv.api.status import NodeStatus, PeerStatus, ReplicaStatus, Role
 from raftkv.client.process import check_process, keep_after_fork
 from raftkv.client.routing import View, view_of
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_MESSAGE_BYTES
-from raftkv.rpc.errors import CLUSTER_KEY, result_of
-from raftkv.rpc.frontend import NodeStatus, PeerStatus, ReplicaStatus, Role
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Final
 from raftkv import limits
 from raftkv.commands.results import Result
 from raftkv.errors import Code
-from raftkv.rpc.frontend import NODE, Caller
+from raftkv.frontend.port import NODE, Caller
 
 _OPS_RESERVED: Final = limits.MAX_PENDING_OPS // limits.PENDING_RESERVE
 _BYTES_RESERVED: Final = limits.MAX_PENDING_BYTES // limits.PENDING_RESERVE

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from raftkv import limits
 from raftkv.commands.base import Write
+from raftkv.commands.client_ids import TAIL_BYTES, client_id, drawn_at
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.store.records import Store
-from raftkv.store.sessions import TAIL_BYTES, client_id, drawn_at
 
 _AHEAD_MS: Final = limits.CLIENT_AHEAD * 1000
 _LAST_TAIL: Final = b"\xff" * TAIL_BYTES

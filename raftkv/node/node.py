@@ -16,9 +16,11 @@ from typing import Any, Final
 import msgpack
 
 from raftkv import __version__, limits
+from raftkv.api.status import ClusterSettings, Digests, NodeStatus, PeerStatus, SlotStats
 from raftkv.clock import Clock, Timer
 from raftkv.commands.base import Command
 from raftkv.errors import CorruptData, RaftKVError
+from raftkv.frontend.port import NODE, Caller, NodeStats
 from raftkv.node import messages
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.clocks import Clocks
@@ -29,7 +31,6 @@ from raftkv.node.drivers.maintenance import Maintenance
 from raftkv.node.drivers.membership import Membership
 from raftkv.node.drivers.mover import Mover
 from raftkv.node.drivers.replica_gc import ReplicaGC
-from raftkv.node.figures import Figures, MeasuredWorker
 from raftkv.node.inspection import Inspection
 from raftkv.node.maps import Maps
 from raftkv.node.memory import Memory, ProcessMemory
@@ -39,21 +40,12 @@ from raftkv.node.requests import Reply
 from raftkv.node.room import Full, Room
 from raftkv.node.router import Router
 from raftkv.node.space import Space
+from raftkv.node.stats import MeasuredWorker, StatsCollector
 from raftkv.peer.frames import ProtocolViolation
 from raftkv.peer.hello import Hello, Identity, Reason, Refused
 from raftkv.peer.links import Links
 from raftkv.peer.network import Network
 from raftkv.raft import RaftConfig
-from raftkv.rpc.frontend import (
-    NODE,
-    Caller,
-    ClusterSettings,
-    Digests,
-    NodeFigures,
-    NodeStatus,
-    PeerStatus,
-    SlotFigures,
-)
 from raftkv.storage.folder import MAP_AT, DataFolder
 from raftkv.storage.fs import FileSystem, Worker
 from raftkv.storage.snapshots import SnapshotStore
@@ -233,7 +225,7 @@ class RaftNode:
             self._clock,
             rng,
         )
-        self._figures = Figures(
+        self._stats = StatsCollector(
             self._replicas, self._router, self._links, self._clocks, self._wal, measured, self._mover
         )
         self._maps = Maps(self._clock.now)
@@ -558,8 +550,8 @@ class RaftNode:
     def waiting(self) -> Mapping[int, str]:
         return self._membership.waiting
 
-    def slot_figures(self) -> list[SlotFigures]:
-        return self._inspection.slot_figures()
+    def slot_stats(self) -> list[SlotStats]:
+        return self._inspection.slot_stats()
 
     def digests(self, group: int, check: int) -> Digests | None:
         return self._inspection.digests(group, check)
@@ -574,8 +566,8 @@ class RaftNode:
     def alive(self) -> bool:
         return not self._failed
 
-    def figures(self) -> NodeFigures:
-        return self._figures.collect(self.status(), self._space.free, self._room.here.disk, self._memory)
+    def stats(self) -> NodeStats:
+        return self._stats.collect(self.status(), self._space.free, self._room.here.disk, self._memory)
 
     def status(self) -> NodeStatus:
         replicas = self._replicas.statuses()

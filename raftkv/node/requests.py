@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from raftkv.commands.base import Command, GroupCommand, Write
 from raftkv.commands.results import Result
+from raftkv.frontend.port import Caller
 from raftkv.limits import OP_OVERHEAD
 from raftkv.raft.proposals import Proposal
-from raftkv.rpc.frontend import Caller
 
 if TYPE_CHECKING:
     from raftkv.raft import RaftGroup

@@ -19,6 +19,7 @@ from raftkv.commands.base import Command, GroupCommand, Read, SlotCommand, Write
 from raftkv.commands.bounds import Mode
 from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, Code
+from raftkv.frontend.port import NODE, Caller
 from raftkv.limits import OP_OVERHEAD
 from raftkv.node.admission import Admission
 from raftkv.node.answers import bounded_answers
@@ -28,7 +29,6 @@ from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.replicas import Replica
 from raftkv.node.requests import GroupPort, Reply, Request, Writes
 from raftkv.node.retries import Retries
-from raftkv.rpc.frontend import NODE, Caller
 from shards.map import ShardMap
 
 _IDS_PERIOD: Final = 1.0
@@ -111,7 +111,7 @@ class Router:
     # -- in
 
     def submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
-        """See :meth:`raftkv.rpc.frontend.Frontend.submit`."""
+        """See :meth:`raftkv.frontend.port.NodePort.submit`."""
         self._submit(ops, timeout, reply, caller, local=False)
 
     def on_forwarded(self, peer: int, number: int, timeout: int, source: int, ops: list[Command]) -> None:

@@ -1001,7 +1001,7 @@ class GetSlotsRequest(_message.Message):
 Global___GetSlotsRequest: _TypeAlias = GetSlotsRequest  # noqa: Y015
 
 @_typing.final
-class SlotFigures(_message.Message):
+class SlotStats(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SLOT_FIELD_NUMBER: _builtins.int
@@ -1030,7 +1030,7 @@ class SlotFigures(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SlotFigures: _TypeAlias = SlotFigures  # noqa: Y015
+Global___SlotStats: _TypeAlias = SlotStats  # noqa: Y015
 
 @_typing.final
 class GetSlotsResponse(_message.Message):
@@ -1038,13 +1038,13 @@ class GetSlotsResponse(_message.Message):
 
     SLOTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotFigures]:
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotStats]:
         """Of the groups that the node leads."""
 
     def __init__(
         self,
         *,
-        slots: _abc.Iterable[Global___SlotFigures] | None = ...,
+        slots: _abc.Iterable[Global___SlotStats] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -10,10 +10,13 @@ from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from raftkv.api.grpc_status import CLUSTER_KEY, NODE_KEY, result_of
 from raftkv.clock import SystemClock
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code, ListenError
+from raftkv.frontend.grpc.server import GrpcServer
+from raftkv.frontend.resources import Resources
 from raftkv.limits import (
     DEFAULT_TIMEOUT,
     MAX_BATCH_OPS,
@@ -22,8 +25,6 @@ from raftkv.limits import (
     MAX_STREAM_OPS,
     MAX_VALUE_BYTES,
 )
-from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, result_of
-from raftkv.rpc.server import RpcServer
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from shards.slots import slot_of
 from tests.rpc_fakes import CLUSTER, FakeCluster, FakeFrontend, failed
@@ -364,7 +365,7 @@ def test_reflection_lists_the_services() -> None:
 def test_a_port_in_use_is_a_clear_error() -> None:
     async def main() -> None:
         async with FakeCluster() as cluster:
-            second = RpcServer(FakeFrontend(), cluster.endpoints, SystemClock())
+            second = GrpcServer(FakeFrontend(), cluster.endpoints, Resources(SystemClock()))
             with pytest.raises(ListenError, match=f"{cluster.endpoints}.*in use"):
                 await second.start()
             await second.stop()

@@ -17,9 +17,9 @@ MAP = ShardMap(
 )
 
 
-def figures(**changed: int) -> dict[int, admin_pb2.SlotFigures]:
+def stats(**changed: int) -> dict[int, admin_pb2.SlotStats]:
     return {
-        slot: admin_pb2.SlotFigures(slot=slot, group=MAP.owners[slot], keys=2, bytes=100, **changed)
+        slot: admin_pb2.SlotStats(slot=slot, group=MAP.owners[slot], keys=2, bytes=100, **changed)
         for slot in range(256)
     }
 
@@ -44,7 +44,7 @@ def test_a_plan_has_another_name_when_its_moves_or_the_map_are_others() -> None:
 
 
 def test_a_plan_says_what_moves_and_how_even_it_gets() -> None:
-    report = plan_report(MAP, [Move(tuple(range(64)), 1, 2)], figures(), {})
+    report = plan_report(MAP, [Move(tuple(range(64)), 1, 2)], stats(), {})
     assert report["moves"] == [
         {"source": 1, "target": 2, "slots": "0-63", "slot_count": 64, "keys": 128, "bytes": 6400}
     ]
@@ -57,7 +57,7 @@ def test_a_plan_says_what_moves_and_how_even_it_gets() -> None:
 
 
 def test_what_is_not_known_is_not_guessed() -> None:
-    known = figures()
+    known = stats()
     del known[5]
     report = plan_report(MAP, [Move((5, 6), 1, 2), Move((7,), 1, 2)], known, {})
     assert [(move["keys"], move["bytes"]) for move in report["moves"]] == [(None, None), (2, 100)]
@@ -93,7 +93,7 @@ def test_a_job_under_way() -> None:
             finished(7, records=20, bytes=2500, freeze_ms=10),
         ],
     )
-    report = job_report(state, figures())
+    report = job_report(state, stats())
     job = report["job"]
     assert (job["id"], job["state"], job["percent"]) == (2, "running", 50.0)
     assert job["moves"] == {"total": 4, "done": 2, "failed": 0, "under_way": 2, "waiting": 1}

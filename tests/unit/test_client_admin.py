@@ -14,7 +14,7 @@ from raftkv.client.admin import AdminClient, shard_map_of
 from raftkv.client.transport import connect
 from raftkv.commands.meta import ChangeCluster
 from raftkv.errors import ConditionFailed, DeadlineExceeded, InvalidArgument, Unavailable
-from raftkv.rpc.admin import _map_message
+from raftkv.frontend.grpc.admin import _map_message
 from raftkv.v1 import admin_pb2
 from shards.map import Group, Node, ShardMap
 from tests.admin_world import World, world_of

@@ -14,8 +14,8 @@ from raftkv.commands.meta import ChangeCluster, FormCluster, ReadCluster
 from raftkv.commands.moving import Freeze, ImportBegin, ImportChunk, MoveState
 from raftkv.commands.records import Cas, Delete, Get, Put, Scan
 from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS, COMMANDS, decode_entry, encode_entry
+from raftkv.frontend.grpc.kv import KVService
 from raftkv.node import messages
-from raftkv.rpc.service import KVService
 from raftkv.v1 import kv_pb2
 
 NUMBERS = {

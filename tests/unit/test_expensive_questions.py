@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from raftkv import limits
+from raftkv.api.status import SlotStats
 from raftkv.commands.group import Check, Genesis
 from raftkv.commands.meta import ReadCluster
 from raftkv.commands.records import Put
 from raftkv.commands.results import ClusterReport, Result
 from raftkv.errors import Code, Overloaded, Unavailable
+from raftkv.frontend.grpc import admin as service
+from raftkv.frontend.grpc.admin import AdminService
 from raftkv.node.inspection import Inspection
-from raftkv.rpc import admin as service
-from raftkv.rpc.admin import AdminService
-from raftkv.rpc.frontend import SlotFigures
 from raftkv.store.codec import pack
 from raftkv.store.meta import MetaStore
 from raftkv.store.meta_state import MetaState
@@ -180,9 +180,9 @@ def test_who_asks_for_slots_at_once_gets_one_answer() -> None:
     class Frontend(FakeFrontend):
         asked = 0
 
-        def slot_figures(self) -> list[SlotFigures]:
+        def slot_stats(self) -> list[SlotStats]:
             self.asked += 1
-            return [SlotFigures(slot, 1, 2, 3, 4) for slot in range(16_384)]
+            return [SlotStats(slot, 1, 2, 3, 4) for slot in range(16_384)]
 
     frontend = Frontend()
     admin, context = AdminService(frontend), _Context()

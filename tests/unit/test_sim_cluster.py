@@ -13,10 +13,10 @@ from faults.sim.cluster import LogCapture, Settings, SimCluster, SimNode
 from faults.sim.disk import of_system
 from faults.sim.loop import SimLoop, simulate
 from raftkv import AsyncClient, limits
+from raftkv.api.status import Role
 from raftkv.errors import CorruptData, NoSpace, RaftKVError
 from raftkv.node.node import NodeRefused
 from raftkv.peer.hello import Reason, Refused
-from raftkv.rpc.frontend import Role
 
 Scenario = Callable[[SimCluster, AsyncClient], Coroutine[Any, Any, None]]
 

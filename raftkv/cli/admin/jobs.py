@@ -15,8 +15,8 @@ from raftkv.v1 import admin_pb2
 from shards.map import ShardMap
 from shards.planner import Balance, Move, balance
 
-Figures = Mapping[int, admin_pb2.SlotFigures]
-"""Slot -> its figures; slots of which nothing is known are missing."""
+StatsOfSlots = Mapping[int, admin_pb2.SlotStats]
+"""Slot -> its stats; slots of which nothing is known are missing."""
 
 
 def plan_id(epoch: int, moves: Sequence[Move]) -> str:
@@ -36,19 +36,19 @@ def start_request(epoch: int, moves: Iterable[Move], concurrency: int, rate: int
 
 
 def plan_report(
-    shard_map: ShardMap, moves: Sequence[Move], figures: Figures, weights: Mapping[int, float]
+    shard_map: ShardMap, moves: Sequence[Move], stats: StatsOfSlots, weights: Mapping[int, float]
 ) -> dict[str, Any]:
-    """What ``moves`` would do. Keys and bytes are None where not all slots have figures."""
+    """What ``moves`` would do. Keys and bytes are None where not all slots have stats."""
     after = shard_map
     for move in moves:
         after = after.with_owner(move.slots, move.target)
     before_balance, after_balance = balance(shard_map, weights), balance(after, weights)
     moving = [slot for move in moves for slot in move.slots]
-    keys, size = _sums(moving, figures)
+    keys, size = _sums(moving, stats)
     return {
         "plan_id": plan_id(shard_map.epoch, moves),
         "epoch": shard_map.epoch,
-        "moves": [_planned(move, figures) for move in moves],
+        "moves": [_planned(move, stats) for move in moves],
         "slots": len(moving),
         "keys": keys,
         "bytes": size,
@@ -61,8 +61,8 @@ def plan_report(
     }
 
 
-def _planned(move: Move, figures: Figures) -> dict[str, Any]:
-    keys, size = _sums(move.slots, figures)
+def _planned(move: Move, stats: StatsOfSlots) -> dict[str, Any]:
+    keys, size = _sums(move.slots, stats)
     return {
         "source": move.source,
         "target": move.target,
@@ -73,11 +73,11 @@ def _planned(move: Move, figures: Figures) -> dict[str, Any]:
     }
 
 
-def _sums(slots: Sequence[int], figures: Figures) -> tuple[int | None, int | None]:
-    """Keys and bytes of ``slots``, None if some of them have no figures."""
-    if any(slot not in figures for slot in slots):
+def _sums(slots: Sequence[int], stats: StatsOfSlots) -> tuple[int | None, int | None]:
+    """Keys and bytes of ``slots``, None if some of them have no stats."""
+    if any(slot not in stats for slot in slots):
         return None, None
-    return sum(figures[slot].keys for slot in slots), sum(figures[slot].bytes for slot in slots)
+    return sum(stats[slot].keys for slot in slots), sum(stats[slot].bytes for slot in slots)
 
 
 def _peak(found: Balance) -> float:
@@ -126,7 +126,7 @@ def known_size(size: float | None) -> str:
 # A job
 
 
-def job_report(state: ClusterState, figures: Figures) -> dict[str, Any]:
+def job_report(state: ClusterState, stats: StatsOfSlots) -> dict[str, Any]:
     """How far the latest job is; {"job": None} if there never was one.
 
     ``percent``: of the plan's slots that have changed owner. Rate and time left are guesses from what is done so far.
@@ -140,7 +140,7 @@ def job_report(state: ClusterState, figures: Figures) -> dict[str, Any]:
     moving = list(state.message.moves)
     left = [slot for one in job.pending for slot in one.slots]
     left += [slot for move in moving if move.phase == admin_pb2.MOVE_PHASE_STARTED for slot in move.slots]
-    keys_left, bytes_left = _sums(left, figures)
+    keys_left, bytes_left = _sums(left, stats)
     end = job.ended_ms or state.message.now_ms
     seconds = max(0, end - job.started_ms) / 1000
     moved = sum(move.bytes for move in finished)

@@ -10,7 +10,7 @@ import click
 
 from raftkv.cli.admin.common import AdminExit, ask, complain, emit
 from raftkv.cli.admin.jobs import job_report, plan_report, show_job, show_plan, start_request
-from raftkv.cli.admin.survey import figures
+from raftkv.cli.admin.survey import slot_stats
 from raftkv.cli.admin.text import parse_rate
 from raftkv.cli.admin.watch import DEFAULT_WAIT, Seen, until, wait_options
 from raftkv.client.admin import AdminClient, ClusterState
@@ -103,7 +103,7 @@ async def finish(client: AdminClient, job: int, timeout: float) -> ClusterState:
 async def report_of(client: AdminClient, state: ClusterState) -> dict[str, Any]:
     """How far the latest job is."""
     job = state.job
-    known = {} if job is None or job.ended_ms else await figures(client, state.map)
+    known = {} if job is None or job.ended_ms else await slot_stats(client, state.map)
     return job_report(state, known)
 
 
@@ -128,7 +128,7 @@ def carry_out(
     async def main(client: AdminClient) -> tuple[dict[str, Any], int | None, dict[str, Any] | None]:
         state = await client.state()
         moves = plan(state)
-        report = plan_report(state.map, moves, await figures(client, state.map), weights)
+        report = plan_report(state.map, moves, await slot_stats(client, state.map), weights)
         check(report)
         if dry_run or not moves:
             return report, None, None

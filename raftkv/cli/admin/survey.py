@@ -1,4 +1,4 @@
-"""Looking at a whole cluster: its state, what each node says, and the figures of the slots."""
+"""Looking at a whole cluster: its state, what each node says, and the stats of the slots."""
 
 from __future__ import annotations
 
@@ -84,22 +84,22 @@ def checked(shard_map: ShardMap, node: int, said: Said) -> Said:
     return said
 
 
-async def figures(client: AdminClient, shard_map: ShardMap) -> dict[int, admin_pb2.SlotFigures]:
-    """Slot -> its figures at the leader of its group; slots of groups without a leader that answers are missing."""
+async def slot_stats(client: AdminClient, shard_map: ShardMap) -> dict[int, admin_pb2.SlotStats]:
+    """Slot -> its stats at the leader of its group; slots of groups without a leader that answers are missing."""
 
-    async def one(address: str) -> list[admin_pb2.SlotFigures]:
+    async def one(address: str) -> list[admin_pb2.SlotStats]:
         try:
             return await client.slots(address)
         except RaftKVError:
             return []
 
     answers = await asyncio.gather(*(one(node.address) for node in shard_map.nodes))
-    return owned_figures(shard_map, (one for answer in answers for one in answer))
+    return owned_stats(shard_map, (one for answer in answers for one in answer))
 
 
-def owned_figures(shard_map: ShardMap, found: Iterable[admin_pb2.SlotFigures]) -> dict[int, admin_pb2.SlotFigures]:
+def owned_stats(shard_map: ShardMap, found: Iterable[admin_pb2.SlotStats]) -> dict[int, admin_pb2.SlotStats]:
     """One of each slot: its owner's, if that has told some. While a slot moves, two groups have it."""
-    chosen: dict[int, admin_pb2.SlotFigures] = {}
+    chosen: dict[int, admin_pb2.SlotStats] = {}
     for one in found:
         if one.slot < shard_map.slots and (one.slot not in chosen or shard_map.owners[one.slot] == one.group):
             chosen[one.slot] = one

@@ -10,7 +10,7 @@ from raftkv.commands.base import GroupCommand
 from raftkv.commands.meta import ChangeCluster
 from raftkv.commands.results import Result
 from raftkv.errors import Code, RaftKVError
-from raftkv.rpc.frontend import Submit, answer_to
+from raftkv.frontend.port import Submit, answer_to
 from raftkv.store.codec import pack
 from raftkv.store.meta_state import MetaState
 from shards.map import META_GROUP

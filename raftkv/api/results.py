@@ -31,7 +31,7 @@ def fill_result(message: OperationResult, result: Result) -> None:
             message.new_id_ms = result.new_id_ms
 
 
-def result(message: OperationResult) -> Result:
+def read_result(message: OperationResult) -> Result:
     """The result that :func:`fill_result` wrote."""
     value: bytes | None = message.value
     if not value and not message.HasField("value"):

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from raftkv.api.status import NodeStatus, ReplicaStatus
 from raftkv.clock import Clock
+from raftkv.frontend.counters import Durations
+from raftkv.frontend.port import NodeStats, ReplicaStats
 from raftkv.node.clocks import Clocks
 from raftkv.node.drivers.mover import Mover
 from raftkv.node.memory import Memory
 from raftkv.node.replicas import Replicas
 from raftkv.node.router import Router
 from raftkv.peer.links import Links
-from raftkv.rpc.frontend import NodeFigures, NodeStatus, ReplicaFigures, ReplicaStatus
-from raftkv.rpc.tally import Durations
 from raftkv.storage.fs import Worker
 from raftkv.storage.wal import Wal
 from raftkv.store.records import Stats
@@ -58,7 +59,7 @@ class MeasuredWorker:
         return 0.0 if since is None else self._clock.now() - since
 
 
-class Figures:
+class StatsCollector:
     """Reads the parts of one node; in the loop's thread, like all that concerns them."""
 
     def __init__(
@@ -79,12 +80,12 @@ class Figures:
         self._writer = writer
         self._mover = mover
 
-    def collect(self, status: NodeStatus, disk_free: int, disk_full: bool, memory: Memory) -> NodeFigures:
-        """The figures that belong to ``status``, which was taken in this turn of the loop."""
+    def collect(self, status: NodeStatus, disk_free: int, disk_full: bool, memory: Memory) -> NodeStats:
+        """The stats that belong to ``status``, which was taken in this turn of the loop."""
         shard_map = self._router.map
         mine = set() if shard_map is None else {group.id for group in shard_map.groups_on(status.node)}
         outstanding, outstanding_bytes = self._router.outstanding
-        return NodeFigures(
+        return NodeStats(
             status=status,
             replicas=tuple(self._replica(replica, replica.group in mine) for replica in status.replicas),
             connections={peer: self._links.epoch(peer) for peer in self._links.peers},
@@ -106,11 +107,11 @@ class Figures:
             freezes=self._mover.freezes,
         )
 
-    def _replica(self, status: ReplicaStatus, member: bool) -> ReplicaFigures:
+    def _replica(self, status: ReplicaStatus, member: bool) -> ReplicaStats:
         group, data = self._replicas.get(status.group), self._replicas.data.get(status.group)
         assert group is not None
         stats = _EMPTY if data is None else data.store.stats()
-        return ReplicaFigures(
+        return ReplicaStats(
             status=status,
             member=member,
             record_bytes=stats.bytes,

@@ -1,4 +1,4 @@
-"""The service KV over a front end."""
+"""The service KV."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from raftkv.api.failures import failure_of, overloaded
+from raftkv.api.grpc_status import CLUSTER_KEY, NODE_KEY
 from raftkv.clock import sleep
 from raftkv.commands.base import SlotCommand
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError
-from raftkv.limits import MAX_STREAMS, MAX_WAITING_BYTES
+from raftkv.frontend.grpc.guard import abort, budget_of, on_end
+from raftkv.frontend.grpc.pipeline import PipelineStream
+from raftkv.frontend.port import Caller, answer_to, slots_of
+from raftkv.frontend.shares import Shares
+from raftkv.limits import MAX_STREAMS
 from raftkv.log_limit import limited
-from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, failure_of, overloaded
-from raftkv.rpc.frontend import Caller, answer_to, slots_of
-from raftkv.rpc.guard import abort, budget_of, on_end
-from raftkv.rpc.pipeline import PipelineStream
-from raftkv.rpc.shares import Shares
-from raftkv.rpc.tally import Tally
-from raftkv.rpc.turns import Turns
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from grpc import aio
 
-    from raftkv.clock import Clock
-    from raftkv.rpc.frontend import Frontend
+    from raftkv.frontend.port import NodePort
+    from raftkv.frontend.resources import Resources
 
     Context = aio.ServicerContext[Any, Any]
 
@@ -39,19 +38,14 @@ _AGAIN = 0.01
 
 
 class KVService(kv_pb2_grpc.KVServicer):
-    """Unary RPCs, one for each command that has one, and the Pipeline, whose requests come as bytes.
+    """Unary RPCs, one for each command that has one, and the Pipeline, whose requests come as bytes."""
 
-    ``held``: see limits.py.
-    """
-
-    def __init__(self, frontend: Frontend, clock: Clock, held: Shares) -> None:
-        self._frontend = frontend
-        self._clock = clock
-        self._held = held
-        self._turns = Turns(clock)
-        self._waiting = Shares(MAX_WAITING_BYTES, clock)
-        self._shares = Shares(MAX_STREAMS, clock)
-        self.tally = Tally()
+    def __init__(self, node: NodePort, resources: Resources) -> None:
+        self._node = node
+        self.resources = resources
+        self._clock = resources.clock
+        self._counters = resources.counters
+        self._shares = Shares(MAX_STREAMS, resources.clock)
         self._streams: dict[PipelineStream, None] = {}
         self._draining = False
 
@@ -65,10 +59,10 @@ class KVService(kv_pb2_grpc.KVServicer):
             await abort(context, overloaded("this connection, or all together, have too many streams"))
         self._shares.take(peer, 1)
         on_end(context, lambda: self._shares.take(peer, -1))
-        status = self._frontend.status()
+        status = self._node.status()
         # Sent before the first message is read: a client that has not seen it knows that nothing was executed.
         await context.send_initial_metadata(((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node))))
-        stream = PipelineStream(self._frontend, self._clock, self.tally, peer, self._turns, self._held, self._waiting)
+        stream = PipelineStream(self._node, self.resources, peer)
         self._streams[stream] = None
         reader = asyncio.create_task(stream.run(_requests(context)))
         try:
@@ -102,27 +96,27 @@ class KVService(kv_pb2_grpc.KVServicer):
     async def execute(self, kind: type[SlotCommand], request: Message, context: Context) -> Message:
         """Serve an RPC of one command."""
         try:
-            op = kind.from_request(request, slots_of(self._frontend))
+            op = kind.from_request(request, slots_of(self._node))
         except InvalidArgument as error:
             failure = failure_of(error)
-            self.tally.malformed(failure.code)
+            self._counters.malformed(failure.code)
             await abort(context, failure)
-        self.tally.take((op.number,))
+        self._counters.take((op.number,))
         since, timeout = self._clock.now(), budget_of(context)
         until = since + timeout
         caller = Caller.at(context.peer())
         try:
-            result = await answer_to(self._frontend.submit, op, timeout, caller)
+            result = await answer_to(self._node.submit, op, timeout, caller)
             while result.code == _OVERLOADED and not result.retry_ms and (left := until - self._clock.now()) > _AGAIN:
                 # Another node had too many large answers for this one at that moment.
                 await sleep(self._clock, _AGAIN)
-                result = await answer_to(self._frontend.submit, op, left, caller)
+                result = await answer_to(self._node.submit, op, left, caller)
         except asyncio.CancelledError:
             caller.gone = True
             raise
         if result.code:
-            self.tally.failed[op.number, result.code] += 1
-        self.tally.latency.observe(self._clock.now() - since)
+            self._counters.failed[op.number, result.code] += 1
+        self._counters.latency.observe(self._clock.now() - since)
         if result.code and result.code not in op.answers:
             await abort(context, result)
         response: Message = getattr(kv_pb2, f"{op.rpc}Response")()

@@ -21,7 +21,7 @@ _WEIGHT: Final = 0.125
 """Weight of the newest sample in the moving average."""
 
 
-class Pace:
+class Batcher:
     """The decision for one direction of one stream.
 
     ``share``: part of the time between an operation and its answer that lies between two messages at least, unless

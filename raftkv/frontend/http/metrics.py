@@ -1,4 +1,4 @@
-"""A node's figures as Prometheus metrics, made when they are scraped: nothing is counted here."""
+"""A node's stats as Prometheus metrics, made when they are scraped: nothing is counted here."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from raftkv.rpc.errors import known_code
-from raftkv.rpc.frontend import MonitoredNode, NodeFigures, ReplicaFigures, Role
-from raftkv.rpc.tally import KINDS, Durations, Tally
+from raftkv.api.failures import known_code
+from raftkv.api.status import Role
+from raftkv.frontend.counters import KINDS, Counters, Durations
+from raftkv.frontend.port import MonitoredNode, NodeStats, ReplicaStats
 
 Row = tuple[Sequence[str], float]
 
 
-def registry(node: MonitoredNode, tally: Tally) -> CollectorRegistry:
-    """Everything that ``/metrics`` shows: the node's figures, and those of its process where the system tells them."""
+def registry(node: MonitoredNode, counters: Counters) -> CollectorRegistry:
+    """Everything that ``/metrics`` shows: the node's stats, and those of its process where the system tells them."""
     found = CollectorRegistry(auto_describe=False)
-    found.register(NodeCollector(node, tally))
+    found.register(NodeCollector(node, counters))
     ProcessCollector(registry=found)
     return found
 
 
 class NodeCollector(Collector):
-    """Asks the node for its figures; only in the thread of the node's loop."""
+    """Asks the node for its stats; only in the thread of the node's loop."""
 
-    def __init__(self, node: MonitoredNode, tally: Tally) -> None:
+    def __init__(self, node: MonitoredNode, counters: Counters) -> None:
         self._node = node
-        self._tally = tally
+        self._counters = counters
 
     def collect(self) -> Iterator[Metric]:
-        figures = self._node.figures()
-        yield from _node(figures)
-        yield from _log(figures)
-        yield from _operations(figures, self._tally)
-        yield from _moves(figures)
-        yield from _peers(figures)
-        yield from _replicas(figures.replicas)
+        stats = self._node.stats()
+        yield from _node(stats)
+        yield from _log(stats)
+        yield from _operations(stats, self._counters)
+        yield from _moves(stats)
+        yield from _peers(stats)
+        yield from _replicas(stats.replicas)
 
 
 def _gauge(name: str, text: str, rows: Sequence[Row], labels: Sequence[str] = ()) -> Metric:
@@ -76,8 +77,8 @@ def _info(name: str, text: str, values: Mapping[str, str]) -> Metric:
     return InfoMetricFamily(f"raftkv_{name}", text, value=dict(values))
 
 
-def _node(figures: NodeFigures) -> Iterator[Metric]:
-    status = figures.status
+def _node(stats: NodeStats) -> Iterator[Metric]:
+    status = stats.status
     yield _info("build", "What the node runs.", {"version": status.version, "python": platform.python_version()})
     yield _info("node", "Which node it is.", {"node": str(status.node), "cluster_id": status.cluster_id})
     yield _gauge("ready", "1 if the node knows the map and a leader of each of its groups.", _one(status.ready))
@@ -86,60 +87,58 @@ def _node(figures: NodeFigures) -> Iterator[Metric]:
     kinds = Counter(problem.kind for problem in status.problems)
     found: list[Row] = [((kind,), count) for kind, count in sorted(kinds.items())]
     yield _gauge("problems", "What the node finds wrong; docs/admin.md lists the kinds.", found, ("kind",))
-    yield _gauge("disk_full", "1 if the disk is nearly full: the node gives leaderships away.", _one(figures.disk_full))
-    if figures.disk_free >= 0:
+    yield _gauge("disk_full", "1 if the disk is nearly full: the node gives leaderships away.", _one(stats.disk_full))
+    if stats.disk_free >= 0:
         yield _gauge(
-            "disk_free_bytes", "Space left for the data folder, looked at ten times a second.", _one(figures.disk_free)
+            "disk_free_bytes", "Space left for the data folder, looked at ten times a second.", _one(stats.disk_free)
         )
-    yield _gauge("memory_bytes", "Memory of the process, looked at every second.", _one(figures.memory))
-    yield _gauge(
-        "memory_limit_bytes", "Memory from which on new data is refused, 0 = none.", _one(figures.memory_limit)
-    )
-    yield _gauge("memory_full", "1 if new data is refused because of it.", _one(figures.memory_full))
+    yield _gauge("memory_bytes", "Memory of the process, looked at every second.", _one(stats.memory))
+    yield _gauge("memory_limit_bytes", "Memory from which on new data is refused, 0 = none.", _one(stats.memory_limit))
+    yield _gauge("memory_full", "1 if new data is refused because of it.", _one(stats.memory_full))
 
 
-def _log(figures: NodeFigures) -> Iterator[Metric]:
-    yield _gauge("wal_bytes", "Size of the write-ahead log on disk.", _one(figures.wal_bytes))
-    yield _gauge("wal_segments", "Files of the write-ahead log.", _one(figures.wal_segments))
-    yield _gauge("wal_waiting_records", "Records not on stable storage yet.", _one(figures.wal_waiting))
-    yield _gauge("wal_writing_seconds", "How long the present write and sync goes on, 0 = none.", _one(figures.writing))
-    yield _histogram("wal_write_seconds", "Time of one write and sync of the write-ahead log.", figures.writes)
+def _log(stats: NodeStats) -> Iterator[Metric]:
+    yield _gauge("wal_bytes", "Size of the write-ahead log on disk.", _one(stats.wal_bytes))
+    yield _gauge("wal_segments", "Files of the write-ahead log.", _one(stats.wal_segments))
+    yield _gauge("wal_waiting_records", "Records not on stable storage yet.", _one(stats.wal_waiting))
+    yield _gauge("wal_writing_seconds", "How long the present write and sync goes on, 0 = none.", _one(stats.writing))
+    yield _histogram("wal_write_seconds", "Time of one write and sync of the write-ahead log.", stats.writes)
 
 
-def _operations(figures: NodeFigures, tally: Tally) -> Iterator[Metric]:
-    taken: list[Row] = [((name,), tally.taken[kind]) for kind, name in KINDS.items()]
+def _operations(stats: NodeStats, counters: Counters) -> Iterator[Metric]:
+    taken: list[Row] = [((name,), counters.taken[kind]) for kind, name in KINDS.items()]
     yield _counter("operations_total", "Operations that clients have asked of this node.", taken, ("kind",))
     failed: dict[tuple[str, str], int] = {}
-    for (kind, code), count in tally.failed.items():
+    for (kind, code), count in counters.failed.items():
         key = (KINDS[kind], known_code(code).name.lower())
         failed[key] = failed.get(key, 0) + count
     text = "Those of them whose answer was not ok; condition_failed is one, too."
     yield _counter("operations_failed_total", text, list(failed.items()), ("kind", "outcome"))
     text = "Time from message to answer, of unary calls and of a sample of those in pipelines."
-    yield _histogram("operation_seconds", text, tally.latency)
+    yield _histogram("operation_seconds", text, counters.latency)
     text = "Operations without an answer yet, those of other nodes and of the node itself included."
-    yield _gauge("operations_outstanding", text, _one(figures.outstanding))
-    yield _gauge("operations_outstanding_bytes", "Their size.", _one(figures.outstanding_bytes))
+    yield _gauge("operations_outstanding", text, _one(stats.outstanding))
+    yield _gauge("operations_outstanding_bytes", "Their size.", _one(stats.outstanding_bytes))
 
 
-def _moves(figures: NodeFigures) -> Iterator[Metric]:
-    rows: list[Row] = [(("committed",), figures.moves_committed), (("cancelled",), figures.moves_cancelled)]
+def _moves(stats: NodeStats) -> Iterator[Metric]:
+    rows: list[Row] = [(("committed",), stats.moves_committed), (("cancelled",), stats.moves_cancelled)]
     yield _counter("slot_moves_total", "Slot moves that this node has driven to their end.", rows, ("outcome",))
-    yield _histogram("slot_freeze_seconds", "For how long slots had no service at the end of a move.", figures.freezes)
+    yield _histogram("slot_freeze_seconds", "For how long slots had no service at the end of a move.", stats.freezes)
 
 
-def _peers(figures: NodeFigures) -> Iterator[Metric]:
-    up: list[Row] = [((str(peer.node),), peer.up) for peer in figures.status.peers]
+def _peers(stats: NodeStats) -> Iterator[Metric]:
+    up: list[Row] = [((str(peer.node),), peer.up) for peer in stats.status.peers]
     yield _gauge("peer_up", "1 if this node's link to the other one is up.", up, ("peer",))
-    made: list[Row] = [((str(peer),), count) for peer, count in figures.connections.items()]
+    made: list[Row] = [((str(peer),), count) for peer, count in stats.connections.items()]
     yield _counter("peer_connections_total", "How often that link has come up.", made, ("peer",))
-    skews: list[Row] = [((str(peer),), skew) for peer, skew in figures.skews.items()]
+    skews: list[Row] = [((str(peer),), skew) for peer, skew in stats.skews.items()]
     text = "By how much the other node's wall clock is ahead of this node's, to half a round trip."
     yield _gauge("clock_skew_seconds", text, skews, ("peer",))
 
 
-def _replicas(replicas: Sequence[ReplicaFigures]) -> Iterator[Metric]:
-    def per_group(number: Callable[[ReplicaFigures], float]) -> list[Row]:
+def _replicas(replicas: Sequence[ReplicaStats]) -> Iterator[Metric]:
+    def per_group(number: Callable[[ReplicaStats], float]) -> list[Row]:
         return [((str(one.status.group),), number(one)) for one in replicas]
 
     group = ("group",)
@@ -168,7 +167,7 @@ def _replicas(replicas: Sequence[ReplicaFigures]) -> Iterator[Metric]:
     yield from _followers([one for one in replicas if one.status.role is Role.LEADER])
 
 
-def _followers(led: Sequence[ReplicaFigures]) -> Iterator[Metric]:
+def _followers(led: Sequence[ReplicaStats]) -> Iterator[Metric]:
     labels = ("group", "peer")
     lag: list[Row] = [
         ((str(one.status.group), str(peer)), max(0, one.status.last_index - index))

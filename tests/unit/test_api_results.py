@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
+from raftkv.api.failures import error_of, failure_of, known_code
+from raftkv.api.results import fill_result, read_result
+from raftkv.api.status import Role
 from raftkv.commands.bounds import Mode
 from raftkv.commands.records import Cas, Delete, Get, Put, Scan
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result, ScanPage
 from raftkv.errors import OUTCOMES, Code, InvalidArgument, RaftKVError, TooLarge
 from raftkv.limits import MAX_KEY_BYTES, MAX_SCAN_PAGE_BYTES, MAX_TTL, MAX_VALUE_BYTES, SCAN_PAGE_BYTES
-from raftkv.rpc import convert
-from raftkv.rpc.errors import error_of, failure_of, known_code
-from raftkv.rpc.frontend import Role
 from raftkv.v1 import admin_pb2, error_pb2, kv_pb2
 from shards.slots import slot_of
 
@@ -99,8 +99,8 @@ def test_a_request_id_needs_a_whole_client_id() -> None:
 )
 def test_results_survive_the_wire(result: Result) -> None:
     message = kv_pb2.OperationResult(id=9)
-    convert.fill_result(message, result)
-    assert convert.result(kv_pb2.OperationResult.FromString(message.SerializeToString())) == result
+    fill_result(message, result)
+    assert read_result(kv_pb2.OperationResult.FromString(message.SerializeToString())) == result
 
 
 def test_unary_requests_become_the_same_operations() -> None:

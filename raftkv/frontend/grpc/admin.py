@@ -1,4 +1,4 @@
-"""The service Admin over a front end: what clients and operators ask about the cluster, and what operators change."""
+"""The service Admin: what clients and operators ask about the cluster, and what operators change."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import secrets
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from raftkv.api.failures import failure_of
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.group import Check
 from raftkv.commands.members import Transfer
 from raftkv.commands.meta import ChangeCluster, ReadCluster
 from raftkv.commands.results import ClusterReport, Result
 from raftkv.errors import Code, RaftKVError
-from raftkv.rpc.errors import failure_of
-from raftkv.rpc.frontend import answer_to
-from raftkv.rpc.guard import abort, budget_of
+from raftkv.frontend.grpc.guard import abort, budget_of
+from raftkv.frontend.port import answer_to
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import Job, MetaState
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
@@ -25,7 +25,8 @@ from shards.moves import Phase
 if TYPE_CHECKING:
     from grpc import aio
 
-    from raftkv.rpc.frontend import AdminFrontend, NodeStatus, ReplicaStatus
+    from raftkv.api.status import NodeStatus, ReplicaStatus
+    from raftkv.frontend.port import AdminPort
 
     Context = aio.ServicerContext[Any, Any]
 
@@ -48,29 +49,29 @@ _CHECK_BITS: Final = 48
 class AdminService(admin_pb2_grpc.AdminServicer):
     """Any node answers for the whole cluster, but for GetStatus, GetSlots and GetDigests, which are its own."""
 
-    def __init__(self, frontend: AdminFrontend) -> None:
-        self._frontend = frontend
+    def __init__(self, node: AdminPort) -> None:
+        self._node = node
         self._map_answer = _MapAnswer()
         self._state_wire = b""
         self._state = MetaState()
         self._slots: asyncio.Task[admin_pb2.GetSlotsResponse] | None = None
 
     async def GetMap(self, request: admin_pb2.GetMapRequest, context: Context) -> admin_pb2.GetMapResponse:
-        known = self._frontend.cluster_map()
+        known = self._node.cluster_map()
         if known is None:
             await abort(context, Result(int(Code.UNAVAILABLE), detail="the node does not know the shard map yet"))
         return self._map_message(known)
 
     def _map_message(self, known: ShardMap) -> admin_pb2.GetMapResponse:
-        return self._map_answer.message(known, self._frontend.leaders())
+        return self._map_answer.message(known, self._node.leaders())
 
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
-        return status_message(self._frontend.status())
+        return status_message(self._node.status())
 
     async def GetState(self, request: admin_pb2.GetStateRequest, context: Context) -> admin_pb2.GetStateResponse:
         now, state = await self._meta_state(context)
         assert state.map is not None
-        waiting = self._frontend.waiting()
+        waiting = self._node.waiting()
         return admin_pb2.GetStateResponse(
             map=self._map_message(state.map),
             now_ms=now,
@@ -118,7 +119,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return admin_pb2.ChangeResponse(id=result.number)
 
     async def Join(self, request: admin_pb2.JoinRequest, context: Context) -> admin_pb2.JoinResponse:
-        known = self._frontend.cluster_map()
+        known = self._node.cluster_map()
         if known is not None and request.cluster_id not in ("", known.cluster_id):
             text = f"this is cluster {known.cluster_id}, not {request.cluster_id}"
             await abort(context, Result(int(Code.WRONG_CLUSTER), detail=text))
@@ -130,7 +131,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         result = await self._ask(context, joining)
         _, state = await self._meta_state(context)
         assert state.map is not None
-        settings = self._frontend.settings()
+        settings = self._node.settings()
         return admin_pb2.JoinResponse(
             node=result.number,
             map=self._map_message(state.map),
@@ -154,7 +155,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def _collect_slots(self) -> admin_pb2.GetSlotsResponse:
         answer = admin_pb2.GetSlotsResponse()
-        for at, one in enumerate(self._frontend.slot_figures(), start=1):
+        for at, one in enumerate(self._node.slot_stats(), start=1):
             answer.slots.add(slot=one.slot, group=one.group, keys=one.keys, bytes=one.bytes, operations=one.operations)
             if at % _SLOTS_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -166,7 +167,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return admin_pb2.StartCheckResponse(check=check)
 
     async def GetDigests(self, request: admin_pb2.GetDigestsRequest, context: Context) -> admin_pb2.GetDigestsResponse:
-        found = self._frontend.digests(request.group, request.check)
+        found = self._node.digests(request.group, request.check)
         if found is None:
             return admin_pb2.GetDigestsResponse()
         return admin_pb2.GetDigestsResponse(done=True, slots=dict(found.slots), rest=found.rest)
@@ -175,7 +176,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self, request: admin_pb2.ReadSnapshotRequest, context: Context
     ) -> AsyncIterator[admin_pb2.ReadSnapshotResponse]:
         try:
-            async for chunk in self._frontend.read_snapshot(request.group):
+            async for chunk in self._node.read_snapshot(request.group):
                 yield admin_pb2.ReadSnapshotResponse(chunk=chunk)
         except RaftKVError as problem:
             await abort(context, failure_of(problem))
@@ -189,7 +190,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return report.time, self._state
 
     async def _ask(self, context: Context, op: GroupCommand) -> Result:
-        result = await answer_to(self._frontend.submit, op, budget_of(context))
+        result = await answer_to(self._node.submit, op, budget_of(context))
         if result.code != Code.OK:
             await abort(context, result)
         return result

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from grpc import aio
 
     from raftkv.clock import Clock
-    from raftkv.rpc.frontend import Frontend
+    from raftkv.frontend.port import NodePort
 
 WATCH_PERIOD: Final = 0.25
 """Seconds between two looks at the state for a watcher; changes are reported that late."""
@@ -22,8 +22,8 @@ WATCH_PERIOD: Final = 0.25
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the stubs do not type it
     """Answers for the whole server (the empty name) and for each service in ``names``."""
 
-    def __init__(self, frontend: Frontend, clock: Clock, names: tuple[str, ...]) -> None:
-        self._frontend = frontend
+    def __init__(self, node: NodePort, clock: Clock, names: tuple[str, ...]) -> None:
+        self._node = node
         self._clock = clock
         self._names = frozenset(("", *names))
         self._stopping = False
@@ -55,7 +55,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # th
     def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
         if service not in self._names:
             return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        if not self._stopping and self._frontend.status().ready:
+        if not self._stopping and self._node.status().ready:
             return health_pb2.HealthCheckResponse.SERVING
         return health_pb2.HealthCheckResponse.NOT_SERVING
 

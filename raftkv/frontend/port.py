@@ -1,23 +1,23 @@
-"""What the gRPC services ask of a node.
+"""What front ends ask of a node, whatever protocols they speak.
 
-The port belongs to its consumer: the services know nothing of Raft, of links to peers or of files.
+The port belongs to its consumer: front ends know nothing of Raft, of links to peers or of files.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
 from zlib import crc32
 
 from shards.slots import DEFAULT_SLOTS
 
 if TYPE_CHECKING:
+    from raftkv.api.status import ClusterSettings, Digests, NodeStatus, ReplicaStatus, SlotStats
     from raftkv.commands.base import Command
     from raftkv.commands.results import Result
-    from raftkv.rpc.tally import Durations
+    from raftkv.frontend.counters import Durations
     from shards.map import ShardMap
 
 
@@ -45,121 +45,15 @@ NODE: Final = Caller()
 
 
 class Submit(Protocol):
-    """:meth:`Frontend.submit`."""
+    """:meth:`NodePort.submit`."""
 
     def __call__(
         self, ops: Sequence[Command], timeout: float, reply: Callable[[int, Result], None], caller: Caller = NODE, /
     ) -> None: ...
 
 
-class Role(IntEnum):
-    """Part that a replica plays in its group."""
-
-    FOLLOWER = 0
-    CANDIDATE = 1
-    LEADER = 2
-
-
 @dataclass(frozen=True, slots=True)
-class ReplicaStatus:
-    """One replica of this node.
-
-    ``leader``: node, 0 = unknown. ``match``: on the leader, per voter the highest index that it is known to hold.
-    """
-
-    group: int
-    role: Role
-    leader: int
-    term: int
-    last_index: int
-    commit_index: int
-    applied_index: int
-    snapshot_index: int
-    records: int
-    voters: tuple[int, ...]
-    match: Mapping[int, int] = field(default_factory=dict)
-    learners: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
-    """How this node reaches ``node``, and hears it. Times in seconds.
-
-    ``up``: whether messages to it are sent. ``round_trip``: what the last ping took, or has been waiting for; None
-    while ``up`` is false. ``silence``: since something came from it; None without a connection from it.
-    """
-
-    node: int
-    up: bool
-    round_trip: float | None
-    silence: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that a node finds wrong with itself, or with what it hears of others.
-
-    ``kind``: a word that programs and alerts go by, in docs/admin.md. ``text``: for people, without the name of the
-    node that tells it. ``group``, ``node``: which one it is about, None = the node that tells it, as a whole.
-    """
-
-    kind: str
-    text: str
-    group: int | None = None
-    node: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NodeStatus:
-    """One node.
-
-    ``ready``: the map is known and every group that the node belongs to has a leader. ``uptime``: seconds.
-    """
-
-    node: int
-    cluster_id: str
-    version: str
-    map_epoch: int
-    ready: bool
-    uptime: float
-    replicas: tuple[ReplicaStatus, ...] = ()
-    peers: tuple[PeerStatus, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterSettings:
-    """What a node that joins must know. Times in seconds, sizes in bytes."""
-
-    groups: int
-    replicas: int
-    election_min: float
-    election_max: float
-    heartbeat: float
-    snapshot_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class SlotFigures:
-    """A slot as the leader of its group sees it. ``operations``: reads and writes since that replica started."""
-
-    slot: int
-    group: int
-    keys: int
-    bytes: int
-    operations: int
-
-
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """What a replica's state was at a check: a digest for each slot, and one of the rest."""
-
-    slots: Mapping[int, bytes]
-    rest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaFigures:
+class ReplicaStats:
     """One replica as a monitor sees it. Counters run since the replica was started.
 
     ``member``: whether the map still gives it to this node. ``sessions``, ``slots``, ``record_bytes``: what it holds.
@@ -177,7 +71,7 @@ class ReplicaFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeFigures:
+class NodeStats:
     """One node as a monitor sees it. Times in seconds, sizes in bytes; counters run since the process started.
 
     ``connections``: other node -> how often the link to it has come up. ``skews``: other node in contact -> by how much
@@ -189,7 +83,7 @@ class NodeFigures:
     """
 
     status: NodeStatus
-    replicas: tuple[ReplicaFigures, ...]
+    replicas: tuple[ReplicaStats, ...]
     connections: Mapping[int, int]
     skews: Mapping[int, float]
     disk_full: bool
@@ -215,11 +109,11 @@ class MonitoredNode(Protocol):
     def alive(self) -> bool:
         """False once the node has failed and is about to stop, say because its disk has. Depends on no other node."""
 
-    def figures(self) -> NodeFigures:
+    def stats(self) -> NodeStats:
         """What the node and its replicas are at, as of now."""
 
 
-class Frontend(Protocol):
+class NodePort(Protocol):
     """A node as its clients see it."""
 
     def submit(
@@ -242,7 +136,7 @@ class Frontend(Protocol):
         """State of this node and its replicas."""
 
 
-class AdminFrontend(Frontend, Protocol):
+class AdminPort(NodePort, Protocol):
     """A node as its operators see it. Operations on groups as a whole go through ``submit`` too."""
 
     def settings(self) -> ClusterSettings:
@@ -251,7 +145,7 @@ class AdminFrontend(Frontend, Protocol):
     def waiting(self) -> Mapping[int, str]:
         """Group -> why it has not got its wanted voters yet, as far as this node drives that."""
 
-    def slot_figures(self) -> list[SlotFigures]:
+    def slot_stats(self) -> list[SlotStats]:
         """Of all slots of the groups that this node leads."""
 
     def digests(self, group: int, check: int) -> Digests | None:
@@ -273,7 +167,7 @@ async def answer_to(submit: Submit, op: Command, timeout: float, caller: Caller 
     return await answer
 
 
-def slots_of(frontend: Frontend) -> int:
+def slots_of(node: NodePort) -> int:
     """Number of slots by which keys are hashed; any number will do while the node knows no map, as it refuses all."""
-    shard_map = frontend.cluster_map()
+    shard_map = node.cluster_map()
     return DEFAULT_SLOTS if shard_map is None else shard_map.slots

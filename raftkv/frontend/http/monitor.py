@@ -18,15 +18,16 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from raftkv.addresses import Address
 from raftkv.errors import ListenError
+from raftkv.frontend.http import metrics
 from raftkv.log_limit import limited
-from raftkv.rpc import metrics
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
+    from raftkv.api.status import ReplicaStatus
     from raftkv.clock import Clock, Timer
-    from raftkv.rpc.frontend import MonitoredNode, NodeFigures, ReplicaStatus
-    from raftkv.rpc.tally import Tally
+    from raftkv.frontend.counters import Counters
+    from raftkv.frontend.port import MonitoredNode, NodeStats
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +60,18 @@ _http_log.addFilter(_no_fault_of_the_client)
 class Monitor:
     """Serves ``/metrics``, ``/livez`` and ``/readyz`` of ``node`` at ``host:port``; port 0 = any free one."""
 
-    def __init__(self, node: MonitoredNode, tally: Tally, host: str, port: int, clock: Clock) -> None:
+    def __init__(self, node: MonitoredNode, counters: Counters, host: str, port: int, clock: Clock) -> None:
         self._node = node
         self._clock = clock
         self._host = host
         self._stopping = False
         self._scrapes_due = 0.0
-        self._seen: NodeFigures | None = None
+        self._seen: NodeStats | None = None
         self._seen_until = 0.0
         self._open: dict[_Visit, None] = {}
         self._listener: asyncio.Server | None = None
         app = web.Application(middlewares=[self._answer], client_max_size=_LINE)
-        self._scrape = make_aiohttp_handler(metrics.registry(node, tally))
+        self._scrape = make_aiohttp_handler(metrics.registry(node, counters))
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
@@ -153,16 +154,16 @@ class Monitor:
     async def _readyz(self, _: web.Request) -> web.Response:
         now = self._clock.now()
         if self._seen is None or now >= self._seen_until:
-            self._seen, self._seen_until = self._node.figures(), now + FRESH
-        figures, status = self._seen, self._seen.status
+            self._seen, self._seen_until = self._node.stats(), now + FRESH
+        stats, status = self._seen, self._seen.status
         ready = status.ready and self._node.alive() and not self._stopping
-        groups = [_group(one.status) for one in figures.replicas if one.member]
+        groups = [_group(one.status) for one in stats.replicas if one.member]
         answer = {
             "ready": ready,
             "node": status.node,
             "stopping": self._stopping,
             "map_epoch": status.map_epoch,
-            "disk_full": figures.disk_full,
+            "disk_full": stats.disk_full,
             "groups": groups,
         }
         return web.json_response(answer, status=200 if ready else 503)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from grpc import aio
@@ -11,8 +10,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 
 from raftkv.errors import ListenError
+from raftkv.frontend.grpc.admin import AdminService
+from raftkv.frontend.grpc.guard import Guard
+from raftkv.frontend.grpc.health import HealthService
+from raftkv.frontend.grpc.kv import KVService
+from raftkv.frontend.grpc.sockets import shut_down
+from raftkv.frontend.shares import Shares
 from raftkv.limits import (
-    LEAST_HELD_BYTES,
     MAX_CALLS,
     MAX_CONNECTIONS,
     MAX_HELD_BYTES,
@@ -20,18 +24,12 @@ from raftkv.limits import (
     STALLED_READER,
 )
 from raftkv.log_limit import limited
-from raftkv.rpc.admin import AdminService
-from raftkv.rpc.frontend import Problem
-from raftkv.rpc.guard import Guard
-from raftkv.rpc.health import HealthService
-from raftkv.rpc.service import KVService
-from raftkv.rpc.shares import Shares
-from raftkv.rpc.sockets import shut_down
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
-    from raftkv.clock import Clock, Timer
-    from raftkv.rpc.frontend import AdminFrontend
+    from raftkv.clock import Timer
+    from raftkv.frontend.port import AdminPort
+    from raftkv.frontend.resources import Resources
 
 _HANDSHAKE: Final = 5.0
 """Seconds in which a connection must have begun to speak HTTP/2."""
@@ -62,8 +60,6 @@ _NAMES: Final = (
 
 _LOOK: Final = 1.0
 """Seconds between looks for readers that have stopped."""
-_REMEMBERED: Final = 10.0
-"""Seconds for which a refusal counts as a problem."""
 _MISUSED: Final = "grpc_call_error"
 """In gRPC's text where a call was used wrongly: that is no client's doing."""
 log = logging.getLogger(__name__)
@@ -75,34 +71,30 @@ def _remarkable(record: logging.LogRecord) -> bool:
     return not isinstance(problem, aio.InternalError) or _MISUSED in str(problem)
 
 
-class RpcServer:
-    """Serves ``frontend`` at ``listen`` (host:port; port 0 = any free one), to so many ``connections`` at a time."""
+class GrpcServer:
+    """Serves ``node`` at ``listen`` (host:port; port 0 = any free one), to so many ``connections`` at a time."""
 
     def __init__(
-        self, frontend: AdminFrontend, listen: str, clock: Clock, *, connections: int = MAX_CONNECTIONS
+        self, node: AdminPort, listen: str, resources: Resources, *, connections: int = MAX_CONNECTIONS
     ) -> None:
         self._connections = connections
         self._listen = listen
-        self._clock = clock
-        self._held = Shares(MAX_HELD_BYTES, clock, LEAST_HELD_BYTES)
-        self._kv = KVService(frontend, clock, self._held)  # type: ignore[abstract]  # Its RPCs come from the registry.
+        self.resources = resources
+        self._clock = clock = resources.clock
+        self._kv = KVService(node, resources)  # type: ignore[abstract]  # Its RPCs come from the registry.
         self._guards: list[Guard] = []
         self._timer: Timer | None = None
-        self._refused = 0
-        self._refused_at = float("-inf")
-        self._admin = AdminService(frontend)
-        self._health = HealthService(frontend, clock, _NAMES)
+        self._admin = AdminService(node)
+        self._health = HealthService(node, clock, _NAMES)
         self._server: aio.Server | None = None
         self.port = 0
         """Port in use, known after :meth:`start`."""
-        self.tally = self._kv.tally
-        """What clients' operations came to."""
 
     async def start(self) -> None:
         """Listen and serve. Raises ListenError if the address cannot be listened on."""
         logging.getLogger("grpc._cython.cygrpc").addFilter(_remarkable)
         server = aio.server(options=(*_OPTIONS, ("grpc.max_allowed_incoming_connections", self._connections)))
-        data = Guard(server, Shares(MAX_CALLS, self._clock), self._held, self._clock)
+        data = Guard(server, Shares(MAX_CALLS, self._clock), self.resources.held, self._clock)
         # Shares of their own: whatever clients do with data, operators and probes are answered.
         others = Guard(server, Shares(MAX_CALLS, self._clock), Shares(MAX_HELD_BYTES // 4, self._clock), self._clock)
         self._guards = [data, others]
@@ -139,18 +131,6 @@ class RpcServer:
         self._health.stop()
         self._kv.drain()
         await self._server.stop(grace)
-
-    def problems(self) -> Iterator[Problem]:
-        """What the node's clients suffer from, as of this look: it compares with the one before."""
-        now = self._clock.now()
-        refused = self.tally.refused()
-        if refused > self._refused:
-            self._refused_at = now
-        self._refused = refused
-        if now < self._refused_at + _REMEMBERED:
-            yield Problem(
-                "overloaded", f"operations of clients are refused with OVERLOADED, {refused:,} since its start"
-            )
 
     def _look(self) -> None:
         """Where others wait for room, end connections whose answers nobody has read for long."""

@@ -1,9 +1,9 @@
 """One Pipeline stream on the node: the hot path.
 
 A task reads messages. Each one is executed as a whole if nobody waits and its answers have room, else in parts, as its
-turns come (:mod:`raftkv.rpc.turns`) and as there is room (:mod:`raftkv.rpc.shares`). Replies gather in a list; the
-stream's generator takes the list once per turn of the loop, or once per write if the client reads slowly, and sends it.
-No operation has a task, a future or a timer here.
+turns come (:mod:`raftkv.frontend.turns`) and as there is room (:mod:`raftkv.frontend.shares`). Replies gather in a
+list; the stream's generator takes the list once per turn of the loop, or once per write if the client reads slowly, and
+sends it. No operation has a task, a future or a timer here.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 
+from raftkv.api.batcher import Batcher
+from raftkv.api.failures import failure_of, overloaded, with_retry
+from raftkv.api.results import fill_result
 from raftkv.commands.base import Command
 from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, TooLarge
+from raftkv.frontend.counters import MALFORMED
+from raftkv.frontend.port import Caller, slots_of
+from raftkv.frontend.turns import BYTES_PER_UNIT
 from raftkv.limits import (
     DEFAULT_TIMEOUT,
     MAX_ANSWER_BYTES,
@@ -28,20 +34,11 @@ from raftkv.limits import (
     MAX_STREAM_OPS,
     MAX_TIMEOUT,
 )
-from raftkv.rpc import convert
-from raftkv.rpc.errors import failure_of, overloaded, with_retry
-from raftkv.rpc.frontend import Caller, slots_of
-from raftkv.rpc.pace import Pace
-from raftkv.rpc.tally import MALFORMED
-from raftkv.rpc.turns import BYTES_PER_UNIT
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
-    from raftkv.clock import Clock
-    from raftkv.rpc.frontend import Frontend
-    from raftkv.rpc.shares import Shares
-    from raftkv.rpc.tally import Tally
-    from raftkv.rpc.turns import Turns
+    from raftkv.frontend.port import NodePort
+    from raftkv.frontend.resources import Resources
 
 _SPACING: Final = 0.5
 """Of the time that answers take, between two messages with less than half of them."""
@@ -62,21 +59,18 @@ _TOO_LATE: Final = overloaded("the node was too busy to begin with the operation
 class PipelineStream:
     """State of one stream. ``run`` reads until the client ends, ``responses`` yields what is to be sent.
 
-    ``peer`` names the connection, to which ``turns`` gives the loop's time, ``held`` bytes of what is under way and
-    ``waiting`` bytes of messages that wait.
+    ``peer`` names the connection, which gets its shares of the node's ``resources``.
     """
 
-    def __init__(
-        self, frontend: Frontend, clock: Clock, tally: Tally, peer: str, turns: Turns, held: Shares, waiting: Shares
-    ) -> None:
-        self._frontend = frontend
-        self._clock = clock
-        self._tally = tally
-        self._turns = turns
-        self._held = held
-        self._waiting = waiting
+    def __init__(self, node: NodePort, resources: Resources, peer: str) -> None:
+        self._node = node
+        self._clock = clock = resources.clock
+        self._counters = resources.counters
+        self._turns = resources.turns
+        self._held = resources.held
+        self._waiting = resources.waiting
         self._kept = 0
-        self._pace = Pace(clock, _SPACING, self._notify)
+        self._batcher = Batcher(clock, _SPACING, self._notify)
         self._loop = asyncio.get_running_loop()
         self._message: _Message | None = None
         self._again: list[tuple[int, Command, float]] = []
@@ -123,7 +117,7 @@ class PipelineStream:
     def stop_reading(self) -> None:
         """What was read is still answered, then the stream ends."""
         self._reading = False
-        self._pace.close()
+        self._batcher.close()
         self._notify()
 
     def close(self) -> None:
@@ -139,7 +133,7 @@ class PipelineStream:
         """Messages to send, until everything that was read has been answered."""
         while True:
             if self._ready:
-                if self._reading and self._pace.waits(len(self._ready), (self._unanswered + 1) // 2):
+                if self._reading and self._batcher.waits(len(self._ready), (self._unanswered + 1) // 2):
                     await self._sleep()
                     continue
                 batch, self._ready = self._ready, []
@@ -156,7 +150,7 @@ class PipelineStream:
                     self.blocked_since = self._clock.now()
                     yield response
                     self.blocked_since = None
-                self._pace.sent()
+                self._batcher.sent()
                 self._sending = 0
                 self._unanswered -= len(batch)
                 self._count()
@@ -187,7 +181,7 @@ class PipelineStream:
             self._fail(error)
             return
         self._message = None
-        failed = self._tally.failed
+        failed = self._counters.failed
         for operation in message.operations:
             failed[operation.kind if operation.kind in CLIENT_COMMANDS else MALFORMED, _OVERLOADED] += 1
             self._ready.append((operation.id, _TOO_MUCH))
@@ -237,14 +231,14 @@ class PipelineStream:
 
     @property
     def wants(self) -> int:
-        """See :class:`raftkv.rpc.turns.Work`."""
+        """See :class:`raftkv.frontend.turns.Work`."""
         waiting = len(self._again)
         if self._message is not None:
             waiting += len(self._message.operations) or 1 + self._message.size // _LEAST
         return waiting
 
     def step(self, most: int) -> tuple[int, bool]:
-        """See :class:`raftkv.rpc.turns.Work`."""
+        """See :class:`raftkv.frontend.turns.Work`."""
         self._queued = False
         # What is taken counts for the connection and is missing elsewhere: half of the room leaves as much for others.
         room = self._held.room(self.peer)
@@ -301,7 +295,7 @@ class PipelineStream:
         ids: list[int] = []
         ops: list[Command] = []
         payload = 0
-        slots = slots_of(self._frontend)
+        slots = slots_of(self._node)
         for operation in left:
             try:
                 decode = _DECODE.get(operation.kind)
@@ -309,7 +303,7 @@ class PipelineStream:
                     raise InvalidArgument(f"unknown kind of operation {operation.kind}")
             except InvalidArgument as error:
                 failure = failure_of(error)
-                self._tally.malformed(failure.code)
+                self._counters.malformed(failure.code)
                 self._unanswered += 1
                 self._ready.append((operation.id, failure))
                 self._notify()
@@ -319,7 +313,7 @@ class PipelineStream:
             payload += op.size()
         if ops:
             self._unanswered += len(ops)
-            self._pace.follow(ids[0])
+            self._batcher.follow(ids[0])
             self._submit(ids, ops, message.deadline, self._clock.now(), payload + _OVERHEAD * len(ops))
         return units + len(left) + payload // BYTES_PER_UNIT
 
@@ -329,10 +323,10 @@ class PipelineStream:
             size += sum(kind in CLIENT_READS for kind in kinds) * (self._mean - _OVERHEAD)
         share = size // len(ops)
         self._unanswered_bytes += share * len(ops)
-        self._tally.take(kinds)
+        self._counters.take(kinds)
         reply = self._replier(ids, ops, kinds, share, deadline)
         if now < deadline:
-            self._frontend.submit(ops, deadline - now, reply, self._caller)
+            self._node.submit(ops, deadline - now, reply, self._caller)
         else:
             for index in range(len(ops)):
                 reply(index, _TOO_LATE)
@@ -340,7 +334,7 @@ class PipelineStream:
     def _replier(
         self, ids: list[int], ops: Sequence[Command], kinds: list[int], share: int, deadline: float
     ) -> Callable[[int, Result], None]:
-        failed = self._tally.failed
+        failed = self._counters.failed
 
         def reply(index: int, result: Result) -> None:
             self._unanswered_bytes -= share
@@ -360,7 +354,7 @@ class PipelineStream:
                 result = with_retry(result)
             self._ready.append((ids[index], result))
             wake = self._wake
-            if wake is not None and len(self._ready) >= self._pace.enough:
+            if wake is not None and len(self._ready) >= self._batcher.enough:
                 self._wake = None
                 if not wake.done():
                     wake.set_result(None)
@@ -369,12 +363,12 @@ class PipelineStream:
 
     def _response(self, batch: list[tuple[int, Result]], start: int) -> tuple[kv_pb2.PipelineResponse, int, int]:
         """One message from ``batch[start:]``, where the next one starts, and the bytes of values in it."""
-        known = self._frontend.cluster_map()
+        known = self._node.cluster_map()
         response = kv_pb2.PipelineResponse(map_epoch=0 if known is None else known.epoch)
         add = response.results.add
-        fill = convert.fill_result
+        fill = fill_result
         size = 0
-        followed = self._pace.followed
+        followed = self._batcher.followed
         for index in range(start, len(batch)):
             number, result = batch[index]
             value = result.value
@@ -383,7 +377,7 @@ class PipelineStream:
                 if size > MAX_ANSWER_BYTES and index > start:
                     return response, index, size - len(value)
             if number == followed:
-                self._tally.latency.observe(self._pace.answered())
+                self._counters.latency.observe(self._batcher.answered())
             message = add()
             message.id = number
             fill(message, result)

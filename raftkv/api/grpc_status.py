@@ -1,4 +1,4 @@
-"""Results to gRPC statuses and back, and results to exceptions: the one place where the two vocabularies meet.
+"""Results to gRPC statuses and back.
 
 A failed unary RPC carries ErrorDetail in ``grpc-status-details-bin``, where gRPC's libraries of all languages look, and
 gRPC's own RetryInfo if the node says when to come back.
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final, cast
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
-from msgspec.structs import replace
 
+from raftkv.api.failures import known_code
 from raftkv.commands.results import Result
-from raftkv.errors import OUTCOMES, Code, ConditionFailed, RaftKVError
+from raftkv.errors import OUTCOMES, Code
 from raftkv.v1 import error_pb2
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ CLUSTER_KEY: Final = "raftkv-cluster-id"
 NODE_KEY: Final = "raftkv-node-id"
 """Initial metadata of a Pipeline: the node that answers."""
 
-RETRY_MS: Final = 100
-"""Milliseconds after which a client whose share is used up is told to come back: some answers have left by then."""
-
 _STATUSES: Final = {code: grpc.StatusCode[outcome.grpc_status] for code, outcome in OUTCOMES.items()}
 _TRANSIENT: Final = (
     grpc.StatusCode.UNAVAILABLE,
@@ -39,40 +36,6 @@ _TRANSIENT: Final = (
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.ABORTED,
 )
-
-
-def known_code(code: int) -> Code:
-    """``code`` as Code; a code of a newer version is INTERNAL, which promises nothing."""
-    try:
-        return Code(code)
-    except ValueError:
-        return Code.INTERNAL
-
-
-def overloaded(detail: str, retry_ms: int = RETRY_MS) -> Result:
-    """The refusal of an operation that surely was not executed; worth asking again in ``retry_ms`` milliseconds."""
-    return Result(int(Code.OVERLOADED), detail=detail, retry_ms=retry_ms)
-
-
-def with_retry(result: Result) -> Result:
-    """``result``, saying when to come back if it is a refusal for overload."""
-    return replace(result, retry_ms=RETRY_MS) if result.code == Code.OVERLOADED and result.retry_ms < 0 else result
-
-
-def failure_of(error: RaftKVError) -> Result:
-    """The result that says what ``error`` says."""
-    version = error.version if isinstance(error, ConditionFailed) else 0
-    return Result(int(error.code), version, detail=str(error))
-
-
-def error_of(result: Result) -> RaftKVError:
-    """The exception for a failed ``result``, as :data:`raftkv.errors.OUTCOMES` has it."""
-    code = known_code(result.code)
-    kind = OUTCOMES[code].error
-    text = result.detail or code.name.lower().replace("_", " ")
-    if kind is ConditionFailed:
-        return ConditionFailed(text, result.version)
-    return kind(text)
 
 
 def status_of(result: Result) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:

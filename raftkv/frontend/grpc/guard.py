@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from raftkv.api.failures import overloaded, with_retry
+from raftkv.api.grpc_status import status_of
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import DEFAULT_TIMEOUT, LEAST_HELD_BYTES, MAX_TIMEOUT
-from raftkv.rpc.errors import overloaded, status_of, with_retry
 
 if TYPE_CHECKING:
     from grpc import aio
 
     from raftkv.clock import Clock
-    from raftkv.rpc.shares import Shares
+    from raftkv.frontend.shares import Shares
 
     Context = aio.ServicerContext[Any, Any]
 

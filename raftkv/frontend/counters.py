@@ -38,7 +38,7 @@ class Durations:
         self.total += seconds
 
 
-class Tally:
+class Counters:
     """Operations that clients have asked of this node.
 
     ``taken[number]``: how many. ``failed[number, code]``: those whose answer was not OK; counting all answers would
