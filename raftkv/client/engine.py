@@ -26,6 +26,7 @@ from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError, UsageError
 from raftkv.limits import MAX_KEY_BYTES
+from raftkv.rpc.errors import error_of
 from raftkv.rpc.patience import Patience
 from raftkv.v1 import kv_pb2
 
@@ -355,6 +356,8 @@ class Engine:
                 await self._after_no_view(failure, deadline, timeout, progress)
 
     async def _after_no_view(self, failure: Result, deadline: float, timeout: float, progress: Progress) -> None:
+        if failure.code == Code.WRONG_VERSION:
+            raise error_of(failure)
         progress.last = failure
         progress.attempts += 1
         delay = progress.delay(self._rng)
