@@ -7,8 +7,8 @@ from typing import Final, TypeVar
 
 from raftkv.clock import Clock
 from raftkv.node.clocks import Clocks
+from raftkv.node.drivers.mover import Mover
 from raftkv.node.memory import Memory
-from raftkv.node.mover import Mover
 from raftkv.node.replicas import Replicas
 from raftkv.node.router import Router
 from raftkv.peer.links import Links

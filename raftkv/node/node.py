@@ -20,19 +20,19 @@ from raftkv.clock import Clock, Timer
 from raftkv.commands.base import Command
 from raftkv.errors import CorruptData, RaftKVError
 from raftkv.node import messages
-from raftkv.node.asking import asker
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.clocks import Clocks
 from raftkv.node.config import NodeConfig
 from raftkv.node.control import GroupOperations
+from raftkv.node.drivers.internal_client import asker
+from raftkv.node.drivers.maintenance import Maintenance
+from raftkv.node.drivers.membership import Membership
+from raftkv.node.drivers.mover import Mover
+from raftkv.node.drivers.replica_gc import ReplicaGC
 from raftkv.node.figures import Figures, MeasuredWorker
-from raftkv.node.housekeeping import Housekeeping
 from raftkv.node.inspection import Inspection
-from raftkv.node.leftovers import Leftovers
 from raftkv.node.maps import Maps
-from raftkv.node.membership import Membership
 from raftkv.node.memory import Memory, ProcessMemory
-from raftkv.node.mover import Mover
 from raftkv.node.problems import Problems, Source, lost_entries
 from raftkv.node.replicas import Replicas
 from raftkv.node.requests import Reply
@@ -70,7 +70,7 @@ _TICK: Final = 0.02
 """Seconds between looks at election deadlines and heartbeats: a fifth of a heartbeat."""
 
 _TICKS_PER_ROUND: Final = 5
-"""Housekeeping runs every so many ticks."""
+"""Maintenance runs every so many ticks."""
 
 _ROUNDS_PER_LOOK: Final = 10
 """What is wrong with the node is looked at so rarely."""
@@ -209,7 +209,7 @@ class RaftNode:
             lambda: fs.free_space(config.node.data_dir),
             self._sizes.segment_bytes,
         )
-        self._housekeeping = Housekeeping(
+        self._maintenance = Maintenance(
             self._replicas,
             cluster_id=config.cluster.id,
             slots=config.cluster.slots,
@@ -223,7 +223,7 @@ class RaftNode:
         self._mover = Mover(self._meta_state, ask, self._clock, rng)
         self._membership = Membership(self._meta_state, ask, self._clock, rng)
         self._inspection = Inspection(self._replicas, self._clock)
-        self._leftovers = Leftovers(
+        self._replica_gc = ReplicaGC(
             self.id,
             self._replicas,
             self._meta_state,
@@ -302,7 +302,7 @@ class RaftNode:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for driver in (self._mover, self._membership, self._leftovers):
+        for driver in (self._mover, self._membership, self._replica_gc):
             driver.close()
         if not self._failed:
             self._try_to_save_map()
@@ -332,10 +332,10 @@ class RaftNode:
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._space.look_at_memory()
                 self._router.no_space = self._space.look()
-                self._housekeeping.run(self._router.map)
+                self._maintenance.run(self._router.map)
                 self._mover.run()
                 self._membership.run()
-                self._leftovers.run()
+                self._replica_gc.run()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._wal.retry()
                     self._tell_all(["epoch", *self._maps.own])
@@ -523,7 +523,7 @@ class RaftNode:
             elif kind == "room":
                 self._room.hear(peer, Full(*messages.room(message)))
             elif kind == "left" and len(message) == 1:
-                self._leftovers.clear()
+                self._replica_gc.clear()
             elif kind == "map":
                 self._take_map(messages.encoded_map(message))
             else:

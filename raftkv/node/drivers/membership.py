@@ -15,7 +15,7 @@ from typing import Any, Final
 from raftkv.clock import Clock, sleep
 from raftkv.commands.members import ChangeMembers, Members, Transfer
 from raftkv.commands.results import MembersReport
-from raftkv.node.asking import Ask, Failed, Leading, meta_command
+from raftkv.node.drivers.internal_client import Ask, Failed, Leading, meta_command
 from raftkv.store.meta_state import MetaState
 from shards.map import Group
 

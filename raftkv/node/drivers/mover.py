@@ -29,7 +29,7 @@ from raftkv.commands.moving import (
 )
 from raftkv.commands.results import ExportPage, MoveReport, MoveSummary, Result
 from raftkv.log_limit import limited
-from raftkv.node.asking import Ask, Failed, Leading, meta_command
+from raftkv.node.drivers.internal_client import Ask, Failed, Leading, meta_command
 from raftkv.rpc.tally import Durations
 from raftkv.store.meta_state import Job, MetaState, Move
 from shards.moves import Impossible, Phase, SourceState, Step, TargetState, next_step

@@ -36,7 +36,7 @@ _MAX_LAG: Final = 1000
 """Entries that a successor may lack."""
 
 
-class Housekeeping:
+class Maintenance:
     """``members`` returns the configured nodes with their incarnations once all of them were met, else None."""
 
     def __init__(

@@ -17,7 +17,7 @@ from raftkv.clock import Clock, sleep
 from raftkv.commands.meta import ReadCluster
 from raftkv.commands.results import ClusterReport
 from raftkv.log_limit import limited
-from raftkv.node.asking import Ask, Failed, Leading, meta_command
+from raftkv.node.drivers.internal_client import Ask, Failed, Leading, meta_command
 from raftkv.node.replicas import Replicas
 from raftkv.store.codec import unpack
 from raftkv.store.meta_state import MetaState
@@ -31,7 +31,7 @@ _PATIENCE: Final = 1.0
 _LOOK: Final = 0.05
 
 
-class Leftovers:
+class ReplicaGC:
     """``leading``: the meta group's state while this node leads it. ``tell(node)`` asks another node to :meth:`clear`.
 
     ``keep_map``: takes a map that may be newer than the node's own, durably, or raises OSError.
