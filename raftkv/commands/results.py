@@ -86,14 +86,14 @@ class MoveSummary(Answer, frozen=True, tag=5):
 
 
 class CopyReport(Answer, frozen=True, tag=7):
-    """What was copied of a move. ``seq``, ``cursor``: of the last chunk imported. ``bytes``: copied this time.
+    """What was copied of a move. ``seq``, ``cursor``: of the last chunk imported. ``copied``: bytes, this time.
 
     ``more``: much is left. ``records``: of all the slots, once they are complete, else 0.
     """
 
     seq: int
     cursor: bytes
-    bytes: int
+    copied: int
     more: bool
     records: int
 

@@ -94,7 +94,7 @@ def test_slots_are_copied_in_parts_and_completed() -> None:
         source, target = world.stores[SOURCE], world.stores[TARGET]
         first = await world.report(Copy(SOURCE, MOVE, TARGET, 0, b"", 100_000))
         assert (first.more, first.records) == (True, 0)
-        assert 100_000 <= first.bytes < 200_000
+        assert 100_000 <= first.copied < 200_000
         assert (state(target).seq, state(target).cursor) == (first.seq, first.cursor)
         second = await world.report(Copy(SOURCE, MOVE, TARGET, first.seq, first.cursor, 10_000_000))
         assert not second.more

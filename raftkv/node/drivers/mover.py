@@ -212,14 +212,14 @@ class Mover:
             copy = Copy(move.source, move.id, move.target, progress.seq, progress.cursor, limit)
             report = await self._have_copied(copy, progress)
             if rate:
-                self._spent_until = max(self._spent_until, self._clock.now()) + report.bytes / rate
+                self._spent_until = max(self._spent_until, self._clock.now()) + report.copied / rate
             more = report.more
 
     async def _have_copied(self, op: Copying, progress: _Progress) -> CopyReport:
         report = (await self._ask(op)).answer
         assert isinstance(report, CopyReport)
         progress.seq, progress.cursor = report.seq, report.cursor
-        progress.bytes += report.bytes
+        progress.bytes += report.copied
         return report
 
 
