@@ -14,10 +14,11 @@ from raftkv.client.arguments import check_timeout
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.transport import FAILURES, connect, failure
 from raftkv.clock import Clock, SystemClock, sleep
-from raftkv.errors import OUTCOMES, Code, DeadlineExceeded, RaftKVError, Unavailable
+from raftkv.errors import OUTCOMES, Code, DeadlineExceeded, RaftKVError, Unavailable, WrongVersion
 from raftkv.limits import DEFAULT_TIMEOUT
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
 from shards.map import Group, MapError, Node, ShardMap
+from shards.slots import SLOT_RULE, rule_refusal
 
 if TYPE_CHECKING:
     from grpc import aio
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_MAP: Final = admin_pb2.GetMapRequest(slot_rule=SLOT_RULE)
+_STATE: Final = admin_pb2.GetStateRequest(slot_rule=SLOT_RULE)
 _TOKEN_BYTES: Final = 16
 _PAUSE: Final = 0.2
 """Seconds before all nodes are asked again."""
@@ -68,7 +71,12 @@ class ClusterState:
 
 
 def shard_map_of(message: admin_pb2.GetMapResponse) -> ShardMap:
-    """The map that ``message`` carries. Raises Unavailable if it is none: then another node may have one."""
+    """The map that ``message`` carries.
+
+    Raises WrongVersion, or Unavailable if it is none: then another node may have one.
+    """
+    if refusal := rule_refusal(message.slot_rule):
+        raise WrongVersion(refusal)
     try:
         return ShardMap(
             message.cluster_id,
@@ -123,7 +131,7 @@ class AdminClient:
 
     async def state(self) -> ClusterState:
         """The cluster as the meta group knows it now."""
-        answer = await self._any(lambda stub, left: stub.GetState(admin_pb2.GetStateRequest(), timeout=left))
+        answer = await self._any(lambda stub, left: stub.GetState(_STATE, timeout=left))
         return self._known(answer, vouched=True)
 
     async def state_or_map(self) -> ClusterState:
@@ -136,7 +144,7 @@ class AdminClient:
     async def known(self) -> ClusterState:
         """What a node knows by itself: its copy of the map."""
         found = await self._any(
-            lambda stub, left: stub.GetMap(admin_pb2.GetMapRequest(), timeout=left),
+            lambda stub, left: stub.GetMap(_MAP, timeout=left),
             timeout=min(self._timeout, _ONE_NODE),
         )
         return self._known(admin_pb2.GetStateResponse(map=found), vouched=False)
@@ -162,7 +170,11 @@ class AdminClient:
     ) -> admin_pb2.JoinResponse:
         """Make the data folder ``incarnation`` a node of the cluster. Asked again, it has the same outcome."""
         request = admin_pb2.JoinRequest(
-            address=address, peer_address=peer_address, incarnation=incarnation, cluster_id=cluster_id
+            address=address,
+            peer_address=peer_address,
+            incarnation=incarnation,
+            cluster_id=cluster_id,
+            slot_rule=SLOT_RULE,
         )
         return await self._any(lambda stub, left: stub.Join(request, timeout=left))
 

@@ -12,6 +12,7 @@ from random import Random
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
+from raftkv.api.failures import error_of
 from raftkv.api.patience import Patience
 from raftkv.client.call import Call
 from raftkv.client.channel import Channel
@@ -355,6 +356,8 @@ class Engine:
                 await self._after_no_view(failure, deadline, timeout, progress)
 
     async def _after_no_view(self, failure: Result, deadline: float, timeout: float, progress: Progress) -> None:
+        if failure.code == Code.WRONG_VERSION:
+            raise error_of(failure)
         progress.last = failure
         progress.attempts += 1
         delay = progress.delay(self._rng)

@@ -21,6 +21,7 @@ from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_MESSAGE_BYTES
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
+from shards.slots import SLOT_RULE, rule_refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -184,9 +185,11 @@ class _GrpcEndpoint:
 
     async def view(self, timeout: float) -> View:
         try:
-            answer = await self._admin.GetMap(admin_pb2.GetMapRequest(), timeout=timeout)
+            answer = await self._admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE), timeout=timeout)
         except FAILURES as error:
             raise TransportError(self._not_reached(error)) from error
+        if refusal := rule_refusal(answer.slot_rule):
+            raise TransportError(Result(int(Code.WRONG_VERSION), detail=f"{self._address}: {refusal}"))
         try:
             return view_of(
                 answer.cluster_id,

@@ -30,6 +30,7 @@ from raftkv.errors import (
     RaftKVError,
     Unavailable,
     WrongCluster,
+    WrongVersion,
 )
 from raftkv.files import write_atomically
 from raftkv.local.ports import port_problem
@@ -256,13 +257,14 @@ class _Plan:
 
 
 def _take_in(endpoints: str, folder: Path, note: _Note, cluster_id: str, timeout: float) -> admin_pb2.JoinResponse:
+    async def ask(client: AdminClient) -> admin_pb2.JoinResponse:
+        # A cluster of another version must not get a member that cannot work with it: this finds that out.
+        await client.state()
+        return await client.join(note.address, note.peer_address, note.incarnation, cluster_id)
+
     try:
-        return _ask(
-            endpoints,
-            timeout,
-            lambda client: client.join(note.address, note.peer_address, note.incarnation, cluster_id),
-        )
-    except (ConditionFailed, InvalidArgument) as error:
+        return _ask(endpoints, timeout, ask)
+    except (ConditionFailed, InvalidArgument, WrongVersion) as error:
         raise JoinError(f"the cluster does not take this node in: {error}") from None
     except WrongCluster as error:
         raise JoinError(f"{folder}: belongs to another cluster: {error}; take an empty folder") from None

@@ -26,6 +26,7 @@ from raftkv.node.client_ids import ClientIds
 from raftkv.node.clocks import Clocks
 from raftkv.node.config import NodeConfig
 from raftkv.node.control import GroupOperations
+from raftkv.node.drivers.copier import Copier
 from raftkv.node.drivers.internal_client import asker
 from raftkv.node.drivers.maintenance import Maintenance
 from raftkv.node.drivers.membership import Membership
@@ -182,10 +183,12 @@ class RaftNode:
             fatal=self._fatal,
         )
         self._clocks = Clocks(self._links, self._clock, raft.lease_share)
+        ask = asker(self.submit)
+        self._copier = Copier(self._replicas, ask, self._clock)
         self._router = Router(
             self.id,
             data=self._replicas.data,
-            groups=GroupOperations(self._replicas, self._clock),
+            groups=GroupOperations(self._replicas, self._clock, self._copier.run),
             peers=self._links,
             clock=self._clock,
             ids=ClientIds(self._clocks.time, rng),
@@ -211,7 +214,6 @@ class RaftNode:
             room=self._room,
             now=self._clock.now,
         )
-        ask = asker(self._router.submit)
         self._mover = Mover(self._meta_state, ask, self._clock, rng)
         self._membership = Membership(self._meta_state, ask, self._clock, rng)
         self._inspection = Inspection(self._replicas, self._clock)
@@ -294,7 +296,7 @@ class RaftNode:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for driver in (self._mover, self._membership, self._replica_gc):
+        for driver in (self._mover, self._copier, self._membership, self._replica_gc):
             driver.close()
         if not self._failed:
             self._try_to_save_map()

@@ -26,7 +26,7 @@ from raftkv.limits import (
     MAX_VALUE_BYTES,
 )
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
-from shards.slots import slot_of
+from shards.slots import SLOT_RULE, slot_of
 from tests.rpc_fakes import CLUSTER, FakeCluster, FakeFrontend, failed
 from tests.waiting import PATIENCE
 
@@ -307,7 +307,7 @@ def test_map_and_status_are_told() -> None:
     async def main() -> None:
         async with FakeCluster(3) as cluster, aio.insecure_channel(cluster.addresses[1]) as channel:
             admin = admin_pb2_grpc.AdminStub(channel)
-            known = await admin.GetMap(admin_pb2.GetMapRequest())
+            known = await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE))
             assert (known.cluster_id, known.epoch, known.slots) == (CLUSTER, 1, 256)
             assert [(node.id, node.address) for node in known.nodes] == list(enumerate(cluster.addresses, 1))
             assert [(group.id, list(group.voters), group.leader) for group in known.groups] == [
@@ -320,7 +320,7 @@ def test_map_and_status_are_told() -> None:
             assert (replica.role, replica.term, dict(replica.match)) == (admin_pb2.ROLE_LEADER, 3, {2: 10, 3: 9})
             cluster.frontends[1].map = None
             with pytest.raises(aio.AioRpcError) as caught:
-                await admin.GetMap(admin_pb2.GetMapRequest())
+                await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE))
             assert result_of(caught.value).code == Code.UNAVAILABLE
 
     asyncio.run(main())

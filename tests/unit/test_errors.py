@@ -85,6 +85,7 @@ def test_a_pickled_error_raises_like_a_new_one() -> None:
         (raftkv.ConditionFailed, set()),
         (raftkv.NoSpace, set()),
         (raftkv.WrongCluster, set()),
+        (raftkv.WrongVersion, set()),
         (raftkv.OutcomeUnknown, set()),
         (raftkv.SessionExpired, set()),
         (raftkv.NotApplied, set()),

@@ -23,6 +23,7 @@ from raftkv.store.meta import MetaStore
 from raftkv.store.meta_state import MetaState
 from raftkv.store.records import Store
 from raftkv.v1 import admin_pb2
+from shards.slots import SLOT_RULE
 from tests.peer_world import ManualClock
 from tests.rpc_fakes import FakeFrontend, one_group_map
 from tests.store_helpers import GROUP, one
@@ -136,14 +137,14 @@ def test_the_map_becomes_a_message_once(monkeypatch: pytest.MonkeyPatch) -> None
     context: Any = _Context()
 
     async def main() -> None:
-        first = await admin.GetMap(admin_pb2.GetMapRequest(), context)
+        first = await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE), context)
         frontend.map = one_group_map(["h:1", "h:2"])
-        assert await admin.GetMap(admin_pb2.GetMapRequest(), context) is first, "an equal map"
+        assert await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE), context) is first, "an equal map"
         frontend.leading = {1: 2}
-        second = await admin.GetMap(admin_pb2.GetMapRequest(), context)
+        second = await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE), context)
         assert [group.leader for group in second.groups] == [0, 2]
         frontend.map = one_group_map(["h:1", "h:2"], epoch=2)
-        assert (await admin.GetMap(admin_pb2.GetMapRequest(), context)).epoch == 2
+        assert (await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE), context)).epoch == 2
 
     asyncio.run(main())
     assert len(made) == 3
@@ -166,10 +167,10 @@ def test_a_state_that_has_not_changed_is_not_read_again(monkeypatch: pytest.Monk
 
     async def main() -> None:
         for store.time in (5, 6, 7):
-            state = await admin.GetState(admin_pb2.GetStateRequest(), context)
+            state = await admin.GetState(admin_pb2.GetStateRequest(slot_rule=SLOT_RULE), context)
             assert (state.now_ms, state.map.epoch, list(state.draining)) == (store.time, 1, [])
         store.state = MetaState(map=frontend.map, draining=(2,))
-        assert list((await admin.GetState(admin_pb2.GetStateRequest(), context)).draining) == [2]
+        assert list((await admin.GetState(admin_pb2.GetStateRequest(slot_rule=SLOT_RULE), context)).draining) == [2]
 
     asyncio.run(main())
     assert (len(read), len(made)) == (2, 1)

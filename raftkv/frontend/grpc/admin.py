@@ -21,6 +21,7 @@ from raftkv.store.meta_state import Job, MetaState
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
 from shards.map import META_GROUP, ShardMap
 from shards.moves import Phase
+from shards.slots import SLOT_RULE, rule_refusal
 
 if TYPE_CHECKING:
     from grpc import aio
@@ -57,6 +58,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._slots: asyncio.Task[admin_pb2.GetSlotsResponse] | None = None
 
     async def GetMap(self, request: admin_pb2.GetMapRequest, context: Context) -> admin_pb2.GetMapResponse:
+        await _check_rule(request, context)
         known = self._node.cluster_map()
         if known is None:
             await abort(context, Result(int(Code.UNAVAILABLE), detail="the node does not know the shard map yet"))
@@ -69,6 +71,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return status_message(self._node.status())
 
     async def GetState(self, request: admin_pb2.GetStateRequest, context: Context) -> admin_pb2.GetStateResponse:
+        await _check_rule(request, context)
         now, state = await self._meta_state(context)
         assert state.map is not None
         waiting = self._node.waiting()
@@ -119,6 +122,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return admin_pb2.ChangeResponse(id=result.number)
 
     async def Join(self, request: admin_pb2.JoinRequest, context: Context) -> admin_pb2.JoinResponse:
+        await _check_rule(request, context)
         known = self._node.cluster_map()
         if known is not None and request.cluster_id not in ("", known.cluster_id):
             text = f"this is cluster {known.cluster_id}, not {request.cluster_id}"
@@ -196,6 +200,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return result
 
 
+async def _check_rule(
+    request: admin_pb2.GetMapRequest | admin_pb2.GetStateRequest | admin_pb2.JoinRequest, context: Context
+) -> None:
+    """Whoever gets a map must place keys by its rule."""
+    if refusal := rule_refusal(request.slot_rule):
+        await abort(context, Result(int(Code.WRONG_VERSION), detail=refusal))
+
+
 def _change_arguments(request: admin_pb2.ChangeRequest) -> list[Any] | None:
     """Verb and arguments of the meta group's command, None if the request asks for nothing."""
     kind = request.WhichOneof("change")
@@ -260,6 +272,7 @@ def _map_message(known: ShardMap, leaders: dict[int, int]) -> admin_pb2.GetMapRe
         ],
         ranges=[admin_pb2.SlotRange(first=first, last=last, group=group) for first, last, group in known.ranges()],
         removed=known.removed,
+        slot_rule=SLOT_RULE,
     )
 
 
