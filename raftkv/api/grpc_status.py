@@ -38,7 +38,7 @@ _TRANSIENT: Final = (
 )
 
 
-def status_of(result: Result) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
+def grpc_status_of(result: Result) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """Status code, message and trailing metadata for a failed ``result``."""
     code = known_code(result.code)
     status = _STATUSES[code]

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from shards.map import ShardMap
+from shards.moves import Phase
+
 
 class Role(IntEnum):
     """Part that a replica plays in its group."""
@@ -111,3 +114,98 @@ class Digests:
 
     slots: Mapping[int, bytes]
     rest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMove:
+    """Slots that are to go from one group to another in one move."""
+
+    slots: tuple[int, ...]
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A move under way. ``started``: group time in ms."""
+
+    id: int
+    slots: tuple[int, ...]
+    source: int
+    target: int
+    phase: Phase
+    started: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedMove:
+    """A move that has ended. Times in ms, ``freeze``: while its slots were not served; ``took``: from start to end."""
+
+    id: int
+    slots: int
+    source: int
+    target: int
+    committed: bool
+    records: int
+    bytes: int
+    freeze: int
+    took: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A plan that is carried out: by hand of one ``slot move``, or of a rebalancing.
+
+    ``pending``: what has not been started. ``rate``: bytes per second, 0 = unlimited. ``concurrency``: moves at a time.
+    ``moves`` and ``slots``: of the whole plan. ``done`` and ``done_slots``: committed; ``failed``: moves that were
+    cancelled or were not possible any more. ``started`` and ``ended``: group time in ms, ``ended`` 0 = it goes on.
+    """
+
+    id: int
+    pending: tuple[PlannedMove, ...]
+    moves: int
+    slots: int
+    rate: int
+    concurrency: int
+    started: int
+    paused: bool = False
+    cancelled: bool = False
+    done: int = 0
+    done_slots: int = 0
+    failed: int = 0
+    ended: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether it goes on."""
+        return not self.ended
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """What the cluster says of itself: its map, who leads each group, and what is under way to change it.
+
+    ``vouched``: the meta group said so, as of ``now``, its time in ms; else it is one node's copy of the map, and
+    nothing is known of the rest. ``finished``: the latest moves. ``wanted``: group -> voters that it is to have, for
+    groups that have others; ``waiting``: why not yet, if known. ``draining``: nodes that get no further replicas.
+    """
+
+    map: ShardMap
+    leaders: Mapping[int, int]
+    vouched: bool
+    now: int = 0
+    job: Job | None = None
+    moves: tuple[Move, ...] = ()
+    finished: tuple[FinishedMove, ...] = ()
+    wanted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    waiting: Mapping[int, str] = field(default_factory=dict)
+    draining: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What a node that joins is told: its id, the map with it, and the cluster's settings."""
+
+    node: int
+    map: ShardMap
+    settings: ClusterSettings

@@ -121,13 +121,13 @@ class _Context:
 
 def _served(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeFrontend, AdminService, list[Any]]:
     made: list[Any] = []
-    plain = service._map_message
+    plain = service.map_message
 
     def counted(*arguments: Any) -> admin_pb2.GetMapResponse:
         made.append(arguments)
         return plain(*arguments)
 
-    monkeypatch.setattr(service, "_map_message", counted)
+    monkeypatch.setattr(service, "map_message", counted)
     frontend = FakeFrontend(shard_map=one_group_map(["h:1", "h:2"]))
     return frontend, AdminService(frontend), made
 

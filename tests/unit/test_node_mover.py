@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import pytest
 
+from raftkv.api.status import Move
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.moving import MoveState
 from raftkv.commands.results import MoveReport, Result
 from raftkv.node.drivers.mover import Mover
-from raftkv.store.meta_state import MetaState, Move
+from raftkv.store.meta_state import MetaState
 from shards.moves import Phase, SourceState, TargetState
 from tests.peer_world import ManualClock, rest
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, complain, confirm, emit
 from raftkv.cli.admin.jobs import StatsOfSlots, known, known_size
 from raftkv.cli.admin.moving import Pace, carry_out, job_options
@@ -15,7 +16,7 @@ from raftkv.cli.admin.text import listed
 from raftkv.cli.admin.watch import Seen, until, wait_options
 from raftkv.cli.console import Section
 from raftkv.cli.parameters import GROUP, LaterDefault
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.client.admin import AdminClient
 from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP, ShardMap
 from shards.planner import Move, place_group, plan_slots

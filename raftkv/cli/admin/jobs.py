@@ -8,14 +8,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from raftkv.api.status import ClusterState, FinishedMove, Job, SlotStats
 from raftkv.cli.admin.text import counted, ranges_text, rate_text, shortened, size_text, time_text
 from raftkv.cli.console import Section
-from raftkv.client.admin import ClusterState
 from raftkv.v1 import admin_pb2
 from shards.map import ShardMap
+from shards.moves import Phase
 from shards.planner import Balance, Move, balance
 
-StatsOfSlots = Mapping[int, admin_pb2.SlotStats]
+StatsOfSlots = Mapping[int, SlotStats]
 """Slot -> its stats; slots of which nothing is known are missing."""
 
 
@@ -136,13 +137,12 @@ def job_report(state: ClusterState, stats: StatsOfSlots) -> dict[str, Any]:
     if job is None:
         return {"job": None}
     finished = committed_moves(state, job)
-    freezes = sorted(move.freeze_ms for move in finished)
-    moving = list(state.message.moves)
+    freezes = sorted(move.freeze for move in finished)
     left = [slot for one in job.pending for slot in one.slots]
-    left += [slot for move in moving if move.phase == admin_pb2.MOVE_PHASE_STARTED for slot in move.slots]
+    left += [slot for move in state.moves if move.phase is Phase.STARTED for slot in move.slots]
     keys_left, bytes_left = _sums(left, stats)
-    end = job.ended_ms or state.message.now_ms
-    seconds = max(0, end - job.started_ms) / 1000
+    end = job.ended or state.now
+    seconds = max(0, end - job.started) / 1000
     moved = sum(move.bytes for move in finished)
     return {
         "job": {
@@ -153,7 +153,7 @@ def job_report(state: ClusterState, stats: StatsOfSlots) -> dict[str, Any]:
                 "total": job.moves,
                 "done": job.done,
                 "failed": job.failed,
-                "under_way": len(moving),
+                "under_way": len(state.moves),
                 "waiting": len(job.pending),
             },
             "slots": {"total": job.slots, "done": job.done_slots, "left": len(left)},
@@ -163,7 +163,7 @@ def job_report(state: ClusterState, stats: StatsOfSlots) -> dict[str, Any]:
             "rate_limit": job.rate,
             "concurrency": job.concurrency,
             "seconds": round(seconds, 1),
-            "eta_seconds": None if job.ended_ms or job.paused else _eta(job, seconds, moved, bytes_left),
+            "eta_seconds": None if job.ended or job.paused else _eta(job, seconds, moved, bytes_left),
             "freeze_ms": {
                 "moves": len(freezes),
                 "p50": percentile(freezes, 50),
@@ -177,26 +177,26 @@ def job_report(state: ClusterState, stats: StatsOfSlots) -> dict[str, Any]:
                 "source": move.source,
                 "target": move.target,
                 "slots": ranges_text(move.slots),
-                "phase": admin_pb2.MovePhase.Name(move.phase).removeprefix("MOVE_PHASE_").lower(),
-                "seconds": round(max(0, state.message.now_ms - move.started_ms) / 1000, 1),
+                "phase": str(move.phase),
+                "seconds": round(max(0, state.now - move.started) / 1000, 1),
             }
-            for move in moving
+            for move in state.moves
         ],
     }
 
 
-def committed_moves(state: ClusterState, job: admin_pb2.Job) -> list[admin_pb2.FinishedMove]:
+def committed_moves(state: ClusterState, job: Job) -> list[FinishedMove]:
     """The job's moves that have changed owner, as far as they are remembered.
 
     Moves of earlier jobs are remembered too. Jobs follow one another, so this one's are the latest.
     """
-    committed = [move for move in state.message.finished if move.committed]
+    committed = [move for move in state.finished if move.committed]
     return committed[len(committed) - min(job.done, len(committed)) :]
 
 
-def job_state(job: admin_pb2.Job) -> str:
+def job_state(job: Job) -> str:
     """``running``, ``paused``, ``cancelling``, ``cancelled``, ``done`` or ``partly done``."""
-    if not job.ended_ms:
+    if job.open:
         return "cancelling" if job.cancelled else "paused" if job.paused else "running"
     if job.cancelled:
         return "cancelled"
@@ -210,7 +210,7 @@ def percentile(ordered: Sequence[int], percent: float) -> int | None:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def _eta(job: admin_pb2.Job, seconds: float, moved: int, bytes_left: int | None) -> float | None:
+def _eta(job: Job, seconds: float, moved: int, bytes_left: int | None) -> float | None:
     """Seconds left, by bytes if they say something, else by slots; None while nothing is done."""
     if seconds <= 0 or not job.done_slots:
         return None

@@ -163,7 +163,7 @@ def tune(rate: int | None, concurrency: int | None) -> None:
 
     async def main(client: AdminClient) -> int:
         job = (await client.state()).job
-        if job is None or job.ended_ms:
+        if job is None or job.ended:
             raise Precondition("nothing is under way")
         chosen = admin_pb2.Pace(
             concurrency=job.concurrency if concurrency is None else concurrency, rate=job.rate if rate is None else rate

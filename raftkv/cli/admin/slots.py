@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
+from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, complain, emit
 from raftkv.cli.admin.jobs import StatsOfSlots
 from raftkv.cli.admin.moving import Pace, carry_out, job_options
 from raftkv.cli.admin.survey import current, slot_stats
 from raftkv.cli.admin.text import listed, numbers_of, parse_ranges, size_text
 from raftkv.cli.console import Section
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.client.admin import AdminClient
 from shards.map import ShardMap
 from shards.planner import Move
 from shards.slots import MAX_SLOTS

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.api.failures import failure_of
+from raftkv.api.messages import fields_of, map_message, state_message, status_message
+from raftkv.api.status import ClusterState
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.group import Check
 from raftkv.commands.members import Transfer
@@ -17,25 +19,18 @@ from raftkv.errors import Code, RaftKVError
 from raftkv.frontend.grpc.guard import abort, budget_of
 from raftkv.frontend.port import answer_to
 from raftkv.store.codec import pack, unpack
-from raftkv.store.meta_state import Job, MetaState
+from raftkv.store.meta_state import MetaState
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
 from shards.map import META_GROUP, ShardMap
-from shards.moves import Phase
-from shards.slots import SLOT_RULE, rule_refusal
+from shards.slots import rule_refusal
 
 if TYPE_CHECKING:
     from grpc import aio
 
-    from raftkv.api.status import NodeStatus, ReplicaStatus
     from raftkv.frontend.port import AdminPort
 
     Context = aio.ServicerContext[Any, Any]
 
-_PHASES: Final = {
-    Phase.STARTED: admin_pb2.MOVE_PHASE_STARTED,
-    Phase.COMMITTED: admin_pb2.MOVE_PHASE_COMMITTED,
-    Phase.CANCELLED: admin_pb2.MOVE_PHASE_CANCELLED,
-}
 _ONE_ARGUMENT: Final[dict[str, str]] = {
     "pause": "pause",
     "remove_group": "remove group",
@@ -74,42 +69,19 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         await _check_rule(request, context)
         now, state = await self._meta_state(context)
         assert state.map is not None
-        waiting = self._node.waiting()
-        return admin_pb2.GetStateResponse(
-            map=self._map_message(state.map),
-            now_ms=now,
-            job=None if state.job is None else _job_message(state.job),
-            moves=[
-                admin_pb2.Move(
-                    id=move.id,
-                    slots=move.slots,
-                    source=move.source,
-                    target=move.target,
-                    phase=_PHASES[move.phase],
-                    started_ms=move.started,
-                )
-                for move in state.moves.values()
-            ],
-            finished=[
-                admin_pb2.FinishedMove(
-                    id=one.id,
-                    slots=one.slots,
-                    source=one.source,
-                    target=one.target,
-                    committed=one.committed,
-                    records=one.records,
-                    bytes=one.bytes,
-                    freeze_ms=one.freeze,
-                    took_ms=one.took,
-                )
-                for one in state.finished
-            ],
-            wanted=[
-                admin_pb2.WantedVoters(group=group, voters=voters, waiting=waiting.get(group, ""))
-                for group, voters in sorted(state.wanted.items())
-            ],
-            draining=state.draining,
+        found = ClusterState(
+            state.map,
+            {},
+            vouched=True,
+            now=now,
+            job=state.job,
+            moves=tuple(state.moves.values()),
+            finished=state.finished,
+            wanted=state.wanted,
+            waiting=self._node.waiting(),
+            draining=frozenset(state.draining),
         )
+        return state_message(found, self._map_message(state.map))
 
     async def Change(self, request: admin_pb2.ChangeRequest, context: Context) -> admin_pb2.ChangeResponse:
         token = request.token or secrets.token_bytes(_TOKEN_BYTES)
@@ -135,16 +107,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         result = await self._ask(context, joining)
         _, state = await self._meta_state(context)
         assert state.map is not None
-        settings = self._node.settings()
         return admin_pb2.JoinResponse(
             node=result.number,
             map=self._map_message(state.map),
-            groups=settings.groups,
-            replicas=settings.replicas,
-            election_min=settings.election_min,
-            election_max=settings.election_max,
-            heartbeat=settings.heartbeat,
-            snapshot_bytes=settings.snapshot_bytes,
+            **fields_of(self._node.settings()),
         )
 
     async def Transfer(self, request: admin_pb2.TransferRequest, context: Context) -> admin_pb2.TransferResponse:
@@ -174,7 +140,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         found = self._node.digests(request.group, request.check)
         if found is None:
             return admin_pb2.GetDigestsResponse()
-        return admin_pb2.GetDigestsResponse(done=True, slots=dict(found.slots), rest=found.rest)
+        return admin_pb2.GetDigestsResponse(done=True, **fields_of(found))
 
     async def ReadSnapshot(
         self, request: admin_pb2.ReadSnapshotRequest, context: Context
@@ -244,90 +210,6 @@ class _MapAnswer:
     def message(self, known: ShardMap, leaders: dict[int, int]) -> admin_pb2.GetMapResponse:
         """Not to be changed."""
         if self._of != (known, leaders):
-            self._message = _map_message(known, leaders)
+            self._message = map_message(known, leaders)
             self._of = (known, leaders)
         return self._message
-
-
-def _map_message(known: ShardMap, leaders: dict[int, int]) -> admin_pb2.GetMapResponse:
-    return admin_pb2.GetMapResponse(
-        cluster_id=known.cluster_id,
-        epoch=known.epoch,
-        slots=known.slots,
-        nodes=[
-            admin_pb2.NodeInfo(
-                id=node.id, address=node.address, peer_address=node.peer_address, incarnation=node.incarnation
-            )
-            for node in known.nodes
-        ],
-        groups=[
-            admin_pb2.GroupInfo(
-                id=group.id,
-                voters=group.voters,
-                leader=leaders.get(group.id, 0),
-                learners=group.learners,
-                founders=group.founders,
-            )
-            for group in known.groups
-        ],
-        ranges=[admin_pb2.SlotRange(first=first, last=last, group=group) for first, last, group in known.ranges()],
-        removed=known.removed,
-        slot_rule=SLOT_RULE,
-    )
-
-
-def _job_message(job: Job) -> admin_pb2.Job:
-    return admin_pb2.Job(
-        id=job.id,
-        pending=[admin_pb2.PlannedMove(slots=one.slots, source=one.source, target=one.target) for one in job.pending],
-        moves=job.moves,
-        slots=job.slots,
-        rate=job.rate,
-        concurrency=job.concurrency,
-        started_ms=job.started,
-        paused=job.paused,
-        cancelled=job.cancelled,
-        done=job.done,
-        done_slots=job.done_slots,
-        failed=job.failed,
-        ended_ms=job.ended,
-    )
-
-
-def status_message(status: NodeStatus) -> admin_pb2.GetStatusResponse:
-    """The message that says what ``status`` says."""
-    return admin_pb2.GetStatusResponse(
-        node=status.node,
-        cluster_id=status.cluster_id,
-        version=status.version,
-        map_epoch=status.map_epoch,
-        ready=status.ready,
-        replicas=[_replica_message(replica) for replica in status.replicas],
-        uptime_seconds=status.uptime,
-        peers=[
-            admin_pb2.PeerStatus(
-                node=peer.node, up=peer.up, round_trip_seconds=peer.round_trip, silence_seconds=peer.silence
-            )
-            for peer in status.peers
-        ],
-        problems=[
-            admin_pb2.Problem(kind=one.kind, text=one.text, group=one.group, node=one.node) for one in status.problems
-        ],
-    )
-
-
-def _replica_message(replica: ReplicaStatus) -> admin_pb2.ReplicaStatus:
-    return admin_pb2.ReplicaStatus(
-        group=replica.group,
-        role=admin_pb2.Role.ValueType(int(replica.role)),
-        leader=replica.leader,
-        term=replica.term,
-        last_index=replica.last_index,
-        commit_index=replica.commit_index,
-        applied_index=replica.applied_index,
-        snapshot_index=replica.snapshot_index,
-        match=replica.match,
-        records=replica.records,
-        voters=replica.voters,
-        learners=replica.learners,
-    )

@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from raftkv.api.failures import overloaded, with_retry
-from raftkv.api.grpc_status import status_of
+from raftkv.api.grpc_status import grpc_status_of
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.errors import Code
@@ -37,7 +37,7 @@ _COPIES: Final = 3
 
 async def abort(context: Context, result: Result) -> NoReturn:
     """End the RPC with what ``result``, a failure, says."""
-    status, text, metadata = status_of(with_retry(result))
+    status, text, metadata = grpc_status_of(with_retry(result))
     await context.abort(status, text, metadata)
     raise grpc.RpcError(text)  # never reached: abort raises
 

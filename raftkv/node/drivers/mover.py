@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from raftkv.api.status import Move
 from raftkv.clock import Clock, sleep
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.moving import (
@@ -33,7 +34,7 @@ from raftkv.commands.results import CopyReport, MoveReport, Result
 from raftkv.frontend.counters import Durations
 from raftkv.log_limit import limited
 from raftkv.node.drivers.internal_client import Ask, Failed, Leading, meta_command
-from raftkv.store.meta_state import MetaState, Move
+from raftkv.store.meta_state import MetaState
 from shards.moves import Impossible, Phase, SourceState, Step, TargetState, after, next_step
 
 log = logging.getLogger(__name__)
