@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from raftkv.api.status import NodeStatus, ReplicaStatus
+from raftkv import __version__
+from raftkv.api.status import NodeStatus, PeerStatus, Problem, ReplicaStatus
 from raftkv.clock import Clock
 from raftkv.frontend.counters import Durations
 from raftkv.frontend.port import NodeStats, ReplicaStats
@@ -64,6 +65,9 @@ class StatsCollector:
 
     def __init__(
         self,
+        node: int,
+        cluster_id: str,
+        *,
         replicas: Replicas,
         router: Router,
         links: Links,
@@ -71,7 +75,10 @@ class StatsCollector:
         wal: Wal,
         writer: MeasuredWorker,
         mover: Mover,
+        clock: Clock,
     ) -> None:
+        self._node = node
+        self._cluster_id = cluster_id
         self._replicas = replicas
         self._router = router
         self._links = links
@@ -79,11 +86,37 @@ class StatsCollector:
         self._wal = wal
         self._writer = writer
         self._mover = mover
+        self._clock = clock
+        self._started_at = clock.now()
 
-    def collect(self, status: NodeStatus, disk_free: int, disk_full: bool, memory: Memory) -> NodeStats:
-        """The stats that belong to ``status``, which was taken in this turn of the loop."""
+    def status(self, problems: tuple[Problem, ...]) -> NodeStatus:
+        """What the node says of itself, ``problems`` included."""
+        replicas, mine = self._replicas.statuses(), self._mine()
+        ready = (
+            self._router.map is not None
+            and all(replica.leader for replica in replicas if replica.group in mine)
+            and all(replica.store.genesis for group, replica in self._replicas.data.items() if group in mine)
+        )
+        return NodeStatus(
+            node=self._node,
+            cluster_id=self._cluster_id,
+            version=__version__,
+            map_epoch=0 if self._router.map is None else self._router.map.epoch,
+            ready=ready,
+            uptime=self._clock.now() - self._started_at,
+            replicas=replicas,
+            problems=problems,
+            peers=tuple(PeerStatus(one.node, one.up, one.round_trip, one.silence) for one in self._links.states()),
+        )
+
+    def _mine(self) -> set[int]:
+        """Groups that the node belongs to."""
         shard_map = self._router.map
-        mine = set() if shard_map is None else {group.id for group in shard_map.groups_on(status.node)}
+        return set() if shard_map is None else {group.id for group in shard_map.groups_on(self._node)}
+
+    def stats(self, status: NodeStatus, disk_free: int, disk_full: bool, memory: Memory) -> NodeStats:
+        """The stats that belong to ``status``, which was taken in this turn of the loop."""
+        mine = self._mine()
         outstanding, outstanding_bytes = self._router.outstanding
         return NodeStats(
             status=status,

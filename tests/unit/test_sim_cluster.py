@@ -174,7 +174,7 @@ def test_what_a_refused_node_does_follows_from_the_reason_and_not_from_the_text(
         ):
             node = cluster.nodes[number].node
             assert node is not None
-            node._on_refused(1 + number % 3, Refused(reason, text))
+            node._neighbours.on_refused(1 + number % 3, Refused(reason, text))
             await asyncio.sleep(1.0)
             assert cluster.nodes[number].state == state, text
 

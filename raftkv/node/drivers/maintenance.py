@@ -6,9 +6,11 @@ Every step looks only at replicated state and may be repeated by any later leade
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from raftkv.clock import Clock
 from raftkv.commands.base import Command
 from raftkv.commands.group import Genesis, Tick
 from raftkv.commands.meta import FormCluster
@@ -31,6 +33,9 @@ _BETWEEN_TRANSFERS: Final = 10.0
 
 _BETWEEN_FLIGHTS: Final = 1.0
 """Seconds between two tries to hand over what a node without room leads."""
+
+_BETWEEN_LOOKS: Final = 0.02
+"""Seconds, while leaderships are given away at the end."""
 
 _MAX_LAG: Final = 1000
 """Entries that a successor may lack."""
@@ -130,3 +135,27 @@ class Maintenance:
             self._asked.pop(group.group, None)
 
         group.propose([op], op.size(), done)
+
+
+async def hand_over(replicas: Replicas, clock: Clock, patience: float) -> None:
+    """Give the leaderships of this node away, within ``patience`` seconds.
+
+    One that comes back stays: then the other nodes are stopping too.
+    """
+    until = clock.now() + patience
+    terms: dict[int, int] = {}
+    while True:
+        leading = [
+            group
+            for group in replicas.all()
+            if group.leads()
+            and len(group.voters) > 1
+            and terms.setdefault(group.group, group.status().term) == group.status().term
+        ]
+        if not leading or clock.now() >= until:
+            return
+        for group in leading:
+            target = group.best_target()
+            if target:
+                group.transfer(target)
+        await asyncio.sleep(_BETWEEN_LOOKS)
