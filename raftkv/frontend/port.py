@@ -57,7 +57,7 @@ class ReplicaStats:
     """One replica as a monitor sees it. Counters run since the replica was started.
 
     ``member``: whether the map still gives it to this node. ``sessions``, ``slots``, ``record_bytes``: what it holds.
-    ``amnesia``: on the leader, voters that have lost what they had acknowledged.
+    ``data_loss``: on the leader, voters that have lost what they had acknowledged.
     """
 
     status: ReplicaStatus
@@ -65,7 +65,7 @@ class ReplicaStats:
     record_bytes: int
     sessions: int
     slots: int
-    amnesia: tuple[int, ...]
+    data_loss: tuple[int, ...]
     elections_won: int
     snapshots_installed: int
 

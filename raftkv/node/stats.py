@@ -150,7 +150,7 @@ class StatsCollector:
             record_bytes=stats.bytes,
             sessions=stats.sessions,
             slots=stats.slots,
-            amnesia=group.status().amnesia,
+            data_loss=group.status().amnesia,
             elections_won=group.elections.won,
             snapshots_installed=group.snapshots.installed,
         )

@@ -178,7 +178,7 @@ def _followers(led: Sequence[ReplicaStats]) -> Iterator[Metric]:
         "raft_match_lag_entries", "On the leader: entries that a member is not known to hold yet.", lag, labels
     )
     lost: list[Row] = [
-        ((str(one.status.group), str(peer)), peer in one.amnesia) for one in led for peer in one.status.match
+        ((str(one.status.group), str(peer)), peer in one.data_loss) for one in led for peer in one.status.match
     ]
     text = "On the leader: 1 if a member has lost entries that it had acknowledged."
-    yield _gauge("raft_amnesia", text, lost, labels)
+    yield _gauge("raft_data_loss", text, lost, labels)
