@@ -89,27 +89,16 @@ def digests_of(message: admin_pb2.GetDigestsResponse) -> Digests | None:
 
 def map_message(known: ShardMap, leaders: Mapping[int, int]) -> admin_pb2.GetMapResponse:
     """A shard map, and who leads each group as far as known."""
+    nodes: Any = _plain(known.nodes)
+    groups: list[Any] = [{**fields_of(group), "leader": leaders.get(group.id, 0)} for group in known.groups]
+    ranges = [admin_pb2.SlotRange(first=first, last=last, group=group) for first, last, group in known.ranges()]
     return admin_pb2.GetMapResponse(
         cluster_id=known.cluster_id,
         epoch=known.epoch,
         slots=known.slots,
-        nodes=[
-            admin_pb2.NodeInfo(
-                id=node.id, address=node.address, peer_address=node.peer_address, incarnation=node.incarnation
-            )
-            for node in known.nodes
-        ],
-        groups=[
-            admin_pb2.GroupInfo(
-                id=group.id,
-                voters=group.voters,
-                leader=leaders.get(group.id, 0),
-                learners=group.learners,
-                founders=group.founders,
-            )
-            for group in known.groups
-        ],
-        ranges=[admin_pb2.SlotRange(first=first, last=last, group=group) for first, last, group in known.ranges()],
+        nodes=nodes,
+        groups=groups,
+        ranges=ranges,
         removed=known.removed,
         slot_rule=SLOT_RULE,
     )
@@ -127,8 +116,8 @@ def map_of(message: admin_pb2.GetMapResponse) -> ShardMap:
             message.cluster_id,
             message.epoch,
             message.slots,
-            tuple(Node(one.id, one.address, one.peer_address, one.incarnation) for one in message.nodes),
-            tuple(Group(one.id, tuple(one.voters), tuple(one.learners), tuple(one.founders)) for one in message.groups),
+            tuple(read(Node, one) for one in message.nodes),
+            tuple(read(Group, one) for one in message.groups),
             tuple(part.group for part in message.ranges for _ in range(part.first, part.last + 1)),
             tuple(message.removed),
         )
@@ -138,9 +127,9 @@ def map_of(message: admin_pb2.GetMapResponse) -> ShardMap:
 
 def state_message(state: ClusterState, known: admin_pb2.GetMapResponse) -> admin_pb2.GetStateResponse:
     """What the meta group says; ``known``: its map, as a message."""
-    job: Any = None if state.job is None else fields_of(state.job)
-    moves: list[Any] = [fields_of(one) for one in state.moves]
-    finished: list[Any] = [fields_of(one) for one in state.finished]
+    job: Any = _plain(state.job)
+    moves: Any = _plain(state.moves)
+    finished: Any = _plain(state.finished)
     wanted = [
         admin_pb2.WantedVoters(group=group, voters=voters, waiting=state.waiting.get(group, ""))
         for group, voters in sorted(state.wanted.items())
