@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from raftkv.api.status import ClusterState, Digests, FinishedMove, Job, Move, NodeStatus, Role
 from raftkv.errors import Unavailable, WrongVersion
@@ -66,10 +66,12 @@ def _value(hint: Any, raw: Any) -> Any:
         return Role(raw) if raw in Role._value2member_map_ else Role.FOLLOWER
     if hint is Phase:
         return Phase[admin_pb2.MovePhase.Name(raw).removeprefix(_PHASE)]
-    return read(hint, raw) if is_dataclass(hint) else raw
+    return read(cast(type, hint), raw) if is_dataclass(hint) else raw
 
 
-_hints = cache(get_type_hints)
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def status_message(status: NodeStatus) -> admin_pb2.GetStatusResponse:

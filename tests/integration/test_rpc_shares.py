@@ -201,7 +201,7 @@ def test_messages_that_wait_beyond_their_share_are_refused_and_surely_not_execut
         async with FakeCluster() as cluster, connected(cluster) as channel:
             front, service = cluster.frontends[0], cluster.servers[0]._kv
             service.resources.held.take("somebody else", 2 * MAX_HELD_BYTES)
-            service._waiting.take("somebody else", MAX_WAITING_BYTES)
+            service.resources.waiting.take("somebody else", MAX_WAITING_BYTES)
             call = kv_pb2_grpc.KVStub(channel).Pipeline(None)
             await call.write(gets(3))
             assert await answers(call, 3) == [Code.OVERLOADED] * 3

@@ -12,7 +12,8 @@ from bench import slow
 from bench.slow import Phase, as_text, lag, measure
 from raftkv.local.node import LocalError
 from raftkv.testing import LocalCluster
-from raftkv.v1.admin_pb2 import GetStatusResponse, ReplicaStatus
+from raftkv.api.status import ReplicaStatus, Role
+from raftkv.v1.admin_pb2 import GetStatusResponse, 
 from tests.waiting import PATIENCE
 
 

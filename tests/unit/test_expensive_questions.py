@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raftkv import limits
+from raftkv.api.messages import map_message
 from raftkv.api.status import SlotStats
 from raftkv.commands.group import Check, Genesis
 from raftkv.commands.meta import ReadCluster
@@ -121,7 +122,7 @@ class _Context:
 
 def _served(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeFrontend, AdminService, list[Any]]:
     made: list[Any] = []
-    plain = service.map_message
+    plain = map_message
 
     def counted(*arguments: Any) -> admin_pb2.GetMapResponse:
         made.append(arguments)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+from raftkv.api.status import Move
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.meta import ChangeCluster
 from raftkv.commands.moving import Complete, Copy, Copying, Freeze, ImportChunk, ImportFinal, MoveState
@@ -20,7 +21,7 @@ from raftkv.node.drivers.copier import Copier
 from raftkv.node.drivers.internal_client import Failed
 from raftkv.node.drivers.mover import Mover
 from raftkv.store.codec import unpack
-from raftkv.store.meta_state import MetaState, Move
+from raftkv.store.meta_state import MetaState
 from raftkv.store.records import Store
 from shards.moves import Phase
 from tests.peer_world import ManualClock, rest
