@@ -356,8 +356,7 @@ class RaftNode:
 
     def _look_at_meta(self) -> None:
         """This node's replica of the meta group may have a newer map than the copy in use."""
-        known = self._replicas.meta.map
-        if known is not None:
+        if (known := self._replicas.meta.map) is not None:
             self._take_newer_map(known)
 
     def _take_map(self, data: bytes) -> None:
