@@ -27,7 +27,7 @@ from raftkv.limits import (
 )
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from shards.slots import SLOT_RULE, slot_of
-from tests.rpc_fakes import CLUSTER, FakeCluster, FakeFrontend, failed
+from tests.rpc_fakes import CLUSTER, SLOTS, FakeCluster, FakeFrontend, failed
 from tests.waiting import PATIENCE
 
 CLIENT = b"c" * 16
@@ -154,7 +154,7 @@ def test_a_message_is_one_batch_and_a_bad_operation_harms_no_other() -> None:
             front = cluster.frontends[0]
             assert [len(batch) for batch, _ in front.batches] == [2]
             assert 0 < front.batches[0][1] <= 1.5
-            assert front.ops[0] == Put(slot_of(b"a"), b"a", b"1", client=CLIENT, seq=5, first=4)
+            assert front.ops[0] == Put(slot_of(b"a", SLOTS), b"a", b"1", client=CLIENT, seq=5, first=4)
 
     asyncio.run(main())
 

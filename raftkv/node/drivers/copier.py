@@ -13,7 +13,7 @@ from typing import Final
 from raftkv.clock import Clock, sleep
 from raftkv.commands.moving import Complete, Copy, Copying, ImportChunk, ImportFinal
 from raftkv.commands.results import CopyReport, ExportPage, MoveSummary, Result
-from raftkv.errors import Code, RaftKVError
+from raftkv.errors import Code
 from raftkv.node.drivers.internal_client import Ask, Failed
 from raftkv.node.replicas import Replica, Replicas
 
@@ -36,11 +36,11 @@ _SLICE: Final = 0.005
 """Seconds of a turn of the loop for the summary of a move."""
 
 
-class _Ended(RaftKVError):
+class _Ended(Exception):
     """The copy cannot go on here; ``result`` says why."""
 
     def __init__(self, result: Result) -> None:
-        super().__init__(result.detail)
+        super().__init__(result)
         self.result = result
 
 
