@@ -143,7 +143,7 @@ class _Run:
 
 def lag(leader: ReplicaStatus, follower: int) -> int:
     """Committed entries that ``follower`` is not known to hold."""
-    return max(0, leader.commit_index - leader.match[follower])
+    return max(0, leader.commit_index - leader.match.get(follower, 0))
 
 
 def as_text(phases: Sequence[Phase], caught_up: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -69,9 +69,7 @@ def _value(hint: Any, raw: Any) -> Any:
     return read(cast(type, hint), raw) if is_dataclass(hint) else raw
 
 
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def status_message(status: NodeStatus) -> admin_pb2.GetStatusResponse:
