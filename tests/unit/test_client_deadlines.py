@@ -48,7 +48,7 @@ def outlasted(trouble: Trouble, call: Callable[[AsyncClient], Awaitable[object]]
         cluster = SimCluster(loop, random.Random(1), nodes=3, groups=2)
         await cluster.start()
         async with cluster.client("c1", timeout=TIMEOUT) as client:
-            await client.put("warm", b"", timeout=5.0)
+            await client.put("k", b"", timeout=5.0)
             trouble(cluster)
             # The old leader's lease is over.
             await asyncio.sleep(3.0)
