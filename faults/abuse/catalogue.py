@@ -89,6 +89,10 @@ def perform(kind: type[Scenario], *, short: bool = False, product: Path | None =
 async def _run(scenario: Scenario, stage: Stage) -> None:
     async with asyncio.timeout(_LONGEST):
         try:
+            if not scenario.short:
+                # A cluster as it is in use: its leaders have found their places.
+                for group in (await stage.map()).groups:
+                    await stage.settled(group.id)
             await scenario.run(stage)
         finally:
             await stage.conclude(scenario)

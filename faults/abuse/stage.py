@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import subprocess
-import sys
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +14,8 @@ import raftkv
 from faults.abuse.child import Child
 from faults.abuse.wire import PREFIX
 from faults.look import one_key_per_group
+from raftkv.cli.admin.health import cluster_report
+from raftkv.cli.admin.survey import survey
 from raftkv.client.admin import AdminClient
 from raftkv.errors import RaftKVError
 from raftkv.testing import LocalCluster
@@ -34,7 +31,7 @@ PROMPT: Final = 250.0
 _LOOK: Final = 0.1
 _READY: Final = 60.0
 _SETTLED: Final = 60.0
-_COMMAND: Final = 60.0
+_HEALTH: Final = 60.0
 _AFTERWARDS: Final = 30.0
 _BEFORE: Final = 1.0
 """Seconds for which the well-behaved client is alone."""
@@ -305,14 +302,14 @@ class Stage:
     # -- judgements
 
     async def health(self) -> list[str]:
-        """The kinds of problems that ``raftkv-admin cluster health`` tells."""
-        done = await asyncio.to_thread(self._admin, "-o", "json", "cluster", "health")
+        """The kinds of problems that ``raftkv-admin cluster health`` tells. In this process: to start a command takes
+        as much of the machine as some abuse."""
         try:
-            report = json.loads(done.stdout)
-        except ValueError:
-            return [f"no answer ({done.returncode})"]
-        kinds = Counter(str(problem["kind"]) for problem in report["problems"])
-        return sorted(kinds)
+            async with AdminClient(self.cluster.endpoints, timeout=_HEALTH) as admin:
+                report = cluster_report(await survey(admin))
+        except RaftKVError as problem:
+            return [f"no answer ({type(problem).__name__})"]
+        return sorted({str(problem["kind"]) for problem in report["problems"]})
 
     async def note_health(self, when: str, kind: str | None = None) -> None:
         """What health says ``when``; ``kind``: that must be among it."""
@@ -320,16 +317,6 @@ class Stage:
         self.note(f"health {when}", ", ".join(kinds) or "healthy")
         if kind is not None:
             self.note(f"health {when} tells {kind}", int(kind in kinds), least=1)
-
-    def _admin(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "raftkv.cli.admin", "--endpoints", self.cluster.endpoints, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND,
-            check=False,
-            env={**os.environ, "PYTHONPATH": str(Path(raftkv.__file__).resolve().parents[1])},
-        )
 
     async def served(self, keys: Sequence[str] = (f"{PREFIX}afterwards",)) -> bool:
         """Whether a new client writes and reads ``keys``."""

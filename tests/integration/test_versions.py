@@ -36,7 +36,8 @@ async def old_node() -> AsyncIterator[str]:
 
         return answered
 
-    admin: Any = admin_pb2_grpc.AdminServicer()  # type: ignore[abstract]
+    servicer: Any = admin_pb2_grpc.AdminServicer
+    admin = servicer()
     admin.GetMap = answers(OLD_MAP)
     admin.GetStatus = answers(admin_pb2.GetStatusResponse(node=1))
     admin.GetState = answers(admin_pb2.GetStateResponse(map=OLD_MAP))

@@ -37,6 +37,9 @@ _HANDSHAKE: Final = 5.0
 _IDLE: Final = 60.0
 """Seconds without a call after which a connection is closed; clients that still want something connect again."""
 
+_WINDOW: Final = 256 * 1024
+"""Bytes that a client may send on a call before the node asks for more: 25 MB/s at 10 ms from one another."""
+
 _OPTIONS: Final = (
     # Two nodes on one port would each get half of the connections.
     ("grpc.so_reuseport", 0),
@@ -51,6 +54,10 @@ _OPTIONS: Final = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.server_handshake_timeout_ms", int(_HANDSHAKE * 1000)),
     ("grpc.max_connection_idle_ms", int(_IDLE * 1000)),
+    # Else the window grows with what arrives, to megabytes for each connection: what a flood sends is then in memory,
+    # and its next messages are read before this node has begun with the last.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", _WINDOW),
 )
 _NAMES: Final = (
     kv_pb2.DESCRIPTOR.services_by_name["KV"].full_name,
