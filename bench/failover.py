@@ -13,7 +13,7 @@ import raftkv
 from raftkv.clock import SystemClock
 from raftkv.testing import LocalCluster
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
-from shards.slots import slot_of
+from shards.slots import SLOT_RULE, slot_of
 
 _CALM = 1.0
 """Seconds of writing before each kill."""
@@ -36,7 +36,7 @@ class Failover:
 
 async def _key_of(group: int, address: str) -> bytes:
     async with grpc.aio.insecure_channel(address) as channel:
-        answer = await admin_pb2_grpc.AdminStub(channel).GetMap(admin_pb2.GetMapRequest())
+        answer = await admin_pb2_grpc.AdminStub(channel).GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE))
     owned = [range(part.first, part.last + 1) for part in answer.ranges if part.group == group]
     keys = (b"failover:%d" % number for number in count())
     return next(key for key in keys if any(slot_of(key, answer.slots) in slots for slots in owned))

@@ -190,8 +190,8 @@ async def _rebalance(admin: AdminClient, run: Run, seeds: str, emptied: Sequence
     share = before.slots / len(stay)
     fewest = sum(max(0, round(share) - len(before.slots_of(group))) for group in stay)
     run.slots_moved.append((changed, fewest))
-    mine = state.message.finished[-job.moves :]
-    run.freezes += [one.freeze_ms for one in mine]
+    mine = state.finished[-job.moves :]
+    run.freezes += [one.freeze for one in mine]
     run.moved += sum(one.bytes for one in mine)
 
 

@@ -16,12 +16,12 @@ from bench.footprint import memory
 from bench.load import Plan
 from bench.report import summary_of
 from bench.workload import Operation
+from raftkv.api.status import ReplicaStatus
 from raftkv.cli.common import complain
 from raftkv.clock import SystemClock
 from raftkv.local.node import LocalError
 from raftkv.local.status import probe
 from raftkv.testing import LocalCluster
-from raftkv.v1.admin_pb2 import ReplicaStatus
 
 _GROUP: Final = 1
 _GROUPS: Final = (0, _GROUP)
@@ -143,7 +143,7 @@ class _Run:
 
 def lag(leader: ReplicaStatus, follower: int) -> int:
     """Committed entries that ``follower`` is not known to hold."""
-    return max(0, leader.commit_index - leader.match[follower])
+    return max(0, leader.commit_index - leader.match.get(follower, 0))
 
 
 def as_text(phases: Sequence[Phase], caught_up: float) -> str:

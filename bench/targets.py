@@ -13,7 +13,7 @@ import grpc
 import raftkv
 from bench.peers import clients
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
-from shards.slots import slot_of
+from shards.slots import SLOT_RULE, slot_of
 
 Api: TypeAlias = Literal["pipeline", "unary", "etcd", "etcd-serializable", "redis", "redis-wait"]
 
@@ -65,7 +65,7 @@ class PipelineTarget:
 
 async def _slots_of(endpoints: str) -> int:
     async with grpc.aio.insecure_channel(endpoints.split(",", 1)[0].strip()) as channel:
-        answer = await admin_pb2_grpc.AdminStub(channel).GetMap(admin_pb2.GetMapRequest())
+        answer = await admin_pb2_grpc.AdminStub(channel).GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE))
     return int(answer.slots)
 
 

@@ -26,6 +26,7 @@ from raftkv.errors import (
     Unavailable,
     UsageError,
     WrongCluster,
+    WrongVersion,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ __all__ = [
     "UsageError",
     "WriteResult",
     "WrongCluster",
+    "WrongVersion",
     "__version__",
     "slot_of",
 ]

@@ -30,6 +30,7 @@ class Code(IntEnum):
     DEADLINE_EXCEEDED = 13
     WRONG_CLUSTER = 14
     INTERNAL = 15
+    WRONG_VERSION = 16
 
 
 class RaftKVError(Exception):
@@ -122,6 +123,12 @@ class WrongCluster(NotApplied):
     code = Code.WRONG_CLUSTER
 
 
+class WrongVersion(NotApplied):
+    """The other side is of a version of raftkv that this one must not work with; both sides refuse it."""
+
+    code = Code.WRONG_VERSION
+
+
 class SessionExpired(OutcomeUnknown):
     """A retry came after its request's dedupe record had gone; whether an earlier attempt took effect is not known."""
 
@@ -198,4 +205,5 @@ OUTCOMES: Final[dict[Code, Outcome]] = {
     Code.DEADLINE_EXCEEDED: Outcome(False, False, "DEADLINE_EXCEEDED", DeadlineExceeded),
     Code.WRONG_CLUSTER: Outcome(True, False, "FAILED_PRECONDITION", WrongCluster),
     Code.INTERNAL: Outcome(False, False, "INTERNAL", OutcomeUnknown),
+    Code.WRONG_VERSION: Outcome(True, False, "FAILED_PRECONDITION", WrongVersion),
 }

@@ -11,12 +11,11 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, Final
 
-from shards.slots import MAX_SLOTS, MIN_SLOTS, is_slot_count
+from shards.slots import MAX_SLOTS, MIN_SLOTS, SLOT_RULE, is_slot_count, rule_refusal
 
 META_GROUP: Final = 0
 """The group whose state machine keeps the map; it owns no slots."""
 
-_WIRE_FORMAT: Final = 2
 _MAX_TEXT: Final = 255
 _MAX_ID: Final = 2**31 - 1
 _MAX_EPOCH: Final = 2**63 - 1
@@ -154,7 +153,7 @@ class ShardMap:
     def to_wire(self) -> dict[str, Any]:
         """Plain dicts, lists, ints and strings for msgpack or JSON. Equal maps give equal forms."""
         return {
-            "format": _WIRE_FORMAT,
+            "slot_rule": SLOT_RULE,
             "cluster_id": self.cluster_id,
             "epoch": self.epoch,
             "slots": self.slots,
@@ -169,8 +168,8 @@ class ShardMap:
         """The map that :meth:`to_wire` encoded. Raises MapError for anything else."""
         if not isinstance(wire, Mapping):
             raise MapError("not an encoded shard map")
-        if wire.get("format") != _WIRE_FORMAT:
-            raise MapError(f"shard map of unknown format {str(wire.get('format'))[:20]}")
+        if refusal := rule_refusal(wire.get("slot_rule")):
+            raise MapError(refusal)
         nodes = tuple(Node(*_row(row, 4, "node")) for row in _list(wire.get("nodes"), "nodes"))
         groups = []
         for row in _list(wire.get("groups"), "groups"):

@@ -45,7 +45,7 @@ class Step(StrEnum):
     BEGIN = "begin the import at the target"
     TRACK = "track changes at the source"
     COPY = "copy records, then freeze the source"
-    FINAL = "bring the last changes and compare"
+    COMPLETE = "copy the last changes and compare"
     COMMIT = "commit in the meta group"
     ACTIVATE = "serve at the target"
     RELEASE = "let go at the source"
@@ -62,13 +62,24 @@ _STARTED: Final = {
     (SourceState.NONE, TargetState.NONE): Step.BEGIN,
     (SourceState.NONE, TargetState.IMPORTING): Step.TRACK,
     (SourceState.TRACKED, TargetState.IMPORTING): Step.COPY,
-    (SourceState.FROZEN, TargetState.IMPORTING): Step.FINAL,
+    (SourceState.FROZEN, TargetState.IMPORTING): Step.COMPLETE,
     (SourceState.FROZEN, TargetState.STAGED): Step.COMMIT,
 }
 _COMMITTED: Final = {
     (SourceState.FROZEN, TargetState.STAGED): Step.ACTIVATE,
     (SourceState.FROZEN, TargetState.ACTIVE): Step.RELEASE,
     (SourceState.RELEASED, TargetState.ACTIVE): Step.FINISH,
+}
+_LEADS_TO: Final[dict[Step, Phase | SourceState | TargetState]] = {
+    Step.BEGIN: TargetState.IMPORTING,
+    Step.TRACK: SourceState.TRACKED,
+    Step.COPY: SourceState.FROZEN,
+    Step.COMPLETE: TargetState.STAGED,
+    Step.COMMIT: Phase.COMMITTED,
+    Step.ACTIVATE: TargetState.ACTIVE,
+    Step.RELEASE: SourceState.RELEASED,
+    Step.UNTRACK: SourceState.CANCELLED,
+    Step.DROP: TargetState.CANCELLED,
 }
 
 
@@ -82,6 +93,16 @@ def next_step(phase: Phase, source: SourceState, target: TargetState) -> Step:
     if step is None:
         raise Impossible(f"the move is {phase}, its source {source} and its target {target}")
     return step
+
+
+def after(step: Step, phase: Phase, source: SourceState, target: TargetState) -> tuple[Phase, SourceState, TargetState]:
+    """Where a move is once ``step`` was taken from there; after FINISH it is nowhere, and this raises KeyError."""
+    reached = _LEADS_TO[step]
+    if isinstance(reached, Phase):
+        return reached, source, target
+    if isinstance(reached, SourceState):
+        return phase, reached, target
+    return phase, source, reached
 
 
 def _undo(source: SourceState, target: TargetState) -> Step | None:

@@ -1,13 +1,31 @@
-"""Keys to slots: CRC16/XMODEM of the key's hash tag modulo the number of slots, as in Redis Cluster."""
+"""Keys to slots: each slot of a cluster is one contiguous range of the 16,384 slots of Redis Cluster."""
 
 from __future__ import annotations
 
 from binascii import crc_hqx
 from typing import Final
 
+SLOT_RULE: Final = 2
+"""Number of the rule by which keys get their slots. 1 was CRC16 modulo the number of slots, until version 0.1.
+
+It stands in the shard map, in what nodes and clients say to each other first, and in each data folder.
+"""
+
+REDIS_SLOTS: Final = 16384
 DEFAULT_SLOTS: Final = 1024
 MIN_SLOTS: Final = 256
-MAX_SLOTS: Final = 16384
+MAX_SLOTS: Final = REDIS_SLOTS
+
+
+def rule_refusal(rule: object) -> str:
+    """Why another party that places keys by ``rule`` cannot be understood; "" if it can.
+
+    ``rule``: 0 = it does not say so, as those of version 0.1 do not.
+    """
+    if type(rule) is int and rule == SLOT_RULE:
+        return ""
+    other = "none is told, as by raftkv 0.1" if rule == 0 else f"not rule {str(rule)[:20]}"
+    return f"keys get their slots by rule {SLOT_RULE} here, {other}: take the same version of raftkv on both sides"
 
 
 def is_slot_count(slots: int) -> bool:
@@ -30,8 +48,21 @@ def hash_tag(key: bytes) -> bytes:
     return key[start + 1 : end]
 
 
-def slot_of(key: bytes, slots: int = DEFAULT_SLOTS) -> int:
-    """Slot of ``key`` in a cluster of ``slots`` slots (a power of two)."""
+def redis_slot_of(key: bytes) -> int:
+    """Slot of ``key`` in Redis Cluster: CRC16/XMODEM of its hash tag, modulo 16,384."""
     if b"{" in key:
         key = hash_tag(key)
-    return crc_hqx(key, 0) & (slots - 1)
+    return crc_hqx(key, 0) & (REDIS_SLOTS - 1)
+
+
+def slot_of(key: bytes, slots: int = DEFAULT_SLOTS) -> int:
+    """Slot of ``key`` in a cluster of ``slots`` slots (a power of two from MIN_SLOTS to MAX_SLOTS)."""
+    if b"{" in key:
+        key = hash_tag(key)
+    return (crc_hqx(key, 0) & (REDIS_SLOTS - 1)) * slots // REDIS_SLOTS
+
+
+def redis_range(slot: int, slots: int) -> tuple[int, int]:
+    """First and last slot of Redis Cluster that ``slot`` of a cluster of ``slots`` slots stands for."""
+    width = REDIS_SLOTS // slots
+    return slot * width, (slot + 1) * width - 1

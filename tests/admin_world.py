@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import pytest
 
+from raftkv.api.status import ClusterSettings, Digests, NodeStatus, PeerStatus, Problem, ReplicaStatus, Role, SlotStats
 from raftkv.cli.admin.main import run
 from raftkv.clock import SystemClock
 from raftkv.commands.base import Command, Read, Write
@@ -24,19 +25,9 @@ from raftkv.commands.meta import ChangeCluster, FormCluster, ReadCluster
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result, ScanPage
 from raftkv.errors import Code
-from raftkv.rpc.frontend import (
-    NODE,
-    Caller,
-    ClusterSettings,
-    Digests,
-    NodeStatus,
-    PeerStatus,
-    Problem,
-    ReplicaStatus,
-    Role,
-    SlotFigures,
-)
-from raftkv.rpc.server import RpcServer
+from raftkv.frontend.grpc.server import GrpcServer
+from raftkv.frontend.port import NODE, Caller
+from raftkv.frontend.resources import Resources
 from raftkv.store.codec import pack
 from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
@@ -72,7 +63,7 @@ class World:
         self._now = 1_000_000
         self._checks: dict[int, int] = {}
         self._loop = asyncio.new_event_loop()
-        self._servers: dict[int, RpcServer] = {}
+        self._servers: dict[int, GrpcServer] = {}
         self._addresses: dict[int, str] = {}
         self._shape = (nodes, groups)
 
@@ -108,7 +99,7 @@ class World:
         await asyncio.gather(*(server.stop(0) for server in self._servers.values()))
 
     async def _start(self, node: int, listen: str = "127.0.0.1:0") -> None:
-        server = RpcServer(_Frontend(self, node), listen, SystemClock())
+        server = GrpcServer(_Frontend(self, node), listen, Resources(SystemClock()))
         await server.start()
         self._servers[node] = server
         self._addresses[node] = f"127.0.0.1:{server.port}"
@@ -311,13 +302,13 @@ class _Frontend:
     def waiting(self) -> Mapping[int, str]:
         return self._world.why_waiting
 
-    def slot_figures(self) -> list[SlotFigures]:
+    def slot_stats(self) -> list[SlotStats]:
         world = self._world
         found = []
         for group, store in world.stores.items():
             if world.leading.get(group) == self._node:
                 for number, slot in store._slots.items():
-                    found.append(SlotFigures(number, group, len(slot.records), slot.bytes, 2 * len(slot.records)))
+                    found.append(SlotStats(number, group, len(slot.records), slot.bytes, 2 * len(slot.records)))
         return found
 
     def digests(self, group: int, check: int) -> Digests | None:

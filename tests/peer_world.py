@@ -12,6 +12,7 @@ from raftkv.clock import Timer
 from raftkv.peer.frames import Decoder, Encoder
 from raftkv.peer.hello import PROTOCOL_VERSION, Hello, Identity, Refused
 from raftkv.peer.links import Links
+from shards.slots import SLOT_RULE
 
 ENCODER = Encoder()
 
@@ -165,7 +166,7 @@ class Stranger(asyncio.Protocol):
         await self.write(ENCODER.frame_of(messages))
 
     async def hello(self, node: int = 1, to: int = 2, boot: str = "boot") -> None:
-        await self.say("raftkv", PROTOCOL_VERSION, "c", node, to, f"inc-{node}", boot)
+        await self.say("raftkv", PROTOCOL_VERSION, SLOT_RULE, "c", node, to, f"inc-{node}", boot)
 
     def close(self) -> None:
         assert self._transport is not None

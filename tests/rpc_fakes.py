@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import raftkv
+from raftkv.api.status import ClusterSettings, Digests, NodeStatus, PeerStatus, Problem, ReplicaStatus, Role, SlotStats
 from raftkv.client.aio import AsyncClient
 from raftkv.clock import SystemClock
 from raftkv.commands.base import Command, Write
@@ -16,22 +17,10 @@ from raftkv.commands.bounds import ANY_VERSION
 from raftkv.commands.records import Cas, Delete, Get, Put, Scan
 from raftkv.commands.results import Result, ScanPage
 from raftkv.errors import Code
-from raftkv.rpc.frontend import (
-    NODE,
-    Caller,
-    ClusterSettings,
-    Digests,
-    NodeFigures,
-    NodeStatus,
-    PeerStatus,
-    Problem,
-    ReplicaFigures,
-    ReplicaStatus,
-    Role,
-    SlotFigures,
-)
-from raftkv.rpc.server import RpcServer
-from raftkv.rpc.tally import Durations
+from raftkv.frontend.counters import Durations
+from raftkv.frontend.grpc.server import GrpcServer
+from raftkv.frontend.port import NODE, Caller, NodeStats, ReplicaStats
+from raftkv.frontend.resources import Resources
 from shards.map import Group, Node, ShardMap
 from shards.slots import slot_of
 from tests.waiting import PATIENCE
@@ -150,8 +139,8 @@ class FakeFrontend:
     def waiting(self) -> dict[int, str]:
         return {}
 
-    def slot_figures(self) -> list[SlotFigures]:
-        return [SlotFigures(7, 1, 3, 100, 12)]
+    def slot_stats(self) -> list[SlotStats]:
+        return [SlotStats(7, 1, 3, 100, 12)]
 
     def digests(self, group: int, check: int) -> Digests | None:
         return Digests({7: b"d" * 16}, b"r" * 16) if check == 1 else None
@@ -174,7 +163,7 @@ class FakeCluster:
     def __init__(self, count: int = 1, shared: Shared | None = None) -> None:
         self.shared = shared or Shared()
         self.frontends = [FakeFrontend(index + 1, self.shared) for index in range(count)]
-        self.servers = [RpcServer(frontend, "127.0.0.1:0", SystemClock()) for frontend in self.frontends]
+        self.servers = [GrpcServer(frontend, "127.0.0.1:0", Resources(SystemClock())) for frontend in self.frontends]
         self.addresses: list[str] = []
 
     @property
@@ -206,7 +195,7 @@ class FakeCluster:
 
     async def start(self, node: int) -> None:
         """Start one node again at its old address."""
-        server = RpcServer(self.frontends[node - 1], self.addresses[node - 1], SystemClock())
+        server = GrpcServer(self.frontends[node - 1], self.addresses[node - 1], Resources(SystemClock()))
         await server.start()
         self.servers[node - 1] = server
 
@@ -229,10 +218,10 @@ def calls(kv: AsyncClient) -> dict[str, Callable[[], Awaitable[object]]]:
     }
 
 
-def monitored_replica(group: int, role: Role, leader: int, *, member: bool = True, **values: Any) -> ReplicaFigures:
+def monitored_replica(group: int, role: Role, leader: int, *, member: bool = True, **values: Any) -> ReplicaStats:
     indexes = {"last_index": 120, "commit_index": 118, "applied_index": 117, "snapshot_index": 100, **values}
     status = ReplicaStatus(group=group, role=role, leader=leader, term=7, records=3, voters=(1, 2, 3), **indexes)
-    return ReplicaFigures(status, member, 44, 5, 512, (), 2, 1)
+    return ReplicaStats(status, member, 44, 5, 512, (), 2, 1)
 
 
 class MonitoredFake:
@@ -254,7 +243,7 @@ class MonitoredFake:
     def alive(self) -> bool:
         return self.living
 
-    def figures(self) -> NodeFigures:
+    def stats(self) -> NodeStats:
         self.takes()
         if self.broken:
             raise ZeroDivisionError("a mistake")
@@ -270,7 +259,7 @@ class MonitoredFake:
             (PeerStatus(2, True, 0.001, 0.1), PeerStatus(3, False, None, None)),
             (Problem("lost_entries", "it was told so", group=1, node=3),),
         )
-        return NodeFigures(
+        return NodeStats(
             status=status,
             replicas=replicas,
             connections={2: 1, 3: 4},

@@ -15,6 +15,7 @@ from faults.abuse.wire import PREFIX, Pipe, asleep, code_name, gets, pipe, puts
 from raftkv.addresses import parse_address
 from raftkv.client.transport import FAILURES, connect
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2
+from shards.slots import SLOT_RULE
 
 Counts = dict[str, Any]
 Act = Callable[..., Coroutine[Any, Any, None]]
@@ -194,9 +195,9 @@ async def questions(
     channel = connect(address)
     stub: Any = admin_pb2_grpc.AdminStub(channel)
     requests: dict[str, Any] = {
-        "GetMap": admin_pb2.GetMapRequest(),
+        "GetMap": admin_pb2.GetMapRequest(slot_rule=SLOT_RULE),
         "GetSlots": admin_pb2.GetSlotsRequest(),
-        "GetState": admin_pb2.GetStateRequest(),
+        "GetState": admin_pb2.GetStateRequest(slot_rule=SLOT_RULE),
         "StartCheck": admin_pb2.StartCheckRequest(group=group),
         "ReadSnapshot": admin_pb2.ReadSnapshotRequest(group=group),
     }

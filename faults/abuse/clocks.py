@@ -11,8 +11,8 @@ import raftkv
 from faults.abuse.stage import Scenario, Stage
 from faults.abuse.wire import PREFIX, answers, pipe
 from raftkv.clock import SystemClock
+from raftkv.commands.client_ids import TAIL_BYTES, client_id
 from raftkv.errors import RaftKVError
-from raftkv.store.sessions import TAIL_BYTES, client_id
 from raftkv.v1 import kv_pb2
 
 _HOUR: Final = 3600.0

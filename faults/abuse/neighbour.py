@@ -11,10 +11,10 @@ from typing import Any, Final, Protocol
 
 import raftkv
 from faults.abuse.wire import PREFIX, asleep
+from raftkv.api.failures import error_of
 from raftkv.client.transport import FAILURES, connect, failure
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
-from raftkv.rpc.errors import error_of
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 
 _KEYS: Final = 50

@@ -12,11 +12,11 @@ import msgpack
 from faults.abuse.acts import open_socket
 from raftkv import limits
 from raftkv.clock import SystemClock
+from raftkv.commands.client_ids import TAIL_BYTES, client_id
 from raftkv.commands.records import Put
 from raftkv.node import messages
 from raftkv.peer.frames import HEADER, Decoder, Encoder
 from raftkv.peer.hello import Identity, hello_frame
-from raftkv.store.sessions import TAIL_BYTES, client_id
 
 
 def identity_of(cluster_id: str, node: int, data: Path) -> Identity:

@@ -11,8 +11,8 @@ from faults.sim.disk import SimFile, SimFileSystem
 from raftkv.client.channel import Channel
 from raftkv.client.retry import Progress as Attempts
 from raftkv.commands.moving import Activate
-from raftkv.node import mover
-from raftkv.node.membership import Membership as DriverOfMembers
+from raftkv.node.drivers import mover
+from raftkv.node.drivers.membership import Membership as DriverOfMembers
 from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
 from raftkv.raft import guard, membership, replication, snapshots

@@ -10,8 +10,8 @@ from raftkv.commands.base import GroupCommand, Write
 from raftkv.commands.members import ChangeMembers
 from raftkv.commands.moving import Activate
 from raftkv.commands.results import Result
-from raftkv.node.asking import Ask, Failed, Leading, meta_command
-from raftkv.node.membership import Membership
+from raftkv.node.drivers.internal_client import Ask, Failed, Leading, meta_command
+from raftkv.node.drivers.membership import Membership
 from raftkv.raft.replication import Progress
 from raftkv.store import meta_commands
 from raftkv.store.copying import Part, Summary, load

@@ -7,7 +7,8 @@ from collections.abc import Coroutine
 from typing import Any, Final, Self
 
 from faults.operator import Answer
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.api.status import ClusterState
+from raftkv.client.admin import AdminClient
 from raftkv.errors import ConditionFailed, NotApplied, RaftKVError
 from raftkv.v1 import admin_pb2
 
@@ -40,13 +41,13 @@ class ProcessAdmin:
     async def transfer(self, group: int, node: int) -> Answer:
         return await self._answer(f"group {group} to n{node}", self._client.transfer(group, node))
 
-    async def finish(self, patience: float) -> admin_pb2.GetStateResponse:
+    async def finish(self, patience: float) -> ClusterState:
         """Wait until no moves are under way; what the meta group says then. Raises TimeoutError."""
         async with asyncio.timeout(patience):
             while True:
                 state = await self.look()
-                if state is not None and (state.job is None or state.job.ended_ms) and not state.message.moves:
-                    return state.message
+                if state is not None and (state.job is None or state.job.ended) and not state.moves:
+                    return state
                 await asyncio.sleep(_AGAIN)
 
     @staticmethod

@@ -31,12 +31,12 @@ from faults.process.world import SLOTS, Shape, World
 from faults.recorder import Recorder
 from faults.verdict import LAST, judge
 from faults.workloads import WORKLOADS, Workload
+from raftkv.api.status import ClusterState
 from raftkv.cli.parameters import duration_text
 from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.local.node import MAIN
-from raftkv.v1 import admin_pb2
 
 _CALM: Final = 2.0
 _BREATH: Final = (0.5, 1.5)
@@ -400,12 +400,12 @@ class _Run:
         if done.returncode:
             self._report("replicas", f"they differ, or cannot be compared: {done.stdout.strip()} {done.stderr.strip()}")
 
-    def _note_moves(self, state: admin_pb2.GetStateResponse) -> None:
+    def _note_moves(self, state: ClusterState) -> None:
         committed = [move for move in state.finished if move.committed]
         self._figures["moves committed"] = len(committed)
         self._figures["moves cancelled"] = len(state.finished) - len(committed)
         self._figures["slots moved"] = sum(move.slots for move in committed)
-        self._figures["freeze ms"] = [move.freeze_ms for move in committed]
+        self._figures["freeze ms"] = [move.freeze for move in committed]
 
     def _logged(self, text: str) -> int:
         return sum(path.read_text(errors="replace").count(text) for path in self._plan.folder.rglob("node.log"))

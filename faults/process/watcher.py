@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from faults.journal import Journal
+from raftkv.api.status import NodeStatus, Role
 from raftkv.client.transport import Endpoint, GrpcTransport, TransportError
-from raftkv.rpc.frontend import NodeStatus, Role
 
 _PERIOD: Final = 0.1
 _TIMEOUT: Final = 0.5

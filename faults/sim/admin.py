@@ -13,7 +13,7 @@ from raftkv.commands.members import Transfer
 from raftkv.commands.meta import ReadCluster
 from raftkv.commands.results import ClusterReport, Result
 from raftkv.errors import OUTCOMES, Code
-from raftkv.node.asking import meta_command
+from raftkv.node.drivers.internal_client import meta_command
 from raftkv.store.codec import unpack
 from raftkv.store.meta_state import MetaState
 from shards.map import META_GROUP

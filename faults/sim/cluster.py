@@ -20,12 +20,12 @@ from faults.sim.network import Conditions, MemoryNetwork
 from faults.sim.transport import SimChannel, SimServer
 from faults.sim.worker import TimedWorker
 from raftkv import AsyncClient
+from raftkv.api.status import Role
 from raftkv.client.transport import GrpcTransport
 from raftkv.errors import RaftKVError
 from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSection, RaftSection
 from raftkv.node.node import NodeRefused, RaftNode, Sizes
 from raftkv.raft import RaftGroup
-from raftkv.rpc.frontend import Role
 from raftkv.storage.wal import GroupState
 
 _DATA: Final = "/data"

@@ -39,13 +39,15 @@ _PATIENCE: Final = 40.0
 
 
 class Step(StrEnum):
-    """The ten steps, as they are asked for."""
+    """The ten steps, as they are asked for; a copy and its end are asked of the source, which asks the target."""
 
     START = "next"
     BEGIN = "import begin"
     TRACK = "track"
+    COPY = "copy"
     CHUNK = "import chunk"
     FREEZE = "freeze"
+    COMPLETE = "complete"
     FINAL = "import final"
     COMMIT = "commit"
     ACTIVATE = "activate"
@@ -156,12 +158,12 @@ class _Scene:
         await self._cluster.processes["c3"].spawn(fill())
 
     def _watch_drivers(self) -> None:
-        """Hear of every step that any driver asks for, and of its answer."""
+        """Hear of every step that any driver or source asks for, and of its answer."""
         for node in self._cluster.nodes.values():
             if node.node is None:
                 continue
-            mover = cast(Any, node.node._mover)
-            mover._ask = self._heard(node, mover._ask)
+            for asking in (cast(Any, node.node._mover), cast(Any, node.node._copier)):
+                asking._ask = self._heard(node, asking._ask)
 
     def _heard(self, node: SimNode, ask: Callable[[GroupCommand], Any]) -> Callable[[GroupCommand], Any]:
         async def heard(op: GroupCommand) -> Result:

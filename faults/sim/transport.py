@@ -1,8 +1,8 @@
 """gRPC's place in a simulation: calls over :mod:`faults.sim.network`.
 
 Only gRPC itself is replaced. The client's :class:`raftkv.client.transport.GrpcTransport` and its generated stubs run on
-:class:`SimChannel`, the node's services (:mod:`raftkv.rpc.service`) and generated registration on :class:`SimServer`;
-messages travel serialized. Every call has a connection of its own.
+:class:`SimChannel`, the node's services (:mod:`raftkv.frontend.grpc.kv`) and generated registration on
+:class:`SimServer`; messages travel serialized. Every call has a connection of its own.
 
 Frames: length of what follows (4 bytes), kind (1 byte), payload.
 """
@@ -23,13 +23,14 @@ from google.protobuf.message import Message
 from grpc import aio
 
 from raftkv.clock import Clock
-from raftkv.limits import MAX_CALLS, MAX_HELD_BYTES
+from raftkv.frontend.grpc.admin import AdminService
+from raftkv.frontend.grpc.guard import Guard
+from raftkv.frontend.grpc.kv import KVService
+from raftkv.frontend.port import AdminPort
+from raftkv.frontend.resources import Resources
+from raftkv.frontend.shares import Shares
+from raftkv.limits import MAX_CALLS
 from raftkv.peer.network import Listener, Network
-from raftkv.rpc.admin import AdminService
-from raftkv.rpc.frontend import AdminFrontend
-from raftkv.rpc.guard import Guard
-from raftkv.rpc.service import KVService
-from raftkv.rpc.shares import Shares
 from raftkv.v1 import admin_pb2_grpc, kv_pb2_grpc
 
 _HEAD: Final = struct.Struct(">IB")
@@ -102,19 +103,19 @@ def _serialize(message: Message) -> bytes:
 
 
 class SimServer:
-    """The services of a node; see :class:`raftkv.rpc.server.RpcServer`."""
+    """The services of a node; see :class:`raftkv.frontend.grpc.server.GrpcServer`."""
 
-    def __init__(self, frontend: AdminFrontend, listen: str, network: Network, clock: Clock) -> None:
+    def __init__(self, node: AdminPort, listen: str, network: Network, clock: Clock) -> None:
         self.methods: dict[str, Any] = {}
         self._listen = listen
         self._network = network
-        held = Shares(MAX_HELD_BYTES, clock)
-        self._kv = KVService(frontend, clock, held)  # type: ignore[abstract]  # Its RPCs come from the registry.
+        resources = Resources(clock)
+        self._kv = KVService(node, resources)  # type: ignore[abstract]  # Its RPCs come from the registry.
         self._listener: Listener | None = None
         self._calls: dict[_ServerCall, None] = {}
-        guard: Any = Guard(self, Shares(MAX_CALLS, clock), held, clock)
+        guard: Any = Guard(self, Shares(MAX_CALLS, clock), resources.held, clock)
         kv_pb2_grpc.add_KVServicer_to_server(self._kv, guard)
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(frontend), guard)
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(node), guard)
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """For the generated code."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
+from raftkv.api.failures import error_of, known_code
+from raftkv.api.messages import digests_of, map_of, read, state_of, status_of
+from raftkv.api.status import ClusterSettings, ClusterState, Digests, Joined, NodeStatus, SlotStats
 from raftkv.client.arguments import check_timeout
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.transport import FAILURES, connect, failure
 from raftkv.clock import Clock, SystemClock, sleep
 from raftkv.errors import OUTCOMES, Code, DeadlineExceeded, RaftKVError, Unavailable
 from raftkv.limits import DEFAULT_TIMEOUT
-from raftkv.rpc.errors import error_of, known_code
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
-from shards.map import Group, MapError, Node, ShardMap
+from shards.slots import SLOT_RULE
 
 if TYPE_CHECKING:
     from grpc import aio
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_MAP: Final = admin_pb2.GetMapRequest(slot_rule=SLOT_RULE)
+_STATE: Final = admin_pb2.GetStateRequest(slot_rule=SLOT_RULE)
 _TOKEN_BYTES: Final = 16
 _PAUSE: Final = 0.2
 """Seconds before all nodes are asked again."""
@@ -36,51 +39,6 @@ _SHARE: Final = 3
 _MIN_ATTEMPT: Final = 1.0
 _ONE_NODE: Final = 2.0
 """Seconds for what a node answers out of its memory: one that needs longer is not well."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterState:
-    """What the cluster said of itself: its map, who leads each group, and what is under way to change it.
-
-    ``vouched``: the meta group said so, as of now; else it is one node's copy of the map, and nothing is known of jobs,
-    wanted voters and nodes that are drained.
-    """
-
-    map: ShardMap
-    leaders: Mapping[int, int]
-    vouched: bool
-    message: admin_pb2.GetStateResponse
-
-    @property
-    def wanted(self) -> dict[int, tuple[int, ...]]:
-        """Group -> voters that it is to have, for groups that have others."""
-        return {one.group: tuple(one.voters) for one in self.message.wanted}
-
-    @property
-    def draining(self) -> frozenset[int]:
-        """Nodes that get no further replicas."""
-        return frozenset(self.message.draining)
-
-    @property
-    def job(self) -> admin_pb2.Job | None:
-        """The job under way or the last one, None if there never was one."""
-        return self.message.job if self.message.HasField("job") else None
-
-
-def shard_map_of(message: admin_pb2.GetMapResponse) -> ShardMap:
-    """The map that ``message`` carries. Raises Unavailable if it is none: then another node may have one."""
-    try:
-        return ShardMap(
-            message.cluster_id,
-            message.epoch,
-            message.slots,
-            tuple(Node(one.id, one.address, one.peer_address, one.incarnation) for one in message.nodes),
-            tuple(Group(one.id, tuple(one.voters), tuple(one.learners), tuple(one.founders)) for one in message.groups),
-            tuple(part.group for part in message.ranges for _ in range(part.first, part.last + 1)),
-            tuple(message.removed),
-        )
-    except MapError as problem:
-        raise Unavailable(f"a node answered with a shard map that is none: {problem}") from None
 
 
 class AdminClient:
@@ -123,8 +81,8 @@ class AdminClient:
 
     async def state(self) -> ClusterState:
         """The cluster as the meta group knows it now."""
-        answer = await self._any(lambda stub, left: stub.GetState(admin_pb2.GetStateRequest(), timeout=left))
-        return self._known(answer, vouched=True)
+        answer = await self._any(lambda stub, left: stub.GetState(_STATE, timeout=left))
+        return self._known(state_of(answer, vouched=True))
 
     async def state_or_map(self) -> ClusterState:
         """:meth:`state`, or a node's copy of the map if the meta group cannot answer."""
@@ -136,10 +94,10 @@ class AdminClient:
     async def known(self) -> ClusterState:
         """What a node knows by itself: its copy of the map."""
         found = await self._any(
-            lambda stub, left: stub.GetMap(admin_pb2.GetMapRequest(), timeout=left),
+            lambda stub, left: stub.GetMap(_MAP, timeout=left),
             timeout=min(self._timeout, _ONE_NODE),
         )
-        return self._known(admin_pb2.GetStateResponse(map=found), vouched=False)
+        return self._known(state_of(admin_pb2.GetStateResponse(map=found), vouched=False))
 
     async def change(self, request: admin_pb2.ChangeRequest) -> int:
         """Change the cluster; the id of the job or group that was made, else 0."""
@@ -157,32 +115,35 @@ class AdminClient:
         request = admin_pb2.StartCheckRequest(group=group)
         return (await self._any(lambda stub, left: stub.StartCheck(request, timeout=left))).check
 
-    async def join(
-        self, address: str, peer_address: str, incarnation: str, cluster_id: str = ""
-    ) -> admin_pb2.JoinResponse:
+    async def join(self, address: str, peer_address: str, incarnation: str, cluster_id: str = "") -> Joined:
         """Make the data folder ``incarnation`` a node of the cluster. Asked again, it has the same outcome."""
         request = admin_pb2.JoinRequest(
-            address=address, peer_address=peer_address, incarnation=incarnation, cluster_id=cluster_id
+            address=address,
+            peer_address=peer_address,
+            incarnation=incarnation,
+            cluster_id=cluster_id,
+            slot_rule=SLOT_RULE,
         )
-        return await self._any(lambda stub, left: stub.Join(request, timeout=left))
+        answer = await self._any(lambda stub, left: stub.Join(request, timeout=left))
+        return Joined(answer.node, map_of(answer.map), read(ClusterSettings, answer))
 
     # Questions to one node, which gets two seconds at most
 
-    async def status(self, address: str) -> admin_pb2.GetStatusResponse:
+    async def status(self, address: str) -> NodeStatus:
         """What the node at ``address`` says of itself."""
         request = admin_pb2.GetStatusRequest()
-        return await self._one(address, lambda stub, left: stub.GetStatus(request, timeout=left))
+        return status_of(await self._one(address, lambda stub, left: stub.GetStatus(request, timeout=left)))
 
-    async def slots(self, address: str) -> list[admin_pb2.SlotFigures]:
-        """Figures of the slots of the groups that the node at ``address`` leads."""
+    async def slots(self, address: str) -> list[SlotStats]:
+        """StatsOfSlots of the slots of the groups that the node at ``address`` leads."""
         request = admin_pb2.GetSlotsRequest()
         answer = await self._one(address, lambda stub, left: stub.GetSlots(request, timeout=left))
-        return list(answer.slots)
+        return [read(SlotStats, one) for one in answer.slots]
 
-    async def digests(self, address: str, group: int, check: int) -> admin_pb2.GetDigestsResponse:
-        """What the replica of ``group`` at ``address`` noted for ``check``."""
+    async def digests(self, address: str, group: int, check: int) -> Digests | None:
+        """What the replica of ``group`` at ``address`` noted for ``check``, None: nothing (yet)."""
         request = admin_pb2.GetDigestsRequest(group=group, check=check)
-        return await self._one(address, lambda stub, left: stub.GetDigests(request, timeout=left))
+        return digests_of(await self._one(address, lambda stub, left: stub.GetDigests(request, timeout=left)))
 
     async def read_snapshot(self, address: str, group: int) -> AsyncIterator[bytes]:
         """The chunks of a group's state as of now; ``address`` is its leader's. The time-out is for each chunk."""
@@ -204,12 +165,9 @@ class AdminClient:
 
     # How to ask
 
-    def _known(self, message: admin_pb2.GetStateResponse, *, vouched: bool) -> ClusterState:
-        shard_map = shard_map_of(message.map)
-        known = [node.address for node in shard_map.nodes]
-        self._addresses = list(dict.fromkeys([*self._addresses, *known]))
-        leaders = {group.id: group.leader for group in message.map.groups if group.leader}
-        return ClusterState(shard_map, leaders, vouched, message)
+    def _known(self, state: ClusterState) -> ClusterState:
+        self._addresses = list(dict.fromkeys([*self._addresses, *(node.address for node in state.map.nodes)]))
+        return state
 
     def _stub(self, address: str) -> admin_pb2_grpc.AdminAsyncStub:
         channel = self._channels.get(address)

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec.structs import replace
 
+from raftkv.api.batcher import Batcher
+from raftkv.api.patience import SLOW, TELLING
+from raftkv.api.results import read_result
 from raftkv.client.transport import TransportError
 from raftkv.clock import wait
 from raftkv.commands.bounds import ANY_VERSION
@@ -20,9 +23,6 @@ from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
-from raftkv.rpc import convert
-from raftkv.rpc.pace import Pace
-from raftkv.rpc.patience import SLOW, TELLING
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Channel:
         self._given_up: dict[int, float] = {}
         """When attempts began that were given up and may still be answered."""
         self._wake: asyncio.Future[None] | None = None
-        self._pace = Pace(clock, _SPACING, self._notify)
+        self._batcher = Batcher(clock, _SPACING, self._notify)
         self._stream: Stream | None = None
         self._lost: Result | None = None
         self._heard = 0.0
@@ -125,7 +125,7 @@ class Channel:
         pending[number] = call
         self._out.append(number)
         wake = self._wake
-        if wake is not None and len(self._out) >= self._pace.enough:
+        if wake is not None and len(self._out) >= self._batcher.enough:
             self._wake = None
             if not wake.done():
                 wake.set_result(None)
@@ -213,7 +213,7 @@ class Channel:
             try:
                 await self._write_stream(stream)
             finally:
-                self._pace.close()
+                self._batcher.close()
                 self._stream = None
                 self._due = 0.0
                 stream.cancel()
@@ -250,15 +250,15 @@ class Channel:
                 continue
             share = self._observer.share()
             most = self._most(share)
-            if self._pace.waits(len(self._out), min(share, most, _FULL)):
+            if self._batcher.waits(len(self._out), min(share, most, _FULL)):
                 await self._sleep()
                 continue
             request = self._batch(most)
             if request is None:
                 continue
             try:
-                self._pace.sent()
-                self._pace.follow(request.operations[0].id)
+                self._batcher.sent()
+                self._batcher.follow(request.operations[0].id)
                 await stream.write(request)
             except TransportError as error:
                 if self._lost is None:
@@ -267,7 +267,7 @@ class Channel:
 
     async def _read_all(self, stream: Stream) -> None:
         pending = self._pending
-        decode = convert.result
+        decode = read_result
         try:
             while True:
                 response = await stream.read()
@@ -276,12 +276,12 @@ class Channel:
                     return
                 self._heard = self._clock.now()
                 self._due = self._heard + self._budget + _SILENCE if len(pending) > len(response.results) else 0.0
-                followed = self._pace.followed
+                followed = self._batcher.followed
                 call = None
                 for message in response.results:
                     number = message.id
                     if number == followed:
-                        self._pace.answered()
+                        self._batcher.answered()
                     call = pending.pop(number, None)
                     if call is None:
                         continue
@@ -292,7 +292,7 @@ class Channel:
                             future.set_result(decode(message) if call.kind in CLIENT_READS else _written(message))
                 if call is not None and message.code in TELLING:
                     self._look_at_time(call, number)
-                if self._pace.enough > 1:
+                if self._batcher.enough > 1:
                     # Less is outstanding: what has gathered may be enough now.
                     self._notify()
                 self._observer.on_state(self.address, True)
@@ -419,7 +419,7 @@ class Channel:
 def _written(message: kv_pb2.OperationResult) -> Result:
     """The result of a write: it has a version and nothing else if it was done."""
     if message.code:
-        return convert.result(message)
+        return read_result(message)
     return Result(0, message.version, hint=message.leader_hint)
 
 

@@ -12,6 +12,8 @@ from random import Random
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
+from raftkv.api.failures import error_of
+from raftkv.api.patience import Patience
 from raftkv.client.call import Call
 from raftkv.client.channel import Channel
 from raftkv.client.process import MADE_BEFORE, forks, keep_after_fork
@@ -26,7 +28,6 @@ from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError, UsageError
 from raftkv.limits import MAX_KEY_BYTES
-from raftkv.rpc.patience import Patience
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
@@ -355,6 +356,8 @@ class Engine:
                 await self._after_no_view(failure, deadline, timeout, progress)
 
     async def _after_no_view(self, failure: Result, deadline: float, timeout: float, progress: Progress) -> None:
+        if failure.code == Code.WRONG_VERSION:
+            raise error_of(failure)
         progress.last = failure
         progress.attempts += 1
         delay = progress.delay(self._rng)

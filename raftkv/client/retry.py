@@ -7,6 +7,8 @@ from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from raftkv.api.failures import error_of, known_code
+from raftkv.api.patience import LEAST, MOST
 from raftkv.client.session import MAX_RENEWALS
 from raftkv.errors import (
     OUTCOMES,
@@ -20,8 +22,6 @@ from raftkv.errors import (
     Unavailable,
     UsageError,
 )
-from raftkv.rpc.errors import error_of, known_code
-from raftkv.rpc.patience import LEAST, MOST
 from raftkv.text import shown
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Step(Enum):
 def attempt_timeout(timeout: float, remaining: float, short: int, patience: float = 0.0) -> float:
     """Seconds for the next attempt of a call with a total budget of ``timeout`` after ``short`` ones without outcome.
 
-    ``patience``: what its group has lately needed, as :class:`raftkv.rpc.patience.Patience` says.
+    ``patience``: what its group has lately needed, as :class:`raftkv.api.patience.Patience` says.
     """
     share = ATTEMPT_TIMEOUT if timeout > 3 * ATTEMPT_TIMEOUT else max(timeout / 3, MIN_ATTEMPT_TIMEOUT)
     if short:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-from raftkv.store.sessions import TAIL_BYTES, client_id, drawn_at
+from raftkv.commands.client_ids import TAIL_BYTES, client_id, drawn_at
 
 MAX_RENEWALS: Final = 4
 """Sessions that a write tries. Two are enough for a client with a wrong clock; slots may differ in what they refuse."""

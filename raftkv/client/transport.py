@@ -13,17 +13,20 @@ import grpc
 from grpc import aio
 from msgspec.structs import replace
 
+from raftkv.api.grpc_status import CLUSTER_KEY, result_of
+from raftkv.api.messages import status_of
 from raftkv.client.process import check_process, keep_after_fork
 from raftkv.client.routing import View, view_of
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_MESSAGE_BYTES
-from raftkv.rpc.errors import CLUSTER_KEY, result_of
-from raftkv.rpc.frontend import NodeStatus, PeerStatus, ReplicaStatus, Role
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
+from shards.slots import SLOT_RULE, rule_refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
+
+    from raftkv.api.status import NodeStatus
 
     Call = aio.StreamStreamCall[kv_pb2.PipelineRequest, kv_pb2.PipelineResponse]
 
@@ -184,9 +187,11 @@ class _GrpcEndpoint:
 
     async def view(self, timeout: float) -> View:
         try:
-            answer = await self._admin.GetMap(admin_pb2.GetMapRequest(), timeout=timeout)
+            answer = await self._admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE), timeout=timeout)
         except FAILURES as error:
             raise TransportError(self._not_reached(error)) from error
+        if refusal := rule_refusal(answer.slot_rule):
+            raise TransportError(Result(int(Code.WRONG_VERSION), detail=f"{self._address}: {refusal}"))
         try:
             return view_of(
                 answer.cluster_id,
@@ -201,7 +206,7 @@ class _GrpcEndpoint:
 
     async def status(self, timeout: float) -> NodeStatus:
         try:
-            return _status(await self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=timeout))
+            return status_of(await self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=timeout))
         except FAILURES as error:
             raise TransportError(self._not_reached(error)) from error
 
@@ -268,40 +273,3 @@ def failure(error: BaseException) -> Result:
 def _cancelled() -> bool:
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
-
-
-def _status(message: admin_pb2.GetStatusResponse) -> NodeStatus:
-    return NodeStatus(
-        node=message.node,
-        cluster_id=message.cluster_id,
-        version=message.version,
-        map_epoch=message.map_epoch,
-        ready=message.ready,
-        uptime=message.uptime_seconds,
-        replicas=tuple(
-            ReplicaStatus(
-                group=replica.group,
-                role=Role(replica.role) if replica.role in Role._value2member_map_ else Role.FOLLOWER,
-                leader=replica.leader,
-                term=replica.term,
-                last_index=replica.last_index,
-                commit_index=replica.commit_index,
-                applied_index=replica.applied_index,
-                snapshot_index=replica.snapshot_index,
-                records=replica.records,
-                voters=tuple(replica.voters),
-                match=dict(replica.match),
-                learners=tuple(replica.learners),
-            )
-            for replica in message.replicas
-        ),
-        peers=tuple(
-            PeerStatus(
-                peer.node,
-                peer.up,
-                peer.round_trip_seconds if peer.HasField("round_trip_seconds") else None,
-                peer.silence_seconds if peer.HasField("silence_seconds") else None,
-            )
-            for peer in message.peers
-        ),
-    )

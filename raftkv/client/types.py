@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from raftkv.rpc.frontend import NodeStatus
+    from raftkv.api.status import NodeStatus
 
 Consistency: TypeAlias = Literal["linearizable", "quorum", "stale"]
 """How fresh a read is.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from raftkv.commands.base import GroupCommand, GroupRead
-from raftkv.commands.bounds import Id, Slots
+from raftkv.commands.bounds import Count, Id, Slots
 from raftkv.commands.results import Result
 
 if TYPE_CHECKING:
@@ -109,18 +109,27 @@ class MoveState(GroupRead, frozen=True, tag=40):
     move: Id
 
 
-class Export(GroupRead, frozen=True, tag=41):
-    """The next page of what is to be copied: a :class:`raftkv.commands.results.ExportPage`."""
+class Copying(GroupRead, frozen=True):
+    """Source: copy records of ``move`` to the group ``target``; nothing of it stands in the source's log.
+
+    ``seq``, ``cursor``: of the last chunk imported there. The answer is a
+    :class:`raftkv.commands.results.CopyReport`.
+    """
 
     move: Id
+    target: Id
+    seq: Count
     cursor: bytes
-    limit_bytes: int
 
     def size(self) -> int:
         return len(self.cursor)
 
 
-class Summarize(GroupRead, frozen=True, tag=42):
-    """Of the frozen slots of a move: a :class:`raftkv.commands.results.MoveSummary`."""
+class Copy(Copying, frozen=True, tag=43):
+    """Until little is left, or about ``limit_bytes`` were copied."""
 
-    move: Id
+    limit_bytes: Id
+
+
+class Complete(Copying, frozen=True, tag=44):
+    """All that is left of the frozen slots; then the target compares."""

@@ -85,6 +85,22 @@ class MoveSummary(Answer, frozen=True, tag=5):
         return len(self.summary)
 
 
+class CopyReport(Answer, frozen=True, tag=7):
+    """What was copied of a move. ``seq``, ``cursor``: of the last chunk imported. ``copied``: bytes, this time.
+
+    ``more``: much is left. ``records``: of all the slots, once they are complete, else 0.
+    """
+
+    seq: int
+    cursor: bytes
+    copied: int
+    more: bool
+    records: int
+
+    def size(self) -> int:
+        return len(self.cursor)
+
+
 class MembersReport(Answer, frozen=True, tag=6):
     """The voters of a group as of its commit ``index``, the nodes in ``contact`` with its ``leader``."""
 
@@ -115,7 +131,7 @@ class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fiel
     retry_ms: _LargeOrNone = -1
     new_id_ms: _Large = 0
     number: _Large = 0
-    answer: ScanPage | ClusterReport | MoveReport | ExportPage | MoveSummary | MembersReport | None = None
+    answer: ScanPage | ClusterReport | MoveReport | ExportPage | MoveSummary | MembersReport | CopyReport | None = None
 
     def size(self) -> int:
         """Bytes of its payload."""

@@ -22,7 +22,7 @@ from raftkv.files import write_atomically
 from raftkv.local.node import STOP_TIMEOUT, Launch, LocalError, LocalNode, check_ports
 from raftkv.local.process import pause
 from raftkv.local.shape import Place, Shape
-from raftkv.local.status import probe, status_of, why_not_ready
+from raftkv.local.status import cluster_status, probe, why_not_ready
 from raftkv.node.config import NodeConfig, parse_config, render
 from raftkv.storage.folder import saved_map
 from raftkv.storage.fs import OsFileSystem
@@ -198,7 +198,7 @@ class LocalProcesses:
             "data_dir": str(self.folder),
             "endpoints": self.endpoints,
         }
-        return {**about, **status_of(self.nodes, self.removed())}
+        return {**about, **cluster_status(self.nodes, self.removed())}
 
     def leader(self, group: int) -> int | None:
         """The node that leads ``group`` according to the newest term that any node reports, None if none does."""

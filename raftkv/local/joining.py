@@ -21,7 +21,8 @@ from typing import Any, Final, TypeVar
 import msgpack
 
 from raftkv.addresses import Address, BadAddress, parse_address
-from raftkv.client.admin import AdminClient, shard_map_of
+from raftkv.api.status import Joined
+from raftkv.client.admin import AdminClient
 from raftkv.errors import (
     ConditionFailed,
     ConfigError,
@@ -30,6 +31,7 @@ from raftkv.errors import (
     RaftKVError,
     Unavailable,
     WrongCluster,
+    WrongVersion,
 )
 from raftkv.files import write_atomically
 from raftkv.local.ports import port_problem
@@ -37,7 +39,6 @@ from raftkv.local.shape import PEER_PORT_OFFSET
 from raftkv.node.config import NodeConfig, load_config, parse_config, render
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import OsFileSystem
-from raftkv.v1 import admin_pb2
 from shards.map import ShardMap
 
 T = TypeVar("T")
@@ -255,33 +256,34 @@ class _Plan:
         return parse_config(raw, where)
 
 
-def _take_in(endpoints: str, folder: Path, note: _Note, cluster_id: str, timeout: float) -> admin_pb2.JoinResponse:
+def _take_in(endpoints: str, folder: Path, note: _Note, cluster_id: str, timeout: float) -> Joined:
+    async def ask(client: AdminClient) -> Joined:
+        # A cluster of another version must not get a member that cannot work with it: this finds that out.
+        await client.state()
+        return await client.join(note.address, note.peer_address, note.incarnation, cluster_id)
+
     try:
-        return _ask(
-            endpoints,
-            timeout,
-            lambda client: client.join(note.address, note.peer_address, note.incarnation, cluster_id),
-        )
-    except (ConditionFailed, InvalidArgument) as error:
+        return _ask(endpoints, timeout, ask)
+    except (ConditionFailed, InvalidArgument, WrongVersion) as error:
         raise JoinError(f"the cluster does not take this node in: {error}") from None
     except WrongCluster as error:
         raise JoinError(f"{folder}: belongs to another cluster: {error}; take an empty folder") from None
 
 
-def _settle(folder: Path, plan: _Plan, answer: admin_pb2.JoinResponse) -> NodeConfig:
+def _settle(folder: Path, plan: _Plan, answer: Joined) -> NodeConfig:
     """Write what the node needs to start."""
-    shard_map = shard_map_of(answer.map)
+    shard_map, settings = answer.map, answer.settings
     cluster = {
         "id": shard_map.cluster_id,
         "slots": shard_map.slots,
-        "groups": answer.groups,
-        "replicas": answer.replicas,
+        "groups": settings.groups,
+        "replicas": settings.replicas,
     }
     raft = {
-        "election_min": answer.election_min,
-        "election_max": answer.election_max,
-        "heartbeat": answer.heartbeat,
-        "snapshot_bytes": answer.snapshot_bytes,
+        "election_min": settings.election_min,
+        "election_max": settings.election_max,
+        "heartbeat": settings.heartbeat,
+        "snapshot_bytes": settings.snapshot_bytes,
     }
     where = f"what the cluster said to node {answer.node}"
     config = plan.config(cluster, answer.node, raft, _entries(shard_map, answer.node), where)

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import grpc
 
+from raftkv.api.messages import status_of
+from raftkv.api.status import NodeStatus, ReplicaStatus, Role
 from raftkv.local.node import LocalNode
 from raftkv.local.process import Process
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
@@ -14,16 +16,16 @@ from raftkv.v1 import admin_pb2, admin_pb2_grpc
 _TIMEOUT: Final = 1.0
 
 
-def probe(address: str, timeout: float = _TIMEOUT) -> admin_pb2.GetStatusResponse | None:
+def probe(address: str, timeout: float = _TIMEOUT) -> NodeStatus | None:
     """Ask the node at ``address`` for its status; None if it does not answer within ``timeout`` seconds."""
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            return admin_pb2_grpc.AdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=timeout)
+            return status_of(admin_pb2_grpc.AdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=timeout))
         except grpc.RpcError:
             return None
 
 
-def why_not_ready(status: admin_pb2.GetStatusResponse | None) -> str:
+def why_not_ready(status: NodeStatus | None) -> str:
     """For people, of a node whose answer is ``status``."""
     if status is None:
         return "does not answer"
@@ -33,7 +35,7 @@ def why_not_ready(status: admin_pb2.GetStatusResponse | None) -> str:
     return f"no leader known for groups {', '.join(without)}" if without else "not ready"
 
 
-def status_of(nodes: Sequence[LocalNode], removed: frozenset[int]) -> dict[str, Any]:
+def cluster_status(nodes: Sequence[LocalNode], removed: frozenset[int]) -> dict[str, Any]:
     """Nodes with pid, address and state, groups with leader, term and indexes, as they say now."""
     seen = {node.id: (node.process(), probe(node.address)) for node in nodes}
     reports = [_node_status(node, *seen[node.id], node.id in removed) for node in nodes]
@@ -48,9 +50,7 @@ def status_of(nodes: Sequence[LocalNode], removed: frozenset[int]) -> dict[str, 
     }
 
 
-def _node_status(
-    node: LocalNode, process: Process | None, status: admin_pb2.GetStatusResponse | None, removed: bool
-) -> dict[str, Any]:
+def _node_status(node: LocalNode, process: Process | None, status: NodeStatus | None, removed: bool) -> dict[str, Any]:
     if process is None and removed:
         state = "removed"
     elif process is None:
@@ -63,11 +63,9 @@ def _node_status(
     return {"id": node.id, "pid": pid, "address": node.address, "state": state, "log": str(node.log)}
 
 
-def _group_status(
-    group: int, replicas: Sequence[tuple[int, admin_pb2.ReplicaStatus]], own: frozenset[int]
-) -> dict[str, Any]:
+def _group_status(group: int, replicas: Sequence[tuple[int, ReplicaStatus]], own: frozenset[int]) -> dict[str, Any]:
     """``own``: the nodes of this cluster's folder, of which only what they say themselves counts."""
-    leaders = [(r.term, i, r) for i, r in replicas if r.role == admin_pb2.ROLE_LEADER]
+    leaders = [(r.term, i, r) for i, r in replicas if r.role is Role.LEADER]
     term, leader, source = max(leaders, key=lambda entry: entry[0], default=(0, None, None))
     newest = max(r.term for _, r in replicas)
     if term < newest:
@@ -79,7 +77,7 @@ def _group_status(
     members = [
         {
             "node": i,
-            "role": admin_pb2.Role.Name(r.role).removeprefix("ROLE_").lower(),
+            "role": r.role.name.lower(),
             "commit": r.commit_index,
             "applied": r.applied_index,
         }

@@ -7,12 +7,16 @@ node, some is left for the others (dynamic thresholds, as switches share their b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from raftkv import limits
+from raftkv.commands.base import Command, GroupCommand, SlotCommand
 from raftkv.commands.results import Result
 from raftkv.errors import Code
-from raftkv.rpc.frontend import NODE, Caller
+from raftkv.frontend.port import NODE, Caller
+from raftkv.node.requests import group_of
+from shards.map import ShardMap
 
 _OPS_RESERVED: Final = limits.MAX_PENDING_OPS // limits.PENDING_RESERVE
 _BYTES_RESERVED: Final = limits.MAX_PENDING_BYTES // limits.PENDING_RESERVE
@@ -88,3 +92,27 @@ class Admission:
         if not held.ops:
             # Callers come and go, groups stay.
             del self._callers[caller]
+
+
+def refusal_of(op: Command, shard_map: ShardMap, no_space: Mapping[int, str]) -> Result | None:
+    """Why ``op`` is not taken at all; ``no_space``: groups led here that take no new data -> why."""
+    if isinstance(op, SlotCommand):
+        if op.slot >= shard_map.slots:
+            return Result(Code.INVALID_ARGUMENT, detail=f"slot {op.slot} is not one of 0 to {shard_map.slots - 1}")
+    elif not isinstance(op, GroupCommand):
+        return Result(Code.INVALID_ARGUMENT, detail=f"{op.name} is proposed by leaders only")
+    elif all(group.id != op.group for group in shard_map.groups):
+        return no_group(op.group)
+    if no_space and op.grows:
+        why = no_space.get(group_of(op, shard_map))
+        return None if why is None else Result(Code.NO_SPACE, detail=why)
+    return None
+
+
+def no_group(group: int) -> Result:
+    return Result(Code.INVALID_ARGUMENT, detail=f"there is no group {group}")
+
+
+def no_leader(group: int) -> Result:
+    detail = f"group {group} has had no leader that can be asked for longer than an election takes"
+    return Result(Code.UNAVAILABLE, detail=detail)

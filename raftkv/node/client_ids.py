@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from raftkv import limits
 from raftkv.commands.base import Write
+from raftkv.commands.client_ids import TAIL_BYTES, client_id, drawn_at
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.store.records import Store
-from raftkv.store.sessions import TAIL_BYTES, client_id, drawn_at
 
 _AHEAD_MS: Final = limits.CLIENT_AHEAD * 1000
 _LAST_TAIL: Final = b"\xff" * TAIL_BYTES
@@ -33,6 +33,8 @@ class ClientIds:
     def __init__(self, time: Callable[[], float], rng: Random) -> None:
         self._time = time
         self._rng = rng
+        self._number = 0
+        self._open: dict[int, None] = {}
         self.look()
         self.own = self._draw(0)
 
@@ -61,6 +63,16 @@ class ClientIds:
         """Have another own id than ``refused``; one that is drawn at ``time_ms`` will be taken."""
         if refused == self.own or drawn_at(self.own) < time_ms:
             self.own = self._draw(time_ms)
+
+    def name(self, op: Write) -> Write:
+        """``op`` under this node's own id, until it is :meth:`answered`."""
+        self._number += 1
+        self._open[self._number] = None
+        return replace(op, client=self.own, seq=self._number, first=next(iter(self._open)))
+
+    def answered(self, seq: int) -> None:
+        """Nobody waits any more for the write that got the number ``seq``."""
+        self._open.pop(seq, None)
 
     def _now(self) -> int:
         # In whole seconds: writes that are refused together hear the same time, and so share one new session.

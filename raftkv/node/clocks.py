@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
+from raftkv.api.status import Problem
 from raftkv.clock import Clock
 from raftkv.peer.clocks import PeerClock
-from raftkv.rpc.frontend import Problem
 
 MAX_SKEW: Final = 10.0
 """Seconds by which a node's wall clock may differ from the cluster's time."""

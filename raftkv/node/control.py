@@ -10,7 +10,7 @@ from raftkv.commands.base import GroupCommand
 from raftkv.commands.group import Check
 from raftkv.commands.members import ChangeMembers, Members, Transfer
 from raftkv.commands.meta import ChangeCluster, ReadCluster
-from raftkv.commands.moving import Export, MoveState, Summarize
+from raftkv.commands.moving import Copying, MoveState
 from raftkv.commands.results import DONE, MALFORMED, MembersReport, Result
 from raftkv.errors import Code
 from raftkv.node.replicas import Replicas
@@ -19,18 +19,16 @@ from shards.map import META_GROUP
 
 Done = Callable[[Result], None]
 
-_SLICE: Final = 0.005
-"""Seconds of a turn of the loop for the summary of a move."""
-
 _CHECK_INTERVAL: Final = 1.0
 """Seconds from one check of a group to the next."""
 
 
 class GroupOperations:
-    """Executes commands for groups on the replicas of this node."""
+    """Executes commands for groups on the replicas of this node. ``copy`` copies slots that move to another group."""
 
-    def __init__(self, replicas: Replicas, clock: Clock) -> None:
+    def __init__(self, replicas: Replicas, clock: Clock, copy: Callable[[Copying, Done], None]) -> None:
         self._replicas = replicas
+        self._copy = copy
         self._clock = clock
         self._next_check: dict[int, float] = {}
 
@@ -40,7 +38,9 @@ class GroupOperations:
 
     def execute(self, group: RaftGroup, op: GroupCommand, size: int, done: Done) -> None:
         """Call ``done`` once with the result; NOT_LEADER if this node does not lead ``group``."""
-        if op.reads:
+        if isinstance(op, Copying):
+            self._copy(op, done)
+        elif op.reads:
             quorum = isinstance(op, Members)
             group.read(quorum, lambda code: self._read(group, op, done) if code == Code.OK else done(Result(code)))
         elif isinstance(op, ChangeMembers):
@@ -64,25 +64,8 @@ class GroupOperations:
             done(MALFORMED)
         elif isinstance(op, MoveState):
             done(replica.store.move_state(op.move))
-        elif isinstance(op, Export):
-            done(replica.store.export(op.move, op.cursor, op.limit_bytes))
-        elif isinstance(op, Summarize):
-            self._summarize(op, done)
         else:
             done(MALFORMED)
-
-    def _summarize(self, op: Summarize, done: Done) -> None:
-        """Slots wait frozen for it, so it goes on in every turn of the loop; and the loop has others to serve."""
-        replica = self._replicas.data.get(op.group)
-        if replica is None:
-            done(MALFORMED)
-            return
-        until = self._clock.now() + _SLICE
-        while (result := replica.store.summary(op.move)) is None:
-            if self._clock.now() >= until:
-                self._clock.call_later(0.0, lambda: self._summarize(op, done))
-                return
-        done(result)
 
     def _may_check(self, op: Check) -> Result | None:
         """One check of a group at a time: every one makes images of all its slots, which are copied when written to."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from raftkv import limits
+from raftkv.api.status import Problem
 from raftkv.peer.wiring import MAX_STRANGERS
-from raftkv.rpc.frontend import Problem
 
 _ENOUGH: Final = 1 << 20
 """A higher limit is of no use, and some systems offer the largest number that there is."""

@@ -13,13 +13,13 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from raftkv import limits
+from raftkv.api.patience import LEAST, TELLING, Patience
 from raftkv.clock import Clock
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.node import messages
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.requests import Request
-from raftkv.rpc.patience import LEAST, TELLING, Patience
 from shards.map import ShardMap
 
 SETTLED: Final = (Code.OK, Code.CONDITION_FAILED)

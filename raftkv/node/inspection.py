@@ -1,4 +1,4 @@
-"""What operators look at in the replicas of a node: figures of slots, digests, whole states."""
+"""What operators look at in the replicas of a node: stats of slots, digests, whole states."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from raftkv import limits
+from raftkv.api.status import Digests, SlotStats
 from raftkv.clock import Clock
 from raftkv.errors import Code, Overloaded, Unavailable
 from raftkv.node.replicas import Replicas
 from raftkv.raft.ports import Snapshot
-from raftkv.rpc.frontend import Digests, SlotFigures
 
 _SLICE: Final = 0.002
 """Seconds of a tick for all digests; one piece of work is done at least."""
@@ -46,10 +46,10 @@ class Inspection:
                     if self._clock.now() >= until:
                         return
 
-    def slot_figures(self) -> list[SlotFigures]:
+    def slot_stats(self) -> list[SlotStats]:
         """Of all slots of the groups that this node leads."""
         return [
-            SlotFigures(slot, group, keys, size, operations)
+            SlotStats(slot, group, keys, size, operations)
             for group, replica in sorted(self._replicas.data.items())
             if replica.group.leads()
             for slot, keys, size, operations in replica.store.slot_stats()

@@ -16,6 +16,8 @@ import uvloop
 from raftkv.addresses import parse_listen_address
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
+from raftkv.frontend.grpc.server import GrpcServer
+from raftkv.frontend.resources import Resources
 from raftkv.node import signals
 from raftkv.node.config import NodeConfig
 from raftkv.node.descriptors import Descriptors, raise_limit
@@ -24,14 +26,13 @@ from raftkv.node.node import RaftNode
 from raftkv.node.reloading import Reloading
 from raftkv.node.system_memory import SystemMemory
 from raftkv.peer.network import TcpNetwork
-from raftkv.rpc.server import RpcServer
 from raftkv.storage.fs import OsFileSystem, ThreadWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from raftkv.clock import Clock
-    from raftkv.rpc.monitor import Monitor
+    from raftkv.frontend.http.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +108,11 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         memory=SystemMemory(),
     )
     reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure), clock)
-    server = RpcServer(node, config.node.listen, clock, connections=descriptors.clients)
-    for source in (descriptors.problems, server.problems):
+    resources = Resources(clock)
+    server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients)
+    for source in (descriptors.problems, resources.problems):
         node.add_problems(source)
-    monitor = _monitor(node, server, clock, config.node.metrics)
+    monitor = _monitor(node, resources, config.node.metrics)
     try:
         if monitor is not None:
             await monitor.start()
@@ -149,7 +151,7 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
     return 1
 
 
-async def _hand_over(node: RaftNode, server: RpcServer, hurry: asyncio.Event) -> None:
+async def _hand_over(node: RaftNode, server: GrpcServer, hurry: asyncio.Event) -> None:
     """Hand over and answer what is in flight, unless somebody insists on ending at once."""
 
     async def gently() -> None:
@@ -174,10 +176,10 @@ def _sweep(output: NodeLog, clock: Clock) -> None:
     clock.call_later(_SWEEP, lambda: _sweep(output, clock))
 
 
-def _monitor(node: RaftNode, server: RpcServer, clock: Clock, address: str | None) -> Monitor | None:
+def _monitor(node: RaftNode, resources: Resources, address: str | None) -> Monitor | None:
     if address is None:
         return None
     # Its libraries take time and memory, for nothing where nobody asked for it.
-    from raftkv.rpc.monitor import Monitor
+    from raftkv.frontend.http.monitor import Monitor
 
-    return Monitor(node, server.tally, *parse_listen_address(address), clock)
+    return Monitor(node, resources.counters, *parse_listen_address(address), resources.clock)

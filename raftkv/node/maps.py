@@ -13,7 +13,7 @@ from typing import Final
 
 import msgpack
 
-from raftkv.rpc.frontend import Problem
+from raftkv.api.status import Problem
 from shards.map import ShardMap
 
 PATIENCE: Final = 10.0

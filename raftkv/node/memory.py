@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Protocol
 
+from raftkv.api.status import Problem
 from raftkv.clock import Clock
-from raftkv.rpc.frontend import Problem
 
 _CLEAR: Final = 0.9
 """The share of the limit below which a memory that was full has room again."""

@@ -37,7 +37,7 @@ def _rows(value: object) -> Any:
 
 
 def ask(number: int, timeout: int, source: int, ops: Sequence[Command]) -> list[Any]:
-    """An "op" message. ``timeout``: in ms. ``source``: see :class:`raftkv.rpc.frontend.Caller`."""
+    """An "op" message. ``timeout``: in ms. ``source``: see :class:`raftkv.frontend.port.Caller`."""
     return ["op", number, timeout, source, encode(ops)]
 
 

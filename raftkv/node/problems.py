@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from raftkv.api.status import Problem
 from raftkv.node.replicas import Replicas
-from raftkv.rpc.frontend import Problem
 
 log = logging.getLogger(__name__)
 

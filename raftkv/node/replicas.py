@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from raftkv.api.status import ReplicaStatus, Role
 from raftkv.clock import Clock
 from raftkv.node.outbox import DurableOutbox
 from raftkv.peer.links import Links
 from raftkv.raft import RaftConfig, RaftGroup
 from raftkv.raft.log import FIRST_INDEX
-from raftkv.rpc.frontend import ReplicaStatus, Role
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import GroupState, Wal
 from raftkv.store.meta import MetaStore

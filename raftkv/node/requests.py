@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from raftkv.commands.base import Command, GroupCommand, Write
+from raftkv.commands.base import Command, GroupCommand, SlotCommand, Write
 from raftkv.commands.results import Result
+from raftkv.frontend.port import Caller
 from raftkv.limits import OP_OVERHEAD
 from raftkv.raft.proposals import Proposal
-from raftkv.rpc.frontend import Caller
 
 if TYPE_CHECKING:
     from raftkv.raft import RaftGroup
+    from shards.map import ShardMap
 
 Reply = Callable[[int, Result], None]
 
@@ -33,24 +34,24 @@ class Request:
         "attempt",
         "caller",
         "deadline",
-        "flying",
         "group",
+        "in_flight",
         "index",
         "local",
+        "maybe_applied",
         "op",
         "proposal",
         "reply",
         "seq",
         "size",
-        "unsure",
     )
 
     def __init__(
         self, op: Command, index: int, reply: Reply, deadline: float, local: bool, caller: Caller, group: int
     ) -> None:
         """``local``: for another node, never to be forwarded. ``group``: for which it was taken. ``proposal``: what may
-        still be withdrawn. ``flying``: an attempt is under way that may take effect. ``unsure``: an earlier one may
-        have. ``seq``: our own number for a write whose client did not name it."""
+        still be withdrawn. ``in_flight``: an attempt is under way that may take effect. ``maybe_applied``: an earlier
+        one may have. ``seq``: our own number for a write whose client did not name it."""
         self.op = op
         self.index = index
         self.reply = reply
@@ -62,18 +63,18 @@ class Request:
         self.proposal: Proposal | None = None
         self.answered = False
         self.attempt = 0
-        self.flying = False
-        self.unsure = False
+        self.in_flight = False
+        self.maybe_applied = False
         self.seq = 0
 
     def withdraw(self) -> bool:
         """Whether the attempt under way, if there is one, surely takes no effect."""
-        if self.flying and self.proposal is not None and self.proposal.withdraw():
-            self.flying = False
-        return not self.flying
+        if self.in_flight and self.proposal is not None and self.proposal.withdraw():
+            self.in_flight = False
+        return not self.in_flight
 
 
-class Writes:
+class WriteBatch:
     """The writes of one message for one group that this node leads: one proposal, one outcome."""
 
     __slots__ = ("caller", "deadline", "group", "indexes", "local", "ops", "proposal", "reply", "size")
@@ -96,3 +97,10 @@ class Writes:
     def answer(self, result: Result) -> None:
         for index in self.indexes:
             self.reply(index, result)
+
+
+def group_of(op: Command, shard_map: ShardMap) -> int:
+    """The group that executes ``op``, which is not refused."""
+    if isinstance(op, SlotCommand):
+        return shard_map.owners[op.slot]
+    return op.group if isinstance(op, GroupCommand) else -1

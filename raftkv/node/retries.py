@@ -74,7 +74,7 @@ class Retries:
         if state is None:
             now = self._clock.now()
             state = self._leaderless[group] = _Leaderless(now, now + _BACKOFF)
-        if state.given_up and not request.unsure:
+        if state.given_up and not request.maybe_applied:
             self._refuse(request)
         else:
             state.waiting.append(request)
@@ -134,9 +134,9 @@ class Retries:
 
     def _give_up(self, state: _Leaderless) -> None:
         state.given_up = True
-        waiting, state.waiting = state.waiting, deque(request for request in state.waiting if request.unsure)
+        waiting, state.waiting = state.waiting, deque(request for request in state.waiting if request.maybe_applied)
         for request in waiting:
-            if not request.unsure and not request.answered:
+            if not request.maybe_applied and not request.answered:
                 self._refuse(request)
 
     def _send_scout(self, state: _Leaderless) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from raftkv.api.status import Problem
 from raftkv.node.memory import Memory
 from raftkv.node.replicas import Replicas
 from raftkv.node.room import Full, Room
-from raftkv.rpc.frontend import Problem
 from raftkv.storage.wal import Wal
 
 _FULL_BELOW: Final = 4

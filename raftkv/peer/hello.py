@@ -1,7 +1,8 @@
 """The handshake of a link, as plain values.
 
-The dialler sends a hello frame ``["raftkv", version, cluster id, from, to, incarnation, boot]``. The acceptor answers
-on the same connection ``["welcome", boot]`` or ``["refuse", reason, text]``. Nothing else is sent before the welcome.
+The dialler sends a hello frame ``["raftkv", version, slot rule, cluster id, from, to, incarnation, boot]``. The
+acceptor answers on the same connection ``["welcome", boot]`` or ``["refuse", reason, text]``. Nothing else is sent
+before the welcome.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any, Final
 
 from raftkv.errors import RaftKVError
 from raftkv.peer.frames import ProtocolViolation
+from shards.slots import SLOT_RULE, rule_refusal
 
 MAGIC: Final = "raftkv"
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 MAX_HANDSHAKE_BYTES: Final = 4096
 """Longest frame before a link is welcomed: a stranger cannot make a node buffer more."""
 _MAX_TEXT: Final = 500
@@ -32,6 +34,7 @@ class Reason(IntEnum):
     REMOVED = 6
     REPLACED_FOLDER = 7
     CANNOT_REMEMBER = 8
+    SLOT_RULE = 9
 
 
 class Refused(RaftKVError):
@@ -75,6 +78,7 @@ def hello_frame(identity: Identity, to_node: int) -> list[Any]:
     return [
         MAGIC,
         PROTOCOL_VERSION,
+        SLOT_RULE,
         identity.cluster_id,
         identity.node,
         to_node,
@@ -93,11 +97,13 @@ def check_hello(frame: list[Any], identity: Identity) -> Hello:
     if frame[1] != PROTOCOL_VERSION:
         text = f"protocol version {frame[1]} is not spoken here, only {PROTOCOL_VERSION}"
         raise Refused(Reason.VERSION, text)
-    if [type(field) for field in frame[2:]] != [str, int, int, str, str]:
+    if [type(field) for field in frame[2:]] != [int, str, int, int, str, str]:
         raise Refused(Reason.MALFORMED, "malformed hello")
-    _, _, cluster_id, node, to_node, incarnation, boot = frame
+    _, _, rule, cluster_id, node, to_node, incarnation, boot = frame
     if node < 1 or not incarnation or not boot or max(len(cluster_id), len(incarnation), len(boot)) > _MAX_NAME:
         raise Refused(Reason.MALFORMED, "malformed hello")
+    if refusal := rule_refusal(rule):
+        raise Refused(Reason.SLOT_RULE, refusal)
     if cluster_id != identity.cluster_id:
         text = f"this node belongs to cluster {identity.cluster_id}, not {cluster_id!r}"
         raise Refused(Reason.OTHER_CLUSTER, text)

@@ -147,6 +147,11 @@ class Links:
         """Dial ``node`` at ``address`` instead, dropping an open link elsewhere. Raises KeyError if it is no peer."""
         self._links[node].readdress(address)
 
+    def send_to_all(self, message: list[Any]) -> None:
+        """:meth:`send` to each peer."""
+        for peer in self.peers:
+            self.send(peer, message)
+
     def send(self, node: int, message: list[Any]) -> None:
         """Queue ``message`` to leave at the end of this turn of the loop; dropped if there is no link to ``node``.
 

@@ -9,10 +9,10 @@ from typing import Any, Final
 from zlib import crc32
 
 from raftkv.errors import CorruptData, StorageError
+from raftkv.storage.format import FORMAT, other_format
 from raftkv.storage.fs import FileSystem, Lock
 from raftkv.text import shown
-
-FORMAT: Final = 1
+from shards.slots import SLOT_RULE, rule_refusal
 
 _IDENTITY: Final = "identity.json"
 _MAP: Final = "map"
@@ -22,6 +22,7 @@ MAP_AT: Final = 4
 """Where the map begins in its file, behind the checksum."""
 
 _TYPES: Final[dict[str, type]] = {
+    "slot_rule": int,
     "cluster_id": str,
     "node_id": int,
     "incarnation": str,
@@ -67,8 +68,8 @@ class DataFolder:
         """Lock the folder and check whose it is; make it if it is missing or empty; blocks.
 
         ``incarnation``: the one that it must have, where it was drawn before the folder; "" = any, a new one is drawn.
-        Raises DataFolderInUse; StorageError if it belongs to another cluster or node, has another incarnation or data
-        without an identity, or cannot be used; CorruptData.
+        Raises DataFolderInUse; StorageError if it has another format or slot rule, belongs to another cluster or node,
+        has another incarnation or data without an identity, or cannot be used; CorruptData.
         """
         try:
             fs.makedirs(path)
@@ -79,7 +80,6 @@ class DataFolder:
             identity = _read_identity(fs, path)
             if identity is None:
                 identity = {
-                    "format": FORMAT,
                     "cluster_id": cluster_id,
                     "node_id": node_id,
                     "incarnation": incarnation or f"{rng.getrandbits(128):032x}",
@@ -148,6 +148,7 @@ class DataFolder:
     def _save_identity(self) -> None:
         identity = {
             "format": FORMAT,
+            "slot_rule": SLOT_RULE,
             "cluster_id": self.cluster_id,
             "node_id": self.node_id,
             "incarnation": self.incarnation,
@@ -197,7 +198,7 @@ def _read_identity(fs: FileSystem, path: str) -> dict[str, Any] | None:
         identity = json.loads(text)
         problem = "it is not an object" if type(identity) is not dict else _type_problem(identity, {"format": int})
         if not problem and identity["format"] != FORMAT:
-            raise StorageError(f"{file}: format {identity['format']}, this version of raftkv reads format {FORMAT}")
+            raise other_format(path, identity["format"])
         problem = problem or _type_problem(identity, _TYPES)
     except (ValueError, RecursionError) as error:
         problem = f"it is not JSON: {error}"
@@ -220,6 +221,8 @@ def _type_problem(identity: dict[str, Any], types: dict[str, type]) -> str:
 
 
 def _check_identity(path: str, identity: dict[str, Any], cluster_id: str, node_id: int) -> None:
+    if refusal := rule_refusal(identity["slot_rule"]):
+        raise StorageError(f"{path}: {refusal}; nothing was changed")
     found = identity["cluster_id"]
     if found != cluster_id:
         raise StorageError(f"{path}: this data folder belongs to cluster {found!r}, not {cluster_id!r}")

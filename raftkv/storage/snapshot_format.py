@@ -11,12 +11,12 @@ from zlib import crc32
 
 import msgpack
 
-from raftkv.errors import CorruptData, StorageError
+from raftkv.errors import CorruptData
+from raftkv.storage.format import FORMAT, other_format
 from raftkv.storage.fs import FileSystem
 from raftkv.store.codec import unpack, whole
 
 MAGIC: Final = b"RAFTKVSN"
-FORMAT: Final = 1
 
 NAME: Final = re.compile(r"snap-(\d+)-(\d+)-(\d+)\.snap")
 
@@ -88,7 +88,7 @@ def _read_header(fs: FileSystem, path: str, group: int, index: int, term: int) -
     if magic != MAGIC or crc != crc32(description, crc32(_HEADER.pack(magic, version, length, 0))):
         raise CorruptData(path, 0, f"the snapshot's header is not valid; {ADVICE}")
     if version != FORMAT:
-        raise StorageError(f"{path}: snapshot format {version}, this version of raftkv reads format {FORMAT}")
+        raise other_format(path, version)
     try:
         of_group, of_index, of_term, voters = unpack(description)
         voters = tuple(whole(node) for node in voters)

@@ -17,10 +17,10 @@ from zlib import crc32
 
 import msgpack
 
-from raftkv.errors import CorruptData, StorageError
+from raftkv.errors import CorruptData
+from raftkv.storage.format import FORMAT, other_format
 
 MAGIC: Final = b"RAFTKVWL"
-FORMAT: Final = 1
 
 # Kinds of records, the first element of each. Numbers are part of the format and never reused.
 GROUP: Final = 1  # group, its founders: the voters with which its log began
@@ -91,7 +91,7 @@ def check_segment_header(path: str, data: bytes, number: int, salt: int) -> int:
     if magic != MAGIC:
         raise CorruptData(path, 0, f"this is not a segment of a write-ahead log; {ADVICE}")
     if version != FORMAT:
-        raise StorageError(f"{path}: log format {version}, this version of raftkv reads format {FORMAT}")
+        raise other_format(path, version)
     if found != number or salted != salt:
         raise CorruptData(path, 0, f"this is segment {found} of another place or node; {ADVICE}")
     return int(size)

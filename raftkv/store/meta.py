@@ -21,7 +21,7 @@ from raftkv.store.meta_commands import check, execute
 from raftkv.store.meta_state import MetaState, Refused
 from shards.map import MapError, ShardMap
 
-_FORMAT: Final = "raftkv meta 2"
+_NAME: Final = "raftkv meta"
 _MAX_TOKENS: Final = 256
 
 
@@ -132,7 +132,7 @@ class MetaStore:
 
     def _encoded(self) -> bytes:
         tokens = [[token, *answer] for token, answer in self._tokens.items()]
-        return pack([_FORMAT, self.time, self.state.to_wire(), tokens])
+        return pack([_NAME, self.time, self.state.to_wire(), tokens])
 
     def _install(self, time: int, state: MetaState, tokens: dict[bytes, tuple[int, str]]) -> None:
         self.time = time
@@ -171,8 +171,8 @@ class MetaRestore:
         """Replace the state. Raises StorageError, and changes nothing, if the chunks are not a snapshot."""
         try:
             name, time, wire, tokens = unpack(bytes(self._encoded))
-            if name != _FORMAT or not 0 <= whole(time) <= MAX_GROUP_TIME:
-                raise ValueError("unknown format")
+            if name != _NAME or not 0 <= whole(time) <= MAX_GROUP_TIME:
+                raise ValueError("it is something else")
             state = MetaState.from_wire(wire)
             answers = {binary(token): (whole(number), text(reason)) for token, number, reason in tokens}
         except (ValueError, TypeError, KeyError, IndexError) as problem:

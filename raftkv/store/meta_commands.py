@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from raftkv.addresses import canonical, parse_address
-from raftkv.store.meta_state import MAX_FINISHED, Finished, Job, MetaState, Move, Plan, Refused
+from raftkv.api.status import FinishedMove, Job, Move, PlannedMove
+from raftkv.store.meta_state import MAX_FINISHED, MetaState, Refused
 from shards.map import Group, Node, ShardMap
 from shards.moves import Phase
 
@@ -56,7 +57,9 @@ def _plan(
         raise Refused(f"the map has epoch {shard_map.epoch} now, the plan was made for {epoch}: plan again")
     if state.job is not None and state.job.open:
         raise Refused(f"job {state.job.id} is under way: wait for it or cancel it")
-    pending = tuple(Plan(_slots(slots), _number(source, 0), _number(target, 0)) for slots, source, target in plans)
+    pending = tuple(
+        PlannedMove(_slots(slots), _number(source, 0), _number(target, 0)) for slots, source, target in plans
+    )
     planned: set[int] = set()
     for plan in pending:
         _check_plan(shard_map, plan)
@@ -78,7 +81,7 @@ def _plan(
     return replace(state, job=job, last_job=number), number
 
 
-def _check_plan(shard_map: ShardMap, plan: Plan) -> None:
+def _check_plan(shard_map: ShardMap, plan: PlannedMove) -> None:
     groups = {group.id for group in shard_map.data_groups()}
     for group in (plan.source, plan.target):
         if group not in groups:
@@ -129,7 +132,7 @@ def _finish(state: MetaState, _map: ShardMap, now: int, number: int, records: in
         raise Refused(f"move {number} goes on")
     committed = move.phase is Phase.COMMITTED
     figures = (_number(records, 0), _number(size, 0), _number(freeze, 0), now - move.started)
-    finished = Finished(number, len(move.slots), move.source, move.target, committed, *figures)
+    finished = FinishedMove(number, len(move.slots), move.source, move.target, committed, *figures)
     moves = {key: value for key, value in state.moves.items() if key != number}
     job = state.job
     if job is not None:

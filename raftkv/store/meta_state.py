@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from raftkv.api.status import FinishedMove, Job, Move, PlannedMove
 from raftkv.errors import RaftKVError
 from raftkv.store.codec import whole
 from shards.map import ShardMap
@@ -17,71 +18,6 @@ MAX_FINISHED: Final = 1024
 
 class Refused(RaftKVError):
     """A command that is well formed but must not be executed now; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Slots that are to go from one group to another in one move."""
-
-    slots: tuple[int, ...]
-    source: int
-    target: int
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A move under way. ``started``: group time in ms."""
-
-    id: int
-    slots: tuple[int, ...]
-    source: int
-    target: int
-    phase: Phase
-    started: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A move that has ended. Times in ms, ``freeze``: while its slots were not served; ``took``: from start to end."""
-
-    id: int
-    slots: int
-    source: int
-    target: int
-    committed: bool
-    records: int
-    bytes: int
-    freeze: int
-    took: int
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A plan that is carried out: by hand of one ``slot move``, or of a rebalancing.
-
-    ``pending``: what has not been started. ``rate``: bytes per second, 0 = unlimited. ``concurrency``: moves at a time.
-    ``moves`` and ``slots``: of the whole plan. ``done`` and ``done_slots``: committed; ``failed``: moves that were
-    cancelled or were not possible any more. ``started`` and ``ended``: group time in ms, ``ended`` 0 = it goes on.
-    """
-
-    id: int
-    pending: tuple[Plan, ...]
-    moves: int
-    slots: int
-    rate: int
-    concurrency: int
-    started: int
-    paused: bool = False
-    cancelled: bool = False
-    done: int = 0
-    done_slots: int = 0
-    failed: int = 0
-    ended: int = 0
-
-    @property
-    def open(self) -> bool:
-        """Whether it goes on."""
-        return not self.ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +36,7 @@ class MetaState:
     last_job: int = 0
     moves: Mapping[int, Move] = field(default_factory=dict)
     job: Job | None = None
-    finished: tuple[Finished, ...] = ()
+    finished: tuple[FinishedMove, ...] = ()
     wanted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     draining: tuple[int, ...] = ()
     leftover: frozenset[tuple[int, int]] = frozenset()
@@ -140,7 +76,7 @@ class MetaState:
                 for number, slots, source, target, phase, started in moves
             },
             None if job is None else _job(job),
-            tuple(Finished(*_figures(row)) for row in finished),
+            tuple(FinishedMove(*_figures(row)) for row in finished),
             {whole(group): _numbers(voters) for group, voters in wanted},
             _numbers(draining),
             frozenset((whole(group), whole(node)) for group, node in leftover),
@@ -156,7 +92,7 @@ def _job_wire(job: Job) -> list[Any]:
 
 def _job(wire: list[Any]) -> Job:
     number, pending, *rest = wire
-    plans = tuple(Plan(_numbers(slots), whole(source), whole(target)) for slots, source, target in pending)
+    plans = tuple(PlannedMove(_numbers(slots), whole(source), whole(target)) for slots, source, target in pending)
     return Job(whole(number), plans, *_figures(rest))
 
 

@@ -13,13 +13,14 @@ from typing import Final, NamedTuple
 from raftkv import limits
 from raftkv.commands.base import Command, Write
 from raftkv.commands.bounds import MAX_GROUP_TIME
+from raftkv.commands.client_ids import drawn_at
 from raftkv.commands.results import DONE, Change, Event, Result, ScanPage
 from raftkv.errors import Code
 from raftkv.store.ageing import Ageing
 from raftkv.store.digest import CheckDigest
 from raftkv.store.moving import Moves
 from raftkv.store.packed import VALUE_AT, Record, fields, head, pack_head
-from raftkv.store.sessions import Session, drawn_at, result_of
+from raftkv.store.sessions import Session, result_of
 from raftkv.store.slot import Slot, SlotImage, SlotState
 from raftkv.store.snapshot import Rest, StoreRestore, StoreSnapshot, StoreState, store_digest
 

@@ -25,6 +25,8 @@ from raftkv.store.sessions import session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState
 
 FORMAT: Final = "raftkv store 3"
+"""The first item's, which backups begin with too, also those of version 0.1."""
+
 _SLOT: Final = 1
 _RECORDS: Final = 2
 _SESSIONS: Final = 3

@@ -57,12 +57,17 @@ Global___MovePhase: _TypeAlias = MovePhase  # noqa: Y015
 class GetMapRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    SLOT_RULE_FIELD_NUMBER: _builtins.int
+    slot_rule: _builtins.int
+    """The rule by which the caller places keys on slots, 2. CODE_WRONG_VERSION if the cluster has another one."""
     def __init__(
         self,
+        *,
+        slot_rule: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["slot_rule", b"slot_rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,9 +176,12 @@ class GetMapResponse(_message.Message):
     GROUPS_FIELD_NUMBER: _builtins.int
     RANGES_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
+    SLOT_RULE_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     epoch: _builtins.int
     slots: _builtins.int
+    slot_rule: _builtins.int
+    """The rule by which keys get their slots; absent: 1, of version 0.1."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeInfo]: ...
     @_builtins.property
@@ -194,10 +202,11 @@ class GetMapResponse(_message.Message):
         groups: _abc.Iterable[Global___GroupInfo] | None = ...,
         ranges: _abc.Iterable[Global___SlotRange] | None = ...,
         removed: _abc.Iterable[_builtins.int] | None = ...,
+        slot_rule: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "groups", b"groups", "nodes", b"nodes", "ranges", b"ranges", "removed", b"removed", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "groups", b"groups", "nodes", b"nodes", "ranges", b"ranges", "removed", b"removed", "slot_rule", b"slot_rule", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,12 +435,17 @@ Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 class GetStateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    SLOT_RULE_FIELD_NUMBER: _builtins.int
+    slot_rule: _builtins.int
+    """As of GetMapRequest."""
     def __init__(
         self,
+        *,
+        slot_rule: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["slot_rule", b"slot_rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -884,12 +898,15 @@ class JoinRequest(_message.Message):
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    SLOT_RULE_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     peer_address: _builtins.str
     incarnation: _builtins.str
     """The new data folder's; repeated requests of one folder have one outcome."""
     cluster_id: _builtins.str
     """Refused if the cluster is another one; empty = any."""
+    slot_rule: _builtins.int
+    """As of GetMapRequest."""
     def __init__(
         self,
         *,
@@ -897,10 +914,11 @@ class JoinRequest(_message.Message):
         peer_address: _builtins.str = ...,
         incarnation: _builtins.str = ...,
         cluster_id: _builtins.str = ...,
+        slot_rule: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "peer_address", b"peer_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "peer_address", b"peer_address", "slot_rule", b"slot_rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1001,7 +1019,7 @@ class GetSlotsRequest(_message.Message):
 Global___GetSlotsRequest: _TypeAlias = GetSlotsRequest  # noqa: Y015
 
 @_typing.final
-class SlotFigures(_message.Message):
+class SlotStats(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SLOT_FIELD_NUMBER: _builtins.int
@@ -1030,7 +1048,7 @@ class SlotFigures(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SlotFigures: _TypeAlias = SlotFigures  # noqa: Y015
+Global___SlotStats: _TypeAlias = SlotStats  # noqa: Y015
 
 @_typing.final
 class GetSlotsResponse(_message.Message):
@@ -1038,13 +1056,13 @@ class GetSlotsResponse(_message.Message):
 
     SLOTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotFigures]:
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotStats]:
         """Of the groups that the node leads."""
 
     def __init__(
         self,
         *,
-        slots: _abc.Iterable[Global___SlotFigures] | None = ...,
+        slots: _abc.Iterable[Global___SlotStats] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -130,7 +130,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSlots(self, request, context):
-        """Figures of the slots that the answering node holds replicas of.
+        """Statistics of the slots that the answering node holds replicas of.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class AdminStub:
     Transfer: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TransferRequest, _admin_pb2.TransferResponse]
     """Hands a group's leadership to a voter."""
     GetSlots: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetSlotsRequest, _admin_pb2.GetSlotsResponse]
-    """Figures of the slots that the answering node holds replicas of."""
+    """Statistics of the slots that the answering node holds replicas of."""
     StartCheck: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StartCheckRequest, _admin_pb2.StartCheckResponse]
     """Makes every replica of a group note its digest as of one log entry; answers the check's number."""
     GetDigests: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDigestsRequest, _admin_pb2.GetDigestsResponse]
@@ -64,7 +64,7 @@ class AdminAsyncStub(AdminStub):
     Transfer: _aio.UnaryUnaryMultiCallable[_admin_pb2.TransferRequest, _admin_pb2.TransferResponse]  # type: ignore[assignment]
     """Hands a group's leadership to a voter."""
     GetSlots: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetSlotsRequest, _admin_pb2.GetSlotsResponse]  # type: ignore[assignment]
-    """Figures of the slots that the answering node holds replicas of."""
+    """Statistics of the slots that the answering node holds replicas of."""
     StartCheck: _aio.UnaryUnaryMultiCallable[_admin_pb2.StartCheckRequest, _admin_pb2.StartCheckResponse]  # type: ignore[assignment]
     """Makes every replica of a group note its digest as of one log entry; answers the check's number."""
     GetDigests: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDigestsRequest, _admin_pb2.GetDigestsResponse]  # type: ignore[assignment]
@@ -125,7 +125,7 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetSlotsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetSlotsResponse, _abc.Awaitable[_admin_pb2.GetSlotsResponse]]:
-        """Figures of the slots that the answering node holds replicas of."""
+        """Statistics of the slots that the answering node holds replicas of."""
 
     @_abc_1.abstractmethod
     def StartCheck(

@@ -39,6 +39,7 @@ class _CodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Code.ValueType],
     CODE_DEADLINE_EXCEEDED: _Code.ValueType  # 13
     CODE_WRONG_CLUSTER: _Code.ValueType  # 14
     CODE_INTERNAL: _Code.ValueType  # 15
+    CODE_WRONG_VERSION: _Code.ValueType  # 16
 
 class Code(_Code, metaclass=_CodeEnumTypeWrapper): ...
 
@@ -58,6 +59,7 @@ CODE_NOT_CAUGHT_UP: Code.ValueType  # 12
 CODE_DEADLINE_EXCEEDED: Code.ValueType  # 13
 CODE_WRONG_CLUSTER: Code.ValueType  # 14
 CODE_INTERNAL: Code.ValueType  # 15
+CODE_WRONG_VERSION: Code.ValueType  # 16
 Global___Code: _TypeAlias = Code  # noqa: Y015
 
 @_typing.final

@@ -16,6 +16,7 @@ from faults.history import History, Outcome
 from faults.linearizability import BUDGET, Verdict, check
 from faults.recorder import Recorder
 from faults.register import Register
+from raftkv.api.status import Job
 from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
 from raftkv.testing import LocalCluster
@@ -75,15 +76,15 @@ async def start_job(admin: AdminClient, weights: dict[int, float], rate: int = 0
 async def finished_moves(admin: AdminClient, more_than: int) -> int:
     while True:
         state = await admin.state()
-        if len(state.message.finished) > more_than:
-            return len(state.message.finished)
+        if len(state.finished) > more_than:
+            return len(state.finished)
         await asyncio.sleep(0.01)
 
 
-async def job_ended(admin: AdminClient) -> admin_pb2.Job:
+async def job_ended(admin: AdminClient) -> Job:
     while True:
         job = (await admin.state()).job
-        if job is not None and job.ended_ms:
+        if job is not None and job.ended:
             return job
         await asyncio.sleep(0.05)
 
@@ -99,7 +100,7 @@ async def through_kills(cluster: LocalCluster) -> None:
         # The driver, the source's leader and the target's leader; group 1 gives all it has, then group 2 does.
         for turn, group in enumerate((META_GROUP, 1, 1, META_GROUP, 2)):
             emptied = 1 + turn % 2
-            before = len((await admin.state()).message.finished)
+            before = len((await admin.state()).finished)
             assert await start_job(admin, {emptied: 0}) > 8
             await finished_moves(admin, before + 1)
             victim = await asyncio.to_thread(cluster.leader, group)
@@ -108,7 +109,7 @@ async def through_kills(cluster: LocalCluster) -> None:
             job = await asyncio.wait_for(job_ended(admin), PATIENCE)
             assert (job.done, job.failed) == (job.moves, 0)
             assert (await admin.state()).map.slots_of(emptied) == ()
-        before = len((await admin.state()).message.finished)
+        before = len((await admin.state()).finished)
         # So slow that it cannot be over before it is cancelled.
         await start_job(admin, {2: 0}, rate=5_000)
         await finished_moves(admin, before + 1)

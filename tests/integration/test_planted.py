@@ -10,8 +10,8 @@ import pytest
 import raftkv
 from faults.process.planted import MAIN, environment
 from raftkv.clock import SystemClock
+from raftkv.commands.client_ids import TAIL_BYTES, client_id
 from raftkv.errors import Unavailable
-from raftkv.store.sessions import TAIL_BYTES, client_id
 from raftkv.testing import LocalCluster
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 from tests.waiting import PATIENCE

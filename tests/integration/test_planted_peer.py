@@ -24,6 +24,7 @@ from raftkv.commands.results import Result
 from raftkv.node.messages import answer, ask
 from raftkv.peer.frames import HEADER, Decoder, Encoder
 from raftkv.peer.hello import hello_frame
+from raftkv.storage.format import FORMAT
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE
 
@@ -165,7 +166,7 @@ def test_damaged_files_stop_the_start_with_a_line(cluster: LocalCluster) -> None
     """Of the file, with its place and the reason; a traceback says none of it."""
     path = cluster.data_dir(PRETENDED) / "identity.json"
     whole = path.read_bytes()
-    text = json.dumps({"format": 1}).encode()
+    text = json.dumps({"format": FORMAT}).encode()
     path.write_bytes(b"%b\ncrc32 %08x\n" % (text, zlib.crc32(text)))
     with pytest.raises(raftkv.RaftKVError):
         cluster.restart(PRETENDED)

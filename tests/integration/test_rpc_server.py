@@ -10,10 +10,13 @@ from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from raftkv.api.grpc_status import CLUSTER_KEY, NODE_KEY, result_of
 from raftkv.clock import SystemClock
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code, ListenError
+from raftkv.frontend.grpc.server import GrpcServer
+from raftkv.frontend.resources import Resources
 from raftkv.limits import (
     DEFAULT_TIMEOUT,
     MAX_BATCH_OPS,
@@ -22,11 +25,9 @@ from raftkv.limits import (
     MAX_STREAM_OPS,
     MAX_VALUE_BYTES,
 )
-from raftkv.rpc.errors import CLUSTER_KEY, NODE_KEY, result_of
-from raftkv.rpc.server import RpcServer
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
-from shards.slots import slot_of
-from tests.rpc_fakes import CLUSTER, FakeCluster, FakeFrontend, failed
+from shards.slots import SLOT_RULE, slot_of
+from tests.rpc_fakes import CLUSTER, SLOTS, FakeCluster, FakeFrontend, failed
 from tests.waiting import PATIENCE
 
 CLIENT = b"c" * 16
@@ -153,7 +154,7 @@ def test_a_message_is_one_batch_and_a_bad_operation_harms_no_other() -> None:
             front = cluster.frontends[0]
             assert [len(batch) for batch, _ in front.batches] == [2]
             assert 0 < front.batches[0][1] <= 1.5
-            assert front.ops[0] == Put(slot_of(b"a"), b"a", b"1", client=CLIENT, seq=5, first=4)
+            assert front.ops[0] == Put(slot_of(b"a", SLOTS), b"a", b"1", client=CLIENT, seq=5, first=4)
 
     asyncio.run(main())
 
@@ -306,7 +307,7 @@ def test_map_and_status_are_told() -> None:
     async def main() -> None:
         async with FakeCluster(3) as cluster, aio.insecure_channel(cluster.addresses[1]) as channel:
             admin = admin_pb2_grpc.AdminStub(channel)
-            known = await admin.GetMap(admin_pb2.GetMapRequest())
+            known = await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE))
             assert (known.cluster_id, known.epoch, known.slots) == (CLUSTER, 1, 256)
             assert [(node.id, node.address) for node in known.nodes] == list(enumerate(cluster.addresses, 1))
             assert [(group.id, list(group.voters), group.leader) for group in known.groups] == [
@@ -319,7 +320,7 @@ def test_map_and_status_are_told() -> None:
             assert (replica.role, replica.term, dict(replica.match)) == (admin_pb2.ROLE_LEADER, 3, {2: 10, 3: 9})
             cluster.frontends[1].map = None
             with pytest.raises(aio.AioRpcError) as caught:
-                await admin.GetMap(admin_pb2.GetMapRequest())
+                await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE))
             assert result_of(caught.value).code == Code.UNAVAILABLE
 
     asyncio.run(main())
@@ -364,7 +365,7 @@ def test_reflection_lists_the_services() -> None:
 def test_a_port_in_use_is_a_clear_error() -> None:
     async def main() -> None:
         async with FakeCluster() as cluster:
-            second = RpcServer(FakeFrontend(), cluster.endpoints, SystemClock())
+            second = GrpcServer(FakeFrontend(), cluster.endpoints, Resources(SystemClock()))
             with pytest.raises(ListenError, match=f"{cluster.endpoints}.*in use"):
                 await second.start()
             await second.stop()

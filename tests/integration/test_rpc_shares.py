@@ -11,14 +11,16 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from grpc import StatusCode, aio
 
+from raftkv.api.failures import RETRY_MS
+from raftkv.api.grpc_status import result_of
 from raftkv.clock import SystemClock
 from raftkv.commands.base import Command
 from raftkv.commands.results import Result
 from raftkv.errors import Code
+from raftkv.frontend import resources
+from raftkv.frontend.grpc import pipeline, server
+from raftkv.frontend.shares import Shares
 from raftkv.limits import MAX_BATCH_OPS, MAX_HELD_BYTES, MAX_STARTED_OPS, MAX_VALUE_BYTES, MAX_WAITING_BYTES
-from raftkv.rpc import pipeline, server
-from raftkv.rpc.errors import RETRY_MS, result_of
-from raftkv.rpc.shares import Shares
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from tests.rpc_fakes import FakeCluster, failed
 from tests.waiting import PATIENCE
@@ -72,7 +74,7 @@ def test_one_message_of_large_reads_is_answered_in_parts_as_they_are_read() -> N
     async def main() -> None:
         async with FakeCluster() as cluster, connected(cluster) as channel:
             reader = cluster.frontends[0].script = Reader()
-            shares = cluster.servers[0]._held
+            shares = cluster.servers[0].resources.held
             call = kv_pb2_grpc.KVStub(channel).Pipeline(None)
             await call.write(gets(300))
             most = 0
@@ -96,7 +98,7 @@ def test_readers_that_stop_take_nothing_from_others() -> None:
         async with FakeCluster() as cluster:
             front = cluster.frontends[0]
             front.script = Reader()
-            shares = cluster.servers[0]._held
+            shares = cluster.servers[0].resources.held
             channels = [aio.insecure_channel(cluster.endpoints, options=_OPTIONS) for _ in range(8)]
             calls = []
             for channel in channels:
@@ -130,7 +132,7 @@ def test_unary_reads_that_are_read_all_end_well() -> None:
             stub = kv_pb2_grpc.KVStub(channel)
             found = await asyncio.gather(*(stub.Get(kv_pb2.GetRequest(key=b"k"), timeout=PATIENCE) for _ in range(120)))
             assert all(len(one.record.value) == MAX_VALUE_BYTES for one in found)
-            assert cluster.servers[0]._held.held == 0
+            assert cluster.servers[0].resources.held.held == 0
 
     asyncio.run(main())
 
@@ -139,7 +141,7 @@ def test_a_connection_over_its_share_is_told_when_to_come_back() -> None:
     async def main() -> None:
         async with FakeCluster() as cluster, connected(cluster) as channel:
             cluster.frontends[0].script = Reader()
-            cluster.servers[0]._held.take("somebody else", 2 * MAX_HELD_BYTES)
+            cluster.servers[0].resources.held.take("somebody else", 2 * MAX_HELD_BYTES)
             with pytest.raises(aio.AioRpcError) as caught:
                 await kv_pb2_grpc.KVStub(channel).Put(kv_pb2.PutRequest(key=b"k", value=BIG), timeout=PATIENCE)
             assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
@@ -198,14 +200,14 @@ def test_messages_that_wait_beyond_their_share_are_refused_and_surely_not_execut
     async def main() -> None:
         async with FakeCluster() as cluster, connected(cluster) as channel:
             front, service = cluster.frontends[0], cluster.servers[0]._kv
-            service._held.take("somebody else", 2 * MAX_HELD_BYTES)
-            service._waiting.take("somebody else", MAX_WAITING_BYTES)
+            service.resources.held.take("somebody else", 2 * MAX_HELD_BYTES)
+            service.resources.waiting.take("somebody else", MAX_WAITING_BYTES)
             call = kv_pb2_grpc.KVStub(channel).Pipeline(None)
             await call.write(gets(3))
             assert await answers(call, 3) == [Code.OVERLOADED] * 3
             assert front.ops == []
-            service._held.take("somebody else", -2 * MAX_HELD_BYTES)
-            while service._held.waiting or service._turns.waiting:
+            service.resources.held.take("somebody else", -2 * MAX_HELD_BYTES)
+            while service.resources.held.waiting or service.resources.turns.waiting:
                 await asyncio.sleep(0)
             await call.write(gets(3, first=10))
             assert await answers(call, 3) == [0] * 3
@@ -218,16 +220,16 @@ def test_what_waits_until_its_deadline_is_refused_and_surely_not_executed() -> N
     async def main() -> None:
         async with FakeCluster() as cluster, connected(cluster) as channel:
             front, service = cluster.frontends[0], cluster.servers[0]._kv
-            service._held.take("somebody else", 2 * MAX_HELD_BYTES)
+            service.resources.held.take("somebody else", 2 * MAX_HELD_BYTES)
             call = kv_pb2_grpc.KVStub(channel).Pipeline(None)
             request = gets(3)
             request.timeout_ms = 1
             await call.write(request)
-            while not service._held.waiting:
+            while not service.resources.held.waiting:
                 await asyncio.sleep(0.01)
             # The millisecond passes.
             await asyncio.sleep(0.01)
-            service._held.take("somebody else", -2 * MAX_HELD_BYTES)
+            service.resources.held.take("somebody else", -2 * MAX_HELD_BYTES)
             assert await answers(call, 3) == [Code.OVERLOADED] * 3
             assert front.ops == []
             call.cancel()
@@ -260,7 +262,7 @@ def test_a_connection_that_reads_nothing_is_closed_if_others_wait(
 ) -> None:
     monkeypatch.setattr(server, "STALLED_READER", 0.2)
     monkeypatch.setattr(server, "_LOOK", 0.05)
-    monkeypatch.setattr(server, "MAX_HELD_BYTES", 12 * MAX_VALUE_BYTES)
+    monkeypatch.setattr(resources, "MAX_HELD_BYTES", 12 * MAX_VALUE_BYTES)
 
     async def main() -> None:
         async with FakeCluster() as cluster:
@@ -331,14 +333,14 @@ def test_refusals_are_a_problem_that_ends(monkeypatch: pytest.MonkeyPatch) -> No
     async def main() -> None:
         async with FakeCluster() as cluster, connected(cluster) as channel:
             front, node = cluster.frontends[0], cluster.servers[0]
-            assert list(node.problems()) == []
+            assert list(node.resources.problems()) == []
             front.script = lambda op: failed(Code.OVERLOADED, "too much")
             with pytest.raises(aio.AioRpcError):
                 await kv_pb2_grpc.KVStub(channel).Get(kv_pb2.GetRequest(key=b"k"))
-            assert [problem.kind for problem in node.problems()] == ["overloaded"]
-            assert [problem.kind for problem in node.problems()] == ["overloaded"]
-            monkeypatch.setattr(server, "_REMEMBERED", 0.0)
-            assert list(node.problems()) == []
+            assert [problem.kind for problem in node.resources.problems()] == ["overloaded"]
+            assert [problem.kind for problem in node.resources.problems()] == ["overloaded"]
+            monkeypatch.setattr(resources, "_REMEMBERED", 0.0)
+            assert list(node.resources.problems()) == []
 
     asyncio.run(main())
 

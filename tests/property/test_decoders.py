@@ -187,7 +187,7 @@ def test_maps_are_read_or_refused(key: str, value: Any, values: Any) -> None:
             pass
 
 
-@given(changed([["raftkv meta 2", 5, META, [[b"t" * 16, 1, "no"]]]]))
+@given(changed([["raftkv meta", 5, META, [[b"t" * 16, 1, "no"]]]]))
 def test_snapshots_of_the_meta_group_are_read_or_refused(value: Any) -> None:
     restore = MetaStore().begin_restore()
     restore.feed(msgpack.packb(value))

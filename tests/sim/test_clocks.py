@@ -12,13 +12,13 @@ import pytest
 from faults.sim.cluster import SimCluster, SimNode
 from faults.sim.loop import SimLoop, simulate
 from raftkv import limits
+from raftkv.api.status import Problem
 from raftkv.commands.base import Command
+from raftkv.commands.client_ids import TAIL_BYTES, client_id, drawn_at
 from raftkv.commands.records import Get, Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.node.clocks import Clocks
-from raftkv.rpc.frontend import Problem
-from raftkv.store.sessions import TAIL_BYTES, client_id, drawn_at
 from shards.slots import slot_of
 
 Scenario = Callable[[SimCluster], Coroutine[Any, Any, None]]

@@ -16,9 +16,9 @@ from raftkv.commands.base import Command
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
+from raftkv.frontend.port import Caller
 from raftkv.limits import MAX_PENDING_OPS
 from raftkv.node.node import RaftNode
-from raftkv.rpc.frontend import Caller
 from shards.map import ShardMap
 
 FLOOD = 24_000

@@ -92,7 +92,7 @@ def test_a_map_that_could_not_be_saved_is_not_called_saved() -> None:
         group = shard_map.group(GROUP)
         assert (await admin.tell("want", shard_map.epoch, [[GROUP, group.voters[::-1]]])).outcome == "done"
         await asyncio.sleep(1.0)
-        assert not one._map_saved
+        assert not one._map_copy._saved
         folder.save_map = save
         assert (await admin.tell("want", (await map_of(admin)).epoch, [[GROUP, group.voters]])).outcome == "done"
         assert await leave(admin) == leaving

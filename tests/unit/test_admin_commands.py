@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from raftkv.api.status import Problem
 from raftkv.cli.admin.jobs import plan_id
-from raftkv.rpc.frontend import Problem
 from shards.planner import plan_slots
 from tests.admin_world import CLUSTER, SLOTS, Admin, World, world_of
 

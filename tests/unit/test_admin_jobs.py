@@ -6,45 +6,46 @@ from typing import Any
 
 import pytest
 
+from raftkv.api.status import ClusterState, FinishedMove, Job, Move, PlannedMove, SlotStats
 from raftkv.cli.admin.jobs import job_report, job_state, percentile, plan_id, plan_report, start_request
-from raftkv.client.admin import ClusterState
 from raftkv.v1 import admin_pb2
 from shards.map import Group, Node, ShardMap
-from shards.planner import Move
+from shards.moves import Phase
+from shards.planner import Move as Wanted
 
 MAP = ShardMap(
     "c", 7, 256, (Node(1, "a:1", "a:2", ""),), (Group(0, (1,)), Group(1, (1,)), Group(2, (1,))), (1,) * 192 + (2,) * 64
 )
 
 
-def figures(**changed: int) -> dict[int, admin_pb2.SlotFigures]:
-    return {
-        slot: admin_pb2.SlotFigures(slot=slot, group=MAP.owners[slot], keys=2, bytes=100, **changed)
-        for slot in range(256)
-    }
+def stats(**changed: int) -> dict[int, SlotStats]:
+    return {slot: SlotStats(slot, MAP.owners[slot], 2, 100, changed.get("operations", 0)) for slot in range(256)}
 
 
-def finished(number: int, committed: bool = True, **values: int) -> admin_pb2.FinishedMove:
-    return admin_pb2.FinishedMove(id=number, slots=2, source=1, target=2, committed=committed, **values)
+def finished(number: int, records: int = 0, size: int = 0, freeze: int = 0, committed: bool = True) -> FinishedMove:
+    return FinishedMove(number, 2, 1, 2, committed, records, size, freeze, 0)
+
+
+def job_with(**values: Any) -> Job:
+    usual = {"id": 2, "pending": (), "moves": 4, "slots": 8, "rate": 0, "concurrency": 1, "started": 10_000}
+    return Job(**{**usual, **values})
 
 
 def state_with(job: dict[str, Any], **values: Any) -> ClusterState:
-    usual = {"id": 2, "moves": 4, "slots": 8, "started_ms": 10_000, "concurrency": 1}
-    message = admin_pb2.GetStateResponse(job=admin_pb2.Job(**{**usual, **job}), now_ms=20_000, **values)
-    return ClusterState(MAP, {1: 1}, True, message)
+    return ClusterState(MAP, {1: 1}, True, now=20_000, job=job_with(**job), **values)
 
 
 def test_a_plan_has_another_name_when_its_moves_or_the_map_are_others() -> None:
-    moves = [Move((1, 2), 1, 2), Move((3,), 2, 1)]
+    moves = [Wanted((1, 2), 1, 2), Wanted((3,), 2, 1)]
     name = plan_id(7, moves)
     assert len(name) == 12
     assert plan_id(7, moves[::-1]) == name
-    others = [plan_id(8, moves), plan_id(7, moves[:1]), plan_id(7, [Move((1, 2), 2, 1), moves[1]]), plan_id(7, [])]
+    others = [plan_id(8, moves), plan_id(7, moves[:1]), plan_id(7, [Wanted((1, 2), 2, 1), moves[1]]), plan_id(7, [])]
     assert len({name, *others}) == 5
 
 
 def test_a_plan_says_what_moves_and_how_even_it_gets() -> None:
-    report = plan_report(MAP, [Move(tuple(range(64)), 1, 2)], figures(), {})
+    report = plan_report(MAP, [Wanted(tuple(range(64)), 1, 2)], stats(), {})
     assert report["moves"] == [
         {"source": 1, "target": 2, "slots": "0-63", "slot_count": 64, "keys": 128, "bytes": 6400}
     ]
@@ -57,15 +58,15 @@ def test_a_plan_says_what_moves_and_how_even_it_gets() -> None:
 
 
 def test_what_is_not_known_is_not_guessed() -> None:
-    known = figures()
+    known = stats()
     del known[5]
-    report = plan_report(MAP, [Move((5, 6), 1, 2), Move((7,), 1, 2)], known, {})
+    report = plan_report(MAP, [Wanted((5, 6), 1, 2), Wanted((7,), 1, 2)], known, {})
     assert [(move["keys"], move["bytes"]) for move in report["moves"]] == [(None, None), (2, 100)]
     assert (report["keys"], report["bytes"]) == (None, None)
 
 
 def test_the_request_for_a_job() -> None:
-    request = start_request(7, [Move((1, 2), 1, 2)], 3, 1000)
+    request = start_request(7, [Wanted((1, 2), 1, 2)], 3, 1000)
     assert request.start_plan == admin_pb2.StartPlan(
         epoch=7,
         moves=[admin_pb2.PlannedMove(slots=[1, 2], source=1, target=2)],
@@ -75,25 +76,22 @@ def test_the_request_for_a_job() -> None:
 
 
 def test_no_job_ever() -> None:
-    assert job_report(ClusterState(MAP, {}, True, admin_pb2.GetStateResponse()), {}) == {"job": None}
+    assert job_report(ClusterState(MAP, {}, True), {}) == {"job": None}
 
 
 def test_a_job_under_way() -> None:
     state = state_with(
-        {"done": 2, "done_slots": 4, "rate": 500, "pending": [admin_pb2.PlannedMove(slots=[4, 5], source=1, target=2)]},
-        moves=[
-            admin_pb2.Move(id=9, slots=[2, 3], source=1, target=2, started_ms=19_500),
-            admin_pb2.Move(id=8, slots=[0, 1], source=1, target=2, phase=admin_pb2.MOVE_PHASE_COMMITTED),
-        ],
+        {"done": 2, "done_slots": 4, "rate": 500, "pending": (PlannedMove((4, 5), 1, 2),)},
+        moves=(Move(9, (2, 3), 1, 2, Phase.STARTED, 19_500), Move(8, (0, 1), 1, 2, Phase.COMMITTED, 0)),
         # The first is an earlier job's, the second was cancelled.
-        finished=[
-            finished(4, records=1000, bytes=99_999, freeze_ms=900),
-            finished(5, committed=False, bytes=7),
-            finished(6, records=10, bytes=1500, freeze_ms=30),
-            finished(7, records=20, bytes=2500, freeze_ms=10),
-        ],
+        finished=(
+            finished(4, 1000, 99_999, 900),
+            finished(5, size=7, committed=False),
+            finished(6, 10, 1500, 30),
+            finished(7, 20, 2500, 10),
+        ),
     )
-    report = job_report(state, figures())
+    report = job_report(state, stats())
     job = report["job"]
     assert (job["id"], job["state"], job["percent"]) == (2, "running", 50.0)
     assert job["moves"] == {"total": 4, "done": 2, "failed": 0, "under_way": 2, "waiting": 1}
@@ -110,7 +108,7 @@ def test_a_job_under_way() -> None:
 
 
 def test_time_left_is_told_by_slots_if_nothing_is_known_of_bytes() -> None:
-    report = job_report(state_with({"done": 1, "done_slots": 2, "pending": [admin_pb2.PlannedMove(slots=[1])]}), {})
+    report = job_report(state_with({"done": 1, "done_slots": 2, "pending": (PlannedMove((1,), 1, 2),)}), {})
     assert report["job"]["bytes"] == {"moved": 0, "left": None}
     assert report["job"]["eta_seconds"] == 30.0
     assert job_report(state_with({}), {})["job"]["eta_seconds"] is None
@@ -118,7 +116,7 @@ def test_time_left_is_told_by_slots_if_nothing_is_known_of_bytes() -> None:
 
 
 def test_an_ended_job_has_no_time_left_and_counts_until_its_end() -> None:
-    job = job_report(state_with({"done": 4, "done_slots": 8, "ended_ms": 15_000}), {})["job"]
+    job = job_report(state_with({"done": 4, "done_slots": 8, "ended": 15_000}), {})["job"]
     assert (job["state"], job["percent"], job["seconds"], job["eta_seconds"]) == ("done", 100.0, 5.0, None)
     assert job["bytes"]["left"] == 0
 
@@ -129,13 +127,13 @@ def test_an_ended_job_has_no_time_left_and_counts_until_its_end() -> None:
         ({}, "running"),
         ({"paused": True}, "paused"),
         ({"cancelled": True}, "cancelling"),
-        ({"ended_ms": 5}, "done"),
-        ({"ended_ms": 5, "cancelled": True}, "cancelled"),
-        ({"ended_ms": 5, "failed": 1}, "partly done"),
+        ({"ended": 5}, "done"),
+        ({"ended": 5, "cancelled": True}, "cancelled"),
+        ({"ended": 5, "failed": 1}, "partly done"),
     ],
 )
 def test_states_of_a_job(values: dict[str, Any], word: str) -> None:
-    assert job_state(admin_pb2.Job(**values)) == word
+    assert job_state(job_with(**values)) == word
 
 
 def test_percentiles_are_values_that_were_seen() -> None:

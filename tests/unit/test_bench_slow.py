@@ -10,9 +10,9 @@ import pytest
 
 from bench import slow
 from bench.slow import Phase, as_text, lag, measure
+from raftkv.api.status import NodeStatus, ReplicaStatus, Role
 from raftkv.local.node import LocalError
 from raftkv.testing import LocalCluster
-from raftkv.v1.admin_pb2 import GetStatusResponse, ReplicaStatus
 from tests.waiting import PATIENCE
 
 
@@ -51,8 +51,12 @@ def fake(leaders: dict[int, int]) -> tuple[FakeCluster, LocalCluster]:
     return made, cast(LocalCluster, made)
 
 
+def _leader(commit: int, match: dict[int, int]) -> ReplicaStatus:
+    return ReplicaStatus(1, Role.LEADER, 1, 1, commit, commit, commit, 0, 0, (1, 2, 3), match)
+
+
 def test_entries_that_a_follower_lacks() -> None:
-    status = ReplicaStatus(group=1, commit_index=100, match={2: 100, 3: 40})
+    status = _leader(100, {2: 100, 3: 40})
     assert lag(status, 2) == 0
     assert lag(status, 3) == 60
     assert lag(status, 4) == 100
@@ -70,7 +74,7 @@ def test_one_that_leads_nothing_is_slowed_paused_and_let_go(monkeypatch: pytest.
         seen.append((op, set(cluster.paused)))
         return {"per_second": 10.0, "latency_ms": {"p50": 1.0, "p99": 2.0}, "errors": {}}
 
-    status = GetStatusResponse(replicas=[ReplicaStatus(group=1, commit_index=7, match={3: 5})])
+    status = NodeStatus(1, "c", "v", 1, True, 1.0, (_leader(7, {3: 5}),))
     monkeypatch.setattr(slow._Run, "_load", load)
     monkeypatch.setattr(slow, "probe", lambda _: status)
     said: list[str] = []
@@ -87,7 +91,7 @@ def test_one_that_leads_nothing_is_slowed_paused_and_let_go(monkeypatch: pytest.
 
 def test_a_follower_that_stays_behind_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     _, typed = fake({0: 1, 1: 1})
-    status = GetStatusResponse(replicas=[ReplicaStatus(group=1, commit_index=1000, match={2: 5})])
+    status = NodeStatus(1, "c", "v", 1, True, 1.0, (_leader(1000, {2: 5}),))
     monkeypatch.setattr(slow, "_PATIENCE", 0.0)
     monkeypatch.setattr(slow, "probe", lambda _: status)
     with pytest.raises(LocalError, match="node 2 does not catch up"):

@@ -11,11 +11,11 @@ from typing import Any
 import click
 import pytest
 
+from raftkv.api.status import ReplicaStatus, Role
 from raftkv.cli.main import cli, run
 from raftkv.local.cluster import LocalProcesses
 from raftkv.local.shape import new_shape, places_from
 from raftkv.local.status import _group_status
-from raftkv.v1 import admin_pb2
 from tests.admin_world import World, world_of
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()
@@ -85,5 +85,5 @@ def test_fields_of_a_local_cluster(
     monkeypatch.setattr(LocalProcesses, "wait_ready", lambda *_: None)
     assert set(printed(capsys, "up", "--data-dir", str(tmp_path))) == set(status) | {"started"}
     assert "started" in COMMANDS["up"]
-    group = _group_status(1, [(1, admin_pb2.ReplicaStatus(group=1, term=2, voters=[1]))], frozenset({1}))
+    group = _group_status(1, [(1, ReplicaStatus(1, Role.FOLLOWER, 0, 2, 0, 0, 0, 0, 0, (1,)))], frozenset({1}))
     assert set(group) | set(group["members"][0]) == PARTS["groups"] - {"null"}

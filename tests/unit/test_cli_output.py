@@ -17,6 +17,7 @@ from typing import Any
 import click
 import pytest
 
+from raftkv.api.status import ReplicaStatus, Role
 from raftkv.cli import cluster
 from raftkv.cli.admin.main import run as run_admin
 from raftkv.cli.cluster import _command
@@ -29,7 +30,6 @@ from raftkv.local.cluster import LocalProcesses
 from raftkv.local.ports import free_ports
 from raftkv.local.shape import new_shape, places_from
 from raftkv.local.status import _group_status
-from raftkv.v1 import admin_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "[2001:db8:a:b::1]:1"
@@ -331,12 +331,12 @@ def test_words_of_raftkv_are_completed(words: str, found: list[str]) -> None:
 # A leader elsewhere
 
 
-def _replica(term: int, role: admin_pb2.Role.ValueType, leader: int) -> admin_pb2.ReplicaStatus:
-    return admin_pb2.ReplicaStatus(group=1, role=role, term=term, leader=leader, commit_index=term, voters=[2, 3, 4])
+def _replica(term: int, role: Role, leader: int) -> ReplicaStatus:
+    return ReplicaStatus(1, role, leader, term, term, term, term, 0, 0, (2, 3, 4))
 
 
 def test_status_knows_a_leader_that_joined_from_elsewhere() -> None:
-    follower = admin_pb2.ROLE_FOLLOWER
+    follower = Role.FOLLOWER
     own = frozenset({1, 2, 3})
     followers = [(2, _replica(5, follower, 4)), (3, _replica(5, follower, 4))]
     found = _group_status(1, followers, own)
@@ -344,5 +344,5 @@ def test_status_knows_a_leader_that_joined_from_elsewhere() -> None:
     # What an older term knew counts no more; nor what is said of a node that can be asked itself, and does not lead.
     assert _group_status(1, [(2, _replica(6, follower, 0)), (3, _replica(5, follower, 4))], own)["leader"] is None
     assert _group_status(1, [(2, _replica(5, follower, 3))], own)["leader"] is None
-    leading = [(2, _replica(5, follower, 3)), (3, _replica(5, admin_pb2.ROLE_LEADER, 3))]
+    leading = [(2, _replica(5, follower, 3)), (3, _replica(5, Role.LEADER, 3))]
     assert _group_status(1, leading, own)["leader"] == 3

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import pytest
 from grpc import aio
 
-from raftkv.client.admin import AdminClient, shard_map_of
+from raftkv.api.messages import map_message, map_of
+from raftkv.client.admin import AdminClient
 from raftkv.client.transport import connect
 from raftkv.commands.meta import ChangeCluster
 from raftkv.errors import ConditionFailed, DeadlineExceeded, InvalidArgument, Unavailable
-from raftkv.rpc.admin import _map_message
 from raftkv.v1 import admin_pb2
 from shards.map import Group, Node, ShardMap
 from tests.admin_world import World, world_of
@@ -41,11 +41,11 @@ def test_a_map_survives_the_wire_with_founders_and_incarnations() -> None:
     nodes = tuple(Node(number, f"a:{number}", f"b:{number}", f"{number:032x}") for number in (1, 2, 3))
     groups = (Group(0, (2, 1), (), (1, 2)), Group(1, (3, 1), (2,), (1, 2)), Group(4, (1,)))
     shard_map = ShardMap("c", 9, 256, nodes, groups, (1,) * 100 + (4,) * 156, (7, 8))
-    message = admin_pb2.GetMapResponse.FromString(_map_message(shard_map, {1: 3}).SerializeToString())
-    assert shard_map_of(message) == shard_map
+    message = admin_pb2.GetMapResponse.FromString(map_message(shard_map, {1: 3}).SerializeToString())
+    assert map_of(message) == shard_map
     message.epoch = 0
     with pytest.raises(Unavailable, match="shard map that is none"):
-        shard_map_of(message)
+        map_of(message)
 
 
 def test_a_node_that_says_nothing_costs_a_part_of_the_time(world: World) -> None:

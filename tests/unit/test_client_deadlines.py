@@ -18,7 +18,7 @@ from raftkv import AsyncClient
 from raftkv.client.transport import GrpcTransport
 from raftkv.commands.results import Result
 from raftkv.errors import Code, DeadlineExceeded, OutcomeUnknown, Overloaded, RaftKVError, Unavailable
-from raftkv.rpc.frontend import AdminFrontend
+from raftkv.frontend.port import AdminPort
 from tests.rpc_fakes import FakeFrontend, calls, failed, one_group_map
 
 TIMEOUT = 0.5
@@ -48,7 +48,7 @@ def outlasted(trouble: Trouble, call: Callable[[AsyncClient], Awaitable[object]]
         cluster = SimCluster(loop, random.Random(1), nodes=3, groups=2)
         await cluster.start()
         async with cluster.client("c1", timeout=TIMEOUT) as client:
-            await client.put("warm", b"", timeout=5.0)
+            await client.put("k", b"", timeout=5.0)
             trouble(cluster)
             # The old leader's lease is over.
             await asyncio.sleep(3.0)
@@ -90,7 +90,7 @@ async def refused(loop: SimLoop, refusal: Result, call: Callable[[AsyncClient], 
         front.map, front.leading = one_group_map(addresses), {0: 1, 1: 1}
         front.script = lambda op: refusal
         host = network.host(f"n{front.node}")
-        await SimServer(cast(AdminFrontend, front), address, host, clock).start()
+        await SimServer(cast(AdminPort, front), address, host, clock).start()
     transport = GrpcTransport(lambda address: cast(Any, SimChannel(network.host("c"), address)))
     async with AsyncClient(addresses, timeout=TIMEOUT, transport=transport, clock=clock) as client:
         await call(client)

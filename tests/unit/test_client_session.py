@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from raftkv.client.session import MAX_RENEWALS, Session, Sessions
-from raftkv.store.sessions import TAIL_BYTES, client_id, drawn_at
+from raftkv.commands.client_ids import TAIL_BYTES, client_id, drawn_at
 
 
 def test_client_id_begins_with_its_time_so_that_ids_are_ordered() -> None:

@@ -11,11 +11,11 @@ from raftkv.commands.base import Command, GroupCommand, Read, SlotCommand, Write
 from raftkv.commands.group import Check, Genesis, Tick
 from raftkv.commands.members import ChangeMembers, Members, Transfer
 from raftkv.commands.meta import ChangeCluster, FormCluster, ReadCluster
-from raftkv.commands.moving import Freeze, ImportBegin, ImportChunk, MoveState
+from raftkv.commands.moving import Complete, Copy, Freeze, ImportBegin, ImportChunk, MoveState
 from raftkv.commands.records import Cas, Delete, Get, Put, Scan
 from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS, COMMANDS, decode_entry, encode_entry
+from raftkv.frontend.grpc.kv import KVService
 from raftkv.node import messages
-from raftkv.rpc.service import KVService
 from raftkv.v1 import kv_pb2
 
 NUMBERS = {
@@ -39,8 +39,8 @@ NUMBERS = {
     "release": 37,
     "untrack": 38,
     "move_state": 40,
-    "export": 41,
-    "summarize": 42,
+    "copy": 43,
+    "complete": 44,
     "check": 45,
     "members": 50,
     "change_members": 51,
@@ -60,6 +60,8 @@ SOME = [
     ImportBegin(1, 7, (1, 2)),
     ImportChunk(1, 7, 1, b"", b"chunk"),
     MoveState(1, 7),
+    Copy(1, 7, 2, 3, b"cursor", 100),
+    Complete(1, 7, 2, 3, b"cursor"),
     Check(1, 9),
     Members(3),
     ChangeMembers(3, (1, 2)),

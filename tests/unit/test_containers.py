@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from raftkv.addresses import parse_address, parse_listen_address
+from raftkv.frontend.counters import Counters
+from raftkv.frontend.http.metrics import registry
 from raftkv.node.config import NodeConfig, load_config
-from raftkv.rpc.metrics import registry
-from raftkv.rpc.tally import Tally
 from tests.rpc_fakes import MonitoredFake as Node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +117,7 @@ def test_prometheus_scrapes_every_node_and_has_rules_on_metrics_that_exist(compo
     groups = yaml.safe_load(mounted(service, rules).read_text())["groups"]
     alerts = [rule for group in groups for rule in group["rules"]]
     assert len({rule["alert"] for rule in alerts}) == len(alerts)
-    shown = {one.name for family in registry(Node(), Tally()).collect() for one in family.samples}
+    shown = {one.name for family in registry(Node(), Counters()).collect() for one in family.samples}
     for rule in alerts:
         used = set(re.findall(r"\b(?:raftkv|process)_\w+", rule["expr"]))
         assert used <= shown, rule["alert"]

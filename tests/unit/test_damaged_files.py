@@ -14,16 +14,25 @@ import pytest
 from faults.sim.disk import SimDisk
 from faults.sim.raftparts import LabFiles, Machine
 from faults.sim.worker import SimWorker
-from raftkv.errors import CorruptData, StorageError
+from raftkv.errors import CorruptData
 from raftkv.raft.snapshots import align
 from raftkv.storage import snapshot_format as fmt
 from raftkv.storage.folder import DataFolder
+from raftkv.storage.format import FORMAT
 from raftkv.storage.snapshots import SnapshotInfo, SnapshotStore
 from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
 
 FOLDER = "n/snapshots"
-IDENTITY = {"format": 1, "cluster_id": "c", "node_id": 1, "incarnation": "ab", "started": True, "peers": {"2": "cd"}}
+IDENTITY = {
+    "format": FORMAT,
+    "slot_rule": 2,
+    "cluster_id": "c",
+    "node_id": 1,
+    "incarnation": "ab",
+    "started": True,
+    "peers": {"2": "cd"},
+}
 
 
 def folder_with(text: bytes) -> SimDisk:
@@ -73,18 +82,12 @@ def test_an_identity_that_is_no_object_is_damaged(text: bytes) -> None:
         open_folder(folder_with(text))
 
 
-def test_a_later_format_is_not_called_damage() -> None:
-    with pytest.raises(StorageError, match="format 2, this version of raftkv reads format 1") as caught:
-        open_folder(folder_with(json.dumps({"format": 2}).encode()))
-    assert not isinstance(caught.value, CorruptData)
-
-
 # Snapshots
 
 
 def header(description: bytes) -> bytes:
-    crc = crc32(description, crc32(fmt._HEADER.pack(fmt.MAGIC, fmt.FORMAT, len(description), 0)))
-    return fmt._HEADER.pack(fmt.MAGIC, fmt.FORMAT, len(description), crc) + description
+    crc = crc32(description, crc32(fmt._HEADER.pack(fmt.MAGIC, FORMAT, len(description), 0)))
+    return fmt._HEADER.pack(fmt.MAGIC, FORMAT, len(description), crc) + description
 
 
 def snapshots(disk: SimDisk) -> SnapshotStore:
@@ -164,20 +167,17 @@ def odd_meta_states() -> list[Any]:
         (2, [[1, [1], 1, 2, "gone", 5]]),
     ]
     odd += [(3, [1]), (3, [1, [[["x"], 1, 2]], 1, 1, 1, 1, 1]), (4, [["x"] * 9]), (5, [[1, "ab"]]), (5, 7), (6, ["n"])]
-    odd += [(7, [[1, None]]), (7, [1]), (8, [[1, 2, 3]]), (0, {"format": 2}), (0, 5), (0, [])]
+    odd += [(7, [[1, None]]), (7, [1]), (8, [[1, 2, 3]]), (0, {"slot_rule": 1}), (0, 5), (0, [])]
     return [[value if at == place else part for at, part in enumerate(plain)] for place, value in odd]
 
 
 @pytest.mark.parametrize(
     "encoded",
     [
-        *(msgpack.packb(["raftkv meta 2", 5, state, []]) for state in odd_meta_states()),
-        *(
-            msgpack.packb(["raftkv meta 2", 5, odd_meta_states()[0][:1], tokens])
-            for tokens in (5, [[1]], [["t", 1, ""]])
-        ),
-        msgpack.packb(["raftkv meta 2", -1, [], []]),
-        msgpack.packb(["raftkv meta 2", 2**63, [], []]),
+        *(msgpack.packb(["raftkv meta", 5, state, []]) for state in odd_meta_states()),
+        *(msgpack.packb(["raftkv meta", 5, odd_meta_states()[0][:1], tokens]) for tokens in (5, [[1]], [["t", 1, ""]])),
+        msgpack.packb(["raftkv meta", -1, [], []]),
+        msgpack.packb(["raftkv meta", 2**63, [], []]),
         msgpack.packb({"raftkv": 1}),
         b"",
     ],

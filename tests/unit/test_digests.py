@@ -257,7 +257,7 @@ class _Clock(SystemClock):
 
 def test_one_check_of_a_group_at_a_time() -> None:
     replicas, clock, group = _Replicas(), _Clock(), _Group()
-    operations = GroupOperations(replicas, clock)  # type: ignore[arg-type]
+    operations = GroupOperations(replicas, clock, lambda *_: None)  # type: ignore[arg-type]
     store = replicas.data[1].store
 
     def ask(number: int) -> list[int]:

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 import raftkv
+from raftkv.api.failures import error_of, failure_of
 from raftkv.cli.common import Exit
 from raftkv.cli.main import run
 from raftkv.client.transport import TransportError
 from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, ConditionFailed, CorruptData, RaftKVError
 from raftkv.peer.hello import Refused
-from raftkv.rpc.errors import error_of, failure_of
 
 PACKAGES = ("raftkv", "shards", "faults")
 SAMPLES: dict[type[BaseException], BaseException] = {
@@ -85,6 +85,7 @@ def test_a_pickled_error_raises_like_a_new_one() -> None:
         (raftkv.ConditionFailed, set()),
         (raftkv.NoSpace, set()),
         (raftkv.WrongCluster, set()),
+        (raftkv.WrongVersion, set()),
         (raftkv.OutcomeUnknown, set()),
         (raftkv.SessionExpired, set()),
         (raftkv.NotApplied, set()),

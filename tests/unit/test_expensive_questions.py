@@ -9,20 +9,22 @@ from typing import Any
 import pytest
 
 from raftkv import limits
+from raftkv.api.messages import map_message
+from raftkv.api.status import SlotStats
 from raftkv.commands.group import Check, Genesis
 from raftkv.commands.meta import ReadCluster
 from raftkv.commands.records import Put
 from raftkv.commands.results import ClusterReport, Result
 from raftkv.errors import Code, Overloaded, Unavailable
+from raftkv.frontend.grpc import admin as service
+from raftkv.frontend.grpc.admin import AdminService
 from raftkv.node.inspection import Inspection
-from raftkv.rpc import admin as service
-from raftkv.rpc.admin import AdminService
-from raftkv.rpc.frontend import SlotFigures
 from raftkv.store.codec import pack
 from raftkv.store.meta import MetaStore
 from raftkv.store.meta_state import MetaState
 from raftkv.store.records import Store
 from raftkv.v1 import admin_pb2
+from shards.slots import SLOT_RULE
 from tests.peer_world import ManualClock
 from tests.rpc_fakes import FakeFrontend, one_group_map
 from tests.store_helpers import GROUP, one
@@ -120,13 +122,13 @@ class _Context:
 
 def _served(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeFrontend, AdminService, list[Any]]:
     made: list[Any] = []
-    plain = service._map_message
+    plain = map_message
 
     def counted(*arguments: Any) -> admin_pb2.GetMapResponse:
         made.append(arguments)
         return plain(*arguments)
 
-    monkeypatch.setattr(service, "_map_message", counted)
+    monkeypatch.setattr(service, "map_message", counted)
     frontend = FakeFrontend(shard_map=one_group_map(["h:1", "h:2"]))
     return frontend, AdminService(frontend), made
 
@@ -136,14 +138,14 @@ def test_the_map_becomes_a_message_once(monkeypatch: pytest.MonkeyPatch) -> None
     context: Any = _Context()
 
     async def main() -> None:
-        first = await admin.GetMap(admin_pb2.GetMapRequest(), context)
+        first = await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE), context)
         frontend.map = one_group_map(["h:1", "h:2"])
-        assert await admin.GetMap(admin_pb2.GetMapRequest(), context) is first, "an equal map"
+        assert await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE), context) is first, "an equal map"
         frontend.leading = {1: 2}
-        second = await admin.GetMap(admin_pb2.GetMapRequest(), context)
+        second = await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE), context)
         assert [group.leader for group in second.groups] == [0, 2]
         frontend.map = one_group_map(["h:1", "h:2"], epoch=2)
-        assert (await admin.GetMap(admin_pb2.GetMapRequest(), context)).epoch == 2
+        assert (await admin.GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE), context)).epoch == 2
 
     asyncio.run(main())
     assert len(made) == 3
@@ -166,10 +168,10 @@ def test_a_state_that_has_not_changed_is_not_read_again(monkeypatch: pytest.Monk
 
     async def main() -> None:
         for store.time in (5, 6, 7):
-            state = await admin.GetState(admin_pb2.GetStateRequest(), context)
+            state = await admin.GetState(admin_pb2.GetStateRequest(slot_rule=SLOT_RULE), context)
             assert (state.now_ms, state.map.epoch, list(state.draining)) == (store.time, 1, [])
         store.state = MetaState(map=frontend.map, draining=(2,))
-        assert list((await admin.GetState(admin_pb2.GetStateRequest(), context)).draining) == [2]
+        assert list((await admin.GetState(admin_pb2.GetStateRequest(slot_rule=SLOT_RULE), context)).draining) == [2]
 
     asyncio.run(main())
     assert (len(read), len(made)) == (2, 1)
@@ -180,9 +182,9 @@ def test_who_asks_for_slots_at_once_gets_one_answer() -> None:
     class Frontend(FakeFrontend):
         asked = 0
 
-        def slot_figures(self) -> list[SlotFigures]:
+        def slot_stats(self) -> list[SlotStats]:
             self.asked += 1
-            return [SlotFigures(slot, 1, 2, 3, 4) for slot in range(16_384)]
+            return [SlotStats(slot, 1, 2, 3, 4) for slot in range(16_384)]
 
     frontend = Frontend()
     admin, context = AdminService(frontend), _Context()

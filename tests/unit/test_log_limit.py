@@ -77,7 +77,7 @@ def test_that_line_is_the_one_of_the_next_minute(log: Log) -> None:
 def test_sources_are_told_apart(log: Log) -> None:
     for source in ("10.0.0.8", "10.0.0.9", "10.0.0.8"):
         log(source, source=source)
-    log("10.0.0.8 by another part", source="10.0.0.8", name="raftkv.rpc.service")
+    log("10.0.0.8 by another part", source="10.0.0.8", name="raftkv.frontend.grpc.kv")
     assert log.lines == ["10.0.0.8", "10.0.0.9", "10.0.0.8 by another part"]
 
 

@@ -15,14 +15,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 import raftkv
+from raftkv.api.status import Role
 from raftkv.clock import SystemClock, Timer
 from raftkv.commands.records import Cas, Delete, Get, Put, Scan
 from raftkv.errors import Code, ListenError
-from raftkv.node.figures import MeasuredWorker
-from raftkv.rpc import metrics
-from raftkv.rpc.frontend import Role
-from raftkv.rpc.monitor import CONNECTIONS, Monitor
-from raftkv.rpc.tally import MALFORMED, Tally
+from raftkv.frontend.counters import MALFORMED, Counters
+from raftkv.frontend.http import metrics
+from raftkv.frontend.http.monitor import CONNECTIONS, Monitor
+from raftkv.node.stats import MeasuredWorker
 from tests.log_lines import written
 from tests.rpc_fakes import CLUSTER, MonitoredFake, monitored_replica, started
 from tests.waiting import PATIENCE, becomes
@@ -64,7 +64,7 @@ class World:
 @contextlib.asynccontextmanager
 async def serving(clock: SystemClock | None = None) -> AsyncIterator[World]:
     node = MonitoredFake()
-    monitor = Monitor(node, Tally(), "127.0.0.1", 0, clock or SystemClock())
+    monitor = Monitor(node, Counters(), "127.0.0.1", 0, clock or SystemClock())
     await monitor.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PATIENCE)) as http:
@@ -85,8 +85,8 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 # -- metrics
 
 
-def samples(node: MonitoredFake, tally: Tally) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    text = generate_latest(metrics.registry(node, tally)).decode()
+def samples(node: MonitoredFake, counters: Counters) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = generate_latest(metrics.registry(node, counters)).decode()
     families = list(parse(text))
     for family in families:
         assert family.name.startswith(("raftkv_", "process_"))
@@ -98,15 +98,15 @@ def samples(node: MonitoredFake, tally: Tally) -> dict[tuple[str, tuple[tuple[st
 
 
 def test_the_metrics_say_what_the_node_says() -> None:
-    tally = Tally()
-    tally.take((Put.number, Cas.number, Put.number))
-    tally.failed[Cas.number, Code.CONDITION_FAILED] += 1
-    tally.malformed(Code.TOO_LARGE)
+    counters = Counters()
+    counters.take((Put.number, Cas.number, Put.number))
+    counters.failed[Cas.number, Code.CONDITION_FAILED] += 1
+    counters.malformed(Code.TOO_LARGE)
     node = MonitoredFake()
     node.writes.observe(0.0005)
     node.writes.observe(0.001)
     node.writes.observe(5.0)
-    found = samples(node, tally)
+    found = samples(node, counters)
 
     def one(name: str, **labels: str) -> float:
         return found[f"raftkv_{name}", tuple(sorted(labels.items()))]
@@ -144,10 +144,10 @@ def test_the_metrics_say_what_the_node_says() -> None:
 
 
 def test_a_code_of_a_newer_version_is_counted_as_internal() -> None:
-    tally = Tally()
-    tally.failed[Get.number, 99] += 1
-    tally.failed[Get.number, Code.INTERNAL] += 1
-    found = samples(MonitoredFake(), tally)
+    counters = Counters()
+    counters.failed[Get.number, 99] += 1
+    counters.failed[Get.number, Code.INTERNAL] += 1
+    found = samples(MonitoredFake(), counters)
     assert found["raftkv_operations_failed_total", (("kind", "get"), ("outcome", "internal"))] == 2
 
 
@@ -162,12 +162,12 @@ def test_operations_of_clients_are_counted_by_kind_and_outcome() -> None:
             with pytest.raises(raftkv.ConditionFailed):
                 await kv.put("k1", b"v", if_version=raftkv.ABSENT)
             await kv.scan_slot(0)
-            tally = cluster.servers[0].tally
+            counters = cluster.servers[0].resources.counters
             kinds = (Get.number, Put.number, Delete.number, Cas.number, Scan.number, MALFORMED)
-            assert [tally.taken[kind] for kind in kinds] == [2, 21, 0, 1, 1, 0]
-            assert tally.failed == {(Put.number, Code.CONDITION_FAILED): 1, (Cas.number, Code.CONDITION_FAILED): 1}
-            assert sum(tally.latency.counts) > 0
-            assert tally.latency.total > 0
+            assert [counters.taken[kind] for kind in kinds] == [2, 21, 0, 1, 1, 0]
+            assert counters.failed == {(Put.number, Code.CONDITION_FAILED): 1, (Cas.number, Code.CONDITION_FAILED): 1}
+            assert sum(counters.latency.counts) > 0
+            assert counters.latency.total > 0
 
     asyncio.run(main())
 
@@ -277,7 +277,7 @@ def test_a_broken_scrape_is_said_once_a_minute_and_hurts_nothing(caplog: pytest.
 def test_an_address_in_use_is_named() -> None:
     async def main() -> None:
         async with serving() as world:
-            second = Monitor(MonitoredFake(), Tally(), "127.0.0.1", world.monitor.port, SystemClock())
+            second = Monitor(MonitoredFake(), Counters(), "127.0.0.1", world.monitor.port, SystemClock())
             with pytest.raises(ListenError, match=f"cannot listen for metrics on 127.0.0.1:{world.monitor.port}: "):
                 await second.start()
             await second.stop()

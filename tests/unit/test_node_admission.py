@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from raftkv import limits
 from raftkv.errors import Code
+from raftkv.frontend.port import NODE, Caller
 from raftkv.node.admission import Admission
-from raftkv.rpc.frontend import NODE, Caller
 
 RESERVED = limits.MAX_PENDING_OPS // limits.PENDING_RESERVE
 

@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import pytest
 
+from raftkv.api.status import Move
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.moving import MoveState
 from raftkv.commands.results import MoveReport, Result
-from raftkv.node.mover import Mover
-from raftkv.store.meta_state import MetaState, Move
+from raftkv.node.drivers.mover import Mover
+from raftkv.store.meta_state import MetaState
 from shards.moves import Phase, SourceState, TargetState
 from tests.peer_world import ManualClock, rest
 
@@ -31,7 +32,7 @@ def test_a_driver_whose_view_is_old_looks_again_without_an_error(caplog: pytest.
     showed an error with a traceback, and the move came to no harm."""
     caplog.set_level(logging.INFO)
     asyncio.run(_drive_an_old_phase())
-    told = [record for record in caplog.records if record.name == "raftkv.node.mover"]
+    told = [record for record in caplog.records if record.name == "raftkv.node.drivers.mover"]
     assert any("looking again" in record.message for record in told)
     assert all(record.levelno < logging.WARNING and record.exc_info is None for record in told)
 

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
+from raftkv.api.status import Problem
 from raftkv.node.problems import Problems
-from raftkv.rpc.frontend import Problem
 
 
 def test_each_problem_is_logged_when_it_comes_and_when_it_goes(caplog: pytest.LogCaptureFixture) -> None:

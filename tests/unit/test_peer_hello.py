@@ -19,6 +19,7 @@ from raftkv.peer.hello import (
     refuse_frame,
     welcome_frame,
 )
+from shards.slots import SLOT_RULE
 
 ONE = Identity("cluster", 1, "inc-1", "boot-1")
 TWO = Identity("cluster", 2, "inc-2", "boot-2")
@@ -33,24 +34,36 @@ def test_a_hello_says_who_dials() -> None:
     [
         ([], Reason.MALFORMED, "not a raftkv node"),
         (["GET / HTTP/1.1"], Reason.MALFORMED, "not a raftkv node"),
-        ([b"raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "not a raftkv node"),
+        ([b"raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "not a raftkv node"),
         (["raftkv"], Reason.MALFORMED, "malformed hello"),
         (["raftkv", "1", "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
         (["raftkv", True, "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", 3, "cluster", 1, 2, "i", "b"], Reason.VERSION, "protocol version 3 is not spoken here, only 4"),
+        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, 1, "cluster", 1, 2, "i", "b"], Reason.SLOT_RULE, "by rule 2 here, not rule 1"),
+        (["raftkv", PROTOCOL_VERSION, 0, "cluster", 1, 2, "i", "b"], Reason.SLOT_RULE, "by rule 2 here, none is told"),
         (["raftkv", 99, "fields", "of the future"], Reason.VERSION, "protocol version 99 is not spoken here"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i"], Reason.MALFORMED, "malformed hello"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b", 0], Reason.MALFORMED, "malformed hello"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", True, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 0, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "", "b"], Reason.MALFORMED, "malformed hello"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i" * 201, "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 1, 2, "i"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 1, 2, "i", "b", 0], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", True, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 0, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 1, 2, "", "b"], Reason.MALFORMED, "malformed hello"),
+        (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 1, 2, "i" * 201, "b"], Reason.MALFORMED, "malformed hello"),
         (
-            ["raftkv", PROTOCOL_VERSION, "foreign", 1, 2, "i", "b"],
+            ["raftkv", PROTOCOL_VERSION, SLOT_RULE, "foreign", 1, 2, "i", "b"],
             Reason.OTHER_CLUSTER,
             "this node belongs to cluster cluster, not 'foreign'",
         ),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 1, 3, "i", "b"], Reason.OTHER_NODE, "this is node 2, not node 3"),
-        (["raftkv", PROTOCOL_VERSION, "cluster", 2, 2, "i", "b"], Reason.OTHER_NODE, "node 2 is this node itself"),
+        (
+            ["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 1, 3, "i", "b"],
+            Reason.OTHER_NODE,
+            "this is node 2, not node 3",
+        ),
+        (
+            ["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 2, 2, "i", "b"],
+            Reason.OTHER_NODE,
+            "node 2 is this node itself",
+        ),
     ],
 )
 def test_a_hello_that_is_not_for_this_node_is_refused_with_the_reason(

@@ -10,6 +10,7 @@ import pytest
 from raftkv import limits
 from raftkv.peer.frames import HEADER, ProtocolViolation
 from raftkv.peer.hello import PROTOCOL_VERSION, Reason, Refused
+from shards.slots import SLOT_RULE
 from tests.log_lines import written
 from tests.peer_world import ENCODER, Stranger, World, rest, run
 
@@ -191,7 +192,7 @@ def test_an_exception_of_the_consumer_reaches_the_supervisor() -> None:
         b"GET / HTTP/1.1\r\nHost: raftkv\r\n\r\n",
         bytes(ENCODER.frame_of(["memcached"])),
         bytes(ENCODER.frame_of(["raftkv", 99, "c", 1, 2, "i", "b"])),
-        bytes(ENCODER.frame_of(["raftkv", PROTOCOL_VERSION, "foreign", 1, 2, "i", "b"])),
+        bytes(ENCODER.frame_of(["raftkv", PROTOCOL_VERSION, SLOT_RULE, "foreign", 1, 2, "i", "b"])),
     ],
     ids=["HTTP", "another protocol", "another version", "another cluster"],
 )
@@ -213,7 +214,7 @@ def test_a_scan_hides_no_refusal_from_the_same_host(caplog: pytest.LogCaptureFix
         await world.node(2, [])
         for sent in (
             b"GET / HTTP/1.1\r\n\r\n",
-            bytes(ENCODER.frame_of(["raftkv", PROTOCOL_VERSION, "foreign", 1, 2, "i", "b"])),
+            bytes(ENCODER.frame_of(["raftkv", PROTOCOL_VERSION, SLOT_RULE, "foreign", 1, 2, "i", "b"])),
         ):
             await (await world.stranger(name="10.0.0.9:4711")).write(sent)
 

@@ -35,7 +35,7 @@ def test_a_node_reaches_its_peers_and_reads_as_the_new_configuration_says() -> N
         node.reconfigure(config.model_copy(update={"node": quorum}))
         await until(lambda: up() == {2: True, 3: True})
         assert links.epoch(3) == epochs[3], "the other link is not touched"
-        assert node._router.quorum_reads
+        assert node._router.execution.quorum_reads
         async with cluster.client("c1", timeout=5.0) as client:
             await client.put("k", "v")
             found = await client.get("k")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftkv.rpc.patience import LEAST, MOST, SLOW, Patience
+from raftkv.api.patience import LEAST, MOST, SLOW, Patience
 
 
 def test_ordinary_answers_change_nothing() -> None:

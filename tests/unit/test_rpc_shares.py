@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from raftkv.clock import SystemClock
-from raftkv.rpc.shares import Shares
+from raftkv.frontend.shares import Shares
 from tests.waiting import PATIENCE
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from raftkv.clock import SystemClock, Timer
-from raftkv.rpc.turns import QUANTUM, Turns
+from raftkv.frontend.turns import QUANTUM, Turns
 
 
 class Stopped:

@@ -138,7 +138,10 @@ def set_field(name: str, value: object) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     "change",
     [
-        set_field("format", 3),
+        set_field("slot_rule", 1),
+        set_field("slot_rule", 3),
+        set_field("slot_rule", None),
+        set_field("slot_rule", True),
         set_field("cluster_id", None),
         set_field("cluster_id", b"x"),
         set_field("epoch", "1"),
@@ -167,7 +170,7 @@ def test_bad_wire_forms_are_refused(three: ShardMap, change: Callable[[dict[str,
         ShardMap.from_wire(wire)
 
 
-@pytest.mark.parametrize("wire", [None, 1, "x", b"", [], [1, 2], {}, {"format": 1}, {1: 2}])
+@pytest.mark.parametrize("wire", [None, 1, "x", b"", [], [1, 2], {}, {"slot_rule": 2}, {1: 2}])
 def test_other_values_are_refused(wire: object) -> None:
     with pytest.raises(MapError):
         ShardMap.from_wire(wire)

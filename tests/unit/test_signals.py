@@ -181,7 +181,7 @@ def test_a_node_that_fails_while_it_ends_says_so_and_does_not_wait(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(main, "RaftNode", Failing)
-    monkeypatch.setattr(main, "RpcServer", Server)
+    monkeypatch.setattr(main, "GrpcServer", Server)
     # What it changes for the whole process.
     monkeypatch.setattr(main, "gc", Mock())
     monkeypatch.setattr(main, "_sweep", Mock())

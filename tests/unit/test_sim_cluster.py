@@ -13,10 +13,10 @@ from faults.sim.cluster import LogCapture, Settings, SimCluster, SimNode
 from faults.sim.disk import of_system
 from faults.sim.loop import SimLoop, simulate
 from raftkv import AsyncClient, limits
+from raftkv.api.status import Role
 from raftkv.errors import CorruptData, NoSpace, RaftKVError
 from raftkv.node.node import NodeRefused
 from raftkv.peer.hello import Reason, Refused
-from raftkv.rpc.frontend import Role
 
 Scenario = Callable[[SimCluster, AsyncClient], Coroutine[Any, Any, None]]
 
@@ -174,7 +174,7 @@ def test_what_a_refused_node_does_follows_from_the_reason_and_not_from_the_text(
         ):
             node = cluster.nodes[number].node
             assert node is not None
-            node._on_refused(1 + number % 3, Refused(reason, text))
+            node._neighbours.on_refused(1 + number % 3, Refused(reason, text))
             await asyncio.sleep(1.0)
             assert cluster.nodes[number].state == state, text
 

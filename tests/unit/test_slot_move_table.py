@@ -4,18 +4,7 @@ import itertools
 
 import pytest
 
-from shards.moves import Impossible, Phase, SourceState, Step, TargetState, next_step
-
-AFTER = {
-    Step.BEGIN: (None, TargetState.IMPORTING),
-    Step.TRACK: (SourceState.TRACKED, None),
-    Step.COPY: (SourceState.FROZEN, None),
-    Step.FINAL: (None, TargetState.STAGED),
-    Step.ACTIVATE: (None, TargetState.ACTIVE),
-    Step.RELEASE: (SourceState.RELEASED, None),
-    Step.UNTRACK: (SourceState.CANCELLED, None),
-    Step.DROP: (None, TargetState.CANCELLED),
-}
+from shards.moves import Impossible, Phase, SourceState, Step, TargetState, after, next_step
 
 
 def walk(phase: Phase, source: SourceState, target: TargetState, cancel_at: int = -1) -> list[Step]:
@@ -28,11 +17,7 @@ def walk(phase: Phase, source: SourceState, target: TargetState, cancel_at: int 
         steps.append(step)
         if step is Step.FINISH:
             return steps
-        if step is Step.COMMIT:
-            phase = Phase.COMMITTED
-        else:
-            new_source, new_target = AFTER[step]
-            source, target = new_source or source, new_target or target
+        phase, source, target = after(step, phase, source, target)
         assert len(steps) < 20
 
 
@@ -41,7 +26,7 @@ def test_a_move_takes_the_steps_in_order() -> None:
         Step.BEGIN,
         Step.TRACK,
         Step.COPY,
-        Step.FINAL,
+        Step.COMPLETE,
         Step.COMMIT,
         Step.ACTIVATE,
         Step.RELEASE,

@@ -10,7 +10,7 @@ from raftkv.commands.base import Command
 from raftkv.commands.bounds import MAX_EXPIRES
 from raftkv.commands.moving import (
     Activate,
-    Export,
+    Copy,
     Freeze,
     ImportBegin,
     ImportChunk,
@@ -220,7 +220,7 @@ def test_malformed_steps_change_nothing() -> None:
         ImportFinal(GROUP, 7, msgpack.packb([0, 5, 0, b"0" * 16])),
         *[kind(GROUP, 7, (1, 1)) for kind in (ImportBegin, ImportDrop, Track, Untrack)],
         MoveState(GROUP, 7),
-        Export(GROUP, 7, b"", 1),
+        Copy(GROUP, 7, 2, 0, b"", 1),
     ):
         assert one(target, bad).code == Code.INVALID_ARGUMENT, bad
         assert target.digest() == before

@@ -246,7 +246,7 @@ def test_a_newer_format_is_told_from_damage() -> None:
     data[size - 4 : size] = crc.to_bytes(4, "little")
     disk.replace(path, bytes(data))
     disk.kill()
-    with pytest.raises(StorageError, match="log format 9"):
+    with pytest.raises(StorageError, match="format 9, this version of raftkv"):
         start(disk)
 
 

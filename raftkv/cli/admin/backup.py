@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 import raftkv
+from raftkv.api.status import ClusterState
 from raftkv.cli.admin import archive
 from raftkv.cli.admin.archive import BackupError, GroupFile, Manifest
 from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, confirm, emit
@@ -20,7 +21,7 @@ from raftkv.cli.admin.text import counted, ranges_text, shortened, size_text
 from raftkv.cli.admin.watch import Bar, progress_bar
 from raftkv.cli.console import Section
 from raftkv.cli.parameters import FilePath
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock, sleep
 from raftkv.errors import DeadlineExceeded, Overloaded, RaftKVError, Unavailable
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import click
 
+from raftkv.api.status import Digests
 from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, complain, emit
 from raftkv.cli.admin.text import counted, listed
 from raftkv.cli.admin.watch import progress_bar, wait_timeout_option
@@ -16,7 +17,6 @@ from raftkv.cli.console import Section
 from raftkv.client.admin import AdminClient
 from raftkv.clock import Clock, SystemClock, sleep
 from raftkv.errors import RaftKVError
-from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP, Group, ShardMap
 
 _INTERVAL: Final = 0.1
@@ -24,7 +24,7 @@ _PATIENCE: Final = 60.0
 _SILENCE: Final = 5.0
 """Seconds for which a node may not answer before it counts as away."""
 
-Digests = Mapping[int, admin_pb2.GetDigestsResponse | str]
+Answers = Mapping[int, Digests | str]
 """Node -> its digests, or why it has none."""
 
 
@@ -103,12 +103,12 @@ async def _check(client: AdminClient, shard_map: ShardMap, group: Group, patienc
 
 async def _digests(
     client: AdminClient, address: str, group: int, check: int, end: float, clock: Clock
-) -> admin_pb2.GetDigestsResponse | str:
+) -> Digests | str:
     heard = clock.now()
     while True:
         try:
             answer = await client.digests(address, group, check)
-            if answer.done:
+            if answer is not None:
                 return answer
             heard = clock.now()
             reason = "it has not computed its digests in time, or took over a snapshot meanwhile"
@@ -119,7 +119,7 @@ async def _digests(
         await sleep(clock, _INTERVAL)
 
 
-def compared(group: int, digests: Digests) -> dict[str, Any]:
+def compared(group: int, digests: Answers) -> dict[str, Any]:
     """What of a group's replicas differs.
 
     A difference has the slot (None: all that is not in a slot), the digests of each node, and the nodes that are in the

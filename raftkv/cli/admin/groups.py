@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
+from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, complain, confirm, emit
-from raftkv.cli.admin.jobs import Figures, known, known_size
+from raftkv.cli.admin.jobs import StatsOfSlots, known, known_size
 from raftkv.cli.admin.moving import Pace, carry_out, job_options
-from raftkv.cli.admin.survey import current, figures, survey
+from raftkv.cli.admin.survey import current, slot_stats, survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.admin.watch import Seen, until, wait_options
 from raftkv.cli.console import Section
 from raftkv.cli.parameters import GROUP, LaterDefault
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.client.admin import AdminClient
 from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP, ShardMap
 from shards.planner import Move, place_group, plan_slots
@@ -35,14 +36,14 @@ def list_groups() -> None:
       raftkv-admin group list
     """
 
-    async def main(client: AdminClient) -> tuple[ClusterState, Figures]:
+    async def main(client: AdminClient) -> tuple[ClusterState, StatsOfSlots]:
         state = await current(client)
-        return state, await figures(client, state.map)
+        return state, await slot_stats(client, state.map)
 
     emit(groups_report(*ask(main)), show_groups)
 
 
-def groups_report(state: ClusterState, found: Figures) -> dict[str, Any]:
+def groups_report(state: ClusterState, found: StatsOfSlots) -> dict[str, Any]:
     """All groups; keys and bytes are None if the group's leader could not be asked."""
     rows = []
     for group in state.map.groups:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from raftkv.api.status import PeerStatus, ReplicaStatus
 from raftkv.cli.admin.survey import Picture
 from raftkv.cli.admin.text import counted, listed, time_text
 from raftkv.cli.console import Section
-from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP, Group
 
 MAX_LAG: Final = 1000
@@ -56,7 +56,7 @@ def _node(picture: Picture, number: int) -> dict[str, Any]:
         "ready": status is not None and status.ready,
         "error": said if isinstance(said, str) else "",
         "version": "" if status is None else status.version,
-        "uptime_seconds": None if status is None else round(status.uptime_seconds, 1),
+        "uptime_seconds": None if status is None else round(status.uptime, 1),
         "map_epoch": None if status is None else status.map_epoch,
         "replicas": len(held),
         "leads": [group.id for group in state.map.groups if picture.leader(group.id) == number],
@@ -65,12 +65,12 @@ def _node(picture: Picture, number: int) -> dict[str, Any]:
     }
 
 
-def _peer(peer: admin_pb2.PeerStatus) -> dict[str, Any]:
+def _peer(peer: PeerStatus) -> dict[str, Any]:
     return {
         "node": peer.node,
         "up": peer.up,
-        "round_trip_seconds": peer.round_trip_seconds if peer.HasField("round_trip_seconds") else None,
-        "silence_seconds": peer.silence_seconds if peer.HasField("silence_seconds") else None,
+        "round_trip_seconds": peer.round_trip,
+        "silence_seconds": peer.silence,
     }
 
 
@@ -79,7 +79,6 @@ def _group(picture: Picture, group: Group) -> dict[str, Any]:
     leader = picture.leader(group.id)
     at_leader = None if leader is None else picture.replica(group.id, leader)
     statuses = {node: picture.replica(group.id, node) for node in group.replicas}
-    waiting = next((one.waiting for one in state.message.wanted if one.group == group.id), "")
     wanted = state.wanted.get(group.id)
     present = [one for one in statuses.values() if one is not None]
     return {
@@ -94,13 +93,13 @@ def _group(picture: Picture, group: Group) -> dict[str, Any]:
         "voters": list(group.voters),
         "learners": list(group.learners),
         "wanted": None if wanted is None else list(wanted),
-        "waiting": waiting,
+        "waiting": state.waiting.get(group.id, ""),
         "effective_voters": None if at_leader is None else sorted(at_leader.voters),
         "replicas": [_replica(picture, group, node, at_leader) for node in group.replicas],
     }
 
 
-def _replica(picture: Picture, group: Group, node: int, at_leader: admin_pb2.ReplicaStatus | None) -> dict[str, Any]:
+def _replica(picture: Picture, group: Group, node: int, at_leader: ReplicaStatus | None) -> dict[str, Any]:
     found = picture.replica(group.id, node)
     lag = None
     if at_leader is not None and (found is not None or node in at_leader.match):
@@ -109,7 +108,7 @@ def _replica(picture: Picture, group: Group, node: int, at_leader: admin_pb2.Rep
     if found is None:
         role = "missing" if picture.status(node) is not None else "unreachable"
     else:
-        role = admin_pb2.Role.Name(found.role).removeprefix("ROLE_").lower()
+        role = found.role.name.lower()
     return {
         "node": node,
         "role": role,
@@ -148,9 +147,8 @@ def _node_problems(picture: Picture) -> Iterator[dict[str, Any]]:
             left = f"{counted(len(held), 'replica')} left" if held else "no replicas left, it can be removed"
             yield _problem("draining", f"node {node.id} is drained: {left}", node=node.id)
         for problem in () if isinstance(said, str) else said.problems:
-            group = problem.group if problem.HasField("group") else None
-            about = problem.node if problem.HasField("node") else node.id
-            yield _problem(problem.kind, f"node {node.id}: {problem.text}", group, about)
+            about = node.id if problem.node is None else problem.node
+            yield _problem(problem.kind, f"node {node.id}: {problem.text}", problem.group, about)
 
 
 def _link_problems(picture: Picture) -> Iterator[dict[str, Any]]:
@@ -160,10 +158,10 @@ def _link_problems(picture: Picture) -> Iterator[dict[str, Any]]:
         for peer in () if status is None else status.peers:
             if peer.node not in picture.alive:
                 continue
-            if not peer.HasField("silence_seconds"):
+            if peer.silence is None:
                 text = f"node {number} has no connection from node {peer.node}"
-            elif peer.silence_seconds >= _SILENCE:
-                text = f"node {number} has heard nothing from node {peer.node} for {peer.silence_seconds:.1f} s"
+            elif peer.silence >= _SILENCE:
+                text = f"node {number} has heard nothing from node {peer.node} for {peer.silence:.1f} s"
             else:
                 continue
             yield _problem("link_down", text, node=number)

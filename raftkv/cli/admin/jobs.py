@@ -8,15 +8,16 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from raftkv.api.status import ClusterState, FinishedMove, Job, SlotStats
 from raftkv.cli.admin.text import counted, ranges_text, rate_text, shortened, size_text, time_text
 from raftkv.cli.console import Section
-from raftkv.client.admin import ClusterState
 from raftkv.v1 import admin_pb2
 from shards.map import ShardMap
+from shards.moves import Phase
 from shards.planner import Balance, Move, balance
 
-Figures = Mapping[int, admin_pb2.SlotFigures]
-"""Slot -> its figures; slots of which nothing is known are missing."""
+StatsOfSlots = Mapping[int, SlotStats]
+"""Slot -> its stats; slots of which nothing is known are missing."""
 
 
 def plan_id(epoch: int, moves: Sequence[Move]) -> str:
@@ -36,19 +37,19 @@ def start_request(epoch: int, moves: Iterable[Move], concurrency: int, rate: int
 
 
 def plan_report(
-    shard_map: ShardMap, moves: Sequence[Move], figures: Figures, weights: Mapping[int, float]
+    shard_map: ShardMap, moves: Sequence[Move], stats: StatsOfSlots, weights: Mapping[int, float]
 ) -> dict[str, Any]:
-    """What ``moves`` would do. Keys and bytes are None where not all slots have figures."""
+    """What ``moves`` would do. Keys and bytes are None where not all slots have stats."""
     after = shard_map
     for move in moves:
         after = after.with_owner(move.slots, move.target)
     before_balance, after_balance = balance(shard_map, weights), balance(after, weights)
     moving = [slot for move in moves for slot in move.slots]
-    keys, size = _sums(moving, figures)
+    keys, size = _sums(moving, stats)
     return {
         "plan_id": plan_id(shard_map.epoch, moves),
         "epoch": shard_map.epoch,
-        "moves": [_planned(move, figures) for move in moves],
+        "moves": [_planned(move, stats) for move in moves],
         "slots": len(moving),
         "keys": keys,
         "bytes": size,
@@ -61,8 +62,8 @@ def plan_report(
     }
 
 
-def _planned(move: Move, figures: Figures) -> dict[str, Any]:
-    keys, size = _sums(move.slots, figures)
+def _planned(move: Move, stats: StatsOfSlots) -> dict[str, Any]:
+    keys, size = _sums(move.slots, stats)
     return {
         "source": move.source,
         "target": move.target,
@@ -73,11 +74,11 @@ def _planned(move: Move, figures: Figures) -> dict[str, Any]:
     }
 
 
-def _sums(slots: Sequence[int], figures: Figures) -> tuple[int | None, int | None]:
-    """Keys and bytes of ``slots``, None if some of them have no figures."""
-    if any(slot not in figures for slot in slots):
+def _sums(slots: Sequence[int], stats: StatsOfSlots) -> tuple[int | None, int | None]:
+    """Keys and bytes of ``slots``, None if some of them have no stats."""
+    if any(slot not in stats for slot in slots):
         return None, None
-    return sum(figures[slot].keys for slot in slots), sum(figures[slot].bytes for slot in slots)
+    return sum(stats[slot].keys for slot in slots), sum(stats[slot].bytes for slot in slots)
 
 
 def _peak(found: Balance) -> float:
@@ -126,7 +127,7 @@ def known_size(size: float | None) -> str:
 # A job
 
 
-def job_report(state: ClusterState, figures: Figures) -> dict[str, Any]:
+def job_report(state: ClusterState, stats: StatsOfSlots) -> dict[str, Any]:
     """How far the latest job is; {"job": None} if there never was one.
 
     ``percent``: of the plan's slots that have changed owner. Rate and time left are guesses from what is done so far.
@@ -136,13 +137,12 @@ def job_report(state: ClusterState, figures: Figures) -> dict[str, Any]:
     if job is None:
         return {"job": None}
     finished = committed_moves(state, job)
-    freezes = sorted(move.freeze_ms for move in finished)
-    moving = list(state.message.moves)
+    freezes = sorted(move.freeze for move in finished)
     left = [slot for one in job.pending for slot in one.slots]
-    left += [slot for move in moving if move.phase == admin_pb2.MOVE_PHASE_STARTED for slot in move.slots]
-    keys_left, bytes_left = _sums(left, figures)
-    end = job.ended_ms or state.message.now_ms
-    seconds = max(0, end - job.started_ms) / 1000
+    left += [slot for move in state.moves if move.phase is Phase.STARTED for slot in move.slots]
+    keys_left, bytes_left = _sums(left, stats)
+    end = job.ended or state.now
+    seconds = max(0, end - job.started) / 1000
     moved = sum(move.bytes for move in finished)
     return {
         "job": {
@@ -153,7 +153,7 @@ def job_report(state: ClusterState, figures: Figures) -> dict[str, Any]:
                 "total": job.moves,
                 "done": job.done,
                 "failed": job.failed,
-                "under_way": len(moving),
+                "under_way": len(state.moves),
                 "waiting": len(job.pending),
             },
             "slots": {"total": job.slots, "done": job.done_slots, "left": len(left)},
@@ -163,7 +163,7 @@ def job_report(state: ClusterState, figures: Figures) -> dict[str, Any]:
             "rate_limit": job.rate,
             "concurrency": job.concurrency,
             "seconds": round(seconds, 1),
-            "eta_seconds": None if job.ended_ms or job.paused else _eta(job, seconds, moved, bytes_left),
+            "eta_seconds": None if job.ended or job.paused else _eta(job, seconds, moved, bytes_left),
             "freeze_ms": {
                 "moves": len(freezes),
                 "p50": percentile(freezes, 50),
@@ -177,26 +177,26 @@ def job_report(state: ClusterState, figures: Figures) -> dict[str, Any]:
                 "source": move.source,
                 "target": move.target,
                 "slots": ranges_text(move.slots),
-                "phase": admin_pb2.MovePhase.Name(move.phase).removeprefix("MOVE_PHASE_").lower(),
-                "seconds": round(max(0, state.message.now_ms - move.started_ms) / 1000, 1),
+                "phase": str(move.phase),
+                "seconds": round(max(0, state.now - move.started) / 1000, 1),
             }
-            for move in moving
+            for move in state.moves
         ],
     }
 
 
-def committed_moves(state: ClusterState, job: admin_pb2.Job) -> list[admin_pb2.FinishedMove]:
+def committed_moves(state: ClusterState, job: Job) -> list[FinishedMove]:
     """The job's moves that have changed owner, as far as they are remembered.
 
     Moves of earlier jobs are remembered too. Jobs follow one another, so this one's are the latest.
     """
-    committed = [move for move in state.message.finished if move.committed]
+    committed = [move for move in state.finished if move.committed]
     return committed[len(committed) - min(job.done, len(committed)) :]
 
 
-def job_state(job: admin_pb2.Job) -> str:
+def job_state(job: Job) -> str:
     """``running``, ``paused``, ``cancelling``, ``cancelled``, ``done`` or ``partly done``."""
-    if not job.ended_ms:
+    if job.open:
         return "cancelling" if job.cancelled else "paused" if job.paused else "running"
     if job.cancelled:
         return "cancelled"
@@ -210,7 +210,7 @@ def percentile(ordered: Sequence[int], percent: float) -> int | None:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def _eta(job: admin_pb2.Job, seconds: float, moved: int, bytes_left: int | None) -> float | None:
+def _eta(job: Job, seconds: float, moved: int, bytes_left: int | None) -> float | None:
     """Seconds left, by bytes if they say something, else by slots; None while nothing is done."""
     if seconds <= 0 or not job.done_slots:
         return None

@@ -7,13 +7,14 @@ from typing import Any, Final
 
 import click
 
+from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, Partial, Precondition, ask, command, complain, emit
 from raftkv.cli.admin.placing import Wishes, check_answers, voters_request
 from raftkv.cli.admin.survey import survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.console import Section
 from raftkv.cli.parameters import NODE
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock, sleep
 from raftkv.errors import RaftKVError
 from shards.map import META_GROUP

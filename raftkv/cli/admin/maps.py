@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
+from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import ask, command, emit
 from raftkv.cli.admin.survey import current
 from raftkv.cli.admin.text import listed, ranges_text, shortened
 from raftkv.cli.common import argument_bytes, field
 from raftkv.cli.console import Section
-from raftkv.client.admin import ClusterState
 from raftkv.client.arguments import encode_key
 from shards.slots import slot_of
 

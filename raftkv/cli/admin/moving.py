@@ -8,12 +8,13 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
+from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, ask, complain, emit
 from raftkv.cli.admin.jobs import job_report, plan_report, show_job, show_plan, start_request
-from raftkv.cli.admin.survey import figures
+from raftkv.cli.admin.survey import slot_stats
 from raftkv.cli.admin.text import parse_rate
 from raftkv.cli.admin.watch import DEFAULT_WAIT, Seen, until, wait_options
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.client.admin import AdminClient
 from shards.planner import Move, batches
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,7 +96,7 @@ async def finish(client: AdminClient, job: int, timeout: float) -> ClusterState:
         if found is None or found.id != job:
             return Seen(1, 1, "another job has begun", over=True)
         note = "paused" if found.paused else f"{found.done_slots} of {found.slots} slots"
-        return Seen(found.done_slots, found.slots, note, over=bool(found.ended_ms))
+        return Seen(found.done_slots, found.slots, note, over=bool(found.ended))
 
     return await until(client, look, title="moving slots", timeout=timeout)
 
@@ -103,7 +104,7 @@ async def finish(client: AdminClient, job: int, timeout: float) -> ClusterState:
 async def report_of(client: AdminClient, state: ClusterState) -> dict[str, Any]:
     """How far the latest job is."""
     job = state.job
-    known = {} if job is None or job.ended_ms else await figures(client, state.map)
+    known = {} if job is None or job.ended else await slot_stats(client, state.map)
     return job_report(state, known)
 
 
@@ -128,7 +129,7 @@ def carry_out(
     async def main(client: AdminClient) -> tuple[dict[str, Any], int | None, dict[str, Any] | None]:
         state = await client.state()
         moves = plan(state)
-        report = plan_report(state.map, moves, await figures(client, state.map), weights)
+        report = plan_report(state.map, moves, await slot_stats(client, state.map), weights)
         check(report)
         if dry_run or not moves:
             return report, None, None

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import Precondition
 from raftkv.cli.admin.survey import Picture, check_quorums, survey
 from raftkv.cli.admin.text import counted, listed
 from raftkv.cli.admin.watch import Seen, until
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.client.admin import AdminClient
 from raftkv.errors import ConditionFailed
 from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP, ShardMap
@@ -199,4 +200,4 @@ async def left(client: AdminClient, node: int, timeout: float) -> None:
 
 def _waiting(state: ClusterState) -> str:
     """Why the first group that waits does so."""
-    return next((f"group {one.group}: {one.waiting}" for one in state.message.wanted if one.waiting), "")
+    return next((f"group {group}: {why}" for group, why in state.waiting.items()), "")

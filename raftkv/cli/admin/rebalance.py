@@ -10,7 +10,7 @@ import click
 from raftkv.cli.admin.common import Precondition, ask, command, emit
 from raftkv.cli.admin.jobs import plan_report, show_job, show_plan
 from raftkv.cli.admin.moving import GOES_ON, RATE, Pace, carry_out, ending, finish, job_options, report_of
-from raftkv.cli.admin.survey import figures
+from raftkv.cli.admin.survey import slot_stats
 from raftkv.cli.admin.text import parse_weights
 from raftkv.cli.admin.watch import wait_options
 from raftkv.client.admin import AdminClient
@@ -51,7 +51,7 @@ def plan(weights: tuple[str, ...]) -> None:
 
     async def main(client: AdminClient) -> dict[str, Any]:
         state = await client.state()
-        known = await figures(client, state.map)
+        known = await slot_stats(client, state.map)
         return plan_report(state.map, plan_slots(state.map, chosen), known, chosen)
 
     emit(ask(main), show_plan)
@@ -163,7 +163,7 @@ def tune(rate: int | None, concurrency: int | None) -> None:
 
     async def main(client: AdminClient) -> int:
         job = (await client.state()).job
-        if job is None or job.ended_ms:
+        if job is None or job.ended:
             raise Precondition("nothing is under way")
         chosen = admin_pb2.Pace(
             concurrency=job.concurrency if concurrency is None else concurrency, rate=job.rate if rate is None else rate

@@ -10,7 +10,7 @@ import raftkv
 from raftkv.cli.admin import archive
 from raftkv.cli.admin.archive import Manifest
 from raftkv.cli.admin.common import Partial, Precondition, complain, settings
-from raftkv.cli.admin.survey import figures
+from raftkv.cli.admin.survey import slot_stats
 from raftkv.cli.admin.text import counted
 from raftkv.cli.admin.watch import progress_bar
 from raftkv.cli.loading import Loader, ProgressFile, resume
@@ -95,7 +95,7 @@ async def restore_all(
 
 async def _check_empty(client: AdminClient) -> None:
     state = await client.state()
-    found = await figures(client, state.map)
+    found = await slot_stats(client, state.map)
     if len(found) < state.map.slots:
         raise Unavailable("not all groups have a leader that answers, so it is not known whether the cluster is empty")
     keys = sum(one.keys for one in found.values())

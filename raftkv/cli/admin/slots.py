@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
+from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, complain, emit
-from raftkv.cli.admin.jobs import Figures
+from raftkv.cli.admin.jobs import StatsOfSlots
 from raftkv.cli.admin.moving import Pace, carry_out, job_options
-from raftkv.cli.admin.survey import current, figures
+from raftkv.cli.admin.survey import current, slot_stats
 from raftkv.cli.admin.text import listed, numbers_of, parse_ranges, size_text
 from raftkv.cli.console import Section
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.client.admin import AdminClient
 from shards.map import ShardMap
 from shards.planner import Move
 from shards.slots import MAX_SLOTS
@@ -44,9 +45,9 @@ def stats(top: int, by: str) -> int:
       raftkv-admin slot stats --top 5 --by operations
     """
 
-    async def main(client: AdminClient) -> tuple[ShardMap, Figures]:
+    async def main(client: AdminClient) -> tuple[ShardMap, StatsOfSlots]:
         state = await current(client)
-        return state.map, await figures(client, state.map)
+        return state.map, await slot_stats(client, state.map)
 
     report = stats_report(*ask(main), top, by)
     emit(report, show_stats)
@@ -56,7 +57,7 @@ def stats(top: int, by: str) -> int:
     return AdminExit.DONE
 
 
-def stats_report(shard_map: ShardMap, known: Figures, top: int, by: str) -> dict[str, Any]:
+def stats_report(shard_map: ShardMap, known: StatsOfSlots, top: int, by: str) -> dict[str, Any]:
     """The ``top`` slots ``by`` keys, bytes or operations, and sums."""
     ordered = sorted(known.values(), key=lambda one: (-int(getattr(one, by)), one.slot))
     groups = []

@@ -1,4 +1,4 @@
-"""Looking at a whole cluster: its state, what each node says, and the figures of the slots."""
+"""Looking at a whole cluster: its state, what each node says, and the stats of the slots."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from raftkv.api.status import ClusterState, NodeStatus, ReplicaStatus, Role, SlotStats
 from raftkv.cli.admin.common import Precondition, complain
 from raftkv.cli.admin.text import listed
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.client.admin import AdminClient
 from raftkv.errors import RaftKVError
-from raftkv.v1 import admin_pb2
 from shards.map import ShardMap
 
-Said = admin_pb2.GetStatusResponse | str
+Said = NodeStatus | str
 """What a node said of itself, or why nothing is known of it."""
 
 
@@ -24,17 +24,17 @@ class Picture:
     state: ClusterState
     said: Mapping[int, Said]
 
-    def status(self, node: int) -> admin_pb2.GetStatusResponse | None:
+    def status(self, node: int) -> NodeStatus | None:
         """What ``node`` said, None if it could not be asked."""
         said = self.said.get(node)
-        return said if isinstance(said, admin_pb2.GetStatusResponse) else None
+        return said if isinstance(said, NodeStatus) else None
 
     @property
     def alive(self) -> frozenset[int]:
         """Nodes that answer."""
         return frozenset(node for node in self.said if self.status(node) is not None)
 
-    def replica(self, group: int, node: int) -> admin_pb2.ReplicaStatus | None:
+    def replica(self, group: int, node: int) -> ReplicaStatus | None:
         """The replica of ``group`` at ``node``, None if there is none or the node does not answer."""
         status = self.status(node)
         return None if status is None else next((one for one in status.replicas if one.group == group), None)
@@ -43,7 +43,7 @@ class Picture:
         """The node that leads ``group`` in the newest term that anyone reports, None if none does."""
         replicas = [(node, found) for node in self.said if (found := self.replica(group, node)) is not None]
         newest = max((one.term for _, one in replicas), default=0)
-        leading = [node for node, one in replicas if one.role == admin_pb2.ROLE_LEADER and one.term == newest]
+        leading = [node for node, one in replicas if one.role is Role.LEADER and one.term == newest]
         return leading[0] if leading else None
 
 
@@ -84,22 +84,22 @@ def checked(shard_map: ShardMap, node: int, said: Said) -> Said:
     return said
 
 
-async def figures(client: AdminClient, shard_map: ShardMap) -> dict[int, admin_pb2.SlotFigures]:
-    """Slot -> its figures at the leader of its group; slots of groups without a leader that answers are missing."""
+async def slot_stats(client: AdminClient, shard_map: ShardMap) -> dict[int, SlotStats]:
+    """Slot -> its stats at the leader of its group; slots of groups without a leader that answers are missing."""
 
-    async def one(address: str) -> list[admin_pb2.SlotFigures]:
+    async def one(address: str) -> list[SlotStats]:
         try:
             return await client.slots(address)
         except RaftKVError:
             return []
 
     answers = await asyncio.gather(*(one(node.address) for node in shard_map.nodes))
-    return owned_figures(shard_map, (one for answer in answers for one in answer))
+    return owned_stats(shard_map, (one for answer in answers for one in answer))
 
 
-def owned_figures(shard_map: ShardMap, found: Iterable[admin_pb2.SlotFigures]) -> dict[int, admin_pb2.SlotFigures]:
+def owned_stats(shard_map: ShardMap, found: Iterable[SlotStats]) -> dict[int, SlotStats]:
     """One of each slot: its owner's, if that has told some. While a slot moves, two groups have it."""
-    chosen: dict[int, admin_pb2.SlotFigures] = {}
+    chosen: dict[int, SlotStats] = {}
     for one in found:
         if one.slot < shard_map.slots and (one.slot not in chosen or shard_map.owners[one.slot] == one.group):
             chosen[one.slot] = one

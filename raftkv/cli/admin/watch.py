@@ -9,10 +9,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 import click
 from rich.progress import Progress, TaskProgressColumn, TimeElapsedColumn
 
+from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import Partial
 from raftkv.cli.console import make_progress
 from raftkv.cli.parameters import Duration, duration_text
-from raftkv.client.admin import AdminClient, ClusterState
+from raftkv.client.admin import AdminClient
 from raftkv.clock import Clock, SystemClock, sleep
 from raftkv.errors import DeadlineExceeded, Unavailable
 

@@ -1,0 +1,215 @@
+"""The service Admin: what clients and operators ask about the cluster, and what operators change."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from raftkv.api.failures import failure_of
+from raftkv.api.messages import fields_of, map_message, state_message, status_message
+from raftkv.api.status import ClusterState
+from raftkv.commands.base import GroupCommand
+from raftkv.commands.group import Check
+from raftkv.commands.members import Transfer
+from raftkv.commands.meta import ChangeCluster, ReadCluster
+from raftkv.commands.results import ClusterReport, Result
+from raftkv.errors import Code, RaftKVError
+from raftkv.frontend.grpc.guard import abort, budget_of
+from raftkv.frontend.port import answer_to
+from raftkv.store.codec import pack, unpack
+from raftkv.store.meta_state import MetaState
+from raftkv.v1 import admin_pb2, admin_pb2_grpc
+from shards.map import META_GROUP, ShardMap
+from shards.slots import rule_refusal
+
+if TYPE_CHECKING:
+    from grpc import aio
+
+    from raftkv.frontend.port import AdminPort
+
+    Context = aio.ServicerContext[Any, Any]
+
+_ONE_ARGUMENT: Final[dict[str, str]] = {
+    "pause": "pause",
+    "remove_group": "remove group",
+    "undrain_node": "undrain",
+    "remove_node": "remove node",
+}
+_TOKEN_BYTES: Final = 16
+_SLOTS_AT_ONCE: Final = 512
+_CHECK_BITS: Final = 48
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """Any node answers for the whole cluster, but for GetStatus, GetSlots and GetDigests, which are its own."""
+
+    def __init__(self, node: AdminPort) -> None:
+        self._node = node
+        self._map_answer = _MapAnswer()
+        self._state_wire = b""
+        self._state = MetaState()
+        self._slots: asyncio.Task[admin_pb2.GetSlotsResponse] | None = None
+
+    async def GetMap(self, request: admin_pb2.GetMapRequest, context: Context) -> admin_pb2.GetMapResponse:
+        await _check_rule(request, context)
+        known = self._node.cluster_map()
+        if known is None:
+            await abort(context, Result(int(Code.UNAVAILABLE), detail="the node does not know the shard map yet"))
+        return self._map_message(known)
+
+    def _map_message(self, known: ShardMap) -> admin_pb2.GetMapResponse:
+        return self._map_answer.message(known, self._node.leaders())
+
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
+        return status_message(self._node.status())
+
+    async def GetState(self, request: admin_pb2.GetStateRequest, context: Context) -> admin_pb2.GetStateResponse:
+        await _check_rule(request, context)
+        now, state = await self._meta_state(context)
+        assert state.map is not None
+        found = ClusterState(
+            state.map,
+            {},
+            vouched=True,
+            now=now,
+            job=state.job,
+            moves=tuple(state.moves.values()),
+            finished=state.finished,
+            wanted=state.wanted,
+            waiting=self._node.waiting(),
+            draining=frozenset(state.draining),
+        )
+        return state_message(found, self._map_message(state.map))
+
+    async def Change(self, request: admin_pb2.ChangeRequest, context: Context) -> admin_pb2.ChangeResponse:
+        token = request.token or secrets.token_bytes(_TOKEN_BYTES)
+        arguments = _change_arguments(request)
+        if arguments is None or len(token) != _TOKEN_BYTES:
+            await abort(
+                context, Result(int(Code.INVALID_ARGUMENT), detail="a change and a token of 16 bytes are wanted")
+            )
+        result = await self._ask(context, ChangeCluster(META_GROUP, token, arguments[0], pack(arguments[1:])))
+        return admin_pb2.ChangeResponse(id=result.number)
+
+    async def Join(self, request: admin_pb2.JoinRequest, context: Context) -> admin_pb2.JoinResponse:
+        await _check_rule(request, context)
+        known = self._node.cluster_map()
+        if known is not None and request.cluster_id not in ("", known.cluster_id):
+            text = f"this is cluster {known.cluster_id}, not {request.cluster_id}"
+            await abort(context, Result(int(Code.WRONG_CLUSTER), detail=text))
+        if not request.incarnation:
+            await abort(context, Result(int(Code.INVALID_ARGUMENT), detail="the data folder's incarnation is missing"))
+        # A folder joins once, however often it asks.
+        arguments = pack([request.address, request.peer_address, request.incarnation])
+        joining = ChangeCluster(META_GROUP, secrets.token_bytes(_TOKEN_BYTES), "add node", arguments)
+        result = await self._ask(context, joining)
+        _, state = await self._meta_state(context)
+        assert state.map is not None
+        return admin_pb2.JoinResponse(
+            node=result.number,
+            map=self._map_message(state.map),
+            **fields_of(self._node.settings()),
+        )
+
+    async def Transfer(self, request: admin_pb2.TransferRequest, context: Context) -> admin_pb2.TransferResponse:
+        await self._ask(context, Transfer(request.group, request.node))
+        return admin_pb2.TransferResponse()
+
+    async def GetSlots(self, request: admin_pb2.GetSlotsRequest, context: Context) -> admin_pb2.GetSlotsResponse:
+        # Whoever asks meanwhile gets the same answer.
+        if self._slots is None or self._slots.done():
+            self._slots = asyncio.create_task(self._collect_slots())
+        return await asyncio.shield(self._slots)
+
+    async def _collect_slots(self) -> admin_pb2.GetSlotsResponse:
+        answer = admin_pb2.GetSlotsResponse()
+        for at, one in enumerate(self._node.slot_stats(), start=1):
+            answer.slots.add(slot=one.slot, group=one.group, keys=one.keys, bytes=one.bytes, operations=one.operations)
+            if at % _SLOTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return answer
+
+    async def StartCheck(self, request: admin_pb2.StartCheckRequest, context: Context) -> admin_pb2.StartCheckResponse:
+        check = secrets.randbits(_CHECK_BITS) + 1
+        await self._ask(context, Check(request.group, check))
+        return admin_pb2.StartCheckResponse(check=check)
+
+    async def GetDigests(self, request: admin_pb2.GetDigestsRequest, context: Context) -> admin_pb2.GetDigestsResponse:
+        found = self._node.digests(request.group, request.check)
+        if found is None:
+            return admin_pb2.GetDigestsResponse()
+        return admin_pb2.GetDigestsResponse(done=True, **fields_of(found))
+
+    async def ReadSnapshot(
+        self, request: admin_pb2.ReadSnapshotRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.ReadSnapshotResponse]:
+        try:
+            async for chunk in self._node.read_snapshot(request.group):
+                yield admin_pb2.ReadSnapshotResponse(chunk=chunk)
+        except RaftKVError as problem:
+            await abort(context, failure_of(problem))
+
+    async def _meta_state(self, context: Context) -> tuple[int, MetaState]:
+        result = await self._ask(context, ReadCluster(META_GROUP))
+        report = result.answer
+        assert isinstance(report, ClusterReport)
+        if report.state != self._state_wire:
+            self._state, self._state_wire = MetaState.from_wire(unpack(report.state)), report.state
+        return report.time, self._state
+
+    async def _ask(self, context: Context, op: GroupCommand) -> Result:
+        result = await answer_to(self._node.submit, op, budget_of(context))
+        if result.code != Code.OK:
+            await abort(context, result)
+        return result
+
+
+async def _check_rule(
+    request: admin_pb2.GetMapRequest | admin_pb2.GetStateRequest | admin_pb2.JoinRequest, context: Context
+) -> None:
+    """Whoever gets a map must place keys by its rule."""
+    if refusal := rule_refusal(request.slot_rule):
+        await abort(context, Result(int(Code.WRONG_VERSION), detail=refusal))
+
+
+def _change_arguments(request: admin_pb2.ChangeRequest) -> list[Any] | None:
+    """Verb and arguments of the meta group's command, None if the request asks for nothing."""
+    kind = request.WhichOneof("change")
+    if kind == "start_plan":
+        plan = request.start_plan
+        moves = [[list(move.slots), move.source, move.target] for move in plan.moves]
+        return ["plan", plan.epoch, moves, plan.concurrency, plan.rate]
+    if kind == "change_voters":
+        return ["want", request.change_voters.epoch, _wishes(request.change_voters.groups)]
+    if kind == "drain_node":
+        return ["drain", request.drain_node.epoch, request.drain_node.node, _wishes(request.drain_node.groups)]
+    if kind == "pace":
+        return ["tune", request.pace.concurrency, request.pace.rate]
+    if kind == "add_group":
+        return ["add group", list(request.add_group.voters)]
+    if kind == "cancel":
+        return ["cancel"]
+    if kind is not None and kind in _ONE_ARGUMENT:
+        return [_ONE_ARGUMENT[kind], getattr(request, kind)]
+    return None
+
+
+def _wishes(groups: Iterable[admin_pb2.WantedVoters]) -> list[Any]:
+    return [[one.group, list(one.voters)] for one in groups]
+
+
+class _MapAnswer:
+    """The map as a message, made once for each map and its leaders: with many slots it takes tens of milliseconds."""
+
+    def __init__(self) -> None:
+        self._of: tuple[ShardMap, dict[int, int]] | None = None
+        self._message = admin_pb2.GetMapResponse()
+
+    def message(self, known: ShardMap, leaders: dict[int, int]) -> admin_pb2.GetMapResponse:
+        """Not to be changed."""
+        if self._of != (known, leaders):
+            self._message = map_message(known, leaders)
+            self._of = (known, leaders)
+        return self._message

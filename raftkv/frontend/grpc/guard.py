@@ -1,0 +1,226 @@
+"""What every RPC passes before its service sees it: bad bytes, and shares of calls and of bytes for answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from raftkv.api.failures import overloaded, with_retry
+from raftkv.api.grpc_status import grpc_status_of
+from raftkv.commands.registry import CLIENT_COMMANDS
+from raftkv.commands.results import Result
+from raftkv.errors import Code
+from raftkv.limits import DEFAULT_TIMEOUT, LEAST_HELD_BYTES, MAX_TIMEOUT
+
+if TYPE_CHECKING:
+    from grpc import aio
+
+    from raftkv.clock import Clock
+    from raftkv.frontend.shares import Shares
+
+    Context = aio.ServicerContext[Any, Any]
+
+_SMALL: Final = 16 * 1024
+"""Bytes of an answer that are not counted."""
+_READS: Final = frozenset(kind.rpc for kind in CLIENT_COMMANDS.values() if kind.reads)
+_UNKNOWN: Final = LEAST_HELD_BYTES
+"""Bytes held for the answer to a read until its size is known: so few are under way that large ones can be borne."""
+_REMEMBERED: Final = 1024
+"""Connections whose sizes of answers are remembered."""
+_COPIES: Final = 3
+"""How often an answer exists while it is sent: as a result, as a message, and as what gRPC sends."""
+
+
+async def abort(context: Context, result: Result) -> NoReturn:
+    """End the RPC with what ``result``, a failure, says."""
+    status, text, metadata = grpc_status_of(with_retry(result))
+    await context.abort(status, text, metadata)
+    raise grpc.RpcError(text)  # never reached: abort raises
+
+
+def budget_of(context: Context) -> float:
+    """Seconds that the client gives the RPC."""
+    remaining: float | None = context.time_remaining()
+    return DEFAULT_TIMEOUT if remaining is None else min(max(remaining, 0.001), MAX_TIMEOUT)
+
+
+def on_end(context: Context, call: Callable[[], None]) -> None:
+    """Call ``call`` once the RPC is over: what was answered has been sent, or its client is gone."""
+    context.add_done_callback(lambda _: call())  # type: ignore[arg-type]  # the stubs want more than a function
+
+
+class _Malformed:
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+
+    def result(self) -> Result:
+        return Result(int(Code.INVALID_ARGUMENT), detail=f"malformed message: {self.problem}")
+
+
+class _Held:
+    """What one call holds for its answer."""
+
+    __slots__ = ("_peer", "_shares", "size")
+
+    def __init__(self, shares: Shares, peer: str) -> None:
+        self._shares = shares
+        self._peer = peer
+        self.size = 0
+
+    async def reserve(self, size: int, timeout: float) -> bool:
+        """Hold ``size`` bytes, when there is room. False if there was none in time."""
+        self.release()
+        if not await self._shares.acquire(self._peer, size, timeout):
+            return False
+        self.size = size
+        return True
+
+    def grow(self, size: int) -> bool:
+        """Hold ``size`` bytes, at once. False if there is no room for it."""
+        if self._shares.room(self._peer) < size - self.size:
+            return False
+        self.shrink(size)
+        return True
+
+    def shrink(self, size: int) -> None:
+        """Hold ``size`` bytes."""
+        self._shares.take(self._peer, size - self.size)
+        self.size = size
+
+    def release(self) -> None:
+        """Hold nothing."""
+        if self.size:
+            self.shrink(0)
+
+
+class Guard:
+    """Stands where services register for the server, and passes their methods on.
+
+    ``calls`` and ``answers`` are shared by the connections; answers are counted until their RPC is over. A method is
+    called again when its answer was too large for what was free, so an answer must not be large if its RPC changes
+    something.
+    The Pipeline gets its requests as bytes and keeps to its shares by itself.
+    """
+
+    def __init__(self, server: Any, calls: Shares, answers: Shares, clock: Clock) -> None:
+        self._server = server
+        self._calls = calls
+        self.answers = answers
+        self._clock = clock
+        self._expected: dict[str, int] = {}
+        self.sending: dict[object, tuple[str, float]] = {}
+        """Of each large answer: who has to read it, and when it was ready."""
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Nothing: the methods come by :meth:`add_registered_method_handlers` too."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """As of a server."""
+        self._server.add_registered_method_handlers(
+            service, {name: self._guarded(name, handler) for name, handler in handlers.items()}
+        )
+
+    def _guarded(self, name: str, handler: Any) -> Any:
+        if name == "Pipeline":
+            return handler._replace(request_deserializer=None)
+        read = handler.request_deserializer
+
+        def deserialize(data: bytes) -> Any:
+            try:
+                return read(data)
+            except DecodeError as error:
+                return _Malformed(str(error))
+
+        changed: dict[str, Any] = {"request_deserializer": deserialize}
+        if handler.unary_unary is not None:
+            changed["unary_unary"] = self._unary(handler.unary_unary, _UNKNOWN if name in _READS else 0)
+        elif handler.unary_stream is not None:
+            changed["unary_stream"] = self._streaming(handler.unary_stream)
+        elif handler.stream_stream is not None:
+            changed["stream_stream"] = self._both_streaming(handler.stream_stream)
+        return handler._replace(**changed)
+
+    async def _enter(self, context: Context, size: int = 0) -> str:
+        """Take a call, and ``size`` bytes of a request, as shares of the connection until the RPC is over."""
+        peer = context.peer()
+        if size > _SMALL and self.answers.room(peer) < size:
+            await abort(context, overloaded("this connection has too much under way"))
+        if not await self._calls.acquire(peer, 1, budget_of(context)):
+            await abort(context, overloaded("too many calls of this connection are under way"))
+        on_end(context, lambda: self._calls.take(peer, -1))
+        if size > _SMALL:
+            self.answers.take(peer, size)
+            on_end(context, lambda: self.answers.take(peer, -size))
+        return peer
+
+    def _unary(
+        self, method: Callable[[Any, Context], Awaitable[Any]], least: int
+    ) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:
+            if type(request) is _Malformed:
+                await abort(context, request.result())
+            peer = await self._enter(context, request.ByteSize())
+            held = _Held(self.answers, peer)
+            on_end(context, held.release)
+            expected = max(least, self._expected.get(peer, 0))
+            while True:
+                if expected > _SMALL and not await held.reserve(expected, budget_of(context)):
+                    await abort(context, overloaded("this connection has too many answers to read"))
+                answer = await method(request, context)
+                size: int = answer.ByteSize() * _COPIES
+                if size <= max(_SMALL, held.size) or held.grow(size):
+                    break
+                # It is read again when there is room, so that none waits in memory that is not counted.
+                del answer
+                expected = size
+            self._expect(peer, size)
+            if size > _SMALL:
+                held.shrink(size)
+                self.sending[held] = (peer, self._clock.now())
+                on_end(context, partial(self.sending.__delitem__, held))
+            else:
+                held.release()
+            return answer
+
+        return call
+
+    def _expect(self, peer: str, size: int) -> None:
+        """The next answer to ``peer`` may be as large: with many under way, it is too late to look when they come."""
+        size = max(size, self._expected.pop(peer, 0) * 7 // 8)
+        if size > _SMALL:
+            self._expected[peer] = size
+            if len(self._expected) > _REMEMBERED:
+                del self._expected[next(iter(self._expected))]
+
+    def _streaming(
+        self, method: Callable[[Any, Context], AsyncIterator[Any]]
+    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            if type(request) is _Malformed:
+                await abort(context, request.result())
+            await self._enter(context)
+            async for answer in method(request, context):
+                yield answer
+
+        return call
+
+    def _both_streaming(
+        self, method: Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]
+    ) -> Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]:
+        async def call(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            await self._enter(context)
+
+            async def checked() -> AsyncIterator[Any]:
+                async for request in requests:
+                    if type(request) is _Malformed:
+                        await abort(context, request.result())
+                    yield request
+
+            async for answer in method(checked(), context):
+                yield answer
+
+        return call

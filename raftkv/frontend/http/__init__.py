@@ -1,0 +1,1 @@
+"""Metrics and probes of a node over HTTP."""
