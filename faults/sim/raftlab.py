@@ -25,6 +25,7 @@ from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig, RaftGroup
 from raftkv.raft.entries import pack_batch
+from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import FIRST_INDEX
 from raftkv.raft.messages import Type
 
@@ -144,6 +145,13 @@ class Replica:
             raise LabError(f"node {self.node} is dead")
         return self.group
 
+    @property
+    def lead(self) -> Leadership:
+        lead = self.raft.consensus.lead
+        if lead is None:
+            raise LabError(f"node {self.node} does not lead")
+        return lead
+
     def _tick_for_ever(self) -> None:
         self.raft.tick()
         self.wal.flush()
@@ -211,9 +219,8 @@ class Replica:
         self.raft.change_members(voters, lambda result: outcome.sink([result]))
         asked = self.raft.membership._asked
         if asked is not None and heard:
-            self.raft._progress[asked.newcomer].matched = asked.seq + 1
-            self.raft.step()
-        self.wake()
+            self.lead.followers[asked.newcomer].matched = asked.seq + 1
+        self.raft.step()
         return outcome
 
     def commands(self) -> list[bytes]:

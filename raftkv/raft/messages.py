@@ -53,6 +53,13 @@ OF_ELECTIONS: Final = frozenset((Type.PREVOTE, Type.PREVOTE_REPLY, Type.VOTE, Ty
 
 OF_LOSSES: Final = frozenset((Type.LOST, Type.BARRED))
 
+WAITS: Final = tuple(
+    kind in (Type.ACK, Type.STALE, Type.PREVOTE_REPLY, Type.VOTE, Type.VOTE_REPLY, Type.TIMEOUT_NOW, Type.BARRED)
+    for kind in range(max(Type) + 1)
+)
+"""By type: whether a message waits for the disk, since it speaks of entries, terms or votes of its sender. The others
+say what a leader has, ask, or hold data that is durable."""
+
 _INT = (int,)
 _MAX_INT: Final = 2**62
 """Terms, indexes and numbers stay far below; one more than any of them still fits msgpack's integers."""
