@@ -310,8 +310,9 @@ _tick = Consensus.tick
 def offers_again(replica: Consensus, now: float) -> bool:
     """A leader offers its snapshot to everybody, also to followers that hold all of it."""
     due, lead = _tick(replica, now), replica.lead
-    for peer, progress in () if lead is None else lead.counted.items():
-        lead.offer(peer, progress)
+    if lead is not None:
+        for peer, progress in lead.counted.items():
+            lead.offer(peer, progress)
     return due or lead is not None
 
 

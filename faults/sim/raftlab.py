@@ -15,10 +15,11 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgpack
 
+from faults.sim.persisted import Persisted
 from faults.sim.raftparts import STEPS, Disk, LabClock, LabError, LabFiles, LabWal, Machine, World
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result
@@ -28,6 +29,7 @@ from raftkv.raft.entries import pack_batch
 from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import FIRST_INDEX
 from raftkv.raft.messages import Type
+from raftkv.raft.ready import Ready
 
 GROUP: Final = 7
 _TICK: Final = 0.02
@@ -112,12 +114,25 @@ class Replica:
             wake=self.wake,
             fatal=self.fatal.append,
         )
+        self._assert_on_values(self.group)
         self.group.set_learners(self.learners)
         self.wal.listeners += [self._release, self.group.on_durable]
         lab.on_started(self)
         if not lab.by_hand:
             self._tick_for_ever()
         self.wake()
+
+    def _assert_on_values(self, group: RaftGroup) -> None:
+        """Persist before send, on all that its steps say."""
+        log, step = group.log, group.consensus.step
+        persisted = Persisted(self.node, log.term, log.vote, log.last_index)
+
+        def watched(now: float) -> Ready:
+            ready = step(now)
+            persisted.take(ready)
+            return ready
+
+        cast(Any, group.consensus).step = watched
 
     def kill(self, *, keep: int | None = None) -> None:
         """Kill -9 or power loss: the WAL keeps what was durable and ``keep`` records (None: any) of a write begun."""

@@ -28,7 +28,8 @@ from raftkv.raft.lost import LostEntries
 from raftkv.raft.membership import ChangeDone, Membership
 from raftkv.raft.messages import ANSWERS, OF_ELECTIONS, Type
 from raftkv.raft.proposals import OpenEntry, Proposal, Proposals
-from raftkv.raft.ready import Committed, Entry, Offer, Outputs, ReadDone, Ready
+from raftkv.raft.reads import ReadDone
+from raftkv.raft.ready import Committed, Entry, Offer, Outputs, Ready
 
 _APPLY_BYTES: Final = 1024 * 1024
 """Handed out to be applied in one step; the rest waits for the next, so that heartbeats go on while a node catches
@@ -151,11 +152,14 @@ class Consensus:
         elif self.membership.change(self.lead, voters, done, now + self._config.election_max):
             self._follow_members()
 
-    def set_learners(self, nodes: Sequence[int], now: float) -> None:
-        """The nodes that hold the log without a vote, all of them. Voters among them are passed over."""
+    def set_learners(self, nodes: Sequence[int], now: float) -> bool:
+        """The nodes that hold the log without a vote, all of them. Voters among them are passed over. Returns whether
+        that changes anything."""
         self.core.now = now
-        if self.membership.set_learners(nodes):
+        changed = self.membership.set_learners(nodes)
+        if changed:
             self._follow_members()
+        return changed
 
     def transfer(self, target: int, now: float) -> bool:
         """Hand the leadership to ``target``, as soon as it holds the whole log. Returns whether it was started."""

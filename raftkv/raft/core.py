@@ -27,7 +27,8 @@ from pysyncobj.version import VERSION
 
 from raftkv.errors import RaftKVError
 from raftkv.raft.config import RaftConfig
-from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
+from raftkv.raft.log import BrokenInvariant, GroupLog
+from raftkv.raft.ready import Entry
 
 FOLLOWER: Final = 0
 CANDIDATE: Final = 1

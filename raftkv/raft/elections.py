@@ -99,19 +99,19 @@ class Elections:
     def receive(self, peer: int, kind: int, fields: list[Any], contact: float | None) -> None:
         """``contact``: on a leader, the latest moment after which a majority has heard it."""
         if kind == Type.PREVOTE:
-            self._on_prevote(peer, *fields, contact)
+            self._on_prevote(peer, self._sticky(contact), *fields)
         elif kind == Type.PREVOTE_REPLY:
             self._on_prevote_reply(peer, *fields)
         elif kind == Type.VOTE:
-            self._on_vote(peer, *fields, contact)
+            self._on_vote(peer, self._sticky(contact), *fields)
         elif kind == Type.VOTE_REPLY:
             self._on_vote_reply(peer, *fields)
         elif kind == Type.TIMEOUT_NOW:
             self._on_timeout_now(peer, *fields)
 
-    def _on_prevote(self, peer: int, term: int, last_index: int, last_term: int, contact: float | None) -> None:
+    def _on_prevote(self, peer: int, sticky: bool, term: int, last_index: int, last_term: int) -> None:
         core = self._core
-        granted = term > core.term() and self._may_elect(last_term, last_index) and not self._sticky(contact)
+        granted = term > core.term() and self._may_elect(last_term, last_index) and not sticky
         self._outputs.send(peer, [self._group, Type.PREVOTE_REPLY, term, granted, core.term()])
 
     def _may_elect(self, last_term: int, last_index: int) -> bool:
@@ -128,13 +128,11 @@ class Elections:
             if self._majority(len(self.prevotes)):
                 self.campaign(transfer=False)
 
-    def _on_vote(
-        self, peer: int, term: int, last_index: int, last_term: int, transfer: bool, contact: float | None
-    ) -> None:
+    def _on_vote(self, peer: int, sticky: bool, term: int, last_index: int, last_term: int, transfer: bool) -> None:
         core = self._core
         if term < core.term():
             self._outputs.send(peer, [self._group, Type.STALE, core.term()])
-        elif transfer or not self._sticky(contact):
+        elif transfer or not sticky:
             if not self._may_elect(last_term, last_index):
                 core.adopt_term(term)
             elif core.receive_vote_request(peer, term, last_index, last_term):

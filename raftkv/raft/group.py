@@ -25,7 +25,8 @@ from raftkv.raft.membership import ChangeDone, Members
 from raftkv.raft.messages import Type, check
 from raftkv.raft.ports import LogWriter, Outbox, StateMachine
 from raftkv.raft.proposals import Done, OpenEntry, Proposal
-from raftkv.raft.ready import Committed, Entry, ReadDone, Ready
+from raftkv.raft.reads import ReadDone
+from raftkv.raft.ready import Committed, Entry, Ready
 from raftkv.raft.snapshots import GroupSnapshots, SnapshotFiles, align
 from raftkv.raft.status import GroupStatus, status_of
 
@@ -197,13 +198,14 @@ class RaftGroup:
 
     def set_learners(self, nodes: Sequence[int]) -> None:
         """The nodes that hold the log without a vote, all of them. Voters among them are passed over."""
-        self.consensus.set_learners(nodes, self._clock.now())
-        self._wake()
+        if self.consensus.set_learners(nodes, self._clock.now()):
+            self._wake()
 
     def transfer(self, target: int) -> bool:
         """Hand the leadership to ``target``, as soon as it holds the whole log. Returns whether it was started."""
         started = self.consensus.transfer(target, self._clock.now())
-        self._wake()
+        if started:
+            self._wake()
         return started
 
     # -- events

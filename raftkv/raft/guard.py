@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
+from raftkv.raft.log import BrokenInvariant, GroupLog
+from raftkv.raft.ready import Entry
 
 
 class Judgement(NamedTuple):

@@ -13,8 +13,8 @@ from raftkv.raft.core import Core
 from raftkv.raft.log import BrokenInvariant, GroupLog
 from raftkv.raft.lost import LostEntries
 from raftkv.raft.messages import Type
-from raftkv.raft.reads import ReadQueue
-from raftkv.raft.ready import Outputs, ReadDone
+from raftkv.raft.reads import ReadDone, ReadQueue
+from raftkv.raft.ready import Outputs
 from raftkv.raft.replication import Progress, majority_value
 
 

@@ -550,7 +550,7 @@ def test_a_vote_survives_a_crash() -> None:
         end = end_of_log(node)
         await world.breaks(world.leader(), lambda group: group.transfer(node.id))
         await until(lambda: world.group(node.id).leads())
-        term = world.group(node.id)._lead_term
+        term = world.group(node.id).core.term()
         assert world.problems == []
         promises.before_crash(node)
         world.cluster.kill(node.id, power_loss=True)

@@ -7,9 +7,9 @@ import pytest
 from faults.sim.raftlab import GROUP, Envelope, Lab, Replica, append, batch
 from raftkv import limits
 from raftkv.raft import RaftConfig
-from raftkv.raft.log import Entry, GroupLog
+from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
-from raftkv.raft.ready import Outputs
+from raftkv.raft.ready import Entry, Outputs
 
 PIPELINED = RaftConfig(max_open_entries=10_000)
 

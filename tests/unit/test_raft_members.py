@@ -210,13 +210,14 @@ def test_a_change_whose_leader_is_lost_is_unknown() -> None:
 
 
 def test_a_callers_mistake_is_not_the_groups(caplog: pytest.LogCaptureFixture) -> None:
-    _, leader = led()
+    lab, leader = led()
 
     def fail(_: Any) -> None:
         raise ValueError("mistake")
 
     leader.raft.change_members((1, 2, 3), fail)
-    assert "receiver of a change's outcome failed" in caplog.text
+    lab.run(0.0)
+    assert "receiver of results failed" in caplog.text
     assert leader.raft.leads()
 
 

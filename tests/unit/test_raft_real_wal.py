@@ -11,7 +11,8 @@ from faults.sim.raftparts import LabFiles, Machine
 from faults.sim.raftstorm import MemberStorm
 from faults.sim.worker import SimWorker
 from raftkv.raft import RaftConfig
-from raftkv.raft.log import FIRST_INDEX, Entry
+from raftkv.raft.log import FIRST_INDEX
+from raftkv.raft.ready import Entry
 from raftkv.raft.snapshots import align
 from raftkv.storage.wal import Wal
 

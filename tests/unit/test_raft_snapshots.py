@@ -11,8 +11,8 @@ from raftkv import limits
 from raftkv.errors import Code, CorruptData
 from raftkv.raft import RaftConfig, guard
 from raftkv.raft.leadership import Leadership
-from raftkv.raft.log import Entry
 from raftkv.raft.messages import Type
+from raftkv.raft.ready import Entry
 from raftkv.raft.snapshots import GroupSnapshots, align
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
