@@ -140,7 +140,7 @@ class Outputs:
     def refuse(self, proposals: Sequence[Proposal], refusal: Result) -> None:
         for proposal in proposals:
             proposal.waiting = False
-            self.answer(proposal.done, [refusal] * len(proposal.ops))
+            self.answer(proposal.answer, [refusal] * len(proposal.ops))
 
     def note(self, level: int, text: str) -> None:
         self._notes.append((level, text))
