@@ -21,12 +21,11 @@ from raftkv.raft.config import RaftConfig
 from raftkv.raft.configurations import CONFIG
 from raftkv.raft.core import LEADER, Core
 from raftkv.raft.elections import Elections
-from raftkv.raft.entries import is_batch
 from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import GroupLog
 from raftkv.raft.lost import LostEntries
 from raftkv.raft.membership import ChangeDone, Membership
-from raftkv.raft.messages import ANSWERS, OF_ELECTIONS, Type
+from raftkv.raft.messages import ACK, ANSWERS, APPEND, OF_ELECTIONS, Type
 from raftkv.raft.proposals import OpenEntry, Proposal, Proposals
 from raftkv.raft.reads import ReadDone
 from raftkv.raft.ready import Committed, Entry, Offer, Outputs, Ready
@@ -259,7 +258,7 @@ class Consensus:
         for command, index, _ in self.log.between(first, commit + 1, _APPLY_BYTES):
             if command.startswith(CONFIG):
                 self.membership.committed(index)
-            committed.append(Committed(index, command, self.proposals.close(index) if is_batch(command) else None))
+            committed.append(Committed(index, command, self.proposals.close(index)))
         self._handed += len(committed)
         return committed
 
@@ -286,11 +285,12 @@ class Consensus:
         kind, fields = message[1], message[2:]
         if kind in ANSWERS and not self.membership.knows(peer):
             return
-        if kind == Type.APPEND:
+        if kind == APPEND:
             self._on_append(peer, *fields)
-        elif kind == Type.ACK:
-            core.adopt_term(fields[0])
-            if self.lead is not None and core.role() == LEADER:
+        elif kind == ACK:
+            if fields[0] > core.term():
+                core.adopt_term(fields[0])
+            elif self.lead is not None:
                 self.lead.on_ack(peer, *fields)
         elif kind == Type.HEARD:
             if self.lead is not None:
@@ -341,7 +341,7 @@ class Consensus:
             outputs.send(peer, [self.group, Type.HEARD, term, seq])
         self._replies += 1
         stored = (self._start, self._replies)
-        outputs.send(peer, [self.group, Type.ACK, term, seq, epoch, matches, index, self.log.last_index, stored])
+        outputs.send(peer, [self.group, ACK, term, seq, epoch, matches, index, self.log.last_index, stored])
 
     def _on_offer(self, peer: int, term: int, index: int, snapshot_term: int, size: int) -> None:
         if not self._follow(peer, term):

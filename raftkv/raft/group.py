@@ -22,7 +22,7 @@ from raftkv.raft.consensus import Consensus
 from raftkv.raft.entries import is_batch, prepared, unpack_batch
 from raftkv.raft.log import BrokenInvariant
 from raftkv.raft.membership import ChangeDone, Members
-from raftkv.raft.messages import Type, check
+from raftkv.raft.messages import ANSWERS, OF_SNAPSHOTS, check
 from raftkv.raft.ports import LogWriter, Outbox, StateMachine
 from raftkv.raft.proposals import Done, OpenEntry, Proposal
 from raftkv.raft.reads import ReadDone
@@ -216,8 +216,9 @@ class RaftGroup:
             return True
         if not check(message):
             return False
-        if message[1] == Type.SNAPSHOT_CHUNK or (message[1] == Type.SNAPSHOT_PULL and self.membership.knows(peer)):
-            self.snapshots.receive(peer, message)
+        if message[1] in OF_SNAPSHOTS:
+            if self.membership.knows(peer) or message[1] not in ANSWERS:
+                self.snapshots.receive(peer, message)
         else:
             self.consensus.receive(peer, message, self._clock.now())
         return True
@@ -305,12 +306,10 @@ class RaftGroup:
 
     def _apply_entry(self, command: bytes, index: int, opened: OpenEntry | None) -> None:
         self.snapshots.bytes_since += len(command)
-        if not is_batch(command):
-            return
         try:
             if opened is None:
-                time, ops = unpack_batch(command)
-                self.machine.apply(time, ops)
+                if is_batch(command):
+                    self.machine.apply(*unpack_batch(command))
                 return
             results = self.machine.apply(opened.time, opened.ops)
         except Exception as error:

@@ -12,7 +12,7 @@ from raftkv.raft.configurations import Voters
 from raftkv.raft.core import Core
 from raftkv.raft.log import BrokenInvariant, GroupLog
 from raftkv.raft.lost import LostEntries
-from raftkv.raft.messages import Type
+from raftkv.raft.messages import APPEND, Type
 from raftkv.raft.reads import ReadDone, ReadQueue
 from raftkv.raft.ready import Outputs
 from raftkv.raft.replication import Progress, majority_value
@@ -198,7 +198,7 @@ class Leadership:
         progress.heartbeat_due = now + self._config.heartbeat
         term, commit = self._log.term_at(first - 1), self._core.commit_index()
         fields = (self.term, self.seq, progress.epoch, first - 1, term, commit)
-        self._outputs.send(peer, [self._group, Type.APPEND, *fields, entries])
+        self._outputs.send(peer, [self._group, APPEND, *fields, entries])
 
     def offer(self, peer: int, progress: Progress) -> None:
         """Tell ``peer`` that only a snapshot helps it. Repeated until it has it."""
