@@ -40,9 +40,10 @@ class Persisted:
     def _true(self, peer: int, message: list[Any]) -> bool:
         kind, fields = message[1], message[2:]
         if kind == Type.ACK:
-            return bool(fields[0] <= self._term and (not fields[3] or fields[4] - 1 <= self._last))
+            holds = not fields[3] or fields[4] - 1 <= self._last
+            # A later term may have been heard of in the same turn: then this counts for nothing any more.
+            return bool(fields[0] < self._term or (fields[0] == self._term and holds))
         if kind in (Type.VOTE, Type.VOTE_REPLY):
-            # A later term may have been heard of in the same turn: then this vote counts for nothing any more.
             mine = self._vote == (self._node if kind == Type.VOTE else peer)
             return bool(fields[0] < self._term or (fields[0] == self._term and mine))
         return kind == Type.PREVOTE_REPLY or bool(fields[0] <= self._term)

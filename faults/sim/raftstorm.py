@@ -14,7 +14,7 @@ from typing import Final
 from faults.sim.raftlab import Envelope, Lab, Outcome, Replica
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig
-from raftkv.raft.configurations import CONFIG, unpack_voters
+from raftkv.raft.configurations import CONFIG, pack_voters, unpack_voters
 
 _SECONDS: Final = 8.0
 _CLIENTS: Final = 4
@@ -286,6 +286,8 @@ class MemberStorm(Storm):
         configurations, commit = group.log.configurations, group.core.commit_index()
         assert group.voters == configurations.voters
         for index, voters in configurations._changes:
+            named = [command for command, _, _ in group.log.between(index, index + 1)]
+            assert named == [pack_voters(voters)], f"voters {voters} of entry {index}, which holds {named}"
             if index <= commit:
                 known = self.committed.setdefault(index, voters)
                 assert known == voters, f"the change of entry {index} made {known} and {voters} the voters"

@@ -262,10 +262,10 @@ class Core(SyncObj):  # type: ignore[misc]
         return self._others
 
     def commit_index(self) -> int:
-        return self._SyncObj__raftCommitIndex  # type: ignore[no-any-return]
+        return self._SyncObj__raftCommitIndex
 
     def applied_index(self) -> int:
-        return self._SyncObj__raftLastApplied  # type: ignore[no-any-return]
+        return self._SyncObj__raftLastApplied
 
     def no_op_index(self) -> int:
         """Index of the entry that opened this leader's term."""

@@ -167,7 +167,7 @@ def test_h13d_commit_costs_the_same_with_many_uncommitted_entries(monkeypatch: p
 
     monkeypatch.setattr(GroupLog, "term_at", counted)
     leader.raft.core._SyncObj__raftCommitIndex = 1
-    leader.raft._advance_commit()
+    leader.lead.advance_commit()
     assert leader.raft.core.commit_index() == 20_002
     assert calls <= 2
 

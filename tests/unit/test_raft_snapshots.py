@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from faults.sim.persisted import Persisted
 from faults.sim.raftlab import GROUP, Envelope, Lab, Replica, append, batch
 from faults.sim.raftparts import LabFiles, Machine, SnapshotFile
 from raftkv import limits
@@ -120,6 +121,7 @@ def test_h8b_damaged_snapshot_is_not_acknowledged(monkeypatch: pytest.MonkeyPatc
             self._wake()
 
         monkeypatch.setattr(GroupSnapshots, "_give_up", claim)
+        monkeypatch.setattr(Persisted, "take", lambda *_: None)  # it would notice that at once
     lab, leader = _lagging(20, _BIG)
     matches: list[Envelope] = []
     damaged = False
