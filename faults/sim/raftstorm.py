@@ -246,13 +246,15 @@ class MemberStorm(Storm):
             self.drop()
 
     def change(self) -> None:
-        """Ask whoever leads for a change of one server."""
+        """Ask whoever leads for a change of one server; now and then it is cut off with that in its log."""
         leading = [replica for replica in self.lab.nodes.values() if replica.alive and replica.raft.leads()]
         if leading:
             leader = self.rng.choice(leading)
             node = self.rng.choice(list(self.lab.nodes))
             wanted = tuple(sorted(set(leader.raft.voters) ^ {node}))
             self.changes.append((wanted, leader.change(*wanted)))
+            if self.rng.random() < 0.25:
+                self.lab.isolate(leader.node)
 
     def drop(self) -> None:
         """A node outside the group lets go of its replica: it is no learner either, and no change brings it in."""
