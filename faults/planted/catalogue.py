@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from faults.planted import moves, raft
-from faults.planted.fault import PORTS, PlantedFault, messages_in, messages_out
+from faults.planted.fault import PlantedFault, messages_in, messages_out
 from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
 from raftkv.client.channel import Channel
@@ -15,10 +15,12 @@ from raftkv.node.drivers import mover
 from raftkv.node.drivers.membership import Membership as DriverOfMembers
 from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
-from raftkv.raft import guard, membership, replication, snapshots
+from raftkv.raft import guard, membership, replication
 from raftkv.raft.config import RaftConfig
+from raftkv.raft.consensus import Consensus
 from raftkv.raft.elections import Elections
 from raftkv.raft.group import RaftGroup
+from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import GroupLog
 from raftkv.storage import wal_format
 from raftkv.storage.folder import DataFolder
@@ -63,10 +65,10 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "H8c",
         "a snapshot that the log holds already is not installed",
         ("held", "state", "stopped", "exception"),
-        ((snapshots, "superfluous", raft.installs_always),),
+        ((guard, "superfluous", raft.installs_always),),
         {"kill": 1.0},
         lambda storm: profiles.small_snapshots(profiles.busy(storm, seconds=8.0)),
-        (PORTS, (RaftGroup, "tick", raft.offers_again)),
+        ((Consensus, "tick", raft.offers_again),),
     ),
     PlantedFault(
         "failed load acknowledged",
@@ -82,7 +84,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "promise 2",
         "a lease counts from the time of sending",
         ("lease",),
-        (PORTS, (RaftGroup, "receive", raft.lease_from_receipt)),
+        ((Consensus, "receive", raft.lease_from_receipt),),
         {"slow link": 0.2, "one way": 0.3},
         lambda storm: profiles.quick(storm, times=(0.15, 0.18, 0.03), delay=0.005),
     ),
@@ -91,7 +93,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "promise 2",
         "contact is what a majority has acknowledged",
         ("lease",),
-        ((RaftGroup, "contact", raft.contact_of_one),),
+        ((Leadership, "contact", raft.contact_of_one),),
         {"partition": 0.5, "one way": 0.5},
         lambda storm: profiles.quick(storm, nodes=5),
     ),
@@ -274,7 +276,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "promise 2",
         "a leader reads at once only while its lease holds",
         ("lease",),
-        ((RaftGroup, "lease_holds", raft.reads_whenever_it_leads),),
+        ((Leadership, "lease_holds", raft.lease_while_it_leads),),
         {"partition": 1.0, "pause": 1.0},
     ),
     PlantedFault(
@@ -282,7 +284,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "promise 2",
         "a leader knows what is committed only once it has committed an entry of its term",
         ("lease", "history"),
-        (PORTS, (RaftGroup, "lease_holds", raft.lease_before_the_term_is_open)),
+        ((Leadership, "lease_holds", raft.lease_before_the_term_is_open),),
         {"transfer": 0.15},
         lambda storm: profiles.busy(storm, sync=0.06, clients=4, pause=0.02, seconds=12.0),
     ),
@@ -291,7 +293,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "promise 2",
         "a leader gives its lease up before it hands over",
         ("lease",),
-        (PORTS, (RaftGroup, "lease_holds", raft.lease_outlives_a_transfer)),
+        ((Leadership, "lease_holds", raft.lease_outlives_a_transfer),),
         {"stop": 1.0},
     ),
     PlantedFault(
@@ -344,7 +346,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "time to live",
         "group time goes on from the last entry",
         ("ttl", "history"),
-        (PORTS, (RaftGroup, "time", raft.own_clock)),
+        ((Consensus, "group_time", raft.own_clock),),
         {"kill": 1.0},
         lambda storm: profiles.busy(storm, workloads=("ttl",)),
     ),

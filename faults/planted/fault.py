@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
-from weakref import WeakKeyDictionary
 
 from faults.sim import profiles
 from faults.sim.storm import Storm
@@ -65,7 +64,6 @@ def kind_of(problem: str) -> str:
 
 _receive = RaftGroup.receive
 _send = Links.send
-_init = RaftGroup.__init__
 
 MessageIn = Callable[[RaftGroup, int, list[Any]], tuple[int, list[Any]]]
 """From a replica, a peer and its message to the peer and the message that the replica gets instead. Fields follow the
@@ -90,19 +88,3 @@ def messages_out(change: Callable[[Links, list[Any]], list[Any]]) -> Patch:
         _send(links, node, change(links, message) if isinstance(message[0], int) else message)
 
     return Links, "send", send
-
-
-_ports: WeakKeyDictionary[RaftGroup, dict[str, Any]] = WeakKeyDictionary()
-
-
-def ports(group: RaftGroup) -> dict[str, Any]:
-    """What a replica was made of, by name, under the patch ``PORTS``."""
-    return _ports[group]
-
-
-def _remember(group: RaftGroup, *arguments: Any, **given: Any) -> None:
-    _ports[group] = given
-    _init(group, *arguments, **given)
-
-
-PORTS: Patch = (RaftGroup, "__init__", _remember)

@@ -8,7 +8,6 @@ from weakref import WeakKeyDictionary
 
 from msgspec import structs
 
-from faults.planted.fault import ports
 from raftkv.client.channel import Channel
 from raftkv.client.retry import Progress as Attempts
 from raftkv.commands.base import Command
@@ -20,9 +19,11 @@ from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
 from raftkv.peer.links import Links
 from raftkv.raft.configurations import Configurations
+from raftkv.raft.consensus import Consensus
 from raftkv.raft.elections import Elections
 from raftkv.raft.group import RaftGroup
 from raftkv.raft.guard import Judgement
+from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import FIRST_INDEX, GroupLog
 from raftkv.raft.messages import Type
 from raftkv.raft.replication import majority_value
@@ -178,7 +179,7 @@ class _BelievedIncoming(_Port):
 
     def _acknowledge(self, problem: BaseException | None) -> None:
         if problem is not None and (leader := self._group.leader()):
-            self._group.acknowledge_snapshot(leader, self._index)
+            self._group.consensus.snapshot_kept(leader, self._index)
 
 
 # -- elections: messages
@@ -230,43 +231,39 @@ def same_incarnation(fs: Any, path: str, cluster_id: str, node_id: int, rng: Any
 _open = DataFolder.open
 SAME_INCARNATION = staticmethod(same_incarnation)
 
-# -- leases and reads: public questions to a replica
+# -- leases and reads: questions to a leader
 
 
-def reads_whenever_it_leads(group: RaftGroup) -> bool:
-    return group.ready() and _all_applied(group)
+def lease_while_it_leads(lead: Leadership, _now: float) -> bool:
+    return lead.open
 
 
-def lease_before_the_term_is_open(group: RaftGroup) -> bool:
-    return group.leads() and _in_contact(group)
+def lease_before_the_term_is_open(lead: Leadership, now: float) -> bool:
+    return lead.in_contact(now)
 
 
-def lease_outlives_a_transfer(group: RaftGroup) -> bool:
-    return group.ready() and _all_applied(group) and _in_contact(group)
+def lease_outlives_a_transfer(lead: Leadership, now: float) -> bool:
+    return lead.open and lead.in_contact(now)
+
+
+_receive = Consensus.receive
+
+
+def lease_from_receipt(replica: Consensus, peer: int, message: Message, now: float) -> None:
+    """Contact counts from when an acknowledgement came, not from when the append was sent."""
+    counted = {} if replica.lead is None else replica.lead.counted
+    before = counted[peer].acked if peer in counted else 0
+    _receive(replica, peer, message, now)
+    if peer in counted and counted[peer].acked > before:
+        counted[peer].contact = now
+
+
+def contact_of_one(lead: Leadership, _now: float) -> float:
+    return max(progress.contact for progress in lead.counted.values())
 
 
 def _all_applied(group: RaftGroup) -> bool:
     return group.core.applied_index() == group.core.commit_index()
-
-
-def _in_contact(group: RaftGroup) -> bool:
-    return bool(ports(group)["clock"].now() < group.contact() + ports(group)["config"].lease)
-
-
-_receive = RaftGroup.receive
-
-
-def lease_from_receipt(group: RaftGroup, peer: int, message: Message) -> bool:
-    """Contact counts from when an acknowledgement came, not from when the append was sent."""
-    before = group.counted[peer].acked if peer in group.counted else 0
-    well_formed = _receive(group, peer, message)
-    if peer in group.counted and group.counted[peer].acked > before:
-        group.counted[peer].contact = ports(group)["clock"].now()
-    return well_formed
-
-
-def contact_of_one(group: RaftGroup) -> float:
-    return max(progress.contact for progress in group.counted.values())
 
 
 def read_without_round(group: RaftGroup, quorum: bool, done: Callable[[Code], None]) -> None:
@@ -287,8 +284,8 @@ def any_replica_reads(router: Router, ops: Sequence[Command], *rest: Any) -> Non
 _submit = Router.submit
 
 
-def own_clock(group: RaftGroup) -> int:
-    return max(group.machine.time, int(ports(group)["clock"].now() * 1000))
+def own_clock(replica: Consensus, now: float) -> int:
+    return max(replica.time, int(now * 1000))
 
 
 # -- snapshots: messages, and a rule of values
@@ -307,14 +304,16 @@ def installs_always(log: GroupLog, _committed: int, index: int, _term: int) -> b
     return index <= log.base_index
 
 
-_tick = RaftGroup.tick
+_tick = Consensus.tick
 
 
-def offers_again(group: RaftGroup) -> None:
+def offers_again(replica: Consensus, now: float) -> bool:
     """A leader offers its snapshot to everybody, also to followers that hold all of it."""
-    _tick(group)
-    for peer, progress in group.counted.items() if group.leads() else ():
-        group.snapshots.offer(peer, progress, group.core.term(), ports(group)["clock"].now())
+    due, lead = _tick(replica, now), replica.lead
+    if lead is not None:
+        for peer, progress in lead.counted.items():
+            lead.offer(peer, progress)
+    return due or lead is not None
 
 
 # -- once and only once: results, attempts

@@ -26,6 +26,7 @@ from raftkv.errors import RaftKVError
 from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSection, RaftSection
 from raftkv.node.node import NodeRefused, RaftNode, Sizes
 from raftkv.raft import RaftGroup
+from raftkv.raft.proposals import OpenEntry
 from raftkv.storage.wal import GroupState
 
 _DATA: Final = "/data"
@@ -251,8 +252,8 @@ class SimNode:
         assert group is not None
         apply = group._apply_entry
 
-        def watched(command: bytes, index: int, term: int) -> None:
-            apply(command, index, term)
+        def watched(command: bytes, index: int, opened: OpenEntry | None) -> None:
+            apply(command, index, opened)
             for observer in self._cluster.on_applied:
                 observer(self, group, index)
 

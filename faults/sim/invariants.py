@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, cast
 from faults.sim.cluster import SimCluster, SimNode
 from faults.sim.promises import Promises
 from raftkv.raft import RaftGroup
+from raftkv.raft.leadership import Leadership
 from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
 
@@ -99,12 +100,13 @@ class Invariants:
             if seen is None:
                 seen = self._seen[key] = _Seen()
                 self.promises.after_start(node, group)
-            if group.leads():
-                if group._lead_term != seen.lead_term:
-                    seen.lead_term, seen.lead_since = group._lead_term, node.clock.now()
-                    self._look_at_leader(node, group)
+            lead = group.consensus.lead
+            if lead is not None:
+                if lead.term != seen.lead_term:
+                    seen.lead_term, seen.lead_since = lead.term, node.clock.now()
+                    self._look_at_leader(node, group, lead.term)
                 self._look_at_contact(node, group, seen)
-                self._look_at_matches(node, group)
+                self._look_at_matches(node, group, lead)
             commit = group.core.commit_index()
             if commit != seen.commit:
                 self._look_at_commits(node, group, seen.commit, commit)
@@ -126,8 +128,8 @@ class Invariants:
                 found.append((other, replica))
         return found
 
-    def _look_at_leader(self, node: SimNode, group: RaftGroup) -> None:
-        number, term = group.group, group._lead_term
+    def _look_at_leader(self, node: SimNode, group: RaftGroup, term: int) -> None:
+        number = group.group
         self.leaderships += 1
         me = (node.id, node.starts)
         if self._leaders.setdefault((number, term), me) != me:
@@ -144,23 +146,24 @@ class Invariants:
         if entry is not None and index > group.log.base_index and group.log.term_at(index) != entry.term:
             self.report("leader", f"{node.name} leads group {number} in term {term} without committed entry {index}")
         for other_node, replica in self._others(node, number):
-            if self._leases and replica.leads() and replica._lead_term < term and replica.lease_holds():
-                old = f"{other_node.name} in term {replica._lead_term}"
+            old_lead = replica.consensus.lead
+            if self._leases and old_lead is not None and old_lead.term < term and replica.lease_holds():
+                old = f"{other_node.name} in term {old_lead.term}"
                 self.report("lease", f"{node.name} leads group {number} in term {term} within the lease of {old}")
 
     def _look_at_contact(self, node: SimNode, group: RaftGroup, seen: _Seen) -> None:
         """A leader that no majority answers steps down; what came due during a pause gets its turn first."""
         contact = max(group.contact(), seen.lead_since)
-        late = node.clock.now() - contact > group._config.election_max + _STEPS_DOWN
+        late = node.clock.now() - contact > self._cluster.settings.election_max + _STEPS_DOWN
         seen.lonely = seen.lonely + 1 if late else 0
         if seen.lonely == _LOOKS:
             self.report("contact", f"{node.name} goes on leading group {group.group} without a majority")
 
-    def _look_at_matches(self, node: SimNode, group: RaftGroup) -> None:
+    def _look_at_matches(self, node: SimNode, group: RaftGroup, lead: Leadership) -> None:
         """A follower in the leader's own term holds what the leader counts on."""
         for other, replica in self._others(node, group.group):
-            progress = group._progress.get(other.id)
-            if progress is None or progress.amnesia or replica.core.term() != group._lead_term:
+            progress = lead.followers.get(other.id)
+            if progress is None or progress.amnesia or replica.core.term() != lead.term:
                 continue
             if other.id not in group.voters:
                 continue  # nothing is built on it
@@ -174,7 +177,7 @@ class Invariants:
                 self.report(
                     "match",
                     f"{node.name} counts on {other.name} for entry {match} of group {group.group} in term "
-                    f"{group._lead_term}, which ends at {log.last_index}, durable to {log.durable_index}",
+                    f"{lead.term}, which ends at {log.last_index}, durable to {log.durable_index}",
                 )
 
     def _look_at_commits(self, node: SimNode, group: RaftGroup, before: int, commit: int) -> None:
@@ -226,8 +229,8 @@ class Invariants:
     def _look_at_majority(self, node: SimNode, group: RaftGroup, commit: int) -> None:
         """A leader has just committed ``commit``: a majority's disks hold it, also those of nodes that do not run."""
         term = group.log.term_at(commit)
-        if term != group._lead_term:
-            self.report("commit", f"{node.name} commits entry {commit} of term {term} in term {group._lead_term}")
+        if term != group.core.term():
+            self.report("commit", f"{node.name} commits entry {commit} of term {term} in term {group.core.term()}")
         running = self._others(node, group.group)
         missing = [
             other.name

@@ -57,7 +57,7 @@ _MOMENTS: Final[tuple[Callable[[SimNode], bool], ...]] = (
     lambda node: node.busy_in_background,
     lambda node: any(group.snapshots._taking for group in _groups(node)),
     lambda node: any(one.snapshots._receiving and one.snapshots._receiving.offset for one in _groups(node)),
-    lambda node: any(group.leads() and group._proposals.open_entries for group in _groups(node)),
+    lambda node: any(group.leads() and group.consensus.proposals.open_entries for group in _groups(node)),
 )
 """What a crash waits for: nothing, a write to the log, messages behind it, a new segment, a job in the background (new
 files, removals, snapshots), a snapshot on its way to disk or from a peer, writes that nobody has heard of."""

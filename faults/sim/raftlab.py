@@ -15,18 +15,21 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgpack
 
+from faults.sim.persisted import Persisted
 from faults.sim.raftparts import STEPS, Disk, LabClock, LabError, LabFiles, LabWal, Machine, World
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig, RaftGroup
 from raftkv.raft.entries import pack_batch
+from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import FIRST_INDEX
 from raftkv.raft.messages import Type
+from raftkv.raft.ready import Ready
 
 GROUP: Final = 7
 _TICK: Final = 0.02
@@ -111,12 +114,25 @@ class Replica:
             wake=self.wake,
             fatal=self.fatal.append,
         )
+        self._assert_on_values(self.group)
         self.group.set_learners(self.learners)
         self.wal.listeners += [self._release, self.group.on_durable]
         lab.on_started(self)
         if not lab.by_hand:
             self._tick_for_ever()
         self.wake()
+
+    def _assert_on_values(self, group: RaftGroup) -> None:
+        """Persist before send, on all that its steps say."""
+        log, step = group.log, group.consensus.step
+        persisted = Persisted(self.node, log.term, log.vote, log.last_index)
+
+        def watched(now: float) -> Ready:
+            ready = step(now)
+            persisted.take(ready)
+            return ready
+
+        cast(Any, group.consensus).step = watched
 
     def kill(self, *, keep: int | None = None) -> None:
         """Kill -9 or power loss: the WAL keeps what was durable and ``keep`` records (None: any) of a write begun."""
@@ -143,6 +159,13 @@ class Replica:
         if self.group is None:
             raise LabError(f"node {self.node} is dead")
         return self.group
+
+    @property
+    def lead(self) -> Leadership:
+        lead = self.raft.consensus.lead
+        if lead is None:
+            raise LabError(f"node {self.node} does not lead")
+        return lead
 
     def _tick_for_ever(self) -> None:
         self.raft.tick()
@@ -211,9 +234,8 @@ class Replica:
         self.raft.change_members(voters, lambda result: outcome.sink([result]))
         asked = self.raft.membership._asked
         if asked is not None and heard:
-            self.raft._progress[asked.newcomer].matched = asked.seq + 1
-            self.raft.step()
-        self.wake()
+            self.lead.followers[asked.newcomer].matched = asked.seq + 1
+        self.raft.step()
         return outcome
 
     def commands(self) -> list[bytes]:

@@ -15,7 +15,8 @@ from raftkv.commands.base import Command
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code, CorruptData, RaftKVError
-from raftkv.raft.log import FIRST_INDEX, Entry
+from raftkv.raft.log import FIRST_INDEX
+from raftkv.raft.ready import Entry
 
 STEPS: Final = 10_000
 """Things that may happen at one moment before it is taken for an endless loop."""

@@ -14,7 +14,7 @@ from typing import Final
 from faults.sim.raftlab import Envelope, Lab, Outcome, Replica
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig
-from raftkv.raft.configurations import CONFIG, unpack_voters
+from raftkv.raft.configurations import CONFIG, pack_voters, unpack_voters
 
 _SECONDS: Final = 8.0
 _CLIENTS: Final = 4
@@ -246,13 +246,15 @@ class MemberStorm(Storm):
             self.drop()
 
     def change(self) -> None:
-        """Ask whoever leads for a change of one server."""
+        """Ask whoever leads for a change of one server; now and then it is cut off with that in its log."""
         leading = [replica for replica in self.lab.nodes.values() if replica.alive and replica.raft.leads()]
         if leading:
             leader = self.rng.choice(leading)
             node = self.rng.choice(list(self.lab.nodes))
             wanted = tuple(sorted(set(leader.raft.voters) ^ {node}))
             self.changes.append((wanted, leader.change(*wanted)))
+            if self.rng.random() < 0.25:
+                self.lab.isolate(leader.node)
 
     def drop(self) -> None:
         """A node outside the group lets go of its replica: it is no learner either, and no change brings it in."""
@@ -286,6 +288,8 @@ class MemberStorm(Storm):
         configurations, commit = group.log.configurations, group.core.commit_index()
         assert group.voters == configurations.voters
         for index, voters in configurations._changes:
+            named = [command for command, _, _ in group.log.between(index, index + 1)]
+            assert named == [pack_voters(voters)], f"voters {voters} of entry {index}, which holds {named}"
             if index <= commit:
                 known = self.committed.setdefault(index, voters)
                 assert known == voters, f"the change of entry {index} made {known} and {voters} the voters"

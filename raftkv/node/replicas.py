@@ -209,7 +209,7 @@ class Replicas:
     def doubt_leases(self, fast: Collection[int]) -> None:
         """Trust no lease beside voters whose clocks are too ``fast``."""
         for group in self._groups.values():
-            group.lease_doubted = any(node in fast for node in group.voters)
+            group.doubt_lease(any(node in fast for node in group.voters))
 
     # -- events
 

@@ -1,11 +1,12 @@
-"""PySyncObj's core, driven by hand.
+"""PySyncObj 0.3.17's core, driven by hand. No other file knows the library.
 
 What the library still decides: terms, whether a vote is granted, when an election is won, whether a follower's log
 matches and where it must be cut, the entry that opens a term.
 
 What is decided here and in the rest of this package instead: when anything is durable, what counts as committed, what
 is sent when, who may stand for election, reads, snapshots, time and randomness. The library's methods for those are
-replaced below; ``library.py`` lists every private name that is used.
+replaced below. The module is loaded a second time under no name, so that replacing its clock, log storage and poller
+touches nobody else's PySyncObj.
 
 The two meet in :class:`Core`: events go in through its methods, and what the library wants to send comes out as their
 return values. Nothing here awaits, logs or sends.
@@ -13,28 +14,151 @@ return values. Nothing here awaits, logs or sends.
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Final
 
-from raftkv.clock import Clock
+from pysyncobj.journal import Journal
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+from pysyncobj.version import VERSION
+
+from raftkv.errors import RaftKVError
 from raftkv.raft.config import RaftConfig
-from raftkv.raft.library import Node, SyncObj, SyncObjConf, Transport, set_clock
-from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
+from raftkv.raft.log import BrokenInvariant, GroupLog
+from raftkv.raft.ready import Entry
 
 FOLLOWER: Final = 0
 CANDIDATE: Final = 1
 LEADER: Final = 2
 
+WANTED_VERSION: Final = "0.3.17"
 
-class _Peer(Node):  # type: ignore[misc]
-    """A member of the group. The library keeps members in sets: a fixed hash fixes their order."""
+PRIVATE_STATE: Final = (
+    "otherNodes",
+    "raftState",
+    "raftCurrentTerm",
+    "raftLeader",
+    "raftElectionDeadline",
+    "raftCommitIndex",
+    "raftLastApplied",
+    "raftNextIndex",
+    "raftMatchIndex",
+    "noopIDx",
+)
+"""Attributes ``SyncObj.__<name>`` that the adapter reads or sets."""
 
-    def __hash__(self) -> int:
-        return int(self._id)
+PRIVATE_CALLED: Final = ("onMessageReceived", "setCurrentTerm", "setState", "onBecomeLeader")
+"""Methods ``SyncObj.__<name>`` that the adapter calls."""
 
-    def __str__(self) -> str:
-        return str(self._id)
+PRIVATE_OVERRIDDEN: Final = (
+    "generateRaftTimeout",
+    "applyLogEntries",
+    "sendAppendEntries",
+    "onBecomeLeader",
+    "tryLogCompaction",
+    "loadDumpFile",
+    "doApplyCommand",
+    "parseChangeClusterRequest",
+)
+"""Methods ``SyncObj.__<name>`` that the adapter replaces; the library looks them up on the instance."""
+
+
+if VERSION != WANTED_VERSION:
+    raise RaftKVError(f"raftkv needs pysyncobj {WANTED_VERSION}, found {VERSION}")
+
+
+class _Poller:
+    """The library polls its sockets here; we have given it none."""
+
+    def poll(self, timeout: float) -> None:
+        pass
+
+
+_time: float | None = None
+
+
+def _set_time(now: float) -> None:
+    """What the library takes for the time until the next call. Set at each entry into a core."""
+    global _time
+    _time = now
+
+
+def _now() -> float:
+    if _time is None:
+        raise RaftKVError("the library was entered without a time")
+    return _time
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.find_spec("pysyncobj.syncobj")
+    if spec is None or spec.loader is None:
+        raise RaftKVError("pysyncobj cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.monotonicTime = _now  # type: ignore[attr-defined]
+    module.createJournal = lambda journal: journal  # type: ignore[attr-defined]
+    module.createPoller = lambda _: _Poller()  # type: ignore[attr-defined]
+    return module
+
+
+_module: Any = _load()
+SyncObj: Any = _module.SyncObj
+
+
+class _Journal(Journal):  # type: ignore[misc]
+    """A group's log as the library wants its log storage: position 0 is the base."""
+
+    def __init__(self, log: GroupLog) -> None:
+        self._log = log
+
+    def __getitem__(self, item: Any) -> Any:
+        return self._log.entries[item]
+
+    def __len__(self) -> int:
+        return len(self._log.entries)
+
+    def add(self, command: bytes, idx: int, term: int) -> None:
+        self._log.append(command, idx, term)
+
+    def deleteEntriesFrom(self, position: int) -> None:
+        self._log.truncate(self._log.base_index + position)
+
+    def deleteEntriesTo(self, position: int) -> None:
+        self._log.compact(self._log.base_index + position)
+
+    def clear(self) -> None:
+        raise BrokenInvariant("the library's own snapshots are off")
+
+    def setRaftCommitIndex(self, index: int) -> None:
+        self._log.commit(index)
+
+    def getRaftCommitIndex(self) -> int:
+        return self._log.base_index
+
+    def setCurrentTerm(self, term: int, vote: int | None) -> None:
+        self._log.set_hard_state(term, vote or 0)
+
+    def getCurrentTerm(self) -> int:
+        return self._log.term
+
+    def getVotedForNodeId(self) -> int | None:
+        return self._log.vote or None
+
+    def _destroy(self) -> None:
+        pass
+
+
+class _Peer(int, Node):  # type: ignore[misc]
+    """A member of the group: its number, so that what the library keeps by member is found by number, and the order of
+    its sets is fixed."""
+
+    __eq__ = int.__eq__
+    __ne__ = int.__ne__
+    __hash__ = int.__hash__
+    __str__ = int.__repr__
 
 
 class _Capture(Transport):  # type: ignore[misc]
@@ -59,10 +183,11 @@ class Core(SyncObj):  # type: ignore[misc]
     The voters are those that the log names, which may leave this node out: then it neither stands nor counts itself.
     """
 
-    def __init__(self, node: int, log: GroupLog, clock: Clock, rng: random.Random, config: RaftConfig) -> None:
-        set_clock(clock)
+    def __init__(self, node: int, log: GroupLog, now: float, rng: random.Random, config: RaftConfig) -> None:
+        _set_time(now)
+        self.now = now
+        """Time of the input that is being taken, in seconds."""
         self._node = node
-        self._clock = clock
         self._rng = rng
         self._timing = config
         self._log = log
@@ -72,7 +197,7 @@ class Core(SyncObj):  # type: ignore[misc]
         self._known: dict[int, _Peer] = {}
         self._voters: tuple[int, ...] = ()
         self._others: list[int] = []
-        conf = SyncObjConf(
+        conf = _module.SyncObjConf(
             autoTick=False,
             appendEntriesUseBatch=True,
             commandsWaitLeader=False,
@@ -85,7 +210,7 @@ class Core(SyncObj):  # type: ignore[misc]
             logCompactionMinEntries=2**62,
             logCompactionMinTime=2**62,
             useFork=False,
-            journalFile=log,
+            journalFile=_Journal(log),
         )
         super().__init__(_Peer(node), [], conf, nodeClass=_Peer, transport=self._capture)
         self._SyncObj__raftLastApplied = log.base_index
@@ -115,10 +240,10 @@ class Core(SyncObj):  # type: ignore[misc]
     # -- views
 
     def term(self) -> int:
-        return int(self._SyncObj__raftCurrentTerm)
+        return self._SyncObj__raftCurrentTerm  # type: ignore[no-any-return]
 
     def role(self) -> int:
-        return int(self._SyncObj__raftState)
+        return self._SyncObj__raftState  # type: ignore[no-any-return]
 
     def leader(self) -> int:
         """Node that leads as far as this replica knows, 0 = nobody."""
@@ -137,28 +262,28 @@ class Core(SyncObj):  # type: ignore[misc]
         return self._others
 
     def commit_index(self) -> int:
-        return int(self._SyncObj__raftCommitIndex)
+        return self._SyncObj__raftCommitIndex
 
     def applied_index(self) -> int:
-        return int(self._SyncObj__raftLastApplied)
+        return self._SyncObj__raftLastApplied
 
     def no_op_index(self) -> int:
         """Index of the entry that opened this leader's term."""
-        return int(self._SyncObj__noopIDx)
+        return self._SyncObj__noopIDx  # type: ignore[no-any-return]
 
     def election_deadline(self) -> float:
         return float(self._SyncObj__raftElectionDeadline)
 
     def next_index(self, peer: int) -> int:
-        return int(self._SyncObj__raftNextIndex[self._peer(peer)])
+        return self._SyncObj__raftNextIndex[peer]  # type: ignore[no-any-return]
 
     def match_index(self, peer: int) -> int:
-        return int(self._SyncObj__raftMatchIndex.get(self._peer(peer), 0))
+        return self._SyncObj__raftMatchIndex.get(peer, 0)  # type: ignore[no-any-return]
 
     # -- elections
 
     def postpone_election(self) -> None:
-        self._SyncObj__raftElectionDeadline = self._clock.now() + self._SyncObj__generateRaftTimeout()
+        self._SyncObj__raftElectionDeadline = self.now + self._SyncObj__generateRaftTimeout()
 
     def campaign(self) -> list[tuple[int, dict[str, Any]]]:
         """Start an election in the next term. Returns the vote requests, each with the voter that it is for."""
@@ -166,7 +291,7 @@ class Core(SyncObj):  # type: ignore[misc]
             raise BrokenInvariant("a leader does not campaign")
         if not self.votes():
             raise BrokenInvariant(f"node {self._node} is not among the voters {self._voters} and cannot campaign")
-        set_clock(self._clock)
+        _set_time(self.now)
         self._votes.clear()
         self._SyncObj__raftElectionDeadline = -1.0
         self._onTick(0.0)
@@ -218,7 +343,7 @@ class Core(SyncObj):  # type: ignore[misc]
     def append(self, command: bytes) -> int:
         """Leader: add an entry of the current term. Returns its index."""
         index = self._log.last_index + 1
-        self._log.add(command, index, self.term())
+        self._log.append(command, index, self.term())
         self._follow_voters()
         return index
 
@@ -229,8 +354,8 @@ class Core(SyncObj):  # type: ignore[misc]
 
     def untrack(self, peer: int) -> None:
         """Forget what ``peer`` holds."""
-        self._SyncObj__raftNextIndex.pop(self._peer(peer), None)
-        self._SyncObj__raftMatchIndex.pop(self._peer(peer), None)
+        self._SyncObj__raftNextIndex.pop(peer, None)
+        self._SyncObj__raftMatchIndex.pop(peer, None)
 
     def receive_append(
         self, peer: int, term: int, previous: int, previous_term: int, entries: list[Entry], commit: int
@@ -274,13 +399,13 @@ class Core(SyncObj):  # type: ignore[misc]
     def set_next_index(self, peer: int, index: int) -> None:
         """Clamped: never below what is known to match, never past the end of the own log."""
         low, high = self.match_index(peer) + 1, self._log.last_index + 1
-        self._SyncObj__raftNextIndex[self._peer(peer)] = max(low, min(index, high))
+        self._SyncObj__raftNextIndex[peer] = max(low, min(index, high))
 
     def set_commit_index(self, index: int) -> None:
         if index < self.commit_index():
             raise BrokenInvariant(f"commit index would go back from {self.commit_index()} to {index}")
         self._SyncObj__raftCommitIndex = index
-        self._log.setRaftCommitIndex(index)
+        self._log.commit(index)
 
     def set_applied_index(self, index: int) -> None:
         self._SyncObj__raftLastApplied = index
@@ -295,7 +420,7 @@ class Core(SyncObj):  # type: ignore[misc]
         self._SyncObj__raftLastApplied = index
 
     def _deliver(self, peer: int, message: dict[str, Any]) -> None:
-        set_clock(self._clock)
+        _set_time(self.now)
         self._SyncObj__onMessageReceived(self._peer(peer), message)
 
     # -- what the library would do by itself and must not
@@ -308,10 +433,10 @@ class Core(SyncObj):  # type: ignore[misc]
         self._won = True
 
     def _SyncObj__sendAppendEntries(self) -> None:
-        """Sending is ours (``replication.py``): a window, no copies of the tail, no time box."""
+        """Sending is ours (``leadership.py``): a window, no copies of the tail, no time box."""
 
     def _SyncObj__applyLogEntries(self) -> bool:
-        """Applying is ours (``group.py``): the index advances first, and no exception is retried for ever."""
+        """Applying is ours (``group.py``): each entry is handed out once, and no exception is retried for ever."""
         return False
 
     def _SyncObj__tryLogCompaction(self) -> None:

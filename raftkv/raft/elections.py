@@ -7,133 +7,142 @@ that goes on asking is kept quiet by pre-votes and by stickiness (4.2.3).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from raftkv.clock import Clock
 from raftkv.raft.config import RaftConfig
-from raftkv.raft.core import CANDIDATE, FOLLOWER
+from raftkv.raft.core import CANDIDATE, FOLLOWER, Core
+from raftkv.raft.log import GroupLog
+from raftkv.raft.lost import LostEntries
 from raftkv.raft.messages import Type
-from raftkv.raft.ports import Outbox
-
-if TYPE_CHECKING:
-    from raftkv.raft.group import RaftGroup
+from raftkv.raft.ready import Outputs
 
 
 class Elections:
     """``floor``: term and index of the last entry of a log that this node held before its replica was dropped.
 
-    It gives votes as if it still held that log: what it acknowledged then may be committed.
+    It gives votes as if it still held that log: what it acknowledged then may be committed. A replica that has ``lost``
+    entries neither votes nor stands.
     """
 
     def __init__(
-        self, group: RaftGroup, outbox: Outbox, clock: Clock, config: RaftConfig, floor: tuple[int, int]
+        self,
+        group: int,
+        node: int,
+        core: Core,
+        log: GroupLog,
+        lost: LostEntries,
+        outputs: Outputs,
+        config: RaftConfig,
+        floor: tuple[int, int],
     ) -> None:
         self._group = group
-        self._outbox = outbox
-        self._clock = clock
+        self._node = node
+        self._core = core
+        self._log = log
+        self._lost = lost
+        self._outputs = outputs
         self._config = config
         self._floor = floor
         self.heard = float("-inf")
         """When a leader was heard last."""
         self.won = 0
         """Times that this replica became the leader, since it was started."""
-        self._silent_until = clock.now() + config.silence
+        self._silent_until = core.now + config.silence
         self.prevotes: set[int] | None = None
         """Who has granted a pre-vote, while this replica asks for them."""
 
     def hear_leader(self) -> None:
-        self.heard = self._clock.now()
+        self.heard = self._core.now
         # A pre-vote won from now on would depose a leader that this node has just heard.
         self.prevotes = None
 
-    def _sticky(self) -> bool:
+    def _sticky(self, contact: float | None) -> bool:
         """Whether a leader was heard so recently that it may hold a lease: then no vote is given."""
-        now, calm = self._clock.now(), self._config.election_min
-        if self._group.leads():
-            return now < self._group.contact() + calm
+        now, calm = self._core.now, self._config.election_min
+        if contact is not None:
+            return now < contact + calm
         return now < self.heard + calm or now < self._silent_until
 
     def _majority(self, count: int) -> bool:
-        return count > len(self._group.voters) // 2
+        return count > len(self._core.voters()) // 2
 
     def _may_stand(self) -> bool:
-        group, log = self._group, self._group.log
-        return group.core.votes() and (log.last_term, log.last_index) >= self._floor and not group.lost.here
+        log = self._log
+        return self._core.votes() and (log.last_term, log.last_index) >= self._floor and not self._lost.here
 
     # -- standing
 
     def stand(self) -> None:
         """No leader was heard for an election time-out: ask whether an election would be won."""
-        core, log = self._group.core, self._group.log
+        core, log = self._core, self._log
         core.step_down()
         core.postpone_election()
         self.prevotes = None
         if not self._may_stand():
             return
-        self.prevotes = {self._group.node}
+        self.prevotes = {self._node}
         if self._majority(1):
             self.campaign(transfer=False)
             return
-        message = [self._group.group, Type.PREVOTE, core.term() + 1, log.last_index, log.last_term]
+        message = [self._group, Type.PREVOTE, core.term() + 1, log.last_index, log.last_term]
         for peer in core.peers():
-            self._outbox.send(peer, message)
+            self._outputs.send(peer, message)
 
     def campaign(self, *, transfer: bool) -> None:
         self.prevotes = None
-        for peer, request in self._group.core.campaign():
+        for peer, request in self._core.campaign():
             fields = (request["term"], request["last_log_index"], request["last_log_term"], transfer)
-            self._outbox.send_when_durable(peer, [self._group.group, Type.VOTE, *fields])
-        self._group.observe()
+            self._outputs.send(peer, [self._group, Type.VOTE, *fields])
 
     # -- messages
 
-    def receive(self, peer: int, kind: int, fields: list[Any]) -> None:
+    def receive(self, peer: int, kind: int, fields: list[Any], contact: float | None) -> None:
+        """``contact``: on a leader, the latest moment after which a majority has heard it."""
         if kind == Type.PREVOTE:
-            self._on_prevote(peer, *fields)
+            self._on_prevote(peer, self._sticky(contact), *fields)
         elif kind == Type.PREVOTE_REPLY:
             self._on_prevote_reply(peer, *fields)
         elif kind == Type.VOTE:
-            self._on_vote(peer, *fields)
+            self._on_vote(peer, self._sticky(contact), *fields)
         elif kind == Type.VOTE_REPLY:
             self._on_vote_reply(peer, *fields)
         elif kind == Type.TIMEOUT_NOW:
             self._on_timeout_now(peer, *fields)
 
-    def _on_prevote(self, peer: int, term: int, last_index: int, last_term: int) -> None:
-        core = self._group.core
-        granted = term > core.term() and self._may_elect(last_term, last_index) and not self._sticky()
-        self._outbox.send_when_durable(peer, [self._group.group, Type.PREVOTE_REPLY, term, granted, core.term()])
+    def _on_prevote(self, peer: int, sticky: bool, term: int, last_index: int, last_term: int) -> None:
+        core = self._core
+        granted = term > core.term() and self._may_elect(last_term, last_index) and not sticky
+        self._outputs.send(peer, [self._group, Type.PREVOTE_REPLY, term, granted, core.term()])
 
     def _may_elect(self, last_term: int, last_index: int) -> bool:
-        log = self._group.log
+        log = self._log
         least = max((log.last_term, log.last_index), self._floor)
-        return (last_term, last_index) >= least and not self._group.lost.here
+        return (last_term, last_index) >= least and not self._lost.here
 
     def _on_prevote_reply(self, peer: int, term: int, granted: bool, own_term: int) -> None:
-        core = self._group.core
+        core = self._core
         if own_term > core.term():
-            self._group.adopt(own_term)
+            core.adopt_term(own_term)
         elif granted and self.prevotes is not None and term == core.term() + 1 and peer in core.voters():
             self.prevotes.add(peer)
             if self._majority(len(self.prevotes)):
                 self.campaign(transfer=False)
 
-    def _on_vote(self, peer: int, term: int, last_index: int, last_term: int, transfer: bool) -> None:
-        core = self._group.core
+    def _on_vote(self, peer: int, sticky: bool, term: int, last_index: int, last_term: int, transfer: bool) -> None:
+        core = self._core
         if term < core.term():
-            self._outbox.send_when_durable(peer, [self._group.group, Type.STALE, core.term()])
-        elif transfer or not self._sticky():
+            self._outputs.send(peer, [self._group, Type.STALE, core.term()])
+        elif transfer or not sticky:
             if not self._may_elect(last_term, last_index):
                 core.adopt_term(term)
             elif core.receive_vote_request(peer, term, last_index, last_term):
-                self._outbox.send_when_durable(peer, [self._group.group, Type.VOTE_REPLY, term])
-            self._group.observe()
+                self._outputs.send(peer, [self._group, Type.VOTE_REPLY, term])
 
     def _on_vote_reply(self, peer: int, term: int) -> None:
-        if self._group.core.role() == CANDIDATE:
-            self._group.core.receive_vote(peer, term)
+        if self._core.role() == CANDIDATE:
+            self._core.receive_vote(peer, term)
 
     def _on_timeout_now(self, peer: int, term: int) -> None:
-        core = self._group.core
+        core = self._core
         if term == core.term() and peer == core.leader() and core.role() == FOLLOWER and self._may_stand():
             self.campaign(transfer=True)

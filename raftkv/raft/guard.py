@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from raftkv.raft.log import BrokenInvariant, Entry, GroupLog
+from raftkv.raft.log import BrokenInvariant, GroupLog
+from raftkv.raft.ready import Entry
 
 
 class Judgement(NamedTuple):
@@ -60,3 +61,12 @@ def _term_at(log: GroupLog, index: int) -> int:
     if term is None:
         raise BrokenInvariant(f"entry {index} is missing")
     return term
+
+
+def superfluous(log: GroupLog, committed: int, index: int, term: int) -> bool:
+    """Whether a replica with this log needs no snapshot that ends with entry ``index`` of ``term``.
+
+    A log that holds the snapshot's last entry holds all that the snapshot covers: dropping its tail would drop entries
+    that were acknowledged.
+    """
+    return index <= committed or log.term_at(index) == term

@@ -1,18 +1,14 @@
-"""The log of one group: entries in memory, every change also recorded in the node's WAL."""
+"""The log of one group: entries in memory, every change also recorded for the node's WAL."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, overload
+from typing import Final
 
 from raftkv.errors import RaftKVError
 from raftkv.raft.configurations import CONFIG, Configurations, unpack_voters
-from raftkv.raft.library import Journal
-from raftkv.raft.ports import LogWriter
-
-Entry = tuple[bytes, int, int]
-"""(command, index, term): the library's own shape of a log entry."""
+from raftkv.raft.ready import Appended, Covered, Entry, HardState, Outputs, Truncated
 
 NO_OP: Final = b"\x01"
 """Command of the entry with which a leader opens its term, and of the log's base."""
@@ -25,67 +21,69 @@ class BrokenInvariant(RaftKVError):
     """Something that must never happen happened; the node stops instead of spreading it."""
 
 
-class GroupLog(Journal):  # type: ignore[misc]
-    """Log storage as PySyncObj wants it.
+class GroupLog:
+    """Term, vote and entries of one replica.
 
-    Position 0 is the base: the last entry covered by the snapshot (or entry 1, term 0, of every fresh log). ``add`` and
-    truncation touch memory and the WAL's buffer only, so they never fail; a failing disk stops the node elsewhere.
-    The commit index is never stored: a restarted node learns it again from a leader. ``base_voters``: the voters as of
-    the base; ``configurations`` has those that the entries name. ``bytes``: of all commands held; ``syncing_bytes``: of
-    those added that are not on stable storage yet.
+    ``entries`` begins with the base: the last entry covered by the snapshot (or entry 1, term 0, of every fresh log).
+    Appending and truncation touch memory and the outputs only, so they never fail; a failing disk stops the node
+    elsewhere. The commit index is never stored: a restarted node learns it again from a leader. ``base_voters``: the
+    voters as of the base; ``configurations`` has those that the entries name. ``bytes``: of all commands held;
+    ``syncing_bytes``: of those added that are not on stable storage yet. ``vote``: 0 = none in this term.
     """
 
     def __init__(
         self,
         group: int,
-        wal: LogWriter,
+        outputs: Outputs,
         base: tuple[int, int],
         base_voters: Sequence[int],
         entries: Sequence[Entry],
         term: int,
-        vote: int | None,
+        vote: int,
     ) -> None:
         self._group = group
-        self._wal = wal
-        self._entries: list[Entry] = [(NO_OP, base[0], base[1]), *entries]
-        self._term = term
-        self._vote = vote
+        self._outputs = outputs
+        self.entries: list[Entry] = [(NO_OP, base[0], base[1]), *entries]
+        self.term = term
+        self.vote = vote
         self._commit = base[0]
-        self._syncing: deque[tuple[int, int, int]] = deque()  # (LSN, index, bytes)
+        self._syncing: deque[tuple[int, int, int]] = deque()  # (number of the record, index, bytes)
         self.syncing_bytes = 0
+        self.snapshot: tuple[int, int, int] | None = None
+        """Index, term and bytes of the latest snapshot."""
         self.durable_index = self.last_index
         self.bytes = sum(len(entry[0]) for entry in entries)
         self.configurations = Configurations(base_voters)
         for command, index, _ in entries:
             self._note(command, index)
-        for position, entry in enumerate(self._entries):
+        for position, entry in enumerate(self.entries):
             if entry[1] != base[0] + position:
                 raise BrokenInvariant(f"group {group}: entry {entry[1]} at position {position} after base {base[0]}")
 
-    # -- what the adapter asks
+    # -- questions
 
     @property
     def base_index(self) -> int:
-        return self._entries[0][1]
+        return self.entries[0][1]
 
     @property
     def last_index(self) -> int:
-        return self._entries[-1][1]
+        return self.entries[-1][1]
 
     @property
     def last_term(self) -> int:
-        return self._entries[-1][2]
+        return self.entries[-1][2]
 
     def term_at(self, index: int) -> int | None:
         """Term of entry ``index``, None if the log does not hold it (the base counts as held)."""
-        position = index - self._entries[0][1]
-        if 0 <= position < len(self._entries):
-            return self._entries[position][2]
+        position = index - self.entries[0][1]
+        if 0 <= position < len(self.entries):
+            return self.entries[position][2]
         return None
 
     def between(self, start: int, stop: int, max_bytes: int | None = None) -> list[Entry]:
         """Entries ``start`` to ``stop`` - 1, at least one if there is one, else up to ``max_bytes`` of commands."""
-        base, held = self._entries[0][1], self._entries
+        base, held = self.entries[0][1], self.entries
         # What is on stable storage may end before the base: a snapshot that is overtakes a log that waits for room.
         first, end = start - base, max(min(stop - base, len(held)), 0)
         if max_bytes is not None:
@@ -105,54 +103,32 @@ class GroupLog(Journal):  # type: ignore[misc]
             index -= 1
         return index
 
-    def on_durable(self, lsn: int) -> None:
-        """The WAL is on stable storage up to record ``lsn``."""
-        while self._syncing and self._syncing[0][0] <= lsn:
-            _, self.durable_index, size = self._syncing.popleft()
-            self.syncing_bytes -= size
-
     def tail(self, index: int, most: int, most_bytes: int) -> int:
         """The index to compact to so that at most ``most`` entries and ``most_bytes`` bytes up to ``index`` stay."""
         position = index - self.base_index
         last = max(position - most, 0)
         while position > last:
-            most_bytes -= len(self._entries[position][0])
+            most_bytes -= len(self.entries[position][0])
             if most_bytes < 0:
                 break
             position -= 1
         return self.base_index + position
 
-    def compact(self, index: int) -> None:
-        """Forget entries before ``index``, which becomes the base. The caller has a durable snapshot up to there."""
-        count = index - self.base_index
-        if count <= 0:
-            return
-        self.bytes -= sum(len(entry[0]) for entry in self._entries[1 : count + 1])
-        base = self._entries[count]
-        del self._entries[:count]
-        self._entries[0] = (NO_OP, base[1], base[2])
-        self.configurations.compact(index)
+    # -- changes
 
-    def reset(self, index: int, term: int, voters: Sequence[int]) -> None:
-        """Replace the whole log by the base (``index``, ``term``, ``voters``) of a snapshot that was just installed."""
-        self._entries = [(NO_OP, index, term)]
-        self.configurations = Configurations(voters)
-        self._syncing.clear()
-        self.syncing_bytes = 0
-        self.durable_index = index
-        self._commit = index
-        self.bytes = 0
+    def set_hard_state(self, term: int, vote: int) -> None:
+        if (term, vote) != (self.term, self.vote):
+            self.term, self.vote = term, vote
+            self._outputs.record(HardState(term, vote))
 
-    # -- the library's interface
-
-    def add(self, command: bytes, idx: int, term: int) -> None:
-        if idx != self.last_index + 1:
-            raise BrokenInvariant(f"group {self._group}: entry {idx} added after {self.last_index}")
-        self._entries.append((command, idx, term))
+    def append(self, command: bytes, index: int, term: int) -> None:
+        if index != self.last_index + 1:
+            raise BrokenInvariant(f"group {self._group}: entry {index} added after {self.last_index}")
+        self.entries.append((command, index, term))
         self.bytes += len(command)
-        self._note(command, idx)
-        self._wal.entry(self._group, idx, term, command)
-        self._syncing.append((self._wal.appended, idx, len(command)))
+        self._note(command, index)
+        self._outputs.record(Appended(index, term, command))
+        self._syncing.append((self._outputs.recorded, index, len(command)))
         self.syncing_bytes += len(command)
 
     def _note(self, command: bytes, index: int) -> None:
@@ -162,53 +138,56 @@ class GroupLog(Journal):  # type: ignore[misc]
             except ValueError as problem:
                 raise BrokenInvariant(f"group {self._group}: entry {index}: {problem}") from None
 
-    def deleteEntriesFrom(self, position: int) -> None:
-        first = self.base_index + position
+    def truncate(self, first: int) -> None:
+        """Remove the entries from ``first`` on, none of which is committed."""
         if first <= self._commit:
             raise BrokenInvariant(
                 f"group {self._group}: truncation from {first} would remove committed entries up to {self._commit}"
             )
-        self.bytes -= sum(len(entry[0]) for entry in self._entries[position:])
-        del self._entries[position:]
+        position = first - self.base_index
+        self.bytes -= sum(len(entry[0]) for entry in self.entries[position:])
+        del self.entries[position:]
         self.configurations.truncate(first)
-        self._wal.truncate(self._group, first)
+        self._outputs.record(Truncated(first))
         while self._syncing and self._syncing[-1][1] >= first:
             self.syncing_bytes -= self._syncing.pop()[2]
         self.durable_index = min(self.durable_index, first - 1)
 
-    def deleteEntriesTo(self, position: int) -> None:
-        self.compact(self.base_index + position)
+    def on_synced(self, count: int) -> None:
+        """The first ``count`` records of this group are on stable storage."""
+        while self._syncing and self._syncing[0][0] <= count:
+            _, self.durable_index, size = self._syncing.popleft()
+            self.syncing_bytes -= size
 
-    def clear(self) -> None:
-        raise BrokenInvariant("the library's own snapshots are off")
-
-    @overload
-    def __getitem__(self, item: int) -> Entry: ...
-    @overload
-    def __getitem__(self, item: slice) -> list[Entry]: ...
-    def __getitem__(self, item: Any) -> Any:
-        return self._entries[item]
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def _destroy(self) -> None:
-        pass
-
-    def setRaftCommitIndex(self, index: int) -> None:
+    def commit(self, index: int) -> None:
+        """Nothing up to ``index`` may be truncated any more."""
         self._commit = max(self._commit, index)
 
-    def getRaftCommitIndex(self) -> int:
-        return self.base_index
+    def cover(self, index: int, term: int, size: int) -> None:
+        """There is a durable snapshot of (``index``, ``term``), of ``size`` bytes."""
+        self.snapshot = (index, term, size)
+        self._outputs.record(Covered(index, term))
 
-    def setCurrentTerm(self, term: int, vote: int | None) -> None:
-        if (term, vote) == (self._term, self._vote):
+    def compact(self, index: int) -> None:
+        """Forget entries before ``index``, which becomes the base. The caller has a durable snapshot up to there."""
+        count = index - self.base_index
+        if count <= 0:
             return
-        self._term, self._vote = term, vote
-        self._wal.hard_state(self._group, term, vote or 0)
+        self.bytes -= sum(len(entry[0]) for entry in self.entries[1 : count + 1])
+        base = self.entries[count]
+        del self.entries[:count]
+        self.entries[0] = (NO_OP, base[1], base[2])
+        self.configurations.compact(index)
 
-    def getCurrentTerm(self) -> int:
-        return self._term
-
-    def getVotedForNodeId(self) -> int | None:
-        return self._vote
+    def reset(self, index: int, term: int, voters: Sequence[int]) -> None:
+        """Replace the whole log by the base (``index``, ``term``, ``voters``) of a snapshot that was just installed."""
+        if self.last_index > self.base_index:
+            # What the log holds contradicts the snapshot; it must not come back from the WAL behind it.
+            self._outputs.record(Truncated(self.base_index + 1))
+        self.entries = [(NO_OP, index, term)]
+        self.configurations = Configurations(voters)
+        self._syncing.clear()
+        self.syncing_bytes = 0
+        self.durable_index = index
+        self._commit = index
+        self.bytes = 0

@@ -11,19 +11,17 @@ for nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft.configurations import Voters, differ_by_one, pack_voters
-
-if TYPE_CHECKING:
-    from raftkv.raft.group import RaftGroup
-    from raftkv.raft.replication import Progress
-
-log = logging.getLogger(__name__)
+from raftkv.raft.core import Core
+from raftkv.raft.leadership import Leadership
+from raftkv.raft.log import GroupLog
+from raftkv.raft.ready import Outputs
 
 MAX_LAG: Final = 1000
 """Entries that a learner may lack when it is made a voter: from then on commits may have to wait for it."""
@@ -70,8 +68,12 @@ class _Asked:
 class Membership:
     """The changes and learners of one replica."""
 
-    def __init__(self, group: RaftGroup) -> None:
+    def __init__(self, group: int, node: int, core: Core, log: GroupLog, outputs: Outputs) -> None:
         self._group = group
+        self._node = node
+        self._core = core
+        self._log = log
+        self._outputs = outputs
         self._asked: _Asked | None = None
         self._told: tuple[int, ...] = ()
         self._waiting: list[tuple[int, ChangeDone]] = []
@@ -79,15 +81,15 @@ class Membership:
     @property
     def learners(self) -> tuple[int, ...]:
         """Those that were told and are no voters."""
-        return tuple(node for node in self._told if node not in self._group.voters)
+        return tuple(node for node in self._told if node not in self._core.voters())
 
     def knows(self, node: int) -> bool:
         """Whether ``node`` is a voter or a learner."""
-        return node in self._group.voters or node in self._told
+        return node in self._core.voters() or node in self._told
 
     def replicas(self) -> list[int]:
         """All other nodes that hold the log."""
-        return sorted({*self._group.voters, *self._told} - {self._group.node})
+        return sorted({*self._core.voters(), *self._told} - {self._node})
 
     def set_learners(self, nodes: Iterable[int]) -> bool:
         """Returns whether that changes anything."""
@@ -95,15 +97,16 @@ class Membership:
         before, self._told = self._told, told
         return told != before
 
-    def view(self) -> Members:
-        group, configurations = self._group, self._group.log.configurations
+    def view(self, lead: Leadership | None, now: float) -> Members:
+        """``lead``: if this replica leads."""
+        configurations, match = self._log.configurations, self._core.match_index
         peers = {}
-        if group.leads():
-            peers = {node: PeerState(group.core.match_index(node), group.answers(node)) for node in self.replicas()}
-            peers[group.node] = PeerState(group.log.durable_index, contact=True)
+        if lead is not None:
+            peers = {node: PeerState(match(node), lead.answers(node, now)) for node in self.replicas()}
+            peers[self._node] = PeerState(self._log.durable_index, contact=True)
         return Members(
             voters=configurations.voters,
-            committed_voters=configurations.at(group.core.commit_index()),
+            committed_voters=configurations.at(self._core.commit_index()),
             learners=self.learners,
             index=configurations.index,
             committed=self._settled(),
@@ -111,31 +114,31 @@ class Membership:
         )
 
     def _settled(self) -> bool:
-        return self._group.log.configurations.index <= self._group.core.commit_index()
+        return self._log.configurations.index <= self._core.commit_index()
 
     # -- changes
 
-    def change(self, voters: Sequence[int], done: ChangeDone, seq: int, deadline: float) -> bool:
-        """Leader: start a change, or answer why not. Returns whether the voters have changed.
+    def change(self, lead: Leadership, voters: Sequence[int], done: ChangeDone, deadline: float) -> bool:
+        """Start a change, or answer why not. Returns whether the voters have changed.
 
-        ``seq``: the last append sent. ``deadline``: until when a newcomer has to answer.
+        ``deadline``: until when a newcomer has to answer.
         """
-        group = self._group
         wanted: Voters = tuple(sorted(set(voters)))
-        if group.ready() and self._settled() and wanted == group.voters:
-            _answer(done, Result(Code.OK))
+        present = self._core.voters()
+        if lead.open and self._settled() and wanted == present:
+            self._outputs.answer(done, Result(Code.OK))
             return False
-        if self._refused(wanted, done):
+        if self._refused(lead, wanted, done):
             return False
-        newcomers = set(wanted) - set(group.voters)
+        newcomers = set(wanted) - set(present)
         if newcomers:
-            self._asked = _Asked(wanted, newcomers.pop(), seq, deadline, done)
+            self._asked = _Asked(wanted, newcomers.pop(), lead.seq, deadline, done)
             return False
         self._start(wanted, done)
         return True
 
-    def look(self, progress: Mapping[int, Progress], now: float) -> bool:
-        """Leader, at each step: bring a newcomer in that has answered. Returns whether the voters have changed.
+    def look(self, lead: Leadership) -> bool:
+        """At each step of a leader: bring a newcomer in that has answered. Returns whether the voters have changed.
 
         What is known of a newcomer may be that of a replica which its node has dropped since, and a voter that is
         believed to hold what it does not could help to commit it. So it has to acknowledge an append that was sent
@@ -144,85 +147,76 @@ class Membership:
         asked = self._asked
         if asked is None:
             return False
-        state = progress.get(asked.newcomer)
+        state = lead.followers.get(asked.newcomer)
         if state is not None and state.matched > asked.seq:
             self._asked = None
-            if self._refused(asked.wanted, asked.done):
+            if self._refused(lead, asked.wanted, asked.done):
                 return False
             self._start(asked.wanted, asked.done)
             return True
-        if now > asked.deadline:
+        if self._core.now > asked.deadline:
             self._asked = None
             self._refuse(f"node {asked.newcomer} does not answer", asked.done)
         return False
 
     def _start(self, wanted: Voters, done: ChangeDone) -> None:
-        index = self._group.core.append(pack_voters(wanted))
-        log.info("group %d: voters %s from entry %d on", self._group.group, _names(wanted), index)
+        index = self._core.append(pack_voters(wanted))
+        self._outputs.note(logging.INFO, f"voters {_names(wanted)} from entry {index} on")
         self._waiting.append((index, done))
 
-    def _refused(self, wanted: Voters, done: ChangeDone) -> bool:
-        refusal = self._refusal(wanted)
+    def _refused(self, lead: Leadership, wanted: Voters, done: ChangeDone) -> bool:
+        refusal = self._refusal(lead, wanted)
         if refusal is not None:
             self._refuse(refusal, done)
         return refusal is not None
 
     def _refuse(self, reason: str, done: ChangeDone) -> None:
-        _answer(done, Result(Code.CONDITION_FAILED, detail=f"group {self._group.group}: {reason}"))
+        self._outputs.answer(done, Result(Code.CONDITION_FAILED, detail=f"group {self._group}: {reason}"))
 
-    def _refusal(self, wanted: Voters) -> str | None:
-        group, present = self._group, self._group.voters
-        if not group.ready():
+    def _refusal(self, lead: Leadership, wanted: Voters) -> str | None:
+        present, now = self._core.voters(), self._core.now
+        if not lead.open:
             return "the leader has not committed an entry of its term yet"
         if not self._settled():
             return f"the change to voters {_names(present)} is not committed yet"
         if self._asked is not None:
             return f"node {self._asked.newcomer} is being looked at"
-        if group.transfers():
+        if lead.transfer is not None:
             return "the leadership is being handed over"
-        if group.node not in wanted:
-            return f"node {group.node} leads the group and cannot remove itself: hand the leadership over first"
+        if self._node not in wanted:
+            return f"node {self._node} leads the group and cannot remove itself: hand the leadership over first"
         if not differ_by_one(present, wanted):
             return f"voters {_names(present)} and {_names(wanted)} differ by more than one server"
         for newcomer in set(wanted) - set(present):
-            refusal = self._refuse_newcomer(newcomer)
+            refusal = self._refuse_newcomer(lead, newcomer)
             if refusal is not None:
                 return refusal
-        silent = [node for node in wanted if node != group.node and not group.answers(node)]
+        silent = [node for node in wanted if node != self._node and not lead.answers(node, now)]
         if 2 * (len(wanted) - len(silent)) <= len(wanted):
             return f"there would be no majority of voters {_names(wanted)}: no answer from {_names(silent)}"
         return None
 
-    def _refuse_newcomer(self, node: int) -> str | None:
-        group = self._group
+    def _refuse_newcomer(self, lead: Leadership, node: int) -> str | None:
         if node not in self._told:
             return f"node {node} is no learner of the group"
-        if not group.answers(node):
+        if not lead.answers(node, self._core.now):
             return f"node {node} does not answer"
-        match, last = group.core.match_index(node), group.log.last_index
-        if match < max(last - MAX_LAG, group.log.base_index):
+        match, last = self._core.match_index(node), self._log.last_index
+        if match < max(last - MAX_LAG, self._log.base_index):
             return f"node {node} is {last - match} entries behind"
         return None
 
-    def applied(self, index: int) -> None:
-        """The change of entry ``index`` is committed and applied."""
+    def committed(self, index: int) -> None:
+        """The change of entry ``index`` is committed."""
         while self._waiting and self._waiting[0][0] <= index:
-            _answer(self._waiting.pop(0)[1], Result(Code.OK))
+            self._outputs.answer(self._waiting.pop(0)[1], Result(Code.OK))
 
     def fail(self, outcome: Result) -> None:
         """This replica will not see what becomes of its changes."""
         waiting, self._waiting = self._waiting, []
         asked, self._asked = self._asked, None
         for done in [*(done for _, done in waiting), *(() if asked is None else (asked.done,))]:
-            _answer(done, outcome)
-
-
-def _answer(done: ChangeDone, result: Result) -> None:
-    try:
-        done(result)
-    except Exception:
-        # The caller's mistake is not the group's.
-        log.exception("the receiver of a change's outcome failed")
+            self._outputs.answer(done, outcome)
 
 
 def _names(nodes: Iterable[int]) -> str:

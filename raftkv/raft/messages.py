@@ -51,7 +51,19 @@ ANSWERS: Final = frozenset(
 
 OF_ELECTIONS: Final = frozenset((Type.PREVOTE, Type.PREVOTE_REPLY, Type.VOTE, Type.VOTE_REPLY, Type.TIMEOUT_NOW))
 
-OF_LOSSES: Final = frozenset((Type.LOST, Type.BARRED))
+OF_SNAPSHOTS: Final = frozenset((Type.SNAPSHOT_PULL, Type.SNAPSHOT_CHUNK))
+"""Parts of snapshots, which are no matter of consensus."""
+
+APPEND: Final = Type.APPEND
+ACK: Final = Type.ACK
+"""The two of each write: looking a member of an enumeration up takes longer than comparing with it."""
+
+WAITS: Final = tuple(
+    kind in (Type.ACK, Type.STALE, Type.PREVOTE_REPLY, Type.VOTE, Type.VOTE_REPLY, Type.TIMEOUT_NOW, Type.BARRED)
+    for kind in range(max(Type) + 1)
+)
+"""By type: whether a message waits for the disk, since it speaks of entries, terms or votes of its sender. The others
+say what a leader has, ask, or hold data that is durable."""
 
 _INT = (int,)
 _MAX_INT: Final = 2**62
@@ -83,7 +95,7 @@ def check(message: list[Any]) -> bool:
     for value, types in zip(message[2:], shape, strict=True):
         if type(value) not in types or (types is _INT and not 0 <= value < _MAX_INT):
             return False
-    if message[1] == Type.APPEND:
+    if message[1] == APPEND:
         return all(
             type(entry) in (list, tuple)
             and len(entry) == 2
@@ -93,7 +105,7 @@ def check(message: list[Any]) -> bool:
             and 0 < len(entry[1]) <= MAX_COMMAND_BYTES
             for entry in message[8]
         )
-    if message[1] == Type.ACK:
+    if message[1] == ACK:
         start = message[8]
         return len(start) == 2 and type(start[0]) is int and type(start[1]) is int
     return True

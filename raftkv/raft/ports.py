@@ -68,15 +68,13 @@ class LogWriter(Protocol):
 
 
 class Outbox(Protocol):
-    """Messages to other nodes.
-
-    The ordering law of the whole store: a message that speaks of entries, terms or votes of this node leaves by
-    ``send_when_durable``, only after everything appended to the WAL so far is on stable storage.
-    """
+    """Messages to other nodes. Which of them has to wait is said by :class:`raftkv.raft.ready.Ready`."""
 
     def send(self, node: int, message: list[Any]) -> None: ...
 
-    def send_when_durable(self, node: int, message: list[Any]) -> None: ...
+    def send_when_durable(self, node: int, message: list[Any]) -> None:
+        """It leaves only after everything appended to the WAL so far is on stable storage."""
 
     def epoch(self, node: int) -> int:
-        """Number of the link to ``node``; another number means that messages may have been lost in between."""
+        """Number of the link to ``node``, 0 while it is down; another number means that messages may have been lost in
+        between."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from raftkv import limits
 from raftkv.commands.base import Command, Write
-from raftkv.commands.results import MALFORMED, Result
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft.entries import is_readable, pack_batch
 from raftkv.raft.fair_queue import FairQueue
@@ -121,13 +121,13 @@ class Proposals:
     def open_entries(self) -> int:
         return len(self._open)
 
-    def add(self, proposal: Proposal) -> None:
-        """Have it wait, unless it does not fit into an entry."""
+    def add(self, proposal: Proposal) -> Result | None:
+        """Have it wait; or why not, if it does not fit into an entry."""
         if proposal.size > limits.MAX_PROPOSAL_BYTES:
-            proposal.refuse(_TOO_LARGE)
-            return
+            return _TOO_LARGE
         bulk = proposal.size >= _BULK and isinstance(proposal.ops[0], Write)
         (self._bulk if bulk else self._waiting).add(proposal)
+        return None
 
     def take(self) -> tuple[list[Command], list[Proposal]]:
         """What goes into the next entry: of each queue that is not held at least one proposal, if both fit into
@@ -145,42 +145,32 @@ class Proposals:
                 count += len(head.ops)
         return [op for proposal in taken for op in proposal.ops], taken
 
-    def next_entry(self, time: int) -> tuple[bytes, list[Command], list[Proposal]]:
-        """The next entry, its operations and their proposals: what :meth:`take` gives. ``time``: the group's, in ms."""
+    def next_entry(self, time: int) -> tuple[bytes, list[Command], list[Proposal], list[Proposal]]:
+        """The next entry, its operations and their proposals: what :meth:`take` gives, but for what is malformed, the
+        last item. ``time``: the group's, in ms."""
         ops, taken = self.take()
         entry = pack_batch(time, ops)
-        if not all(proposal.source for proposal in taken) and not is_readable(entry):
-            # A mistake of this node: in the log it would stop every replica for good. Others' operations were checked
-            # when they arrived (tests/property/test_commands.py).
-            for proposal in taken:
-                if not is_readable(pack_batch(time, proposal.ops)):
-                    log.error("malformed operations are not proposed: %.200r", proposal.ops)
-                    proposal.refuse(MALFORMED)
-            taken = [proposal for proposal in taken if is_readable(pack_batch(time, proposal.ops))]
-            ops = [op for proposal in taken for op in proposal.ops]
-            entry = pack_batch(time, ops)
-        return entry, ops, taken
+        if all(proposal.source for proposal in taken) or is_readable(entry):
+            # Others' operations were checked when they arrived (tests/property/test_commands.py).
+            return entry, ops, taken, []
+        # A mistake of this node: in the log it would stop every replica for good.
+        malformed = [proposal for proposal in taken if not is_readable(pack_batch(time, proposal.ops))]
+        taken = [proposal for proposal in taken if proposal not in malformed]
+        ops = [op for proposal in taken for op in proposal.ops]
+        return pack_batch(time, ops), ops, taken, malformed
 
     def opened(self, entry: OpenEntry) -> None:
         self._open.append(entry)
 
-    def ops_of(self, index: int) -> list[Command] | None:
-        """Of the open entry ``index``, which is applied next; None if it is not this leader's."""
-        return self._open[0].ops if self._open and self._open[0].index == index else None
-
     def close(self, index: int) -> OpenEntry | None:
-        """The open entry ``index``, which is being applied; None if it is not this leader's."""
+        """The open entry ``index``, which is committed; None if it is not this leader's."""
         return self._open.popleft() if self._open and self._open[0].index == index else None
 
-    def fail_open(self, outcome: Result) -> None:
-        """This replica will not see what becomes of its open entries."""
+    def drop_open(self) -> list[Proposal]:
+        """This replica will not see what becomes of its open entries: their proposals."""
         entries, self._open = self._open, deque()
-        for entry in entries:
-            for proposal in entry.proposals:
-                proposal.refuse(outcome)
+        return [proposal for entry in entries for proposal in entry.proposals]
 
-    def refuse_waiting(self, refusal: Result) -> None:
-        """What waits never reached the log."""
-        for proposal in [*self._waiting.clear(), *self._bulk.clear()]:
-            if proposal.waiting:
-                proposal.refuse(refusal)
+    def drop_waiting(self) -> list[Proposal]:
+        """What waits will never reach the log."""
+        return [proposal for proposal in [*self._waiting.clear(), *self._bulk.clear()] if proposal.waiting]

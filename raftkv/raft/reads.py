@@ -43,8 +43,8 @@ class ReadQueue:
             return False
         return any(read.seq >= round_seq for read in self._waiting)
 
-    def serve(self, applied: int, confirmed: int, lease: bool) -> None:
-        """Answer what may be answered.
+    def take(self, applied: int, confirmed: int, lease: bool) -> list[ReadDone]:
+        """Those that may be served once entry ``applied`` is applied.
 
         ``confirmed``: the latest seq that a majority has acknowledged; ``lease``: whether the lease holds now.
         """
@@ -54,10 +54,9 @@ class ReadQueue:
             sure = read.seq < confirmed or (lease and not read.quorum)
             (ready if sure and read.index <= applied else kept).append(read)
         self._waiting = kept
-        for read in ready:
-            read.done(Code.OK)
+        return [read.done for read in ready]
 
-    def fail(self, code: Code) -> None:
+    def drop(self) -> list[ReadDone]:
+        """Those that will not be served here."""
         waiting, self._waiting = self._waiting, []
-        for read in waiting:
-            read.done(code)
+        return [read.done for read in waiting]

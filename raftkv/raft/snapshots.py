@@ -2,7 +2,8 @@
 
 The library's own dump files are off. A snapshot is a file of chunks; a leader offers its latest one to a follower
 whose next entry is no longer in the log, the follower pulls it piece by piece, verifies the whole file, and only then
-does the state machine take it over and the log start anew behind it.
+does the state machine take it over and the log start anew behind it. The consensus says when one is to be fetched and
+learns when one was written or taken over; what lies between is here.
 """
 
 from __future__ import annotations
@@ -10,20 +11,18 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.errors import CorruptData, RaftKVError, StorageError
 from raftkv.log_limit import limited
 from raftkv.raft.config import RaftConfig
-from raftkv.raft.log import FIRST_INDEX, Entry, GroupLog
+from raftkv.raft.consensus import Consensus
+from raftkv.raft.log import FIRST_INDEX
 from raftkv.raft.messages import Type
 from raftkv.raft.ports import LogWriter, Outbox, Restore, StateMachine
-from raftkv.raft.replication import Progress
-
-if TYPE_CHECKING:
-    from raftkv.raft.group import RaftGroup
+from raftkv.raft.ready import Entry, Offer
 
 log = logging.getLogger(__name__)
 
@@ -178,23 +177,11 @@ def _restore(info: SnapshotInfo, machine: StateMachine, files: SnapshotFiles) ->
         raise files.damaged(info, last, problem) from None
 
 
-def superfluous(log: GroupLog, committed: int, index: int, term: int) -> bool:
-    """Whether a replica with this log needs no snapshot that ends with entry ``index`` of ``term``.
-
-    A log that holds the snapshot's last entry holds all that the snapshot covers: dropping its tail would drop entries
-    that were acknowledged.
-    """
-    return index <= committed or log.term_at(index) == term
-
-
 class _Receiving:
     """A snapshot on its way in."""
 
-    def __init__(self, peer: int, index: int, term: int, size: int, incoming: Incoming, now: float) -> None:
-        self.peer = peer
-        self.index = index
-        self.term = term
-        self.size = size
+    def __init__(self, offer: Offer, incoming: Incoming, now: float) -> None:
+        self.offer = offer
         self.incoming = incoming
         self.offset = 0
         self.busy = False
@@ -202,18 +189,30 @@ class _Receiving:
 
 
 class GroupSnapshots:
-    """Everything about snapshots of one replica."""
+    """The snapshots of one replica. ``info``: the latest at its start. ``wake`` asks for a step."""
 
     def __init__(
-        self, group: RaftGroup, wal: LogWriter, files: SnapshotFiles, outbox: Outbox, clock: Clock, config: RaftConfig
+        self,
+        replica: Consensus,
+        machine: StateMachine,
+        files: SnapshotFiles,
+        outbox: Outbox,
+        clock: Clock,
+        config: RaftConfig,
+        wake: Callable[[], None],
+        info: SnapshotInfo | None,
     ) -> None:
-        self._group = group
-        self._wal = wal
+        self._replica = replica
+        self._group = replica.group
+        self._machine = machine
         self._files = files
         self._outbox = outbox
         self._clock = clock
         self._config = config
-        self._info: SnapshotInfo | None = files.latest(group.group)
+        self._wake = wake
+        self._info = info
+        if info is not None:
+            replica.log.snapshot = (info.index, info.term, info.size)
         self._taking = False
         self._closed = False
         self._wanted = False
@@ -258,28 +257,28 @@ class GroupSnapshots:
         due = self._wanted or self.bytes_since > self._enough()
         if self._taking or self._closed or not due or self._files.busy or self._in_use():
             return
-        index = self._group.core.applied_index()
+        index = self._replica.core.applied_index()
         if index <= max(self.index, FIRST_INDEX):
             self._wanted = False
             return
         if self._clock.now() < self._next_turn or not self._may_write(self.size):
             return
         self._wanted = False
-        term = self._group.log.term_at(index)
+        term = self._replica.log.term_at(index)
         assert term is not None
         self._taking = True
         self.bytes_since = 0
         began = self._clock.now()
-        snapshot = self._group.machine.snapshot()
+        snapshot = self._machine.snapshot()
         chunks = snapshot.chunks()
         gathered: list[bytes] = []
-        writer = self._files.writer(self._group.group, index, term, self._group.log.configurations.at(index))
+        writer = self._files.writer(self._group, index, term, self._replica.log.configurations.at(index))
 
         def finish(problem: BaseException | None) -> None:
             self._taking = False
             snapshot.close()
             if problem is not None:
-                log.error("group %d: snapshot at %d failed: %s", self._group.group, index, problem)
+                log.error("group %d: snapshot at %d failed: %s", self._group, index, problem)
                 writer.abort()
                 self._wanted = self._failed(problem, self.size)
 
@@ -317,9 +316,10 @@ class GroupSnapshots:
             if problem is None and index > self.index and not self._closed:
                 took = self._clock.now() - began
                 self._next_turn = self._clock.now() + _TURN * took
-                log.info("group %d: snapshot of entry %d took %.3f s", self._group.group, index, took)
+                log.info("group %d: snapshot of entry %d took %.3f s", self._group, index, took)
+                self._replica.snapshot_written(info.index, info.term, info.size)
                 self._adopt(info)
-                self._forget(self._group.log.tail(index, self._config.keep_entries, self._config.keep_bytes))
+                self._forget(self._replica.log.tail(index, self._config.keep_entries, self._config.keep_bytes))
 
         proceed(None)
 
@@ -342,9 +342,9 @@ class GroupSnapshots:
         except OSError:
             return True  # what is wrong shows when it is written
         if room < size:
-            source = limited(f"group {self._group.group}")
+            source = limited(f"group {self._group}")
             log.warning(
-                "group %d: no room for a snapshot of %d bytes, %d are free", self._group.group, size, room, extra=source
+                "group %d: no room for a snapshot of %d bytes, %d are free", self._group, size, room, extra=source
             )
             self._lack(size)
         return room >= size
@@ -367,7 +367,7 @@ class GroupSnapshots:
 
     def _forget(self, until: int) -> None:
         """Let go of the log before entry ``until``, a part in each turn: it may be long."""
-        log = self._group.log
+        log = self._replica.log
         if self._closed or log.base_index >= until:
             return
         log.compact(min(until, log.base_index + _FORGOTTEN))
@@ -376,104 +376,77 @@ class GroupSnapshots:
     def _in_use(self) -> bool:
         """Whether a follower is about to continue from the latest snapshot: with a newer one it would start anew, and
         again, if the state is large and many write. A log that grows too long does not wait for it."""
-        return self.bytes_since < _PATIENCE * self._enough() and any(
-            self._group.approaches(peer, self.index) for peer in self._pulling
+        lead, now = self._replica.lead, self._clock.now()
+        return (
+            lead is not None
+            and self.bytes_since < _PATIENCE * self._enough()
+            and any(lead.approaches(peer, self.index, now) for peer in self._pulling)
         )
 
     def _adopt(self, info: SnapshotInfo) -> None:
         """``info`` is durable: it may replace the older one and the entries it covers."""
         self._info = info
         self._pulling.clear()
-        self._wal.snapshot(self._group.group, info.index, info.term)
-        self._files.prune(self._group.group, info.index)
+        self._files.prune(self._group, info.index)
+        self._wake()
 
     # -- sending
 
-    def offer(self, peer: int, progress: Progress, term: int, now: float) -> None:
-        """Leader: tell ``peer`` that only a snapshot helps it. Repeated until it has it."""
-        if self._info is None or now < progress.offer_due:
-            return
-        progress.offer_due = now + self._config.heartbeat
-        self._outbox.send(
-            peer,
-            [self._group.group, Type.SNAPSHOT_OFFER, term, self._info.index, self._info.term, self._info.size],
-        )
+    def receive(self, peer: int, message: list[Any]) -> None:
+        """A part is asked for, or there it is."""
+        if message[1] == Type.SNAPSHOT_PULL:
+            self._on_pull(peer, *message[3:])
+        else:
+            self._on_chunk(peer, *message[3:])
 
-    def _on_pull(self, peer: int, term: int, index: int, offset: int) -> None:
-        info = self._info
-        if not self._group.leads() or info is None or info.index != index or offset >= info.size:
+    def _on_pull(self, peer: int, index: int, offset: int) -> None:
+        info, replica = self._info, self._replica
+        if replica.lead is None or info is None or info.index != index or offset >= info.size:
             return
         self._pulling.add(peer)
         try:
             data = self._files.read_raw(info, offset, self._config.chunk_bytes)
         except (RaftKVError, OSError) as problem:
             # The follower asks again, or gets a newer snapshot.
-            source = limited(f"group {self._group.group}")
-            log.warning(
-                "group %d: snapshot cannot be sent to node %d: %s", self._group.group, peer, problem, extra=source
-            )
+            source = limited(f"group {self._group}")
+            log.warning("group %d: snapshot cannot be sent to node %d: %s", self._group, peer, problem, extra=source)
             return
-        self._outbox.send(peer, [self._group.group, Type.SNAPSHOT_CHUNK, self._group.core.term(), index, offset, data])
+        self._outbox.send(peer, [self._group, Type.SNAPSHOT_CHUNK, replica.core.term(), index, offset, data])
 
     # -- receiving
 
-    def receive(self, peer: int, kind: int, fields: list[Any]) -> None:
-        if kind == Type.SNAPSHOT_OFFER:
-            self._on_offer(peer, *fields)
-        elif kind == Type.SNAPSHOT_PULL:
-            self._on_pull(peer, *fields)
-        elif kind == Type.SNAPSHOT_CHUNK:
-            self._on_chunk(peer, *fields)
-
-    def _on_offer(self, peer: int, term: int, index: int, snapshot_term: int, size: int) -> None:
-        group = self._group
-        if not group.follow(peer, term):
-            return
-        if self._held(index, snapshot_term):
-            self._drop_receiving()
-            group.acknowledge_snapshot(peer, max(group.core.commit_index(), index))
-            return
+    def fetch(self, offer: Offer) -> None:
+        """Get a leader's snapshot, unless that is under way. Asked for again and again until it is taken over."""
         now = self._clock.now()
         receiving = self._receiving
-        if receiving is None or (receiving.peer, receiving.index, receiving.term, receiving.size) != (
-            peer,
-            index,
-            snapshot_term,
-            size,
-        ):
+        if receiving is None or receiving.offer != offer:
             self._drop_receiving()
-            if not self._may_write(size):
+            if not self._may_write(offer.size):
                 return
-            incoming = self._files.incoming(group.group, index, snapshot_term, size)
-            self._receiving = _Receiving(peer, index, snapshot_term, size, incoming, now)
+            incoming = self._files.incoming(self._group, offer.index, offer.term, offer.size)
+            self._receiving = _Receiving(offer, incoming, now)
             self._pull()
         elif not receiving.busy and now > receiving.moved_at + _STALLED:
             receiving.moved_at = now
             self._pull()
 
-    def _held(self, index: int, term: int) -> bool:
-        return superfluous(self._group.log, self._group.core.commit_index(), index, term)
-
     def _pull(self) -> None:
         receiving = self._receiving
-        if receiving is not None:
-            self._outbox.send(
-                receiving.peer,
-                [
-                    self._group.group,
-                    Type.SNAPSHOT_PULL,
-                    self._group.core.term(),
-                    receiving.index,
-                    receiving.offset,
-                ],
-            )
+        if receiving is None:
+            return
+        offer = receiving.offer
+        if self._replica.holds(offer.index, offer.term):
+            self._drop_receiving()  # the log has caught up meanwhile
+            return
+        term = self._replica.core.term()
+        self._outbox.send(offer.peer, [self._group, Type.SNAPSHOT_PULL, term, offer.index, receiving.offset])
 
-    def _on_chunk(self, peer: int, term: int, index: int, offset: int, data: bytes) -> None:
+    def _on_chunk(self, peer: int, index: int, offset: int, data: bytes) -> None:
         receiving = self._receiving
         if (
             receiving is None
             or receiving.busy
-            or (receiving.peer, receiving.index, receiving.offset) != (peer, index, offset)
+            or (receiving.offer.peer, receiving.offer.index, receiving.offset) != (peer, index, offset)
             or not data
         ):
             return
@@ -487,7 +460,7 @@ class GroupSnapshots:
                 return
             receiving.offset += len(data)
             receiving.moved_at = self._clock.now()
-            if receiving.offset >= receiving.size:
+            if receiving.offset >= receiving.offer.size:
                 receiving.incoming.commit(verified)
             else:
                 receiving.busy = False
@@ -499,13 +472,14 @@ class GroupSnapshots:
             if problem is not None:
                 self._give_up(problem)
                 return
-            self._load(receiving, info)
+            self._load(receiving.offer, info)
 
         receiving.incoming.write(offset, data, written)
 
-    def _load(self, receiving: _Receiving, info: SnapshotInfo) -> None:
+    def _load(self, offer: Offer, info: SnapshotInfo) -> None:
         """Rebuild the state from the verified file, a chunk a turn, then switch to it at once."""
-        restore: Restore = self._group.machine.begin_restore()
+        receiving = self._receiving
+        restore: Restore = self._machine.begin_restore()
         chunks = self._files.open(info)
 
         def proceed() -> None:
@@ -521,35 +495,33 @@ class GroupSnapshots:
             if chunk is not None:
                 self._clock.call_later(0.0, proceed)
                 return
-            if not self._held(info.index, info.term):
+            if self._replica.holds(info.index, info.term):
+                self._replica.snapshot_kept(offer.peer, info.index)
+                self._wake()
+            else:
                 try:
                     restore.finish()
                 except (RaftKVError, OSError, ValueError) as problem:
                     self._give_up(problem)
                     return
-                self._install(info)
+                self._install(offer, info)
             self._receiving = None
-            self._group.acknowledge_snapshot(receiving.peer, info.index)
 
         proceed()
 
-    def _install(self, info: SnapshotInfo) -> None:
+    def _install(self, offer: Offer, info: SnapshotInfo) -> None:
         """The state machine has just taken over ``info``."""
-        group = self._group
-        if group.log.last_index > group.log.base_index:
-            # What the log holds contradicts the snapshot; it must not come back from the WAL behind it.
-            self._wal.truncate(group.group, group.log.base_index + 1)
-        group.core.install_snapshot(info.index, info.term, info.voters)
+        self._replica.snapshot_installed(offer, self._machine.time, info.voters)
         self._adopt(info)
         self.bytes_since = 0
         self.installed += 1
-        log.info("group %d: installed the snapshot of entry %d from node %d", group.group, info.index, group.leader())
+        log.info("group %d: installed the snapshot of entry %d from node %d", self._group, info.index, offer.peer)
 
     def _give_up(self, problem: BaseException) -> None:
-        source = limited(f"group {self._group.group}")
-        log.error("group %d: incoming snapshot dropped: %s", self._group.group, problem, extra=source)
+        source = limited(f"group {self._group}")
+        log.error("group %d: incoming snapshot dropped: %s", self._group, problem, extra=source)
         if self._receiving is not None:
-            self._failed(problem, self._receiving.size)
+            self._failed(problem, self._receiving.offer.size)
         self._drop_receiving()
 
     def _drop_receiving(self) -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from raftkv.raft.group import RaftGroup
-    from raftkv.raft.replication import Progress
+from raftkv.raft.consensus import Consensus
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +30,24 @@ class GroupStatus:
     lost: bool
 
 
-def status_of(group: RaftGroup, followers: Mapping[int, Progress]) -> GroupStatus:
-    """The status of a replica, which replicates to ``followers``."""
-    core = group.core
+def status_of(replica: Consensus, snapshot_index: int) -> GroupStatus:
+    core, log = replica.core, replica.log
+    followers = {} if replica.lead is None else replica.lead.followers
     match = {peer: core.match_index(peer) for peer in followers}
-    if group.leads():
-        match[group.node] = group.log.durable_index
+    if replica.lead is not None:
+        match[replica.node] = log.durable_index
     return GroupStatus(
-        group=group.group,
+        group=replica.group,
         role=core.role(),
         leader=core.leader(),
         term=core.term(),
-        last_index=group.log.last_index,
+        last_index=log.last_index,
         commit_index=core.commit_index(),
         applied_index=core.applied_index(),
-        snapshot_index=group.snapshots.index,
+        snapshot_index=snapshot_index,
         match=match,
-        voters=group.voters,
-        learners=group.membership.learners,
+        voters=core.voters(),
+        learners=replica.membership.learners,
         amnesia=tuple(peer for peer, progress in followers.items() if progress.amnesia),
-        lost=group.lost.here,
+        lost=replica.lost.here,
     )

@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from faults.sim.raftlab import GROUP
 from faults.sim.raftparts import Disk, LabWal
 from raftkv.raft.configurations import CONFIG, Voters, pack_voters, unpack_voters
-from raftkv.raft.log import FIRST_INDEX, Entry, GroupLog
+from raftkv.raft.log import FIRST_INDEX, GroupLog
+from raftkv.raft.ready import Entry, Outputs
 
 VOTERS = st.lists(st.integers(1, 9), min_size=1, max_size=5, unique=True).map(lambda nodes: tuple(sorted(nodes)))
 
@@ -35,15 +36,20 @@ class LogMachine(RuleBasedStateMachine):
         self.snapshot = (FIRST_INDEX, founders)
         self.term = 1
         self.wal = LabWal(self.disk, never, None)
-        self.log = GroupLog(GROUP, self.wal, (FIRST_INDEX, 0), founders, [], 1, None)
+        self.outputs = Outputs()
+        self.log = GroupLog(GROUP, self.outputs, (FIRST_INDEX, 0), founders, [], 1, 0)
 
     def expected(self, index: int) -> Voters:
         changes = [at for at, command in self.entries.items() if at <= index and command.startswith(CONFIG)]
         return unpack_voters(self.entries[max(changes)]) if changes else self.origin
 
+    def persist(self) -> None:
+        for record in self.outputs.take([], [], False).records:
+            record.write(self.wal, GROUP)
+
     def add(self, command: bytes) -> None:
         index = self.log.last_index + 1
-        self.log.add(command, index, self.term)
+        self.log.append(command, index, self.term)
         self.entries[index] = command
 
     @rule(voters=VOTERS)
@@ -60,7 +66,7 @@ class LogMachine(RuleBasedStateMachine):
     def truncate(self, data: st.DataObject) -> None:
         floor = max(self.snapshot[0], self.log.base_index)
         first = data.draw(st.integers(floor + 1, self.log.last_index))
-        self.log.deleteEntriesFrom(first - self.log.base_index)
+        self.log.truncate(first)
         self.entries = {index: command for index, command in self.entries.items() if index < first}
         self.term += 1
 
@@ -69,11 +75,11 @@ class LogMachine(RuleBasedStateMachine):
     def take_snapshot(self, data: st.DataObject, keep: int) -> None:
         """As the group does: the snapshot has the voters of its entry, the log keeps a few entries before it."""
         index = data.draw(st.integers(max(self.snapshot[0], self.log.base_index) + 1, self.log.last_index))
-        self.log.setRaftCommitIndex(index)
+        self.log.commit(index)
         self.snapshot = (index, self.log.configurations.at(index))
         term = self.log.term_at(index)
         assert term is not None
-        self.wal.snapshot(GROUP, index, term)
+        self.log.cover(index, term, 1)
         self.log.compact(max(self.log.base_index, index - keep))
 
     @rule(ahead=st.integers(1, 5), voters=VOTERS)
@@ -83,18 +89,20 @@ class LogMachine(RuleBasedStateMachine):
         self.origin = voters
         self.log.reset(index, self.term, voters)
         self.entries = {}
-        self.wal.snapshot(GROUP, index, self.term)
+        self.log.cover(index, self.term, 1)
 
     @rule(seed=st.integers(0, 99))
     def restart(self, seed: int) -> None:
         """Kill -9 after a sync: base and voters come from the snapshot, the rest from the WAL."""
+        self.persist()
         self.wal.sync()
         self.wal.crash(random.Random(seed), None)
         state = self.disk.recover()
         assert state.snapshot_index == self.snapshot[0]
         self.wal = LabWal(self.disk, never, None)
         base = (state.snapshot_index, self.log.term_at(state.snapshot_index) or 0)
-        self.log = GroupLog(GROUP, self.wal, base, self.snapshot[1], state.entries, 1, None)
+        self.outputs = Outputs()
+        self.log = GroupLog(GROUP, self.outputs, base, self.snapshot[1], state.entries, 1, 0)
 
     @invariant()
     def voters_are_those_of_the_latest_change(self) -> None:
@@ -140,4 +148,4 @@ def test_entries_of_the_base_are_refused() -> None:
     """A change that cannot be read is an error, not a change that is passed over."""
     entry: Entry = (CONFIG + b"\xc0", FIRST_INDEX + 1, 1)
     with pytest.raises(Exception, match="not a list of voters"):
-        GroupLog(GROUP, LabWal(Disk(), never, None), (FIRST_INDEX, 0), (1,), [entry], 1, None)
+        GroupLog(GROUP, Outputs(), (FIRST_INDEX, 0), (1,), [entry], 1, 0)

@@ -109,7 +109,9 @@ class World:
     async def breaks(self, number: int, change: Callable[[RaftGroup], object]) -> None:
         """Let ``change`` be done to the replica on that node, in its name; nothing was wrong before."""
         assert self.problems == []
-        self.node(number).process.run(change, self.group(number))
+        group = self.group(number)
+        self.node(number).process.run(change, group)
+        self.node(number).process.run(group.step)
 
     async def reported(self, kind: str) -> str:
         """The first problem of that kind."""
@@ -140,14 +142,14 @@ async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
 
 def replace_last(group: RaftGroup, command: bytes, term: int) -> None:
     """Give the last entry of a log other contents, in memory only."""
-    group.log._entries[-1] = (command, group.log.last_index, term)
+    group.log.entries[-1] = (command, group.log.last_index, term)
 
 
 def leads_from_now_on(group: RaftGroup) -> None:
     """Take the term that the replica is in for won."""
     group.core._won = True
     group.core._finish_election()
-    group.observe()
+    group.consensus._observe()
 
 
 # -- nothing is wrong
@@ -250,7 +252,7 @@ def test_a_term_has_one_leader() -> None:
     async def scenario(world: World) -> None:
         leader, second = world.leader(), world.followers()[1]
         await world.settled()
-        term = world.group(leader)._lead_term
+        term = world.group(leader).core.term()
         await world.breaks(second, leads_from_now_on)
         found = await world.reported("two leaders")
         assert found == f"two leaders: n{second} and n{leader} both lead group {GROUP} in term {term}"
@@ -266,10 +268,11 @@ def test_a_leader_has_the_votes_of_a_majority_and_all_that_was_committed() -> No
                 world.cluster.network.cut(f"n{usurper}", f"n{other}")
         await world.write(5)
         missing = world.group(world.leader()).core.commit_index()
-        term = world.group(world.leader())._lead_term + 1
+        term = world.group(world.leader()).core.term() + 1
 
         def usurp(group: RaftGroup) -> None:
-            group.adopt(term)
+            group.core.adopt_term(term)
+            group.consensus._observe()
             leads_from_now_on(group)
 
         assert world.group(usurper).log.last_index < missing
@@ -296,7 +299,7 @@ def test_no_leader_is_elected_within_the_lease_of_another(leases: bool) -> None:
         await until(lambda: world.group(heir).leads())
         assert world.group(old).lease_holds()
         if leases:
-            term = world.group(heir)._lead_term
+            term = world.group(heir).core.term()
             found = await world.reported("lease")
             assert (
                 found
@@ -316,7 +319,7 @@ def test_a_leader_without_contact_to_a_majority_steps_down(stays: bool) -> None:
         for number in world.followers():
             world.cluster.network.cut(f"n{old}", f"n{number}")
         if stays:
-            await world.breaks(old, lambda group: setattr(group, "_lead_since", math.inf))
+            await world.breaks(old, lambda group: setattr(group.consensus.lead, "since", math.inf))
             found = await world.reported("contact")
             assert found == f"contact: n{old} goes on leading group {GROUP} without a majority"
         else:
@@ -368,7 +371,7 @@ def test_a_leader_counts_on_a_follower_for_the_same_entries_only() -> None:
         leader, broken = world.leader(), world.followers()[1]
         await world.settled()
         writing, index = await world.everywhere_and_not_committed(
-            broken, lambda group: replace_last(group, group.log._entries[-1][0], group.log.last_term - 1)
+            broken, lambda group: replace_last(group, group.log.entries[-1][0], group.log.last_term - 1)
         )
         found = await world.reported("match")
         assert found.startswith(f"match: n{leader} counts on n{broken} for entry {index} of group {GROUP} ")
@@ -405,11 +408,11 @@ def test_a_leader_commits_by_counting_what_is_of_its_own_term_only() -> None:
         writing = await world.proposed()
 
         def commit(group: RaftGroup) -> None:
-            command, last, term = group.log._entries[-1]
+            command, last, term = group.log.entries[-1]
             replace_last(group, command, term - 1)
             group.core.set_commit_index(last)
 
-        term = world.group(leader)._lead_term
+        term = world.group(leader).core.term()
         await world.breaks(leader, commit)
         assert f" of term {term - 1} in term {term}" in await world.reported("commit")
         writing.cancel()
@@ -479,13 +482,13 @@ def test_a_group_that_drops_a_replica_and_takes_it_back_is_accused_of_nothing() 
 def test_a_node_votes_for_one_candidate_in_a_term() -> None:
     async def scenario(world: World) -> None:
         leader = world.leader()
-        term = world.group(leader)._lead_term
+        term = world.group(leader).core.term()
         voter = next(one for one in world.invariants.promises.votes[GROUP, term, leader] if one != leader)
         other = next(one for one in world.followers() if one != voter)
         await world.settled()
 
         def vote_again(group: RaftGroup) -> None:
-            group.log._vote = group.core._SyncObj__votedForNodeId = None
+            group.log.vote, group.core._SyncObj__votedForNodeId = 0, None
             group.receive(other, [GROUP, int(Type.VOTE), term, group.log.last_index, group.log.last_term, True])
 
         await world.breaks(voter, vote_again)
@@ -547,7 +550,7 @@ def test_a_vote_survives_a_crash() -> None:
         end = end_of_log(node)
         await world.breaks(world.leader(), lambda group: group.transfer(node.id))
         await until(lambda: world.group(node.id).leads())
-        term = world.group(node.id)._lead_term
+        term = world.group(node.id).core.term()
         assert world.problems == []
         promises.before_crash(node)
         world.cluster.kill(node.id, power_loss=True)

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from faults.sim.raftlab import GROUP, Lab, Replica, append, batch
-from raftkv.raft import BrokenInvariant, RaftConfig, RaftGroup
+from raftkv.raft import BrokenInvariant, RaftConfig
+from raftkv.raft.consensus import Consensus
 from raftkv.raft.core import Core
+from raftkv.raft.leadership import Leadership
 from raftkv.raft.messages import Type
 from raftkv.raft.replication import Progress
 
@@ -16,7 +18,7 @@ MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant
 
 
 def _library_append(
-    group: RaftGroup,
+    group: Consensus,
     peer: int,
     term: int,
     seq: int,
@@ -30,7 +32,6 @@ def _library_append(
     entries = [(command, previous + 1 + at, item_term) for at, (item_term, command) in enumerate(raw)]
     reply = group.core.receive_append(peer, term, previous, previous_term, entries, commit)
     group._acknowledge(peer, seq, epoch, matches=reply["success"], index=reply["next_node_idx"])
-    group._wake()
 
 
 def _puts(lab: Lab, leader: Replica, *values: bytes) -> list[Any]:
@@ -50,7 +51,7 @@ def _acks(lab: Lab, src: int) -> list[list[Any]]:
 def test_h1a_late_append_removes_no_acknowledged_entry(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A repeated old append leaves the acknowledged entries behind it in place: no acknowledged write is lost."""
     if mutant:
-        monkeypatch.setattr(RaftGroup, "_on_append", _library_append)
+        monkeypatch.setattr(Consensus, "_on_append", _library_append)
     lab = Lab(by_hand=True, config=PIPELINED)
     leader = lab.elect(1)
     outcomes = _puts(lab, leader, b"x1", b"x2", b"x3", b"x4")
@@ -105,12 +106,12 @@ def test_h1_only_what_an_append_vouches_for_is_committed(monkeypatch: pytest.Mon
 def test_h1_acknowledgement_claims_only_what_was_verified(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A heartbeat is answered with the index up to which it matched, not with the end of a longer log."""
     if mutant:
-        plain = RaftGroup._acknowledge
+        plain = Consensus._acknowledge
 
-        def boastful(group: RaftGroup, peer: int, seq: int, epoch: int, *, matches: bool, index: int) -> None:
+        def boastful(group: Consensus, peer: int, seq: int, epoch: int, *, matches: bool, index: int) -> None:
             plain(group, peer, seq, epoch, matches=matches, index=group.log.last_index + 1 if matches else index)
 
-        monkeypatch.setattr(RaftGroup, "_acknowledge", boastful)
+        monkeypatch.setattr(Consensus, "_acknowledge", boastful)
     lab = Lab(by_hand=True)
     lab[3].receive(1, append(1, 1, 0, [(1, batch(b"a")), (1, batch(b"ghost"))]))
     lab.run(0.0)
@@ -177,12 +178,12 @@ def test_append_below_the_commit_index_is_cut_to_it() -> None:
 def test_h2_acknowledgement_of_an_older_term_is_not_counted(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A node that leads again does not count what was acknowledged to its earlier term."""
     if mutant:
-        plain = RaftGroup._on_ack
+        plain = Leadership.on_ack
 
-        def termless(group: RaftGroup, peer: int, term: int, *rest: Any) -> None:
-            plain(group, peer, group._lead_term, *rest)
+        def termless(lead: Leadership, peer: int, term: int, *rest: Any) -> None:
+            plain(lead, peer, lead.term, *rest)
 
-        monkeypatch.setattr(RaftGroup, "_on_ack", termless)
+        monkeypatch.setattr(Leadership, "on_ack", termless)
     lab = Lab(5, by_hand=True, config=PIPELINED)
     first = lab.elect(1)
     _puts(lab, first, b"old0", b"old1", b"old2")

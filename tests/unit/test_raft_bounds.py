@@ -7,8 +7,9 @@ import pytest
 from faults.sim.raftlab import GROUP, Envelope, Lab, Replica, append, batch
 from raftkv import limits
 from raftkv.raft import RaftConfig
-from raftkv.raft.log import Entry, GroupLog
+from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
+from raftkv.raft.ready import Entry, Outputs
 
 PIPELINED = RaftConfig(max_open_entries=10_000)
 
@@ -26,7 +27,7 @@ class CountingList(list[Entry]):
 
 
 def _count_copies(log: GroupLog) -> CountingList:
-    counting = log._entries = CountingList(log._entries)
+    counting = log.entries = CountingList(log.entries)
     return counting
 
 
@@ -101,7 +102,7 @@ def test_h13b_what_is_in_flight_is_bounded_in_messages() -> None:
         lab.pump(2, 1)
     waiting = lab.take(1, 3)
     assert len(waiting) == limits.MAX_INFLIGHT_APPENDS
-    assert len(leader.raft._progress[3].sent) == limits.MAX_INFLIGHT_APPENDS
+    assert len(leader.lead.followers[3].sent) == limits.MAX_INFLIGHT_APPENDS
     lab.deliver(*waiting)
     assert lab.pump() < 200
     assert lab[3].raft.log.last_index == leader.raft.log.last_index
@@ -115,7 +116,7 @@ def test_h13b_one_slow_follower_holds_up_nobody() -> None:
     assert leader is not None
     for number in range(300):
         assert lab.commit(leader, b"%d" % number).ok
-    assert len(leader.raft._progress[3].sent) < limits.MAX_INFLIGHT_APPENDS + 60
+    assert len(leader.lead.followers[3].sent) < limits.MAX_INFLIGHT_APPENDS + 60
 
 
 def test_window_opens_again_after_lost_messages() -> None:
@@ -166,7 +167,7 @@ def test_h13d_commit_costs_the_same_with_many_uncommitted_entries(monkeypatch: p
 
     monkeypatch.setattr(GroupLog, "term_at", counted)
     leader.raft.core._SyncObj__raftCommitIndex = 1
-    leader.raft._advance_commit()
+    leader.lead.advance_commit()
     assert leader.raft.core.commit_index() == 20_002
     assert calls <= 2
 
@@ -202,9 +203,8 @@ def test_steady_writes_cost_one_append_and_one_answer_each() -> None:
 
 def test_log_slices_respect_bytes_and_end() -> None:
     """At least one entry if there is one, else as many as fit; never beyond the end or the stop."""
-    lab = Lab(1, by_hand=True)
     entries = [(b"x" * 10, index, 1) for index in range(2, 12)]
-    log = GroupLog(GROUP, lab[1].wal, (1, 0), (1,), entries, 1, None)
+    log = GroupLog(GROUP, Outputs(), (1, 0), (1,), entries, 1, 0)
     indexes = [[entry[1] for entry in log.between(*bounds)] for bounds in ((2, 12, 25), (2, 12, 1), (10, 99, 1000))]
     assert indexes == [[2, 3], [2], [10, 11]]
     assert log.between(12, 20, 100) == log.between(5, 5, 100) == []

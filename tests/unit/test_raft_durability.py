@@ -6,7 +6,7 @@ import pytest
 
 from faults.sim.raftlab import GROUP, Lab, Replica, append, batch
 from faults.sim.raftparts import LabError
-from raftkv.raft import RaftGroup
+from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
 
@@ -174,10 +174,12 @@ def test_truncation_is_not_undone_by_a_restart() -> None:
     lab = Lab(by_hand=True, sync_delay=None)
     node = lab[2]
     node.receive(1, append(1, 1, 0, [(1, batch(b"a")), (1, batch(b"ghost"))]))
+    node.raft.step()
     node.wal.sync()
     assert node.raft.log.durable_index == 3
     node.receive(3, append(2, 2, 1, [(2, batch(b"b")), (2, batch(b"c"))]))
     assert node.raft.log.durable_index == 2
+    node.raft.step()
     node.wal.sync()
     assert node.raft.log.durable_index == 4
     node.kill()
@@ -191,7 +193,7 @@ def test_a_leader_keeps_contact_with_followers_whose_disks_are_slow(
 ) -> None:
     """Acknowledgements may wait long behind much data; leadership and lease only need followers that listen."""
     if mutant:
-        monkeypatch.setattr(RaftGroup, "_on_heard", lambda *_: None)
+        monkeypatch.setattr(Leadership, "on_heard", lambda *_: None)
     lab = Lab()
     leader = lab.wait_for_leader()
     lab.run(1.0)
@@ -203,7 +205,7 @@ def test_a_leader_keeps_contact_with_followers_whose_disks_are_slow(
     assert (leader.raft.leads() and leader.raft.status().term == term) is not mutant
     if not mutant:
         assert outcome.answers == []
-        assert leader.raft._clock.now() < leader.raft.contact() + leader.raft._config.lease
+        assert leader.raft._clock.now() < leader.raft.contact() + lab.config.lease
         lab.run(5.0)
         assert outcome.ok
 
@@ -217,9 +219,10 @@ def test_hearing_is_not_storing() -> None:
     lab.run(1.0)
     outcome = leader.put(b"w")
     lab.run(0.0)
-    sent = leader.raft._progress[2].bytes
+    sent = leader.lead.followers[2].bytes
     lab.pump()
     assert sent > 0
-    assert leader.raft._progress[2].acked == leader.raft._progress[2].sent[-1][0], "the latest append was heard"
-    assert leader.raft._progress[2].bytes == sent
+    follower = leader.lead.followers[2]
+    assert follower.acked == follower.sent[-1][0], "the latest append was heard"
+    assert leader.lead.followers[2].bytes == sent
     assert outcome.answers == []

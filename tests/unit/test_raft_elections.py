@@ -17,8 +17,8 @@ MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant
 
 
 def _no_prevote(elections: Elections) -> None:
-    elections._group.core.step_down()
-    elections._group.core.postpone_election()
+    elections._core.step_down()
+    elections._core.postpone_election()
     elections.campaign(transfer=False)
 
 
@@ -27,7 +27,7 @@ def test_h4a_half_deaf_node_deposes_nobody(monkeypatch: pytest.MonkeyPatch, muta
     """A node that hears nothing but can send does not disturb a healthy majority."""
     if mutant:
         monkeypatch.setattr(Elections, "stand", _no_prevote)
-        monkeypatch.setattr(Elections, "_sticky", lambda elections: False)
+        monkeypatch.setattr(Elections, "_sticky", lambda *_: False)
     lab = Lab()
     leader = lab.wait_for_leader()
     term = leader.raft.core.term()
@@ -63,7 +63,7 @@ def test_h4b_isolated_node_comes_back_quietly() -> None:
 def test_h4c_no_vote_soon_after_a_leader_was_heard(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A voter that has just heard a leader gives neither vote nor pre-vote, so that leases hold."""
     if mutant:
-        monkeypatch.setattr(Elections, "_sticky", lambda elections: False)
+        monkeypatch.setattr(Elections, "_sticky", lambda *_: False)
     lab = Lab(by_hand=True)
     lab.elect(1)
     lab.run(0.4)
@@ -167,8 +167,8 @@ def test_h7_answers_of_strangers_change_nothing() -> None:
     before = leader.raft.status()
     answers: list[list[Any]] = [
         [GROUP, Type.ACK, 50, 1, 1, True, 100, 100, [1, 1]],
-        [GROUP, Type.ACK, 1, leader.raft._seq, 1, True, 3, 3, [1, 1]],
-        [GROUP, Type.HEARD, 1, leader.raft._seq],
+        [GROUP, Type.ACK, 1, leader.lead.seq, 1, True, 3, 3, [1, 1]],
+        [GROUP, Type.HEARD, 1, leader.lead.seq],
         [GROUP, Type.STALE, 50],
         [GROUP, Type.PREVOTE_REPLY, 2, True, 50],
         [GROUP, Type.VOTE_REPLY, 1],
@@ -235,7 +235,7 @@ def test_late_answers_raise_no_amnesia_alarm() -> None:
     leader.receive(2, [*head, False, 3, 2, [77, 11]])
     assert leader.raft.status().amnesia == ()
     lab.tick(1, after=0.2)
-    leader.receive(2, [*head[:3], leader.raft._seq, sent[4], False, 3, 2, [78, 1]])
+    leader.receive(2, [*head[:3], leader.lead.seq, sent[4], False, 3, 2, [78, 1]])
     assert leader.raft.status().amnesia == (2,)
 
 

@@ -130,11 +130,11 @@ def test_progress_is_kept_when_a_learner_becomes_a_voter_and_back() -> None:
     """Nothing is sent again, and its silence or voice is known at once."""
     lab, leader = led()
     write(lab, leader, b"a")
-    progress = leader.raft._progress[4]
+    progress = leader.lead.followers[4]
     change(lab, leader, 1, 2, 3, 4)
-    assert leader.raft._progress[4] is progress
+    assert leader.lead.followers[4] is progress
     change(lab, leader, 1, 2, 3)
-    assert leader.raft._progress[4] is progress
+    assert leader.lead.followers[4] is progress
     assert leader.raft.members().learners == (4,)
 
 

@@ -112,7 +112,7 @@ def test_what_a_leader_says_is_checked_against_the_own_log() -> None:
     for claim in (0, 1, last):
         lab[2].receive(1, [GROUP, Type.LOST, term, claim, term])
         assert not barred(lab[2]), "it holds that"
-    lab[2].raft.adopt(term + 1)
+    lab[2].raft.core.adopt_term(term + 1)
     lab[2].receive(1, [GROUP, Type.LOST, term, last + 5, term])
     assert not barred(lab[2]), "an older term's entries may have been replaced since"
     lab[2].receive(1, [GROUP, Type.LOST, term + 1, last + 5, term + 1])

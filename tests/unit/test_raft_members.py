@@ -8,8 +8,7 @@ import pytest
 from faults.sim.raftlab import GROUP, Lab, append, batch
 from faults.sim.raftparts import LabFiles
 from raftkv.errors import Code
-from raftkv.raft import BrokenInvariant, RaftConfig, RaftGroup
-from raftkv.raft import group as group_module
+from raftkv.raft import BrokenInvariant, RaftConfig, RaftGroup, consensus
 from raftkv.raft.configurations import CONFIG, pack_voters
 from raftkv.raft.core import Core
 from raftkv.raft.elections import Elections
@@ -211,13 +210,14 @@ def test_a_change_whose_leader_is_lost_is_unknown() -> None:
 
 
 def test_a_callers_mistake_is_not_the_groups(caplog: pytest.LogCaptureFixture) -> None:
-    _, leader = led()
+    lab, leader = led()
 
     def fail(_: Any) -> None:
         raise ValueError("mistake")
 
     leader.raft.change_members((1, 2, 3), fail)
-    assert "receiver of a change's outcome failed" in caplog.text
+    lab.run(0.0)
+    assert "receiver of results failed" in caplog.text
     assert leader.raft.leads()
 
 
@@ -271,9 +271,9 @@ def test_h11b_a_restart_replays_the_changes_in_the_log(monkeypatch: pytest.Monke
 
 
 def _no_prevote(elections: Elections) -> None:
-    if elections._group.core.votes():
-        elections._group.core.step_down()
-        elections._group.core.postpone_election()
+    if elections._core.votes():
+        elections._core.step_down()
+        elections._core.postpone_election()
         elections.campaign(transfer=False)
 
 
@@ -282,7 +282,7 @@ def test_h11c_a_removed_node_deposes_nobody(monkeypatch: pytest.MonkeyPatch, mut
     """A node that does not know of its removal goes on asking for votes, and gets none that matters."""
     if mutant:
         monkeypatch.setattr(Elections, "stand", _no_prevote)
-        monkeypatch.setattr(Elections, "_sticky", lambda elections: False)
+        monkeypatch.setattr(Elections, "_sticky", lambda *_: False)
     lab = Lab(4)
     leader = lab.wait_for_leader()
     gone = next(node for node in lab.nodes if node != leader.node)
@@ -315,7 +315,7 @@ def test_h11c_a_node_that_learns_of_its_removal_falls_silent() -> None:
 def test_h11d_late_answers_of_a_removed_node_are_ignored(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """What a removed node had sent arrives after its removal."""
     if mutant:
-        monkeypatch.setattr(group_module, "ANSWERS", frozenset())
+        monkeypatch.setattr(consensus, "ANSWERS", frozenset())
     lab, leader = led(4, (1, 2, 3, 4), ())
     leader.put(b"a")
     lab.run(0.0)
@@ -328,7 +328,7 @@ def test_h11d_late_answers_of_a_removed_node_are_ignored(monkeypatch: pytest.Mon
     before = leader.raft.status()
     with pytest.raises(KeyError) if mutant else contextlib.nullcontext():
         lab.deliver(*late)
-        leader.receive(4, [GROUP, Type.HEARD, 1, leader.raft._seq])
+        leader.receive(4, [GROUP, Type.HEARD, 1, leader.lead.seq])
         leader.receive(4, [GROUP, Type.STALE, 77])
         assert leader.raft.status() == before
         lab.pump()
@@ -357,8 +357,8 @@ def test_h11f_applying_an_older_change_undoes_no_newer_one(monkeypatch: pytest.M
     if mutant:
         plain = RaftGroup._apply_entry
 
-        def applied(group: RaftGroup, command: bytes, index: int, term: int) -> None:
-            plain(group, command, index, term)
+        def applied(group: RaftGroup, command: bytes, index: int, opened: Any) -> None:
+            plain(group, command, index, opened)
             if command.startswith(CONFIG):
                 group.core._voters = group.log.configurations.at(index)
 

@@ -10,8 +10,8 @@ import pytest
 from faults.sim.raftparts import LabError
 from faults.sim.raftstorm import MemberStorm
 from raftkv.errors import RaftKVError
-from raftkv.raft import RaftGroup
 from raftkv.raft.configurations import Configurations
+from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import GroupLog
 
 
@@ -29,7 +29,7 @@ def test_storm_notices_a_mend_that_is_off(monkeypatch: pytest.MonkeyPatch, mend:
     if mend == "truncation":
         monkeypatch.setattr(Configurations, "truncate", lambda configurations, first: None)
     elif mend == "the term is open":
-        monkeypatch.setattr(RaftGroup, "ready", lambda group: group.leads())
+        monkeypatch.setattr(Leadership, "open", property(lambda _: True, lambda *_: None), raising=False)
     else:
         plain, note = GroupLog.__init__, GroupLog._note
 

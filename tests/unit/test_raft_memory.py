@@ -15,50 +15,32 @@ from raftkv.commands.results import Result
 from raftkv.raft import RaftConfig
 from raftkv.raft.log import GroupLog
 from raftkv.raft.proposals import Proposal, Proposals
+from raftkv.raft.ready import Outputs
 
 _MIB = 1024 * 1024
 
 
-class Wal:
-    """A WAL that is durable up to where the test says."""
-
-    appended = 0
-    durable = 0
-
-    def entry(self, group: int, index: int, term: int, command: bytes) -> None:
-        self.appended += 1
-
-    def truncate(self, group: int, from_index: int) -> None:
-        self.appended += 1
-
-    def hard_state(self, group: int, term: int, vote: int) -> None: ...
-
-    def snapshot(self, group: int, index: int, term: int) -> None: ...
-
-    def lost(self, group: int, term: int, index: int) -> None: ...
-
-
-def _log(*sizes: int) -> tuple[GroupLog, Wal]:
-    wal = Wal()
-    log = GroupLog(1, wal, (1, 0), (1, 2, 3), [], 1, None)
+def _log(*sizes: int) -> tuple[GroupLog, Outputs]:
+    outputs = Outputs()
+    log = GroupLog(1, outputs, (1, 0), (1, 2, 3), [], 1, 0)
     for at, size in enumerate(sizes):
-        log.add(b"v" * size, at + 2, 1)
-    return log, wal
+        log.append(b"v" * size, at + 2, 1)
+    return log, outputs
 
 
 def test_the_log_counts_what_it_holds_and_what_its_disk_lacks() -> None:
     """Through additions, syncs, truncations, compactions and a snapshot, both counts are the sums of the commands."""
     rng = random.Random(7)
-    log, wal = _log()
+    log, outputs = _log()
     for _ in range(2000):
         step = rng.random()
         if step < 0.6:
-            log.add(b"v" * rng.randrange(100), log.last_index + 1, 1)
+            log.append(b"v" * rng.randrange(100), log.last_index + 1, 1)
         elif step < 0.8:
-            log.on_durable(wal.appended)
-            log.setRaftCommitIndex(log.last_index)
+            log.on_synced(outputs.recorded)
+            log.commit(log.last_index)
         elif step < 0.95 and log.last_index > log._commit:
-            log.deleteEntriesFrom(rng.randrange(log._commit + 1, log.last_index + 1) - log.base_index)
+            log.truncate(rng.randrange(log._commit + 1, log.last_index + 1))
         elif step < 0.99:
             log.compact(rng.randrange(log.base_index, log._commit + 1))
         else:
@@ -155,7 +137,8 @@ def test_all_that_waits_is_refused_when_the_leader_steps_down() -> None:
     proposals, refused = Proposals(), list[Result]()
     for size in (10, _MIB, 20):
         proposals.add(Proposal([Put(0, b"k", b"")], size, refused.extend))
-    proposals.refuse_waiting(Result(5))
+    for proposal in proposals.drop_waiting():
+        proposal.refuse(Result(5))
     assert refused == [Result(5)] * 3
     assert not proposals.waiting
 
@@ -190,7 +173,7 @@ def test_a_snapshot_is_late_when_the_log_is_longer_than_it_should_be() -> None:
 def test_a_log_that_is_durable_to_before_its_base_has_no_durable_entries_behind_it() -> None:
     """A snapshot may be on stable storage before the entries that it covers, while the WAL waits for room."""
     log, _ = _log(1, 1, 1, 1, 1, 1)
-    log.setRaftCommitIndex(5)
+    log.commit(5)
     log.compact(5)
     assert log.durable_index < log.base_index
     assert log.between(log.base_index + 1, log.durable_index + 1) == []

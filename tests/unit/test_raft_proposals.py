@@ -13,9 +13,11 @@ from raftkv import limits
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
-from raftkv.raft import BrokenInvariant, RaftConfig, RaftGroup
+from raftkv.raft import BrokenInvariant, RaftConfig
+from raftkv.raft.consensus import Consensus
 from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
+from raftkv.raft.ready import Outputs
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
 
@@ -166,14 +168,13 @@ def test_h10_entry_that_cannot_be_applied_stops_the_node(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Machine, "apply", apply)
     if mutant:
-        plain = RaftGroup._apply_entry
+        plain = Consensus._hand_out
 
-        def applied_last(group: RaftGroup, command: bytes, index: int, term: int) -> None:
-            group.core.set_applied_index(index - 1)
-            plain(group, command, index, term)
-            group.core.set_applied_index(index)
+        def handed_out_again(replica: Consensus) -> Any:
+            replica._handed = replica.core.applied_index()
+            return plain(replica)
 
-        monkeypatch.setattr(RaftGroup, "_apply_entry", applied_last)
+        monkeypatch.setattr(Consensus, "_hand_out", handed_out_again)
     lab = Lab(by_hand=True)
     node = lab[2]
     node.machine.poison = b"bad"
@@ -274,14 +275,13 @@ def test_h14f_log_storage_never_fails_in_the_middle() -> None:
     assert leader.wal.durable == appended
     assert outcome.answers == []
     with pytest.raises(BrokenInvariant, match="added after"):
-        leader.raft.log.add(b"\x01", 99, 1)
+        leader.raft.log.append(b"\x01", 99, 1)
 
 
 def test_log_refuses_entries_out_of_order() -> None:
     """A log that is recovered with a hole is not used."""
-    lab = Lab(1, by_hand=True)
     with pytest.raises(BrokenInvariant, match="at position"):
-        GroupLog(GROUP, lab[1].wal, (1, 0), (1,), [(b"\x01", 3, 1)], 1, None)
+        GroupLog(GROUP, Outputs(), (1, 0), (1,), [(b"\x01", 3, 1)], 1, 0)
 
 
 def test_group_time_never_goes_back() -> None:

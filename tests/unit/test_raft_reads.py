@@ -6,7 +6,8 @@ import pytest
 
 from faults.sim.raftlab import Lab, Replica, append, batch
 from raftkv.errors import Code
-from raftkv.raft import RaftConfig, RaftGroup
+from raftkv.raft import RaftConfig
+from raftkv.raft.leadership import Leadership
 from raftkv.raft.messages import Type
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
@@ -25,11 +26,11 @@ def test_lease_read_is_served_at_once() -> None:
     """A leader in contact with a majority answers within the same turn, without a message."""
     lab, leader = _settled()
     lab.run_until(leader.raft.lease_holds, step=0.001)
-    before = leader.raft._seq
+    before = leader.lead.seq
     read = leader.read(quorum=False)
     leader.raft.step()
     assert (read.code, read.seen) == (Code.OK, b"old")
-    assert leader.raft._seq == before
+    assert leader.lead.seq == before
 
 
 def test_quorum_read_waits_for_a_round_after_it() -> None:
@@ -192,7 +193,7 @@ def test_transfer_gives_up_the_lease(monkeypatch: pytest.MonkeyPatch, mutant: bo
     """A successor by transfer is elected within the followers' calm, so the old leader serves no more lease reads."""
     if mutant:
         monkeypatch.setattr(
-            RaftGroup, "_lease_off", property(lambda group: False, lambda group, off: None), raising=False
+            Leadership, "_lease_off", property(lambda lead: False, lambda lead, off: None), raising=False
         )
     lab = Lab(by_hand=True)
     leader = lab.elect(1)
@@ -281,4 +282,4 @@ def test_slow_reader_of_rounds_gets_heartbeats_only() -> None:
         if not leader.raft.leads():
             break
     assert leader.raft.leads()
-    assert len(leader.raft._progress[silent].sent) < 64 + 2.0 / leader.raft._config.heartbeat + 2
+    assert len(leader.lead.followers[silent].sent) < 64 + 2.0 / lab.config.heartbeat + 2

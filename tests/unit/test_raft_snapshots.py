@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
+from faults.sim.persisted import Persisted
 from faults.sim.raftlab import GROUP, Envelope, Lab, Replica, append, batch
 from faults.sim.raftparts import LabFiles, Machine, SnapshotFile
 from raftkv import limits
 from raftkv.errors import Code, CorruptData
-from raftkv.raft import RaftConfig, RaftGroup, snapshots
-from raftkv.raft.log import Entry
+from raftkv.raft import RaftConfig, guard
+from raftkv.raft.leadership import Leadership
 from raftkv.raft.messages import Type
+from raftkv.raft.ready import Entry
 from raftkv.raft.snapshots import GroupSnapshots, align
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
@@ -115,9 +117,11 @@ def test_h8b_damaged_snapshot_is_not_acknowledged(monkeypatch: pytest.MonkeyPatc
             receiving = self._receiving
             assert receiving is not None
             plain(self, problem)
-            self._group.acknowledge_snapshot(receiving.peer, receiving.index)
+            self._replica.snapshot_kept(receiving.offer.peer, receiving.offer.index)
+            self._wake()
 
         monkeypatch.setattr(GroupSnapshots, "_give_up", claim)
+        monkeypatch.setattr(Persisted, "take", lambda *_: None)  # it would notice that at once
     lab, leader = _lagging(20, _BIG)
     matches: list[Envelope] = []
     damaged = False
@@ -170,7 +174,7 @@ def test_h8b_snapshot_that_cannot_be_loaded_harms_nothing(monkeypatch: pytest.Mo
 def test_h8c_offer_of_a_snapshot_that_is_held_keeps_the_tail(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A log that holds the snapshot's last entry keeps the acknowledged entries behind it."""
     if mutant:
-        monkeypatch.setattr(snapshots, "superfluous", lambda *_: False)
+        monkeypatch.setattr(guard, "superfluous", lambda *_: False)
     lab = Lab(by_hand=True)
     node, other = lab[2], lab[1]
     entries = [(1, batch(b"%d" % number)) for number in range(8)]
@@ -468,13 +472,13 @@ def test_dead_follower_holds_up_no_snapshot() -> None:
 def test_follower_in_a_snapshot_counts_as_contact(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A leader whose only living follower is taking over a snapshot goes on leading (found by reading)."""
     if mutant:
-        plain = RaftGroup._send_append
+        plain = Leadership._send_append
 
-        def quiet(group: RaftGroup, peer: int, progress: Any, first: int, entries: Any, now: float) -> None:
-            if group.core.next_index(peer) > group.log.base_index:
-                plain(group, peer, progress, first, entries, now)
+        def quiet(lead: Leadership, peer: int, progress: Any, first: int, entries: Any, size: int) -> None:
+            if lead._core.next_index(peer) > lead._log.base_index:
+                plain(lead, peer, progress, first, entries, size)
 
-        monkeypatch.setattr(RaftGroup, "_send_append", quiet)
+        monkeypatch.setattr(Leadership, "_send_append", quiet)
     lab = Lab(
         config=RaftConfig(snapshot_bytes=40_000, keep_entries=0, max_open_entries=64),
         fate=lambda envelope: (0.3 if envelope.type == Type.SNAPSHOT_CHUNK else 0.001,),

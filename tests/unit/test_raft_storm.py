@@ -11,7 +11,7 @@ from faults.sim.raftlab import Replica
 from faults.sim.raftparts import LabError
 from faults.sim.raftstorm import Storm
 from raftkv.errors import RaftKVError
-from raftkv.raft import RaftGroup
+from raftkv.raft.consensus import Consensus
 
 
 @pytest.mark.parametrize("mend", ["append guard", "durability barrier"])
@@ -22,14 +22,14 @@ def test_storm_notices_a_mend_that_is_off(monkeypatch: pytest.MonkeyPatch, mend:
     else:
 
         def library_append(
-            group: RaftGroup, peer: int, term: int, seq: int, epoch: int, at: int, at_term: int, commit: int, raw: Any
+            group: Consensus, peer: int, term: int, seq: int, epoch: int, at: int, at_term: int, commit: int, raw: Any
         ) -> None:
             if term >= group.core.term():
                 entries = [(command, at + 1 + number, of) for number, (of, command) in enumerate(raw)]
                 reply = group.core.receive_append(peer, term, at, at_term, entries, commit)
                 group._acknowledge(peer, seq, epoch, matches=reply["success"], index=reply["next_node_idx"])
 
-        monkeypatch.setattr(RaftGroup, "_on_append", library_append)
+        monkeypatch.setattr(Consensus, "_on_append", library_append)
     with pytest.raises((AssertionError, LabError, RaftKVError)):  # noqa: PT012 - whichever seed it is
         for seed in range(12):
             Storm(seed).run()

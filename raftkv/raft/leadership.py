@@ -1,0 +1,267 @@
+"""What a replica does while it leads one term: replication, commit, leases, reads, transfer of the leadership."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from raftkv import limits
+from raftkv.raft import replication
+from raftkv.raft.config import RaftConfig
+from raftkv.raft.configurations import Voters
+from raftkv.raft.core import Core
+from raftkv.raft.log import BrokenInvariant, GroupLog
+from raftkv.raft.lost import LostEntries
+from raftkv.raft.messages import APPEND, Type
+from raftkv.raft.reads import ReadDone, ReadQueue
+from raftkv.raft.ready import Outputs
+from raftkv.raft.replication import Progress, majority_value
+
+
+@dataclass(slots=True)
+class _Transfer:
+    target: int
+    deadline: float
+    sent: bool = False
+
+
+class Leadership:
+    """A leader's state. ``epoch``: number of the link to a node, 0 while it is down; another number means that messages
+    may have been lost in between. ``seq``: of the last append that this replica has sent, in whatever term."""
+
+    def __init__(
+        self,
+        group: int,
+        core: Core,
+        log: GroupLog,
+        lost: LostEntries,
+        outputs: Outputs,
+        config: RaftConfig,
+        epoch: Callable[[int], int],
+        seq: int,
+    ) -> None:
+        self._group = group
+        self._core = core
+        self._log = log
+        self._lost = lost
+        self._outputs = outputs
+        self._config = config
+        self._epoch = epoch
+        self.term = core.term()
+        self.since = core.now
+        self.seq = seq + 1
+        self.open = False
+        """Whether the entry that opened the term is applied."""
+        self.followers: dict[int, Progress] = {}
+        self.counted: dict[int, Progress] = {}
+        """The followers whose answers count."""
+        self.reads = ReadQueue()
+        self.transfer: _Transfer | None = None
+        self._round_seq = 0
+        self._lease_off = False
+        self._time = 0
+        self._opened_at = 0.0
+
+    # -- views
+
+    def answers(self, peer: int, now: float) -> bool:
+        """Whether ``peer`` is a follower in contact with this leader."""
+        progress = self.followers.get(peer)
+        return progress is not None and not progress.amnesia and now < progress.contact + self._config.election_max
+
+    def contact(self, now: float) -> float:
+        """Latest moment after which a majority has heard this leader (send time of an acknowledged append)."""
+        return majority_value([now, *(progress.contact for progress in self.counted.values())])
+
+    def _confirmed(self) -> int:
+        """Latest append that a majority has acknowledged, itself included."""
+        return int(majority_value([self.seq + 1, *(progress.acked for progress in self.counted.values())]))
+
+    def in_contact(self, now: float) -> bool:
+        """Whether a majority has heard this leader so lately that it elects nobody else on its own."""
+        return now < self.contact(now) + self._config.lease
+
+    def lease_holds(self, now: float) -> bool:
+        """Whether no other node can have been elected, so that what is committed here is all there is."""
+        return self.open and not self._lease_off and self.in_contact(now)
+
+    def lonely(self) -> bool:
+        """Whether no majority has answered for so long that this leader steps down."""
+        now = self._core.now
+        return now - max(self.contact(now), self.since) > self._config.contact_timeout
+
+    def heartbeat_due(self) -> bool:
+        now = self._core.now
+        return any(now >= progress.heartbeat_due for progress in self.followers.values())
+
+    def approaches(self, peer: int, index: int, now: float) -> bool:
+        """Whether ``peer`` is a follower in contact with this leader that has not reached ``index`` yet."""
+        return self.answers(peer, now) and self._core.match_index(peer) < index
+
+    def best_target(self, now: float) -> int:
+        """The voter that holds most of the log among those in contact, 0 = none."""
+        live = [(self._core.match_index(peer), peer) for peer in self._core.peers() if self.answers(peer, now)]
+        return max(live)[1] if live else 0
+
+    # -- group time
+
+    def opened(self, time: int) -> None:
+        """The entry that opened the term is applied, at group time ``time``."""
+        self.open = True
+        self._time, self._opened_at = time, self._core.now
+
+    def time(self, now: float) -> int:
+        """Group time in ms: that of the last entry when the term was opened, and what has passed on this leader's own
+        clock since then."""
+        return self._time + int((now - self._opened_at) * 1000)
+
+    # -- members
+
+    def follow(self, replicas: Iterable[int], voters: Voters) -> None:
+        """Replicate to the voters and learners of now; those that were either go on from where they are."""
+        core, before = self._core, self.followers
+        self.followers = {}
+        for peer in replicas:
+            progress = before.pop(peer, None)
+            if progress is not None and progress.amnesia and peer not in voters:
+                core.untrack(peer)
+                progress = None
+            if progress is None:
+                core.track(peer)
+                epoch = self._epoch(peer)
+                progress = Progress(epoch, contact=float("-inf"), probe=self.seq, heartbeat_due=core.now)
+            self.followers[peer] = progress
+        for peer in before:
+            core.untrack(peer)
+        self.counted = replication.counted(self.followers, voters)
+
+    # -- commit and reads
+
+    def advance_commit(self) -> None:
+        core = self._core
+        held = [0 if progress.amnesia else core.match_index(peer) for peer, progress in self.counted.items()]
+        index = replication.committable(self._log, held, self.term)
+        if index > core.commit_index():
+            core.set_commit_index(index)
+
+    def take_reads(self, applied: int, lease: bool) -> list[ReadDone]:
+        """Those that may be served once entry ``applied`` is applied. ``lease``: whether it allows that then."""
+        return self.reads.take(applied, self._confirmed(), lease) if len(self.reads) else []
+
+    # -- replication
+
+    def replicate(self) -> None:
+        """Send every follower what it lacks, or a heartbeat that is due."""
+        core, log, now = self._core, self._log, self._core.now
+        force = bool(len(self.reads)) and self.reads.wants_round(self._round_seq, self._confirmed())
+        last = log.last_index
+        if force:
+            self._round_seq = self.seq + 1
+        parts: dict[int, tuple[list[tuple[int, bytes]], int]] = {}  # most followers lack the same
+        for peer, progress in self.followers.items():
+            epoch = self._epoch(peer)
+            if epoch == 0:
+                continue
+            if progress.amnesia:
+                self._lost.tell(peer, progress)
+                continue
+            if epoch != progress.epoch:
+                progress.forget_sent(epoch, self.seq + 1)
+                if core.match_index(peer):
+                    core.set_next_index(peer, core.match_index(peer) + 1)
+            first = core.next_index(peer)
+            if first <= log.base_index:
+                self.offer(peer, progress)
+                # Heartbeats go on: the follower will refuse them, but its answers count as contact.
+                first = last + 1
+            idle = True
+            while first <= last and progress.window_open():
+                part = parts.get(first)
+                if part is None:
+                    entries = log.between(first, last + 1, limits.MAX_ENTRY_BYTES)
+                    size = sum([len(entry[0]) for entry in entries])
+                    part = parts[first] = [(entry[2], entry[0]) for entry in entries], size
+                self._send_append(peer, progress, first, *part)
+                first += len(part[0])
+                core.set_next_index(peer, first)
+                idle = False
+            # A round for reads does not pile up before a follower that answers nothing: heartbeats suffice for it.
+            if idle and (now >= progress.heartbeat_due or (force and progress.window_open())):
+                self._send_append(peer, progress, first, [], 0)
+
+    def _send_append(
+        self, peer: int, progress: Progress, first: int, entries: list[tuple[int, bytes]], size: int
+    ) -> None:
+        now = self._core.now
+        self.seq += 1
+        progress.on_sent(self.seq, now, size)
+        progress.heartbeat_due = now + self._config.heartbeat
+        term, commit = self._log.term_at(first - 1), self._core.commit_index()
+        fields = (self.term, self.seq, progress.epoch, first - 1, term, commit)
+        self._outputs.send(peer, [self._group, APPEND, *fields, entries])
+
+    def offer(self, peer: int, progress: Progress) -> None:
+        """Tell ``peer`` that only a snapshot helps it. Repeated until it has it."""
+        snapshot, now = self._log.snapshot, self._core.now
+        if snapshot is not None and now >= progress.offer_due:
+            progress.offer_due = now + self._config.heartbeat
+            self._outputs.send(peer, [self._group, Type.SNAPSHOT_OFFER, self.term, *snapshot])
+
+    def on_ack(
+        self, peer: int, term: int, seq: int, epoch: int, matches: bool, index: int, last: int, stored: Sequence[int]
+    ) -> None:
+        if term != self.term:
+            return
+        progress, core = self.followers[peer], self._core
+        at = (stored[0], stored[1])
+        if progress.amnesia or seq > self.seq or at[0] == progress.forgotten:
+            return
+        if matches:
+            if index - 1 > self._log.last_index:
+                raise BrokenInvariant(f"node {peer} claims entry {index - 1} of {self._log.last_index}")
+            progress.on_ack(seq)
+            if index - 1 > core.match_index(peer):
+                core.receive_match(peer, index - 1)
+            progress.on_match(seq, at)
+        elif epoch == progress.epoch and seq >= progress.probe:
+            lost = last < core.match_index(peer) and (at[0] != progress.stored[0] or at[1] > progress.stored[1])
+            if lost and peer not in core.voters():
+                # Nothing was built on what it held: its replica was dropped and came back.
+                progress.forgotten = progress.stored[0]
+                core.untrack(peer)
+                core.track(peer)
+            elif lost:
+                self._lost.found(peer, progress, core.match_index(peer), last)
+                return
+            progress.on_ack(seq)
+            progress.forget_sent(epoch, self.seq + 1)
+            core.set_next_index(peer, index)
+
+    def on_heard(self, peer: int, term: int, seq: int) -> None:
+        if term == self.term and not self.followers[peer].amnesia:
+            self.followers[peer].on_heard(seq)
+
+    # -- transfer
+
+    def start_transfer(self, target: int) -> bool:
+        """Hand the leadership to ``target``, as soon as it holds the whole log. Returns whether it was started."""
+        if not self.open or target not in self._core.peers() or self.transfer is not None:
+            return False
+        self.transfer = _Transfer(target, self._core.now + self._config.transfer_timeout)
+        return True
+
+    def transfer_overdue(self) -> bool:
+        """Whether a transfer that has come to nothing has just ended."""
+        overdue = self.transfer is not None and self._core.now > self.transfer.deadline
+        if overdue:
+            self.transfer = None
+        return overdue
+
+    def continue_transfer(self) -> None:
+        transfer = self.transfer
+        if transfer is None or transfer.sent or self._core.match_index(transfer.target) != self._log.last_index:
+            return
+        transfer.sent = True
+        # The successor will be elected within the followers' calm: no local read for the rest of this term.
+        self._lease_off = True
+        self._outputs.send(transfer.target, [self._group, Type.TIMEOUT_NOW, self.term])
