@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, NamedTuple, cast
 
@@ -44,12 +45,13 @@ class _Committed(NamedTuple):
 
 @dataclass(slots=True)
 class _Seen:
-    """Up to where one replica has been looked at. ``lonely``: looks in a row at a leader that should have gone."""
+    """Up to where one replica has been looked at. ``lonely``: moments in a row at which a leader should have gone."""
 
     commit: int = 0
     lead_term: int = 0
     lead_since: float = 0.0
     lonely: int = 0
+    looked: float = 0.0
 
 
 class Invariants:
@@ -76,9 +78,9 @@ class Invariants:
         self._voters: dict[tuple[int, int], tuple[tuple[int, ...], int]] = {}
         self._seen: dict[tuple[int, int, int], _Seen] = {}
         self._held: dict[tuple[int, int], int] = {}
+        self._present: dict[tuple[int, int], AbstractSet[int]] = {}
         cluster.on_turn.append(self._look)
         cluster.on_applied.append(self._applied)
-        cluster.on_dropped.append(self._dropped)
 
     def report(self, kind: str, what: str) -> None:
         """Something is wrong."""
@@ -91,17 +93,21 @@ class Invariants:
     # -- replicas
 
     def _look(self, node: SimNode) -> None:
-        if node.node is None:
-            return
-        for group in node.node._replicas.all():
-            key = (node.id, node.starts, group.group)
+        groups = {group.group: group for group in node.replicas()}
+        for number in self._present.get(life := (node.id, node.starts), groups.keys()) - groups.keys():
+            # It was dropped: it owes nothing any more, but for its votes.
+            self._held.pop((node.id, number), None)
+            self._seen.pop((*life, number), None)
+        self._present[life] = groups.keys()
+        for group in groups.values():
+            key = (*life, group.group)
             seen = self._seen.get(key)
             if seen is None:
                 seen = self._seen[key] = _Seen()
                 self.promises.after_start(node, group)
             if group.leads():
-                if group._lead_term != seen.lead_term:
-                    seen.lead_term, seen.lead_since = group._lead_term, node.clock.now()
+                if group.core.term() != seen.lead_term:
+                    seen.lead_term, seen.lead_since = group.core.term(), node.clock.now()
                     self._look_at_leader(node, group)
                 self._look_at_contact(node, group, seen)
                 self._look_at_matches(node, group)
@@ -112,22 +118,17 @@ class Invariants:
                 seen.commit = commit
             self._look_at_held(node, group)
 
-    def _dropped(self, node: SimNode, group: int) -> None:
-        """Its replica owes nothing any more, but for its votes."""
-        self._held.pop((node.id, group), None)
-        self._seen.pop((node.id, node.starts, group), None)
-
     def _others(self, node: SimNode, number: int) -> list[tuple[SimNode, RaftGroup]]:
         """The running replicas of a group on other nodes."""
         found = []
         for other in self._cluster.nodes.values():
-            replica = None if other.node is None or other is node else other.node._replicas.get(number)
+            replica = None if other is node else other.replica(number)
             if replica is not None:
                 found.append((other, replica))
         return found
 
     def _look_at_leader(self, node: SimNode, group: RaftGroup) -> None:
-        number, term = group.group, group._lead_term
+        number, term = group.group, group.core.term()
         self.leaderships += 1
         me = (node.id, node.starts)
         if self._leaders.setdefault((number, term), me) != me:
@@ -144,23 +145,27 @@ class Invariants:
         if entry is not None and index > group.log.base_index and group.log.term_at(index) != entry.term:
             self.report("leader", f"{node.name} leads group {number} in term {term} without committed entry {index}")
         for other_node, replica in self._others(node, number):
-            if self._leases and replica.leads() and replica._lead_term < term and replica.lease_holds():
-                old = f"{other_node.name} in term {replica._lead_term}"
+            if self._leases and replica.leads() and replica.core.term() < term and replica.lease_holds():
+                old = f"{other_node.name} in term {replica.core.term()}"
                 self.report("lease", f"{node.name} leads group {number} in term {term} within the lease of {old}")
 
     def _look_at_contact(self, node: SimNode, group: RaftGroup, seen: _Seen) -> None:
         """A leader that no majority answers steps down; what came due during a pause gets its turn first."""
         contact = max(group.contact(), seen.lead_since)
-        late = node.clock.now() - contact > group._config.election_max + _STEPS_DOWN
-        seen.lonely = seen.lonely + 1 if late else 0
+        now = node.clock.now()
+        if now - contact <= self._cluster.settings.election_max + _STEPS_DOWN:
+            seen.lonely = 0
+        elif now > seen.looked:
+            seen.lonely += 1
+        seen.looked = now
         if seen.lonely == _LOOKS:
             self.report("contact", f"{node.name} goes on leading group {group.group} without a majority")
 
     def _look_at_matches(self, node: SimNode, group: RaftGroup) -> None:
         """A follower in the leader's own term holds what the leader counts on."""
         for other, replica in self._others(node, group.group):
-            progress = group._progress.get(other.id)
-            if progress is None or progress.amnesia or replica.core.term() != group._lead_term:
+            progress = group.counted.get(other.id)
+            if progress is None or progress.amnesia or replica.core.term() != group.core.term():
                 continue
             if other.id not in group.voters:
                 continue  # nothing is built on it
@@ -174,7 +179,7 @@ class Invariants:
                 self.report(
                     "match",
                     f"{node.name} counts on {other.name} for entry {match} of group {group.group} in term "
-                    f"{group._lead_term}, which ends at {log.last_index}, durable to {log.durable_index}",
+                    f"{group.core.term()}, which ends at {log.last_index}, durable to {log.durable_index}",
                 )
 
     def _look_at_commits(self, node: SimNode, group: RaftGroup, before: int, commit: int) -> None:
@@ -226,8 +231,8 @@ class Invariants:
     def _look_at_majority(self, node: SimNode, group: RaftGroup, commit: int) -> None:
         """A leader has just committed ``commit``: a majority's disks hold it, also those of nodes that do not run."""
         term = group.log.term_at(commit)
-        if term != group._lead_term:
-            self.report("commit", f"{node.name} commits entry {commit} of term {term} in term {group._lead_term}")
+        if term != group.core.term():
+            self.report("commit", f"{node.name} commits entry {commit} of term {term} in term {group.core.term()}")
         running = self._others(node, group.group)
         missing = [
             other.name
