@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import raftkv
-from faults.history import History, Outcome
-from faults.linearizability import BUDGET, Verdict, check
-from faults.recorder import Recorder
-from faults.register import Register
+from faults.check.history import History, Outcome
+from faults.check.linearizability import BUDGET, Verdict, check
+from faults.check.register import Register
+from faults.workloads.recorder import Recorder
 from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError

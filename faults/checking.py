@@ -8,10 +8,10 @@ from typing import Final
 
 import click
 
-from faults.history import History, Outcome
-from faults.journal import HISTORY, JournalError, load_history
-from faults.problem import Breach
-from faults.story import latest, timeline
+from faults.check.history import History, Outcome
+from faults.check.problem import Breach
+from faults.check.story import latest, timeline
+from faults.report.journal import HISTORY, JournalError, load_history
 from faults.verdict import Judgement, judge_run
 from raftkv.cli.console import Section, display
 

@@ -11,17 +11,17 @@ from typing import Final
 import click
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from faults.check.story import timeline
 from faults.checking import check_file
-from faults.journal import JournalError
 from faults.planted.catalogue import PLANTED, find
 from faults.planted.fault import PlantedFault, kind_of
 from faults.planted.search import MOST, search_all
 from faults.process.planted import OF_NODES
+from faults.report.journal import JournalError
 from faults.sim.nemesis import EFFECTS
 from faults.sim.run import Report, run
 from faults.sim.soak import Summary, Total, cores, soak
 from faults.sim.storm import MOVING, Storm
-from faults.story import timeline
 from faults.verdict import FASTEST
 from raftkv.cli.console import Section, display, make_progress
 
@@ -218,7 +218,7 @@ def abuse(
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(folder: Path) -> None:
     """Make the page of the run in FOLDER, or of all runs in its folders, and print where it is."""
-    from faults.report import write_report
+    from faults.report.writing import write_report
 
     try:
         click.echo(write_report(folder))

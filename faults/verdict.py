@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from faults.history import OPEN_END, History, Kind, Outcome
-from faults.linearizability import BUDGET, Finding, Verdict, check, check_stale
-from faults.problem import Breach, Problem
-from faults.register import Register
-from faults.workloads import WORKLOADS, Workload
+from faults.check.history import OPEN_END, History, Kind, Outcome
+from faults.check.linearizability import BUDGET, Finding, Verdict, check, check_stale
+from faults.check.problem import Breach, Problem
+from faults.check.register import Register
+from faults.workloads.kinds import WORKLOADS, Workload
 from raftkv.client.types import Record
 
 LATE: Final = 1.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from faults.history import History, Kind, Outcome
-from faults.journal import Journal
+from faults.check.history import History, Kind, Outcome
+from faults.report.journal import Journal
 
 WHAT: Final = "three nodes, each fault once, with registers and counters"
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from faults.abuse import http2
 from faults.abuse.neighbour import behave
-from faults.abuse.wire import PREFIX, Pipe, asleep, code_name, gets, pipe, puts
+from faults.abuse.wire import Pipe, asleep, code_name, gets, pipe, puts
+from faults.keys import PREFIX
 from raftkv.addresses import parse_address
 from raftkv.client.transport import FAILURES, connect
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2

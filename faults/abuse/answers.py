@@ -7,7 +7,7 @@ from typing import Final
 
 import raftkv
 from faults.abuse.stage import Scenario, Stage
-from faults.abuse.wire import PREFIX
+from faults.keys import PREFIX
 from raftkv.limits import MAX_VALUE_BYTES
 
 LARGE: Final = f"{PREFIX}large"

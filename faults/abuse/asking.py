@@ -6,7 +6,8 @@ import asyncio
 from typing import ClassVar, Final
 
 from faults.abuse.stage import PROMPT, Scenario, Stage
-from faults.abuse.wire import PREFIX, fill
+from faults.abuse.wire import fill
+from faults.keys import PREFIX
 from raftkv.errors import RaftKVError
 
 _TAG: Final = "many"

@@ -10,7 +10,7 @@ from typing import Final
 from faults.abuse import answers, asking, clocks, floods, full, links, node, peers, sockets, values
 from faults.abuse.delays import SlowLinks
 from faults.abuse.stage import Found, Scenario, Stage
-from faults.process.disks import Disk, library
+from faults.disks import Disk, library
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.testing import LocalCluster

@@ -9,7 +9,8 @@ from typing import ClassVar, Final
 
 import raftkv
 from faults.abuse.stage import Scenario, Stage
-from faults.abuse.wire import PREFIX, answers, pipe
+from faults.abuse.wire import answers, pipe
+from faults.keys import PREFIX
 from raftkv.clock import SystemClock
 from raftkv.commands.client_ids import TAIL_BYTES, client_id
 from raftkv.errors import RaftKVError

@@ -16,7 +16,7 @@ import click
 
 from faults.abuse.catalogue import SCENARIOS, perform
 from faults.abuse.stage import Figure, Found
-from faults.process.disks import NoSickDisks
+from faults.disks import NoSickDisks
 from raftkv.cli.console import Section, console, display
 
 PASSED: Final = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from faults.abuse.stage import Scenario, Stage
-from faults.process.disks import Disk
+from faults.disks import Disk
 
 _LED = 30.0
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import raftkv
-from faults.abuse.wire import PREFIX, asleep
+from faults.abuse.wire import asleep
+from faults.keys import PREFIX
 from raftkv.api.failures import error_of
 from raftkv.client.transport import FAILURES, connect, failure
 from raftkv.clock import SystemClock

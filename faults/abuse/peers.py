@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from faults.abuse.peer import empty_maps_frame, identity_of, operations_frame, say
 from faults.abuse.stage import Scenario, Stage
-from faults.abuse.wire import PREFIX
+from faults.keys import PREFIX
 from shards.slots import slot_of
 
 _FORGED = 3

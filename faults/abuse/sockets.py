@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 
 import raftkv
 from faults.abuse.stage import Scenario, Stage
-from faults.abuse.wire import PREFIX
+from faults.keys import PREFIX
 from raftkv.client.transport import FAILURES, connect
 from raftkv.errors import RaftKVError
 from raftkv.limits import WAL_SEGMENT_BYTES

@@ -12,8 +12,7 @@ from typing import Any, ClassVar, Final
 
 import raftkv
 from faults.abuse.child import Child
-from faults.abuse.wire import PREFIX
-from faults.look import one_key_per_group
+from faults.keys import PREFIX, one_key_per_group
 from raftkv.cli.admin.health import cluster_report
 from raftkv.cli.admin.survey import survey
 from raftkv.client.admin import AdminClient

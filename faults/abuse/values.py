@@ -9,7 +9,7 @@ from typing import Final
 
 import raftkv
 from faults.abuse.stage import MB, Scenario, Stage
-from faults.abuse.wire import PREFIX
+from faults.keys import PREFIX
 from raftkv.errors import RaftKVError
 from raftkv.limits import MAX_INFLIGHT_APPEND_BYTES, MAX_PENDING_BYTES, MAX_UNSYNCED_BYTES, MAX_VALUE_BYTES
 

@@ -14,9 +14,6 @@ from raftkv.client.transport import FAILURES, connect
 from raftkv.errors import Code
 from raftkv.v1 import kv_pb2
 
-PREFIX: Final = "abuse/"
-"""Of all keys that abusers write; nobody else's begin so."""
-
 _PATH: Final = "/raftkv.v1.KV/Pipeline"
 
 

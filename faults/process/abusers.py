@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from faults.abuse.child import Child
-from faults.abuse.wire import PREFIX
-from faults.process.fault import Fault, some_group
+from faults.driver import Effect, host
+from faults.keys import PREFIX
+from faults.nemesis.fault import Fault, Maker
+from faults.nemesis.nodes import leading
 from faults.process.world import World
 from raftkv.errors import RaftKVError
 from raftkv.limits import MAX_VALUE_BYTES
@@ -31,86 +32,80 @@ _TIMEOUT: Final = 10.0
 
 
 def _abuse(
-    kind: str,
-    how: str,
-    found: tuple[int, int],
-    world: World,
-    rng: random.Random,
+    what: str,
     act: str,
-    shown: Callable[[Mapping[str, Any]], str],
+    shown: Callable[[Mapping[str, Any], World, int, int], str],
+    prepare: Callable[[World], Awaitable[None]] | None = None,
+    *,
+    of_keys: bool = True,
     **arguments: Any,
-) -> Fault:
-    """``shown``: what the abuser's counts prove, nothing as long as they prove nothing."""
-    group, node = found
-    children: list[Child] = []
+) -> Maker[World]:
+    """``shown``: what the abuser's counts prove of that node, which had so many descriptors before."""
 
-    async def inject() -> None:
-        child = await world.abuse(act, addresses=[world.cluster.address(node)], **arguments)
-        children.append(child)
-        await child.until(bool, _BEGUN)
+    def make(world: World, rng: random.Random) -> Fault | None:
+        found = leading(world, rng, of_keys=of_keys)
+        if found is None:
+            return None
+        group, node = found
+        before = world.descriptors(node)
 
-    async def heal() -> None:
-        for child in children:
-            await child.end()
+        async def inject() -> Effect:
+            if prepare is not None:
+                await prepare(world)
+            child = await world.abuse(act, addresses=[world.cluster.address(node)], **arguments)
+            await child.until(bool, _BEGUN)
+            return Effect(lambda: shown(child.counts, world, node, before), child.end)
 
-    async def proof() -> str:
-        return shown(children[-1].counts) if children else ""
+        return Fault(what.format(host(node)), (node,), group, rng.uniform(*_HOLD), inject)
 
-    return Fault(kind, how, (node,), group, inject, heal, proof, rng.uniform(*_HOLD))
-
-
-def flood(world: World, rng: random.Random) -> Fault | None:
-    """Streams write to a leader as fast as they are let."""
-    found = some_group(world, rng, of_keys=True)
-    if found is None:
-        return None
-
-    def shown(counts: Mapping[str, Any]) -> str:
-        answered = counts.get("answered", 0)
-        enough = answered >= _STREAMS * _A_MESSAGE
-        return f"{answered} operations of the flood were answered: {counts.get('codes')}" if enough else ""
-
-    how = f"{_STREAMS} streams flood n{found[1]} with writes"
-    return _abuse("flood", how, found, world, rng, "flood", shown, streams=_STREAMS, operations=_A_MESSAGE, timeout=3.0)
+    return make
 
 
-def idle_sockets(world: World, rng: random.Random) -> Fault | None:
-    """Many connections to a leader that say nothing."""
-    found = some_group(world, rng)
-    if found is None:
-        return None
-    before = world.descriptors(found[1])
-
-    def shown(counts: Mapping[str, Any]) -> str:
-        held, closed = world.descriptors(found[1]) - before, counts.get("closed", 0)
-        # Its own descriptors come and go meanwhile.
-        enough = held + closed >= _SOCKETS * 0.9
-        return f"n{found[1]} holds {held} more descriptors and has closed {closed} connections" if enough else ""
-
-    how = f"{_SOCKETS} connections to n{found[1]} say nothing"
-    return _abuse("idle sockets", how, found, world, rng, "idle sockets", shown, connections=_SOCKETS)
+def _flooded(counts: Mapping[str, Any], _world: World, _node: int, _before: int) -> str:
+    answered = counts.get("answered", 0)
+    enough = answered >= _STREAMS * _A_MESSAGE
+    return f"{answered} operations of the flood were answered: {counts.get('codes')}" if enough else ""
 
 
-def large_answers(world: World, rng: random.Random) -> Fault | None:
-    """A client asks a leader for much and reads only the first of it."""
-    found = some_group(world, rng, of_keys=True)
-    if found is None:
-        return None
+def _held(counts: Mapping[str, Any], world: World, node: int, before: int) -> str:
+    held, closed = world.descriptors(node) - before, counts.get("closed", 0)
+    # Its own descriptors come and go meanwhile.
+    enough = held + closed >= _SOCKETS * 0.9
+    return f"n{node} holds {held} more descriptors and has closed {closed} connections" if enough else ""
 
-    def shown(counts: Mapping[str, Any]) -> str:
-        asked, came = counts.get("asked", 0), counts.get("came", 0)
-        return f"{asked} values of 1 MiB were asked for, {came} were read" if 0 < came < asked else ""
 
-    how = f"n{found[1]} is asked for {_GETS} values of 1 MiB that are not read"
-    fault = _abuse("large answers", how, found, world, rng, "large answers", shown, key=_LARGE, operations=_GETS)
-    ask = fault.inject
+def _unread(counts: Mapping[str, Any], _world: World, _node: int, _before: int) -> str:
+    asked, came = counts.get("asked", 0), counts.get("came", 0)
+    return f"{asked} values of 1 MiB were asked for, {came} were read" if 0 < came < asked else ""
 
-    async def inject() -> None:
-        # Without the value nothing proves anything, and the run says so.
-        async with world.client("", _TIMEOUT) as client:
-            with contextlib.suppress(RaftKVError):
-                await client.put(_LARGE, b"L" * MAX_VALUE_BYTES)
-        await ask()
 
-    fault.inject = inject
-    return fault
+async def _store_large(world: World) -> None:
+    # Without the value nothing proves anything, and the run says so.
+    async with world.client("", _TIMEOUT) as client:
+        with contextlib.suppress(RaftKVError):
+            await client.put(_LARGE, b"L" * MAX_VALUE_BYTES)
+
+
+flood: Final = _abuse(
+    f"{_STREAMS} streams flood {{}} with writes",
+    "flood",
+    _flooded,
+    streams=_STREAMS,
+    operations=_A_MESSAGE,
+    timeout=3.0,
+)
+idle_sockets: Final = _abuse(
+    f"{_SOCKETS} connections to {{}} say nothing",
+    "idle sockets",
+    _held,
+    of_keys=False,
+    connections=_SOCKETS,
+)
+large_answers: Final = _abuse(
+    f"{{}} is asked for {_GETS} values of 1 MiB that are not read",
+    "large answers",
+    _unread,
+    _store_large,
+    key=_LARGE,
+    operations=_GETS,
+)

@@ -13,12 +13,12 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from faults.figures import KIND_COLUMNS, Figures, figures_of, merged
-from faults.journal import EVENTS, HISTORY, load
 from faults.process.run import Plan, run
 from faults.process.scenarios import SCENARIOS, Scenario
 from faults.process.toxiproxy import ToxiproxyError
-from faults.report import write_report
+from faults.report.figures import KIND_COLUMNS, Figures, figures_of, merged
+from faults.report.journal import EVENTS, HISTORY, load
+from faults.report.writing import write_report
 from raftkv.cli.console import Section, console, display
 from raftkv.clock import SystemClock
 

@@ -1,273 +1,162 @@
-"""The faults: what each does to a real cluster, how it is seen that it took effect, and how it is undone.
-
-A maker looks at the cluster as it is and returns one fault, or None if there is nothing to do it to now.
-"""
+"""The faults of real clusters by name: those of :mod:`faults.nemesis`, and what only Toxiproxy or an operator does."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
-from faults.process.abusers import flood, idle_sockets, large_answers
-from faults.process.cuts import (
-    BANDWIDTH,
-    LATENCY,
-    SLICER,
+from faults.driver import Effect, Way, host, names, node_at
+from faults.nemesis.fault import Fault, Maker, between, spread
+from faults.nemesis.links import (
+    answers,
     bridge,
-    cut_client,
+    client_cut_off,
     flapping,
-    isolate_leader,
-    isolate_with_client,
-    lose_answers,
+    isolated,
+    isolated_with_client,
+    loose,
+    on_links,
     one_way,
     ring,
-    slow_close,
     split,
 )
-from faults.process.fault import Fault, Maker, names, some_group
-from faults.process.world import SPARES, World
-from faults.topology import majority, minority
+from faults.nemesis.nodes import Choose, fill_disk, follower, kill, leader, on_nodes, part, pause, slow_disk, stop
+from faults.nemesis.topology import majority, minority
+from faults.process.abusers import flood, idle_sockets, large_answers
+from faults.process.world import DEAF, SPARES, Toxic, World
+from raftkv.peer.frames import Encoder
 
-# -- processes
+_SLOWED: Final = 0.8
+"""Part of a delay that a ping must show."""
+
+_PING_BYTES: Final = len(Encoder().frame_of([1]))
+"""What a ping and its answer have at least."""
+
+_SHORT: Final = between(0.5, 3.0)
+_CUT: Final = between(2.0, 5.0)
+_SICK: Final = between(3.0, 6.0)
+
+# -- sick links
 
 
-def _kill(
-    kind: str, choose: Callable[[World, random.Random], tuple[list[int], int | None]], low: float, high: float
-) -> Maker:
-    """``low`` and ``high``: bounds in seconds for the time until they start again."""
+def _sick(sickness: Callable[[random.Random], tuple[Toxic, str, float]]) -> Maker[World]:
+    """``sickness``: what to lay on every link of one node, in words, and how long a ping must take then, in seconds."""
 
     def make(world: World, rng: random.Random) -> Fault | None:
-        nodes, group = choose(world, rng)
-        if not nodes:
+        shape = isolated(world, rng)
+        if shape is None:
             return None
-        led = {node: [one for one, (leader, _) in world.watcher.leaders.items() if leader == node] for node in nodes}
+        toxic, what, slow = sickness(rng)
 
-        async def proof() -> str:
-            if any(world.cluster.pid(node) is not None for node in nodes):
-                return ""
-            return "; ".join(
-                f"n{node} is gone" + (f", which led groups {groups}" if groups else "") for node, groups in led.items()
-            )
+        def slowed() -> str:
+            worst = max(world.watcher.round_trip(node_at(one), node_at(other)) for one, other in shape.ways)
+            return f"a ping takes {worst:.3f} s" if worst >= slow else ""
 
-        return Fault(
-            kind,
-            f"kill -9 of {names(nodes)}",
-            tuple(nodes),
-            group,
-            inject=lambda: world.kill(nodes),
-            heal=lambda: world.restart(nodes),
-            proof=proof,
-            hold=rng.uniform(low, high),
-        )
+        how = f"{what} on all links of {names(shape.targets)}"
+        return Fault(how, tuple(shape.targets), shape.group, _SICK(rng), lambda: world.lay(shape.ways, toxic, slowed))
 
     return make
 
 
-def _leader(world: World, rng: random.Random) -> tuple[list[int], int | None]:
-    found = some_group(world, rng)
-    return ([found[1]], found[0]) if found else ([], None)
+def _latency(rng: random.Random) -> tuple[Toxic, str, float]:
+    delay = rng.choice((30, 80, 150))
+    jitter = delay // 2
+    toxic = Toxic("latency", (("latency", delay), ("jitter", jitter)))
+    # Two directions, each delayed by delay - jitter at least.
+    return toxic, f"{delay} ms latency with {jitter} ms jitter", _SLOWED * 2 * (delay - jitter) / 1000
 
 
-def _follower(world: World, rng: random.Random) -> tuple[list[int], int | None]:
-    """A node that follows in a group; it leads others perhaps, if all nodes lead."""
-    found = some_group(world, rng)
-    if found is None:
-        return [], None
-    group, leader = found
-    followers = [node for node in world.voters(group) if node != leader and node in world.alive]
-    leading = {node for node, _ in world.watcher.leaders.values()}
-    idle = [node for node in followers if node not in leading]
-    return ([rng.choice(idle or followers)], group) if followers else ([], None)
+def _bandwidth(rng: random.Random) -> tuple[Toxic, str, float]:
+    # So little that a ping alone takes a while: what else the links carry is up to the clients.
+    rate = rng.choice((1, 2, 4))
+    return Toxic("bandwidth", (("rate", rate),)), f"{rate} KB/s", 2 * _PING_BYTES / (rate * 1000)
 
 
-def _part(size: Callable[[int], int]) -> Callable[[World, random.Random], tuple[list[int], int | None]]:
-    def choose(world: World, rng: random.Random) -> tuple[list[int], int | None]:
-        return sorted(rng.sample(world.alive, min(len(world.alive), size(len(world.nodes))))), None
-
-    return choose
-
-
-def _pause(kind: str, choose: Callable[[World, random.Random], tuple[list[int], int | None]], high: float) -> Maker:
-    def make(world: World, rng: random.Random) -> Fault | None:
-        nodes, group = choose(world, rng)
-        if not nodes:
-            return None
-
-        async def inject() -> None:
-            world.pause(nodes)
-
-        async def heal() -> None:
-            world.resume(nodes)
-
-        async def proof() -> str:
-            silent = [node for node in nodes if world.watcher.statuses.get(node, 0) is None]
-            running = [node for node in nodes if world.cluster.pid(node) is not None]
-            if silent == nodes and running == nodes:
-                return f"{names(nodes)} runs as a process and answers nothing"
-            return ""
-
-        hold = 1.0 * (high / 1.0) ** rng.random()
-        how = f"SIGSTOP of {names(nodes)} for {hold:.1f} s"
-        return Fault(kind, how, tuple(nodes), group, inject, heal, proof, hold)
-
-    return make
+def _slicer(rng: random.Random) -> tuple[Toxic, str, float]:
+    size, delay = rng.choice((16, 64)), rng.choice((1_000, 5_000))
+    toxic = Toxic("slicer", (("average_size", size), ("size_variation", size // 2), ("delay", delay)))
+    return toxic, f"slices of about {size} bytes, {delay} us apart", 2 * delay / 1e6
 
 
-def _stop_leader(world: World, rng: random.Random) -> Fault | None:
-    nodes, group = _leader(world, rng)
-    if not nodes:
-        return None
+async def _die_slowly(world: World, nodes: list[int], _: random.Random) -> Effect:
+    """A node is killed, and the others' connections from it stay open as if it lived."""
     (node,) = nodes
-    ended: list[bool] = []
-
-    async def inject() -> None:
-        ended.append(await world.stop(node))
+    others = [one for one in world.alive if one != node]
+    ways: list[Way] = [way for one in others for way in ((host(node), host(one)), (host(one), host(node)))]
 
     async def proof() -> str:
-        return f"n{node} handed over and ended by itself" if ended == [True] else ""
+        silences = {one: world.watcher.silence(one, node) for one in others}
+        held = [one for one, silence in silences.items() if silence is not None and DEAF <= silence < 1e9]
+        return f"{names(held)} still holds its connection" if held and await killed.shown() else ""
 
-    how = f"SIGTERM to n{node}"
-    return Fault("stop leader", how, (node,), group, inject, lambda: world.restart(nodes), proof, rng.uniform(0.5, 2.0))
+    laid = await world.lay(ways, Toxic("slow_close", (("delay", 4_000),)), proof)
+    killed = await world.kill(nodes)
 
+    async def undo() -> None:
+        await laid.end()
+        await killed.end()
 
-# -- disks
-
-
-def slow_disk(world: World, rng: random.Random) -> Fault | None:
-    """Every sync of a leader's disk takes longer."""
-    found = some_group(world, rng)
-    if found is None or found[1] not in world.disks:
-        return None
-    group, leader = found
-    disk, delay = world.disks[leader], rng.choice((0.02, 0.1, 0.4))
-
-    async def inject() -> None:
-        disk.tell(delay=delay)
-
-    async def heal() -> None:
-        disk.tell()
-        await world.restart(world.dead())
-
-    async def proof() -> str:
-        return f"{disk.delayed} syncs took {delay} s longer" if disk.delayed else ""
-
-    how = f"each sync of n{leader} takes {delay} s longer"
-    return Fault("slow disk", how, (leader,), group, inject, heal, proof, rng.uniform(3.0, 6.0))
+    return replace(laid, undo=undo)
 
 
-def full_disk(world: World, rng: random.Random) -> Fault | None:
-    """A leader's disk has no room: it leads nothing, waits where it must have some, and goes on when there is room."""
-    found = some_group(world, rng)
-    if found is None or found[1] not in world.disks:
-        return None
-    group, leader = found
-    disk = world.disks[leader]
-
-    async def inject() -> None:
-        disk.tell(full=True)
-
-    async def heal() -> None:
-        disk.tell()
-        await world.restart(world.dead())
-
-    async def proof() -> str:
-        return f"n{leader} was told {disk.refused} times that there is no room" if disk.refused else ""
-
-    how = f"the disk of n{leader} is full"
-    return Fault("full disk", how, (leader,), group, inject, heal, proof, rng.uniform(3.0, 8.0))
+# -- nodes
 
 
-# -- nodes that never come back
+def _with_disk(choose: Choose[World]) -> Choose[World]:
+    """Nothing if the disk of who is chosen cannot be made sick, as that of a node that has joined."""
+
+    def chosen(world: World, rng: random.Random) -> tuple[list[int], int | None]:
+        nodes, group = choose(world, rng)
+        return [node for node in nodes if node in world.disks], group
+
+    return chosen
 
 
-def replace_node(world: World, rng: random.Random) -> Fault | None:
+def _replaceable(world: World, rng: random.Random) -> tuple[list[int], int | None]:
+    lacking = len(world.gone) >= SPARES or world.down or world.paused
+    return ([] if lacking else [rng.choice(world.nodes)]), None
+
+
+async def _replace(world: World, nodes: list[int], _: random.Random) -> Effect:
     """A node is lost for good with its disk, and an operator puts a new one in its place."""
-    if len(world.gone) >= SPARES or world.down or world.paused:
-        return None
-    old = rng.choice(world.nodes)
-    said: list[str] = []
-
-    async def inject() -> None:
-        await world.lose(old)
-        new = await world.add_node()
-        done = await asyncio.to_thread(world.admin, "node", "replace", str(old), str(new))
-        if done.returncode == 0:
-            said.append(f"n{new} is in the place of n{old}")
-
-    async def heal() -> None:
-        return
-
-    async def proof() -> str:
-        return "; ".join(said)
-
-    return Fault("replace node", f"n{old} is lost for good and replaced", (old,), None, inject, heal, proof, 0.0)
+    (old,) = nodes
+    await world.wipe(old)
+    new = await world.add_node()
+    done = await asyncio.to_thread(world.admin, "node", "replace", str(old), str(new))
+    return Effect(lambda: "" if done.returncode else f"n{new} is in the place of n{old}")
 
 
-COMBINED: Final = "two at once"
-
-
-def together(one: Fault, other: Fault) -> Fault:
-    """Both at once: the second begins when the first is in place."""
-
-    async def inject() -> None:
-        await one.inject()
-        await other.inject()
-
-    async def heal() -> None:
-        await other.heal()
-        await one.heal()
-
-    proofs: dict[int, str] = {}
-
-    async def proof() -> str:
-        for number, fault in enumerate((one, other)):
-            if number not in proofs and (found := await fault.proof()):
-                proofs[number] = found
-        return "; ".join(proofs[number] for number in sorted(proofs)) if len(proofs) == 2 else ""
-
-    return Fault(
-        COMBINED,
-        f"{one.how}; {other.how}",
-        tuple(sorted({*one.targets, *other.targets})),
-        one.group,
-        inject,
-        heal,
-        proof,
-        max(one.hold, other.hold),
-    )
-
-
-_SHORT: Final = (0.5, 3.0)
-
-FAULTS: Final[dict[str, Maker]] = {
-    "kill leader": _kill("kill leader", _leader, *_SHORT),
-    "kill follower": _kill("kill follower", _follower, *_SHORT),
-    "kill minority": _kill("kill minority", _part(minority), 1.0, 4.0),
-    "kill majority": _kill("kill majority", _part(majority), *_SHORT),
-    "kill all": _kill("kill all", _part(lambda count: count), 0.0, 1.0),
-    "stop leader": _stop_leader,
-    "pause leader": _pause("pause leader", _leader, 10.0),
-    "pause follower": _pause("pause follower", _follower, 10.0),
-    "pause majority": _pause("pause majority", _part(majority), 5.0),
-    "long pause": _pause("long pause", _leader, 30.0),
-    "isolate leader": isolate_leader,
-    "split": split,
-    "one way": one_way,
-    "bridge": bridge,
-    "majorities ring": ring,
-    "flapping": flapping,
-    "latency": LATENCY,
-    "bandwidth": BANDWIDTH,
-    "slicer": SLICER,
-    "slow close": slow_close,
-    "isolate with client": isolate_with_client,
-    "cut client": cut_client,
-    "lose answers": lose_answers,
-    "slow disk": slow_disk,
-    "full disk": full_disk,
-    "replace node": replace_node,
+FAULTS: Final[dict[str, Maker[World]]] = {
+    "kill leader": on_nodes("kill -9 of", leader, kill, _SHORT),
+    "kill follower": on_nodes("kill -9 of", follower, kill, _SHORT),
+    "kill minority": on_nodes("kill -9 of", part(minority), kill, between(1.0, 4.0)),
+    "kill majority": on_nodes("kill -9 of", part(majority), kill, _SHORT),
+    "kill all": on_nodes("kill -9 of", part(lambda count: count), kill, between(0.0, 1.0)),
+    "stop leader": on_nodes("SIGTERM to", leader, stop, between(0.5, 2.0)),
+    "pause leader": on_nodes("SIGSTOP of", leader, pause, spread(1.0, 10.0)),
+    "pause follower": on_nodes("SIGSTOP of", follower, pause, spread(1.0, 10.0)),
+    "pause majority": on_nodes("SIGSTOP of", part(majority), pause, spread(1.0, 5.0)),
+    "long pause": on_nodes("SIGSTOP of", leader, pause, spread(1.0, 30.0)),
+    "isolate leader": on_links(isolated, _CUT),
+    "split": on_links(split(1.0), _CUT),
+    # A reset tells both ends, which is no cut of one way.
+    "one way": on_links(one_way(0.6), _CUT, ("black hole",)),
+    "bridge": on_links(bridge, _CUT),
+    "majorities ring": on_links(ring, _CUT),
+    "flapping": flapping(loose(1.0), between(4.0, 7.0), "reset"),
+    "latency": _sick(_latency),
+    "bandwidth": _sick(_bandwidth),
+    "slicer": _sick(_slicer),
+    "slow close": on_nodes("connections close 4 s after a kill -9 of", leader, _die_slowly, between(2.0, 4.0)),
+    "isolate with client": on_links(isolated_with_client, _CUT),
+    "cut client": on_links(client_cut_off, _CUT),
+    "lose answers": on_links(answers(0.0), between(0.8, 2.0), ("lost answers",)),
+    "slow disk": on_nodes("slow disk of", _with_disk(leader), slow_disk(spread(0.02, 0.4)), _SICK),
+    "full disk": on_nodes("full disk of", _with_disk(leader), fill_disk, between(3.0, 8.0)),
+    "replace node": on_nodes("lost for good and replaced:", _replaceable, _replace, between(0.0, 0.0)),
     "flood": flood,
     "idle sockets": idle_sockets,
     "large answers": large_answers,

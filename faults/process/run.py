@@ -7,30 +7,27 @@ import os
 import platform
 import random
 import subprocess
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import raftkv
-from faults.history import History, Outcome
-from faults.journal import Journal
-from faults.look import LAST_TIMEOUT, look_at_everything, one_key_per_group
+from faults.check.history import History, Outcome
+from faults.check.problem import Problem
+from faults.course import Course, Work
+from faults.disks import NoSickDisks, library
+from faults.keys import one_key_per_group
+from faults.nemesis.fault import Fault, perform, together
 from faults.operator import USUAL, Answer, Operator
-from faults.probe import Probe
-from faults.problem import Problem
 from faults.process import planted
 from faults.process.admin import ProcessAdmin
-from faults.process.disks import NoSickDisks, library
-from faults.process.fault import Fault
-from faults.process.nemesis import FAULTS, SICK_DISKS, together
+from faults.process.nemesis import FAULTS, SICK_DISKS
 from faults.process.scenarios import Scenario
 from faults.process.toxiproxy import ToxiproxyError, find_server
 from faults.process.world import SLOTS, Shape, World
-from faults.recorder import Recorder
-from faults.verdict import LAST, judge
-from faults.workloads import WORKLOADS, Workload
+from faults.report.journal import Journal
 from raftkv.api.status import ClusterState
 from raftkv.cli.parameters import duration_text
 from raftkv.client.admin import AdminClient
@@ -63,7 +60,12 @@ _ACTIONS: Final = {**dict.fromkeys(USUAL, 0), "plan": 6, "cancel": 1, "transfer"
 _MOST_SLOTS: Final = 24
 """What an operator does, and how many slots he moves at once."""
 
-_TASKS: Final = "ab"
+_TASKS: Final = 2
+"""Of each client."""
+
+COMBINED: Final = "two at once"
+"""What two faults at a time are called."""
+
 _AT_ONCE: Final = 32
 
 
@@ -155,8 +157,6 @@ class _Run:
         self._say = say
         self._rng = random.Random(f"faults {plan.seed} {plan.scenario.name}")
         self._history = History()
-        self._workloads: list[Workload] = [WORKLOADS[name]() for name in plan.scenario.workloads]
-        self._names = tuple(f"c{number}" for number in range(1, plan.clients + 1))
         self._kinds = list(plan.scenario.faults)
         disks: Path | None = None
         if set(self._kinds) & set(SICK_DISKS):
@@ -170,17 +170,27 @@ class _Run:
             nodes=plan.nodes,
             groups=plan.groups,
             replicas=min(3, plan.nodes),
-            clients=self._names,
+            clients=tuple(f"c{number}" for number in range(1, plan.clients + 1)),
             main=planted.MAIN if plan.planted else MAIN,
             environment=planted.environment(plan.planted) if plan.planted else {},
             sick_disks=disks,
         )
         self._world = World(plan.folder, shape, journal, server)
-        self._probes: list[Probe] = []
-        self._over = False
+        work = Work(
+            plan.seed,
+            plan.scenario.workloads,
+            _TASKS,
+            _TIMEOUT,
+            _PAUSE,
+            _CANCELS,
+            SLOTS,
+            plan.late,
+            plan.operations,
+        )
+        self._course = Course(self._world, work, self._history, now, self._report, journal)
         self._numbers = 0
         self._figures: dict[str, Any] = {}
-        self._work_problems: list[Problem] = []
+        self._found: list[Problem] = []
 
     def _report(self, kind: str, text: str) -> None:
         self._outcomes.problems.append(f"{kind}: {text}")
@@ -197,9 +207,9 @@ class _Run:
             keys = await self._keys("p")
             self._begin(keys)
             self._phase("work")
+            self._course.begin()
+            self._course.probe(keys.values(), _PERIOD)
             async with asyncio.TaskGroup() as group:
-                for one in self._work(keys):
-                    group.create_task(one)
                 group.create_task(self._count_eras())
                 if plan.scenario.operator:
                     group.create_task(self._operate())
@@ -209,21 +219,20 @@ class _Run:
                 await world.heal()
                 await self._healthy()
                 await asyncio.sleep(_CALM)
-                self._over = True
+                await self._course.end()
             async with ProcessAdmin(world.cluster.endpoints) as admin:
                 state = await admin.finish(plan.patience)
             self._phase("convergence")
-            healed = self._now()
-            await self._converge(healed)
-            self._figures["convergence s"] = round(self._now() - healed, 3)
+            self._figures["convergence s"] = round(await self._course.converge(plan.patience), 3)
             self._phase("last look")
-            await self._last_look()
+            fresh = list((await self._keys("f")).values())
+            self._found = [problem for _, problem in await self._course.last_look(fresh, _AT_ONCE)]
             await self._compare_replicas()
             self._note_moves(state)
             self._figures["elections"] = len(world.watcher.elected)
             self._figures["snapshots installed"] = self._logged("installed the snapshot of entry")
         finally:
-            self._over = True
+            self._course.over = True
             await world.close()
 
     def _begin(self, keys: dict[int, str]) -> None:
@@ -261,46 +270,11 @@ class _Run:
 
         async with ProcessAdmin(self._world.cluster.endpoints) as admin:
             operator = Operator(admin, rng, plan.scenario.operator, actions=_ACTIONS, most_slots=_MOST_SLOTS, note=note)
-            await operator.work(lambda: self._over)
-
-    # -- clients
-
-    def _recorder(self, client: raftkv.AsyncClient, name: str, patience: Callable[[], float | None]) -> Recorder:
-        return Recorder(client, name, self._history, self._now, patience, SLOTS, self._journal)
-
-    def _work(self, keys: dict[int, str]) -> list[Coroutine[Any, Any, None]]:
-        working: list[Coroutine[Any, Any, None]] = []
-        for number, name in enumerate(self._names):
-            client = self._world.client(name, _TIMEOUT)
-            workload = self._workloads[number % len(self._workloads)]
-            working.append(self._client(client, name, workload))
-        for number, key in enumerate(keys.values()):
-            client = self._world.client("", LAST_TIMEOUT)
-            recorder = self._recorder(client, f"p{number}", lambda: None)
-            probe = Probe(recorder, key, self._now, _PERIOD)
-            self._probes.append(probe)
-            working.append(probe.write(lambda: self._over))
-        return working
-
-    async def _client(self, client: raftkv.AsyncClient, name: str, workload: Workload) -> None:
-        async with client, asyncio.TaskGroup() as group:
-            for letter in _TASKS:
-                group.create_task(self._task(client, name + letter, workload))
-
-    async def _task(self, client: raftkv.AsyncClient, label: str, workload: Workload) -> None:
-        rng = random.Random(f"{label} {self._plan.seed}")
-
-        def patience() -> float | None:
-            return rng.uniform(0.0, 0.5) if rng.random() < _CANCELS else None
-
-        recorder = self._recorder(client, label, patience)
-        while not self._over and len(self._history.operations) < self._plan.operations:
-            await workload.step(recorder, rng)
-            await asyncio.sleep(rng.expovariate(1.0 / _PAUSE))
+            await operator.work(lambda: self._course.over)
 
     async def _count_eras(self) -> None:
-        while not self._over:
-            for workload in self._workloads:
+        while not self._course.over:
+            for workload in self._course.workloads:
                 workload.era = int(self._now() / _ERA)
             await asyncio.sleep(_LOOK)
 
@@ -313,43 +287,40 @@ class _Run:
             if not kinds:
                 kinds = list(self._kinds)
                 self._rng.shuffle(kinds)
-            fault = self._next(kinds)
-            if fault is not None:
-                await self._inject(fault)
+            found = self._next(kinds)
+            if found is not None:
+                await self._inject(*found)
             await asyncio.sleep(self._rng.uniform(*_BREATH))
 
-    def _next(self, kinds: list[str]) -> Fault | None:
-        fault = FAULTS[kinds.pop()](self._world, self._rng)
-        if fault is None or not self._plan.scenario.combined:
-            return fault
-        others = [kind for kind in self._kinds if kind != fault.kind]
+    def _next(self, kinds: list[str]) -> tuple[str, Fault] | None:
+        kind = kinds.pop()
+        fault = FAULTS[kind](self._world, self._rng)
+        if fault is None:
+            return None
+        others = [one for one in self._kinds if one != kind] if self._plan.scenario.combined else []
         self._rng.shuffle(others)
-        for kind in others:
-            second = FAULTS[kind](self._world, self._rng)
+        for other in others:
+            second = FAULTS[other](self._world, self._rng)
             # Of a node that is dead nobody learns what it hears.
             if second is not None and not set(second.targets) & set(fault.targets):
-                return together(fault, second)
-        return fault
+                return COMBINED, together(fault, second)
+        return kind, fault
 
-    async def _inject(self, fault: Fault) -> None:
+    async def _inject(self, kind: str, fault: Fault) -> None:
         number = self._numbers = self._numbers + 1
-        self._say(f"{fault.kind}: {fault.how}")
-        self._journal.event(
-            "fault", id=number, kind=fault.kind, how=fault.how, targets=list(fault.targets), group=fault.group
-        )
-        await fault.inject()
-        began, proof = self._now(), ""
-        while (lasted := self._now() - began) < fault.hold or (not proof and lasted < fault.hold + self._plan.proof):
-            if not proof and (proof := await fault.proof()):
-                self._journal.event("effect", id=number, confirmed=True, proof=proof)
-            await asyncio.sleep(_LOOK)
-        if not proof:
-            self._journal.event("effect", id=number, confirmed=False, proof="")
-            self._report("effect", f"nothing shows that fault {number} took effect: {fault.kind}: {fault.how}")
-        await fault.heal()
-        self._journal.event("healed", id=number)
+        event = self._journal.event
+        self._say(f"{kind}: {fault.how}")
+        event("fault", id=number, kind=kind, how=fault.how, targets=list(fault.targets), group=fault.group)
+
+        def seen(proof: str) -> None:
+            event("effect", id=number, confirmed=True, proof=proof)
+
+        if not await perform(fault, self._now, _LOOK, longer=self._plan.proof, seen=seen):
+            event("effect", id=number, confirmed=False, proof="")
+            self._report("effect", f"nothing shows that fault {number} took effect: {kind}: {fault.how}")
+        event("healed", id=number)
         apart = await self._healthy()
-        self._journal.event("recovered", id=number, healthy=not apart)
+        event("recovered", id=number, healthy=not apart)
         if apart:
             self._report("recovery", f"not whole {self._plan.patience:g} s after fault {number}, {fault.how}: {apart}")
 
@@ -364,34 +335,10 @@ class _Run:
                 return apart
 
     def _unwritten(self, since: float) -> str:
-        keys = [probe.key for probe in self._probes if probe.acknowledged is None or probe.acknowledged < since]
+        keys = [probe.key for probe in self._course.probes if probe.acknowledged is None or probe.acknowledged < since]
         return f"no write of {keys} was acknowledged" if keys else ""
 
     # -- after the storm
-
-    async def _converge(self, healed: float) -> None:
-        """All replicas have applied all of their logs, and are as long as each other."""
-        apart = "nobody has looked"
-        while self._now() < healed + self._plan.patience:
-            await self._world.watcher.fresh()
-            apart = self._world.apart() or self._behind()
-            if not apart:
-                return
-        self._report("convergence", f"not after {self._plan.patience:g} s: {apart}")
-
-    def _behind(self) -> str:
-        logs: dict[int, set[tuple[int, int]]] = {}
-        for status in self._world.watcher.statuses.values():
-            for replica in () if status is None else status.replicas:
-                logs.setdefault(replica.group, set()).add((replica.applied_index, replica.last_index))
-        uneven = [f"group {group} at (applied, last) {sorted(ends)}" for group, ends in logs.items() if len(ends) > 1]
-        return "; ".join(uneven)
-
-    async def _last_look(self) -> None:
-        recorder = self._recorder(self._world.client("", LAST_TIMEOUT), LAST, lambda: None)
-        fresh = list((await self._keys("f")).values())
-        found = await look_at_everything(recorder, self._history, fresh, self._workloads, self._report, _AT_ONCE)
-        self._work_problems = [problem for _, problem in found]
 
     async def _compare_replicas(self) -> None:
         """As an operator would: digests of every replica's slots as of one log entry."""
@@ -410,14 +357,11 @@ class _Run:
     def _logged(self, text: str) -> int:
         return sum(path.read_text(errors="replace").count(text) for path in self._plan.folder.rglob("node.log"))
 
-    def _timeout(self, client: str) -> float:
-        return _TIMEOUT if client.startswith("c") else LAST_TIMEOUT
-
     def judge(self) -> None:
         """The verdict on the history; the run itself has judged what it saw."""
         self._phase("checks")
-        judgement = judge(self._history, timeout=self._timeout, late=self._plan.late)
-        judgement.problems += self._work_problems
+        judgement = self._course.judge()
+        judgement.problems += self._found
         self._outcomes.problems += [problem.text for problem in judgement.problems]
         self._figures.update(judgement.figures())
         for outcome in Outcome:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from faults.process.nemesis import FAULTS
-from faults.workloads import MIXED
+from faults.workloads.kinds import MIXED
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from faults.journal import Journal
+from faults.report.journal import Journal
 from raftkv.api.status import NodeStatus, Role
 from raftkv.client.transport import Endpoint, GrpcTransport, TransportError
 

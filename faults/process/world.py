@@ -8,17 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from faults.abuse.child import Child
-from faults.journal import Journal
-from faults.process.disks import Disk
+from faults.disks import Disk
+from faults.driver import Effect, How, Way, names, node_at
 from faults.process.toxiproxy import STREAMS, Link, Toxiproxy
 from faults.process.watcher import Watcher
+from faults.report.journal import Journal
 from raftkv import AsyncClient
 from raftkv.client.transport import GrpcTransport, TransportError, connect
 from raftkv.local.node import MAIN
@@ -36,7 +37,10 @@ _CANARY: Final = 0.6
 _COMMAND: Final = 90.0
 """Seconds for a command of the operator's tool."""
 
-Pair = tuple[int, int]
+DEAF: Final = 0.7
+"""Seconds without a word after which a direction counts as cut: nodes ping each other twice a second."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +69,22 @@ class Toxic:
     attributes: tuple[tuple[str, int], ...] = ()
 
 
-BLACK_HOLE: Final = Toxic("timeout", (("timeout", 0),))
-RESET: Final = Toxic("reset_peer", (("timeout", 0),))
-CUTS: Final = {"black hole": BLACK_HOLE, "reset": RESET}
+_CUTS: Final[dict[How, Toxic]] = {
+    "black hole": Toxic("timeout", (("timeout", 0),)),
+    "reset": Toxic("reset_peer", (("timeout", 0),)),
+    "lost answers": Toxic("timeout", (("timeout", 400),)),
+}
 
 
 class World:
-    """Nodes, proxies and clients in ``folder``. ``server``: Toxiproxy's binary.
+    """Nodes, proxies and clients in ``folder``: see :class:`faults.driver.Driver`. ``server``: Toxiproxy's binary.
 
     ``down`` and ``paused``: nodes that were ended or stopped on purpose. ``gone``: nodes that never come back.
     """
 
     def __init__(self, folder: Path, shape: Shape, journal: Journal, server: str) -> None:
         self.shape = shape
+        self.clients = shape.clients
         self.down: set[int] = set()
         self.paused: set[int] = set()
         self.gone: set[int] = set()
@@ -86,7 +93,7 @@ class World:
         self._journal = journal
         self._server = server
         self._stack = AsyncExitStack()
-        self._links: dict[Pair, Link] = {}
+        self._links: dict[tuple[int, int], Link] = {}
         self._doors: dict[tuple[str, str], Link] = {}
         """(client, address of the node) -> the proxy between them."""
         self._laid: Counter[tuple[str, str, str]] = Counter()
@@ -155,6 +162,9 @@ class World:
                     return replica.voters
         return ()
 
+    def leaders(self) -> dict[int, int]:
+        return {group: node for group, (node, _) in self.watcher.leaders.items()}
+
     def groups(self) -> list[int]:
         """Groups that some node has a replica of, the meta group (0) included."""
         statuses = [status for status in self.watcher.statuses.values() if status is not None]
@@ -175,23 +185,46 @@ class World:
         leaderless = [group for group in self.groups() if self.watcher.leader(group) is None]
         return f"nobody leads groups {leaderless}" if leaderless else ""
 
+    def _behind(self) -> str:
+        logs: dict[int, set[tuple[int, int]]] = {}
+        for status in self.watcher.statuses.values():
+            for replica in () if status is None else status.replicas:
+                logs.setdefault(replica.group, set()).add((replica.applied_index, replica.last_index))
+        uneven = [f"group {group} at (applied, last) {sorted(ends)}" for group, ends in logs.items() if len(ends) > 1]
+        return "; ".join(uneven)
+
+    async def unsettled(self) -> str:
+        await self.watcher.fresh()
+        return self.apart() or self._behind()
+
     # -- processes
 
-    async def kill(self, nodes: Sequence[int]) -> None:
-        """kill -9."""
+    async def kill(self, nodes: Sequence[int]) -> Effect:
+        led = {node: [group for group, leader in self.leaders().items() if leader == node] for node in nodes}
+        await self._end(nodes)
+
+        def proof() -> str:
+            if any(self.cluster.pid(node) is not None for node in nodes):
+                return ""
+            return "; ".join(
+                f"n{node} is gone" + (f", which led groups {groups}" if groups else "") for node, groups in led.items()
+            )
+
+        return Effect(proof, lambda: self.restart(nodes))
+
+    async def _end(self, nodes: Sequence[int]) -> None:
         self.down.update(nodes)
         self.watcher.awaited.difference_update(nodes)
         await asyncio.gather(*(asyncio.to_thread(self.cluster.kill, node) for node in nodes))
         self.paused.difference_update(nodes)
         self._note(nodes, "killed")
 
-    async def stop(self, node: int) -> bool:
-        """SIGTERM; whether it ended by itself."""
+    async def stop(self, node: int) -> Effect:
         self.down.add(node)
         self._note([node], "stopping")
         ended = await asyncio.to_thread(self.cluster.stop_node, node)
         self._note([node], "stopped")
-        return ended
+        return Effect(lambda: f"n{node} handed over and ended by itself" if ended else "", lambda: self.restart([node]))
 
     async def restart(self, nodes: Sequence[int]) -> None:
         """Start those of the nodes that do not run; does not wait until they serve."""
@@ -202,19 +235,31 @@ class World:
         self.down.difference_update(nodes)
         self.watcher.awaited.update(nodes)
 
-    def pause(self, nodes: Sequence[int]) -> None:
-        """SIGSTOP."""
+    async def pause(self, nodes: Sequence[int]) -> Effect:
         for node in nodes:
             self.cluster.pause(node)
         self.paused.update(nodes)
         self._note(nodes, "paused")
 
-    def resume(self, nodes: Sequence[int]) -> None:
-        """SIGCONT."""
+        def proof() -> str:
+            silent = all(self.watcher.statuses.get(node, 0) is None for node in nodes)
+            running = all(self.cluster.pid(node) is not None for node in nodes)
+            return f"{names(nodes)} runs as a process and answers nothing" if silent and running else ""
+
+        return Effect(proof, lambda: self._resume(nodes))
+
+    def _resume(self, nodes: Sequence[int]) -> None:
         for node in nodes:
             self.cluster.resume(node)
         self.paused.difference_update(nodes)
         self._note(nodes, "goes on")
+
+    async def wipe(self, node: int) -> None:
+        """It never comes back."""
+        await self._end([node])
+        self.gone.add(node)
+        self.down.discard(node)
+        await asyncio.to_thread(shutil.rmtree, self.cluster.data_dir(node))
 
     def descriptors(self, node: int) -> int:
         """How many files and connections the process of ``node`` has open, 0 if it does not run."""
@@ -233,13 +278,6 @@ class World:
         self._note([new], "ready")
         return node
 
-    async def lose(self, node: int) -> None:
-        """kill -9, and the disk is gone: the node never comes back."""
-        await self.kill([node])
-        self.gone.add(node)
-        self.down.discard(node)
-        await asyncio.to_thread(shutil.rmtree, self.cluster.data_dir(node))
-
     def dead(self) -> list[int]:
         """Nodes that have ended although nobody wanted it; they count as down from now on."""
         found = [node for node in self.alive if self.cluster.pid(node) is None]
@@ -250,6 +288,28 @@ class World:
     def _note(self, nodes: Iterable[int], state: str) -> None:
         for node in nodes:
             self._journal.event("node", node=node, state=state)
+
+    # -- disks
+
+    async def slow_disk(self, node: int, seconds: float) -> Effect:
+        disk = self.disks[node]
+        disk.tell(delay=seconds)
+        return Effect(
+            lambda: f"{disk.delayed} syncs took {seconds} s longer" if disk.delayed else "",
+            lambda: self._cure(disk),
+        )
+
+    async def fill_disk(self, node: int) -> Effect:
+        disk = self.disks[node]
+        disk.tell(full=True)
+        return Effect(
+            lambda: f"n{node} was told {disk.refused} times that there is no room" if disk.refused else "",
+            lambda: self._cure(disk),
+        )
+
+    async def _cure(self, disk: Disk) -> None:
+        disk.tell()
+        await self.restart(self.dead())
 
     def admin(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``raftkv-admin`` against the members; blocks."""
@@ -273,32 +333,48 @@ class World:
             for client in self.shape.clients:
                 self._doors[client, address] = self._toxiproxy.link(f"{client}-to-{node}", address)
 
-    async def cut(self, pairs: Iterable[Pair], toxic: Toxic) -> None:
-        """Lay ``toxic`` on what goes from the first to the second node of each pair, on both of their connections."""
-        await asyncio.to_thread(self._each, [*pairs], toxic, self._lay)
+    async def cut(self, ways: Sequence[Way], how: How) -> Effect:
+        return await self.lay(ways, _CUTS[how], lambda: self._cut_off(ways))
 
-    async def mend(self, pairs: Iterable[Pair], toxic: Toxic) -> None:
-        """Undo :meth:`cut`."""
-        await asyncio.to_thread(self._each, [*pairs], toxic, self._lift)
+    async def lay(self, ways: Sequence[Way], toxic: Toxic, proof: Callable[[], str | Awaitable[str]]) -> Effect:
+        """Lay ``toxic`` on what goes these ways."""
+        streams = [stream for way in ways for stream in self._streams(*way)]
 
-    async def shut(self, client: str, nodes: Iterable[int], toxic: Toxic, streams: Sequence[str] = STREAMS) -> None:
-        """Lay ``toxic`` on both directions between a client and ``nodes``, or on one of the ``streams``."""
-        await asyncio.to_thread(self._each_door, client, [*nodes], toxic, streams, self._lay)
+        def each(act: Callable[[Link, Toxic, str], None]) -> None:
+            for link, stream in streams:
+                act(link, toxic, stream)
 
-    async def open(self, client: str, nodes: Iterable[int], toxic: Toxic, streams: Sequence[str] = STREAMS) -> None:
-        """Undo :meth:`shut`."""
-        await asyncio.to_thread(self._each_door, client, [*nodes], toxic, streams, self._lift)
+        await asyncio.to_thread(each, self._lay)
+        return Effect(proof, lambda: asyncio.to_thread(each, self._lift))
 
-    def _each(self, pairs: list[Pair], toxic: Toxic, act: Any) -> None:
+    def _streams(self, source: str, target: str) -> Iterator[tuple[Link, str]]:
+        """What goes one way: between nodes on the connections of either of them."""
         up, down = STREAMS
-        for a, b in pairs:
-            for pair, stream in (((a, b), up), ((b, a), down)):
-                act(self._links[pair], toxic, stream)
+        a, b = node_at(source), node_at(target)
+        if a and b:
+            yield self._links[a, b], up
+            yield self._links[b, a], down
+        elif b:
+            yield self._doors[source, self.cluster.address(b)], up
+        else:
+            yield self._doors[target, self.cluster.address(a)], down
 
-    def _each_door(self, client: str, nodes: list[int], toxic: Toxic, streams: Sequence[str], act: Any) -> None:
-        for node in nodes:
-            for stream in streams:
-                act(self._doors[client, self.cluster.address(node)], toxic, stream)
+    async def _cut_off(self, ways: Sequence[Way]) -> str:
+        """Says so if whoever should not hear hears nothing, and no call of a client comes through where none should."""
+        said = []
+        heard = [self.watcher.silence(b, a) for one, other in ways if (a := node_at(one)) and (b := node_at(other))]
+        silences = [silence for silence in heard if silence is not None]
+        if heard:
+            if not silences or min(silences) < DEAF:
+                return ""
+            said.append(f"none of the {len(silences)} directions that are cut was heard for {DEAF} s")
+        for client in sorted({one for way in ways for one in way if not node_at(one)}):
+            shut = {node_at(one) for way in ways if client in way for one in way if one != client}
+            open_ = {node for node in self.alive if await self.door_open(client, node)}
+            if open_ & shut or (not open_ and shut < {*self.alive}):
+                return ""
+            said.append(f"no call of {client} is answered by {names(sorted(shut))}")
+        return "; ".join(said)
 
     def _lay(self, link: Link, toxic: Toxic, stream: str) -> None:
         key = (link.name, toxic.kind, stream)
@@ -317,7 +393,7 @@ class World:
         """Everybody runs, every link is clean."""
         self._laid.clear()
         await asyncio.to_thread(self._toxiproxy.heal)
-        self.resume(sorted(self.paused))
+        self._resume(sorted(self.paused))
         await self.restart([node for node in self.nodes if node in self.down])
 
     async def door_open(self, client: str, node: int) -> bool:
@@ -350,3 +426,6 @@ class World:
             return connect(address if door is None else door.listen)
 
         return AsyncClient(self.cluster.endpoints, timeout=timeout, transport=GrpcTransport(reach))
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        return asyncio.create_task(work, name=name)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from faults.figures import CLIENT_KINDS, Fault, Spread, client_kind, end_of, number
-from faults.history import OPEN_END, Kind, Operation, Outcome
-from faults.journal import Recorded
+from faults.check.history import OPEN_END, Kind, Operation, Outcome
+from faults.report.figures import CLIENT_KINDS, Fault, Spread, client_kind, end_of, number
+from faults.report.journal import Recorded
 
 SHOWN: Final = 20_000
 """Successful operations in the timeline, at most. All others are always shown."""

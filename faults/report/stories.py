@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from faults.history import History
-from faults.linearizability import Verdict, check, check_stale
-from faults.register import Register
-from faults.story import timeline
+from faults.check.history import History
+from faults.check.linearizability import Verdict, check, check_stale
+from faults.check.register import Register
+from faults.check.story import timeline
 
 _TOLD: Final = 8
 """Stories on one page; more keys are only named."""

@@ -11,9 +11,9 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from faults.figures import KIND_COLUMNS, About, Figures, figures_of, merged, merged_events
-from faults.journal import EVENTS, HISTORY, JournalError, Recorded, load
 from faults.report.charts import charts, label
+from faults.report.figures import KIND_COLUMNS, About, Figures, figures_of, merged, merged_events
+from faults.report.journal import EVENTS, HISTORY, JournalError, Recorded, load
 from faults.report.stories import Stories, stories_of
 
 REPORT: Final = "report.html"

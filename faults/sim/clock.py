@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from faults.sim.loop import Process, SimLoop
 from raftkv.clock import Timer
@@ -19,11 +20,14 @@ class SimClock:
     ) -> None:
         self.process = process
         """Whose timers it starts; another one after a restart of the machine."""
+        self.watch: Callable[[Callable[[], None]], None] | None = None
+        """Calls each timer's callback in the place of the loop."""
         self._loop = loop
         self._rate = rate
         self._since = loop.time()
         self._shown = offset
         self._wall = wall - offset
+        self._wall_off = 0.0
 
     @property
     def rate(self) -> float:
@@ -34,6 +38,11 @@ class SimClock:
         self._shown = self.now()
         self._since = self._loop.time()
         self._rate = rate
+
+    def set_wall_off(self, seconds: float) -> None:
+        """Let the wall clock be off by so much, instead of what it was set off by before."""
+        self.step_wall(seconds - self._wall_off)
+        self._wall_off = seconds
 
     def step_wall(self, seconds: float) -> None:
         """Set the wall clock forward, or back."""
@@ -47,6 +56,8 @@ class SimClock:
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         loop = self._loop
+        if self.watch is not None:
+            callback = partial(self.watch, callback)
         if delay <= 0:
             return loop.call_soon(callback, context=self.process.context)
         return loop.call_at(loop.time() + delay / self._rate, callback, context=self.process.context)

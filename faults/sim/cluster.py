@@ -7,7 +7,7 @@ import hashlib
 import logging
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self, cast
 
@@ -25,13 +25,14 @@ from raftkv.client.transport import GrpcTransport
 from raftkv.errors import RaftKVError
 from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSection, RaftSection
 from raftkv.node.node import NodeRefused, RaftNode, Sizes
+from raftkv.peer.links import Links
 from raftkv.raft import RaftGroup
-from raftkv.raft.proposals import OpenEntry
-from raftkv.storage.wal import GroupState
+from raftkv.storage.snapshot_format import NAME
+from shards.map import ShardMap
 
-_DATA: Final = "/data"
-WAL_FOLDER: Final = f"{_DATA}/wal"
-SNAPSHOT_FOLDER: Final = f"{_DATA}/snapshots"
+DATA: Final = "/data"
+WAL_FOLDER: Final = f"{DATA}/wal"
+SNAPSHOT_FOLDER: Final = f"{DATA}/snapshots"
 _ROOMY: Final = 1 << 40
 _PEER_PORT: Final = 7501
 _FRAME_HEAD: Final = 8
@@ -144,21 +145,30 @@ class SimNode:
         self.process: Process = Process(cluster.loop, self.name)
         self.process.kill()
         self.clock = SimClock(cluster.loop, self.process, offset=rng.uniform(0, 1e5), wall=1.7e9 + rng.uniform(-5, 5))
+        self.clock.watch = self._watch
         self.memory = SimMemory()
         self.slowness = 0.0
         """Seconds by which each job of the disk takes longer."""
+        self.slowed = 0
+        """Jobs of the disk that took longer for that."""
         self.starts = 0
         self.graveyard: list[object] = []
         """What belonged to former processes: kept until the run ends."""
         self._cluster = cluster
         self._rng = rng
         self._workers: list[TimedWorker] = []
+        self._watched = set[RaftGroup]()
         self._server: SimServer | None = None
 
     @property
     def up(self) -> bool:
         """Whether its process exists, paused or not."""
         return self.state in ("running", "paused")
+
+    @property
+    def log_waits(self) -> bool:
+        """Whether something that was written to its log is not durable yet."""
+        return bool(self._workers) and self._workers[0].waiting > 0
 
     @property
     def busy_in_background(self) -> bool:
@@ -189,7 +199,19 @@ class SimNode:
         except Exception as problem:  # noqa: BLE001 - the process ends with it, as the real one would
             self._end(problem, "refused" if isinstance(problem, RaftKVError) else "failed")
 
+    def replicas(self) -> list[RaftGroup]:
+        """Those of its process, by group. This and the links are all that is known of a node's inside."""
+        return [] if self.node is None else self.node._replicas.all()
+
+    def replica(self, group: int) -> RaftGroup | None:
+        return None if self.node is None else self.node._replicas.get(group)
+
+    def leads(self) -> bool:
+        """Whether it leads a group."""
+        return any(group.leads() for group in self.replicas())
+
     def _job_seconds(self) -> float:
+        self.slowed += self.slowness > 0.0
         settings = self._cluster.settings
         return settings.sync * self._rng.lognormvariate(0.0, settings.sync_spread) + self.slowness
 
@@ -209,55 +231,43 @@ class SimNode:
             memory=self.memory,
         )
         self.node = node
-        self._watch(node)
+        self._watched = set[RaftGroup]()
+        self._watch_applying()
+        self._watch_sending(node._links)
         self._server = SimServer(node, f"{self.name}:{_CLIENT_PORT}", network, self.clock)
         process.spawn(self._serve(node, self._server))
 
-    def _watch(self, node: RaftNode) -> None:
-        """Have the cluster's observers called: after turns and ticks, after applied entries, when messages leave."""
-        replicas, links = node._replicas, node._links
-        turn, tick, start, drop, send = replicas._turn, node._tick, replicas._start, replicas.drop, links.send
+    def _watch(self, callback: Callable[[], None]) -> None:
+        """A timer of the process: a turn, a tick, or another one. The cluster's observers look at what it has done."""
+        self._watch_applying()
+        callback()
+        for observer in self._cluster.on_turn:
+            observer(self)
 
-        def watched(call: Callable[[], None]) -> Callable[[], None]:
-            def run() -> None:
-                call()
-                for observer in self._cluster.on_turn:
-                    observer(self)
+    def _watch_sending(self, links: Links) -> None:
+        send = links.send
 
-            return run
-
-        def watched_start(group: int, founders: Sequence[int], state: GroupState) -> None:
-            start(group, founders, state)
-            self._watch_applying(replicas.get(group))
-
-        def watched_drop(group: int) -> None:
-            drop(group)
-            for observer in self._cluster.on_dropped:
-                observer(self, group)
-
-        def watched_send(peer: int, message: list[Any]) -> None:
+        def watched(peer: int, message: list[Any]) -> None:
             for observer in self._cluster.on_sent:
                 observer(self, peer, message)
             send(peer, message)
 
-        cast(Any, links).send = watched_send
-        cast(Any, replicas)._turn = watched(turn)
-        cast(Any, node)._tick = watched(tick)
-        cast(Any, replicas)._start = watched_start
-        cast(Any, replicas).drop = watched_drop
-        for group in replicas.all():
-            self._watch_applying(group)
+        cast(Any, links).send = watched
 
-    def _watch_applying(self, group: RaftGroup | None) -> None:
-        assert group is not None
-        apply = group._apply_entry
+    def _watch_applying(self) -> None:
+        for group in self.replicas():
+            if group not in self._watched:
+                self._watched.add(group)
+                cast(Any, group.machine).apply = self._observed(group, group.machine.apply)
 
-        def watched(command: bytes, index: int, opened: OpenEntry | None) -> None:
-            apply(command, index, opened)
+    def _observed(self, group: RaftGroup, apply: Callable[..., Any]) -> Callable[..., Any]:
+        def observed(*entry: Any) -> Any:
+            results = apply(*entry)
             for observer in self._cluster.on_applied:
-                observer(self, group, index)
+                observer(self, group, group.applying)
+            return results
 
-        cast(Any, group)._apply_entry = watched
+        return observed
 
     async def _serve(self, node: RaftNode, server: SimServer) -> None:
         try:
@@ -353,8 +363,7 @@ class SimCluster:
         self.on_turn: list[Callable[[SimNode], None]] = []
         """Called with the node after every turn and tick of it."""
         self.on_applied: list[Callable[[SimNode, RaftGroup, int], None]] = []
-        self.on_dropped: list[Callable[[SimNode, int], None]] = []
-        """Called after a replica has applied an entry, with its index."""
+        """Called after a replica has applied an entry of commands, with its index."""
         self.on_sent: list[Callable[[SimNode, int, list[Any]], None]] = []
         """Called when a node sends a message to a peer, with the peer and the message."""
         self.clients: dict[str, AsyncClient] = {}
@@ -384,7 +393,7 @@ class SimCluster:
             cluster=self._cluster,
             node=NodeSection(
                 id=node,
-                data_dir=_DATA,
+                data_dir=DATA,
                 address=peer.address,
                 listen=peer.address,
                 peer_address=peer.peer_address,
@@ -503,20 +512,9 @@ class SimCluster:
         return True
 
     def _latest_snapshots(self, node: int) -> list[str]:
-        running = self.nodes[node].node
-        groups = [] if running is None else running._replicas.all()
-        return [group.snapshots._info.path for group in groups if group.snapshots._info is not None]
-
-    def drop_replies(self, node: int, client: str, seconds: float) -> None:
-        """For so many seconds a node hears a client and cannot answer it; then their connections break."""
-        self.trace.note(f"n{node} cannot answer {client} for {seconds:.3f} s")
-        self.network.cut(f"n{node}", client, one_way=True)
-
-        def end() -> None:
-            self.network.reset(f"n{node}", client)
-            self.network.heal(f"n{node}", client, one_way=True)
-
-        self.loop.call_later(seconds, end)
+        latest = {(group.group, group.snapshots.index) for group in self.nodes[node].replicas()}
+        named = {path: NAME.fullmatch(path.rpartition("/")[2]) for path in self.nodes[node].disk.files()}
+        return [path for path, name in named.items() if name and (int(name[1]), int(name[2])) in latest]
 
     # -- clients and views
 
@@ -534,6 +532,11 @@ class SimCluster:
         client = process.run(lambda: AsyncClient(addresses, timeout=timeout, transport=transport, clock=clock, rng=rng))
         self.clients[name], self.processes[name], self.clocks[name] = client, process, clock
         return client
+
+    def map(self) -> ShardMap | None:
+        """As some running node knows it."""
+        maps = [node.node.cluster_map() for node in self.nodes.values() if node.node is not None]
+        return next((one for one in maps if one is not None), None)
 
     def leaders(self) -> dict[int, int]:
         """Group -> node that leads it in the highest term, as far as running nodes think so."""

@@ -193,6 +193,10 @@ class SimDisk:
         """Bytes written to files and not synced."""
         return sum(len(data) for inode in self._inodes() for _, data in inode.pending)
 
+    def unsynced_names(self, folder: str) -> bool:
+        """Whether names in ``folder`` have come or gone that a power loss may undo."""
+        return any(change.folder == folder for change in self._changes)
+
     def copy(self) -> SimDisk:
         """A disk in the same state, to try several fates from there."""
         other = SimDisk(self.capacity)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, NamedTuple, cast
 
@@ -45,12 +46,13 @@ class _Committed(NamedTuple):
 
 @dataclass(slots=True)
 class _Seen:
-    """Up to where one replica has been looked at. ``lonely``: looks in a row at a leader that should have gone."""
+    """Up to where one replica has been looked at. ``lonely``: moments in a row at which a leader should have gone."""
 
     commit: int = 0
     lead_term: int = 0
     lead_since: float = 0.0
     lonely: int = 0
+    looked: float = 0.0
 
 
 class Invariants:
@@ -77,9 +79,9 @@ class Invariants:
         self._voters: dict[tuple[int, int], tuple[tuple[int, ...], int]] = {}
         self._seen: dict[tuple[int, int, int], _Seen] = {}
         self._held: dict[tuple[int, int], int] = {}
+        self._present: dict[tuple[int, int], AbstractSet[int]] = {}
         cluster.on_turn.append(self._look)
         cluster.on_applied.append(self._applied)
-        cluster.on_dropped.append(self._dropped)
 
     def report(self, kind: str, what: str) -> None:
         """Something is wrong."""
@@ -92,10 +94,14 @@ class Invariants:
     # -- replicas
 
     def _look(self, node: SimNode) -> None:
-        if node.node is None:
-            return
-        for group in node.node._replicas.all():
-            key = (node.id, node.starts, group.group)
+        groups = {group.group: group for group in node.replicas()}
+        for number in self._present.get(life := (node.id, node.starts), groups.keys()) - groups.keys():
+            # It was dropped: it owes nothing any more, but for its votes.
+            self._held.pop((node.id, number), None)
+            self._seen.pop((*life, number), None)
+        self._present[life] = groups.keys()
+        for group in groups.values():
+            key = (*life, group.group)
             seen = self._seen.get(key)
             if seen is None:
                 seen = self._seen[key] = _Seen()
@@ -114,16 +120,11 @@ class Invariants:
                 seen.commit = commit
             self._look_at_held(node, group)
 
-    def _dropped(self, node: SimNode, group: int) -> None:
-        """Its replica owes nothing any more, but for its votes."""
-        self._held.pop((node.id, group), None)
-        self._seen.pop((node.id, node.starts, group), None)
-
     def _others(self, node: SimNode, number: int) -> list[tuple[SimNode, RaftGroup]]:
         """The running replicas of a group on other nodes."""
         found = []
         for other in self._cluster.nodes.values():
-            replica = None if other.node is None or other is node else other.node._replicas.get(number)
+            replica = None if other is node else other.replica(number)
             if replica is not None:
                 found.append((other, replica))
         return found
@@ -154,8 +155,12 @@ class Invariants:
     def _look_at_contact(self, node: SimNode, group: RaftGroup, seen: _Seen) -> None:
         """A leader that no majority answers steps down; what came due during a pause gets its turn first."""
         contact = max(group.contact(), seen.lead_since)
-        late = node.clock.now() - contact > self._cluster.settings.election_max + _STEPS_DOWN
-        seen.lonely = seen.lonely + 1 if late else 0
+        now = node.clock.now()
+        if now - contact <= self._cluster.settings.election_max + _STEPS_DOWN:
+            seen.lonely = 0
+        elif now > seen.looked:
+            seen.lonely += 1
+        seen.looked = now
         if seen.lonely == _LOOKS:
             self.report("contact", f"{node.name} goes on leading group {group.group} without a majority")
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, cast
 
-from faults.history import History
-from faults.linearizability import BUDGET, Verdict, check
+from faults.check.history import History
+from faults.check.linearizability import BUDGET, Verdict, check
+from faults.check.register import Register
 from faults.operator import Operator
-from faults.recorder import Recorder
-from faults.register import Register
 from faults.sim.admin import SimAdmin
 from faults.sim.cluster import LogCapture, SimCluster, SimNode, Trace
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, simulate
 from faults.sim.ownership import Ownership
-from faults.workloads import WORKLOADS
+from faults.workloads.kinds import WORKLOADS
+from faults.workloads.recorder import Recorder
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.meta import ChangeCluster
 from raftkv.commands.results import Result

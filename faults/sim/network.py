@@ -92,6 +92,8 @@ class MemoryNetwork:
         self._repeats: dict[tuple[str, str], Repeats] = {}
         self._listeners: dict[str, MemoryListener] = {}
         self._cuts: set[tuple[str, str]] = set()
+        self._unanswered: set[tuple[str, str]] = set()
+        """Ways that somebody dialled while they were cut."""
         self._down: set[str] = set()
         self._pipes: dict[_Pipe, None] = {}
         self._healed = asyncio.Event()
@@ -112,8 +114,10 @@ class MemoryNetwork:
         """End the cuts between two hosts, or all; what was held arrives."""
         if source is None or target is None:
             self._cuts.clear()
+            self._unanswered.clear()
         else:
             self._cuts.discard((source, target))
+            self._unanswered.discard((source, target))
             if not one_way:
                 self._cuts.discard((target, source))
         self._wake_dials()
@@ -163,6 +167,13 @@ class MemoryNetwork:
         """Whether bytes from ``source`` to ``target`` are held."""
         return (source, target) in self._cuts
 
+    def held(self, ways: Iterable[tuple[str, str]]) -> bool:
+        """Whether a cut of these ways holds bytes or has held dials."""
+        wanted = set(ways)
+        return not self._unanswered.isdisjoint(wanted) or any(
+            pipe.waiting and (pipe.source, pipe.target) in wanted for pipe in self._pipes
+        )
+
     # -- connections
 
     async def connect(self, source: str, address: str, factory: Callable[[], asyncio.Protocol]) -> MemoryTransport:
@@ -172,6 +183,7 @@ class MemoryNetwork:
         while True:
             if host in self._down or self.is_cut(source, host) or self.is_cut(host, source):
                 self.count("unanswered")
+                self._unanswered.update(way for way in ((source, host), (host, source)) if self.is_cut(*way))
                 await self._healed.wait()
                 continue
             if (delay := self.delay(source, host) + self.delay(host, source)) > 0:

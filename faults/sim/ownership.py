@@ -64,7 +64,7 @@ class Ownership:
         for node in self._cluster.nodes.values():
             if node.node is None or node.id in ruined:
                 continue
-            for group in node.node._replicas.all():
+            for group in node.replicas():
                 if isinstance(group.machine, MetaStore):
                     meta = group.machine.state
                 elif isinstance(group.machine, Store):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from faults.sim.cluster import WAL_FOLDER, SimCluster, SimNode
+from faults.sim.cluster import DATA, WAL_FOLDER, SimCluster, SimNode
 from faults.sim.worker import SimWorker
 from raftkv.errors import RaftKVError
 from raftkv.raft import RaftGroup
 from raftkv.raft.messages import Type
+from raftkv.storage.folder import DataFolder
 from raftkv.storage.wal import Wal
 from raftkv.storage.wal_recovery import GroupState
 
@@ -21,7 +23,6 @@ Report = Callable[[str, str], None]
 class _Durable:
     """Of one node at its crash: group -> (index -> term) of the entries on stable storage, and what lies below them."""
 
-    incarnation: str
     entries: dict[int, dict[int, int]] = field(default_factory=dict)
     bases: dict[int, int] = field(default_factory=dict)
 
@@ -70,8 +71,8 @@ class Promises:
         self._durable.pop(node.id, None)
         if node.node is None or node.id in self.lost_disks:
             return
-        durable = self._durable[node.id] = _Durable(node.node._folder.incarnation)
-        for group in node.node._replicas.all():
+        durable = self._durable[node.id] = _Durable()
+        for group in node.replicas():
             log = group.log
             held = log.between(log.base_index + 1, log.durable_index + 1)
             durable.entries[group.group] = {index: term for _, index, term in held}
@@ -83,13 +84,15 @@ class Promises:
         if durable is None or node.id in self.lost_disks:
             return
         self.crashes += 1
+        fs, cluster = node.disk.copy().mount(), self._cluster.config(node.id).cluster.id
         try:
+            folder = DataFolder.open(fs, DATA, cluster, node.id, random.Random(0))
             wal = Wal.open(
-                node.disk.copy().mount(),
+                fs,
                 SimWorker(),
                 WAL_FOLDER,
                 lambda problem: self._report("wal", f"the log of {node.name} died at once: {problem!r}"),
-                identity=durable.incarnation.encode(),
+                identity=folder.incarnation.encode(),
                 segment_bytes=self._cluster.settings.segment_bytes,
                 must_exist=True,
             )

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from faults.check.story import timeline
 from faults.planted.catalogue import find
 from faults.sim.run import Report, run
 from faults.sim.storm import KINDS, Storm
-from faults.story import timeline
 
 _PER_PROCESS: Final = 200
 """Runs before a process is replaced, so that no memory adds up."""

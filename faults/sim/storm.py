@@ -20,7 +20,7 @@ import raftkv.store.records as records_module
 import raftkv.store.snapshot as snapshot_module
 from faults.sim.cluster import Settings
 from faults.sim.network import Conditions
-from faults.workloads import MIXED
+from faults.workloads.kinds import MIXED
 from raftkv import limits
 
 NETWORK: Final = ("partition", "bridge", "ring", "one way", "flapping", "reset", "slow link", "drop replies")

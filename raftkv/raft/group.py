@@ -147,6 +147,11 @@ class RaftGroup:
         """Whether a voter's clock runs too fast for leases."""
         self.consensus.lease_doubted = doubt
 
+    @property
+    def applying(self) -> int:
+        """The entry that is being applied, or was applied last."""
+        return self._applying[0].index if self._applying else self.core.applied_index()
+
     def contact(self) -> float:
         """On a leader: latest moment after which a majority has heard it."""
         return self.consensus.contact(self._clock.now())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from faults.abuse.catalogue import SCENARIOS, perform
-from faults.process.disks import NoSickDisks
+from faults.disks import NoSickDisks
 from tests import needs
 
 

@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from faults import cli
-from faults.figures import figures_of
-from faults.history import Outcome
-from faults.journal import load
+from faults.check.history import Outcome
+from faults.disks import NoSickDisks, library
 from faults.process import command, run
-from faults.process.disks import NoSickDisks, library
 from faults.process.planted import OF_NODES
 from faults.process.run import Plan
 from faults.process.scenarios import SCENARIOS, Scenario
+from faults.report.figures import figures_of
+from faults.report.journal import load
 from tests import needs
 from tests.waiting import PATIENCE
 

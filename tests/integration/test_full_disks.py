@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import raftkv
-from faults.process.disks import Disk, NoSickDisks, library
+from faults.disks import Disk, NoSickDisks, library
 from raftkv.testing import LocalCluster
 from tests.admin_world import Admin
 from tests.needs import need

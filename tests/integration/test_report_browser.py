@@ -15,7 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from faults.report import write_report
+from faults.report.writing import write_report
 from tests.chaos_runs import FAULTS, PROOFS, believable
 from tests.needs import need
 

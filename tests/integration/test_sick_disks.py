@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.process.disks import Disk, NoSickDisks, library
+from faults.disks import Disk, NoSickDisks, library
 from tests.needs import need
 from tests.waiting import PATIENCE
 
@@ -116,6 +116,6 @@ def test_a_full_disk_has_no_room_for_more_but_keeps_what_it_has(worker: Worker) 
 
 def test_a_machine_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("faults.process.disks._CACHE", tmp_path / "nothing here")
+    monkeypatch.setattr("faults.disks._CACHE", tmp_path / "nothing here")
     with pytest.raises(NoSickDisks, match=r"compiler|Linux"):
         library()

@@ -17,9 +17,9 @@ from typing import NamedTuple, TypeVar
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from faults.history import OPEN_END, History, Kind, Operation, Outcome
-from faults.linearizability import Finding, Verdict, check
-from faults.register import EMPTY, Register
+from faults.check.history import OPEN_END, History, Kind, Operation, Outcome
+from faults.check.linearizability import Finding, Verdict, check
+from faults.check.register import EMPTY, Register
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Hashable)
@@ -98,11 +98,11 @@ def real_history(pick: Pick[int]) -> list[Operation]:
     """What clients of a real register may have seen, some replies lost and some operations refused."""
     history, real, point = History(), Real(pick), 0.0
     fates = [Outcome.OK, Outcome.UNKNOWN, Outcome.REFUSED, Outcome.OPEN]
-    weather = [[0, 0, 0, 0, 0, 0, 1, 2, 3], [0, 1, 0, 1, 3]][pick([0, 1])]
+    odds = [[0, 0, 0, 0, 0, 0, 1, 2, 3], [0, 1, 0, 1, 3]][pick([0, 1])]
     for _ in range(pick(range(2, MOST + 1))):
         point += pick([0, 1, 1, 2])
         one = asked(pick, history, point)
-        one.outcome = fates[pick(weather)]
+        one.outcome = fates[pick(odds)]
         if one.outcome is Outcome.OK:
             real.apply(one, point)
         elif one.outcome is not Outcome.REFUSED:

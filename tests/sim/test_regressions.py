@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from faults.history import Operation
+from faults.check.history import Operation
 from faults.sim.run import Report, run
 from faults.sim.storm import Storm
 

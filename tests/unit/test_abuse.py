@@ -19,7 +19,7 @@ from faults.abuse import command, http2, neighbour, node, peer
 from faults.abuse.catalogue import SCENARIOS
 from faults.abuse.child import Child
 from faults.abuse.stage import Figure, Found
-from faults.abuse.wire import PREFIX
+from faults.keys import PREFIX
 from raftkv.errors import Overloaded
 from raftkv.limits import MAX_FRAME_BYTES
 from raftkv.node.messages import operations

@@ -9,15 +9,15 @@ from typing import cast
 
 import pytest
 
-from faults import bank
-from faults.bank import Account
-from faults.history import History, Kind, Operation, Outcome
-from faults.linearizability import Verdict, check
-from faults.problem import Breach
-from faults.recorder import Recorder
-from faults.register import Register
+from faults.check import bank
+from faults.check.bank import Account
+from faults.check.history import History, Kind, Operation, Outcome
+from faults.check.linearizability import Verdict, check
+from faults.check.problem import Breach
+from faults.check.register import Register
 from faults.sim.loop import SimLoop, simulate
-from faults.workloads import Bank
+from faults.workloads.kinds import Bank
+from faults.workloads.recorder import Recorder
 from raftkv import AsyncClient
 from raftkv.client.types import CasResult, Record
 from raftkv.errors import DeadlineExceeded, Unavailable

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from faults.history import Kind, Operation, Outcome
-from faults.linearizability import Verdict, check
-from faults.register import Register
+from faults.check.history import Kind, Operation, Outcome
+from faults.check.linearizability import Verdict, check
+from faults.check.register import Register
 
 BUDGET = 10_000
 

@@ -14,9 +14,9 @@ import yaml
 from pydantic import BaseModel
 
 import raftkv
-from faults import journal
-from faults.history import Kind as Asked
-from faults.history import Operation, Outcome
+from faults.check.history import Kind as Asked
+from faults.check.history import Operation, Outcome
+from faults.report import journal
 from raftkv import limits
 from raftkv.cli.admin.main import cli as admin
 from raftkv.cli.common import Exit

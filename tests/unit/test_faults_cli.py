@@ -14,7 +14,7 @@ from faults.planted.catalogue import find
 from faults.sim.run import run
 from faults.sim.soak import Summary, Total, soak
 from faults.sim.storm import KINDS, Storm
-from faults.workloads import MIXED
+from faults.workloads.kinds import MIXED
 
 ROOT = Path(__file__).resolve().parents[2]
 

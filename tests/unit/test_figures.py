@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from faults.figures import (
+from faults.check.history import History, Kind, Outcome
+from faults.report.figures import (
     KIND_COLUMNS,
     PROBE,
     WORKLOAD,
@@ -20,8 +21,7 @@ from faults.figures import (
     markdown,
     merged,
 )
-from faults.history import History, Kind, Outcome
-from faults.journal import Recorded, load
+from faults.report.journal import Recorded, load
 from tests.chaos_runs import believable
 
 

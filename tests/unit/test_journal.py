@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.history import OPEN_END, History, Kind, Operation, Outcome
-from faults.journal import EVENTS, HISTORY, Journal, JournalError, load, load_history
+from faults.check.history import OPEN_END, History, Kind, Operation, Outcome
+from faults.report.journal import EVENTS, HISTORY, Journal, JournalError, load, load_history
 
 
 def _operations(history: History) -> list[Operation]:

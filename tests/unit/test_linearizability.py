@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from faults.history import OPEN_END, History, Kind, Operation, Outcome
-from faults.linearizability import BUDGET, Finding, Verdict, check, check_stale
-from faults.register import Register
+from faults.check.history import OPEN_END, History, Kind, Operation, Outcome
+from faults.check.linearizability import BUDGET, Finding, Verdict, check, check_stale
+from faults.check.register import Register
 
 NEVER = OPEN_END
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from faults.history import OPEN_END, History, Kind, Operation, Outcome
-from faults.recorder import Recorder
+from faults.check.history import OPEN_END, History, Kind, Operation, Outcome
+from faults.workloads.recorder import Recorder
 from raftkv import AsyncClient
 from raftkv.client.types import CasResult, Record, WriteResult
 from raftkv.errors import (

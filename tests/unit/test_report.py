@@ -13,12 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from faults import cli
-from faults.figures import figures_of
-from faults.history import History, Kind, Outcome
-from faults.journal import EVENTS, HISTORY, JournalError, Recorded, load
-from faults.report import INDEX, REPORT, charts, write_report
+from faults.check.history import History, Kind, Outcome
+from faults.report import charts
 from faults.report.charts import SHOWN, bucket_width, escaped, thinned
+from faults.report.figures import figures_of
+from faults.report.journal import EVENTS, HISTORY, JournalError, Recorded, load
 from faults.report.stories import stories_of
+from faults.report.writing import INDEX, REPORT, write_report
 from tests.chaos_runs import believable
 
 HOSTILE = "<script>alert('x')</script>&<b>"

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from faults.driver import host
 from faults.sim.cluster import LogCapture, Settings, SimCluster, SimNode
 from faults.sim.disk import of_system
+from faults.sim.driver import SimDriver
+from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, simulate
 from raftkv import AsyncClient, limits
 from raftkv.api.status import Role
@@ -347,13 +350,15 @@ def test_dropped_replies_leave_the_operation_applied_and_a_retry_applies_it_no_s
     async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
         other = cluster.client("c2")
         await client.put("a", "0")
-        for node in cluster.nodes:
-            cluster.drop_replies(node, "c1", 1.5)
+        driver = SimDriver(cluster, Invariants(cluster), ["c1"], 1)
+        lost = await driver.cut([(host(node), "c1") for node in cluster.nodes], "lost answers")
         writing = asyncio.create_task(client.put("a", "1"))
         await asyncio.sleep(1.0)
+        assert await lost.shown()
         found = await other.get("a")
         assert found is not None
         assert (found.value, writing.done()) == (b"1", False)
+        await lost.end()
         await other.put("a", "2")
         assert (await writing).version == 2
         found = await other.get("a")

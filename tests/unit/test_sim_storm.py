@@ -10,7 +10,7 @@ from pathlib import Path
 
 from faults.sim.nemesis import EFFECTS
 from faults.sim.storm import DISK, DRIFT, FASTEST_WILD, GENTLE, KINDS, NETWORK, PROCESS, RUINOUS, Storm
-from faults.workloads import MIXED
+from faults.workloads.kinds import MIXED
 from raftkv.raft.config import RaftConfig
 
 SEEDS = range(300)

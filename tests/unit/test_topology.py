@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from faults.topology import apart, halves, majority, minority, one_way, ring
+from faults.nemesis.topology import apart, halves, majority, minority, one_way, ring
 
 NODES = [range(1, count + 1) for count in (3, 4, 5, 7)]
 

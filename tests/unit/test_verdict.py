@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from faults.check.history import OPEN_END, History, Kind, Operation, Outcome
+from faults.check.linearizability import Verdict
+from faults.check.problem import Breach
 from faults.cli import main
-from faults.history import OPEN_END, History, Kind, Operation, Outcome
-from faults.journal import HISTORY, Journal
-from faults.linearizability import Verdict
-from faults.problem import Breach
+from faults.report.journal import HISTORY, Journal
 from faults.verdict import FASTEST, LAST, LATE, judge, judge_run, judge_work
 
 

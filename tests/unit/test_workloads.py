@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import pytest
 
-from faults.history import OPEN_END, History, Kind, Operation, Outcome
-from faults.linearizability import Verdict, check
-from faults.problem import Problem
-from faults.recorder import Recorder
-from faults.register import Register
+from faults.check.history import OPEN_END, History, Kind, Operation, Outcome
+from faults.check.linearizability import Verdict, check
+from faults.check.problem import Problem
+from faults.check.register import Register
 from faults.sim.loop import SimLoop, simulate
-from faults.workloads import WORKLOADS, Counter, Registers, Retry, Ttl, UniqueSet, Workload
+from faults.workloads.kinds import WORKLOADS, Counter, Registers, Retry, Ttl, UniqueSet, Workload
+from faults.workloads.recorder import Recorder
 from raftkv import AsyncClient
 from raftkv.client.types import CasResult, Record, WriteResult
 from raftkv.errors import ConditionFailed

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-from faults.history import Kind, Operation, Outcome
-from faults.journal import Recorded
+from faults.check.history import Kind, Operation, Outcome
+from faults.report.journal import Recorded
 
 WORKLOAD: Final = "workload"
 PROBE: Final = "probe"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from faults.history import History, Kind, Operation, Outcome
+from faults.check.history import History, Kind, Operation, Outcome
 from raftkv import AsyncClient
 from raftkv.client.types import CasResult, Consistency, Record
 from raftkv.errors import ConditionFailed, NotApplied, OutcomeUnknown, RaftKVError

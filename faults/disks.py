@@ -16,7 +16,7 @@ from typing import Final
 from raftkv.errors import RaftKVError
 
 _SOURCE: Final = Path(__file__).with_name("sick_disk.c")
-_CACHE: Final = Path(__file__).resolve().parents[2] / ".cache" / "sick-disk"
+_CACHE: Final = Path(__file__).resolve().parents[1] / ".cache" / "sick-disk"
 _FILE: Final = "sick-disk"
 _NUMBERS: Final = struct.Struct("=iiii")
 _COMPILE: Final = 60.0

@@ -25,8 +25,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from faults.history import History, Kind, Operation, Outcome
-from faults.problem import Breach, Problem
+from faults.check.history import History, Kind, Operation, Outcome
+from faults.check.problem import Breach, Problem
 from raftkv.client.types import Record
 
 PREFIX: Final = "{bank"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from faults.history import History, Kind, Operation, Outcome
+from faults.check.history import History, Kind, Operation, Outcome
 from raftkv.errors import RaftKVError
 
 HISTORY: Final = "history.jsonl"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from faults.history import Outcome
-from faults.recorder import Recorder
+from faults.check.history import Outcome
+from faults.workloads.recorder import Recorder
 
 
 class Probe:

@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Final
 
-from faults.abuse.wire import PREFIX
-from faults.history import History, Operation, Outcome
-from faults.problem import Problem
-from faults.recorder import Recorder
-from faults.workloads import Workload
+from faults.check.history import History, Operation, Outcome
+from faults.check.problem import Problem
+from faults.keys import PREFIX
+from faults.workloads.kinds import Workload
+from faults.workloads.recorder import Recorder
 from raftkv.client.types import Record
-from shards.map import ShardMap
-from shards.slots import slot_of
 
 LAST_TIMEOUT: Final = 10.0
 """Of calls whose success is the question, in seconds."""
 
 _ATTEMPTS: Final = 3
-"""Writes of the last look until one is known to have happened: one packet may take two seconds in calm weather too, and
-what it carried is not told a second time if a session's record has gone within tight bounds."""
-
-
-def one_key_per_group(shard_map: ShardMap, prefix: str) -> dict[int, str]:
-    """Group -> a key that it owns, for the groups that own slots."""
-    keys: dict[int, str] = {}
-    owning = set(shard_map.owners)
-    for number in count():
-        if len(keys) == len(owning):
-            break
-        key = f"{prefix}{number}"
-        keys.setdefault(shard_map.owners[slot_of(key.encode(), shard_map.slots)], key)
-    return dict(sorted(keys.items()))
+"""Writes of the last look until one is known to have happened: one packet may take two seconds without any fault too,
+and what it carried is not told a second time if a session's record has gone within tight bounds."""
 
 
 async def look_at_everything(

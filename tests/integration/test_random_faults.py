@@ -1,4 +1,4 @@
-"""Promises 1 to 4 on real processes in bad weather: kills, pauses, a lost majority, followers that are far behind.
+"""Promises 1 to 4 on real processes under random faults: kills, pauses, a lost majority, followers that are far behind.
 
 A history of calls is checked by the records' versions: they order the writes of a key, so the history is linearizable
 if that order agrees with real time and every value that was read is that of the write with its version.

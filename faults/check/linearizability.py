@@ -15,8 +15,8 @@ from enum import StrEnum
 from itertools import islice
 from typing import Final, NamedTuple
 
-from faults.history import OPEN_END, Kind, Operation, Outcome
-from faults.register import EMPTY, Register, State
+from faults.check.history import OPEN_END, Kind, Operation, Outcome
+from faults.check.register import EMPTY, Register, State
 
 BUDGET: Final = 1_500_000
 """Steps of the model after which the search of one key gives up. Histories in order take about one per operation."""

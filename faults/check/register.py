@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
-from faults.history import Kind, Operation, Outcome
+from faults.check.history import Kind, Operation, Outcome
 
 UNTOLD: Final = -1
 """A version that exists and that nobody was told."""

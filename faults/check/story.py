@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from faults.history import OPEN_END, Operation
-from faults.linearizability import Finding, Verdict
+from faults.check.history import OPEN_END, Operation
+from faults.check.linearizability import Finding, Verdict
 
 _WIDTH: Final = 48
 _AROUND: Final = 14

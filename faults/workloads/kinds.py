@@ -1,7 +1,7 @@
 """What clients do to a store while faults come: written once, for simulated and for real clusters.
 
-All of it goes through a :class:`faults.recorder.Recorder`, so every key's operations are checked for linearizability,
-versions and times to live included. A workload adds what only it can know.
+All of it goes through a :class:`faults.workloads.recorder.Recorder`, so every key's operations are checked for
+linearizability, versions and times to live included. A workload adds what only it can know.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-from faults import bank
-from faults.bank import Account
-from faults.history import History, Kind, Operation, Outcome
-from faults.problem import Breach, Problem
-from faults.recorder import Recorder
+from faults.check import bank
+from faults.check.bank import Account
+from faults.check.history import History, Kind, Operation, Outcome
+from faults.check.problem import Breach, Problem
+from faults.workloads.recorder import Recorder
 from raftkv.client.types import Record
 
 _LONGEST_TTL: Final = 2.5
@@ -256,8 +256,8 @@ class Ttl(Workload):
 
 
 class Bank(Workload):
-    """Transfers between accounts, in steps that any client finishes: see :mod:`faults.bank`. No money comes or goes,
-    also in scans of whole banks, no account is overdrawn, each transfer happens once."""
+    """Transfers between accounts, in steps that any client finishes: see :mod:`faults.check.bank`. No money comes or
+    goes, also in scans of whole banks, no account is overdrawn, each transfer happens once."""
 
     name = "bank"
     prefix = bank.PREFIX

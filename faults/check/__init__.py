@@ -1,0 +1,1 @@
+"""What is wrong with a history: pure, and the same for simulated and real clusters."""
