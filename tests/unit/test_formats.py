@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from zlib import crc32
 
 import pytest
 
 from faults.sim.disk import SimDisk
+from raftkv.cli.admin.archive import owned, read_state
 from raftkv.errors import CorruptData, StorageError
 from raftkv.storage import snapshot_format, wal_format
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.format import FORMAT
+from raftkv.store.packed import fields
 from shards.slots import SLOT_RULE
 
 IDENTITY = {"cluster_id": "c", "node_id": 1, "incarnation": "ab", "started": True, "peers": {"2": "cd"}}
@@ -90,3 +93,21 @@ def test_all_files_of_a_folder_have_its_format() -> None:
     file.write_at(0, snapshot_format._HEADER.pack(snapshot_format.MAGIC, 1, 0, crc))
     with pytest.raises(StorageError, match="format 1, this version of raftkv"):
         snapshot_format._read_header(fs, "n/snapshots/whole", 1, 5, 1)
+
+
+OLD_BACKUP = bytes.fromhex(
+    "726166746b76206261636b757020310a9100000093ae726166746b762073746f72652033cd05dcc39701030101c4000000940203c406757365"
+    "723a31c413010000000000000000000000000000006f6e6593030396c4106363636363636363636363636363636301cd05dccd05dc01019701"
+    "cd02bc0101c40000009402cd02bcc4087b636172747d3a39c41301000000000000003cf000000000000074776f950402020100"
+)
+"""A group's file of a backup, as version 0.1 wrote it: a write of a client, and a record that expires."""
+
+
+def test_a_backup_of_version_0_1_is_read(tmp_path: Path) -> None:
+    """It is written by key, wherever its keys lie now."""
+    path = tmp_path / "group-1.snapshot"
+    path.write_bytes(OLD_BACKUP)
+    state = read_state(path)
+    records = {key: fields(record) for slot in owned(state) for key, record in slot.records.items()}
+    assert state.time == 1500
+    assert records == {b"user:1": (b"one", 1, 0), b"{cart}:9": (b"two", 1, 61_500)}
