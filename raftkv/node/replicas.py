@@ -31,6 +31,9 @@ _HELD_UP: Final = 2.0
 gets entries faster than it can write snapshots. After so many seconds without any under way it begins another segment:
 entries that no majority holds cannot be in a snapshot."""
 
+_BULK_BELOW: Final = 7 / 8
+"""Of that, from which on groups led here take no more large writes, so that small ones go on."""
+
 _WAL_BYTES_PER_SNAPSHOT: Final = 4
 _WAL_BYTES_PER_STATE: Final = 2
 """The WAL may hold this many times ``snapshot_bytes``, or ``snapshot_share`` of this many times what the latest
@@ -80,7 +83,7 @@ class Replicas:
         self._outbox = DurableOutbox(wal, links)
         self._awake: dict[int, None] = {}
         self._turn_due = False
-        self._held_up_since = 0.0
+        self._held_up_since: float | None = None
         self._groups: dict[int, RaftGroup] = {}
         self._dropping: dict[int, _Dropping] = {}
         self.data: dict[int, Replica] = {}
@@ -291,9 +294,14 @@ class Replicas:
 
     def _hold_up(self, limit: int) -> None:
         now = self._clock.now()
-        if not self._wal.limited or self._files.busy:
+        full = self._wal.total_bytes > _BULK_BELOW * limit
+        if not (full or self._wal.limited) or self._files.busy:
+            self._held_up_since = None
+        elif self._held_up_since is None:
             self._held_up_since = now
         elif now >= self._held_up_since + _HELD_UP:
             self._held_up_since = now
-            limit = sys.maxsize
+            limit, full = sys.maxsize, False
         self._wal.limit(limit)
+        for group in self._groups.values():
+            group.hold_bulk(full)

@@ -178,10 +178,16 @@ class RaftGroup:
             return Result(Code.NOT_LEADER, hint=leader)
         return Result(Code.UNAVAILABLE, detail=f"group {self.group} has no leader")
 
+    def hold_bulk(self, held: bool) -> None:
+        """Clients' large writes wait, or go on. What else is proposed goes on in either case."""
+        if held != self._proposals.bulk_held:
+            self._proposals.bulk_held = held
+            self._wake()
+
     def _flush_proposals(self) -> None:
         if not self._ready or self._transfer is not None or self.log.syncing_bytes >= limits.MAX_UNSYNCED_BYTES:
             return
-        while self._proposals.waiting and self._proposals.open_entries < self._config.max_open_entries:
+        while self._proposals.due and self._proposals.open_entries < self._config.max_open_entries:
             now = self.time()
             entry, ops, proposals = self._proposals.next_entry(now)
             index = self.core.append(entry)

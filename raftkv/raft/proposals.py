@@ -104,10 +104,18 @@ class Proposals:
         self._waiting: FairQueue[Proposal] = FairQueue()
         self._bulk: FairQueue[Proposal] = FairQueue()
         self._open: deque[OpenEntry] = deque()
+        self.bulk_held = False
+        """Large writes wait: the node's log is near the bound that would stop all of them."""
 
     @property
     def waiting(self) -> bool:
+        """Something waits, held or not."""
         return self._waiting.head() is not None or self._bulk.head() is not None
+
+    @property
+    def due(self) -> bool:
+        """Something may go into an entry."""
+        return self._waiting.head() is not None or (not self.bulk_held and self._bulk.head() is not None)
 
     @property
     def open_entries(self) -> int:
@@ -122,11 +130,12 @@ class Proposals:
         (self._bulk if bulk else self._waiting).add(proposal)
 
     def take(self) -> tuple[list[Command], list[Proposal]]:
-        """What goes into the next entry: of each queue at least one proposal, if both fit into MAX_ENTRY_BYTES."""
+        """What goes into the next entry: of each queue that is not held at least one proposal, if both fit into
+        MAX_ENTRY_BYTES."""
         taken: list[Proposal] = []
         size = count = 0
         for queue, most in ((self._bulk, _BULK_PER_ENTRY), (self._waiting, limits.MAX_ENTRY_BYTES)):
-            while (head := queue.head()) is not None:
+            while (head := queue.head()) is not None and not (self.bulk_held and queue is self._bulk):
                 if taken and (size + head.size > most or count + len(head.ops) > limits.MAX_ENTRY_OPS):
                     break
                 queue.pop()

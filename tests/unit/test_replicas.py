@@ -291,10 +291,14 @@ def test_the_map_goes_with_the_meta_group() -> None:
     assert host.replicas.get(META_GROUP) is None
 
 
+SMALL = 50 * 1024
+
+
 def fill_segments(host: Host, count: int, *, background: bool = True) -> None:
-    """Write until the log has so many segments, or waits."""
+    """Write until the log has so many segments, or waits. Each write is small enough not to be held before."""
     while host.wal.segments < count and not host.wal.limited:
-        host.group().propose([Put(0, b"k", bytes(MAX_VALUE_BYTES))], MAX_VALUE_BYTES, lambda _: None)
+        for _ in range(10):
+            host.group().propose([Put(0, b"k", bytes(SMALL))], SMALL, lambda _: None)
         host.run(background=background)
 
 
@@ -350,6 +354,42 @@ def test_a_log_that_no_snapshot_can_cut_goes_on_after_a_while(monkeypatch: pytes
         host.replicas.reclaim(0)
         host.run(0.1)
     assert host.wal.durable == host.wal.appended
+
+
+def test_large_writes_wait_before_a_log_that_snapshots_hold_up_is_full_and_small_ones_go_on() -> None:
+    host = Host()
+    host.lead()
+    fill_segments(host, 2)
+    host.replicas.reclaim(WAL_SEGMENT_BYTES)
+    fill_segments(host, 3)
+    host.replicas.reclaim(0)
+    host.run(background=False)
+    assert host.files.busy, "the snapshot that will make room"
+    written: list[str] = []
+    host.group().propose([Put(0, b"k", bytes(MAX_VALUE_BYTES))], MAX_VALUE_BYTES, lambda _: written.append("large"))
+    host.group().propose([Put(0, b"k", b"")], 1, lambda _: written.append("small"))
+    host.run(background=False)
+    assert written == ["small"]
+    host.run()
+    host.replicas.reclaim(1 << 40)
+    host.run()
+    assert written == ["small", "large"]
+
+
+def test_large_writes_wait_for_no_snapshot_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host()
+    group = host.lead()
+    monkeypatch.setattr(group.snapshots, "maybe_take", lambda: None)
+    fill_segments(host, 2)
+    host.replicas.reclaim(0)
+    written: list[str] = []
+    group.propose([Put(0, b"k", bytes(MAX_VALUE_BYTES))], MAX_VALUE_BYTES, lambda _: written.append("large"))
+    host.run()
+    assert not written
+    for _ in range(50):
+        host.replicas.reclaim(0)
+        host.run(0.1)
+    assert written == ["large"]
 
 
 def test_a_dropped_group_holds_no_segment_of_the_log() -> None:
