@@ -22,12 +22,12 @@ MAP_AT: Final = 4
 """Where the map begins in its file, behind the checksum."""
 
 _TYPES: Final[dict[str, type]] = {
-    "slot_rule": int,
     "cluster_id": str,
     "node_id": int,
     "incarnation": str,
     "started": bool,
     "peers": dict,
+    "slot_rule": int,
 }
 _NODE: Final = re.compile(r"[1-9][0-9]{0,18}")
 

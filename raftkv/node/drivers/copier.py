@@ -52,6 +52,8 @@ class Copier:
         self._ask = ask
         self._clock = clock
         self._running: dict[int, tuple[type[Copying], asyncio.Task[Result]]] = {}
+        self._summarizing = asyncio.Lock()
+        """A group makes one summary at a time: of two, each would begin the other's anew."""
 
     def run(self, op: Copying, done: Done) -> None:
         """Call ``done`` once with the outcome. What is asked for again while it goes on is done once."""
@@ -128,12 +130,13 @@ class Copier:
 
     async def _summary(self, op: Copying) -> MoveSummary:
         """It goes on in every turn of the loop, and the loop has others to serve."""
-        replica = await self._leading(op)
-        until = self._clock.now() + _SLICE
-        while (result := replica.store.summary(op.move)) is None:
-            if self._clock.now() >= until:
-                await sleep(self._clock, 0.0)
-                until = self._clock.now() + _SLICE
+        async with self._summarizing:
+            replica = await self._leading(op)
+            until = self._clock.now() + _SLICE
+            while (result := replica.store.summary(op.move)) is None:
+                if self._clock.now() >= until:
+                    await sleep(self._clock, 0.0)
+                    until = self._clock.now() + _SLICE
         found = _answer(result)
         assert isinstance(found, MoveSummary)
         return found
