@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 from unittest import mock
 
-import raftkv.raft.group as group_module
 import raftkv.store.ageing as ageing_module
 import raftkv.store.records as records_module
 import raftkv.store.snapshot as snapshot_module
@@ -22,6 +21,7 @@ from faults.sim.cluster import Settings
 from faults.sim.network import Conditions
 from faults.workloads.kinds import MIXED
 from raftkv import limits
+from raftkv.raft import consensus
 
 NETWORK: Final = ("partition", "bridge", "ring", "one way", "flapping", "reset", "slow link", "drop replies")
 DISK: Final = ("power loss", "blackout", "slow sync", "failing sync", "full disk", "flipped bit")
@@ -87,7 +87,7 @@ class Bounds:
             (ageing_module, "IDLE_MS", int(self.idle * 1000)),
             (limits, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk),
             (snapshot_module, "_ITEM_BYTES", max(1, self.snapshot_chunk // 8)),
-            (group_module, "_APPLY_BYTES", self.apply),
+            (consensus, "_APPLY_BYTES", self.apply),
             (limits, "MAX_ENTRY_BYTES", self.entry),
             (limits, "MAX_INFLIGHT_APPENDS", self.appends),
             (limits, "MAX_EXPIRED_PER_ENTRY", self.expired),
