@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from faults.planted import moves, raft
 from faults.planted.fault import PlantedFault, messages_in, messages_out
 from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
+from faults.sim.network import MemoryNetwork
 from raftkv.client.channel import Channel
 from raftkv.client.retry import Progress as Attempts
 from raftkv.commands.moving import Activate
@@ -85,8 +87,9 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "a lease counts from the time of sending",
         ("lease",),
         ((Consensus, "receive", raft.lease_from_receipt),),
-        {"slow link": 0.2, "one way": 0.3},
-        lambda storm: profiles.quick(storm, times=(0.15, 0.18, 0.03), delay=0.005),
+        {"one way": 0.3},
+        lambda storm: profiles.quick(storm, times=(0.15, 0.18, 0.03), delay=0.005, seconds=8.0),
+        ((MemoryNetwork, "delay", raft.slow_to_the_first),),
     ),
     PlantedFault(
         "the latest acknowledgement decides",
@@ -392,7 +395,8 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ("convergence",),
         ((Store, "apply", moves.forgets_what_is_over),),
         {"partition": 2.5, "pause": 4.0},
-        profiles.changing_his_mind,
+        lambda storm: replace(profiles.changing_his_mind(storm), seconds=8.0),
+        ((mover.Mover, "__init__", moves.steps_come_again),),
     ),
     PlantedFault(
         "copied once",
@@ -419,7 +423,8 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ("ttl", "history"),
         ((Activate, "apply", moves.keeps_the_source_time),),
         {"kill": 1.0},
-        profiles.moving("ttl"),
+        profiles.moving("ttl", seconds=6.0),
+        ((Consensus, "group_time", moves.times_apart),),
     ),
     PlantedFault(
         "all voters at once",

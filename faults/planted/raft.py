@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from msgspec import structs
 
+from faults.sim.network import MemoryNetwork
 from raftkv.client.channel import Channel
 from raftkv.client.retry import Progress as Attempts
 from raftkv.commands.base import Command
@@ -264,6 +265,14 @@ def contact_of_one(lead: Leadership, _now: float) -> float:
 
 def _all_applied(group: RaftGroup) -> bool:
     return group.core.applied_index() == group.core.commit_index()
+
+
+def slow_to_the_first(network: MemoryNetwork, source: str, target: str) -> float:
+    """What is sent to node 1 arrives late: acknowledgements, and what would tell it of another leader."""
+    return _delay(network, source, target) + (0.09 if target == "n1" else 0.0)
+
+
+_delay = MemoryNetwork.delay
 
 
 def read_without_round(group: RaftGroup, quorum: bool, done: Callable[[Code], None]) -> None:

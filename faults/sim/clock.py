@@ -24,7 +24,7 @@ class SimClock:
         """Calls each timer's callback in the place of the loop."""
         self._loop = loop
         self._rate = rate
-        self._since = loop.time()
+        self._since = loop.now
         self._shown = offset
         self._wall = wall - offset
         self._wall_off = 0.0
@@ -36,7 +36,7 @@ class SimClock:
     def set_rate(self, rate: float) -> None:
         """Run at another rate from now on. Timers that were started keep their true time."""
         self._shown = self.now()
-        self._since = self._loop.time()
+        self._since = self._loop.now
         self._rate = rate
 
     def set_wall_off(self, seconds: float) -> None:
@@ -49,7 +49,7 @@ class SimClock:
         self._wall += seconds
 
     def now(self) -> float:
-        return self._shown + (self._loop.time() - self._since) * self._rate
+        return self._shown + (self._loop.now - self._since) * self._rate
 
     def wall(self) -> float:
         return self._wall + self.now()
@@ -60,4 +60,4 @@ class SimClock:
             callback = partial(self.watch, callback)
         if delay <= 0:
             return loop.call_soon(callback, context=self.process.context)
-        return loop.call_at(loop.time() + delay / self._rate, callback, context=self.process.context)
+        return loop.call_at(loop.now + delay / self._rate, callback, context=self.process.context)

@@ -397,5 +397,9 @@ class RaftNode:
     def stats(self) -> NodeStats:
         return self._stats.stats(self.status(), self._space.free, self._room.here.disk, self._memory)
 
+    def ready(self) -> bool:
+        """Whether every group of this node has a leader and its slots, as far as the node knows."""
+        return self._stats.ready()
+
     def status(self) -> NodeStatus:
         return self._stats.status(self._problems.current)

@@ -91,23 +91,21 @@ class StatsCollector:
 
     def status(self, problems: tuple[Problem, ...]) -> NodeStatus:
         """What the node says of itself, ``problems`` included."""
-        replicas, mine = self._replicas.statuses(), self._mine()
-        ready = (
-            self._router.map is not None
-            and all(replica.leader for replica in replicas if replica.group in mine)
-            and all(replica.store.genesis for group, replica in self._replicas.data.items() if group in mine)
-        )
         return NodeStatus(
             node=self._node,
             cluster_id=self._cluster_id,
             version=__version__,
             map_epoch=0 if self._router.map is None else self._router.map.epoch,
-            ready=ready,
+            ready=self.ready(),
             uptime=self._clock.now() - self._started_at,
-            replicas=replicas,
+            replicas=self._replicas.statuses(),
             problems=problems,
             peers=tuple(PeerStatus(one.node, one.up, one.round_trip, one.silence) for one in self._links.states()),
         )
+
+    def ready(self) -> bool:
+        """Whether every group of the node has a leader and its slots, as far as the node knows."""
+        return self._router.map is not None and self._replicas.ready(self._mine())
 
     def _mine(self) -> set[int]:
         """Groups that the node belongs to."""
