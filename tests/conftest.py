@@ -6,9 +6,11 @@ import gc
 import signal
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 # The same examples on every run: a failure in CI is a failure at the desk.
 hypothesis.settings.register_profile("raftkv", derandomize=True, deadline=None, database=None)
@@ -24,12 +26,10 @@ if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
 
 
 LONGEST = (
-    "sim/test_storms.py",
     "integration/test_chaos.py",
     "integration/test_documents.py",
-    "sim/test_bank.py",
+    "integration/test_abuse.py",
     "integration/test_report_browser.py",
-    "sim/test_mutants.py",
     "integration/test_cli_transfer.py",
     "integration/test_cli.py",
     "integration/test_bench.py",
@@ -37,11 +37,31 @@ LONGEST = (
 )
 """Files that take long, the longest first."""
 
+APART = "sim/"
+"""Tests here share nothing, and many take seconds: each may go to another process."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: files are given out in this order, and no process shall work alone in the end."""
+    """Begin with what takes longest: work is given out in this order, and no process shall work alone in the end."""
     places = {ROOT / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+    def place(item: pytest.Item) -> int:
+        return places.get(item.path, len(places) + (not item.path.is_relative_to(ROOT / APART)))
+
+    items.sort(key=place)
+
+
+class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+    """The tests of a file stay together, for what they share, but for those that may go apart."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith(f"{ROOT.name}/{APART}") else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """In place of pytest-xdist's own way to give out files."""
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,6 +8,7 @@ from faults.planted import moves, raft
 from faults.planted.fault import PORTS, PlantedFault, messages_in, messages_out
 from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
+from faults.sim.network import MemoryNetwork
 from raftkv.client.channel import Channel
 from raftkv.client.retry import Progress as Attempts
 from raftkv.commands.moving import Activate
@@ -83,8 +84,9 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "a lease counts from the time of sending",
         ("lease",),
         (PORTS, (RaftGroup, "receive", raft.lease_from_receipt)),
-        {"slow link": 0.2, "one way": 0.3},
-        lambda storm: profiles.quick(storm, times=(0.15, 0.18, 0.03), delay=0.005),
+        {"one way": 0.3},
+        lambda storm: profiles.quick(storm, times=(0.15, 0.18, 0.03), delay=0.005, seconds=8.0),
+        ((MemoryNetwork, "delay", raft.slow_to_the_first),),
     ),
     PlantedFault(
         "the latest acknowledgement decides",

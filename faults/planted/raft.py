@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from msgspec import structs
 
 from faults.planted.fault import ports
+from faults.sim.network import MemoryNetwork
 from raftkv.client.channel import Channel
 from raftkv.client.retry import Progress as Attempts
 from raftkv.commands.base import Command
@@ -263,6 +264,14 @@ def lease_from_receipt(group: RaftGroup, peer: int, message: Message) -> bool:
     if peer in group.counted and group.counted[peer].acked > before:
         group.counted[peer].contact = ports(group)["clock"].now()
     return well_formed
+
+
+def slow_to_the_first(network: MemoryNetwork, source: str, target: str) -> float:
+    """What is sent to node 1 arrives late: acknowledgements, and what would tell it of another leader."""
+    return _delay(network, source, target) + (0.09 if target == "n1" else 0.0)
+
+
+_delay = MemoryNetwork.delay
 
 
 def contact_of_one(group: RaftGroup) -> float:

@@ -21,7 +21,7 @@ class SimClock:
         """Whose timers it starts; another one after a restart of the machine."""
         self._loop = loop
         self._rate = rate
-        self._since = loop.time()
+        self._since = loop.now
         self._shown = offset
         self._wall = wall - offset
 
@@ -32,7 +32,7 @@ class SimClock:
     def set_rate(self, rate: float) -> None:
         """Run at another rate from now on. Timers that were started keep their true time."""
         self._shown = self.now()
-        self._since = self._loop.time()
+        self._since = self._loop.now
         self._rate = rate
 
     def step_wall(self, seconds: float) -> None:
@@ -40,7 +40,7 @@ class SimClock:
         self._wall += seconds
 
     def now(self) -> float:
-        return self._shown + (self._loop.time() - self._since) * self._rate
+        return self._shown + (self._loop.now - self._since) * self._rate
 
     def wall(self) -> float:
         return self._wall + self.now()
@@ -49,4 +49,4 @@ class SimClock:
         loop = self._loop
         if delay <= 0:
             return loop.call_soon(callback, context=self.process.context)
-        return loop.call_at(loop.time() + delay / self._rate, callback, context=self.process.context)
+        return loop.call_at(loop.now + delay / self._rate, callback, context=self.process.context)

@@ -75,7 +75,7 @@ class Trace:
 
     def note(self, what: str) -> None:
         """Keep a line."""
-        line = f"{self._loop.time():.6f} {what}"
+        line = f"{self._loop.now:.6f} {what}"
         self._hash.update(line.encode())
         self.lines.append(line)
 
@@ -84,7 +84,7 @@ class Trace:
         if self.everything:
             self.note(what)
         else:
-            self._hash.update(f"{self._loop.time():.6f} {what}".encode())
+            self._hash.update(f"{self._loop.now:.6f} {what}".encode())
 
     def digest(self) -> str:
         return self._hash.hexdigest()
@@ -415,7 +415,7 @@ class SimCluster:
 
     def _ready(self) -> bool:
         running = [one.node for one in self.nodes.values() if one.node is not None]
-        return bool(running) and all(node.status().ready for node in running)
+        return bool(running) and all(node.ready() for node in running)
 
     # -- faults
 
@@ -539,7 +539,7 @@ class SimCluster:
         found: dict[int, tuple[int, int]] = {}
         for one in self.nodes.values():
             if one.node is not None:
-                for replica in one.node.status().replicas:
-                    if replica.role is Role.LEADER:
-                        found[replica.group] = max(found.get(replica.group, (0, 0)), (replica.term, one.id))
+                for group in one.node._replicas.all():
+                    if group.core.role() == Role.LEADER:
+                        found[group.group] = max(found.get(group.group, (0, 0)), (group.core.term(), one.id))
         return {group: node for group, (_, node) in sorted(found.items())}

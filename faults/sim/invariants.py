@@ -99,7 +99,7 @@ class Invariants:
             if seen is None:
                 seen = self._seen[key] = _Seen()
                 self.promises.after_start(node, group)
-            if group.leads():
+            if group._leading:
                 if group._lead_term != seen.lead_term:
                     seen.lead_term, seen.lead_since = group._lead_term, node.clock.now()
                     self._look_at_leader(node, group)
@@ -158,23 +158,23 @@ class Invariants:
 
     def _look_at_matches(self, node: SimNode, group: RaftGroup) -> None:
         """A follower in the leader's own term holds what the leader counts on."""
+        own, core, term, voters = group.log, group.core, group._lead_term, group.voters
         for other, replica in self._others(node, group.group):
             progress = group._progress.get(other.id)
-            if progress is None or progress.amnesia or replica.core.term() != group._lead_term:
+            if progress is None or progress.amnesia or replica.core.term() != term:
                 continue
-            if other.id not in group.voters:
+            if other.id not in voters:
                 continue  # nothing is built on it
             if other.id in self.promises.lost_disks:
                 continue  # nobody can know yet
-            match, log = group.core.match_index(other.id), replica.log
+            match, log = core.match_index(other.id), replica.log
             if match <= log.base_index:
                 continue
-            other_entry = match >= group.log.base_index and log.term_at(match) != group.log.term_at(match)
-            if match > log.durable_index or other_entry:
+            if match > log.durable_index or (match >= own.base_index and log.term_at(match) != own.term_at(match)):
                 self.report(
                     "match",
                     f"{node.name} counts on {other.name} for entry {match} of group {group.group} in term "
-                    f"{group._lead_term}, which ends at {log.last_index}, durable to {log.durable_index}",
+                    f"{term}, which ends at {log.last_index}, durable to {log.durable_index}",
                 )
 
     def _look_at_commits(self, node: SimNode, group: RaftGroup, before: int, commit: int) -> None:
@@ -213,15 +213,16 @@ class Invariants:
 
     def _look_at_held(self, node: SimNode, group: RaftGroup) -> None:
         """What is committed and was on this node's disk is still in its log, or below its base."""
-        log, committed = group.log, self._log.get(group.group, {})
-        held = self._held.get((node.id, group.group), 0)
-        if held > log.base_index and log.term_at(held) != committed[held].term:
+        number, log = group.group, group.log
+        place, base = (node.id, number), log.base_index
+        held, last = self._held.get(place, 0), self._last.get(number, 0)
+        if held > base and log.term_at(held) != self._log[number][held].term:
             if node.id not in self.promises.lost_disks:
-                self.report("held", f"{node.name} no longer holds committed entry {held} of group {group.group}")
+                self.report("held", f"{node.name} no longer holds committed entry {held} of group {number}")
             return
-        top = min(self._last.get(group.group, 0), log.durable_index)
-        if top > held and (top <= log.base_index or log.term_at(top) == committed[top].term):
-            self._held[node.id, group.group] = top
+        top = min(log.durable_index, last)
+        if top > held and (top <= base or log.term_at(top) == self._log[number][top].term):
+            self._held[place] = top
 
     def _look_at_majority(self, node: SimNode, group: RaftGroup, commit: int) -> None:
         """A leader has just committed ``commit``: a majority's disks hold it, also those of nodes that do not run."""

@@ -128,7 +128,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self.problems: list[LoopProblem] = []
         self.callbacks = 0
         """Callbacks that have run."""
-        self._now = 0.0
+        self.now = 0.0
+        """What :meth:`time` says."""
         self._count = 0
         self._over = False
         self._soon: deque[_Handle] = deque()
@@ -141,12 +142,12 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
-        return self._now
+        return self.now
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> _Handle:
-        handle = _Handle(self._now, callback, args, context)
+        handle = _Handle(self.now, callback, args, context)
         if not self._over:
             self._soon.append(handle)
         return handle
@@ -158,7 +159,7 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> _Handle:
         handle = _Handle(when, callback, args, context)
         if not self._over:
-            if when <= self._now:
+            if when <= self.now:
                 self._soon.append(handle)
             else:
                 self._count += 1
@@ -168,7 +169,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> _Handle:
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        return self.call_at(self.now + delay, callback, *args, context=context)
 
     def run_first(self, handles: deque[_Handle]) -> None:
         """Run these before everything else that is due."""
@@ -197,7 +198,7 @@ class SimLoop(asyncio.BaseEventLoop):
                 self._raised(callback, handle.args, process, problem)
             busy += 1
             if busy > _LIVELOCK:
-                raise Stuck(f"{busy} callbacks ran at {self._now} s: something keeps itself busy, as {callback!r}")
+                raise Stuck(f"{busy} callbacks ran at {self.now} s: something keeps itself busy, as {callback!r}")
         self.callbacks += busy
 
     def _advance(self) -> None:
@@ -207,8 +208,8 @@ class SimLoop(asyncio.BaseEventLoop):
         if not timers:
             if self._stopping:  # type: ignore[attr-defined]
                 return
-            raise Stuck(f"nothing is left to happen at {self._now} s, and the run is not over")
-        now = self._now = timers[0][0]
+            raise Stuck(f"nothing is left to happen at {self.now} s, and the run is not over")
+        now = self.now = timers[0][0]
         while timers and timers[0][0] <= now:
             self._soon.append(heapq.heappop(timers)[2])
 
@@ -240,7 +241,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _add_problem(self, owner: Process | None, message: str, exception: BaseException | None) -> None:
         if not self._over:
-            self.problems.append(LoopProblem(self._now, "" if owner is None else owner.name, message, exception))
+            self.problems.append(LoopProblem(self.now, "" if owner is None else owner.name, message, exception))
 
     def run_in_executor(self, *_: object) -> NoReturn:
         raise NotImplementedError("threads have no place in a simulation")

@@ -248,7 +248,7 @@ class _Run:
                 continue
             if node.node is None:
                 return f"{node.name} is {node.state}"
-            if not node.node.status().ready:
+            if not node.node.ready():
                 return f"{node.name} is not ready"
             for group in node.node._replicas.all():
                 state = (node.name, group.core.applied_index(), group.log.last_index, group.leads())

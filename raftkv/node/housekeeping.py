@@ -67,7 +67,7 @@ class Housekeeping:
     def run(self, shard_map: ShardMap | None) -> None:
         """Propose what is due. Called about ten times a second with the node's copy of the map."""
         meta = self._replicas.get(META_GROUP)
-        if meta is not None and self._replicas.meta.map is None:
+        if meta is not None and self._replicas.meta.map is None and self._may_propose(meta):
             self._form(meta)
         if shard_map is not None:
             for number, replica in self._replicas.data.items():
@@ -115,15 +115,18 @@ class Housekeeping:
         store = replica.store
         if not store.genesis:
             # Every group has its first slots before any can be moved away, so epoch 1 is still true here.
-            self._propose(replica.group, Genesis(tuple(shard_map.slots_of(number))))
+            if self._may_propose(replica.group):
+                self._propose(replica.group, Genesis(tuple(shard_map.slots_of(number))))
             return
         due = store.next_expiry()
-        if due is not None and replica.group.leads() and due <= replica.group.time():
+        if due is not None and self._may_propose(replica.group) and due <= replica.group.time():
             self._propose(replica.group, Tick())
 
+    def _may_propose(self, group: RaftGroup) -> bool:
+        """Asked before a command is made: a map of all slots takes long."""
+        return group.leads() and self._asked.get(group.group, 0.0) <= self._now()
+
     def _propose(self, group: RaftGroup, op: Command) -> None:
-        if not group.leads() or self._asked.get(group.group, 0.0) > self._now():
-            return
         self._asked[group.group] = self._now() + _PATIENCE
 
         def done(_: list[Result]) -> None:

@@ -577,23 +577,26 @@ class RaftNode:
     def figures(self) -> NodeFigures:
         return self._figures.collect(self.status(), self._space.free, self._room.here.disk, self._memory)
 
-    def status(self) -> NodeStatus:
-        replicas = self._replicas.statuses()
-        shard_map = self._router.map
-        mine = set() if shard_map is None else {group.id for group in shard_map.groups_on(self.id)}
-        ready = (
-            shard_map is not None
-            and all(replica.leader for replica in replicas if replica.group in mine)
-            and all(replica.store.genesis for group, replica in self._replicas.data.items() if group in mine)
+    def ready(self) -> bool:
+        """Whether every group of this node has a leader and its slots, as far as the node knows."""
+        shard_map, replicas = self._router.map, self._replicas
+        if shard_map is None:
+            return False
+        mine = {group.id for group in shard_map.groups_on(self.id)}
+        return all(group.leader() for group in replicas.all() if group.group in mine) and all(
+            replica.store.genesis for group, replica in replicas.data.items() if group in mine
         )
+
+    def status(self) -> NodeStatus:
+        shard_map = self._router.map
         return NodeStatus(
             node=self.id,
             cluster_id=self._config.cluster.id,
             version=__version__,
             map_epoch=0 if shard_map is None else shard_map.epoch,
-            ready=ready,
+            ready=self.ready(),
             uptime=self._clock.now() - self._started_at,
-            replicas=replicas,
+            replicas=self._replicas.statuses(),
             problems=self._problems.current,
             peers=tuple(PeerStatus(one.node, one.up, one.round_trip, one.silence) for one in self._links.states()),
         )

@@ -319,7 +319,7 @@ def test_work_on_a_store_that_keeps_its_promises_finds_nothing(name: str) -> Non
         for _ in range(150):
             for client in clients:
                 await workload.step(client, rng)
-        loop._now += workload.settle
+        loop.now += workload.settle
         return workload, history, store.all()
 
     workload, history, last = simulate(main)
