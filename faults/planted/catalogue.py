@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from faults.planted import moves, raft
@@ -392,7 +393,8 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ("convergence",),
         ((Store, "apply", moves.forgets_what_is_over),),
         {"partition": 2.5, "pause": 4.0},
-        profiles.changing_his_mind,
+        lambda storm: replace(profiles.changing_his_mind(storm), seconds=8.0),
+        ((mover.Mover, "__init__", moves.steps_come_again),),
     ),
     PlantedFault(
         "copied once",
@@ -419,7 +421,8 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ("ttl", "history"),
         ((Activate, "apply", moves.keeps_the_source_time),),
         {"kill": 1.0},
-        profiles.moving("ttl"),
+        profiles.moving("ttl", seconds=6.0),
+        (PORTS, (RaftGroup, "time", moves.times_apart)),
     ),
     PlantedFault(
         "all voters at once",

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from faults.planted.fault import ports
+from raftkv.clock import Clock, sleep
 from raftkv.commands.base import GroupCommand, Write
 from raftkv.commands.members import ChangeMembers
-from raftkv.commands.moving import Activate
+from raftkv.commands.moving import Activate, ImportBegin, Track
 from raftkv.commands.results import Result
 from raftkv.node.asking import Ask, Failed, Leading, meta_command
 from raftkv.node.membership import Membership
+from raftkv.node.mover import Mover
+from raftkv.raft.group import RaftGroup
 from raftkv.raft.replication import Progress
 from raftkv.store import meta_commands
 from raftkv.store.copying import Part, Summary, load
@@ -82,6 +89,38 @@ def forgets_what_is_over(store: Store, *entry: Any) -> list[Result]:
 
 
 _apply = Store.apply
+
+
+def steps_come_again(driver: Mover, leading: Leading, ask: Ask, clock: Clock, *rest: Any) -> None:
+    """What begins a move is asked for once more when that move is most likely over."""
+
+    async def again(op: GroupCommand) -> None:
+        await sleep(clock, 0.5)
+        with contextlib.suppress(Failed):
+            await ask(op)
+
+    repeats: list[asyncio.Task[None]] = []
+
+    async def ask_twice(op: GroupCommand) -> Result:
+        result = await ask(op)
+        if isinstance(op, Track | ImportBegin):
+            repeats.append(asyncio.get_running_loop().create_task(again(op)))
+        return result
+
+    _drive(driver, leading, ask_twice, clock, *rest)
+
+
+_drive = Mover.__init__
+
+
+def times_apart(group: RaftGroup) -> int:
+    """Each group's time begins a minute after that of the group before."""
+    now, known = ports(group)["clock"].now(), group.machine.time
+    base, since = _bases.setdefault(group, (max(known, group.group * 60_000), now))
+    return max(known, base + int((now - since) * 1000))
+
+
+_bases: WeakKeyDictionary[RaftGroup, tuple[int, float]] = WeakKeyDictionary()
 
 
 def keeps_the_source_time(command: Activate, store: Store) -> Result:

@@ -579,13 +579,8 @@ class RaftNode:
 
     def ready(self) -> bool:
         """Whether every group of this node has a leader and its slots, as far as the node knows."""
-        shard_map, replicas = self._router.map, self._replicas
-        if shard_map is None:
-            return False
-        mine = {group.id for group in shard_map.groups_on(self.id)}
-        return all(group.leader() for group in replicas.all() if group.group in mine) and all(
-            replica.store.genesis for group, replica in replicas.data.items() if group in mine
-        )
+        shard_map = self._router.map
+        return shard_map is not None and self._replicas.ready({group.id for group in shard_map.groups_on(self.id)})
 
     def status(self) -> NodeStatus:
         shard_map = self._router.map

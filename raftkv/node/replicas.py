@@ -185,6 +185,12 @@ class Replicas:
     def all(self) -> list[RaftGroup]:
         return [self._groups[group] for group in sorted(self._groups)]
 
+    def ready(self, groups: Collection[int]) -> bool:
+        """Whether those of ``groups`` have a leader and their slots, as far as is known here."""
+        return all(group.leader() for group in self.all() if group.group in groups) and all(
+            replica.store.genesis for group, replica in self.data.items() if group in groups
+        )
+
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         """What each replica is at, by group."""
         return tuple(self._status(group) for group in self.all())
