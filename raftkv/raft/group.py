@@ -141,12 +141,8 @@ class RaftGroup:
 
     def answers(self, peer: int) -> bool:
         """Whether ``peer`` is a follower in contact with this leader."""
-        progress = self._progress.get(peer)
-        return (
-            progress is not None
-            and not progress.amnesia
-            and self._clock.now() < progress.contact + self._config.election_max
-        )
+        progress, now = self._progress.get(peer), self._clock.now()
+        return progress is not None and not progress.amnesia and now < progress.contact + self._config.election_max
 
     def leader(self) -> int:
         """Node believed to lead, 0 = unknown."""
@@ -190,8 +186,7 @@ class RaftGroup:
         while self._proposals.due and self._proposals.open_entries < self._config.max_open_entries:
             now = self.time()
             entry, ops, proposals = self._proposals.next_entry(now)
-            index = self.core.append(entry)
-            self._proposals.opened(OpenEntry(index, now, ops, proposals))
+            self._proposals.opened(OpenEntry(self.core.append(entry), now, ops, proposals))
 
     def time(self) -> int:
         """Group time in milliseconds: that of the last entry plus what has passed on this leader's own clock.
