@@ -39,7 +39,7 @@ LEAST_HELD_BYTES: Final = 512 * 1024
 """Of MAX_HELD_BYTES, for a connection that holds nothing while others hold all: small answers wait for no slow
 reader."""
 
-MAX_STARTED_OPS: Final = 2048
+MAX_STARTED_OPS: Final = 1024
 """Operations from Pipelines that a node has begun with and not answered, shared in the same way: what the cluster does
 in a fraction of a second. The rest waits in its messages, so that another client's operation is not queued behind."""
 
