@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +91,9 @@ def serve(
     """
     # Before what takes time to import.
     signals.ignore_strays()
+    from raftkv.local.joining import CONFIG
+    from raftkv.node.config import load_config
+
     places = (address, peer_address, listen, peer_listen)
     if (config is None) == (join is None):
         raise click.UsageError("give either --config or --join")
@@ -99,15 +101,9 @@ def serve(
         raise click.UsageError("--data-dir and addresses go with --join; with --config, the file has them")
     if join is not None and data_dir is None:
         raise click.UsageError("--join needs --data-dir")
-    # Imports make no garbage: looking for it takes a seventh of the time until the node runs.
-    gc.disable()
-    try:
-        from raftkv.local.joining import CONFIG
-        from raftkv.node.config import load_config
-        from raftkv.node.main import serve as serve_node
-    finally:
-        gc.enable()
     settings = load_config(config) if config is not None else _joined(join or "", data_dir or Path(), *places)
+    from raftkv.node.main import serve as serve_node
+
     source = config if config is not None else (data_dir or Path()) / CONFIG
     return serve_node(_logging_to(log_file, settings), lambda: _logging_to(log_file, read_again(source)))
 
