@@ -424,7 +424,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Activate, "apply", moves.keeps_the_source_time),),
         {"kill": 1.0},
         profiles.moving("ttl", seconds=6.0),
-        ((Consensus, "group_time", moves.times_apart),),
+        ((Consensus, "applied", moves.times_apart),),
     ),
     PlantedFault(
         "all voters at once",

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from raftkv.clock import Clock, sleep
 from raftkv.commands.base import GroupCommand, Write
@@ -112,14 +111,12 @@ def steps_come_again(driver: Mover, leading: Leading, ask: Ask, clock: Clock, *r
 _drive = Mover.__init__
 
 
-def times_apart(replica: Consensus, now: float) -> int:
+def times_apart(replica: Consensus, index: int, time: int, now: float) -> bool:
     """Each group's time begins a minute after that of the group before."""
-    known = replica.time
-    base, since = _bases.setdefault(replica, (max(known, replica.group * 60_000), now))
-    return max(known, base + int((now - since) * 1000))
+    return _applied(replica, index, max(time, replica.group * 60_000), now)
 
 
-_bases: WeakKeyDictionary[Consensus, tuple[int, float]] = WeakKeyDictionary()
+_applied = Consensus.applied
 
 
 def keeps_the_source_time(command: Activate, store: Store) -> Result:

@@ -181,6 +181,7 @@ class _BelievedIncoming(_Port):
     def _acknowledge(self, problem: BaseException | None) -> None:
         if problem is not None and (leader := self._group.leader()):
             self._group.consensus.snapshot_kept(leader, self._index)
+            self._group.step()
 
 
 # -- elections: messages
