@@ -370,7 +370,9 @@ class World:
             said.append(f"none of the {len(silences)} directions that are cut was heard for {DEAF} s")
         for client in sorted({one for way in ways for one in way if not node_at(one)}):
             shut = {node_at(one) for way in ways if client in way for one in way if one != client}
-            open_ = {node for node in self.alive if await self.door_open(client, node)}
+            alive = sorted(self.alive)
+            doors = await asyncio.gather(*(self.door_open(client, node) for node in alive))
+            open_ = {node for node, is_open in zip(alive, doors, strict=True) if is_open}
             if open_ & shut or (not open_ and shut < {*self.alive}):
                 return ""
             said.append(f"no call of {client} is answered by {names(sorted(shut))}")
