@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from bench import disk, echo, generators
-from bench.load import Plan
+from bench.load import LoadPlan
 from bench.workload import Operation
 from raftkv.cli.common import complain
 from raftkv.errors import RaftKVError
@@ -50,7 +50,7 @@ class MeasurementFailed(RaftKVError):
 
 def rate(cluster: LocalCluster, op: Operation, seconds: float) -> float:
     """Operations per second of a closed loop. Raises MeasurementFailed."""
-    found = generators.measure(Plan(cluster.endpoints, op, workers=_WORKERS, seconds=seconds, warmup=_WARMUP))
+    found = generators.measure(LoadPlan(cluster.endpoints, op, workers=_WORKERS, seconds=seconds, warmup=_WARMUP))
     if found.errors:
         raise MeasurementFailed(f"{op}: {dict(found.errors)}")
     return float(found.all_latencies().get_total_count() / found.seconds)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from bench import histogram
 from bench.histogram import Histogram
-from bench.load import Measured, Plan
+from bench.load import LoadPlan, Measured
 from bench.workload import MIXES
 
 PERCENTILES: Final = (50.0, 95.0, 99.0)
@@ -56,7 +56,7 @@ class Tally:
         return histogram.merged(self.latencies.values())
 
 
-def tally(plan: Plan, measured: Measured) -> Tally:
+def tally(plan: LoadPlan, measured: Measured) -> Tally:
     """The measurement of one process."""
     by_kind = measured.by_kind or {str(plan.op): measured.latencies}
     return Tally(
@@ -81,12 +81,12 @@ def together(tallies: Sequence[Tally], seconds: float) -> Tally:
     )
 
 
-def summarize(plan: Plan, measured: Measured) -> dict[str, Any]:
+def summarize(plan: LoadPlan, measured: Measured) -> dict[str, Any]:
     """Rate in operations per second, latencies in milliseconds (precise to 0.1%)."""
     return summary_of(plan, tally(plan, measured))
 
 
-def summary_of(plan: Plan, tally: Tally) -> dict[str, Any]:
+def summary_of(plan: LoadPlan, tally: Tally) -> dict[str, Any]:
     """As :func:`summarize`; ``plan`` is that of all processes together.
 
     Of an open loop there are also ``rate``, what was to arrive per second, and ``waited``, operations that found all

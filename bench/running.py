@@ -15,9 +15,9 @@ import click
 from bench import generators, results, series
 from bench.arrivals import SPACINGS, Spacing
 from bench.keys import DISTRIBUTIONS, Distribution
-from bench.load import Plan
+from bench.load import LoadPlan
 from bench.machine import facts
-from bench.progress import Watcher
+from bench.progress import ProgressBar
 from bench.report import as_text, summary_of
 from bench.scenarios import SCENARIOS, Reads, Scenario
 from bench.targets import Api
@@ -73,7 +73,7 @@ def load_command(
     output: str,
 ) -> None:
     """One measurement: keep WORKERS operations under way for SECONDS, or let RATE arrive; print rate and latencies."""
-    plan = Plan(
+    plan = LoadPlan(
         endpoints,
         op,
         api,
@@ -167,7 +167,7 @@ def run_command(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = {"format": results.FORMAT, "machine": facts(), "options": results.options(options), "scenarios": []}
     found: list[dict[str, Any]] = result["scenarios"]  # type: ignore[assignment]
-    with Watcher(sum(len(one.cases) for one in chosen) * repeat) as watcher:
+    with ProgressBar(sum(len(one.cases) for one in chosen) * repeat) as watcher:
         for one in chosen:
             found.append(series.measure(one, options, watcher))
             # What was measured is kept, whatever becomes of the rest.

@@ -20,7 +20,7 @@ from faults.process.planted import OF_NODES
 from faults.report.journal import JournalError
 from faults.sim.nemesis import EFFECTS
 from faults.sim.run import Report, run
-from faults.sim.soak import Summary, Total, cores, soak
+from faults.sim.soak import RunSummary, Total, cores, soak
 from faults.sim.storm import MOVING, Storm
 from faults.verdict import FASTEST
 from raftkv.cli.console import Section, display, make_progress
@@ -157,9 +157,9 @@ def run_command(
     The folder gets the history, what happened to the cluster, the nodes' logs, and a report as a page. Exit code 1 if a
     promise was broken, 2 if nothing could be run.
     """
-    from faults.process.command import Order, execute
+    from faults.process.command import ChaosOptions, execute
 
-    sys.exit(execute(Order(scenarios, everything, seed, seconds, nodes, operations, out, planted or "")))
+    sys.exit(execute(ChaosOptions(scenarios, everything, seed, seconds, nodes, operations, out, planted or "")))
 
 
 @main.command("list")
@@ -211,7 +211,7 @@ def abuse(
         for line in command.table(*(command.load(path) for path in files)):
             click.echo(line)
     else:
-        sys.exit(command.execute(command.Order(names, short, output, out, product)))
+        sys.exit(command.execute(command.AbuseOptions(names, short, output, out, product)))
 
 
 @main.command()
@@ -234,7 +234,7 @@ def _soak(seeds: list[int], jobs: int, mutant: str) -> Total:
     with _progress() as progress:
         task = progress.add_task("storms", total=len(seeds))
 
-        def each(one: Summary) -> None:
+        def each(one: RunSummary) -> None:
             progress.advance(task)
             if one.problems:
                 progress.console.print(f"seed {one.seed}: {one.problems[0]}")

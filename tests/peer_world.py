@@ -10,7 +10,7 @@ from typing import Any
 from faults.sim.network import MemoryNetwork, MemoryTransport
 from raftkv.clock import Timer
 from raftkv.peer.frames import Decoder, Encoder
-from raftkv.peer.hello import PROTOCOL_VERSION, Hello, Identity, Refused
+from raftkv.peer.hello import PROTOCOL_VERSION, Hello, HelloRefused, Identity
 from raftkv.peer.links import Links
 from shards.slots import SLOT_RULE
 
@@ -78,7 +78,7 @@ class Node:
         self.refusals: list[tuple[int, int, str]] = []
         self.hellos: list[Hello] = []
         self.crashes: list[Exception] = []
-        self.verdict: Refused | None = None
+        self.verdict: HelloRefused | None = None
         self.on_message: Callable[[int, list[Any]], None] = lambda peer, message: self.got.append((peer, message))
         self.dials: list[float] = []
         self.transports: list[MemoryTransport] = []

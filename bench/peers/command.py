@@ -78,7 +78,7 @@ def compare_command(
     if not tools:
         chosen = [_without_tools(one) for one in chosen]
     workloads = [comparison.with_workers(WORKLOADS[name], workers) for name in dict.fromkeys(workload)]
-    options = comparison.Options(seconds, warmup, repeat, keys, seed, data)
+    options = comparison.ComparisonOptions(seconds, warmup, repeat, keys, seed, data)
     started = datetime.now(UTC)
     folder = out or _FOLDER / f"{started:%Y%m%d-%H%M%S}-compare"
     if folder.exists() and any(folder.iterdir()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar, Final
 
-from faults.abuse.stage import PROMPT, Scenario, Stage
+from faults.abuse.stage import PROMPT, AbuseScenario, Stage
 from faults.abuse.wire import fill
 from faults.keys import PREFIX
 from raftkv.errors import RaftKVError
@@ -14,7 +14,7 @@ _TAG: Final = "many"
 _GROUP: Final = 1
 
 
-class Checks(Scenario):
+class Checks(AbuseScenario):
     name = "checks"
     what = "StartCheck four times a second on a slot of 200,000 keys"
     memory = None
@@ -42,7 +42,7 @@ class Checks(Scenario):
         stage.note("lines that a node stood still", stage.logged("stood still") - stood, most=0, timed=True)
 
 
-class Questions(Scenario):
+class Questions(AbuseScenario):
     name = "questions"
     what = "GetMap, GetState, GetSlots and ReadSnapshot by 8 askers each, one after the other; 16,384 slots"
     slots = 16_384

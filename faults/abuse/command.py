@@ -26,7 +26,7 @@ _FORMAT: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class AbuseOptions:
     """What the command was asked for. ``out``: a file for what is found, None = none."""
 
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ def show_scenarios() -> None:
     )
 
 
-def execute(order: Order) -> int:
+def execute(order: AbuseOptions) -> int:
     """Perform what was ordered and print what was found; PASSED, BROKEN or NOT_RUN."""
     if unknown := [name for name in order.names if name not in SCENARIOS]:
         click.echo(f"there is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}", err=True)
@@ -72,7 +72,7 @@ def execute(order: Order) -> int:
     return PASSED if report["passed"] else BROKEN
 
 
-def _report(order: Order, found: Sequence[Found]) -> dict[str, Any]:
+def _report(order: AbuseOptions, found: Sequence[Found]) -> dict[str, Any]:
     tree = order.product or Path(__file__).parent
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=tree, capture_output=True, text=True, check=False

@@ -98,7 +98,7 @@ class Found:
         return cls(raw["name"], raw["what"], figures, raw["seconds"], raw["problem"])
 
 
-class Scenario(ABC):
+class AbuseScenario(ABC):
     """One way of abuse. ``memory``: MB that a node may take, None = it holds data. ``live``: nodes left to live in the
     end, None = all."""
 
@@ -331,7 +331,7 @@ class Stage:
             return False
         return True
 
-    async def conclude(self, scenario: Scenario) -> None:
+    async def conclude(self, scenario: AbuseScenario) -> None:
         """What is asked after every abuse."""
         served = await self.served()
         self.note("peak memory of a node", self.peak, "MB", most=scenario.memory)

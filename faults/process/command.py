@@ -13,8 +13,8 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from faults.process.run import Plan, run
-from faults.process.scenarios import SCENARIOS, Scenario
+from faults.process.run import ChaosPlan, run
+from faults.process.scenarios import SCENARIOS, ChaosScenario
 from faults.process.toxiproxy import ToxiproxyError
 from faults.report.figures import KIND_COLUMNS, Figures, figures_of, merged
 from faults.report.journal import EVENTS, HISTORY, load
@@ -30,7 +30,7 @@ _FOLDER: Final = Path("chaos")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ChaosOptions:
     """What the command was asked for. ``out``: None = a new folder under ``chaos``."""
 
     scenarios: tuple[str, ...]
@@ -49,7 +49,7 @@ def show_scenarios() -> None:
     display([Section("", ("scenario", "what it is", "faults"), rows)], frames=True)
 
 
-def execute(order: Order) -> int:
+def execute(order: ChaosOptions) -> int:
     """Run what was ordered and print what came of it; PASSED, BROKEN or NOT_RUN."""
     chosen = _chosen(order)
     if isinstance(chosen, str):
@@ -81,7 +81,7 @@ def execute(order: Order) -> int:
     return PASSED if figures.passed else BROKEN
 
 
-def _chosen(order: Order) -> list[Scenario] | str:
+def _chosen(order: ChaosOptions) -> list[ChaosScenario] | str:
     """The scenarios, or what is wrong with the order."""
     names = tuple(SCENARIOS) if order.everything else tuple(dict.fromkeys(order.scenarios))
     if order.everything and order.scenarios:
@@ -94,14 +94,14 @@ def _chosen(order: Order) -> list[Scenario] | str:
     return [SCENARIOS[name] for name in names]
 
 
-def _one(scenario: Scenario, order: Order, folder: Path, where: Console) -> Figures:
+def _one(scenario: ChaosScenario, order: ChaosOptions, folder: Path, where: Console) -> Figures:
     clock = SystemClock()
     began = clock.now()
 
     def say(text: str) -> None:
         where.print(f"{clock.now() - began:7.1f} {text}")
 
-    plan = Plan(
+    plan = ChaosPlan(
         scenario, folder, order.seed, order.seconds, order.nodes, operations=order.operations, planted=order.planted
     )
     passed = run(plan, say).passed

@@ -86,7 +86,7 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class RecordedFault:
     """One fault. ``confirmed``: whether its effect was seen, None = nobody looked. ``proof``: what was seen.
 
     ``healed``, ``recovered``: None = not before the run's end. ``gap``: the longest one that overlaps the time from the
@@ -169,7 +169,7 @@ class Figures:
     runs: list[About] = field(default_factory=list)
     operations: dict[str, Counts] = field(default_factory=dict)
     """By kind of client."""
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[RecordedFault] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Kind and reason."""
     gets_ms: list[float] = field(default_factory=list)
@@ -409,16 +409,16 @@ def _counts(operations: Iterable[Operation]) -> dict[str, Counts]:
     }
 
 
-def _faults(recorded: Recorded, gaps: Mapping[str, Sequence[Gap]], end: float) -> list[Fault]:
+def _faults(recorded: Recorded, gaps: Mapping[str, Sequence[Gap]], end: float) -> list[RecordedFault]:
     effects, healed, recovered = (
         {one.get("id"): one for one in recorded.of(event)} for event in ("effect", "healed", "recovered")
     )
-    found: list[Fault] = []
+    found: list[RecordedFault] = []
     for one in recorded.of("fault"):
         name, began = one.get("id"), float(one["t"])
         effect, back = effects.get(name, {}), recovered.get(name)
         found.append(
-            Fault(
+            RecordedFault(
                 len(found) + 1,
                 str(one.get("kind", "")),
                 str(one.get("how", "")),

@@ -29,21 +29,21 @@ _PAGES: Final = jinja2.Environment(
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class RunState:
     """How a run ended, in words; ``style``: the class of the element that says so."""
 
     word: str
     style: str
 
 
-_PASSED: Final = State("passed", "passed")
-_FAILED: Final = State("FAILED", "failed")
-_UNDECIDED: Final = State("UNDECIDED", "unsure")
-_BROKEN_OFF: Final = State("DID NOT END", "unsure")
-_UNREADABLE: Final = State("UNREADABLE", "failed")
+_PASSED: Final = RunState("passed", "passed")
+_FAILED: Final = RunState("FAILED", "failed")
+_UNDECIDED: Final = RunState("UNDECIDED", "unsure")
+_BROKEN_OFF: Final = RunState("DID NOT END", "unsure")
+_UNREADABLE: Final = RunState("UNREADABLE", "failed")
 
 
-def state_of(figures: Figures) -> State:
+def state_of(figures: Figures) -> RunState:
     """Of a single run. One with keys that the checker gave up on has not passed."""
     (about,) = figures.runs
     if about.passed is None:
@@ -87,7 +87,7 @@ class _Line:
 
     name: str
     figures: Figures | None
-    state: State
+    state: RunState
     problem: str = ""
 
 

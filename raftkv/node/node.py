@@ -25,7 +25,7 @@ from raftkv.node.control import GroupOperations
 from raftkv.node.drivers.copier import Copier
 from raftkv.node.drivers.internal_client import asker
 from raftkv.node.drivers.maintenance import Maintenance, hand_over
-from raftkv.node.drivers.membership import Membership
+from raftkv.node.drivers.membership import MembershipDriver
 from raftkv.node.drivers.mover import Mover
 from raftkv.node.drivers.replica_gc import ReplicaGC
 from raftkv.node.inspection import Inspection
@@ -229,7 +229,7 @@ class RaftNode:
             now=self._clock.now,
         )
         self._mover = Mover(self._map_copy.meta_state, ask, self._clock, rng)
-        self._membership = Membership(self._map_copy.meta_state, ask, self._clock, rng)
+        self._membership = MembershipDriver(self._map_copy.meta_state, ask, self._clock, rng)
         self._inspection = Inspection(self._replicas, self._clock)
         self._replica_gc = ReplicaGC(
             self.id,

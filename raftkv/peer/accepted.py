@@ -9,7 +9,7 @@ from typing import Any, cast
 from raftkv import limits
 from raftkv.log_limit import limited
 from raftkv.peer.frames import Decoder, ProtocolViolation
-from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Hello, Refused, check_hello, refuse_frame, welcome_frame
+from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Hello, HelloRefused, check_hello, refuse_frame, welcome_frame
 from raftkv.peer.wiring import HANDSHAKE_TIMEOUT, MAX_STRANGERS, SILENCE_TIMEOUT, Wiring, log, peer_name
 
 _MAX_PONG_BUFFER = 64 * 1024
@@ -45,7 +45,7 @@ class Acceptor:
         try:
             hello = check_hello(frame, self._wiring.identity)
             self._wiring.admit(hello)
-        except Refused as refusal:
+        except HelloRefused as refusal:
             who = f"node {hello.node}" if hello is not None else "a dialler"
             source = f"{who} at {connection.host}" if hello is not None else connection.host
             log.warning("refused %s at %s: %s", who, connection.address, refusal, extra=limited(source))
@@ -119,7 +119,7 @@ class AcceptedConnection(asyncio.Protocol):
         self._acceptor.gone(self)
         self.abort()
 
-    def refuse(self, refusal: Refused) -> None:
+    def refuse(self, refusal: HelloRefused) -> None:
         """Answer no and close."""
         self._write(refuse_frame(refusal))
         self.close()

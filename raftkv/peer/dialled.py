@@ -15,7 +15,7 @@ from raftkv.errors import RaftKVError
 from raftkv.log_limit import limited
 from raftkv.peer.clocks import PeerClock, Reading
 from raftkv.peer.frames import Decoder, ProtocolViolation
-from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Refused, check_answer, hello_frame
+from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, HelloRefused, check_answer, hello_frame
 from raftkv.peer.wiring import (
     HANDSHAKE_TIMEOUT,
     MAX_REDIAL,
@@ -308,7 +308,7 @@ class _Attempt(asyncio.Protocol):
     def _answer(self, frame: list[Any]) -> None:
         try:
             self.boot = check_answer(frame)
-        except Refused as refusal:
+        except HelloRefused as refusal:
             self.fail(f"refused: {refusal}")
             self._wiring.on_refused(self._link.node, refusal)
             return

@@ -12,7 +12,7 @@ from raftkv.clock import Clock, Timer
 from raftkv.peer.accepted import Acceptor
 from raftkv.peer.clocks import PeerClock
 from raftkv.peer.dialled import DialledLink
-from raftkv.peer.hello import Hello, Identity, Refused
+from raftkv.peer.hello import Hello, HelloRefused, Identity
 from raftkv.peer.network import Listener, Network
 from raftkv.peer.wiring import PING_INTERVAL, Wiring, log
 
@@ -42,10 +42,11 @@ class Links:
     is sent while a link is down. Callbacks run in the loop; one that raises is reported to ``on_crash`` (by default the
     loop's exception handler) and costs the connection it came from.
 
-    ``admit(hello)`` raises Refused for a dialler that is not welcome. ``on_message(node, message)``: ``message`` is any
-    msgpack array, to be checked by the consumer, who raises ``ProtocolViolation`` to have the connection dropped and
-    logged. ``on_link(node, epoch, up)``: the outgoing link to ``node`` has come up or gone down, also by :meth:`close`.
-    ``on_refused(node, refusal)``: ``node`` does not take this node's messages; it is dialled again all the same.
+    ``admit(hello)`` raises HelloRefused for a dialler that is not welcome. ``on_message(node, message)``: ``message``
+    is any msgpack array, to be checked by the consumer, who raises ``ProtocolViolation`` to have the connection dropped
+    and logged. ``on_link(node, epoch, up)``: the outgoing link to ``node`` has come up or gone down, also by
+    :meth:`close`. ``on_refused(node, refusal)``: ``node`` does not take this node's messages; it is dialled again all
+    the same.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Links:
         admit: Callable[[Hello], None],
         on_message: Callable[[int, list[Any]], None],
         on_link: Callable[[int, int, bool], None],
-        on_refused: Callable[[int, Refused], None],
+        on_refused: Callable[[int, HelloRefused], None],
         rng: random.Random,
         on_crash: Callable[[Exception], None] | None = None,
     ) -> None:

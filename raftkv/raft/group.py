@@ -21,7 +21,7 @@ from raftkv.raft.configurations import Voters
 from raftkv.raft.consensus import Consensus
 from raftkv.raft.entries import is_batch, prepared, unpack_batch
 from raftkv.raft.log import BrokenInvariant
-from raftkv.raft.membership import ChangeDone, Members
+from raftkv.raft.membership import ChangeDone, MembersView
 from raftkv.raft.messages import ANSWERS, OF_SNAPSHOTS, check
 from raftkv.raft.ports import LogWriter, Outbox, StateMachine
 from raftkv.raft.proposals import Done, OpenEntry, Proposal
@@ -131,7 +131,7 @@ class RaftGroup:
     def status(self) -> GroupStatus:
         return status_of(self.consensus, self.snapshots.index)
 
-    def members(self) -> Members:
+    def members(self) -> MembersView:
         """The voters and learners as this replica knows them."""
         return self.membership.view(self.consensus.lead, self._clock.now())
 

@@ -39,7 +39,7 @@ class PeerState:
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class MembersView:
     """The members of a group as one replica sees them.
 
     ``voters`` are in effect, since entry ``index`` if that is still in the log, else 0; ``committed`` tells whether
@@ -97,14 +97,14 @@ class Membership:
         before, self._told = self._told, told
         return told != before
 
-    def view(self, lead: Leadership | None, now: float) -> Members:
+    def view(self, lead: Leadership | None, now: float) -> MembersView:
         """``lead``: if this replica leads."""
         configurations, match = self._log.configurations, self._core.match_index
         peers = {}
         if lead is not None:
             peers = {node: PeerState(match(node), lead.answers(node, now)) for node in self.replicas()}
             peers[self._node] = PeerState(self._log.durable_index, contact=True)
-        return Members(
+        return MembersView(
             voters=configurations.voters,
             committed_voters=configurations.at(self._core.commit_index()),
             learners=self.learners,

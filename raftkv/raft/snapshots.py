@@ -63,7 +63,7 @@ def _full(chunks: Sequence[bytes]) -> bool:
     return sum(map(len, chunks)) >= _GATHERED
 
 
-class SnapshotInfo(Protocol):
+class DurableSnapshot(Protocol):
     """A verified, durable snapshot file."""
 
     @property
@@ -78,7 +78,7 @@ class SnapshotInfo(Protocol):
     def path(self) -> str: ...
 
 
-class SnapshotWriter(Protocol):
+class SnapshotSink(Protocol):
     def add(self, chunks: Sequence[bytes], done: Callable[[BaseException | None], None]) -> None: ...
 
     def commit(self, done: Callable[[Any, BaseException | None], None]) -> None: ...
@@ -116,7 +116,7 @@ class SnapshotFiles(Protocol):
 
     def read_raw(self, info: Any, offset: int, size: int) -> bytes: ...
 
-    def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> SnapshotWriter: ...
+    def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> SnapshotSink: ...
 
     def incoming(self, group: int, index: int, term: int, size: int) -> Incoming: ...
 
@@ -125,7 +125,7 @@ class SnapshotFiles(Protocol):
 
 def align(
     group: int,
-    info: SnapshotInfo | None,
+    info: DurableSnapshot | None,
     compacted: int,
     entries: Sequence[Entry],
     wal: LogWriter,
@@ -163,7 +163,7 @@ def align(
     return base, kept
 
 
-def _restore(info: SnapshotInfo, machine: StateMachine, files: SnapshotFiles) -> None:
+def _restore(info: DurableSnapshot, machine: StateMachine, files: SnapshotFiles) -> None:
     restore = machine.begin_restore()
     last = 0
     for last, chunk in enumerate(files.open(info)):
@@ -200,7 +200,7 @@ class GroupSnapshots:
         clock: Clock,
         config: RaftConfig,
         wake: Callable[[], None],
-        info: SnapshotInfo | None,
+        info: DurableSnapshot | None,
     ) -> None:
         self._replica = replica
         self._group = replica.group
@@ -383,7 +383,7 @@ class GroupSnapshots:
             and any(lead.approaches(peer, self.index, now) for peer in self._pulling)
         )
 
-    def _adopt(self, info: SnapshotInfo) -> None:
+    def _adopt(self, info: DurableSnapshot) -> None:
         """``info`` is durable: it may replace the older one and the entries it covers."""
         self._info = info
         self._pulling.clear()
@@ -476,7 +476,7 @@ class GroupSnapshots:
 
         receiving.incoming.write(offset, data, written)
 
-    def _load(self, offer: Offer, info: SnapshotInfo) -> None:
+    def _load(self, offer: Offer, info: DurableSnapshot) -> None:
         """Rebuild the state from the verified file, a chunk a turn, then switch to it at once."""
         receiving = self._receiving
         restore: Restore = self._machine.begin_restore()
@@ -509,7 +509,7 @@ class GroupSnapshots:
 
         proceed()
 
-    def _install(self, offer: Offer, info: SnapshotInfo) -> None:
+    def _install(self, offer: Offer, info: DurableSnapshot) -> None:
         """The state machine has just taken over ``info``."""
         self._replica.snapshot_installed(offer, self._machine.time, info.voters)
         self._adopt(info)

@@ -16,7 +16,7 @@ from raftkv import limits
 from raftkv.addresses import BadAddress
 from raftkv.clock import SystemClock
 from raftkv.peer.frames import Decoder, Encoder
-from raftkv.peer.hello import Hello, Identity, Reason, Refused
+from raftkv.peer.hello import Hello, HelloRefused, Identity, Reason
 from raftkv.peer.links import Links
 from raftkv.peer.network import AddressInUse, CannotListen, TcpNetwork
 from tests.waiting import PATIENCE
@@ -64,7 +64,7 @@ class Node:
         self.events.append((node, epoch, up))
         self._changed.set()
 
-    def _on_refused(self, node: int, refusal: Refused) -> None:
+    def _on_refused(self, node: int, refusal: HelloRefused) -> None:
         self.refusals.append((node, refusal.reason, str(refusal)))
         self._changed.set()
 

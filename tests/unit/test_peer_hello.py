@@ -10,9 +10,9 @@ from raftkv.peer.frames import ProtocolViolation
 from raftkv.peer.hello import (
     PROTOCOL_VERSION,
     Hello,
+    HelloRefused,
     Identity,
     Reason,
-    Refused,
     check_answer,
     check_hello,
     hello_frame,
@@ -69,7 +69,7 @@ def test_a_hello_says_who_dials() -> None:
 def test_a_hello_that_is_not_for_this_node_is_refused_with_the_reason(
     frame: list[Any], reason: Reason, text: str
 ) -> None:
-    with pytest.raises(Refused, match=text) as refused:
+    with pytest.raises(HelloRefused, match=text) as refused:
         check_hello(frame, TWO)
     assert refused.value.reason is reason
 
@@ -77,13 +77,13 @@ def test_a_hello_that_is_not_for_this_node_is_refused_with_the_reason(
 def test_answers_are_read_back() -> None:
     assert check_answer(welcome_frame(TWO)) == "boot-2"
     for reason in (*Reason, 77):
-        with pytest.raises(Refused, match="^full$") as refused:
-            check_answer(refuse_frame(Refused(reason, "full")))
+        with pytest.raises(HelloRefused, match="^full$") as refused:
+            check_answer(refuse_frame(HelloRefused(reason, "full")))
         assert refused.value.reason == reason
 
 
 def test_a_refusal_can_neither_flood_nor_forge_the_log() -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HelloRefused) as caught:
         check_answer(["refuse", 1, "no\n2026 ERROR forged \x1b[31m" + "x" * 3000])
     assert len(str(caught.value)) == 500
     assert str(caught.value).isprintable()

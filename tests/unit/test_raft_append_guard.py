@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, Replica, append, batch
+from faults.sim.raftlab import GROUP, Lab, LabReplica, append, batch
 from raftkv.raft import BrokenInvariant, RaftConfig
 from raftkv.raft.consensus import Consensus
 from raftkv.raft.core import Core
@@ -34,7 +34,7 @@ def _library_append(
     group._acknowledge(peer, seq, epoch, matches=reply["success"], index=reply["next_node_idx"])
 
 
-def _puts(lab: Lab, leader: Replica, *values: bytes) -> list[Any]:
+def _puts(lab: Lab, leader: LabReplica, *values: bytes) -> list[Any]:
     """Propose each value as an entry of its own."""
     outcomes = []
     for value in values:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Envelope, Lab, Replica, append, batch
+from faults.sim.raftlab import GROUP, Envelope, Lab, LabReplica, append, batch
 from raftkv import limits
 from raftkv.raft import RaftConfig
 from raftkv.raft.log import GroupLog
@@ -31,7 +31,7 @@ def _count_copies(log: GroupLog) -> CountingList:
     return counting
 
 
-def _behind(lab: Lab, entries: list[tuple[int, bytes]]) -> Replica:
+def _behind(lab: Lab, entries: list[tuple[int, bytes]]) -> LabReplica:
     """By hand: nodes 1 and 2 hold ``entries``, node 3 nothing; node 1 is elected without node 3 noticing."""
     for node, peer in ((1, 2), (2, 1)):
         start = 1

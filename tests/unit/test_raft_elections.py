@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from faults.sim.raftlab import GROUP, Lab, append, batch
-from faults.sim.raftparts import Disk, LabError
+from faults.sim.raftparts import LabDisk, LabError
 from raftkv.errors import Code
 from raftkv.raft import BrokenInvariant, RaftConfig
 from raftkv.raft.core import Core
@@ -208,7 +208,7 @@ def test_h7_amnesia_is_noticed() -> None:
     lab.run(0.0)
     lab.pump()
     lab[2].kill()
-    lab[2].disk = Disk()
+    lab[2].disk = LabDisk()
     lab[2].start()
     lab.tick(1, after=0.2)
     lab.pump(1, 2)

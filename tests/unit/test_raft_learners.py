@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, Outcome
+from faults.sim.raftlab import GROUP, Lab, LabAnswer
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig, RaftGroup
 from raftkv.raft.messages import Type
@@ -246,7 +246,7 @@ def test_a_closed_replica_answers_what_waits() -> None:
     assert opened.code == pending.code == Code.UNKNOWN
     assert read.code == Code.NOT_LEADER
     assert waiting.code in (Code.NOT_LEADER, Code.UNAVAILABLE)
-    late = Outcome(b"late")
+    late = LabAnswer(b"late")
     group.propose([], 0, late.answers.extend)
     assert not group.leads()
 

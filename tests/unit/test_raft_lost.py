@@ -6,20 +6,20 @@ import copy
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, Replica
-from faults.sim.raftparts import Disk
+from faults.sim.raftlab import GROUP, Lab, LabReplica
+from faults.sim.raftparts import LabDisk
 from raftkv.raft.messages import Type
 from tests.members_lab import beat, change, led, write
 
 
-def set_back(replica: Replica, disk: Disk) -> None:
+def set_back(replica: LabReplica, disk: LabDisk) -> None:
     """Start it again with the disk of an earlier time."""
     replica.kill()
     replica.disk = copy.deepcopy(disk)
     replica.start()
 
 
-def lost_disk() -> tuple[Lab, Replica, Replica, Replica]:
+def lost_disk() -> tuple[Lab, LabReplica, LabReplica, LabReplica]:
     """Leader, and two followers: one acknowledged an entry that the other never got, and its disk went back since."""
     lab = Lab()
     leader = lab.wait_for_leader()
@@ -37,7 +37,7 @@ def lost_disk() -> tuple[Lab, Replica, Replica, Replica]:
     return lab, leader, two, three
 
 
-def barred(replica: Replica) -> bool:
+def barred(replica: LabReplica) -> bool:
     return replica.raft.status().lost
 
 

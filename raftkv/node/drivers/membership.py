@@ -26,7 +26,7 @@ _AFTER_MISTAKE: Final = 2.0
 """Seconds before a group is looked at again when a step was not possible, and after a mistake of ours."""
 
 
-class Membership:
+class MembershipDriver:
     """``leading`` gives the meta group's state while this node leads it, else None. ``ask`` executes an operation."""
 
     def __init__(self, leading: Leading, ask: Ask, clock: Clock, rng: random.Random) -> None:
