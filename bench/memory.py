@@ -237,10 +237,10 @@ class _Run:
             seconds=plan.seconds / 2,
             fill=False,
         )
-        tally = await asyncio.to_thread(generators.measure, load)
-        if tally.errors:
-            raise RaftKVError(f"{op} failed: {dict(tally.errors)}")
-        return float(tally.all_latencies().get_total_count() / tally.seconds)
+        stats = await asyncio.to_thread(generators.measure, load)
+        if stats.errors:
+            raise RaftKVError(f"{op} failed: {dict(stats.errors)}")
+        return float(stats.all_latencies().get_total_count() / stats.seconds)
 
     def _memory(self) -> dict[int, int]:
         pids = {node: self._cluster.pid(node) for node in self._cluster.nodes}

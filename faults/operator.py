@@ -130,8 +130,8 @@ class Operator:
             if state is not None and state.map is not None:
                 if state.job is not None and state.job.paused and not await self.tell("pause", False):
                     continue
-                wishes = [[group, state.map.group(group).voters] for group in state.wanted]
-                if not wishes or await self.tell("want", state.map.epoch, wishes):
+                desired = [[group, state.map.group(group).voters] for group in state.wanted]
+                if not desired or await self.tell("want", state.map.epoch, desired):
                     return
             await asyncio.sleep(_AGAIN)
 

@@ -46,7 +46,7 @@ class Judgement:
         """How often these promises were broken."""
         return sum(problem.count for problem in self.problems if problem.breach in breaches)
 
-    def figures(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         """What a run's event ``figures`` says of its history."""
         return {
             "checked keys": self.checked,

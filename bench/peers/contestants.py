@@ -91,7 +91,7 @@ def _through(api: Api, package: str, alone: bool = False) -> Way:
 
     def measure(plan: LoadPlan) -> ToolResult:
         chosen = dataclasses.replace(plan, api=api)
-        return tools.of_tally(chosen, generators.measure(chosen))
+        return tools.of_stats(chosen, generators.measure(chosen))
 
     def name() -> str:
         installed = _installed(package)
@@ -115,7 +115,7 @@ def _installed(package: str) -> str:
 _OWN: Final = Way(
     "python",
     lambda: f"raftkv {raftkv.__version__}",
-    lambda plan: tools.of_tally(plan, generators.measure(plan)),
+    lambda plan: tools.of_stats(plan, generators.measure(plan)),
 )
 _STRICT: Final = "majority's disks, linearizable"
 _ON_DISKS: Final = "on the disks of a majority"

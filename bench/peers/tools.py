@@ -18,7 +18,7 @@ from typing import Any, Final
 from bench import histogram
 from bench.load import LoadPlan
 from bench.peers.servers import PeerError, environment
-from bench.report import Tally, summary_of
+from bench.report import LoadStats, summary_of
 from raftkv.addresses import parse_address
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -53,8 +53,8 @@ class ToolResult:
     said: str = ""
 
 
-def of_tally(plan: LoadPlan, tally: Tally) -> ToolResult:
-    found = summary_of(plan, tally)
+def of_stats(plan: LoadPlan, stats: LoadStats) -> ToolResult:
+    found = summary_of(plan, stats)
     return ToolResult(found["per_second"], found["latency_ms"], found["operations"], found["errors"])
 
 
@@ -125,17 +125,17 @@ def measure_go(plan: LoadPlan, serializable: bool) -> ToolResult:
         ],
         plan.seconds + plan.warmup,
     )
-    return of_tally(plan, parse_go(plan, said))
+    return of_stats(plan, parse_go(plan, said))
 
 
-def parse_go(plan: LoadPlan, said: str) -> Tally:
+def parse_go(plan: LoadPlan, said: str) -> LoadStats:
     """What the Go program printed. Raises PeerError for anything else."""
     try:
         found = json.loads(said)
         took = {int(microseconds): int(count) for microseconds, count in found["took_us"].items()}
         longest = max(took, default=0) / 1e6
         errors = Counter({str(code): int(count) for code, count in found["errors"].items()})
-        return Tally(
+        return LoadStats(
             {str(plan.op): histogram.of_counts(took)}, {str(plan.op): longest}, float(found["seconds"]), errors
         )
     except (ValueError, KeyError, TypeError, AttributeError):

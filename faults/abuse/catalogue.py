@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from faults.abuse import answers, asking, clocks, floods, full, links, node, peers, sockets, values
+from faults.abuse import answers, clocks, floods, full, links, node, peers, questions, sockets, values
 from faults.abuse.delays import SlowLinks
 from faults.abuse.stage import AbuseScenario, Found, Stage
 from faults.disks import SickDisk, library
@@ -33,8 +33,8 @@ SCENARIOS: Final[dict[str, type[AbuseScenario]]] = {
         clocks.SessionsAhead,
         clocks.ClientAhead,
         clocks.NodeBehind,
-        asking.Checks,
-        asking.Questions,
+        questions.Checks,
+        questions.Questions,
         peers.BigForward,
         peers.EmptyMaps,
         links.SlowLinkJitter,

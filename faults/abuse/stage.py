@@ -37,7 +37,7 @@ _BEFORE: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Measurement:
     """One thing that was measured. ``most``, ``least``: its bounds, None = it is only told.
 
     ``timed``: it says as much about the machine as about the product, and nothing where the machine is busy.
@@ -80,21 +80,21 @@ class Found:
 
     name: str
     what: str
-    figures: list[Figure] = field(default_factory=list)
+    figures: list[Measurement] = field(default_factory=list)
     seconds: float = 0.0
     problem: str = ""
     """Why it broke off, if it did."""
 
     @property
     def passed(self) -> bool:
-        return not self.problem and all(figure.passed for figure in self.figures)
+        return not self.problem and all(one.passed for one in self.figures)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Found:
-        figures = [Figure(**one) for one in raw["figures"]]
+        figures = [Measurement(**one) for one in raw["figures"]]
         return cls(raw["name"], raw["what"], figures, raw["seconds"], raw["problem"])
 
 
@@ -151,9 +151,9 @@ class Stage:
         least: float | None = None,
         timed: bool = False,
     ) -> None:
-        """A figure; :class:`Figure` tells what the arguments are."""
+        """A measurement; :class:`Measurement` tells what the arguments are."""
         value = value if isinstance(value, str) else round(float(value), 3)
-        self.found.figures.append(Figure(name, value, unit, most, least, timed))
+        self.found.figures.append(Measurement(name, value, unit, most, least, timed))
 
     # -- memory and disk
 

@@ -51,9 +51,9 @@ class ProcessAdmin:
                 await asyncio.sleep(_AGAIN)
 
     @staticmethod
-    async def _answer(what: str, asking: Coroutine[Any, Any, object]) -> AdminAnswer:
+    async def _answer(what: str, call: Coroutine[Any, Any, object]) -> AdminAnswer:
         try:
-            await asking
+            await call
         except (ConditionFailed, NotApplied) as refusal:
             return AdminAnswer("refused", str(refusal))
         except RaftKVError as problem:

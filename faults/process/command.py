@@ -16,8 +16,8 @@ from rich.text import Text
 from faults.process.run import ChaosPlan, run
 from faults.process.scenarios import SCENARIOS, ChaosScenario
 from faults.process.toxiproxy import ToxiproxyError
-from faults.report.figures import KIND_COLUMNS, Figures, figures_of, merged
 from faults.report.journal import EVENTS, HISTORY, load
+from faults.report.stats import KIND_COLUMNS, RunStats, merged, stats_of
 from faults.report.writing import write_report
 from raftkv.cli.console import Section, console, display
 from raftkv.clock import SystemClock
@@ -62,7 +62,7 @@ def execute(order: ChaosOptions) -> int:
     # Ends as with Ctrl-C: the cluster's processes are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     where = console(stderr=True)
-    found: list[Figures] = []
+    found: list[RunStats] = []
     for scenario in chosen:
         folder = out / scenario.name if len(chosen) > 1 else out
         where.print(Text.assemble((scenario.name, "bold"), f": {scenario.what}"))
@@ -71,14 +71,14 @@ def execute(order: ChaosOptions) -> int:
         except ToxiproxyError as problem:
             click.echo(str(problem), err=True)
             return NOT_RUN
-    figures = merged(found)
-    _show(figures)
+    stats = merged(found)
+    _show(stats)
     click.echo(f"report: {write_report(out)}")
-    for one in figures.runs:
+    for one in stats.runs:
         for text in one.problems:
             click.echo(f"PROBLEM {one.scenario}: {text}")
-    click.echo("passed" if figures.passed else "FAILED")
-    return PASSED if figures.passed else BROKEN
+    click.echo("passed" if stats.passed else "FAILED")
+    return PASSED if stats.passed else BROKEN
 
 
 def _chosen(order: ChaosOptions) -> list[ChaosScenario] | str:
@@ -94,7 +94,7 @@ def _chosen(order: ChaosOptions) -> list[ChaosScenario] | str:
     return [SCENARIOS[name] for name in names]
 
 
-def _one(scenario: ChaosScenario, order: ChaosOptions, folder: Path, where: Console) -> Figures:
+def _one(scenario: ChaosScenario, order: ChaosOptions, folder: Path, where: Console) -> RunStats:
     clock = SystemClock()
     began = clock.now()
 
@@ -112,9 +112,9 @@ def _one(scenario: ChaosScenario, order: ChaosOptions, folder: Path, where: Cons
     where.print("passed" if passed else Text("FAILED", "bold red"))
     assert (folder / HISTORY).exists()
     assert (folder / EVENTS).exists()
-    return figures_of(load(folder))
+    return stats_of(load(folder))
 
 
-def _show(figures: Figures) -> None:
-    kinds = Section("", KIND_COLUMNS, [kind.cells() for kind in figures.kinds()])
-    display([Section("", ("", ""), list(figures.rows())), kinds], frames=True)
+def _show(stats: RunStats) -> None:
+    kinds = Section("", KIND_COLUMNS, [kind.cells() for kind in stats.kinds()])
+    display([Section("", ("", ""), list(stats.rows())), kinds], frames=True)

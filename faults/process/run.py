@@ -189,7 +189,7 @@ class _Run:
         )
         self._course = Course(self._world, work, self._history, now, self._report, journal)
         self._numbers = 0
-        self._figures: dict[str, Any] = {}
+        self._stats: dict[str, Any] = {}
         self._found: list[CheckProblem] = []
 
     def _report(self, kind: str, text: str) -> None:
@@ -223,14 +223,14 @@ class _Run:
             async with ProcessAdmin(world.cluster.endpoints) as admin:
                 state = await admin.finish(plan.patience)
             self._phase("convergence")
-            self._figures["convergence s"] = round(await self._course.converge(plan.patience), 3)
+            self._stats["convergence s"] = round(await self._course.converge(plan.patience), 3)
             self._phase("last look")
             fresh = list((await self._keys("f")).values())
             self._found = [problem for _, problem in await self._course.last_look(fresh, _AT_ONCE)]
             await self._compare_replicas()
             self._note_moves(state)
-            self._figures["elections"] = len(world.watcher.elected)
-            self._figures["snapshots installed"] = self._logged("installed the snapshot of entry")
+            self._stats["elections"] = len(world.watcher.elected)
+            self._stats["snapshots installed"] = self._logged("installed the snapshot of entry")
         finally:
             self._course.over = True
             await world.close()
@@ -349,10 +349,10 @@ class _Run:
 
     def _note_moves(self, state: ClusterState) -> None:
         committed = [move for move in state.finished if move.committed]
-        self._figures["moves committed"] = len(committed)
-        self._figures["moves cancelled"] = len(state.finished) - len(committed)
-        self._figures["slots moved"] = sum(move.slots for move in committed)
-        self._figures["freeze ms"] = [move.freeze for move in committed]
+        self._stats["moves committed"] = len(committed)
+        self._stats["moves cancelled"] = len(state.finished) - len(committed)
+        self._stats["slots moved"] = sum(move.slots for move in committed)
+        self._stats["freeze ms"] = [move.freeze for move in committed]
 
     def _logged(self, text: str) -> int:
         return sum(path.read_text(errors="replace").count(text) for path in self._plan.folder.rglob("node.log"))
@@ -363,8 +363,8 @@ class _Run:
         judgement = self._course.judge()
         judgement.problems += self._found
         self._outcomes.problems += [problem.text for problem in judgement.problems]
-        self._figures.update(judgement.figures())
+        self._stats.update(judgement.counters())
         for outcome in Outcome:
-            self._figures[f"operations {outcome}"] = self._history.count(outcome)
-        self._journal.event("figures", **self._figures)
+            self._stats[f"operations {outcome}"] = self._history.count(outcome)
+        self._journal.event("figures", **self._stats)
         self._phase("end")

@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import Any, Final
 
 from faults.check.history import OPEN_END, Kind, Operation, Outcome
-from faults.report.figures import CLIENT_KINDS, RecordedFault, Spread, client_kind, end_of, number
 from faults.report.journal import Recorded
+from faults.report.stats import CLIENT_KINDS, RecordedFault, Spread, client_kind, end_of, number
 
 SHOWN: Final = 20_000
 """Successful operations in the timeline, at most. All others are always shown."""

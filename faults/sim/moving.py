@@ -162,8 +162,8 @@ class _Scene:
         for node in self._cluster.nodes.values():
             if node.node is None:
                 continue
-            for asking in (cast(Any, node.node._mover), cast(Any, node.node._copier)):
-                asking._ask = self._heard(node, asking._ask)
+            for part in (cast(Any, node.node._mover), cast(Any, node.node._copier)):
+                part._ask = self._heard(node, part._ask)
 
     def _heard(self, node: SimNode, ask: Callable[[GroupCommand], Any]) -> Callable[[GroupCommand], Any]:
         async def heard(op: GroupCommand) -> Result:

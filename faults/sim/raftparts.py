@@ -62,7 +62,7 @@ class _Timer:
 
 
 class LabClock:
-    """A node's clock: runs at ``rate`` times the world's pace."""
+    """A node's clock: runs ``rate`` times as fast as virtual time."""
 
     def __init__(self, world: VirtualTime, alive: Callable[[], bool], after: Callable[[], None], rate: float) -> None:
         self._world = world

@@ -161,7 +161,7 @@ class RaftStorm:
             if not replica.alive:
                 continue
             assert not replica.fatal, replica.fatal
-            assert replica.raft.status().amnesia == () or self.drops, "no disk was ever lost"
+            assert replica.raft.status().data_loss == () or self.drops, "no disk was ever lost"
             commands = replica.machine.applied
             key = (replica.node, replica.starts)
             for position in range(self.checked.get(key, 0), len(commands)):

@@ -377,11 +377,11 @@ class Engine:
         for start in range(0, len(candidates), _ASKED_AT_ONCE):
             asked = candidates[start : start + _ASKED_AT_ONCE]
             # Lists, since sets of tasks have no order that a simulation could repeat.
-            asking = [asyncio.create_task(self._view_of(address)) for address in asked]
+            asks = [asyncio.create_task(self._view_of(address)) for address in asked]
             try:
-                while asking:
-                    done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-                    answered, asking = [t for t in asking if t in done], [t for t in asking if t not in done]
+                while asks:
+                    done, _ = await asyncio.wait(asks, return_when=asyncio.FIRST_COMPLETED)
+                    answered, asks = [t for t in asks if t in done], [t for t in asks if t not in done]
                     for task in answered:
                         answer = task.result()
                         if isinstance(answer, Result):
@@ -389,9 +389,9 @@ class Engine:
                         elif self._install(answer):
                             return None
             finally:
-                for task in asking:
+                for task in asks:
                     task.cancel()
-                await asyncio.gather(*asking, return_exceptions=True)
+                await asyncio.gather(*asks, return_exceptions=True)
         return failure
 
     async def _view_of(self, address: str) -> View | Result:

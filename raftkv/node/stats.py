@@ -148,7 +148,7 @@ class StatsCollector:
             record_bytes=stats.bytes,
             sessions=stats.sessions,
             slots=stats.slots,
-            data_loss=group.status().amnesia,
+            data_loss=group.status().data_loss,
             elections_won=group.elections.won,
             snapshots_installed=group.snapshots.installed,
         )

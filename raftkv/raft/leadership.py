@@ -67,7 +67,7 @@ class Leadership:
     def answers(self, peer: int, now: float) -> bool:
         """Whether ``peer`` is a follower in contact with this leader."""
         progress = self.followers.get(peer)
-        return progress is not None and not progress.amnesia and now < progress.contact + self._config.election_max
+        return progress is not None and not progress.data_loss and now < progress.contact + self._config.election_max
 
     def contact(self, now: float) -> float:
         """Latest moment after which a majority has heard this leader (send time of an acknowledged append)."""
@@ -123,7 +123,7 @@ class Leadership:
         self.followers = {}
         for peer in replicas:
             progress = before.pop(peer, None)
-            if progress is not None and progress.amnesia and peer not in voters:
+            if progress is not None and progress.data_loss and peer not in voters:
                 core.untrack(peer)
                 progress = None
             if progress is None:
@@ -139,7 +139,7 @@ class Leadership:
 
     def advance_commit(self) -> None:
         core = self._core
-        held = [0 if progress.amnesia else core.match_index(peer) for peer, progress in self.counted.items()]
+        held = [0 if progress.data_loss else core.match_index(peer) for peer, progress in self.counted.items()]
         index = replication.committable(self._log, held, self.term)
         if index > core.commit_index():
             core.set_commit_index(index)
@@ -162,7 +162,7 @@ class Leadership:
             epoch = self._epoch(peer)
             if epoch == 0:
                 continue
-            if progress.amnesia:
+            if progress.data_loss:
                 self._lost.tell(peer, progress)
                 continue
             if epoch != progress.epoch:
@@ -214,7 +214,7 @@ class Leadership:
             return
         progress, core = self.followers[peer], self._core
         at = (stored[0], stored[1])
-        if progress.amnesia or seq > self.seq or at[0] == progress.forgotten:
+        if progress.data_loss or seq > self.seq or at[0] == progress.forgotten:
             return
         if matches:
             if index - 1 > self._log.last_index:
@@ -238,7 +238,7 @@ class Leadership:
             core.set_next_index(peer, index)
 
     def on_heard(self, peer: int, term: int, seq: int) -> None:
-        if term == self.term and not self.followers[peer].amnesia:
+        if term == self.term and not self.followers[peer].data_loss:
             self.followers[peer].on_heard(seq)
 
     # -- transfer

@@ -48,7 +48,7 @@ class LostEntries:
 
     def found(self, peer: int, progress: Progress, match: int, last: int) -> None:
         """``peer`` had acknowledged entry ``match`` in this term, and says now that its log ends at ``last``."""
-        progress.amnesia = True
+        progress.data_loss = True
         held = self._log.term_at(max(match, self._log.base_index))
         assert held is not None  # a leader's log holds all that was acknowledged to it
         progress.lost = match, held
@@ -64,8 +64,8 @@ class LostEntries:
 
     def on_barred(self, peer: int, term: int, progress: Progress) -> None:
         """``peer`` says so itself."""
-        if not progress.amnesia and term == self._core.term():
-            progress.amnesia = True
+        if not progress.data_loss and term == self._core.term():
+            progress.data_loss = True
             self._outputs.note(logging.ERROR, f"node {peer} lost entries in an earlier term: it does not count")
 
     # -- as follower

@@ -80,7 +80,7 @@ class Membership:
 
     @property
     def learners(self) -> tuple[int, ...]:
-        """Those that were told and are no voters."""
+        """Those that were told and are not voters."""
         return tuple(node for node in self._told if node not in self._core.voters())
 
     def knows(self, node: int) -> bool:

@@ -16,7 +16,7 @@ class Progress:
 
     ``sent``: appends not yet acknowledged: (seq, send time, bytes). ``acked``: the latest append that was acknowledged,
     ``contact``: when it was sent. ``probe``: rejections of appends before this seq are old news. ``stored``: the
-    follower's (start, counter) when it last acknowledged a match. ``amnesia``: it has forgotten what it had
+    follower's (start, counter) when it last acknowledged a match. ``data_loss``: it has forgotten what it had
     acknowledged, ``lost`` (index, term) if that was in this term. ``forgotten``: the start of a learner's former
     replica, whose late answers mean nothing. ``matched``: the latest append that was acknowledged with a match.
     """
@@ -29,7 +29,7 @@ class Progress:
     bytes: int = 0
     acked: int = 0
     stored: tuple[int, int] = (0, 0)
-    amnesia: bool = False
+    data_loss: bool = False
     lost: tuple[int, int] = (0, 0)
     forgotten: int | None = None
     offer_due: float = 0.0

@@ -16,8 +16,8 @@ from faults.process import command, run
 from faults.process.planted import OF_NODES
 from faults.process.run import ChaosPlan
 from faults.process.scenarios import SCENARIOS, ChaosScenario
-from faults.report.figures import figures_of
 from faults.report.journal import load
+from faults.report.stats import stats_of
 from tests import needs
 from tests.waiting import PATIENCE
 
@@ -74,17 +74,17 @@ def test_a_short_run_keeps_every_promise_and_sees_every_fault(
         needs.need(False, str(problem))
     assert run.run(PATIENT(scenario, tmp_path, seconds=seconds)).problems == []
 
-    figures = figures_of(load(tmp_path))
-    assert figures.passed
-    assert figures.kinds()
-    assert {kind.kind for kind in figures.kinds()} <= set(scenario.faults)
-    for kind in figures.kinds():
+    stats = stats_of(load(tmp_path))
+    assert stats.passed
+    assert stats.kinds()
+    assert {kind.kind for kind in stats.kinds()} <= set(scenario.faults)
+    for kind in stats.kinds():
         assert kind.injected == kind.confirmed >= 1, kind
         assert kind.unrecovered == 0, kind
         assert kind.unavailability.worst is not None, "probes measured it"
-    assert (figures.violations, figures.lost, figures.duplicates, figures.undecided) == (0, 0, 0, 0)
-    assert figures.checked
-    assert figures.total.ok
+    assert (stats.violations, stats.lost, stats.duplicates, stats.undecided) == (0, 0, 0, 0)
+    assert stats.checked
+    assert stats.total.ok
     again = faults("check", tmp_path)
     assert (again.exit_code, "violation" in again.output.lower()) == (0, True), again.output
 
@@ -112,13 +112,13 @@ def test_a_planted_fault_is_caught_by_the_history(planted: str, tmp_path: Path) 
         folder = tmp_path / str(seed)
         passed = run.run(ChaosPlan(scenario, folder, seed, seconds=8.0, patience=5.0, planted=planted)).passed
         found = load(folder)
-        if figures_of(found).violations:
+        if stats_of(found).violations:
             break
     assert not passed
     (about,) = found.of("run")
     assert about["planted"] == planted
-    figures = figures_of(found)
-    assert figures.violations
+    stats = stats_of(found)
+    assert stats.violations
     again = faults("check", folder)
     assert again.exit_code == 1
     assert "!" in again.output, "an operation that could not be placed"

@@ -67,7 +67,7 @@ def test_etcdctl_check_perf_is_understood_whether_it_passes_or_fails() -> None:
 def test_the_go_program_is_understood() -> None:
     said = json.dumps({"operations": 4, "seconds": 2.0, "errors": {"Unavailable": 1}, "took_us": {"100": 3, "900": 1}})
     plan = LoadPlan("", "set")
-    found = tools.of_tally(plan, tools.parse_go(plan, said))
+    found = tools.of_stats(plan, tools.parse_go(plan, said))
     assert (found.operations, found.per_second, found.errors) == (4, 2.0, {"Unavailable": 1})
     assert found.latency_ms == {"p50": 0.1, "p95": 0.9, "p99": 0.9, "max": 0.9}
 

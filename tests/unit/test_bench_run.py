@@ -21,16 +21,16 @@ from bench.cli import bench
 from bench.generators import check, shares
 from bench.load import LoadPlan, Measured
 from bench.progress import ProgressBar
-from bench.report import Tally, summary_of, tally, together
+from bench.report import LoadStats, stats_of, summary_of, together
 from bench.scenarios import SCENARIOS, BenchShape, Case, Scenario
 from raftkv.errors import Unavailable
 
 
-def some(op: str = "get", per_second: int = 1000, scale: float = 1.0, seconds: float = 1.0) -> Tally:
+def some(op: str = "get", per_second: int = 1000, scale: float = 1.0, seconds: float = 1.0) -> LoadStats:
     """A measurement of one second with latencies of 1 to 10 milliseconds."""
     latencies = array("d", [scale * (1 + 9 * at / per_second) / 1000 for at in range(per_second)])
     plan = LoadPlan("x", op)  # type: ignore[arg-type]
-    return tally(plan, Measured(latencies, seconds, Counter()))
+    return stats_of(plan, Measured(latencies, seconds, Counter()))
 
 
 @dataclass
@@ -55,7 +55,7 @@ class World:
         yield Cluster(f"cluster-{len(self.started)}")
         self.running -= 1
 
-    def run(self, plan: LoadPlan) -> Tally:
+    def run(self, plan: LoadPlan) -> LoadStats:
         self.plans.append(plan)
         return some(plan.op, 1000 * len(self.plans))
 
@@ -76,19 +76,19 @@ def test_histograms_of_processes_make_the_histogram_of_all(tmp_path: Path) -> No
     parts = [array("d", [rng.expovariate(500) for _ in range(2000)]) for _ in range(3)]
     plan = LoadPlan("x", "get", parts=3)
     sent = [
-        json.loads(json.dumps(tally(plan, Measured(one, 2.0 + at, Counter(Unavailable=at))).packed()))
+        json.loads(json.dumps(stats_of(plan, Measured(one, 2.0 + at, Counter(Unavailable=at))).packed()))
         for at, one in enumerate(parts)
     ]
-    merged = summary_of(plan, together([Tally.unpacked(one) for one in sent], 4.0))
+    merged = summary_of(plan, together([LoadStats.unpacked(one) for one in sent], 4.0))
     whole = array("d", [latency for one in parts for latency in one])
-    assert merged == summary_of(plan, tally(plan, Measured(whole, 4.0, Counter(Unavailable=3))))
+    assert merged == summary_of(plan, stats_of(plan, Measured(whole, 4.0, Counter(Unavailable=3))))
     assert merged["operations"] == 6000
     assert merged["per_second"] == 1500
 
 
 def test_nothing_measured_merges_too() -> None:
-    nothing = tally(LoadPlan("x", "get"), Measured(array("d"), 1.0, Counter()))
-    both = together([Tally.unpacked(nothing.packed()), some()], 1.0)
+    nothing = stats_of(LoadPlan("x", "get"), Measured(array("d"), 1.0, Counter()))
+    both = together([LoadStats.unpacked(nothing.packed()), some()], 1.0)
     assert both.all_latencies().get_total_count() == 1000
     assert histogram.curve(nothing.all_latencies()) == []
 

@@ -133,10 +133,10 @@ def test_a_closed_client_is_no_deadline() -> None:
     write = Attempts(write=True)
     assert isinstance(write.closed_error(), UsageError)
     write.judge(result(Code.UNKNOWN))
-    unsure = write.closed_error()
-    assert isinstance(unsure, OutcomeUnknown)
-    assert not isinstance(unsure, TimeoutError)
-    assert "the client was closed" in str(unsure)
+    maybe_applied = write.closed_error()
+    assert isinstance(maybe_applied, OutcomeUnknown)
+    assert not isinstance(maybe_applied, TimeoutError)
+    assert "the client was closed" in str(maybe_applied)
 
 
 def test_codes_of_a_newer_version_promise_nothing() -> None:
@@ -159,10 +159,10 @@ def test_an_expired_session_is_renewed_only_if_nothing_may_have_happened() -> No
     assert steps == [NextStep.RENEW] * MAX_RENEWALS + [NextStep.RAISE]
     assert isinstance(fresh.final_error(CALL, result(Code.SESSION_EXPIRED)), Unavailable)
 
-    unsure = Attempts(write=True)
-    unsure.judge(result(Code.UNKNOWN))
-    assert unsure.judge(result(Code.SESSION_EXPIRED)) is NextStep.RAISE
-    assert isinstance(unsure.final_error(CALL, result(Code.SESSION_EXPIRED)), SessionExpired)
+    maybe_applied = Attempts(write=True)
+    maybe_applied.judge(result(Code.UNKNOWN))
+    assert maybe_applied.judge(result(Code.SESSION_EXPIRED)) is NextStep.RAISE
+    assert isinstance(maybe_applied.final_error(CALL, result(Code.SESSION_EXPIRED)), SessionExpired)
 
 
 def test_delays_grow_and_are_bounded() -> None:

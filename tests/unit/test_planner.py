@@ -142,12 +142,12 @@ def test_a_batch_needs_a_slot() -> None:
         batches((), 0)
 
 
-def test_the_figures_of_balance() -> None:
-    figures = balance(slotted({1: 512, 2: 256, 3: 256}))
-    assert [(share.group, share.slots) for share in figures.shares] == [(1, 512), (2, 256), (3, 256)]
-    assert figures.peak_to_mean == 1.5
-    assert figures.draining == 0
-    assert figures.moved_share((Move(tuple(range(128)), 1, 2), Move((900,), 1, 3))) == 129 / 1024
+def test_the_balance_of_a_map() -> None:
+    found = balance(slotted({1: 512, 2: 256, 3: 256}))
+    assert [(share.group, share.slots) for share in found.shares] == [(1, 512), (2, 256), (3, 256)]
+    assert found.peak_to_mean == 1.5
+    assert found.draining == 0
+    assert found.moved_share((Move(tuple(range(128)), 1, 2), Move((900,), 1, 3))) == 129 / 1024
     drained = balance(slotted({1: 512, 2: 256, 3: 256}), {3: 0})
     assert (drained.peak_to_mean, drained.draining, drained.shares[2].ideal) == (1.0, 256, 0.0)
 

@@ -14,7 +14,7 @@ from raftkv.raft.messages import Type
 from raftkv.raft.replication import Progress
 
 PIPELINED = RaftConfig(max_open_entries=64)
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 def _library_append(
@@ -315,4 +315,4 @@ def test_refusal_over_an_older_link_is_ignored() -> None:
     before = leader.raft.core.next_index(2)
     leader.receive(2, [GROUP, Type.ACK, sent[2], sent[3], sent[4], False, 2, 1, [5, 1]])
     assert leader.raft.core.next_index(2) == before
-    assert leader.raft.status().amnesia == ()
+    assert leader.raft.status().data_loss == ()

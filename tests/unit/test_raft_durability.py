@@ -10,7 +10,7 @@ from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 @MUTANT

@@ -10,7 +10,7 @@ from raftkv.raft import RaftConfig, RaftGroup
 from raftkv.raft.messages import Type
 from tests.members_lab import beat, change, led, write
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 # -- who hears whom (dissertation, 4.1)
@@ -154,7 +154,7 @@ def test_a_replica_that_was_dropped_comes_back() -> None:
     assert lab[3].commands() == []
     beat(lab, times=4)
     assert lab[3].commands() == [b"a", b"b"]
-    assert leader.raft.status().amnesia == ()
+    assert leader.raft.status().data_loss == ()
     change(lab, leader, 1, 2, 3)
     lab[2].kill()
     write(lab, leader, b"c")

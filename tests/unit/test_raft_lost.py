@@ -33,7 +33,7 @@ def lost_disk() -> tuple[Lab, LabReplica, LabReplica, LabReplica]:
     lab.run(0.2)
     set_back(two, earlier)
     lab.run(0.5)
-    assert leader.raft.status().amnesia == (two.node,)
+    assert leader.raft.status().data_loss == (two.node,)
     return lab, leader, two, three
 
 
@@ -57,7 +57,7 @@ def test_it_elects_nobody_in_any_later_term_and_after_any_start() -> None:
     lab.run_until(leader.raft.ready)
     lab.run(1.0)
     assert leader.commands() == [b"before", b"acknowledged by two"]
-    assert leader.raft.status().amnesia == (two.node,), "a later leader hears so from the node itself"
+    assert leader.raft.status().data_loss == (two.node,), "a later leader hears so from the node itself"
     assert two.commands() == [], "and sends it nothing"
     assert two.raft.leader() == leader.node, "which knows the leader all the same"
 
@@ -98,7 +98,7 @@ def test_it_comes_back_as_a_learner_once_it_was_replaced() -> None:
     assert not barred(lab[3])
     assert lab[3].commands() == [b"a", b"b"]
     change(lab, leader, 1, 2, 3)
-    assert leader.raft.status().amnesia == ()
+    assert leader.raft.status().data_loss == ()
     lab[2].kill()
     write(lab, leader, b"c")
     assert leader.commands() == [b"a", b"b", b"c"]
@@ -141,11 +141,11 @@ def test_a_leader_hears_of_a_loss_from_members_and_in_its_term_only() -> None:
     leader.receive(9, [GROUP, Type.BARRED, term])
     leader.receive(2, [GROUP, Type.BARRED, term - 1])
     leader.receive(2, [GROUP, Type.BARRED, term + 1])
-    assert leader.raft.status().amnesia == ()
+    assert leader.raft.status().data_loss == ()
     leader.receive(2, [GROUP, Type.BARRED, term])
-    assert leader.raft.status().amnesia == (2,)
+    assert leader.raft.status().data_loss == (2,)
     lab[3].receive(2, [GROUP, Type.BARRED, term])
-    assert lab[3].raft.status().amnesia == ()
+    assert lab[3].raft.status().data_loss == ()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -17,7 +17,7 @@ from raftkv.raft.membership import MAX_LAG, Membership
 from raftkv.raft.messages import Type
 from tests.members_lab import beat, change, led, refusal, write
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 # -- changes
@@ -221,7 +221,7 @@ def test_a_callers_mistake_is_not_the_groups(caplog: pytest.LogCaptureFixture) -
     assert leader.raft.leads()
 
 
-# -- H11, mend by mend
+# -- H11, fix by fix
 
 
 @MUTANT

@@ -10,7 +10,7 @@ from raftkv.raft import RaftConfig
 from raftkv.raft.leadership import Leadership
 from raftkv.raft.messages import Type
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 def _settled(**options: Any) -> tuple[Lab, LabReplica]:

@@ -16,7 +16,7 @@ from raftkv.raft.messages import Type
 from raftkv.raft.ready import Entry
 from raftkv.raft.snapshots import GroupSnapshots, align
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 EAGER = RaftConfig(snapshot_bytes=1000, keep_entries=0, max_open_entries=64)
 _BIG = b"v" * 60_000
 

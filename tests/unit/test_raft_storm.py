@@ -14,10 +14,10 @@ from raftkv.errors import RaftKVError
 from raftkv.raft.consensus import Consensus
 
 
-@pytest.mark.parametrize("mend", ["append guard", "durability barrier"])
-def test_storm_notices_a_mend_that_is_off(monkeypatch: pytest.MonkeyPatch, mend: str) -> None:
+@pytest.mark.parametrize("fix", ["append guard", "durability barrier"])
+def test_storm_notices_a_fix_that_is_off(monkeypatch: pytest.MonkeyPatch, fix: str) -> None:
     """The storm is worth something only if it finds planted faults: within a few seeds it does."""
-    if mend == "durability barrier":
+    if fix == "durability barrier":
         monkeypatch.setattr(LabReplica, "send_when_durable", LabReplica.send)
     else:
 

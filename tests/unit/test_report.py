@@ -16,8 +16,8 @@ from faults import cli
 from faults.check.history import History, Kind, Outcome
 from faults.report import charts
 from faults.report.charts import SHOWN, bucket_width, escaped, thinned
-from faults.report.figures import figures_of
 from faults.report.journal import EVENTS, HISTORY, JournalError, Recorded, load
+from faults.report.stats import stats_of
 from faults.report.stories import stories_of
 from faults.report.writing import INDEX, REPORT, write_report
 from tests.chaos_runs import believable
@@ -148,7 +148,7 @@ def test_every_colour_is_one_of_the_style_sheet_in_light_and_dark(tmp_path: Path
 
 
 def charts_of(recorded: Recorded) -> list[charts.Chart]:
-    return charts.charts(recorded, figures_of(recorded).faults)
+    return charts.charts(recorded, stats_of(recorded).faults)
 
 
 def test_all_time_axes_show_the_same_time(tmp_path: Path) -> None:

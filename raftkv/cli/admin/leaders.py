@@ -9,7 +9,7 @@ import click
 
 from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, Partial, Precondition, ask, command, complain, emit
-from raftkv.cli.admin.placing import Wishes, check_answers, voters_request
+from raftkv.cli.admin.placing import DesiredVoters, check_answers, voters_request
 from raftkv.cli.admin.survey import survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.console import Section
@@ -74,7 +74,7 @@ def led_by(state: ClusterState, group: int, node: int) -> tuple[int, ...]:
     return (node, *(voter for voter in voters if voter != node))
 
 
-async def prefer(client: AdminClient, state: ClusterState, order: Wishes) -> None:
+async def prefer(client: AdminClient, state: ClusterState, order: DesiredVoters) -> None:
     """Note the preferred leaders, the first of each group's voters, where they are other ones."""
     changed = {group: voters for group, voters in order.items() if state.map.group(group).voters != voters}
     if changed:

@@ -9,7 +9,7 @@ import click
 
 from raftkv.cli.admin.common import Precondition, ask, command, emit
 from raftkv.cli.admin.jobs import plan_report, show_job, show_plan
-from raftkv.cli.admin.moving import GOES_ON, RATE, Pace, carry_out, ending, finish, job_options, report_of
+from raftkv.cli.admin.moving import GOES_ON, RATE, JobOptions, carry_out, ending, finish, job_options, report_of
 from raftkv.cli.admin.survey import slot_stats
 from raftkv.cli.admin.text import parse_weights
 from raftkv.cli.admin.watch import wait_options
@@ -62,7 +62,7 @@ def plan(weights: tuple[str, ...]) -> None:
 @click.option("--plan-id", metavar="ID", help="Only if the plan is still this one of `rebalance plan`.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @job_options
-def apply(weights: tuple[str, ...], plan_id: str | None, dry_run: bool, **pace: Any) -> int:
+def apply(weights: tuple[str, ...], plan_id: str | None, dry_run: bool, **options: Any) -> int:
     """Start moving slots so that each group has its share. Goes on in the cluster, whoever leads it.
 
     Exits with 4 if the plan is another one than --plan-id, or a job is under way already.
@@ -81,7 +81,7 @@ def apply(weights: tuple[str, ...], plan_id: str | None, dry_run: bool, **pace: 
 
     return carry_out(
         lambda state: plan_slots(state.map, chosen),
-        Pace(**pace),
+        JobOptions(**options),
         weights=chosen,
         check=check,
         dry_run=dry_run,

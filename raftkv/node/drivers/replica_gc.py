@@ -62,10 +62,10 @@ class ReplicaGC:
     def run(self) -> None:
         """As the meta group's leader: remind the nodes that have something left over. Called ten times a second."""
         state = self._leading()
-        if state is None or not state.leftover or self._clock.now() < self._due:
+        if state is None or not state.garbage or self._clock.now() < self._due:
             return
         self._due = self._clock.now() + _PATIENCE
-        for node in sorted({node for _, node in state.leftover}):
+        for node in sorted({node for _, node in state.garbage}):
             if node == self._node:
                 self.clear()
             else:
@@ -89,7 +89,7 @@ class ReplicaGC:
             assert state.map is not None
             # From now on no older map, not even after a restart, makes this node host what it is about to call gone.
             self._keep_map(state.map)
-            for group, node in sorted(state.leftover):
+            for group, node in sorted(state.garbage):
                 if node == self._node:
                     await self._drop(group)
         except (Failed, OSError) as failure:
