@@ -92,7 +92,7 @@ class Node:
             {peer: f"n{peer}:1" for peer in peers},
             self._admit,
             self._deliver,
-            lambda peer, epoch, up: self.events.append((peer, epoch, up)),
+            lambda peer, link_number, up: self.events.append((peer, link_number, up)),
             lambda peer, refusal: self.refusals.append((peer, refusal.reason, str(refusal))),
             random.Random(node),
             self.crashes.append,

@@ -1,7 +1,7 @@
 """A laboratory for the Raft adapter: the replicas of one group in one process, on virtual time.
 
 Everything around :class:`raftkv.raft.RaftGroup` is simulated and deterministic: clocks (each with its own rate), links
-(msgpack both ways, epochs as the real links count them), one WAL and one snapshot folder for each node, which lose on a
+(msgpack both ways, links numbered as the real ones), one WAL and one snapshot folder for each node, which lose on a
 crash what was not synced. Two ways of use:
 
 - by hand (``Lab(by_hand=True)``): messages wait in ``lab.wire`` until the test delivers, drops or repeats them, time
@@ -200,8 +200,8 @@ class LabReplica:
         for _, node, packed in ready:
             self.lab.send(self.node, node, packed)
 
-    def epoch(self, node: int) -> int:
-        return self.lab.epochs[self.node, node]
+    def link_number(self, node: int) -> int:
+        return self.lab.link_numbers[self.node, node]
 
     # -- what tests do to it
 
@@ -278,10 +278,10 @@ def append(
     *,
     commit: int = FIRST_INDEX,
     seq: int = 1,
-    epoch: int = 1,
+    link_number: int = 1,
 ) -> list[Any]:
     """An append of a leader of ``term``; ``entries`` are (term, command)."""
-    return [GROUP, Type.APPEND, term, seq, epoch, previous, previous_term, commit, list(entries)]
+    return [GROUP, Type.APPEND, term, seq, link_number, previous, previous_term, commit, list(entries)]
 
 
 Fate = Callable[[Envelope], Sequence[float]]
@@ -314,7 +314,7 @@ class Lab:
         self.fate: Fate = fate or (lambda _: (self.rng.uniform(0.001, 0.003),))
         self.world = VirtualTime()
         self.wire: list[Envelope] = []
-        self.epochs: defaultdict[tuple[int, int], int] = defaultdict(int)
+        self.link_numbers: defaultdict[tuple[int, int], int] = defaultdict(int)
         self.cuts: set[tuple[int, int]] = set()
         self.messages = 0
         self.bytes = 0
@@ -335,7 +335,7 @@ class Lab:
     def on_started(self, replica: LabReplica) -> None:
         for node, other in self.nodes.items():
             if node != replica.node:
-                self.epochs[replica.node, node] = 1
+                self.link_numbers[replica.node, node] = 1
                 if other.alive:
                     self.reconnect(node, replica.node)
 
@@ -346,7 +346,7 @@ class Lab:
     def reconnect(self, src: int, dst: int) -> None:
         """Break the link and make it anew: what is on its way is lost."""
         self._generation[src, dst] += 1
-        self.epochs[src, dst] += 1
+        self.link_numbers[src, dst] += 1
 
     def cut(self, src: int, dst: int) -> None:
         """Lose everything from ``src`` to ``dst``, in this direction only."""
@@ -361,7 +361,7 @@ class Lab:
 
     def heal(self) -> None:
         for src, dst in sorted(self.cuts):
-            self.epochs[src, dst] += 1
+            self.link_numbers[src, dst] += 1
         self.cuts.clear()
 
     def send(self, src: int, dst: int, packed: bytes) -> None:

@@ -94,7 +94,7 @@ class Neighbours:
         if refusal.reason in _FATAL:
             self._refused(f"node {node} refuses this node: {refusal}")
 
-    def on_link(self, node: int, _epoch: int, up: bool) -> None:
+    def on_link(self, node: int, _link_number: int, up: bool) -> None:
         """The link to ``node`` has come up or gone down."""
         if not up:
             self._router.on_link_down(node)

@@ -148,7 +148,7 @@ class RaftNode:
             config.dial_addresses(),
             lambda hello: self._neighbours.admit(hello),
             lambda peer, message: self._neighbours.on_message(peer, message),
-            lambda node, epoch, up: self._neighbours.on_link(node, epoch, up),
+            lambda node, link_number, up: self._neighbours.on_link(node, link_number, up),
             lambda node, refusal: self._neighbours.on_refused(node, refusal),
             rng,
             self._fatal,

@@ -119,7 +119,7 @@ class StatsCollector:
         return NodeStats(
             status=status,
             replicas=tuple(self._replica(replica, replica.group in mine) for replica in status.replicas),
-            connections={peer: self._links.epoch(peer) for peer in self._links.peers},
+            connections={peer: self._links.link_number(peer) for peer in self._links.peers},
             skews=self._clocks.skews(),
             disk_full=disk_full,
             disk_free=disk_free,

@@ -44,7 +44,7 @@ class Links:
 
     ``admit(hello)`` raises HelloRefused for a dialler that is not welcome. ``on_message(node, message)``: ``message``
     is any msgpack array, to be checked by the consumer, who raises ``ProtocolViolation`` to have the connection dropped
-    and logged. ``on_link(node, epoch, up)``: the outgoing link to ``node`` has come up or gone down, also by
+    and logged. ``on_link(node, link_number, up)``: the outgoing link to ``node`` has come up or gone down, also by
     :meth:`close`. ``on_refused(node, refusal)``: ``node`` does not take this node's messages; it is dialled again all
     the same.
     """
@@ -67,7 +67,7 @@ class Links:
         self._listen_address = listen_address
         self._acceptor = Acceptor(self._wiring, self._said_hello)
         self._links: dict[int, DialledLink] = {}
-        self._epochs: dict[int, int] = {}
+        self._link_numbers: dict[int, int] = {}
         self._listener: Listener | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: Timer | None = None
@@ -127,7 +127,7 @@ class Links:
         own = self._wiring.identity.node
         if node < 1 or node == own or node in self._links:
             raise ValueError(f"node {node} cannot be added to the peers {self.peers} of node {own}")
-        link = DialledLink(self._wiring, node, address, self._epochs.get(node, 0), self._dirty_link)
+        link = DialledLink(self._wiring, node, address, self._link_numbers.get(node, 0), self._dirty_link)
         self._links[node] = link
         # The order of sending follows the ids, not the history of the process.
         self._links = {peer: self._links[peer] for peer in sorted(self._links)}
@@ -174,10 +174,10 @@ class Links:
         for link in dirty:
             link.flush()
 
-    def epoch(self, node: int) -> int:
+    def link_number(self, node: int) -> int:
         """Number of the outgoing link to ``node``: 0 = never up, one more with each connection."""
         link = self._links.get(node)
-        return link.epoch if link is not None else self._epochs.get(node, 0)
+        return link.number if link is not None else self._link_numbers.get(node, 0)
 
     def up(self, node: int) -> bool:
         """Whether messages to ``node`` are sent at present."""
@@ -203,7 +203,7 @@ class Links:
         return {node: clock for node, clock in found if clock is not None}
 
     def _end(self, link: DialledLink) -> None:
-        self._epochs[link.node] = link.epoch
+        self._link_numbers[link.node] = link.number
         task = link.end()
         if task is not None and not task.done():
             self._tasks.add(task)

@@ -39,8 +39,8 @@ class Consensus:
     """One replica of one group.
 
     ``base``, ``base_voters``, ``entries``, ``hard_state`` (term, vote), ``floor``, ``lost``: what it starts with, see
-    :class:`GroupLog`, :class:`Elections` and :class:`LostEntries`. ``epoch``: numbers of links, see
-    :class:`Leadership`. Times are in seconds of one clock that never goes back.
+    :class:`GroupLog`, :class:`Elections` and :class:`LostEntries`. ``link_number``: see :class:`Leadership`. Times
+    are in seconds of one clock that never goes back.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Consensus:
         lost: bool = False,
         rng: random.Random,
         config: RaftConfig,
-        epoch: Callable[[int], int],
+        link_number: Callable[[int], int],
         time: int = 0,
     ) -> None:
         self.group = group
@@ -76,7 +76,7 @@ class Consensus:
         self.time = time
         """Group time of the last entry that was applied, in ms."""
         self._config = config
-        self._epoch = epoch
+        self._link_number = link_number
         self._start = rng.getrandbits(32)
         self._seq = 0
         self._replies = 0
@@ -315,7 +315,7 @@ class Consensus:
         peer: int,
         term: int,
         seq: int,
-        epoch: int,
+        link_number: int,
         previous: int,
         previous_term: int,
         commit: int,
@@ -330,9 +330,9 @@ class Consensus:
         if self._target_commit is None and commit == verified and log.term_at(commit) == term:
             # Only a leader that has committed an entry of its term knows what is committed.
             self._target_commit = commit
-        self._acknowledge(peer, seq, epoch, matches=found.matches, index=found.next_index)
+        self._acknowledge(peer, seq, link_number, matches=found.matches, index=found.next_index)
 
-    def _acknowledge(self, peer: int, seq: int, epoch: int, *, matches: bool, index: int) -> None:
+    def _acknowledge(self, peer: int, seq: int, link_number: int, *, matches: bool, index: int) -> None:
         outputs, term = self.outputs, self.core.term()
         if outputs.synced < outputs.recorded and self.elections.heard >= self._said_due:
             # The acknowledgement may have to wait behind megabytes. A lease, a quorum read and the leader's calm need a
@@ -341,7 +341,7 @@ class Consensus:
             outputs.send(peer, [self.group, Type.HEARD, term, seq])
         self._replies += 1
         stored = (self._start, self._replies)
-        outputs.send(peer, [self.group, ACK, term, seq, epoch, matches, index, self.log.last_index, stored])
+        outputs.send(peer, [self.group, ACK, term, seq, link_number, matches, index, self.log.last_index, stored])
 
     def _on_offer(self, peer: int, term: int, index: int, snapshot_term: int, size: int) -> None:
         if not self._follow(peer, term):
@@ -382,7 +382,7 @@ class Consensus:
 
     def _start_leading(self) -> None:
         self.lead = Leadership(
-            self.group, self.core, self.log, self.lost, self.outputs, self._config, self._epoch, self._seq
+            self.group, self.core, self.log, self.lost, self.outputs, self._config, self._link_number, self._seq
         )
         self.elections.won += 1
         self._follow_members()

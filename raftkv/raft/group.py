@@ -86,7 +86,7 @@ class RaftGroup:
             lost=lost,
             rng=rng,
             config=config,
-            epoch=outbox.epoch,
+            link_number=outbox.link_number,
             time=machine.time,
         )
         self.core = self.consensus.core

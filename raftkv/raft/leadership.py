@@ -26,8 +26,11 @@ class _Transfer:
 
 
 class Leadership:
-    """A leader's state. ``epoch``: number of the link to a node, 0 while it is down; another number means that messages
-    may have been lost in between. ``seq``: of the last append that this replica has sent, in whatever term."""
+    """A leader's state.
+
+    ``link_number``: tells the number of the link to a node, 0 while it is down; another number than before means that
+    messages may have been lost in between. ``seq``: of the last append that this replica has sent, in whatever term.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class Leadership:
         lost: LostEntries,
         outputs: Outputs,
         config: RaftConfig,
-        epoch: Callable[[int], int],
+        link_number: Callable[[int], int],
         seq: int,
     ) -> None:
         self._group = group
@@ -46,7 +49,7 @@ class Leadership:
         self._lost = lost
         self._outputs = outputs
         self._config = config
-        self._epoch = epoch
+        self._link_number = link_number
         self.term = core.term()
         self.since = core.now
         self.seq = seq + 1
@@ -128,8 +131,8 @@ class Leadership:
                 progress = None
             if progress is None:
                 core.track(peer)
-                epoch = self._epoch(peer)
-                progress = Progress(epoch, contact=float("-inf"), probe=self.seq, heartbeat_due=core.now)
+                link_number = self._link_number(peer)
+                progress = Progress(link_number, contact=float("-inf"), probe=self.seq, heartbeat_due=core.now)
             self.followers[peer] = progress
         for peer in before:
             core.untrack(peer)
@@ -159,14 +162,14 @@ class Leadership:
             self._round_seq = self.seq + 1
         parts: dict[int, tuple[list[tuple[int, bytes]], int]] = {}  # most followers lack the same
         for peer, progress in self.followers.items():
-            epoch = self._epoch(peer)
-            if epoch == 0:
+            link_number = self._link_number(peer)
+            if link_number == 0:
                 continue
             if progress.data_loss:
                 self._lost.tell(peer, progress)
                 continue
-            if epoch != progress.epoch:
-                progress.forget_sent(epoch, self.seq + 1)
+            if link_number != progress.link_number:
+                progress.forget_sent(link_number, self.seq + 1)
                 if core.match_index(peer):
                     core.set_next_index(peer, core.match_index(peer) + 1)
             first = core.next_index(peer)
@@ -197,7 +200,7 @@ class Leadership:
         progress.on_sent(self.seq, now, size)
         progress.heartbeat_due = now + self._config.heartbeat
         term, commit = self._log.term_at(first - 1), self._core.commit_index()
-        fields = (self.term, self.seq, progress.epoch, first - 1, term, commit)
+        fields = (self.term, self.seq, progress.link_number, first - 1, term, commit)
         self._outputs.send(peer, [self._group, APPEND, *fields, entries])
 
     def offer(self, peer: int, progress: Progress) -> None:
@@ -208,7 +211,15 @@ class Leadership:
             self._outputs.send(peer, [self._group, Type.SNAPSHOT_OFFER, self.term, *snapshot])
 
     def on_ack(
-        self, peer: int, term: int, seq: int, epoch: int, matches: bool, index: int, last: int, stored: Sequence[int]
+        self,
+        peer: int,
+        term: int,
+        seq: int,
+        link_number: int,
+        matches: bool,
+        index: int,
+        last: int,
+        stored: Sequence[int],
     ) -> None:
         if term != self.term:
             return
@@ -223,7 +234,7 @@ class Leadership:
             if index - 1 > core.match_index(peer):
                 core.receive_match(peer, index - 1)
             progress.on_match(seq, at)
-        elif epoch == progress.epoch and seq >= progress.probe:
+        elif link_number == progress.link_number and seq >= progress.probe:
             lost = last < core.match_index(peer) and (at[0] != progress.stored[0] or at[1] > progress.stored[1])
             if lost and peer not in core.voters():
                 # Nothing was built on what it held: its replica was dropped and came back.
@@ -234,7 +245,7 @@ class Leadership:
                 self._lost.found(peer, progress, core.match_index(peer), last)
                 return
             progress.on_ack(seq)
-            progress.forget_sent(epoch, self.seq + 1)
+            progress.forget_sent(link_number, self.seq + 1)
             core.set_next_index(peer, index)
 
     def on_heard(self, peer: int, term: int, seq: int) -> None:

@@ -15,9 +15,9 @@ class Type(IntEnum):
     """Numbers are part of the protocol between nodes and never reused."""
 
     APPEND = 1
-    """term, seq, epoch, previous index, previous term, commit index, [[term, command], ...]"""
+    """term, seq, link number, previous index, previous term, commit index, [[term, command], ...]"""
     ACK = 2
-    """term, seq, epoch, matches, next index (or hint), last index, [start, counter]"""
+    """term, seq, link number, matches, next index (or hint), last index, [start, counter]"""
     STALE = 3
     """term: the sender of an append is deposed"""
     PREVOTE = 4

@@ -21,7 +21,7 @@ class Progress:
     replica, whose late answers mean nothing. ``matched``: the latest append that was acknowledged with a match.
     """
 
-    epoch: int
+    link_number: int
     contact: float
     probe: int = 0
     heartbeat_due: float = 0.0
@@ -66,9 +66,9 @@ class Progress:
         if at[0] != self.stored[0] or at[1] > self.stored[1]:
             self.stored = at
 
-    def forget_sent(self, epoch: int, seq: int) -> None:
+    def forget_sent(self, link_number: int, seq: int) -> None:
         """What is in flight is lost or useless; ``seq`` is the next number to be sent."""
-        self.epoch = epoch
+        self.link_number = link_number
         self.probe = seq
         self.sent.clear()
         self.bytes = 0

@@ -22,12 +22,20 @@ def test_storm_notices_a_fix_that_is_off(monkeypatch: pytest.MonkeyPatch, fix: s
     else:
 
         def library_append(
-            group: Consensus, peer: int, term: int, seq: int, epoch: int, at: int, at_term: int, commit: int, raw: Any
+            group: Consensus,
+            peer: int,
+            term: int,
+            seq: int,
+            link_number: int,
+            at: int,
+            at_term: int,
+            commit: int,
+            raw: Any,
         ) -> None:
             if term >= group.core.term():
                 entries = [(command, at + 1 + number, of) for number, (of, command) in enumerate(raw)]
                 reply = group.core.receive_append(peer, term, at, at_term, entries, commit)
-                group._acknowledge(peer, seq, epoch, matches=reply["success"], index=reply["next_node_idx"])
+                group._acknowledge(peer, seq, link_number, matches=reply["success"], index=reply["next_node_idx"])
 
         monkeypatch.setattr(Consensus, "_on_append", library_append)
     with pytest.raises((AssertionError, LabError, RaftKVError)):  # noqa: PT012 - whichever seed it is

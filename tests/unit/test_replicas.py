@@ -45,7 +45,7 @@ class FakeLinks:
     def up(self, node: int) -> bool:
         return True
 
-    def epoch(self, node: int) -> int:
+    def link_number(self, node: int) -> int:
         return 1
 
 
