@@ -1,8 +1,8 @@
-"""How much a node takes at all: what it has taken and not answered, as a whole, for each group and each caller.
+"""Admission control: bounds of the operations in flight, for the node, for each group and for each caller.
 
-Nobody has a fixed share. A group, and a caller, may hold as much as is still free, so that one alone gets half of the
-room, two that go on get a third each, and so on: however many groups cannot go on and however many clients flood the
-node, some is left for the others (dynamic thresholds, as switches share their buffers: Choudhury and Hahne, 1998).
+No group and no caller has a fixed share. Each may hold as much as is still free: one alone gets half of the room, two
+get a third each, and so on. However many groups are stuck and however many clients flood the node, some room is left
+for the others (dynamic thresholds, as switches share their buffers: Choudhury and Hahne, 1998).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a node makes of its peers' clocks: the cluster's time, wall clocks that are wrong, rates that break leases.
+"""What a node concludes from its peers' clocks: the cluster's time, wrong wall clocks, and rates that break leases.
 
 A lease is safe while no voter's clock runs faster than the leader's by more than the allowance: the voter would forget
 the leader, and elect another one, before the lease has ended. Rates are compared all the time, and a leader trusts no

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Lines(logging.Formatter):
-    """One line per record, whatever others have put into its text: nobody can make up lines or command terminals."""
+    """One line per record, whatever its text contains: nobody can forge lines or send commands to terminals."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 the library's name
         if not record.message.isprintable():

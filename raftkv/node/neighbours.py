@@ -1,4 +1,4 @@
-"""Other nodes: which ones are let in, what they say, and what they are told unasked."""
+"""Other nodes: which ones are admitted, what they say, and what they are told unasked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raftkv.storage.folder import DataFolder
 from shards.map import Node
 
 _FATAL: Final = (Reason.REMOVED, Reason.REPLACED_FOLDER)
-"""A node that others refuse for one of these never gets back into its cluster."""
+"""Reasons for which a refused node can never get back into its cluster."""
 
 
 class Neighbours:
@@ -90,7 +90,7 @@ class Neighbours:
             raise HelloRefused(Reason.REPLACED_FOLDER, text)
 
     def on_refused(self, node: int, refusal: HelloRefused) -> None:
-        """``node`` does not let this node in."""
+        """``node`` has refused this node's hello."""
         if refusal.reason in _FATAL:
             self._refused(f"node {node} refuses this node: {refusal}")
 
@@ -105,7 +105,7 @@ class Neighbours:
             self._room.greet(node)
 
     def tell_epoch(self) -> None:
-        """Whoever has an older map asks for this one, and the other way round."""
+        """Tell all peers which map this node has: one with an older map asks for it, one with a newer map sends it."""
         self._links.send_to_all(["epoch", *self._maps.own])
 
     def tell_leads(self) -> None:

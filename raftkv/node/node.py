@@ -60,9 +60,9 @@ _TICKS_PER_ROUND: Final = 5
 """Maintenance runs every so many ticks."""
 
 _ROUNDS_PER_LOOK: Final = 10
-"""What is wrong with the node is looked at so rarely."""
+"""Problems of the node are looked for every so many ticks."""
 _ROUNDS_PER_MAP: Final = 100
-"""A map in which only owners have changed is saved so rarely: it is a hint, and saving it holds up all else."""
+"""A map in which only owners have changed is saved this rarely: it is only a hint, and saving it blocks the loop."""
 
 _LEADERLESS: Final = 3.0
 _ELECTIONS: Final = 3
@@ -75,7 +75,7 @@ class NodeRefused(RaftKVError):
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a deployment leaves alone and a test makes small.
+    """Sizes that deployments keep at their defaults and tests make small.
 
     WAL segments and the parts in which snapshots are sent in bytes; entries kept in memory behind a snapshot.
     """

@@ -28,7 +28,7 @@ RELOADED: Final = (
 
 
 PAUSE: Final = 1.0
-"""Seconds from one reload to the next at least: who asks again and again must not keep the node from its work."""
+"""Least seconds between two reloads, so that repeated requests do not keep the node from its work."""
 
 
 class Reloading:

@@ -213,7 +213,7 @@ class Router:
         self._admission.add(request.group, request.caller, 1, request.size)
 
     def _name(self, request: Request, op: Write) -> None:
-        """For a client that did not: this node is its client then."""
+        """Names a write whose client did not: this node's own session is used."""
         request.op = named = self._ids.name(op)
         request.seq = named.seq
 
@@ -310,7 +310,7 @@ class Router:
         if request.seq:
             self._ids.answered(request.seq)
         if request.maybe_applied and not request.local and result.code not in SETTLED:
-            # An earlier attempt may have taken effect, whatever the last one says.
+            # An earlier attempt may have been applied, whatever the last one says.
             result = Result(Code.DEADLINE_EXCEEDED, detail=result.detail)
         request.reply(request.index, result)
 
@@ -346,6 +346,6 @@ class Router:
         elif proposed:
             self._finish(request, _NOT_PROPOSED)
         else:
-            # A read leaves no trace of having been asked: it was if there is anybody to ask.
+            # A read does not record that it was sent: it was, if there is a node to ask.
             asked = request.op.reads and self._leaders.reachable(request.group)
             self._finish(request, _TOO_LATE if asked else _NOT_ASKED)

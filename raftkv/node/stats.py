@@ -1,4 +1,4 @@
-"""What a node tells its monitoring. Everything is read when it is asked for; nothing is kept but times of writes."""
+"""Stats of a node for monitoring. All are read when they are asked for; only times of disk writes are kept."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ from raftkv.raft.reads import ReadDone
 from raftkv.raft.ready import Committed, Entry, Offer, Outputs, Ready
 
 _APPLY_BYTES: Final = 1024 * 1024
-"""Handed out to be applied in one step; the rest waits for the next, so that heartbeats go on while a node catches
-up."""
+"""Bytes of entries that one step hands out to be applied. The rest waits for the next step, so that a node that catches
+up still sends heartbeats."""
 
 
 class Consensus:
@@ -91,7 +91,7 @@ class Consensus:
         return self.lead is not None and self.lead.open
 
     def not_leader(self) -> Result:
-        """What a replica answers that does not lead."""
+        """The answer of a replica that does not lead."""
         leader = self.core.leader()
         if leader and leader != self.node:
             return Result(Code.NOT_LEADER, hint=leader)
@@ -102,7 +102,7 @@ class Consensus:
         return self._lease(now, self.core.applied_index())
 
     def _lease(self, now: float, applied: int) -> bool:
-        """Whether it allows local reads once entry ``applied`` is applied."""
+        """Whether the lease allows local reads once entry ``applied`` is applied."""
         lead = self.lead
         if lead is None or self.lease_doubted or applied != self.core.commit_index():
             return False
@@ -126,7 +126,7 @@ class Consensus:
     # -- inputs: clients and operators
 
     def propose(self, proposal: Proposal) -> Result | None:
-        """Have it replicated in one entry; or why not, and then it never reaches the log."""
+        """Replicate ``proposal`` in one entry. Returns why not if it is refused; then it never reaches the log."""
         return self.not_leader() if self.lead is None else self.proposals.add(proposal)
 
     def hold_bulk(self, held: bool) -> bool:
@@ -135,7 +135,7 @@ class Consensus:
         return held != before
 
     def read(self, quorum: bool, done: ReadDone) -> Result | None:
-        """Have ``done`` called once a linearizable read may be served; or why not."""
+        """Call ``done`` once a linearizable read may be served. Returns why not if it is refused."""
         if self.lead is None:
             return self.not_leader()
         # Before the entry that opens the term is committed, this leader does not know which entries are.
@@ -152,8 +152,8 @@ class Consensus:
             self._follow_members()
 
     def set_learners(self, nodes: Sequence[int], now: float) -> bool:
-        """The nodes that hold the log without a vote, all of them. Voters among them are passed over. Returns whether
-        that changes anything."""
+        """Set all learners: nodes that hold the log without a vote. Voters among ``nodes`` are ignored. Returns whether
+        anything has changed."""
         self.core.now = now
         changed = self.membership.set_learners(nodes)
         if changed:
@@ -215,7 +215,7 @@ class Consensus:
         self.log.cover(index, term, size)
 
     def snapshot_kept(self, peer: int, index: int) -> None:
-        """What ``peer`` had offered is not needed any more: this log and state hold everything up to ``index``."""
+        """The snapshot that ``peer`` offered is not needed: this log and state hold everything up to ``index``."""
         self._acknowledge(peer, 0, 0, matches=True, index=index + 1)  # seq 0 answers no append
 
     def snapshot_installed(self, offer: Offer, time: int, voters: Sequence[int]) -> None:
@@ -249,7 +249,7 @@ class Consensus:
         return self.outputs.take(committed, reads, self._handed < self.core.commit_index())
 
     def _hand_out(self) -> list[Committed]:
-        """Entries to apply, if those of before are applied: some of them, if there are many."""
+        """The next entries to apply, once all earlier ones are applied; at most about 1 MiB of them."""
         core, first = self.core, self._handed + 1
         commit = core.commit_index()
         if first > commit or core.applied_index() != self._handed:
@@ -352,7 +352,7 @@ class Consensus:
             self.outputs.fetch = Offer(peer, index, snapshot_term, size)
 
     def _follow(self, peer: int, term: int) -> bool:
-        """A leader says something else than an append: whether it is to be listened to."""
+        """A leader has sent something other than an append. Returns whether this replica follows it."""
         if not self._hear(peer, term):
             return False
         self.core.follow(peer, term)

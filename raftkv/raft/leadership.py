@@ -85,7 +85,7 @@ class Leadership:
         return now < self.contact(now) + self._config.lease
 
     def lease_holds(self, now: float) -> bool:
-        """Whether no other node can have been elected, so that what is committed here is all there is."""
+        """Whether no other node can have been elected, so that this leader knows every committed entry."""
         return self.open and not self._lease_off and self.in_contact(now)
 
     def lonely(self) -> bool:
@@ -121,7 +121,7 @@ class Leadership:
     # -- members
 
     def follow(self, replicas: Iterable[int], voters: Voters) -> None:
-        """Replicate to the voters and learners of now; those that were either go on from where they are."""
+        """Replicate to the current voters and learners; those that had been followed already keep their progress."""
         core, before = self._core, self.followers
         self.followers = {}
         for peer in replicas:
@@ -148,7 +148,7 @@ class Leadership:
             core.set_commit_index(index)
 
     def take_reads(self, applied: int, lease: bool) -> list[ReadDone]:
-        """Those that may be served once entry ``applied`` is applied. ``lease``: whether it allows that then."""
+        """The reads to be served once entry ``applied`` is applied. ``lease``: whether the lease allows it then."""
         return self.reads.take(applied, self._confirmed(), lease) if len(self.reads) else []
 
     # -- replication
@@ -273,6 +273,6 @@ class Leadership:
         if transfer is None or transfer.sent or self._core.match_index(transfer.target) != self._log.last_index:
             return
         transfer.sent = True
-        # The successor will be elected within the followers' calm: no local read for the rest of this term.
+        # The successor is elected although followers have just heard this leader: no local read again in this term.
         self._lease_off = True
         self._outputs.send(transfer.target, [self._group, Type.TIMEOUT_NOW, self.term])

@@ -4,8 +4,8 @@ A change is an entry that names all voters (:mod:`raftkv.raft.configurations`). 
 one server overlap, so no joint list is needed, as long as a leader has committed an entry of its own term before it
 changes anything and waits for one change before the next.
 
-Learners are told to each replica from outside and are not in the log: the leader replicates to them and counts them
-for nothing.
+Learners are not in the log: each replica is told them from outside. The leader replicates to them but never counts
+them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Membership:
 
     @property
     def learners(self) -> tuple[int, ...]:
-        """Those that were told and are not voters."""
+        """The nodes that were set as learners and are not voters."""
         return tuple(node for node in self._told if node not in self._core.voters())
 
     def knows(self, node: int) -> bool:
@@ -212,7 +212,7 @@ class Membership:
             self._outputs.answer(self._waiting.pop(0)[1], Result(Code.OK))
 
     def fail(self, outcome: Result) -> None:
-        """This replica will not see what becomes of its changes."""
+        """The leadership is lost: the outcome of pending changes is unknown here."""
         waiting, self._waiting = self._waiting, []
         asked, self._asked = self._asked, None
         for done in [*(done for _, done in waiting), *(() if asked is None else (asked.done,))]:

@@ -1,4 +1,4 @@
-"""What a Raft group needs from the rest of the node, each as small as its use."""
+"""The ports through which a Raft group uses the rest of the node."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class Progress:
     """One follower in the current term.
 
     ``sent``: appends not yet acknowledged: (seq, send time, bytes). ``acked``: the latest append that was acknowledged,
-    ``contact``: when it was sent. ``probe``: rejections of appends before this seq are old news. ``stored``: the
+    ``contact``: when it was sent. ``probe``: rejections of appends before this seq are outdated. ``stored``: the
     follower's (start, counter) when it last acknowledged a match. ``data_loss``: it has forgotten what it had
     acknowledged, ``lost`` (index, term) if that was in this term. ``forgotten``: the start of a learner's former
     replica, whose late answers mean nothing. ``matched``: the latest append that was acknowledged with a match.
@@ -67,7 +67,7 @@ class Progress:
             self.stored = at
 
     def forget_sent(self, link_number: int, seq: int) -> None:
-        """What is in flight is lost or useless; ``seq`` is the next number to be sent."""
+        """Appends in flight are lost or useless; ``seq`` is the next number to be sent."""
         self.link_number = link_number
         self.probe = seq
         self.sent.clear()

@@ -229,7 +229,7 @@ def _remove_group(state: MetaState, shard_map: ShardMap, _: int, number: int) ->
 
 
 def _left(state: MetaState, group: int, before: Iterable[int], after: Iterable[int]) -> MetaState:
-    """Replicas that are members no more are left over until their nodes say that they are gone."""
+    """Replicas that are no longer members count as garbage until their nodes say that they are gone."""
     return replace(state, garbage=state.garbage | {(group, node) for node in set(before) - set(after)})
 
 
@@ -359,7 +359,7 @@ def _remove_node(state: MetaState, shard_map: ShardMap, _: int, node: int) -> Ou
     if any(node in voters for voters in state.wanted.values()):
         raise Refused(f"node {node} is about to get replicas")
     for group in shard_map.groups_on(node):
-        # It was to become a voter, and will never answer again.
+        # It was about to become a voter, and will never answer again.
         learners = tuple(one for one in group.learners if one != node)
         shard_map = shard_map.with_group(replace(group, learners=learners))
     draining = tuple(one for one in state.draining if one != node)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _RETRY: Final = 0.3
 _AFTER_MISTAKE: Final = 2.0
-"""Seconds before a group is looked at again when a step was not possible, and after a mistake of ours."""
+"""Seconds before a group is looked at again when a step was not possible, and after an unexpected error."""
 
 
 class MembershipDriver:
@@ -51,7 +51,7 @@ class MembershipDriver:
             self.waiting.pop(group, None)
 
     def close(self) -> None:
-        """Let go; the next leader goes on."""
+        """Stop; the next leader goes on."""
         for task in self._tasks.values():
             task.cancel()
 

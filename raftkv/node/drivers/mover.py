@@ -1,8 +1,8 @@
 """Moves slots from group to group, while this node leads the meta group.
 
-What is under way stands in the meta group's state; how far each move is, in its source and its target; what comes next,
-in the table of ``shards/moves.py``. The records go from the source's leader to the target (``copier.py``). This driver
-keeps nothing else but counters for reports, so whoever leads the meta group next goes on.
+The meta group's state has the moves in progress, their sources and targets have how far each is, and the table of
+``shards/moves.py`` has the next step. The records go from the source's leader to the target (``copier.py``). This
+driver keeps nothing else but counters for reports, so whoever leads the meta group next goes on.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Mover:
             self._starting = self._spawn(self._start_next())
 
     def close(self) -> None:
-        """Let go; the next leader goes on."""
+        """Stop; the next leader goes on."""
         for task in (*self._tasks.values(), *([] if self._starting is None else [self._starting])):
             task.cancel()
 

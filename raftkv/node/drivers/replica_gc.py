@@ -60,7 +60,7 @@ class ReplicaGC:
         self._due = 0.0
 
     def run(self) -> None:
-        """As the meta group's leader: remind the nodes that have something left over. Called ten times a second."""
+        """As the meta group's leader: remind the nodes that still have replicas to drop. Called ten times a second."""
         state = self._leading()
         if state is None or not state.garbage or self._clock.now() < self._due:
             return
@@ -72,12 +72,12 @@ class ReplicaGC:
                 self._tell(node)
 
     def clear(self) -> None:
-        """Look for replicas of this node that are left over, and drop them."""
+        """Look for replicas of groups that this node has left, and drop them."""
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._clear())
 
     def close(self) -> None:
-        """Let go."""
+        """Stop."""
         if self._task is not None:
             self._task.cancel()
 
