@@ -60,7 +60,7 @@ def failover(kills: int, nodes: int, groups: int, output: str) -> None:
 @click.option("--nodes", type=click.IntRange(3, 9), default=3, help="Nodes before it grows.")
 @click.option("--groups", type=click.IntRange(1, 64), default=3, help="Groups before it grows.")
 @click.option("--records", type=click.IntRange(1, 10_000_000), default=200_000)
-@click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Operations under way at a time.")
+@click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Operations in flight.")
 @click.option("--calm", type=click.FloatRange(min=0.1), default=10.0, help="Seconds before, between and after.")
 def rebalance(nodes: int, groups: int, records: int, workers: int, calm: float) -> None:
     """Let a cluster grow to twice its nodes and groups and shrink again under load; check every answer.
@@ -76,9 +76,9 @@ def rebalance(nodes: int, groups: int, records: int, workers: int, calm: float) 
 
 
 @bench.command()
-@click.option("--batch", type=click.IntRange(1, 10_000), default=50, help="Operations that a message stands for.")
-@click.option("--bytes", "size", type=click.IntRange(1, 1024 * 1024), default=160, help="Bytes of an operation.")
-@click.option("--connections", type=click.IntRange(1, 1000), default=1, help="Each with a message under way.")
+@click.option("--batch", type=click.IntRange(1, 10_000), default=50, help="Operations per message.")
+@click.option("--bytes", "size", type=click.IntRange(1, 1024 * 1024), default=160, help="Bytes per operation.")
+@click.option("--connections", type=click.IntRange(1, 1000), default=1, help="Each with one message in flight.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def echo(batch: int, size: int, connections: int, seconds: float, output: str) -> None:

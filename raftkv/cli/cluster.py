@@ -127,7 +127,7 @@ def _same_shape(
         if value is not None and value != kept[name]:
             raise LocalError(
                 f"{data_dir} holds a cluster made with --{name} {kept[name]}, not {value}: leave the option out, or "
-                "take another --data-dir for another cluster"
+                "use another --data-dir for another cluster"
             )
 
 

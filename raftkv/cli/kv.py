@@ -86,7 +86,7 @@ def put(
       raftkv put session:7 active --ttl 1h
     """
     if if_absent and if_version is not None:
-        raise click.UsageError("--if-version and --if-absent exclude each other")
+        raise click.UsageError("--if-version and --if-absent are mutually exclusive")
     condition = raftkv.ABSENT if if_absent else if_version
     data = sys.stdin.buffer.read(MAX_VALUE_BYTES + 1) if value == "-" else argument_bytes(value)
 

@@ -90,7 +90,7 @@ def test_what_there_is_is_listed_and_nothing_else_is_run() -> None:
 
 def test_the_page_tells_of_every_scenario() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
-    section = text[text.index("## What a node bears") :].split("\n## ")[0]
+    section = text[text.index("## Limits under abuse") :].split("\n## ")[0]
     assert re.findall(r"^\| `([a-z0-9-]+)` \|", section, re.MULTILINE) == list(SCENARIOS)
 
 

@@ -76,7 +76,7 @@ def apply(weights: tuple[str, ...], plan_id: str | None, dry_run: bool, **pace: 
     def check(report: dict[str, Any]) -> None:
         if plan_id is not None and report["plan_id"] != plan_id:
             raise Precondition(
-                f"the plan is {report['plan_id']} now, not {plan_id}: the cluster has changed, look at it again"
+                f"the plan is {report['plan_id']} now, not {plan_id}: the cluster has changed, plan again"
             )
 
     return carry_out(
@@ -123,7 +123,7 @@ def pause() -> None:
     Example:
       raftkv-admin rebalance pause
     """
-    _change(admin_pb2.ChangeRequest(pause=True), "is paused: `raftkv-admin rebalance resume` goes on")
+    _change(admin_pb2.ChangeRequest(pause=True), "is paused: `raftkv-admin rebalance resume` resumes it")
 
 
 @command(rebalance_command, "resume")
@@ -171,4 +171,4 @@ def tune(rate: int | None, concurrency: int | None) -> None:
         return await client.change(admin_pb2.ChangeRequest(pace=chosen))
 
     job = ask(main)
-    emit({"job": job}, lambda _: [f"job {job} has another pace"])
+    emit({"job": job}, lambda _: [f"job {job} is tuned"])

@@ -64,7 +64,7 @@ class Membership:
             except Failed as failure:
                 if self.waiting.get(number) != str(failure):
                     self.waiting[number] = str(failure)
-                    log.info("group %d has other voters than wanted: %s", number, failure)
+                    log.info("group %d does not have its desired voters yet: %s", number, failure)
                 await sleep(self._clock, _RETRY)
             except Exception:
                 # A mistake of ours must not stop the other groups, nor be repeated in a tight loop.
