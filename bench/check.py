@@ -112,6 +112,10 @@ def command(rounds: int, update: bool, baseline: Path, output: str) -> None:
     """Measure ratios (to a bare echo, to the disk, groups, reads) and compare them with the committed baseline.
 
     Exit code 1 if one fell by more than the tolerance.
+
+    \b
+    Example:
+      python -m bench check --rounds 1
     """
     known: dict[str, float] = {}
     if not update:

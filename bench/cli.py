@@ -47,7 +47,12 @@ bench.add_command(compare_command)
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of the cluster.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def failover(kills: int, nodes: int, groups: int, output: str) -> None:
-    """Kill a group's leader KILLS times; print the time until the group acknowledges a write again."""
+    """Kill a group's leader KILLS times; print the time until the group acknowledges a write again.
+
+    \b
+    Example:
+      python -m bench failover --kills 5
+    """
     with LocalCluster(nodes, groups) as cluster:
         found = run(measure_failover(cluster, kills))
     if output == "json":
@@ -66,6 +71,10 @@ def rebalance(nodes: int, groups: int, records: int, workers: int, calm: float) 
     """Let a cluster grow to twice its nodes and groups and shrink again under load; check every answer.
 
     Exit code 1 if an operation failed, a record was lost or a history cannot be explained.
+
+    \b
+    Example:
+      python -m bench rebalance --records 20000 --calm 3
     """
     with LocalCluster(nodes, groups) as cluster:
         found = run(measure_rebalance(cluster, records, workers, calm, complain))
@@ -82,7 +91,12 @@ def rebalance(nodes: int, groups: int, records: int, workers: int, calm: float) 
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def echo(batch: int, size: int, connections: int, seconds: float, output: str) -> None:
-    """Measure a bare gRPC stream echo: the ceiling of the front end on this machine at this moment."""
+    """Measure a bare gRPC stream echo: the ceiling of the front end on this machine at this moment.
+
+    \b
+    Example:
+      python -m bench echo --batch 50
+    """
     rate = measure_echo(batch * size, seconds, connections)
     if output == "json":
         click.echo(

@@ -400,7 +400,12 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> l
 def command(
     records: list[int], value_size: int, nodes: int, groups: int, rate: float, seconds: float, output: str
 ) -> None:
-    """Fill clusters with RECORDS each; print memory, disk, restarts, snapshots and the writes that these hold up."""
+    """Fill clusters with RECORDS each; print memory, disk, restarts, snapshots and the writes that these hold up.
+
+    \b
+    Example:
+      python -m bench memory --records 10000,100000
+    """
     plan = Plan(nodes, groups, value_size, rate, seconds)
     sizes = measure(records, plan, complain)
     click.echo(json.dumps(as_json(sizes)) if output == "json" else as_text(sizes))

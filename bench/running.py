@@ -72,7 +72,12 @@ def load_command(
     seed: int,
     output: str,
 ) -> None:
-    """One measurement: keep WORKERS operations in flight for SECONDS, or let RATE arrive; print rate and latencies."""
+    """One measurement: keep WORKERS operations in flight for SECONDS, or let RATE arrive; print rate and latencies.
+
+    \b
+    Example:
+      python -m bench load --cluster 3 --op get --seconds 5
+    """
     plan = Plan(
         endpoints,
         op,
@@ -148,6 +153,10 @@ def run_command(
     """Measure each SCENARIO on clusters of its own; write result.json, report.html, report.md and plots.
 
     Exit code 1 if an operation failed.
+
+    \b
+    Example:
+      python -m bench run get set --repeat 3
     """
     if listing:
         _list()

@@ -53,6 +53,10 @@ def sim(seed: int | None, mutant: str | None, full: bool, jobs: int) -> None:
     """Run the fixed seeds, or one, on a simulated cluster.
 
     Exit code 1 if a promise was broken.
+
+    \b
+    Example:
+      python -m faults sim --seed 17
     """
     if seed is None:
         _finish(_soak(list(FIXED), jobs, mutant or ""), mutant or "")
@@ -75,6 +79,10 @@ def soak_command(count: int, first: int, jobs: int) -> None:
     """Run many seeds on simulated clusters, on all cores.
 
     Exit code 1, with the seeds, if a promise was broken.
+
+    \b
+    Example:
+      python -m faults soak --count 100
     """
     _finish(_soak(list(range(first, first + count)), jobs, ""), "")
 
@@ -88,6 +96,10 @@ def mutants(most: int, markdown: bool, only: tuple[str, ...], jobs: int) -> None
     """Plant each fault and search for a storm that notices it.
 
     Exit code 1 if one is not noticed.
+
+    \b
+    Example:
+      python -m faults mutants --only "no fsync"
     """
     chosen = [fault for fault in PLANTED if not only or fault.name in only]
     if markdown:
@@ -121,6 +133,10 @@ def check(history: Path, fastest_clock: float, full: bool) -> None:
     """Check the HISTORY of a run: a history.jsonl, or the folder of a run.
 
     Exit code 1 if a promise was broken or a key could not be decided, 2 if it is not a history.
+
+    \b
+    Example:
+      python -m faults check chaos/DATE-seed-1
     """
     sys.exit(check_file(history, fastest_clock=fastest_clock, full=full))
 
@@ -156,6 +172,10 @@ def run_command(
 
     The folder gets the history, what happened to the cluster, the nodes' logs, and a report as a page. Exit code 1 if a
     promise was broken, 2 if nothing could be run.
+
+    \b
+    Example:
+      python -m faults run --scenario kills --time 60
     """
     from faults.process.command import Order, execute
 
@@ -164,7 +184,12 @@ def run_command(
 
 @main.command("list")
 def list_command() -> None:
-    """Show the scenarios and the faults of each."""
+    """Show the scenarios and the faults of each.
+
+    \b
+    Example:
+      python -m faults list
+    """
     from faults.process.command import show_scenarios
 
     show_scenarios()
@@ -202,6 +227,10 @@ def abuse(
 
     Each gets its own cluster; all traffic is bounded and goes to loopback addresses. Exit code 1 if a bound was
     not kept, 2 if there is no such NAME.
+
+    \b
+    Example:
+      python -m faults abuse --short dead-group
     """
     from faults.abuse import command
 
@@ -217,7 +246,12 @@ def abuse(
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(folder: Path) -> None:
-    """Write the HTML report of the run in FOLDER, or of all runs in its folders, and print its path."""
+    """Write the HTML report of the run in FOLDER, or of all runs in its folders, and print its path.
+
+    \b
+    Example:
+      python -m faults report chaos/DATE-seed-1
+    """
     from faults.report.writing import write_report
 
     try:

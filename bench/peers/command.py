@@ -70,6 +70,10 @@ def compare_command(
     """The same workload on raftkv and its peers, in turn: rates, latencies, ratios, and what each promises.
 
     A peer that is not installed is a row that says how to get it. Exit code 1 if a measurement or an operation failed.
+
+    \b
+    Example:
+      python -m bench compare --only raftkv,etcd --workload shared
     """
     if listing:
         _list()

@@ -141,7 +141,7 @@ def _same_shape(
     help="Time to shut down gracefully; a node that needs longer is killed, which loses nothing acknowledged.",
 )
 def down(data_dir: Path, timeout: float) -> None:
-    """Stop a local cluster gracefully. Its data stay, and `raftkv up` finds them again.
+    """Stop a local cluster gracefully. Its data is kept, and `raftkv up` uses it again.
 
     \b
     Example:

@@ -30,7 +30,7 @@ from raftkv.limits import MAX_TTL, MAX_VALUE_BYTES
     type=click.Choice(["linearizable", "quorum", "stale"]),
     default="linearizable",
     show_default=True,
-    help="How fresh the answer must be.",
+    help="Consistency of the read.",
 )
 @endpoints_option
 @timeout_option(5.0)

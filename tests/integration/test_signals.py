@@ -233,9 +233,9 @@ def test_a_node_in_a_terminal_survives_its_closing(cluster: LocalCluster, node: 
 def test_a_second_signal_while_it_ends_still_ends_in_order(cluster: LocalCluster, node: LocalNode, again: str) -> None:
     child = node._child
     assert child is not None
-    before = said(node, "stopping: handing leaderships over")
+    before = said(node, "stopping: transferring leaderships")
     send(node, "SIGTERM")
-    until(lambda: said(node, "stopping: handing leaderships over") > before or child.poll() is not None)
+    until(lambda: said(node, "stopping: transferring leaderships") > before or child.poll() is not None)
     child.send_signal(getattr(signal, again))
     assert child.wait(PATIENCE) == 0
     assert node.log_tail(1).endswith("stopped")

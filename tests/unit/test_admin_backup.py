@@ -61,7 +61,7 @@ def test_a_backup_describes_itself(made: Path, admin: Admin, world: World) -> No
     assert (report["valid"], report["problems"]) == (True, [])
     assert report["records"] == manifest.records >= 301
     assert admin("backup verify", str(made)) == 0
-    assert "the backup is whole" in admin.out
+    assert "the backup is valid" in admin.out
     assert manifest.map["epoch"] == world.map.epoch
 
 

@@ -41,7 +41,7 @@ def test_a_hello_says_who_dials() -> None:
         (["raftkv", 3, "cluster", 1, 2, "i", "b"], Reason.VERSION, "protocol version 3 is not supported, only 4"),
         (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
         (["raftkv", PROTOCOL_VERSION, 1, "cluster", 1, 2, "i", "b"], Reason.SLOT_RULE, "by rule 2 here, not rule 1"),
-        (["raftkv", PROTOCOL_VERSION, 0, "cluster", 1, 2, "i", "b"], Reason.SLOT_RULE, "by rule 2 here, none is told"),
+        (["raftkv", PROTOCOL_VERSION, 0, "cluster", 1, 2, "i", "b"], Reason.SLOT_RULE, "by rule 2 here, none is given"),
         (["raftkv", 99, "fields", "of the future"], Reason.VERSION, "protocol version 99 is not supported"),
         (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 1, 2, "i"], Reason.MALFORMED, "malformed hello"),
         (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 1, 2, "i", "b", 0], Reason.MALFORMED, "malformed hello"),

@@ -177,7 +177,7 @@ def show_verify(report: dict[str, Any]) -> Iterator[Section | str]:
     if report["problems"]:
         yield Section("", ("file", "problem"), [(one["file"], one["text"]) for one in report["problems"]])
     else:
-        yield "the backup is whole"
+        yield "the backup is valid"
 
 
 @command(backup_command, "restore", confirms=True)
@@ -214,7 +214,7 @@ def restore(folder: Path, into_nonempty: bool, in_flight: int, restart: bool) ->
         lambda client: restore_all(
             client, folder, manifest, into_nonempty=into_nonempty, in_flight=in_flight, restart=restart
         ),
-        "what was written stays, and the same command resumes",
+        "what was written is kept, and the same command resumes",
     )
     emit(result, show_restore)
 

@@ -39,7 +39,7 @@ def check_command() -> None:
 def consistency(groups: tuple[int, ...], wait_timeout: float) -> int:
     """Compare the replicas of each shard group, slot by slot, as of one entry of its log.
 
-    The cluster goes on serving meanwhile. Exits with 5, and names group, slot and nodes, if replicas differ; with 6 if
+    The cluster keeps serving meanwhile. Exits with 5, and names group, slot and nodes, if replicas differ; with 6 if
     not all of them could be compared.
 
     \b

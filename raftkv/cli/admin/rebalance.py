@@ -63,9 +63,9 @@ def plan(weights: tuple[str, ...]) -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @job_options
 def apply(weights: tuple[str, ...], plan_id: str | None, dry_run: bool, **pace: Any) -> int:
-    """Start moving slots so that each group has its share. Goes on in the cluster, whoever leads it.
+    """Start moving slots so that each group has its share. Continues in the cluster across leader changes.
 
-    Exits with 4 if the plan is another one than --plan-id, or a job is under way already.
+    Exits with 4 if the plan is not that of --plan-id, or a job is under way already.
 
     \b
     Example:
@@ -134,7 +134,7 @@ def resume() -> None:
     Example:
       raftkv-admin rebalance resume
     """
-    _change(admin_pb2.ChangeRequest(pause=False), "goes on")
+    _change(admin_pb2.ChangeRequest(pause=False), "is resumed")
 
 
 @command(rebalance_command, "cancel")

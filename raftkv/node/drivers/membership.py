@@ -111,7 +111,7 @@ class Membership:
     async def _hand_over(self, group: int, wanted: tuple[int, ...], members: MembersReport) -> None:
         heirs = [node for node in wanted if node in members.contact and node in members.voters]
         if not heirs:
-            raise Failed(f"no member of group {group} that stays can be reached")
+            raise Failed(f"no remaining member of group {group} can be reached")
         await self._ask(Transfer(group, heirs[0]))
         await sleep(self._clock, _RETRY)
 

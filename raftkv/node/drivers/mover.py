@@ -146,7 +146,7 @@ class Mover:
                 await sleep(self._clock, _RETRY)
             except Exception:
                 # A mistake of ours must not stop the other moves, nor be repeated in a tight loop.
-                log.exception("move %d cannot go on", move.id)
+                log.exception("move %d cannot continue", move.id)
                 await sleep(self._clock, _AFTER_MISTAKE)
         self.run()
 
