@@ -68,7 +68,7 @@ def test_two_files_make_a_table_of_what_has_changed(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.main, ["abuse", "--table", *map(str, files)])
     assert done.exit_code == 0
     head, _, what, *rows = done.output.splitlines()
-    assert head == "| scenario | figure | bound | before | after |"
+    assert head == "| scenario | number | bound | before | after |"
     assert SCENARIOS["pipeline-gets"].what in what
     assert rows == ["| | peak memory of a node | at most 300 | **1,588 MB** | 180 MB |"]
 
