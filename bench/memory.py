@@ -385,18 +385,27 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> l
 
 @click.command("memory")
 @click.option(
-    "--records", callback=_numbers, default="10000,100000,1000000", metavar="N,...", help="Sizes of the store."
+    "--records",
+    callback=_numbers,
+    default="10000,100000,1000000",
+    metavar="N,...",
+    help="Records, one measurement each.",
 )
 @click.option("--value-size", type=click.IntRange(0, 1024 * 1024), default=128, help="Bytes.")
 @click.option("--nodes", type=click.IntRange(1, 9), default=3)
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of the cluster.")
 @click.option("--rate", type=click.FloatRange(min=1), default=500.0, help="Operations per second.")
-@click.option("--seconds", type=click.FloatRange(min=1), default=30.0, help="Writing while snapshots are taken.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=30.0, help="Length of the writes beside snapshots.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def command(
     records: list[int], value_size: int, nodes: int, groups: int, rate: float, seconds: float, output: str
 ) -> None:
-    """Fill clusters with RECORDS each; print memory, disk, restarts, snapshots and the writes that these hold up."""
+    """Fill clusters with RECORDS each; print memory, disk, restarts, snapshots and the writes that these hold up.
+
+    \b
+    Example:
+      python -m bench memory --records 10000,100000
+    """
     plan = MemoryPlan(nodes, groups, value_size, rate, seconds)
     sizes = measure(records, plan, complain)
     click.echo(json.dumps(as_json(sizes)) if output == "json" else as_text(sizes))

@@ -161,10 +161,15 @@ def as_text(phases: Sequence[SlowPhase], caught_up: float) -> str:
 
 @click.command("slow-follower")
 @click.option("--nodes", type=click.IntRange(3, 9), default=3)
-@click.option("--seconds", type=click.FloatRange(min=0.5), default=8.0, help="Of writes, and of reads, in each phase.")
+@click.option("--seconds", type=click.FloatRange(min=0.5), default=8.0, help="Of writes, and of reads, per phase.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def command(nodes: int, seconds: float, output: str) -> None:
-    """Measure a group while one follower runs a tenth of the time, stands still, and catches up."""
+    """Measure a group while one follower runs a tenth of the time, stands still, and catches up.
+
+    \b
+    Example:
+      python -m bench slow-follower --seconds 4
+    """
     with LocalCluster(nodes, 1) as cluster:
         phases, caught_up = measure(cluster, seconds, complain)
     found = {"phases": [asdict(one) for one in phases], "caught_up_seconds": caught_up}

@@ -115,7 +115,7 @@ def table(before: dict[str, Found], after: dict[str, Found]) -> Iterator[str]:
     Left out are measurements within their bounds in both and the same, waits without a bound, and what health says
     when all is over.
     """
-    yield "| scenario | figure | bound | before | after |"
+    yield "| scenario | number | bound | before | after |"
     yield "|---|---|---|---|---|"
     for name, scenario in SCENARIOS.items():
         if name not in before and name not in after:

@@ -27,7 +27,7 @@ class Checks(AbuseScenario):
         codes = await fill(leader, keys, b"c" * 20)
         if codes["OK"] < count:
             raise RaftKVError(f"the slot could not be filled: {dict(codes)}")
-        stood = stage.logged("stood still")
+        stood = stage.logged("this node stalled")
         asked = {"address": leader, "group": _GROUP, "workers": 1, "period": 0.25}
         async with (
             stage.watched(),
@@ -39,7 +39,7 @@ class Checks(AbuseScenario):
             stage.note("keys of the slot", count)
             stage.note("checks that were started", abuser.counts.get("answered", 0))
             stage.note("checks that were refused", abuser.counts.get("failed", 0))
-        stage.note("lines that a node stood still", stage.logged("stood still") - stood, most=0, timed=True)
+        stage.note("lines that a node stood still", stage.logged("this node stalled") - stood, most=0, timed=True)
 
 
 class Questions(AbuseScenario):

@@ -109,7 +109,7 @@ def _nonsense(operations: Sequence[Operation], last: Mapping[str, str]) -> Itera
         try:
             Account.read(text)
         except ValueError:
-            yield CheckProblem(Breach.OTHER, f"{key} is no account: {text!r}", key)
+            yield CheckProblem(Breach.OTHER, f"{key} is not an account: {text!r}", key)
 
 
 # -- the sum, and no debts

@@ -257,7 +257,7 @@ class MemberStorm(RaftStorm):
                 self.lab.isolate(leader.node)
 
     def drop(self) -> None:
-        """A node outside the group lets go of its replica: it is no learner either, and no change brings it in."""
+        """A node outside the group lets go of its replica: it is not a learner either, and no change brings it in."""
         voting = set(self.committed[max(self.committed)] if self.committed else self.founders)
         for replica in self.lab.nodes.values():
             changes = [command for command, _, _ in replica.disk.recover().entries if command.startswith(CONFIG)]

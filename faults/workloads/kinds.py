@@ -149,7 +149,7 @@ class Counter(Workload):
             maybe = sum(one.outcome in _MAYBE for one in added)
             value = last[key].value if key in last else b"0"
             if not value.isdigit():
-                found.append(CheckProblem(Breach.OTHER, f"{key} is no number: {value!r}", key))
+                found.append(CheckProblem(Breach.OTHER, f"{key} is not a number: {value!r}", key))
                 continue
             count = int(value)
             text = f"{key} counts {count}, but {sure} increments were acknowledged and {maybe} are unknown"

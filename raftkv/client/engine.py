@@ -162,7 +162,7 @@ class Engine:
         if not 0 <= limit < 1 << 32:
             raise InvalidArgument(f"limit_bytes {limit} is out of range")
         if len(after) > MAX_KEY_BYTES:
-            raise InvalidArgument(f"a key of {len(after)} bytes; at most {MAX_KEY_BYTES} are taken")
+            raise InvalidArgument(f"a key of {len(after)} bytes; the maximum is {MAX_KEY_BYTES}")
         slots = await self.slots(timeout)
         if not 0 <= slot < slots:
             raise InvalidArgument(f"no slot {slot}: there are {slots}")

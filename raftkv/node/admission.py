@@ -22,7 +22,7 @@ _OPS_RESERVED: Final = limits.MAX_PENDING_OPS // limits.PENDING_RESERVE
 _BYTES_RESERVED: Final = limits.MAX_PENDING_BYTES // limits.PENDING_RESERVE
 
 _NODE_FULL: Final = Result(Code.OVERLOADED, detail="the node has too many operations outstanding")
-_CALLER_FULL: Final = Result(Code.OVERLOADED, detail="too many operations of this caller are outstanding at the node")
+_CALLER_FULL: Final = Result(Code.OVERLOADED, detail="this caller has too many operations outstanding at the node")
 
 
 class _Held:
@@ -114,5 +114,5 @@ def no_group(group: int) -> Result:
 
 
 def no_leader(group: int) -> Result:
-    detail = f"group {group} has had no leader that can be asked for longer than an election takes"
+    detail = f"group {group} has had no reachable leader for longer than an election takes"
     return Result(Code.UNAVAILABLE, detail=detail)

@@ -95,7 +95,7 @@ class LogFile(RotatingFileHandler):
         except OSError as problem:
             # As where the file may be written but not its folder: one line, not one for each that follows.
             self.maxBytes = 0
-            log.warning("the log grows from now on, it cannot be rotated: %s", problem)
+            log.warning("the log cannot be rotated and keeps growing: %s", problem)
         self.lead(followers)
 
 

@@ -158,7 +158,7 @@ async def _hand_over(node: RaftNode, server: GrpcServer, hurry: asyncio.Event) -
         await node.hand_over(_HAND_OVER)
         await server.stop(_GRACE)
 
-    log.info("stopping: handing leaderships over")
+    log.info("stopping: transferring leaderships")
     steps = [asyncio.ensure_future(gently()), asyncio.ensure_future(hurry.wait())]
     await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
     if not steps[0].done():

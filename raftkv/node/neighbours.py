@@ -84,8 +84,8 @@ class Neighbours:
         elif known != hello.incarnation:
             text = (
                 f"replaced data folder: node {hello.node} was known by data folder {known} and came back with "
-                f"{hello.incarnation}; what it had promised is lost with the old one, so it must be replaced by a node "
-                "of a new id"
+                f"{hello.incarnation}; its votes and acknowledgements are lost with the old one: replace it by a node "
+                "with a new id"
             )
             raise HelloRefused(Reason.REPLACED_FOLDER, text)
 

@@ -32,10 +32,10 @@ from shards.map import ShardMap
 _IDS_PERIOD: Final = 1.0
 """Seconds between two looks at the time up to which client ids are taken."""
 
-_TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no outcome before the deadline")
-_NOT_PROPOSED: Final = Result(Code.UNAVAILABLE, detail="the group's leader was too busy to begin before the deadline")
-_NOT_ASKED: Final = Result(Code.UNAVAILABLE, detail="no leader could be asked before the deadline")
-_GONE: Final = Result(Code.UNAVAILABLE, detail="nobody waits for it any more")
+_TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no result before the deadline")
+_NOT_PROPOSED: Final = Result(Code.UNAVAILABLE, detail="the group's leader was too busy to start before the deadline")
+_NOT_ASKED: Final = Result(Code.UNAVAILABLE, detail="no leader was reached before the deadline")
+_GONE: Final = Result(Code.UNAVAILABLE, detail="its caller has gone")
 
 _AGAIN: Final = frozenset(code for code, outcome in OUTCOMES.items() if outcome.retry and code != Code.OVERLOADED)
 

@@ -61,7 +61,7 @@ def handle(loop: asyncio.AbstractEventLoop, end: Callable[[bool], None], reload:
         on(number, ending, number)
     on(signal.SIGHUP, reload)
     for number in _NOTED:
-        on(number, log.info, "%s: a node does nothing on it", number.name)
+        on(number, log.info, "%s: ignored", number.name)
 
 
 def ignore() -> None:

@@ -113,7 +113,7 @@ class AcceptedConnection(asyncio.Protocol):
             return
         self._dead = True
         if problem:
-            who = f"node {self.node}" if self.node else "a stranger"
+            who = f"node {self.node}" if self.node else "an unknown peer"
             source = who if self.node else self.host
             log.warning("dropped the connection from %s at %s: %s", who, self.address, problem, extra=limited(source))
         self._acceptor.gone(self)

@@ -130,7 +130,7 @@ class DialledLink:
         if self._retry is not None:
             self.dial()
         elif self.up and self._attempt is not None and self._attempt.boot != boot:
-            self._attempt.fail("the peer has started anew")
+            self._attempt.fail("the peer has restarted")
 
     def readdress(self, address: str) -> None:
         """Dial ``address`` from now on."""

@@ -95,7 +95,7 @@ def check_hello(frame: list[Any], identity: Identity) -> Hello:
     if len(frame) < 2 or type(frame[1]) is not int:
         raise HelloRefused(Reason.MALFORMED, "malformed hello")
     if frame[1] != PROTOCOL_VERSION:
-        text = f"protocol version {frame[1]} is not spoken here, only {PROTOCOL_VERSION}"
+        text = f"protocol version {frame[1]} is not supported, only {PROTOCOL_VERSION}"
         raise HelloRefused(Reason.VERSION, text)
     if [type(field) for field in frame[2:]] != [int, str, int, int, str, str]:
         raise HelloRefused(Reason.MALFORMED, "malformed hello")

@@ -231,7 +231,7 @@ class Links:
         now = self._wiring.clock.now()
         late = now - self._last_tick > 2 * PING_INTERVAL
         if late:
-            log.info("this node stood still for %.1f s", now - self._last_tick)
+            log.info("this node stalled for %.1f s", now - self._last_tick)
         self._last_tick = now
         self._timer = self._wiring.clock.call_later(PING_INTERVAL, self._tick)
         for link in list(self._links.values()):

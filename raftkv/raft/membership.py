@@ -180,7 +180,7 @@ class Membership:
         if not self._settled():
             return f"the change to voters {_names(present)} is not committed yet"
         if self._asked is not None:
-            return f"node {self._asked.newcomer} is being looked at"
+            return f"node {self._asked.newcomer} is being checked"
         if lead.transfer is not None:
             return "the leadership is being handed over"
         if self._node not in wanted:
@@ -198,7 +198,7 @@ class Membership:
 
     def _refuse_newcomer(self, lead: Leadership, node: int) -> str | None:
         if node not in self._told:
-            return f"node {node} is no learner of the group"
+            return f"node {node} is not a learner of the group"
         if not lead.answers(node, self._core.now):
             return f"node {node} does not answer"
         match, last = self._core.match_index(node), self._log.last_index

@@ -129,7 +129,7 @@ def _finish(state: MetaState, _map: ShardMap, now: int, number: int, records: in
         return state, 0
     move = state.moves[number]
     if move.phase is Phase.STARTED:
-        raise Refused(f"move {number} goes on")
+        raise Refused(f"move {number} is still under way")
     committed = move.phase is Phase.COMMITTED
     counters = (_number(records, 0), _number(size, 0), _number(freeze, 0), now - move.started)
     finished = FinishedMove(number, len(move.slots), move.source, move.target, committed, *counters)
@@ -241,7 +241,7 @@ def _dropped(state: MetaState, _map: ShardMap, _: int, number: int, node: int) -
 def _want(state: MetaState, shard_map: ShardMap, _: int, epoch: int, desired: Any) -> Outcome:
     """Give groups other voters, [[group, voters], ...]: members are added and removed one by one from now on."""
     if _number(epoch, 0) != shard_map.epoch:
-        raise Refused(f"the map has epoch {shard_map.epoch} now, not {epoch}: look again")
+        raise Refused(f"the map has epoch {shard_map.epoch} now, not {epoch}: plan again")
     return _with_desired(state, shard_map, desired), 0
 
 
@@ -333,7 +333,7 @@ def _check_newcomer(nodes: Sequence[Node], address: str, peer_address: str, inca
 def _drain(state: MetaState, shard_map: ShardMap, _: int, epoch: int, node: int, desired: Any) -> Outcome:
     """No replicas on ``node`` any more: as :func:`_want`, and it gets no new ones."""
     if _number(epoch, 0) != shard_map.epoch:
-        raise Refused(f"the map has epoch {shard_map.epoch} now, not {epoch}: look again")
+        raise Refused(f"the map has epoch {shard_map.epoch} now, not {epoch}: plan again")
     _check_node(shard_map, node)
     if any(node in voters for _, voters in desired):
         raise Refused(f"the plan leaves replicas on node {node}")

@@ -196,7 +196,7 @@ class Moves:
         if len(set(numbers)) != len(numbers):
             return MALFORMED
         if not genesis:
-            return _refused("the group has not got its first slots")
+            return _refused("the group is not initialised")
         running = self.imports.get(move)
         if running is not None:
             return DONE if running.slots == tuple(sorted(numbers)) else _refused("the move has other slots")

@@ -67,7 +67,7 @@ def test_two_files_make_a_table_of_what_has_changed(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.main, ["abuse", "--table", *map(str, files)])
     assert done.exit_code == 0
     head, _, what, *rows = done.output.splitlines()
-    assert head == "| scenario | figure | bound | before | after |"
+    assert head == "| scenario | number | bound | before | after |"
     assert SCENARIOS["pipeline-gets"].what in what
     assert rows == ["| | peak memory of a node | at most 300 | **1,588 MB** | 180 MB |"]
 
@@ -89,7 +89,7 @@ def test_what_there_is_is_listed_and_nothing_else_is_run() -> None:
 
 def test_the_page_tells_of_every_scenario() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
-    section = text[text.index("## What a node bears") :].split("\n## ")[0]
+    section = text[text.index("## Limits under abuse") :].split("\n## ")[0]
     assert re.findall(r"^\| `([a-z0-9-]+)` \|", section, re.MULTILINE) == list(SCENARIOS)
 
 

@@ -64,7 +64,7 @@ def test_a_broken_promise_exits_with_1_and_shows_the_guilty_operation(caught: tu
     story = lines[first + 1 : lines.index("", first)]
     assert all(f" {key} " in line for line in story[:-1]), "all operations shown are on that key"
     (guilty,) = [line for line in story if line.startswith("! |")]
-    assert story[-1].startswith("the state before the operation that cannot be: "), guilty
+    assert story[-1].startswith("the state before the impossible operation: "), guilty
     assert f"PROBLEM history of {key}: violation" in lines
 
 

@@ -68,7 +68,7 @@ def test_another_protocol_version_is_refused() -> None:
         await world.node(2, [])
         stranger = await world.stranger()
         await stranger.say("raftkv", 99, "c", 1, 2, "i", "b")
-        told = f"protocol version 99 is not spoken here, only {PROTOCOL_VERSION}"
+        told = f"protocol version 99 is not supported, only {PROTOCOL_VERSION}"
         assert stranger.frames == [["refuse", Reason.VERSION, told]]
         assert stranger.closed
 
@@ -108,7 +108,7 @@ def test_garbage_before_a_hello_costs_only_its_own_connection(
         one.links.send(2, ["still here"])
         await rest()
         assert two.got == [(1, ["still here"])]
-        logged = [r.message for r in caplog.records if "dropped the connection from a stranger" in r.message]
+        logged = [r.message for r in caplog.records if "dropped the connection from an unknown peer" in r.message]
         assert len(logged) == 1
         assert reason in logged[0]
         assert "at stranger" in logged[0]

@@ -123,7 +123,7 @@ def test_a_move_is_not_forgotten_while_it_goes_on() -> None:
     meta = Meta()
     started(meta)
     meta.do("next")
-    assert "goes on" in meta.refused("finish", 1, 0, 0, 0)
+    assert "is still under way" in meta.refused("finish", 1, 0, 0, 0)
 
 
 def test_pause_and_tune() -> None:

@@ -169,7 +169,7 @@ def test_a_counter_that_is_gone_counts_nothing(past: Past) -> None:
 
 def test_a_counter_that_is_no_number_is_named(past: Past) -> None:
     increments(past, "n0", sure=1)
-    assert texts(Counter().problems(past.history, there("n0", value="one"))) == ["n0 is no number: b'one'"]
+    assert texts(Counter().problems(past.history, there("n0", value="one"))) == ["n0 is not a number: b'one'"]
 
 
 def test_counters_are_counted_apart(past: Past) -> None:

@@ -121,7 +121,7 @@ def add(count: int, replicas: int | None, wait: bool, wait_timeout: float) -> No
         return Seen(led, count, f"{led} of {count} have a leader", over=led == count)
 
     try:
-        ask(main, "the groups that were made stay")
+        ask(main, "the new groups are kept")
     finally:
         if made:
             emit({"groups": made}, show_made)

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _EQUAL: Final[Mapping[int, float]] = MappingProxyType({})
 DEFAULT_CONCURRENCY: Final = 2
 DEFAULT_SLOTS_PER_MOVE: Final = 16
-GOES_ON: Final = "the job goes on in the cluster: `raftkv-admin rebalance status` shows it, `rebalance cancel` ends it"
+GOES_ON: Final = "the job continues in the cluster: `raftkv-admin rebalance status` shows it, `cancel` ends it"
 
 
 class JobOptions(NamedTuple):

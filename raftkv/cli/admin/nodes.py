@@ -53,7 +53,7 @@ def show_nodes(report: dict[str, Any]) -> Iterator[Section | str]:
         )
         for node in report["nodes"]
     ]
-    yield Section("", ("node", "address", "for nodes", "state", "replicas", "leads", "version"), rows)
+    yield Section("", ("node", "address", "peer address", "state", "replicas", "leads", "version"), rows)
     if report["removed"]:
         yield f"removed: {listed(report['removed'])}"
 
@@ -119,7 +119,7 @@ def show_desired(report: dict[str, Any], nothing: str) -> Iterator[Section | str
     """The table of the wanted voters, or ``nothing``."""
     rows = [(one["group"], listed(one["voters"])) for one in report["groups"]]
     if rows:
-        yield Section("", ("group", "its voters"), rows)
+        yield Section("", ("group", "voters"), rows)
     else:
         yield nothing
 
@@ -204,14 +204,14 @@ def remove(node: int) -> None:
 def replace(old: int, new: int, wait_timeout: float) -> None:
     """Put NEW, a node that has joined, in the place of OLD in all its groups, then remove OLD for good.
 
-    OLD may be dead, as long as each of its groups has a majority. If it is interrupted, the same command goes on.
+    OLD may be dead, as long as each of its groups has a majority. If it is interrupted, the same command resumes.
 
     \b
     Example:
       raftkv-admin node replace 3 5
     """
     confirm(f"Replace node {old} by node {new} and remove node {old} for good?")
-    again = f"the same command goes on: raftkv-admin node replace {old} {new}"
+    again = f"to resume: raftkv-admin node replace {old} {new}"
 
     async def main(client: AdminClient) -> placing.DesiredVoters | None:
         state = await client.state()
@@ -229,7 +229,7 @@ def replace(old: int, new: int, wait_timeout: float) -> None:
         await client.change(admin_pb2.ChangeRequest(remove_node=old))
         return desired
 
-    desired = ask(main, f"what was asked for goes on in the cluster, and {again}")
+    desired = ask(main, f"the change continues in the cluster, and {again}")
     if desired is None:
         emit(
             desired_report({}, old=old, new=new, removed_now=False),

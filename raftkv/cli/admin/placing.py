@@ -168,7 +168,7 @@ async def change(
                 raise
         else:
             return desired
-    raise Precondition("the map changes all the time, so no plan for it holds: try again later")
+    raise Precondition("the map keeps changing, so no plan stays valid: try again later")
 
 
 async def settled(client: AdminClient, title: str, timeout: float) -> None:

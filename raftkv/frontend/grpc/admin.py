@@ -88,7 +88,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         arguments = _change_arguments(request)
         if arguments is None or len(token) != _TOKEN_BYTES:
             await abort(
-                context, Result(int(Code.INVALID_ARGUMENT), detail="a change and a token of 16 bytes are wanted")
+                context, Result(int(Code.INVALID_ARGUMENT), detail="a change and a token of 16 bytes are required")
             )
         result = await self._ask(context, ChangeCluster(META_GROUP, token, arguments[0], pack(arguments[1:])))
         return admin_pb2.ChangeResponse(id=result.number)

@@ -64,7 +64,7 @@ class MembershipDriver:
             except Failed as failure:
                 if self.waiting.get(number) != str(failure):
                     self.waiting[number] = str(failure)
-                    log.info("group %d has other voters than wanted: %s", number, failure)
+                    log.info("group %d does not have its desired voters yet: %s", number, failure)
                 await sleep(self._clock, _RETRY)
             except Exception:
                 # A mistake of ours must not stop the other groups, nor be repeated in a tight loop.
@@ -111,7 +111,7 @@ class MembershipDriver:
     async def _hand_over(self, group: int, wanted: tuple[int, ...], members: MembersReport) -> None:
         heirs = [node for node in wanted if node in members.contact and node in members.voters]
         if not heirs:
-            raise Failed(f"no member of group {group} that stays can be reached")
+            raise Failed(f"no remaining member of group {group} can be reached")
         await self._ask(Transfer(group, heirs[0]))
         await sleep(self._clock, _RETRY)
 

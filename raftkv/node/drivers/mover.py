@@ -142,11 +142,11 @@ class Mover:
                 await self._advance(known, progress)
             except (Failed, Impossible) as moment:
                 # What is impossible was asked for by another driver since: this one looks again, if it leads at all.
-                log.info("move %d: %s; looking again", move.id, moment, extra=limited(f"move {move.id}"))
+                log.info("move %d: %s; retrying", move.id, moment, extra=limited(f"move {move.id}"))
                 await sleep(self._clock, _RETRY)
             except Exception:
                 # A mistake of ours must not stop the other moves, nor be repeated in a tight loop.
-                log.exception("move %d cannot go on", move.id)
+                log.exception("move %d cannot continue", move.id)
                 await sleep(self._clock, _AFTER_MISTAKE)
         self.run()
 

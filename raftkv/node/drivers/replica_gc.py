@@ -93,11 +93,11 @@ class ReplicaGC:
                 if node == self._node:
                     await self._drop(group)
         except (Failed, OSError) as failure:
-            log.info("replicas left over cannot be dropped yet: %s", failure, extra=limited("the meta group"))
+            log.info("replica garbage collection is delayed: %s", failure, extra=limited("the meta group"))
 
     async def _drop(self, group: int) -> None:
         if self._replicas.get(group) is not None:
-            log.info("group %d: this node has left it, its replica is dropped", group)
+            log.info("group %d: this node is no longer a member, its replica is dropped", group)
             self._replicas.drop(group)
         while self._replicas.drops(group):
             await sleep(self._clock, _LOOK)
