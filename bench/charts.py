@@ -29,14 +29,14 @@ _LOAD: Final = ("workers", "rate")
 
 
 @dataclass(frozen=True, slots=True)
-class Chart:
+class Plot:
     """A plot as a file."""
 
     title: str
     path: Path
 
 
-def draw(scenario: dict[str, Any], folder: Path) -> list[Chart]:
+def draw(scenario: dict[str, Any], folder: Path) -> list[Plot]:
     """The plots of ``scenario``, a member of ``result.json``, as PNG in ``folder``. Raises OSError."""
     name, axis = scenario["name"], scenario["axis"]
     rows = [row for row in scenario["rows"] if row["operations"]]
@@ -53,7 +53,7 @@ def draw(scenario: dict[str, Any], folder: Path) -> list[Chart]:
     return drawn
 
 
-def compared(title: str, rows: list[dict[str, Any]], path: Path) -> Chart | None:
+def compared(title: str, rows: list[dict[str, Any]], path: Path) -> Plot | None:
     """Rates of a comparison as bars, one panel for each operation. None if there is nothing to draw. Raises OSError."""
     measured = [row for row in rows if "per_second" in row]
     return _save(path, title, measured, _bars) if measured else None
@@ -81,7 +81,7 @@ def _bars(figure: Figure, rows: list[dict[str, Any]]) -> None:
 
 def _save(
     path: Path, title: str, rows: list[dict[str, Any]], fill: Callable[[Figure, list[dict[str, Any]]], None]
-) -> Chart:
+) -> Plot:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -90,7 +90,7 @@ def _save(
     fill(figure, rows)
     figure.suptitle(title)
     figure.savefig(path, dpi=_DPI)
-    return Chart(title, path)
+    return Plot(title, path)
 
 
 def _percentiles(figure: Figure, rows: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from bench import disk, echo, generators
-from bench.load import Plan
+from bench.load import LoadPlan
 from bench.workload import Operation
 from raftkv.cli.common import complain
 from raftkv.errors import RaftKVError
@@ -50,7 +50,7 @@ class MeasurementFailed(RaftKVError):
 
 def rate(cluster: LocalCluster, op: Operation, seconds: float) -> float:
     """Operations per second of a closed loop. Raises MeasurementFailed."""
-    found = generators.measure(Plan(cluster.endpoints, op, workers=_WORKERS, seconds=seconds, warmup=_WARMUP))
+    found = generators.measure(LoadPlan(cluster.endpoints, op, workers=_WORKERS, seconds=seconds, warmup=_WARMUP))
     if found.errors:
         raise MeasurementFailed(f"{op}: {dict(found.errors)}")
     return float(found.all_latencies().get_total_count() / found.seconds)
@@ -104,14 +104,18 @@ def as_text(found: Mapping[str, float], baseline: Mapping[str, float], fallen: I
 
 
 @click.command("check")
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, help="Alternating; medians count.")
-@click.option("--update", is_flag=True, help="Write what is measured as the new baseline.")
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, help="Alternating rounds; the medians are compared.")
+@click.option("--update", is_flag=True, help="Write the result as the new baseline.")
 @click.option("--baseline", type=click.Path(path_type=Path, dir_okay=False), default=BASELINE, show_default=False)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def command(rounds: int, update: bool, baseline: Path, output: str) -> None:
     """Measure ratios (to a bare echo, to the disk, groups, reads) and compare them with the committed baseline.
 
     Exit code 1 if one fell by more than the tolerance.
+
+    \b
+    Example:
+      python -m bench check --rounds 1
     """
     known: dict[str, float] = {}
     if not update:

@@ -47,7 +47,12 @@ bench.add_command(compare_command)
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of the cluster.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def failover(kills: int, nodes: int, groups: int, output: str) -> None:
-    """Kill a group's leader KILLS times; print the time until the group acknowledges a write again."""
+    """Kill a group's leader KILLS times; print the time until the group acknowledges a write again.
+
+    \b
+    Example:
+      python -m bench failover --kills 5
+    """
     with LocalCluster(nodes, groups) as cluster:
         found = run(measure_failover(cluster, kills))
     if output == "json":
@@ -60,12 +65,16 @@ def failover(kills: int, nodes: int, groups: int, output: str) -> None:
 @click.option("--nodes", type=click.IntRange(3, 9), default=3, help="Nodes before it grows.")
 @click.option("--groups", type=click.IntRange(1, 64), default=3, help="Groups before it grows.")
 @click.option("--records", type=click.IntRange(1, 10_000_000), default=200_000)
-@click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Operations under way at a time.")
+@click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Operations in flight.")
 @click.option("--calm", type=click.FloatRange(min=0.1), default=10.0, help="Seconds before, between and after.")
 def rebalance(nodes: int, groups: int, records: int, workers: int, calm: float) -> None:
     """Let a cluster grow to twice its nodes and groups and shrink again under load; check every answer.
 
     Exit code 1 if an operation failed, a record was lost or a history cannot be explained.
+
+    \b
+    Example:
+      python -m bench rebalance --records 20000 --calm 3
     """
     with LocalCluster(nodes, groups) as cluster:
         found = run(measure_rebalance(cluster, records, workers, calm, complain))
@@ -76,13 +85,18 @@ def rebalance(nodes: int, groups: int, records: int, workers: int, calm: float) 
 
 
 @bench.command()
-@click.option("--batch", type=click.IntRange(1, 10_000), default=50, help="Operations that a message stands for.")
-@click.option("--bytes", "size", type=click.IntRange(1, 1024 * 1024), default=160, help="Bytes of an operation.")
-@click.option("--connections", type=click.IntRange(1, 1000), default=1, help="Each with a message under way.")
+@click.option("--batch", type=click.IntRange(1, 10_000), default=50, help="Operations per message.")
+@click.option("--bytes", "size", type=click.IntRange(1, 1024 * 1024), default=160, help="Bytes per operation.")
+@click.option("--connections", type=click.IntRange(1, 1000), default=1, help="Each with one message in flight.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def echo(batch: int, size: int, connections: int, seconds: float, output: str) -> None:
-    """Measure a bare gRPC stream echo: the ceiling of the front end on this machine at this moment."""
+    """Measure a bare gRPC stream echo: the ceiling of the front end on this machine at this moment.
+
+    \b
+    Example:
+      python -m bench echo --batch 50
+    """
     rate = measure_echo(batch * size, seconds, connections)
     if output == "json":
         click.echo(

@@ -14,7 +14,7 @@ _WRITE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class DiskSpeed:
     """Durable writes one after the other: how many per second, and milliseconds of one."""
 
     per_second: float
@@ -22,7 +22,7 @@ class Disk:
     p99_ms: float
 
 
-def measure(folder: Path, seconds: float) -> Disk:
+def measure(folder: Path, seconds: float) -> DiskSpeed:
     """Write to a preallocated file in ``folder`` and sync its data each time, for ``seconds``. Raises OSError."""
     clock, path = SystemClock(), folder / "bench.disk"
     took: list[float] = []
@@ -40,4 +40,4 @@ def measure(folder: Path, seconds: float) -> Disk:
         finally:
             path.unlink()
     p50, p99 = histogram.percentiles(histogram.of(took), (50, 99)).values()
-    return Disk(len(took) / (last - began), p50 or 0.0, p99 or 0.0)
+    return DiskSpeed(len(took) / (last - began), p50 or 0.0, p99 or 0.0)

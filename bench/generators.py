@@ -15,8 +15,8 @@ from typing import Final, NoReturn
 
 import grpc
 
-from bench.load import Plan, prepared
-from bench.report import Tally, tally, together
+from bench.load import LoadPlan, prepared
+from bench.report import LoadStats, stats_of, together
 from bench.workload import MIXES
 from raftkv.cli.common import Exit, complain, describe, exit_code, run
 from raftkv.errors import RaftKVError, Unavailable
@@ -29,7 +29,7 @@ class GeneratorFailed(RaftKVError):
     """A generator process ended without a result."""
 
 
-def check(plan: Plan) -> None:
+def check(plan: LoadPlan) -> None:
     """Raises ValueError if ``plan``, which is that of ``parts`` processes together, cannot be."""
     processes = plan.parts
     digits = len(str(plan.keys - 1))
@@ -43,7 +43,7 @@ def check(plan: Plan) -> None:
         raise ValueError(f"{plan.op} scans, which the API {plan.api} does not")
 
 
-def shares(plan: Plan) -> list[Plan]:
+def shares(plan: LoadPlan) -> list[LoadPlan]:
     """A plan for each process: workers, clients and rate are shared out, and the first fills the store.
 
     One client in all is one in each process: they cannot share it.
@@ -66,7 +66,7 @@ def _share(number: int, part: int, parts: int) -> int:
     return number * (part + 1) // parts - number * part // parts
 
 
-def measure(plan: Plan) -> Tally:
+def measure(plan: LoadPlan) -> LoadStats:
     """Run ``plan`` in as many children as its ``parts``. The slowest of them says how long it took.
 
     Raises ValueError for a plan that cannot be, Unavailable if a child finds no cluster, GeneratorFailed.
@@ -90,8 +90,8 @@ def measure(plan: Plan) -> Tally:
                 _fail(child)
         for child in children:
             _say(child, _GO)
-        tallies = [_result(child) for child in children]
-        return together(tallies, max(one.seconds for one in tallies))
+        several = [_result(child) for child in children]
+        return together(several, max(one.seconds for one in several))
     finally:
         for child in children:
             with child:
@@ -107,11 +107,11 @@ def _say(child: subprocess.Popen[str], text: str) -> None:
         _fail(child)
 
 
-def _result(child: subprocess.Popen[str]) -> Tally:
+def _result(child: subprocess.Popen[str]) -> LoadStats:
     out, said = child.communicate()
     if child.returncode != 0:
         _fail(child, said)
-    return Tally.unpacked(json.loads(out))
+    return LoadStats.unpacked(json.loads(out))
 
 
 def _fail(child: subprocess.Popen[str], said: str | None = None) -> NoReturn:
@@ -123,18 +123,18 @@ def _fail(child: subprocess.Popen[str], said: str | None = None) -> NoReturn:
     raise GeneratorFailed(f"a generator process ended with {child.returncode}: {text}")
 
 
-async def _generate(plan: Plan) -> Tally | None:
+async def _generate(plan: LoadPlan) -> LoadStats | None:
     async with prepared(plan) as begin:
         print(_READY, flush=True)
         # In a thread: the clients' connections live on until the others are ready.
         if await asyncio.to_thread(sys.stdin.readline) != _GO:
             return None
-        return tally(plan, await begin())
+        return stats_of(plan, await begin())
 
 
 def main() -> None:
-    """What a child does: a plan on its standard input, and its tally on its standard output."""
-    plan = Plan(**json.loads(sys.stdin.readline()))
+    """What a child does: a plan on its standard input, and its stats on its standard output."""
+    plan = LoadPlan(**json.loads(sys.stdin.readline()))
     try:
         found = run(_generate(plan))
     except RaftKVError as error:

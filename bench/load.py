@@ -24,17 +24,17 @@ import grpc
 from bench.arrivals import Arrivals, Spacing
 from bench.keys import Distribution, make_keys
 from bench.targets import Api, Target, connect
-from bench.workload import MIXES, Operation, Workload
+from bench.workload import MIXES, LoadWorkload, Operation
 from raftkv.errors import RaftKVError
 
-__all__ = ["Measured", "Operation", "Plan", "make_keys", "measure", "prepared", "undisturbed"]
+__all__ = ["LoadPlan", "Measured", "Operation", "make_keys", "measure", "prepared", "undisturbed"]
 
 _GRACE = 5.0
 """Seconds after the end of an open loop in which operations that have arrived may still begin."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """What to measure. Sizes in bytes, times in seconds.
 
     ``rate``: operations that arrive per second, 0 = a closed loop. ``distribution``: None = what the operation has by
@@ -78,7 +78,7 @@ class Measured:
     scanned: Counter[str] = field(default_factory=Counter)
 
 
-async def measure(plan: Plan, clock: Callable[[], float] = perf_counter) -> Measured:
+async def measure(plan: LoadPlan, clock: Callable[[], float] = perf_counter) -> Measured:
     """Run the plan, by the seconds of ``clock``.
 
     Raises the first error of filling the store; errors while measuring are counted.
@@ -89,7 +89,7 @@ async def measure(plan: Plan, clock: Callable[[], float] = perf_counter) -> Meas
 
 @contextlib.asynccontextmanager
 async def prepared(
-    plan: Plan, clock: Callable[[], float] = perf_counter
+    plan: LoadPlan, clock: Callable[[], float] = perf_counter
 ) -> AsyncIterator[Callable[[], Awaitable[Measured]]]:
     """Clients that are connected and a store that is filled: a function that begins the measurement.
 
@@ -126,9 +126,9 @@ async def _fill(target: Target, keys: Sequence[bytes], value: bytes, in_flight: 
 
 
 async def _run(
-    plan: Plan, targets: Sequence[Target], keys: list[bytes], value: bytes, clock: Callable[[], float]
+    plan: LoadPlan, targets: Sequence[Target], keys: list[bytes], value: bytes, clock: Callable[[], float]
 ) -> Measured:
-    workload = Workload(plan.op, plan.distribution, keys, value, plan.part, plan.parts)
+    workload = LoadWorkload(plan.op, plan.distribution, keys, value, plan.part, plan.parts)
     seed = (plan.seed * plan.parts + plan.part) * 1_000_003
     rngs = [random.Random(seed + number) for number in range(plan.workers)]
     starts = [workload.worker(targets[number % len(targets)], rng) for number, rng in enumerate(rngs)]

@@ -18,9 +18,9 @@ import raftkv
 from bench import generators, histogram
 from bench.footprint import Taken, memory, on_disk, snapshots, written
 from bench.keys import make_keys
-from bench.load import Plan as LoadPlan
+from bench.load import LoadPlan
 from bench.processors import Processors
-from bench.state import State
+from bench.state import StateCosts
 from bench.state import measure as measure_state
 from bench.steady import Timed, steady
 from bench.workload import Operation
@@ -53,7 +53,7 @@ _PATIENCE = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MemoryPlan:
     """``rate``: operations per second while latencies are measured, ``seconds``: for how long; sizes in bytes.
 
     Rates, and latencies of reads, are measured for half of ``seconds`` each.
@@ -122,7 +122,7 @@ class Size:
     """
 
     records: int
-    state: State
+    state: StateCosts
     node_bytes_per_record: float
     written_bytes: int
     restarted_bytes: int
@@ -142,7 +142,7 @@ class Size:
     failed: int
 
 
-def measure(sizes: Sequence[int], plan: Plan, say: Callable[[str], None]) -> list[Size]:
+def measure(sizes: Sequence[int], plan: MemoryPlan, say: Callable[[str], None]) -> list[Size]:
     """Each size with a cluster of its own."""
     found = []
     for records in sizes:
@@ -154,7 +154,7 @@ def measure(sizes: Sequence[int], plan: Plan, say: Callable[[str], None]) -> lis
 
 
 class _Run:
-    def __init__(self, cluster: LocalCluster, records: int, plan: Plan, say: Callable[[str], None]) -> None:
+    def __init__(self, cluster: LocalCluster, records: int, plan: MemoryPlan, say: Callable[[str], None]) -> None:
         self._cluster = cluster
         self._plan = plan
         self._say = say
@@ -163,7 +163,7 @@ class _Run:
         self._value = b"v" * plan.value_size
         self._idle: dict[int, int] = {}
 
-    async def measure(self, state: State) -> Size:
+    async def measure(self, state: StateCosts) -> Size:
         cluster, plan, records = self._cluster, self._plan, len(self._keys)
         user_bytes = records * (_KEY_BYTES + plan.value_size)
         self._idle = self._memory()
@@ -237,10 +237,10 @@ class _Run:
             seconds=plan.seconds / 2,
             fill=False,
         )
-        tally = await asyncio.to_thread(generators.measure, load)
-        if tally.errors:
-            raise RaftKVError(f"{op} failed: {dict(tally.errors)}")
-        return float(tally.all_latencies().get_total_count() / tally.seconds)
+        stats = await asyncio.to_thread(generators.measure, load)
+        if stats.errors:
+            raise RaftKVError(f"{op} failed: {dict(stats.errors)}")
+        return float(stats.all_latencies().get_total_count() / stats.seconds)
 
     def _memory(self) -> dict[int, int]:
         pids = {node: self._cluster.pid(node) for node in self._cluster.nodes}
@@ -385,18 +385,27 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> l
 
 @click.command("memory")
 @click.option(
-    "--records", callback=_numbers, default="10000,100000,1000000", metavar="N,...", help="Sizes of the store."
+    "--records",
+    callback=_numbers,
+    default="10000,100000,1000000",
+    metavar="N,...",
+    help="Records, one measurement each.",
 )
 @click.option("--value-size", type=click.IntRange(0, 1024 * 1024), default=128, help="Bytes.")
 @click.option("--nodes", type=click.IntRange(1, 9), default=3)
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of the cluster.")
 @click.option("--rate", type=click.FloatRange(min=1), default=500.0, help="Operations per second.")
-@click.option("--seconds", type=click.FloatRange(min=1), default=30.0, help="Writing while snapshots are taken.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=30.0, help="Length of the writes beside snapshots.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def command(
     records: list[int], value_size: int, nodes: int, groups: int, rate: float, seconds: float, output: str
 ) -> None:
-    """Fill clusters with RECORDS each; print memory, disk, restarts, snapshots and the writes that these hold up."""
-    plan = Plan(nodes, groups, value_size, rate, seconds)
+    """Fill clusters with RECORDS each; print memory, disk, restarts, snapshots and the writes that these hold up.
+
+    \b
+    Example:
+      python -m bench memory --records 10000,100000
+    """
+    plan = MemoryPlan(nodes, groups, value_size, rate, seconds)
     sizes = measure(records, plan, complain)
     click.echo(json.dumps(as_json(sizes)) if output == "json" else as_text(sizes))

@@ -15,7 +15,7 @@ _FRESH: int = 2
 """Times a second that the bar is drawn: the machine is busy with what is measured."""
 
 
-class Watcher:
+class ProgressBar:
     """Says what is under way and what came of it. ``total``: measurements of the whole run."""
 
     def __init__(self, total: int) -> None:

@@ -28,7 +28,7 @@ _VALUE_BYTES = 120
 
 
 @dataclass(slots=True)
-class Phase:
+class RebalancePhase:
     """A stretch of the run. Seconds on the run's clock."""
 
     name: str
@@ -41,7 +41,7 @@ class Run:
     """What was measured. Times in seconds, ``freezes`` in milliseconds, ``moved`` in bytes."""
 
     records: int
-    phases: list[Phase] = field(default_factory=list)
+    phases: list[RebalancePhase] = field(default_factory=list)
     latencies: list[tuple[float, float]] = field(default_factory=list)
     """(when it ended, how long it took) of each operation."""
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -68,7 +68,7 @@ class Run:
             rows.append(("freeze", f"p50 {p50} ms, p99 {p99} ms, max {worst} ms, {len(self.freezes)} moves"))
         return rows
 
-    def _speed(self, phase: Phase) -> str:
+    def _speed(self, phase: RebalancePhase) -> str:
         took = sorted(took for when, took in self.latencies if phase.began <= when < phase.ended)
         if not took:
             return "no operations"
@@ -108,7 +108,7 @@ async def measure(cluster: LocalCluster, records: int, workers: int, calm: float
             now = clock.now()
             if run.phases:
                 run.phases[-1].ended = now
-            run.phases.append(Phase(name, now))
+            run.phases.append(RebalancePhase(name, now))
 
         try:
             begin("before")

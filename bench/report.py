@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from bench import histogram
 from bench.histogram import Histogram
-from bench.load import Measured, Plan
+from bench.load import LoadPlan, Measured
 from bench.workload import MIXES
 
 PERCENTILES: Final = (50.0, 95.0, 99.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class LoadStats:
     """What was measured, with latencies as histograms: small enough to be sent, and several of them make one.
 
     ``longest``: seconds by kind of operation, which a histogram would round.
@@ -41,7 +41,7 @@ class Tally:
         }
 
     @classmethod
-    def unpacked(cls, packed: Mapping[str, Any]) -> Tally:
+    def unpacked(cls, packed: Mapping[str, Any]) -> LoadStats:
         return cls(
             {kind: histogram.decoded(text) for kind, text in packed["latencies"].items()},
             packed["longest"],
@@ -56,10 +56,10 @@ class Tally:
         return histogram.merged(self.latencies.values())
 
 
-def tally(plan: Plan, measured: Measured) -> Tally:
+def stats_of(plan: LoadPlan, measured: Measured) -> LoadStats:
     """The measurement of one process."""
     by_kind = measured.by_kind or {str(plan.op): measured.latencies}
-    return Tally(
+    return LoadStats(
         {kind: histogram.of(some) for kind, some in by_kind.items()},
         {kind: max(some, default=0.0) for kind, some in by_kind.items()},
         measured.seconds,
@@ -69,30 +69,30 @@ def tally(plan: Plan, measured: Measured) -> Tally:
     )
 
 
-def together(tallies: Sequence[Tally], seconds: float) -> Tally:
-    """One tally of several, which took ``seconds`` in all."""
-    return Tally(
-        {kind: histogram.merged(one.latencies[kind] for one in tallies) for kind in tallies[0].latencies},
-        {kind: max(one.longest[kind] for one in tallies) for kind in tallies[0].longest},
+def together(several: Sequence[LoadStats], seconds: float) -> LoadStats:
+    """Several as one, which took ``seconds`` in all."""
+    return LoadStats(
+        {kind: histogram.merged(one.latencies[kind] for one in several) for kind in several[0].latencies},
+        {kind: max(one.longest[kind] for one in several) for kind in several[0].longest},
         seconds,
-        sum((one.errors for one in tallies), Counter()),
-        sum(one.waited for one in tallies),
-        sum((one.scanned for one in tallies), Counter()),
+        sum((one.errors for one in several), Counter()),
+        sum(one.waited for one in several),
+        sum((one.scanned for one in several), Counter()),
     )
 
 
-def summarize(plan: Plan, measured: Measured) -> dict[str, Any]:
+def summarize(plan: LoadPlan, measured: Measured) -> dict[str, Any]:
     """Rate in operations per second, latencies in milliseconds (precise to 0.1%)."""
-    return summary_of(plan, tally(plan, measured))
+    return summary_of(plan, stats_of(plan, measured))
 
 
-def summary_of(plan: Plan, tally: Tally) -> dict[str, Any]:
+def summary_of(plan: LoadPlan, stats: LoadStats) -> dict[str, Any]:
     """As :func:`summarize`; ``plan`` is that of all processes together.
 
     Of an open loop there are also ``rate``, what was to arrive per second, and ``waited``, operations that found all
     workers busy; of a mix, ``kinds``, each kind of operation by itself; of scans, ``records_per_scan``.
     """
-    everything = tally.all_latencies()
+    everything = stats.all_latencies()
     count = everything.get_total_count()
     summary: dict[str, Any] = {
         "op": plan.op,
@@ -105,21 +105,21 @@ def summary_of(plan: Plan, tally: Tally) -> dict[str, Any]:
         "value_size": plan.value_size,
         "keys": plan.keys,
         "distribution": plan.distribution or MIXES[plan.op].distribution,
-        "seconds": round(tally.seconds, 3),
+        "seconds": round(stats.seconds, 3),
         "operations": count,
-        "per_second": round(count / tally.seconds, 1) if tally.seconds > 0 else 0.0,
-        "latency_ms": _latency_ms(everything, max(tally.longest.values(), default=0.0)),
-        "errors": dict(sorted(tally.errors.items())),
+        "per_second": round(count / stats.seconds, 1) if stats.seconds > 0 else 0.0,
+        "latency_ms": _latency_ms(everything, max(stats.longest.values(), default=0.0)),
+        "errors": dict(sorted(stats.errors.items())),
     }
     if plan.rate:
-        summary.update(rate=plan.rate, spacing=plan.spacing, waited=tally.waited)
-    if len(tally.latencies) > 1:
+        summary.update(rate=plan.rate, spacing=plan.spacing, waited=stats.waited)
+    if len(stats.latencies) > 1:
         summary["kinds"] = {
-            kind: {"operations": one.get_total_count(), "latency_ms": _latency_ms(one, tally.longest[kind])}
-            for kind, one in tally.latencies.items()
+            kind: {"operations": one.get_total_count(), "latency_ms": _latency_ms(one, stats.longest[kind])}
+            for kind, one in stats.latencies.items()
         }
-    if tally.scanned["scans"]:
-        summary["records_per_scan"] = round(tally.scanned["records"] / tally.scanned["scans"], 1)
+    if stats.scanned["scans"]:
+        summary["records_per_scan"] = round(stats.scanned["records"] / stats.scanned["scans"], 1)
     return summary
 
 

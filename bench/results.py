@@ -84,7 +84,7 @@ def write(folder: Path, result: dict[str, Any]) -> None:
     (folder / MARKDOWN).write_text(markdown(result), encoding="utf-8")
 
 
-def page(result: dict[str, Any], drawn: dict[str, list[charts.Chart]]) -> str:
+def page(result: dict[str, Any], drawn: dict[str, list[charts.Plot]]) -> str:
     """One file that needs nothing else: the plots are in it."""
     plots = {
         name: [(one.title, base64.b64encode(one.path.read_bytes()).decode()) for one in some]

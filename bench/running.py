@@ -15,9 +15,9 @@ import click
 from bench import generators, results, series
 from bench.arrivals import SPACINGS, Spacing
 from bench.keys import DISTRIBUTIONS, Distribution
-from bench.load import Plan
+from bench.load import LoadPlan
 from bench.machine import facts
-from bench.progress import Watcher
+from bench.progress import ProgressBar
 from bench.report import as_text, summary_of
 from bench.scenarios import SCENARIOS, Reads, Scenario
 from bench.targets import Api
@@ -33,23 +33,23 @@ _FOLDER: Final = Path("bench-results")
 @endpoints_option
 @click.option("--cluster", type=click.IntRange(1, 9), help="Start a cluster of so many nodes for this measurement.")
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of that cluster.")
-@click.option("--reads", type=click.Choice(["lease", "quorum"]), default="lease", help="How that cluster reads.")
+@click.option("--reads", type=click.Choice(["lease", "quorum"]), default="lease", help="How that cluster serves reads.")
 @click.option("--op", type=click.Choice(OPERATIONS), default="set", help="One kind of operation, or a mix of YCSB.")
 @click.option("--api", type=click.Choice(["pipeline", "unary"]), default="pipeline")
-@click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Operations under way at a time, at most.")
+@click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Maximum operations in flight.")
 @click.option("--clients", type=click.IntRange(1, 1_000), default=1, help="Connections that the workers share.")
 @click.option("--processes", type=click.IntRange(1, 64), default=1, help="Generators that share workers and clients.")
 @click.option("--rate", type=click.FloatRange(min=0), default=0.0, help="Arrivals per second; 0 = a closed loop.")
-@click.option("--spacing", type=click.Choice(SPACINGS), default="poisson", help="Of arrivals.")
+@click.option("--spacing", type=click.Choice(SPACINGS), default="poisson", help="Distribution of arrivals.")
 @click.option("--key-size", type=click.IntRange(1, 8 * 1024), default=16, help="Bytes.")
 @click.option("--value-size", type=click.IntRange(0, 1024 * 1024), default=128, help="Bytes.")
-@click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Different keys.")
+@click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Number of distinct keys.")
 @click.option(
     "--distribution", type=click.Choice(DISTRIBUTIONS), show_default="uniform, or that of the mix", help="Of keys."
 )
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0)
 @click.option("--warmup", type=click.FloatRange(min=0), default=1.0, help="Seconds before the measurement.")
-@click.option("--seed", type=click.IntRange(0), default=1, help="Of keys, arrivals and values.")
+@click.option("--seed", type=click.IntRange(0), default=1, help="Seed of keys, arrivals and values.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def load_command(
     endpoints: str,
@@ -72,8 +72,13 @@ def load_command(
     seed: int,
     output: str,
 ) -> None:
-    """One measurement: keep WORKERS operations under way for SECONDS, or let RATE arrive; print rate and latencies."""
-    plan = Plan(
+    """One measurement: keep WORKERS operations in flight for SECONDS, or let RATE arrive; print rate and latencies.
+
+    \b
+    Example:
+      python -m bench load --cluster 3 --op get --seconds 5
+    """
+    plan = LoadPlan(
         endpoints,
         op,
         api,
@@ -106,13 +111,13 @@ def load_command(
 
 @click.command("run")
 @click.argument("scenario", nargs=-1)
-@click.option("--list", "listing", is_flag=True, help="Print the scenarios and end.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, help="Of each measurement.")
+@click.option("--list", "listing", is_flag=True, help="Print the scenarios and exit.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, help="Per measurement.")
 @click.option("--warmup", type=click.FloatRange(min=0), default=2.0, help="Seconds before each measurement.")
 @click.option("--repeat", type=click.IntRange(1, 100), default=1, help="Rounds; numbers are medians of them.")
 @click.option("--processes", type=click.IntRange(1, 64), default=1, help="Generators that share workers and clients.")
 @click.option("--nodes", type=click.IntRange(1, 9), default=3, help="Nodes of the clusters.")
-@click.option("--seed", type=click.IntRange(0), default=1, help="Of keys, arrivals and values.")
+@click.option("--seed", type=click.IntRange(0), default=1, help="Seed of keys, arrivals and values.")
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
@@ -130,7 +135,7 @@ def load_command(
     "--output",
     type=click.Choice(["text", "markdown", "json"]),
     default="text",
-    help="JSON is that of result.json.",
+    help="json prints result.json.",
 )
 def run_command(
     scenario: tuple[str, ...],
@@ -148,6 +153,10 @@ def run_command(
     """Measure each SCENARIO on clusters of its own; write result.json, report.html, report.md and plots.
 
     Exit code 1 if an operation failed.
+
+    \b
+    Example:
+      python -m bench run get set --repeat 3
     """
     if listing:
         _list()
@@ -167,7 +176,7 @@ def run_command(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = {"format": results.FORMAT, "machine": facts(), "options": results.options(options), "scenarios": []}
     found: list[dict[str, Any]] = result["scenarios"]  # type: ignore[assignment]
-    with Watcher(sum(len(one.cases) for one in chosen) * repeat) as watcher:
+    with ProgressBar(sum(len(one.cases) for one in chosen) * repeat) as watcher:
         for one in chosen:
             found.append(series.measure(one, options, watcher))
             # What was measured is kept, whatever becomes of the rest.

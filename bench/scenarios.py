@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from bench.load import Plan
+from bench.load import LoadPlan
 from bench.workload import Operation
 
 Reads: TypeAlias = Literal["lease", "quorum"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class BenchShape:
     """A cluster: nodes, shard groups, and how it confirms linearizable reads."""
 
     nodes: int = 3
@@ -30,8 +30,8 @@ class Case:
     """
 
     label: str
-    plan: Plan
-    shape: Shape = Shape()
+    plan: LoadPlan
+    shape: BenchShape = BenchShape()
     fraction: float = 0.0
     processes: int | None = None
 
@@ -49,8 +49,8 @@ class Scenario:
 _OPS: Final[tuple[Operation, ...]] = ("get", "set")
 
 
-def _plan(op: Operation, **changes: Any) -> Plan:
-    return Plan("", op, **changes)
+def _plan(op: Operation, **changes: Any) -> LoadPlan:
+    return LoadPlan("", op, **changes)
 
 
 def _along(axis: str, values: Iterable[int], **others: Any) -> tuple[Case, ...]:
@@ -87,15 +87,17 @@ _ALL: Final = (
         "quorum",
         "reads that a majority confirms beside those by lease",
         (
-            Case("get by lease", _plan("get"), Shape(reads="lease")),
-            Case("get by quorum", _plan("get"), Shape(reads="quorum")),
+            Case("get by lease", _plan("get"), BenchShape(reads="lease")),
+            Case("get by quorum", _plan("get"), BenchShape(reads="quorum")),
         ),
     ),
     Scenario(
         "groups",
         "1, 3, 6 and 12 shard groups",
         tuple(
-            Case(f"{op} groups {groups}", _plan(op), Shape(groups=groups)) for groups in (1, 3, 6, 12) for op in _OPS
+            Case(f"{op} groups {groups}", _plan(op), BenchShape(groups=groups))
+            for groups in (1, 3, 6, 12)
+            for op in _OPS
         ),
         "groups",
     ),

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final, Protocol, Self, TypeAlias
 
 from bench import disk, echo, generators, histogram
-from bench.load import Plan
-from bench.progress import Watcher
-from bench.report import PERCENTILES, Tally, as_text, summary_of, together
-from bench.scenarios import Case, Scenario, Shape
+from bench.load import LoadPlan
+from bench.progress import ProgressBar
+from bench.report import PERCENTILES, LoadStats, as_text, summary_of, together
+from bench.scenarios import BenchShape, Case, Scenario
 from bench.workload import MIXES, Operation
 from raftkv.testing import LocalCluster
 
@@ -51,11 +51,11 @@ class Running(Protocol):
     def endpoints(self) -> str: ...
 
 
-Measure: TypeAlias = Callable[[Plan], Tally]
-Start: TypeAlias = Callable[[Shape, Path], contextlib.AbstractContextManager[Running]]
+Measure: TypeAlias = Callable[[LoadPlan], LoadStats]
+Start: TypeAlias = Callable[[BenchShape, Path], contextlib.AbstractContextManager[Running]]
 
 
-def start_cluster(shape: Shape, folder: Path) -> contextlib.AbstractContextManager[Running]:
+def start_cluster(shape: BenchShape, folder: Path) -> contextlib.AbstractContextManager[Running]:
     """A cluster of node processes that keep their data in ``folder``."""
     return LocalCluster(shape.nodes, shape.groups, folder=folder, node={"reads": shape.reads})
 
@@ -72,7 +72,7 @@ def check(scenario: Scenario, options: Options) -> None:
 def measure(
     scenario: Scenario,
     options: Options,
-    watcher: Watcher,
+    watcher: ProgressBar,
     run: Measure = generators.measure,
     start: Start = start_cluster,
 ) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def measure(
     Raises ValueError for a case that cannot be measured; errors of clusters and generators as they are.
     """
     check(scenario, options)
-    tallies: list[list[Tally]] = [[] for _ in scenario.cases]
-    plans: list[Plan] = [case.plan for case in scenario.cases]
+    several: list[list[LoadStats]] = [[] for _ in scenario.cases]
+    plans: list[LoadPlan] = [case.plan for case in scenario.cases]
     reached: dict[Operation, float] = {}
     watcher.doing("disk and echo")
     beside = _beside(scenario, options)
@@ -94,19 +94,19 @@ def measure(
                 endpoints, new = clusters.endpoints(shape, case.plan)
                 rate = case.fraction * reached[case.plan.op] if case.fraction else case.plan.rate
                 plan = dataclasses.replace(_plan_of(case, options), endpoints=endpoints, rate=round(rate, 1), fill=new)
-                tally = run(plan)
-                summary = summary_of(plan, tally)
+                stats = run(plan)
+                summary = summary_of(plan, stats)
                 # That of the first round, so that all rounds are at the same rates.
                 if not case.fraction:
                     reached.setdefault(plan.op, summary["per_second"])
-                tallies[at].append(tally)
+                several[at].append(stats)
                 plans[at] = plan
                 watcher.found(f"{case.label}: {as_text(summary)}")
-    rows = [_row(*one, options) for one in zip(scenario.cases, plans, tallies, strict=True)]
+    rows = [_row(*one, options) for one in zip(scenario.cases, plans, several, strict=True)]
     return {"name": scenario.name, "what": scenario.what, "axis": scenario.axis, "beside": beside, "rows": rows}
 
 
-def _plan_of(case: Case, options: Options) -> Plan:
+def _plan_of(case: Case, options: Options) -> LoadPlan:
     return dataclasses.replace(
         case.plan,
         seconds=options.seconds,
@@ -131,7 +131,7 @@ class _Clusters:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def endpoints(self, shape: Shape, plan: Plan) -> tuple[str, bool]:
+    def endpoints(self, shape: BenchShape, plan: LoadPlan) -> tuple[str, bool]:
         """Those of a cluster of ``shape`` that holds the records of ``plan`` or is new, and whether it is."""
         wanted = (shape, plan.keys, plan.key_size, plan.value_size)
         new = wanted != self._holds
@@ -174,9 +174,9 @@ def _beside(scenario: Scenario, options: Options) -> dict[str, Any]:
     }
 
 
-def _row(case: Case, plan: Plan, tallies: Sequence[Tally], options: Options) -> dict[str, Any]:
-    runs = [summary_of(plan, one) for one in tallies]
-    total = together(tallies, sum(one.seconds for one in tallies))
+def _row(case: Case, plan: LoadPlan, several: Sequence[LoadStats], options: Options) -> dict[str, Any]:
+    runs = [summary_of(plan, one) for one in several]
+    total = together(several, sum(one.seconds for one in several))
     everything = total.all_latencies()
     row = summary_of(plan, total)
     row["per_second"] = statistics.median(one["per_second"] for one in runs)

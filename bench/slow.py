@@ -13,7 +13,7 @@ import click
 
 from bench import generators
 from bench.footprint import memory
-from bench.load import Plan
+from bench.load import LoadPlan
 from bench.report import summary_of
 from bench.workload import Operation
 from raftkv.api.status import ReplicaStatus
@@ -37,7 +37,7 @@ _PATIENCE: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class SlowPhase:
     """Operations per second and milliseconds. ``leader_bytes``: its memory at the end, and the entries that the
     follower was ``behind``."""
 
@@ -52,7 +52,7 @@ class Phase:
     behind: int
 
 
-def measure(cluster: LocalCluster, seconds: float, say: Callable[[str], None]) -> tuple[list[Phase], float]:
+def measure(cluster: LocalCluster, seconds: float, say: Callable[[str], None]) -> tuple[list[SlowPhase], float]:
     """The phases, of ``seconds`` for writes and ``seconds`` for reads each, and how long the follower then took to have
     what it missed. ``cluster`` has one group.
 
@@ -105,11 +105,11 @@ class _Run:
     def __init__(self, cluster: LocalCluster, slow: int, seconds: float) -> None:
         self._cluster, self._slow, self._seconds = cluster, slow, seconds
 
-    def phase(self, name: str) -> Phase:
+    def phase(self, name: str) -> SlowPhase:
         writes, reads = self._load("set"), self._load("get")
         leader = self._cluster.leader(_GROUP)
         pid = self._cluster.pid(leader)
-        return Phase(
+        return SlowPhase(
             name,
             *(writes["per_second"], writes["latency_ms"]["p50"], writes["latency_ms"]["p99"]),
             *(reads["per_second"], reads["latency_ms"]["p50"], reads["latency_ms"]["p99"]),
@@ -118,7 +118,7 @@ class _Run:
         )
 
     def _load(self, op: Operation) -> dict[str, Any]:
-        plan = Plan(self._cluster.endpoints, op, workers=_WORKERS, keys=_KEYS, seconds=self._seconds)
+        plan = LoadPlan(self._cluster.endpoints, op, workers=_WORKERS, keys=_KEYS, seconds=self._seconds)
         summary = summary_of(plan, generators.measure(plan))
         if summary["errors"]:
             raise LocalError(f"{op} failed: {summary['errors']}")
@@ -146,7 +146,7 @@ def lag(leader: ReplicaStatus, follower: int) -> int:
     return max(0, leader.commit_index - leader.match.get(follower, 0))
 
 
-def as_text(phases: Sequence[Phase], caught_up: float) -> str:
+def as_text(phases: Sequence[SlowPhase], caught_up: float) -> str:
     """A table: a line for each phase."""
     lines = [
         f"{'':18}{'writes/s':>10}{'p50':>8}{'p99':>8}{'reads/s':>10}{'p50':>8}{'p99':>8}{'leader':>10}{'behind':>10}"
@@ -161,10 +161,15 @@ def as_text(phases: Sequence[Phase], caught_up: float) -> str:
 
 @click.command("slow-follower")
 @click.option("--nodes", type=click.IntRange(3, 9), default=3)
-@click.option("--seconds", type=click.FloatRange(min=0.5), default=8.0, help="Of writes, and of reads, in each phase.")
+@click.option("--seconds", type=click.FloatRange(min=0.5), default=8.0, help="Of writes, and of reads, per phase.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 def command(nodes: int, seconds: float, output: str) -> None:
-    """Measure a group while one follower runs a tenth of the time, stands still, and catches up."""
+    """Measure a group while one follower runs a tenth of the time, stands still, and catches up.
+
+    \b
+    Example:
+      python -m bench slow-follower --seconds 4
+    """
     with LocalCluster(nodes, 1) as cluster:
         phases, caught_up = measure(cluster, seconds, complain)
     found = {"phases": [asdict(one) for one in phases], "caught_up_seconds": caught_up}

@@ -34,7 +34,7 @@ _READS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class StateCosts:
     """``bytes_per_record``: memory, keys and values included. ``applied_per_second``: writes applied to existing
     records. ``read_us``: microseconds of one read. ``snapshot_seconds``: to make all its chunks. ``slice_ms``: the
     longest that one chunk took; between chunks the loop goes on."""
@@ -55,7 +55,7 @@ def _entry(keys: list[bytes], seq: int, value: bytes) -> list[Command]:
     return decode_entry(encode_entry(0, puts))[1]
 
 
-def measure_here(records: int, value_size: int) -> State:
+def measure_here(records: int, value_size: int) -> StateCosts:
     """Fill a store in this process."""
     store, rng = Store(), random.Random(1)
     store.apply(1, [Genesis(tuple(range(_SLOTS)))])
@@ -84,14 +84,14 @@ def measure_here(records: int, value_size: int) -> State:
         slices.append(now - began)
         began = now
     snapshot.close()
-    return State(taken / records, applied, read_us, sum(slices), max(slices) * 1000)
+    return StateCosts(taken / records, applied, read_us, sum(slices), max(slices) * 1000)
 
 
-def measure(records: int, value_size: int) -> State:
+def measure(records: int, value_size: int) -> StateCosts:
     """As :func:`measure_here`, in a process of its own, so that no memory of an earlier measurement is used again."""
     command = [sys.executable, "-m", "bench.state", str(records), str(value_size)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parents[1])
-    return State(**json.loads(done.stdout))
+    return StateCosts(**json.loads(done.stdout))
 
 
 if __name__ == "__main__":

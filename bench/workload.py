@@ -66,7 +66,7 @@ MIXES: Final[dict[Operation, Mix]] = {
 }
 
 
-class Workload:
+class LoadWorkload:
     """The operations of all workers of one process.
 
     ``part`` of ``parts``: number of this process, so that no two of them insert the same key. A key that was inserted

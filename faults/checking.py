@@ -55,5 +55,5 @@ def _rows(history: History, found: Judgement) -> Iterator[tuple[str, int]]:
     for outcome, name in ((Outcome.OK, "ok"), (Outcome.REFUSED, "refused"), (Outcome.UNKNOWN, "unknown")):
         yield f"  {name}", history.count(outcome)
     yield "  without an answer", history.count(Outcome.OPEN)
-    yield from found.figures().items()
+    yield from found.counters().items()
     yield "other problems", found.count(Breach.OTHER, Breach.LATE)

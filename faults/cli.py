@@ -20,7 +20,7 @@ from faults.process.planted import OF_NODES
 from faults.report.journal import JournalError
 from faults.sim.nemesis import EFFECTS
 from faults.sim.run import Report, run
-from faults.sim.soak import Summary, Total, cores, soak
+from faults.sim.soak import RunSummary, Total, cores, soak
 from faults.sim.storm import MOVING, Storm
 from faults.verdict import FASTEST
 from raftkv.cli.console import Section, display, make_progress
@@ -45,14 +45,18 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--seed", type=click.IntRange(0), help="Run this one and tell its story.")
-@click.option("--mutant", type=click.Choice([one.name for one in PLANTED]), help="With this fault planted.")
-@click.option("--full", is_flag=True, help="The whole story, however long.")
+@click.option("--seed", type=click.IntRange(0), help="Run this one and print its log.")
+@click.option("--mutant", type=click.Choice([one.name for one in PLANTED]), help="Plant this fault.")
+@click.option("--full", is_flag=True, help="Print the whole log.")
 @_JOBS
 def sim(seed: int | None, mutant: str | None, full: bool, jobs: int) -> None:
     """Run the fixed seeds, or one, on a simulated cluster.
 
     Exit code 1 if a promise was broken.
+
+    \b
+    Example:
+      python -m faults sim --seed 17
     """
     if seed is None:
         _finish(_soak(list(FIXED), jobs, mutant or ""), mutant or "")
@@ -68,26 +72,34 @@ def sim(seed: int | None, mutant: str | None, full: bool, jobs: int) -> None:
 
 
 @main.command("soak")
-@click.option("-n", "--count", type=click.IntRange(1), default=1000, show_default=True, help="How many seeds.")
-@click.option("--first", type=click.IntRange(0), default=1, show_default=True, help="The first of them.")
+@click.option("-n", "--count", type=click.IntRange(1), default=1000, show_default=True, help="Number of seeds.")
+@click.option("--first", type=click.IntRange(0), default=1, show_default=True, help="First seed.")
 @_JOBS
 def soak_command(count: int, first: int, jobs: int) -> None:
     """Run many seeds on simulated clusters, on all cores.
 
     Exit code 1, with the seeds, if a promise was broken.
+
+    \b
+    Example:
+      python -m faults soak --count 100
     """
     _finish(_soak(list(range(first, first + count)), jobs, ""), "")
 
 
 @main.command()
 @click.option("--most", type=click.IntRange(1), default=MOST, show_default=True, help="Seeds for each fault.")
-@click.option("--markdown", is_flag=True, help="The table of docs/simulation.md, without running anything.")
-@click.option("--only", type=click.Choice([one.name for one in PLANTED]), multiple=True, help="These faults.")
+@click.option("--markdown", is_flag=True, help="Only print the table of docs/simulation.md.")
+@click.option("--only", type=click.Choice([one.name for one in PLANTED]), multiple=True, help="Only these faults.")
 @_JOBS
 def mutants(most: int, markdown: bool, only: tuple[str, ...], jobs: int) -> None:
     """Plant each fault and search for a storm that notices it.
 
-    Exit code 1 if one stays unnoticed.
+    Exit code 1 if one is not noticed.
+
+    \b
+    Example:
+      python -m faults mutants --only "no fsync"
     """
     chosen = [fault for fault in PLANTED if not only or fault.name in only]
     if markdown:
@@ -116,19 +128,23 @@ def mutants(most: int, markdown: bool, only: tuple[str, ...], jobs: int) -> None
     show_default=True,
     help="Seconds that a node's clock may show in one second of the history's; times to live are judged by it.",
 )
-@click.option("--full", is_flag=True, help="All problems, however many.")
+@click.option("--full", is_flag=True, help="Print all problems.")
 def check(history: Path, fastest_clock: float, full: bool) -> None:
-    """Judge a run by its HISTORY: a history.jsonl, or the folder of a run.
+    """Check the HISTORY of a run: a history.jsonl, or the folder of a run.
 
-    Exit code 1 if a promise was broken or a key could not be decided, 2 if it is no history.
+    Exit code 1 if a promise was broken or a key could not be decided, 2 if it is not a history.
+
+    \b
+    Example:
+      python -m faults check chaos/DATE-seed-1
     """
     sys.exit(check_file(history, fastest_clock=fastest_clock, full=full))
 
 
 @main.command("run")
-@click.option("--scenario", "scenarios", multiple=True, help="What to do to the cluster; may be repeated. See list.")
-@click.option("--all", "everything", is_flag=True, help="All scenarios, one after the other.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Draws faults and operations.")
+@click.option("--scenario", "scenarios", multiple=True, help="Scenario to run; may be repeated. See list.")
+@click.option("--all", "everything", is_flag=True, help="Run all scenarios in turn.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of faults and operations.")
 @click.option(
     "--time",
     "seconds",
@@ -139,8 +155,8 @@ def check(history: Path, fastest_clock: float, full: bool) -> None:
     help="Seconds for which each scenario injects faults.",
 )
 @click.option("--nodes", type=click.IntRange(3, 15), default=5, show_default=True, help="Nodes of the cluster.")
-@click.option("--operations", type=click.IntRange(1), default=200_000, show_default=True, help="Most of one run.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for what is found; new.")
+@click.option("--operations", type=click.IntRange(1), default=200_000, show_default=True, help="Maximum per run.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="New folder for the results.")
 @click.option("--planted", type=click.Choice(OF_NODES), help="Run nodes with this fault planted: the run should fail.")
 def run_command(
     scenarios: tuple[str, ...],
@@ -156,15 +172,24 @@ def run_command(
 
     The folder gets the history, what happened to the cluster, the nodes' logs, and a report as a page. Exit code 1 if a
     promise was broken, 2 if nothing could be run.
-    """
-    from faults.process.command import Order, execute
 
-    sys.exit(execute(Order(scenarios, everything, seed, seconds, nodes, operations, out, planted or "")))
+    \b
+    Example:
+      python -m faults run --scenario kills --time 60
+    """
+    from faults.process.command import ChaosOptions, execute
+
+    sys.exit(execute(ChaosOptions(scenarios, everything, seed, seconds, nodes, operations, out, planted or "")))
 
 
 @main.command("list")
 def list_command() -> None:
-    """Show the scenarios and the faults of each."""
+    """Show the scenarios and the faults of each.
+
+    \b
+    Example:
+      python -m faults list
+    """
     from faults.process.command import show_scenarios
 
     show_scenarios()
@@ -172,14 +197,14 @@ def list_command() -> None:
 
 @main.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--list", "listing", is_flag=True, help="Show what there is to choose from.")
-@click.option("--short", is_flag=True, help="A little of each: a few seconds.")
+@click.option("--list", "listing", is_flag=True, help="Print the scenarios and exit.")
+@click.option("--short", is_flag=True, help="A few seconds of each scenario.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for what is found, as JSON.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the results, as JSON.")
 @click.option(
     "--product",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Another checkout, whose nodes are run.",
+    help="Run the nodes of another checkout.",
 )
 @click.option(
     "--table",
@@ -187,7 +212,7 @@ def list_command() -> None:
     nargs=2,
     type=click.Path(path_type=Path),
     metavar="BEFORE AFTER",
-    help="Print two such files as a table for docs/operations.md, and do nothing else.",
+    help="Only print two such files as a table for docs/operations.md.",
 )
 def abuse(
     names: tuple[str, ...],
@@ -198,10 +223,14 @@ def abuse(
     product: Path | None,
     files: tuple[Path, Path] | None,
 ) -> None:
-    """Abuse clusters on this machine in all ways, or in those with a NAME, and tell what others felt of it.
+    """Abuse clusters on this machine in all scenarios, or those of a NAME, and report the effect on other clients.
 
-    Each gets a cluster of its own; all traffic is bounded and goes to loopback addresses. Exit code 1 if a bound was
+    Each gets its own cluster; all traffic is bounded and goes to loopback addresses. Exit code 1 if a bound was
     not kept, 2 if there is no such NAME.
+
+    \b
+    Example:
+      python -m faults abuse --short dead-group
     """
     from faults.abuse import command
 
@@ -211,13 +240,18 @@ def abuse(
         for line in command.table(*(command.load(path) for path in files)):
             click.echo(line)
     else:
-        sys.exit(command.execute(command.Order(names, short, output, out, product)))
+        sys.exit(command.execute(command.AbuseOptions(names, short, output, out, product)))
 
 
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(folder: Path) -> None:
-    """Make the page of the run in FOLDER, or of all runs in its folders, and print where it is."""
+    """Write the HTML report of the run in FOLDER, or of all runs in its folders, and print its path.
+
+    \b
+    Example:
+      python -m faults report chaos/DATE-seed-1
+    """
     from faults.report.writing import write_report
 
     try:
@@ -234,7 +268,7 @@ def _soak(seeds: list[int], jobs: int, mutant: str) -> Total:
     with _progress() as progress:
         task = progress.add_task("storms", total=len(seeds))
 
-        def each(one: Summary) -> None:
+        def each(one: RunSummary) -> None:
             progress.advance(task)
             if one.problems:
                 progress.console.print(f"seed {one.seed}: {one.problems[0]}")

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from faults.check.history import History
-from faults.check.problem import Problem
+from faults.check.problem import CheckProblem
 from faults.driver import Driver
 from faults.verdict import LAST, LATE, Judgement, judge
 from faults.workloads.kinds import WORKLOADS, Workload
 from faults.workloads.look import LAST_TIMEOUT, look_at_everything
 from faults.workloads.probe import Probe
-from faults.workloads.recorder import Listener, Recorder
+from faults.workloads.recorder import OperationListener, Recorder
 from raftkv import AsyncClient
 
 _TASKS: Final = "abcdef"
@@ -27,7 +27,7 @@ _LONGEST_LOOK: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ClientWork:
     """What clients do. Times in seconds.
 
     ``tasks``: of each client, which share it. ``timeout``: of its calls; ``late``: by how much they may outlast it.
@@ -55,11 +55,11 @@ class Course:
     def __init__(
         self,
         driver: Driver,
-        work: Work,
+        work: ClientWork,
         history: History,
         now: Callable[[], float],
         report: Callable[[str, str], None],
-        listener: Listener | None = None,
+        listener: OperationListener | None = None,
     ) -> None:
         self.over = False
         self.workloads: list[Workload] = [WORKLOADS[name]() for name in work.workloads]
@@ -136,7 +136,7 @@ class Course:
         self._report("convergence", f"not after {patience:g} s: {apart}")
         return self._now() - began
 
-    async def last_look(self, fresh: Sequence[str], at_once: int = 1) -> list[tuple[str, Problem]]:
+    async def last_look(self, fresh: Sequence[str], at_once: int = 1) -> list[tuple[str, CheckProblem]]:
         """A new client writes to the ``fresh`` keys, reads every key, ``at_once`` at a time, and scans all there is.
 
         What the workloads find wrong, each with its name.

@@ -51,7 +51,7 @@ def library() -> Path:
     return built
 
 
-class Disk:
+class SickDisk:
     """What the node that works in ``folder`` is told of its disk, and what came of it; made before the node starts."""
 
     def __init__(self, folder: Path) -> None:

@@ -33,14 +33,14 @@ USUAL_MEMBERS: Final = 4
 """How often he changes members, where he does so at all."""
 
 
-class Job(Protocol):
+class JobView(Protocol):
     """A plan that is carried out."""
 
     @property
     def paused(self) -> bool: ...
 
 
-class State(Protocol):
+class MetaView(Protocol):
     """What the meta group knows."""
 
     @property
@@ -48,11 +48,11 @@ class State(Protocol):
     @property
     def wanted(self) -> Mapping[int, tuple[int, ...]]: ...
     @property
-    def job(self) -> Job | None: ...
+    def job(self) -> JobView | None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AdminAnswer:
     """``detail``: what was done, or why not, for people."""
 
     outcome: Literal["done", "refused", "unknown"]
@@ -64,13 +64,13 @@ class Admin(Protocol):
 
     timeout: float
 
-    async def look(self) -> State | None:
+    async def look(self) -> MetaView | None:
         """None if nobody tells."""
 
-    async def tell(self, verb: str, *arguments: Any) -> Answer:
+    async def tell(self, verb: str, *arguments: Any) -> AdminAnswer:
         """A command of the meta group."""
 
-    async def transfer(self, group: int, node: int) -> Answer:
+    async def transfer(self, group: int, node: int) -> AdminAnswer:
         """``node`` shall lead ``group``."""
 
 
@@ -90,7 +90,7 @@ class Operator:
         replicas: int = 3,
         actions: Mapping[str, int] | None = None,
         most_slots: int | None = None,
-        note: Callable[[str, Answer], None] = lambda *_: None,
+        note: Callable[[str, AdminAnswer], None] = lambda *_: None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._admin = admin
@@ -99,7 +99,7 @@ class Operator:
         self._replicas = replicas
         self._most_slots = most_slots
         self._note = note
-        known: dict[str, Callable[[ShardMap, State], Awaitable[None]]] = {
+        known: dict[str, Callable[[ShardMap, MetaView], Awaitable[None]]] = {
             "plan": self._plan,
             "cancel": self._cancel,
             "pause": self._pause_job,
@@ -130,8 +130,8 @@ class Operator:
             if state is not None and state.map is not None:
                 if state.job is not None and state.job.paused and not await self.tell("pause", False):
                     continue
-                wishes = [[group, state.map.group(group).voters] for group in state.wanted]
-                if not wishes or await self.tell("want", state.map.epoch, wishes):
+                desired = [[group, state.map.group(group).voters] for group in state.wanted]
+                if not desired or await self.tell("want", state.map.epoch, desired):
                     return
             await asyncio.sleep(_AGAIN)
 
@@ -139,7 +139,7 @@ class Operator:
         """Whether the meta group has done it."""
         return self._noted(verb, await self._admin.tell(verb, *arguments))
 
-    def _noted(self, what: str, answer: Answer) -> bool:
+    def _noted(self, what: str, answer: AdminAnswer) -> bool:
         done = answer.outcome == "done"
         self.counts[f"asked {what}"] += 1
         self.counts[f"done {what}"] += done
@@ -148,7 +148,7 @@ class Operator:
 
     # -- what he does
 
-    async def _plan(self, shard_map: ShardMap, state: State) -> None:
+    async def _plan(self, shard_map: ShardMap, state: MetaView) -> None:
         rng = self._rng
         groups = [group.id for group in shard_map.data_groups()]
         sources = [group for group in groups if shard_map.slots_of(group)]
@@ -168,34 +168,34 @@ class Operator:
             plan = plan[: rng.randint(1, 3)]
         await self.tell("plan", shard_map.epoch, plan, rng.choice((1, 2, 4)), rng.choice((0, 0, 0, 50_000)))
 
-    async def _cancel(self, _map: ShardMap, _: State) -> None:
+    async def _cancel(self, _map: ShardMap, _: MetaView) -> None:
         await self.tell("cancel")
 
-    async def _pause_job(self, _map: ShardMap, state: State) -> None:
+    async def _pause_job(self, _map: ShardMap, state: MetaView) -> None:
         await self.tell("pause", state.job is None or not state.job.paused)
 
-    async def _tune(self, _map: ShardMap, _: State) -> None:
+    async def _tune(self, _map: ShardMap, _: MetaView) -> None:
         await self.tell("tune", self._rng.choice((1, 3, 8)), self._rng.choice((0, 100_000)))
 
-    async def _add_group(self, shard_map: ShardMap, _: State) -> None:
+    async def _add_group(self, shard_map: ShardMap, _: MetaView) -> None:
         if len(shard_map.groups) <= _MOST_GROUPS:
             voters = [node.id for node in shard_map.nodes]
             self._rng.shuffle(voters)
             await self.tell("add group", voters[: self._replicas])
 
-    async def _remove_group(self, shard_map: ShardMap, _: State) -> None:
+    async def _remove_group(self, shard_map: ShardMap, _: MetaView) -> None:
         empty = [group.id for group in shard_map.data_groups() if not shard_map.slots_of(group.id)]
         if empty:
             await self.tell("remove group", self._rng.choice(empty))
 
-    async def _prefer(self, shard_map: ShardMap, state: State) -> None:
+    async def _prefer(self, shard_map: ShardMap, state: MetaView) -> None:
         group = self._some_group(shard_map)
         voters = list(group.voters)
         self._rng.shuffle(voters)
         if group.id not in state.wanted:
             await self.tell("want", shard_map.epoch, [[group.id, voters]])
 
-    async def _change_members(self, shard_map: ShardMap, _: State) -> None:
+    async def _change_members(self, shard_map: ShardMap, _: MetaView) -> None:
         """Another node in the place of a member, one more, or one fewer."""
         group, rng = self._some_group(shard_map), self._rng
         voters, others = list(group.voters), [node.id for node in shard_map.nodes if node.id not in group.voters]
@@ -209,7 +209,7 @@ class Operator:
         if set(voters) != set(group.voters):
             await self.tell("want", shard_map.epoch, [[group.id, voters]])
 
-    async def _transfer(self, shard_map: ShardMap, _: State) -> None:
+    async def _transfer(self, shard_map: ShardMap, _: MetaView) -> None:
         group = self._some_group(shard_map)
         self._noted("transfer", await self._admin.transfer(group.id, self._rng.choice(group.voters)))
 

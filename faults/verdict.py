@@ -11,7 +11,7 @@ from typing import Final
 
 from faults.check.history import OPEN_END, History, Kind, Outcome
 from faults.check.linearizability import BUDGET, Finding, Verdict, check, check_stale
-from faults.check.problem import Breach, Problem
+from faults.check.problem import Breach, CheckProblem
 from faults.check.register import Register
 from faults.workloads.kinds import WORKLOADS, Workload
 from raftkv.client.types import Record
@@ -36,7 +36,7 @@ class Judgement:
     checked: int = 0
     steps: int = 0
     findings: dict[str, Finding] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[CheckProblem] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -46,7 +46,7 @@ class Judgement:
         """How often these promises were broken."""
         return sum(problem.count for problem in self.problems if problem.breach in breaches)
 
-    def figures(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         """What a run's event ``figures`` says of its history."""
         return {
             "checked keys": self.checked,
@@ -79,9 +79,9 @@ def judge(
         if finding.verdict is not Verdict.LINEARIZABLE:
             breach = Breach.VIOLATION if finding.verdict is Verdict.VIOLATION else Breach.UNDECIDED
             found.findings[key] = finding
-            found.problems.append(Problem(breach, f"history of {key}: {finding.verdict}", key))
+            found.problems.append(CheckProblem(breach, f"history of {key}: {finding.verdict}", key))
         found.problems += [
-            Problem(Breach.STALE, f"stale read of what never was: {read.describe()}", key)
+            CheckProblem(Breach.STALE, f"stale read of what never was: {read.describe()}", key)
             for read in check_stale(operations)
         ]
     limits = {client: timeout(client) for client in {one.client for one in history.operations}}
@@ -89,7 +89,7 @@ def judge(
         limit = limits[one.client]
         if limit is not None and one.answered != OPEN_END and one.answered - one.began > limit + late:
             text = f"a call outlasted its time-out of {limit} s: {one.describe()}"
-            found.problems.append(Problem(Breach.LATE, text, one.key))
+            found.problems.append(CheckProblem(Breach.LATE, text, one.key))
     return found
 
 
@@ -107,20 +107,20 @@ def judge_run(
     return found
 
 
-def judge_work(history: History) -> list[Problem]:
+def judge_work(history: History) -> list[CheckProblem]:
     """What each workload whose keys are in ``history`` finds wrong with it.
 
     What is there at the end is what the client LAST was told. If it was not told of some key, the workloads that need
     to know cannot be judged, which is a problem too.
     """
     written = {one.key for one in history.operations if one.write}
-    found: list[Problem] = []
+    found: list[CheckProblem] = []
     last, asked = _last_look(history)
     for workload in (kind() for kind in WORKLOADS.values()):
         keys = {key for key in written if key.startswith(workload.prefix)}
         unseen = sorted(keys - asked) if workload.looks_at_end else []
         if unseen:
-            found.append(Problem(Breach.OTHER, _unseen(workload, unseen), unseen[0]))
+            found.append(CheckProblem(Breach.OTHER, _unseen(workload, unseen), unseen[0]))
         elif keys:
             found += workload.problems(history, last)
     return found

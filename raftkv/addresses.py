@@ -63,7 +63,7 @@ def parse_address(text: object) -> Address:
     """
     address = parse_listen_address(text)
     if address.wildcard:
-        raise BadAddress(f"address {shown(text)}: nobody can dial that; name the host at which it is reached")
+        raise BadAddress(f"address {shown(text)}: not dialable; give the host at which it is reached")
     return address
 
 

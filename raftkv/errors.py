@@ -180,7 +180,7 @@ class CorruptData(StorageError):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CodeOutcome:
     """What a code promises: ``definite`` = surely not applied; ``retry`` = the same request may succeed later."""
 
     definite: bool
@@ -189,21 +189,21 @@ class Outcome:
     error: type[RaftKVError]
 
 
-OUTCOMES: Final[dict[Code, Outcome]] = {
-    Code.CONDITION_FAILED: Outcome(True, False, "FAILED_PRECONDITION", ConditionFailed),
-    Code.INVALID_ARGUMENT: Outcome(True, False, "INVALID_ARGUMENT", InvalidArgument),
-    Code.TOO_LARGE: Outcome(True, False, "INVALID_ARGUMENT", TooLarge),
-    Code.NOT_LEADER: Outcome(True, True, "UNAVAILABLE", Unavailable),
-    Code.SLOT_MOVING: Outcome(True, True, "UNAVAILABLE", Unavailable),
-    Code.MOVED: Outcome(True, True, "UNAVAILABLE", Unavailable),
-    Code.UNAVAILABLE: Outcome(True, True, "UNAVAILABLE", Unavailable),
-    Code.OVERLOADED: Outcome(True, True, "RESOURCE_EXHAUSTED", Overloaded),
-    Code.NO_SPACE: Outcome(True, False, "RESOURCE_EXHAUSTED", NoSpace),
-    Code.UNKNOWN: Outcome(False, True, "UNAVAILABLE", OutcomeUnknown),
-    Code.SESSION_EXPIRED: Outcome(True, False, "ABORTED", SessionExpired),
-    Code.NOT_CAUGHT_UP: Outcome(True, True, "UNAVAILABLE", Unavailable),
-    Code.DEADLINE_EXCEEDED: Outcome(False, False, "DEADLINE_EXCEEDED", DeadlineExceeded),
-    Code.WRONG_CLUSTER: Outcome(True, False, "FAILED_PRECONDITION", WrongCluster),
-    Code.INTERNAL: Outcome(False, False, "INTERNAL", OutcomeUnknown),
-    Code.WRONG_VERSION: Outcome(True, False, "FAILED_PRECONDITION", WrongVersion),
+OUTCOMES: Final[dict[Code, CodeOutcome]] = {
+    Code.CONDITION_FAILED: CodeOutcome(True, False, "FAILED_PRECONDITION", ConditionFailed),
+    Code.INVALID_ARGUMENT: CodeOutcome(True, False, "INVALID_ARGUMENT", InvalidArgument),
+    Code.TOO_LARGE: CodeOutcome(True, False, "INVALID_ARGUMENT", TooLarge),
+    Code.NOT_LEADER: CodeOutcome(True, True, "UNAVAILABLE", Unavailable),
+    Code.SLOT_MOVING: CodeOutcome(True, True, "UNAVAILABLE", Unavailable),
+    Code.MOVED: CodeOutcome(True, True, "UNAVAILABLE", Unavailable),
+    Code.UNAVAILABLE: CodeOutcome(True, True, "UNAVAILABLE", Unavailable),
+    Code.OVERLOADED: CodeOutcome(True, True, "RESOURCE_EXHAUSTED", Overloaded),
+    Code.NO_SPACE: CodeOutcome(True, False, "RESOURCE_EXHAUSTED", NoSpace),
+    Code.UNKNOWN: CodeOutcome(False, True, "UNAVAILABLE", OutcomeUnknown),
+    Code.SESSION_EXPIRED: CodeOutcome(True, False, "ABORTED", SessionExpired),
+    Code.NOT_CAUGHT_UP: CodeOutcome(True, True, "UNAVAILABLE", Unavailable),
+    Code.DEADLINE_EXCEEDED: CodeOutcome(False, False, "DEADLINE_EXCEEDED", DeadlineExceeded),
+    Code.WRONG_CLUSTER: CodeOutcome(True, False, "FAILED_PRECONDITION", WrongCluster),
+    Code.INTERNAL: CodeOutcome(False, False, "INTERNAL", OutcomeUnknown),
+    Code.WRONG_VERSION: CodeOutcome(True, False, "FAILED_PRECONDITION", WrongVersion),
 }

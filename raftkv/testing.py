@@ -247,7 +247,7 @@ def _places(
 ) -> tuple[tuple[Place, ...], dict[int, str]]:
     """Where the nodes listen, and where each of them may serve metrics."""
     if nodes < 1:
-        raise LocalError(f"a cluster of {nodes} nodes is none")
+        raise LocalError(f"a cluster needs at least 1 node, not {nodes}")
     at = [f"127.0.0.1:{port}" for port in free_ports(3 * nodes)]
     monitors = {i + 1: at[2 * nodes + i] for i in range(nodes)}
     if port is not None:

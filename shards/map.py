@@ -248,7 +248,7 @@ def _check(shard_map: ShardMap) -> None:
         raise MapError(f"{len(shard_map.owners)} owners for {shard_map.slots} slots")
     for owner in set(shard_map.owners):
         if owner == META_GROUP or owner not in groups:
-            raise MapError(f"slots belong to group {owner}, which is no data group")
+            raise MapError(f"slots belong to group {owner}, which is not a data group")
 
 
 def _check_groups(shard_map: ShardMap, nodes: set[int]) -> set[int]:

@@ -143,7 +143,7 @@ def _shares(groups: Iterable[int], weights: Mapping[int, float]) -> dict[int, Fr
     exact = {group: _weight(group, weights.get(group, 1)) for group in groups}
     for group in sorted(weights):
         if group not in exact:
-            raise PlanError(f"group {group} has a weight but is no data group")
+            raise PlanError(f"group {group} has a weight but is not a data group")
     total = sum(exact.values())
     if not total:
         raise PlanError("at least one group must have a weight above 0")
@@ -386,7 +386,7 @@ def _eligible(shard_map: ShardMap, among: Iterable[int] | None) -> list[int]:
 
 def _known(shard_map: ShardMap, node: int) -> None:
     if all(member.id != node for member in shard_map.nodes):
-        raise PlanError(f"node {node} is no member of the cluster")
+        raise PlanError(f"node {node} is not a member of the cluster")
 
 
 def _by_id(groups: Iterable[Group]) -> list[Group]:

@@ -24,8 +24,8 @@ def rule_refusal(rule: object) -> str:
     """
     if type(rule) is int and rule == SLOT_RULE:
         return ""
-    other = "none is told, as by raftkv 0.1" if rule == 0 else f"not rule {str(rule)[:20]}"
-    return f"keys get their slots by rule {SLOT_RULE} here, {other}: take the same version of raftkv on both sides"
+    other = "none is given, as by raftkv 0.1" if rule == 0 else f"not rule {str(rule)[:20]}"
+    return f"keys get their slots by rule {SLOT_RULE} here, {other}: use the same version of raftkv on both sides"
 
 
 def is_slot_count(slots: int) -> bool:

@@ -229,7 +229,7 @@ class World:
             tell("voters", group, 1, list(voters))
             if self.leading.get(group) not in voters:
                 self.leading[group] = next(node for node in voters if node in self._servers)
-        for group, node in list(self.meta.state.leftover):
+        for group, node in list(self.meta.state.garbage):
             tell("dropped", group, node)
 
     def _tell(self, verb: str, *arguments: Any) -> Result:

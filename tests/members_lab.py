@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults.sim.raftlab import Lab, Outcome, Replica
+from faults.sim.raftlab import Lab, LabAnswer, LabReplica
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig
 
@@ -12,7 +12,7 @@ def led(
     founders: tuple[int, ...] = (1, 2, 3),
     learners: tuple[int, ...] = (4,),
     config: RaftConfig | None = None,
-) -> tuple[Lab, Replica]:
+) -> tuple[Lab, LabReplica]:
     """By hand: node 1 leads and has heard of everyone."""
     lab = Lab(nodes, founders=founders, by_hand=True, config=config)
     lab.set_learners(*learners)
@@ -28,7 +28,7 @@ def beat(lab: Lab, node: int = 1, times: int = 2) -> None:
         lab.pump()
 
 
-def write(lab: Lab, leader: Replica, *values: bytes) -> None:
+def write(lab: Lab, leader: LabReplica, *values: bytes) -> None:
     for value in values:
         outcome = leader.put(value)
         lab.run(0.0)
@@ -36,7 +36,7 @@ def write(lab: Lab, leader: Replica, *values: bytes) -> None:
         assert outcome.ok
 
 
-def change(lab: Lab, leader: Replica, *voters: int) -> None:
+def change(lab: Lab, leader: LabReplica, *voters: int) -> None:
     """A change that succeeds, and that everyone in reach gets to know."""
     outcome = leader.change(*voters)
     lab.run(0.0)
@@ -45,6 +45,6 @@ def change(lab: Lab, leader: Replica, *voters: int) -> None:
     beat(lab, leader.node)
 
 
-def refusal(outcome: Outcome) -> str:
+def refusal(outcome: LabAnswer) -> str:
     assert outcome.code == Code.CONDITION_FAILED, outcome
     return outcome.answers[0].detail

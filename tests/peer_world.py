@@ -10,7 +10,7 @@ from typing import Any
 from faults.sim.network import MemoryNetwork, MemoryTransport
 from raftkv.clock import Timer
 from raftkv.peer.frames import Decoder, Encoder
-from raftkv.peer.hello import PROTOCOL_VERSION, Hello, Identity, Refused
+from raftkv.peer.hello import PROTOCOL_VERSION, Hello, HelloRefused, Identity
 from raftkv.peer.links import Links
 from shards.slots import SLOT_RULE
 
@@ -78,7 +78,7 @@ class Node:
         self.refusals: list[tuple[int, int, str]] = []
         self.hellos: list[Hello] = []
         self.crashes: list[Exception] = []
-        self.verdict: Refused | None = None
+        self.verdict: HelloRefused | None = None
         self.on_message: Callable[[int, list[Any]], None] = lambda peer, message: self.got.append((peer, message))
         self.dials: list[float] = []
         self.transports: list[MemoryTransport] = []
@@ -92,7 +92,7 @@ class Node:
             {peer: f"n{peer}:1" for peer in peers},
             self._admit,
             self._deliver,
-            lambda peer, epoch, up: self.events.append((peer, epoch, up)),
+            lambda peer, link_number, up: self.events.append((peer, link_number, up)),
             lambda peer, refusal: self.refusals.append((peer, refusal.reason, str(refusal))),
             random.Random(node),
             self.crashes.append,

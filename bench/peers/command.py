@@ -21,24 +21,24 @@ _FOLDER: Final = Path("bench-results")
 
 
 @click.command("compare")
-@click.option("--list", "listing", is_flag=True, help="Print the contestants and workloads and end.")
+@click.option("--list", "listing", is_flag=True, help="Print the contestants and workloads and exit.")
 @click.option("--only", metavar="NAME,...", show_default="all that are installed", help="Contestants.")
 @click.option(
     "--workload",
     type=click.Choice(list(WORKLOADS)),
     multiple=True,
     default=("shared",),
-    help="Can be given repeatedly.",
+    help="May be repeated.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 10_000), show_default="those of the workload", help="Operations under way."
+    "--workers", type=click.IntRange(1, 10_000), show_default="those of the workload", help="Operations in flight."
 )
 @click.option("--tools/--no-tools", default=True, help="The peers' own tools too; that of etcd takes a minute.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Of each measurement.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Per measurement.")
 @click.option("--warmup", type=click.FloatRange(min=0), default=1.0, help="Seconds before each measurement.")
 @click.option("--repeat", type=click.IntRange(1, 100), default=3, help="Rounds; numbers are medians of them.")
-@click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Different keys.")
-@click.option("--seed", type=click.IntRange(0), default=1, help="Of keys and values.")
+@click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Number of distinct keys.")
+@click.option("--seed", type=click.IntRange(0), default=1, help="Seed of keys and values.")
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
@@ -70,6 +70,10 @@ def compare_command(
     """The same workload on raftkv and its peers, in turn: rates, latencies, ratios, and what each promises.
 
     A peer that is not installed is a row that says how to get it. Exit code 1 if a measurement or an operation failed.
+
+    \b
+    Example:
+      python -m bench compare --only raftkv,etcd --workload shared
     """
     if listing:
         _list()
@@ -78,7 +82,7 @@ def compare_command(
     if not tools:
         chosen = [_without_tools(one) for one in chosen]
     workloads = [comparison.with_workers(WORKLOADS[name], workers) for name in dict.fromkeys(workload)]
-    options = comparison.Options(seconds, warmup, repeat, keys, seed, data)
+    options = comparison.ComparisonOptions(seconds, warmup, repeat, keys, seed, data)
     started = datetime.now(UTC)
     folder = out or _FOLDER / f"{started:%Y%m%d-%H%M%S}-compare"
     if folder.exists() and any(folder.iterdir()):

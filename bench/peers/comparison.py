@@ -11,7 +11,8 @@ field            content
 ===============  =======================================================================================================
 ``format``       1: the version of what this table says
 ``machine``      :func:`bench.machine.facts`
-``options``      what the command was asked for, as :class:`Options` names it, with the sizes of keys and values
+``options``      what the command was asked for, as :class:`ComparisonOptions` names it, with the sizes
+                 of keys and values
 ``beside``       ``fsync``: durable writes of 4 KiB one after the other in the folder of the servers' data
 ``contestants``  ``name``, ``what``, ``version`` and ``promise``, as :class:`bench.peers.contestants.Promise` names it
 ``workloads``    ``name``, ``what`` it is, ``workers`` and ``connections``
@@ -54,10 +55,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import disk
-from bench.load import Plan
-from bench.peers.contestants import Case, Contestant
-from bench.peers.tools import Outcome
-from bench.progress import Watcher
+from bench.load import LoadPlan
+from bench.peers.contestants import ComparisonCase, Contestant
+from bench.peers.tools import ToolResult
+from bench.progress import ProgressBar
 from raftkv.cli.common import describe
 from raftkv.errors import RaftKVError
 
@@ -66,7 +67,7 @@ _MOST_ALONE: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class ComparisonWorkload:
     """Workers, each with an operation under way, and the connections that they share."""
 
     name: str
@@ -75,27 +76,29 @@ class Workload:
     connections: int
 
 
-WORKLOADS: Final[Mapping[str, Workload]] = {
+WORKLOADS: Final[Mapping[str, ComparisonWorkload]] = {
     one.name: one
     for one in (
-        Workload("shared", "50 workers share one connection", 50, 1),
-        Workload("own", "50 workers with a connection each", 50, 50),
-        Workload("many", "1,000 workers share 10 connections", 1000, 10),
+        ComparisonWorkload("shared", "50 workers share one connection", 50, 1),
+        ComparisonWorkload("own", "50 workers with a connection each", 50, 50),
+        ComparisonWorkload("many", "1,000 workers share 10 connections", 1000, 10),
     )
 }
 
 
-def with_workers(workload: Workload, workers: int | None) -> Workload:
+def with_workers(workload: ComparisonWorkload, workers: int | None) -> ComparisonWorkload:
     """``workload`` with another number of workers; connections grow along only where each worker has one."""
     if workers is None:
         return workload
     each = workload.connections == workload.workers
     connections = workers if each else workload.connections
-    return Workload(workload.name, f"{workers:,} workers, {connections:,} connection(s)", workers, connections)
+    return ComparisonWorkload(
+        workload.name, f"{workers:,} workers, {connections:,} connection(s)", workers, connections
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ComparisonOptions:
     """``seconds`` and ``warmup`` of each measurement; ``repeat``: rounds; ``data``: folder under which servers keep
     their data, None = the system's for temporary files.
     """
@@ -127,14 +130,14 @@ _TARGETS: Final = (
 @dataclass(slots=True)
 class _Row:
     contestant: Contestant
-    case: Case
-    workload: Workload
-    outcomes: list[Outcome] = field(default_factory=list)
+    case: ComparisonCase
+    workload: ComparisonWorkload
+    outcomes: list[ToolResult] = field(default_factory=list)
     problem: str = ""
     absent: bool = False
 
 
-def rows_of(contestants: Sequence[Contestant], workloads: Sequence[Workload]) -> list[_Row]:
+def rows_of(contestants: Sequence[Contestant], workloads: Sequence[ComparisonWorkload]) -> list[_Row]:
     """Every measurement of a round, in its order; those that cannot be made say why."""
     rows = []
     for contestant in contestants:
@@ -148,9 +151,9 @@ def rows_of(contestants: Sequence[Contestant], workloads: Sequence[Workload]) ->
 
 def measure(
     contestants: Sequence[Contestant],
-    workloads: Sequence[Workload],
-    options: Options,
-    watcher: Callable[[int], Watcher] = Watcher,
+    workloads: Sequence[ComparisonWorkload],
+    options: ComparisonOptions,
+    watcher: Callable[[int], ProgressBar] = ProgressBar,
     keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure all in turn, ``repeat`` times: the result but for ``machine``, which ``keep`` gets after each round.
@@ -176,7 +179,7 @@ def measure(
     return result
 
 
-def _round(contestant: Contestant, rows: Sequence[_Row], options: Options, progress: Watcher) -> None:
+def _round(contestant: Contestant, rows: Sequence[_Row], options: ComparisonOptions, progress: ProgressBar) -> None:
     """Measure ``rows`` on servers of their own."""
     progress.doing(f"{contestant.name}: its servers start")
     try:
@@ -200,9 +203,9 @@ def _round(contestant: Contestant, rows: Sequence[_Row], options: Options, progr
             row.problem = row.problem or describe(error)
 
 
-def _plan(row: _Row, options: Options, endpoints: str, fill: bool) -> Plan:
+def _plan(row: _Row, options: ComparisonOptions, endpoints: str, fill: bool) -> LoadPlan:
     workers, connections = _load(row)
-    return Plan(
+    return LoadPlan(
         endpoints,
         "set" if row.case.op == "set" else "get",
         workers=workers,
@@ -222,19 +225,19 @@ def _load(row: _Row) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _folder(options: Options) -> Iterator[Path]:
+def _folder(options: ComparisonOptions) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="raftkv-compare-", dir=options.data) as folder:
         yield Path(folder)
 
 
 def _result(
     contestants: Sequence[Contestant],
-    workloads: Sequence[Workload],
+    workloads: Sequence[ComparisonWorkload],
     rows: Sequence[_Row],
-    options: Options,
+    options: ComparisonOptions,
     beside: dict[str, Any],
 ) -> dict[str, Any]:
-    default = Plan("", "get")
+    default = LoadPlan("", "get")
     told = [_told(row) for row in rows]
     _set_ratios(told, workloads[0].name)
     sizes = {"key_size": default.key_size, "value_size": default.value_size}

@@ -12,9 +12,9 @@ from typing import Final, Literal, Protocol
 
 import raftkv
 from bench import echo, generators
-from bench.load import Plan
+from bench.load import LoadPlan
 from bench.peers import servers, tools
-from bench.peers.tools import Outcome
+from bench.peers.tools import ToolResult
 from bench.scenarios import Reads
 from bench.targets import Api
 from raftkv.testing import LocalCluster
@@ -57,14 +57,14 @@ class Way:
 
     kind: Literal["python", "go", "tool"]
     name: Callable[[], str]
-    measure: Callable[[Plan], Outcome]
+    measure: Callable[[LoadPlan], ToolResult]
     missing: Callable[[], str] = lambda: ""
     paced: bool = False
     alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ComparisonCase:
     """One row. ``note``: what is special about it; ``promise``: in a few words, "" = that of its contestant."""
 
     op: Literal["get", "set", "echo"]
@@ -81,7 +81,7 @@ class Contestant:
     what: str
     promise: Promise
     start: Callable[[Path], contextlib.AbstractContextManager[Servers]]
-    cases: tuple[Case, ...]
+    cases: tuple[ComparisonCase, ...]
     missing: Callable[[], str] = lambda: ""
     version: Callable[[], str] = lambda: ""
 
@@ -89,9 +89,9 @@ class Contestant:
 def _through(api: Api, package: str, alone: bool = False) -> Way:
     """A Python client in the generator process that measures raftkv."""
 
-    def measure(plan: Plan) -> Outcome:
+    def measure(plan: LoadPlan) -> ToolResult:
         chosen = dataclasses.replace(plan, api=api)
-        return tools.of_tally(chosen, generators.measure(chosen))
+        return tools.of_stats(chosen, generators.measure(chosen))
 
     def name() -> str:
         installed = _installed(package)
@@ -115,7 +115,7 @@ def _installed(package: str) -> str:
 _OWN: Final = Way(
     "python",
     lambda: f"raftkv {raftkv.__version__}",
-    lambda plan: tools.of_tally(plan, generators.measure(plan)),
+    lambda plan: tools.of_stats(plan, generators.measure(plan)),
 )
 _STRICT: Final = "majority's disks, linearizable"
 _ON_DISKS: Final = "on the disks of a majority"
@@ -123,7 +123,7 @@ _LINEARIZABLE: Final = "linearizable"
 _NOTHING: Final = "nothing"
 
 
-def _raftkv(name: str, what: str, groups: int, reads: Reads, *cases: Case) -> Contestant:
+def _raftkv(name: str, what: str, groups: int, reads: Reads, *cases: ComparisonCase) -> Contestant:
     by = {"lease": "reads by the leader's lease", "quorum": "a majority confirms each read"}[reads]
     return Contestant(
         name,
@@ -163,13 +163,15 @@ _ETCD: Final = Contestant(
     ),
     servers.etcd,
     (
-        Case("get", _through("etcd", "etcd3aio")),
-        Case("get", _through("etcd-serializable", "etcd3aio"), *_SERIALIZABLE),
-        Case("set", _through("etcd", "etcd3aio")),
-        Case("get", _go()),
-        Case("get", _go(serializable=True), *_SERIALIZABLE),
-        Case("set", _go()),
-        Case("set", _CHECK, f"load {tools.CHECK_LOAD}: at most {tools.CHECK_RATE:,}/s by its own rule, 1,024 bytes"),
+        ComparisonCase("get", _through("etcd", "etcd3aio")),
+        ComparisonCase("get", _through("etcd-serializable", "etcd3aio"), *_SERIALIZABLE),
+        ComparisonCase("set", _through("etcd", "etcd3aio")),
+        ComparisonCase("get", _go()),
+        ComparisonCase("get", _go(serializable=True), *_SERIALIZABLE),
+        ComparisonCase("set", _go()),
+        ComparisonCase(
+            "set", _CHECK, f"load {tools.CHECK_LOAD}: at most {tools.CHECK_RATE:,}/s by its own rule, 1,024 bytes"
+        ),
     ),
     lambda: servers.absent({"etcd": "etcd-server"}),
     lambda: tools.version_of(["etcd", "--version"]),
@@ -188,16 +190,18 @@ def _benchmark(pipeline: int) -> Way:
     )
 
 
-def _benchmarks(promise: str = "") -> tuple[Case, ...]:
+def _benchmarks(promise: str = "") -> tuple[ComparisonCase, ...]:
     """``promise``: of its writes, which never WAIT."""
     return tuple(
-        Case(op, _benchmark(pipeline), f"-c {tools.REDIS_CONNECTIONS} -P {pipeline}", promise if op == "set" else "")
+        ComparisonCase(
+            op, _benchmark(pipeline), f"-c {tools.REDIS_CONNECTIONS} -P {pipeline}", promise if op == "set" else ""
+        )
         for pipeline in (1, 50)
         for op in ("get", "set")
     )
 
 
-def _redis(name: str, what: str, promise: Promise, fsync: str, cases: tuple[Case, ...]) -> Contestant:
+def _redis(name: str, what: str, promise: Promise, fsync: str, cases: tuple[ComparisonCase, ...]) -> Contestant:
     return Contestant(
         name,
         what,
@@ -216,18 +220,20 @@ class _Nobody:
     endpoints = ""
 
 
-def _echoed(plan: Plan) -> Outcome:
+def _echoed(plan: LoadPlan) -> ToolResult:
     """As many operations under way as in the workload, those of a connection in one message."""
     batch = plan.workers // plan.clients
     trips = echo.measure(batch * (plan.key_size + plan.value_size + echo.FRAME_BYTES), plan.seconds, plan.clients)
     nothing: dict[str, float | None] = dict.fromkeys(("p50", "p95", "p99", "max"))
-    return Outcome(round(trips * batch, 1), nothing, int(trips * batch * plan.seconds))
+    return ToolResult(round(trips * batch, 1), nothing, int(trips * batch * plan.seconds))
 
 
 _ALL: Final = (
-    _raftkv("raftkv", "three nodes, 1 group", 1, "lease", Case("get", _OWN), Case("set", _OWN)),
-    _raftkv("raftkv-quorum", "the same with reads by quorum", 1, "quorum", Case("get", _OWN)),
-    _raftkv("raftkv-groups", "three nodes, 3 groups", 3, "lease", Case("get", _OWN), Case("set", _OWN)),
+    _raftkv("raftkv", "three nodes, 1 group", 1, "lease", ComparisonCase("get", _OWN), ComparisonCase("set", _OWN)),
+    _raftkv("raftkv-quorum", "the same with reads by quorum", 1, "quorum", ComparisonCase("get", _OWN)),
+    _raftkv(
+        "raftkv-groups", "three nodes, 3 groups", 3, "lease", ComparisonCase("get", _OWN), ComparisonCase("set", _OWN)
+    ),
     _ETCD,
     _redis(
         "redis",
@@ -242,8 +248,8 @@ _ALL: Final = (
         ),
         "everysec",
         (
-            Case("get", _through("redis", "valkey-glide")),
-            Case("set", _through("redis", "valkey-glide")),
+            ComparisonCase("get", _through("redis", "valkey-glide")),
+            ComparisonCase("set", _through("redis", "valkey-glide")),
             *_benchmarks(),
         ),
     ),
@@ -260,8 +266,8 @@ _ALL: Final = (
         ),
         "always",
         (
-            Case("get", _through("redis", "valkey-glide")),
-            Case("set", _through("redis-wait", "valkey-glide", alone=True), "WAIT 1, up to 50 connections"),
+            ComparisonCase("get", _through("redis", "valkey-glide")),
+            ComparisonCase("set", _through("redis-wait", "valkey-glide", alone=True), "WAIT 1, up to 50 connections"),
             *_benchmarks("no WAIT: primary's disk; no consistency after a failover"),
         ),
     ),
@@ -271,7 +277,7 @@ _ALL: Final = (
         Promise("nothing", "nowhere", "none", "all", "all", "all"),
         lambda _: contextlib.nullcontext(_Nobody()),
         (
-            Case(
+            ComparisonCase(
                 "echo",
                 Way("python", lambda: f"grpcio {_installed('grpcio')}", _echoed),
                 "what a connection has under way is one message",

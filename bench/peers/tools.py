@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import histogram
-from bench.load import Plan
+from bench.load import LoadPlan
 from bench.peers.servers import PeerError, environment
-from bench.report import Tally, summary_of
+from bench.report import LoadStats, summary_of
 from raftkv.addresses import parse_address
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ _CHECK_SECONDS: Final = 60.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
+class ToolResult:
     """What a measurement found: rate in operations per second, latencies in milliseconds, failures by kind.
 
     ``said``: a tool's own words.
@@ -53,9 +53,9 @@ class Outcome:
     said: str = ""
 
 
-def of_tally(plan: Plan, tally: Tally) -> Outcome:
-    found = summary_of(plan, tally)
-    return Outcome(found["per_second"], found["latency_ms"], found["operations"], found["errors"])
+def of_stats(plan: LoadPlan, stats: LoadStats) -> ToolResult:
+    found = summary_of(plan, stats)
+    return ToolResult(found["per_second"], found["latency_ms"], found["operations"], found["errors"])
 
 
 # --- etcd's Go client
@@ -104,7 +104,7 @@ def go_client_version() -> str:
     return found[1]
 
 
-def measure_go(plan: Plan, serializable: bool) -> Outcome:
+def measure_go(plan: LoadPlan, serializable: bool) -> ToolResult:
     """``plan`` through etcd's Go client. Raises PeerError."""
     said = _run(
         [
@@ -125,17 +125,17 @@ def measure_go(plan: Plan, serializable: bool) -> Outcome:
         ],
         plan.seconds + plan.warmup,
     )
-    return of_tally(plan, parse_go(plan, said))
+    return of_stats(plan, parse_go(plan, said))
 
 
-def parse_go(plan: Plan, said: str) -> Tally:
+def parse_go(plan: LoadPlan, said: str) -> LoadStats:
     """What the Go program printed. Raises PeerError for anything else."""
     try:
         found = json.loads(said)
         took = {int(microseconds): int(count) for microseconds, count in found["took_us"].items()}
         longest = max(took, default=0) / 1e6
         errors = Counter({str(code): int(count) for code, count in found["errors"].items()})
-        return Tally(
+        return LoadStats(
             {str(plan.op): histogram.of_counts(took)}, {str(plan.op): longest}, float(found["seconds"]), errors
         )
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -145,13 +145,13 @@ def parse_go(plan: Plan, said: str) -> Tally:
 # --- redis-benchmark
 
 
-def measure_redis(plan: Plan, pipeline: int) -> Outcome:
+def measure_redis(plan: LoadPlan, pipeline: int) -> ToolResult:
     """``redis-benchmark`` with ``pipeline`` commands a message for about the plan's seconds. Raises PeerError.
 
     Its keys are "key:" and twelve digits: 16 bytes. They are written first, all but a few of them.
     """
 
-    def run(op: str, requests: int, depth: int) -> Outcome:
+    def run(op: str, requests: int, depth: int) -> ToolResult:
         host, port = parse_address(plan.endpoints)
         asked = {"-h": host, "-p": port, "-t": op, "-c": REDIS_CONNECTIONS, "-P": depth, "-d": plan.value_size}
         asked |= {"-r": plan.keys, "-n": requests, "--precision": 3}
@@ -165,7 +165,7 @@ def measure_redis(plan: Plan, pipeline: int) -> Outcome:
     return run(plan.op, requests, pipeline)
 
 
-def parse_redis(said: str, requests: int) -> Outcome:
+def parse_redis(said: str, requests: int) -> ToolResult:
     """The CSV of one test of ``redis-benchmark`` that made ``requests``. Raises PeerError for anything else."""
     lines = said.splitlines()
     at = next((at for at, line in enumerate(lines) if line.startswith('"test"')), len(lines))
@@ -173,7 +173,7 @@ def parse_redis(said: str, requests: int) -> Outcome:
     try:
         (row,) = rows
         found = {name: round(float(row[f"{name}_latency_ms"]), 3) for name in ("p50", "p95", "p99", "max")}
-        return Outcome(round(float(row["rps"]), 1), dict(found), requests)
+        return ToolResult(round(float(row["rps"]), 1), dict(found), requests)
     except (ValueError, KeyError, TypeError):
         raise PeerError(f"redis-benchmark printed no result but: {_last(said)}") from None
 
@@ -181,14 +181,14 @@ def parse_redis(said: str, requests: int) -> Outcome:
 # --- etcdctl check perf
 
 
-def measure_check(endpoints: str) -> Outcome:
+def measure_check(endpoints: str) -> ToolResult:
     """``etcdctl check perf``: for a minute, 200 clients write 1,024 bytes each at its own rate. Raises PeerError."""
     command = ["etcdctl", f"--endpoints={endpoints}", "check", "perf", f"--load={CHECK_LOAD}"]
     # Its exit code says whether the machine is as fast as etcd wishes, which is an answer too.
     return parse_check(_run(command, _CHECK_SECONDS, answers=(0, 1)))
 
 
-def parse_check(said: str) -> Outcome:
+def parse_check(said: str) -> ToolResult:
     """What ``etcdctl check perf`` printed. Raises PeerError for anything else."""
     verdicts = re.findall(r"^(?:(?:PASS|FAIL): |Slowest request |Stddev ).*", said, re.MULTILINE)
     errors = {text: int(count) for text, count in re.findall(r"^FAIL: ERROR\((.*)\) -> (\d+)", said, re.MULTILINE)}
@@ -198,7 +198,7 @@ def parse_check(said: str) -> Outcome:
         raise PeerError(f"etcdctl check perf printed no result but: {_last(said)}")
     latency: dict[str, float | None] = {"p50": None, "p95": None, "p99": None}
     latency["max"] = float(slowest[1]) * 1000 if slowest else None
-    return Outcome(float(rate[1]), latency, int(float(rate[1]) * _CHECK_SECONDS), errors, "; ".join(verdicts))
+    return ToolResult(float(rate[1]), latency, int(float(rate[1]) * _CHECK_SECONDS), errors, "; ".join(verdicts))
 
 
 def version_of(command: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 import raftkv
-from faults.abuse.stage import Scenario, Stage
+from faults.abuse.stage import AbuseScenario, Stage
 from faults.keys import PREFIX
 from raftkv.limits import MAX_VALUE_BYTES
 
@@ -41,7 +41,7 @@ async def until_steady(stage: Stage) -> None:
             await asyncio.sleep(0.1)
 
 
-class PipelineGets(Scenario):
+class PipelineGets(AbuseScenario):
     name = "pipeline-gets"
     what = "one Pipeline message of 1,500 gets of 1 MiB to a leader, another to a follower; the answers are not read"
 
@@ -57,7 +57,7 @@ class PipelineGets(Scenario):
                     stage.note(f"asked of a {name}", abuser.counts.get("asked", 0), "gets")
 
 
-class StalledReader(Scenario):
+class StalledReader(AbuseScenario):
     name = "unary-gets-stalled-reader"
     what = "900 unary gets of 1 MiB by a client that reads nothing more"
 
@@ -75,7 +75,7 @@ class StalledReader(Scenario):
             stage.note("asked", abuser.counts.get("asked", 0), "gets")
 
 
-class HonestGather(Scenario):
+class HonestGather(AbuseScenario):
     name = "honest-gather"
     what = "asyncio.gather of 1,200 gets of 1 MiB by AsyncClient: all are served"
 

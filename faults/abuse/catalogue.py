@@ -7,15 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from faults.abuse import answers, asking, clocks, floods, full, links, node, peers, sockets, values
+from faults.abuse import answers, clocks, floods, full, links, node, peers, questions, sockets, values
 from faults.abuse.delays import SlowLinks
-from faults.abuse.stage import Found, Scenario, Stage
-from faults.disks import Disk, library
+from faults.abuse.stage import AbuseScenario, Found, Stage
+from faults.disks import SickDisk, library
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.testing import LocalCluster
 
-SCENARIOS: Final[dict[str, type[Scenario]]] = {
+SCENARIOS: Final[dict[str, type[AbuseScenario]]] = {
     one.name: one
     for one in (
         answers.PipelineGets,
@@ -33,8 +33,8 @@ SCENARIOS: Final[dict[str, type[Scenario]]] = {
         clocks.SessionsAhead,
         clocks.ClientAhead,
         clocks.NodeBehind,
-        asking.Checks,
-        asking.Questions,
+        questions.Checks,
+        questions.Questions,
         peers.BigForward,
         peers.EmptyMaps,
         links.SlowLinkJitter,
@@ -47,7 +47,7 @@ _LONGEST: Final = 600.0
 """Seconds of one scenario; only one that hangs takes as long."""
 
 
-def perform(kind: type[Scenario], *, short: bool = False, product: Path | None = None) -> Found:
+def perform(kind: type[AbuseScenario], *, short: bool = False, product: Path | None = None) -> Found:
     """Perform a scenario on a cluster of its own. ``product``: the checkout that its nodes run, None = this one.
 
     What goes wrong is in what is found, and so is what it was that broke it off. Raises NoSickDisks if it needs such.
@@ -74,7 +74,7 @@ def perform(kind: type[Scenario], *, short: bool = False, product: Path | None =
             proxies.lead_to({one: cluster.peer_address(one) for one in cluster.nodes})
             stage.extra["links"] = proxies
         if kind.sick_disks:
-            disks = stage.extra["disks"] = {one: Disk(cluster.data_dir(one).parent) for one in cluster.nodes}
+            disks = stage.extra["disks"] = {one: SickDisk(cluster.data_dir(one).parent) for one in cluster.nodes}
             for disk in disks.values():
                 stack.callback(disk.close)
         try:
@@ -86,7 +86,7 @@ def perform(kind: type[Scenario], *, short: bool = False, product: Path | None =
     return found
 
 
-async def _run(scenario: Scenario, stage: Stage) -> None:
+async def _run(scenario: AbuseScenario, stage: Stage) -> None:
     async with asyncio.timeout(_LONGEST):
         try:
             if not scenario.short:

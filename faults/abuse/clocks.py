@@ -8,7 +8,7 @@ from random import Random
 from typing import ClassVar, Final
 
 import raftkv
-from faults.abuse.stage import Scenario, Stage
+from faults.abuse.stage import AbuseScenario, Stage
 from faults.abuse.wire import answers, pipe
 from faults.keys import PREFIX
 from raftkv.clock import SystemClock
@@ -72,7 +72,7 @@ async def honest(endpoints: str, clients: int, ahead: float = 0.0) -> tuple[int,
     return done, failed
 
 
-class _Sessions(Scenario):
+class _Sessions(AbuseScenario):
     hours: ClassVar[float]
     count: ClassVar[int]
 
@@ -122,7 +122,7 @@ class ClientAhead(_Sessions):
                 stage.note(f"other clients {hours} h fast were told", ", ".join(sorted(failed)))
 
 
-class NodeBehind(Scenario):
+class NodeBehind(AbuseScenario):
     name = "node-3d-behind"
     what = "a node whose wall clock is 3 days behind: writes through it, and what health says"
     wall: ClassVar[Mapping[int, float]] = {2: -72 * _HOUR}

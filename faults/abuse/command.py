@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 from faults.abuse.catalogue import SCENARIOS, perform
-from faults.abuse.stage import Figure, Found
+from faults.abuse.stage import Found, Measurement
 from faults.disks import NoSickDisks
 from raftkv.cli.console import Section, console, display
 
@@ -26,7 +26,7 @@ _FORMAT: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class AbuseOptions:
     """What the command was asked for. ``out``: a file for what is found, None = none."""
 
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ def show_scenarios() -> None:
     )
 
 
-def execute(order: Order) -> int:
+def execute(order: AbuseOptions) -> int:
     """Perform what was ordered and print what was found; PASSED, BROKEN or NOT_RUN."""
     if unknown := [name for name in order.names if name not in SCENARIOS]:
         click.echo(f"there is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}", err=True)
@@ -72,7 +72,7 @@ def execute(order: Order) -> int:
     return PASSED if report["passed"] else BROKEN
 
 
-def _report(order: Order, found: Sequence[Found]) -> dict[str, Any]:
+def _report(order: AbuseOptions, found: Sequence[Found]) -> dict[str, Any]:
     tree = order.product or Path(__file__).parent
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=tree, capture_output=True, text=True, check=False
@@ -89,7 +89,7 @@ def _report(order: Order, found: Sequence[Found]) -> dict[str, Any]:
 
 
 def _section(one: Found) -> Section:
-    rows = [(figure.name, figure.text, figure.bound, "" if figure.passed else "FAILED") for figure in one.figures]
+    rows = [(one.name, one.text, one.bound, "" if one.passed else "FAILED") for one in one.figures]
     if one.problem:
         rows.append(("it broke off", one.problem, "", "FAILED"))
     return Section(f"{one.name} ({one.seconds:g} s)", ("figure", "found", "bound", ""), rows)
@@ -110,37 +110,37 @@ def load(path: Path) -> dict[str, Found]:
 
 
 def table(before: dict[str, Found], after: dict[str, Found]) -> Iterator[str]:
-    """The lines of a table in Markdown: for each scenario what it does, and its figures in both.
+    """The lines of a table in Markdown: for each scenario what it does, and its measurements in both.
 
-    Left out are figures that are within their bounds in both and the same, waits without a bound, and what health says
+    Left out are measurements within their bounds in both and the same, waits without a bound, and what health says
     when all is over.
     """
-    yield "| scenario | figure | bound | before | after |"
+    yield "| scenario | number | bound | before | after |"
     yield "|---|---|---|---|---|"
     for name, scenario in SCENARIOS.items():
         if name not in before and name not in after:
             continue
         yield f"| `{name}` | {scenario.what} | | | |"
-        old, new = _figures(before.get(name)), _figures(after.get(name))
-        for figure in dict.fromkeys([*old, *new]):
-            first, second = old.get(figure), new.get(figure)
+        old, new = _measured(before.get(name)), _measured(after.get(name))
+        for title in dict.fromkeys([*old, *new]):
+            first, second = old.get(title), new.get(title)
             bound = next((one.bound for one in (second, first) if one is not None), "")
             same = first is not None and second is not None and first.passed and first.text == second.text
             waits = any(one is not None and one.timed for one in (first, second))
-            if not (same if bound else waits) and figure != "health afterwards":
-                yield f"| | {figure} | {bound} | {_cell(first)} | {_cell(second)} |"
+            if not (same if bound else waits) and title != "health afterwards":
+                yield f"| | {title} | {bound} | {_cell(first)} | {_cell(second)} |"
 
 
-def _figures(found: Found | None) -> dict[str, Figure]:
+def _measured(found: Found | None) -> dict[str, Measurement]:
     if found is None:
         return {}
-    figures = {figure.name: figure for figure in found.figures}
+    figures = {one.name: one for one in found.figures}
     if found.problem:
-        figures["it broke off"] = Figure("it broke off", found.problem.replace("|", "/").splitlines()[0])
+        figures["it broke off"] = Measurement("it broke off", found.problem.replace("|", "/").splitlines()[0])
     return figures
 
 
-def _cell(figure: Figure | None) -> str:
-    if figure is None:
+def _cell(measured: Measurement | None) -> str:
+    if measured is None:
         return "-"
-    return figure.text if figure.passed else f"**{figure.text}**"
+    return measured.text if measured.passed else f"**{measured.text}**"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-from faults.abuse.stage import Scenario, Stage
+from faults.abuse.stage import AbuseScenario, Stage
 
 _BEGUN: Final = 30.0
 _WITHOUT_LEADER: Final = 3.0
@@ -19,7 +19,7 @@ def overloaded(counts: Mapping[str, Any]) -> float:
     return 100.0 * codes.get("OVERLOADED", 0) / max(1, sum(codes.values()))
 
 
-class _Flood(Scenario):
+class _Flood(AbuseScenario):
     streams: ClassVar[tuple[int, int]]
     """In full, in short."""
     operations: ClassVar[int]
@@ -55,7 +55,7 @@ class ManyConnections(_Flood):
     operations = 100
 
 
-class DeadGroup(Scenario):
+class DeadGroup(AbuseScenario):
     name = "dead-group"
     what = "2 of 5 nodes stop; 24,000 writes to a group that has lost its majority, through a node that lives"
     nodes = 5

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from faults.abuse.stage import Scenario, Stage
-from faults.disks import Disk
+from faults.abuse.stage import AbuseScenario, Stage
+from faults.disks import SickDisk
 
 _LED = 30.0
 
 
-class DiskFullLeader(Scenario):
+class DiskFullLeader(AbuseScenario):
     name = "disk-full-leader"
     what = "the disk of a node that leads is full; the other nodes have room"
     sick_disks = True
@@ -19,7 +19,7 @@ class DiskFullLeader(Scenario):
         tags = await stage.tags()
         group = next(iter(tags))
         leader = await stage.settled(group)
-        disk: Disk = stage.extra["disks"][leader]
+        disk: SickDisk = stage.extra["disks"][leader]
         async with stage.watched(), stage.beside(tags=[tags[group]], p99=None, failed=None) as client:
             disk.tell(full=True)
             began = client.counts.get("writes", 0)

@@ -6,12 +6,12 @@ import asyncio
 from typing import ClassVar
 
 from faults.abuse.delays import SlowLinks
-from faults.abuse.stage import Scenario, Stage
+from faults.abuse.stage import AbuseScenario, Stage
 
 _GAP = 2.0
 
 
-class _SlowLinks(Scenario):
+class _SlowLinks(AbuseScenario):
     slow_links = True
     delay: ClassVar[tuple[float, float]]
     """Seconds that a way takes, from and to."""

@@ -25,7 +25,7 @@ _WORKERS: Final = 4
 two operations added up without end."""
 
 
-class Store(Protocol):
+class NeighbourStore(Protocol):
     """What the neighbour asks."""
 
     async def put(self, key: str, value: str) -> object: ...
@@ -108,7 +108,7 @@ async def behave(
     what one holds up counts too; without a ``period`` each begins when the one before has ended. ``gap``: the longest
     time between two answers for a tag. ``lost``: keys that are older than what was acknowledged.
     """
-    store: Store = Through(through, timeout) if through else raftkv.AsyncClient(endpoints, timeout=timeout)
+    store: NeighbourStore = Through(through, timeout) if through else raftkv.AsyncClient(endpoints, timeout=timeout)
     seen = _Seen()
     ready: set[str] = set()
     try:
@@ -131,7 +131,7 @@ async def behave(
 
 
 async def _work(
-    store: Store, prefix: str, seen: _Seen, ready: set[str], over: asyncio.Event, delay: float, period: float
+    store: NeighbourStore, prefix: str, seen: _Seen, ready: set[str], over: asyncio.Event, delay: float, period: float
 ) -> None:
     clock = SystemClock()
     await asleep(over, delay)
@@ -165,7 +165,7 @@ async def _work(
         await asleep(over, max(0.0, due - clock.now()))
 
 
-async def _look(store: Store, acknowledged: Mapping[str, int], seen: _Seen) -> None:
+async def _look(store: NeighbourStore, acknowledged: Mapping[str, int], seen: _Seen) -> None:
     for key, number in acknowledged.items():
         try:
             found = await store.get(key)

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 from faults.abuse.peer import empty_maps_frame, identity_of, operations_frame, say
-from faults.abuse.stage import Scenario, Stage
+from faults.abuse.stage import AbuseScenario, Stage
 from faults.keys import PREFIX
 from shards.slots import slot_of
 
@@ -16,7 +16,7 @@ _ANSWERS = 3.0
 _KEY = f"{PREFIX}forged".encode()
 
 
-class _Forged(Scenario):
+class _Forged(AbuseScenario):
     live = 2
 
     async def run(self, stage: Stage) -> None:

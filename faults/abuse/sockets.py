@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import raftkv
-from faults.abuse.stage import Scenario, Stage
+from faults.abuse.stage import AbuseScenario, Stage
 from faults.keys import PREFIX
 from raftkv.client.transport import FAILURES, connect
 from raftkv.errors import RaftKVError
@@ -27,7 +27,7 @@ def _made(counts: Mapping[str, int]) -> int:
     return sum(counts.get(name, 0) for name in ("open", "closed", "refused"))
 
 
-class _IdleSockets(Scenario):
+class _IdleSockets(AbuseScenario):
     memory = None
     descriptors = 256
     at_peers: ClassVar[bool]
@@ -69,7 +69,7 @@ class IdleSocketsOfPeers(_IdleSockets):
     at_peers = True
 
 
-class IdleConnections(Scenario):
+class IdleConnections(AbuseScenario):
     name = "idle-connections"
     what = "1,500 idle HTTP/2 connections to one node"
 
@@ -85,7 +85,7 @@ class IdleConnections(Scenario):
             stage.note("open", abuser.counts.get("open", 0), "connections")
 
 
-class RapidResets(Scenario):
+class RapidResets(AbuseScenario):
     name = "rapid-resets"
     what = "200,000 HTTP/2 calls that are reset at once, on 4 connections"
 
@@ -101,7 +101,7 @@ class RapidResets(Scenario):
             stage.note("calls that were reset", abuser.counts.get("resets", 0), least=1)
 
 
-class MalformedProtobuf(Scenario):
+class MalformedProtobuf(AbuseScenario):
     name = "malformed-protobuf"
     what = "garbage as the message of each method of both services"
 

@@ -37,7 +37,7 @@ _BEFORE: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Measurement:
     """One thing that was measured. ``most``, ``least``: its bounds, None = it is only told.
 
     ``timed``: it says as much about the machine as about the product, and nothing where the machine is busy.
@@ -80,25 +80,25 @@ class Found:
 
     name: str
     what: str
-    figures: list[Figure] = field(default_factory=list)
+    figures: list[Measurement] = field(default_factory=list)
     seconds: float = 0.0
     problem: str = ""
     """Why it broke off, if it did."""
 
     @property
     def passed(self) -> bool:
-        return not self.problem and all(figure.passed for figure in self.figures)
+        return not self.problem and all(one.passed for one in self.figures)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Found:
-        figures = [Figure(**one) for one in raw["figures"]]
+        figures = [Measurement(**one) for one in raw["figures"]]
         return cls(raw["name"], raw["what"], figures, raw["seconds"], raw["problem"])
 
 
-class Scenario(ABC):
+class AbuseScenario(ABC):
     """One way of abuse. ``memory``: MB that a node may take, None = it holds data. ``live``: nodes left to live in the
     end, None = all."""
 
@@ -151,9 +151,9 @@ class Stage:
         least: float | None = None,
         timed: bool = False,
     ) -> None:
-        """A figure; :class:`Figure` tells what the arguments are."""
+        """A measurement; :class:`Measurement` tells what the arguments are."""
         value = value if isinstance(value, str) else round(float(value), 3)
-        self.found.figures.append(Figure(name, value, unit, most, least, timed))
+        self.found.figures.append(Measurement(name, value, unit, most, least, timed))
 
     # -- memory and disk
 
@@ -331,7 +331,7 @@ class Stage:
             return False
         return True
 
-    async def conclude(self, scenario: Scenario) -> None:
+    async def conclude(self, scenario: AbuseScenario) -> None:
         """What is asked after every abuse."""
         served = await self.served()
         self.note("peak memory of a node", self.peak, "MB", most=scenario.memory)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import raftkv
-from faults.abuse.stage import MB, Scenario, Stage
+from faults.abuse.stage import MB, AbuseScenario, Stage
 from faults.keys import PREFIX
 from raftkv.errors import RaftKVError
 from raftkv.limits import MAX_INFLIGHT_APPEND_BYTES, MAX_PENDING_BYTES, MAX_UNSYNCED_BYTES, MAX_VALUE_BYTES
@@ -26,7 +26,7 @@ _UNDER_WAY: Final = MAX_PENDING_BYTES + _GROUPS * (MAX_UNSYNCED_BYTES + _FOLLOWE
 _SETTLES: Final = 10.0
 
 
-class LargeValues(Scenario):
+class LargeValues(AbuseScenario):
     name = "large-values"
     what = "480 MiB of values of 1 MiB, by 16 writers"
     memory = None

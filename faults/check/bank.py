@@ -26,7 +26,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from faults.check.history import History, Kind, Operation, Outcome
-from faults.check.problem import Breach, Problem
+from faults.check.problem import Breach, CheckProblem
 from raftkv.client.types import Record
 
 PREFIX: Final = "{bank"
@@ -87,7 +87,7 @@ class Account(BaseModel):
 _UNOPENED: Final = Account(by="nobody")
 
 
-def audit(history: History, last: Mapping[str, Record]) -> list[Problem]:
+def audit(history: History, last: Mapping[str, Record]) -> list[CheckProblem]:
     """What is wrong with the banks; ``last``: the records that were there at the end."""
     operations = [one for one in history.operations if _KEY.fullmatch(one.key)]
     there = {key: record.value.decode(errors="replace") for key, record in last.items() if _KEY.fullmatch(key)}
@@ -103,28 +103,30 @@ def audit(history: History, last: Mapping[str, Record]) -> list[Problem]:
     return problems
 
 
-def _nonsense(operations: Sequence[Operation], last: Mapping[str, str]) -> Iterator[Problem]:
+def _nonsense(operations: Sequence[Operation], last: Mapping[str, str]) -> Iterator[CheckProblem]:
     texts = {(one.key, text) for one in operations for text in (one.value, one.expected, one.found) if text is not None}
     for key, text in sorted(texts | set(last.items())):
         try:
             Account.read(text)
         except ValueError:
-            yield Problem(Breach.OTHER, f"{key} is no account: {text!r}", key)
+            yield CheckProblem(Breach.OTHER, f"{key} is not an account: {text!r}", key)
 
 
 # -- the sum, and no debts
 
 
-def _sums(operations: Sequence[Operation], final: Mapping[str, Account]) -> Iterator[Problem]:
+def _sums(operations: Sequence[Operation], final: Mapping[str, Account]) -> Iterator[CheckProblem]:
     banks = _banks(operations)
     for bank in banks:
         there = {key: final[key] for key in keys(bank) if key in final}
         if _sum_of(there) != _SUM:
-            yield Problem(Breach.OTHER, f"bank {bank} holds {_sum_of(there)} in the end, not {_SUM}", keys(bank)[0])
+            yield CheckProblem(
+                Breach.OTHER, f"bank {bank} holds {_sum_of(there)} in the end, not {_SUM}", keys(bank)[0]
+            )
     for first, seen in _looks(operations, banks):
         if _sum_of(seen) != _SUM:
             text = f"a scan shows {_sum_of(seen)} in a bank of {_SUM}: {first.describe()}"
-            yield Problem(Breach.OTHER, text, first.key)
+            yield CheckProblem(Breach.OTHER, text, first.key)
 
 
 def _banks(operations: Sequence[Operation]) -> list[int]:
@@ -153,25 +155,25 @@ def _looks(operations: Sequence[Operation], banks: Sequence[int]) -> Iterator[tu
             yield group[0], {one.key: Account.read(one.found) for one in group if one.found is not None}
 
 
-def _overdrawn(operations: Sequence[Operation], final: Mapping[str, Account]) -> Iterator[Problem]:
+def _overdrawn(operations: Sequence[Operation], final: Mapping[str, Account]) -> Iterator[CheckProblem]:
     for key, account in final.items():
         if account.balance < 0:
-            yield Problem(Breach.OTHER, f"{key} has {account.balance} in the end", key)
+            yield CheckProblem(Breach.OTHER, f"{key} has {account.balance} in the end", key)
     for one in operations:
         if one.found is not None and Account.read(one.found).balance < 0:
-            yield Problem(Breach.OTHER, f"below zero: {one.describe()}", one.key)
+            yield CheckProblem(Breach.OTHER, f"below zero: {one.describe()}", one.key)
 
 
 # -- each transfer once
 
 
-def _not_told(operations: Sequence[Operation]) -> Iterator[Problem]:
+def _not_told(operations: Sequence[Operation]) -> Iterator[CheckProblem]:
     """Writes that took effect, as somebody saw, though their client was told otherwise."""
     writers = {(one.key, one.value): one for one in operations if one.write and one.outcome is Outcome.OK}
     seen = {(one.key, one.found) for one in operations if one.found is not None}
     for what, one in writers.items():
         if what in seen and not one.done:
-            yield Problem(Breach.DUPLICATE, f"happened, then its condition failed: {one.describe()}", one.key)
+            yield CheckProblem(Breach.DUPLICATE, f"happened, then its condition failed: {one.describe()}", one.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,7 @@ def _steps(operations: Sequence[Operation]) -> dict[str, list[_Step]]:
     return found
 
 
-def _transfers(key: str, steps: Sequence[_Step], final: Mapping[str, Account]) -> Iterator[Problem]:
+def _transfers(key: str, steps: Sequence[_Step], final: Mapping[str, Account]) -> Iterator[CheckProblem]:
     """The transfers of ``key``: they have the numbers from 1 on, each once, and what arrived stays."""
     sent = final.get(key, _UNOPENED).sent
     debits = Counter(step.number for step in steps if step.debit and step.sure)
@@ -213,16 +215,16 @@ def _transfers(key: str, steps: Sequence[_Step], final: Mapping[str, Account]) -
     for step in steps:
         one = step.operation
         if step.sure and step.debit and step.number > sent:
-            yield Problem(Breach.LOST, f"acknowledged transfer lost, {sent} are left: {one.describe()}", key)
+            yield CheckProblem(Breach.LOST, f"acknowledged transfer lost, {sent} are left: {one.describe()}", key)
         if step.sure and not step.debit and not final.get(one.key, _UNOPENED).has_got(key, step.number):
-            yield Problem(Breach.LOST, f"arrived, and is gone: {one.describe()}", one.key)
+            yield CheckProblem(Breach.LOST, f"arrived, and is gone: {one.describe()}", one.key)
     for number, count in sorted(debits.items()):
         if count > 1:
             text = f"{count} acknowledged transfers of {key} have number {number}"
-            yield Problem(Breach.LOST, text, key, count - 1)
+            yield CheckProblem(Breach.LOST, text, key, count - 1)
     for number, count in sorted(credits_.items()):
         if count > 1:
-            yield Problem(Breach.DUPLICATE, f"transfer {number} of {key} arrived {count} times", key, count - 1)
+            yield CheckProblem(Breach.DUPLICATE, f"transfer {number} of {key} arrived {count} times", key, count - 1)
     known = {step.number for step in steps if step.debit and (step.sure or step.maybe)}
     for number in sorted(set(range(1, sent + 1)) - known):
-        yield Problem(Breach.OTHER, f"transfer {number} of {key} happened, though all who tried were refused", key)
+        yield CheckProblem(Breach.OTHER, f"transfer {number} of {key} happened, though all who tried were refused", key)

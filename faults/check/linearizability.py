@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from faults.check.history import OPEN_END, Kind, Operation, Outcome
-from faults.check.register import EMPTY, Register, State
+from faults.check.register import EMPTY, Register, RegisterState
 
 BUDGET: Final = 1_500_000
 """Steps of the model after which the search of one key gives up. Histories in order take about one per operation."""
@@ -44,7 +44,7 @@ class Finding:
     verdict: Verdict
     steps: int
     order: tuple[int, ...] = ()
-    state: State = EMPTY
+    state: RegisterState = EMPTY
     stuck: Operation | None = None
 
 
@@ -83,7 +83,7 @@ class _Choice(NamedTuple):
 
     indexes: tuple[int, ...]
     mask: int
-    after: State
+    after: RegisterState
 
 
 class _Taken(NamedTuple):
@@ -91,7 +91,7 @@ class _Taken(NamedTuple):
     the first that had no place."""
 
     choice: _Choice
-    before: State
+    before: RegisterState
     others: list[_Choice]
     told: int
 
@@ -130,12 +130,12 @@ class _Search:
         self._model = model
         self._budget = budget
         self._steps = 0
-        self._failed: set[tuple[int, State]] = set()
+        self._failed: set[tuple[int, RegisterState]] = set()
 
     def run(self) -> Finding:
         done, state, told = 0, EMPTY, 0
         path: list[_Taken] = []
-        best: tuple[int, tuple[int, ...], State, int] = (-1, (), EMPTY, 0)
+        best: tuple[int, tuple[int, ...], RegisterState, int] = (-1, (), EMPTY, 0)
         while len(path) < len(self._known):
             told = self._first_waiting(done, told)
             choices = self._choices(done, state, told)
@@ -172,7 +172,7 @@ class _Search:
         left = [one for index, one in enumerate(self._known) if not done >> index & 1]
         return min(left, key=lambda one: one.ended)
 
-    def _choices(self, done: int, state: State, told: int) -> list[_Choice]:
+    def _choices(self, done: int, state: RegisterState, told: int) -> list[_Choice]:
         """What may come next: whatever began before the first of the known ones without a place ended."""
         known, until = self._known, OPEN_END
         candidates: list[int] = []
@@ -207,7 +207,7 @@ class _Search:
         ]
 
     def _helped(
-        self, state: State, needing: list[int], open_ones: list[int], before: tuple[int, ...], mask: int
+        self, state: RegisterState, needing: list[int], open_ones: list[int], before: tuple[int, ...], mask: int
     ) -> list[_Choice]:
         """Known operations that are possible behind some open writes, the last of which nothing hides."""
         found: list[_Choice] = []
@@ -227,11 +227,11 @@ class _Search:
                     found += self._helped(changed, needing, others, *now)
         return found
 
-    def _step(self, state: State, index: int) -> list[State]:
+    def _step(self, state: RegisterState, index: int) -> list[RegisterState]:
         self._steps += 1
         return self._model.step(state, self._all[index])
 
 
-def _free(state: State, after: Sequence[State]) -> bool:
+def _free(state: RegisterState, after: Sequence[RegisterState]) -> bool:
     """Whether a write is possible in ``state`` without supposing that its record has expired."""
     return any(one.since == state.since for one in after)

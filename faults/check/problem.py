@@ -19,7 +19,7 @@ class Breach(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class CheckProblem:
     """``text``: a line for people. ``key``: where, if it is one key's. ``count``: how many writes it is about."""
 
     breach: Breach

@@ -30,7 +30,7 @@ def timeline(operations: Sequence[Operation], finding: Finding) -> Iterator[str]
     if finding.verdict is Verdict.OUT_OF_BUDGET:
         yield f"undecided after {finding.steps} steps; the state at the farthest point: {finding.state}"
     else:
-        yield f"the state before the operation that cannot be: {finding.state}"
+        yield f"the state before the impossible operation: {finding.state}"
 
 
 def latest(operations: Sequence[Operation]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from faults.nemesis.nodes import leading
 from faults.nemesis.topology import apart, majority, minority
 
 
-class Shape(NamedTuple):
+class CutShape(NamedTuple):
     """Ways to cut. ``what``: for people. ``targets`` and ``group``: see :class:`Fault`."""
 
     ways: list[Way]
@@ -23,7 +23,7 @@ class Shape(NamedTuple):
     group: int | None = None
 
 
-Draw = Callable[[Driver, random.Random], Shape | None]
+Draw = Callable[[Driver, random.Random], CutShape | None]
 
 
 def on_links(draw: Draw, hold: Hold, hows: Sequence[How] = CUTS) -> Maker[Driver]:
@@ -83,7 +83,7 @@ def in_order(driver: Driver, rng: random.Random, aim: float) -> tuple[list[int],
     return sorted(nodes, key=lambda node: node != found[1]), found[0]
 
 
-def isolated(driver: Driver, rng: random.Random) -> Shape | None:
+def isolated(driver: Driver, rng: random.Random) -> CutShape | None:
     """A leader hears and reaches no other node; clients still reach it."""
     nodes, group = in_order(driver, rng, 1.0)
     return None if group is None else _around(nodes, len(nodes), group)
@@ -92,24 +92,24 @@ def isolated(driver: Driver, rng: random.Random) -> Shape | None:
 def loose(aim: float) -> Draw:
     """A node and some others; a leader in that share of cases."""
 
-    def draw(driver: Driver, rng: random.Random) -> Shape | None:
+    def draw(driver: Driver, rng: random.Random) -> CutShape | None:
         nodes, group = in_order(driver, rng, aim)
         return _around(nodes, rng.randint(2, len(nodes)), group) if len(nodes) > 1 else None
 
     return draw
 
 
-def _around(nodes: Sequence[int], count: int, group: int | None) -> Shape:
+def _around(nodes: Sequence[int], count: int, group: int | None) -> CutShape:
     """All links between the first of so many nodes and the others of them, both ways."""
     one, *others = nodes[:count]
-    return Shape(apart([host(one)], [*map(host, others)]), f"{host(one)} from {names(sorted(others))}", [one], group)
+    return CutShape(apart([host(one)], [*map(host, others)]), f"{host(one)} from {names(sorted(others))}", [one], group)
 
 
 def split(aim: float, *, clients: bool = False) -> Draw:
     """A majority of the nodes from the others, with a leader among the few in that share of cases, so that somebody may
     still take it for one. ``clients``: some of them are on one side only."""
 
-    def draw(driver: Driver, rng: random.Random) -> Shape | None:
+    def draw(driver: Driver, rng: random.Random) -> CutShape | None:
         nodes, _ = in_order(driver, rng, aim)
         if len(nodes) < 2:
             return None
@@ -119,7 +119,7 @@ def split(aim: float, *, clients: bool = False) -> Draw:
         for client in driver.clients if clients else ():
             if (where := rng.randrange(4)) < 2:
                 sides[where].append(client)
-        return Shape(apart(*sides), f"{', '.join(sides[0])} from {', '.join(sides[1])}", few)
+        return CutShape(apart(*sides), f"{', '.join(sides[0])} from {', '.join(sides[1])}", few)
 
     return draw
 
@@ -127,39 +127,39 @@ def split(aim: float, *, clients: bool = False) -> Draw:
 def one_way(aim: float) -> Draw:
     """Messages pass in one direction only."""
 
-    def draw(driver: Driver, rng: random.Random) -> Shape | None:
+    def draw(driver: Driver, rng: random.Random) -> CutShape | None:
         nodes, group = in_order(driver, rng, aim)
         if len(nodes) < 2:
             return None
         ways, shape = topology.one_way([*map(host, nodes)], rng)
         one, other = map(host, nodes[:2])
         told = {"deaf": f"{one} hears nobody", "dumb": f"nobody hears {one}", "link": f"{other} does not hear {one}"}
-        return Shape(ways, told[shape], nodes[:1], group)
+        return CutShape(ways, told[shape], nodes[:1], group)
 
     return draw
 
 
-def bridge(driver: Driver, rng: random.Random) -> Shape | None:
+def bridge(driver: Driver, rng: random.Random) -> CutShape | None:
     """Two halves that only one node reaches both of."""
     nodes, _ = in_order(driver, rng, 0.0)
     if len(nodes) < 3:
         return None
     left, right = map(sorted, topology.halves(nodes))
     what = f"{names(left)} from {names(right)}, {host(nodes[0])} reaches all"
-    return Shape(apart([*map(host, left)], [*map(host, right)]), what, nodes[:1])
+    return CutShape(apart([*map(host, left)], [*map(host, right)]), what, nodes[:1])
 
 
-def ring(driver: Driver, rng: random.Random) -> Shape | None:
+def ring(driver: Driver, rng: random.Random) -> CutShape | None:
     """Each node reaches a majority, and no two nodes the same one; needs five nodes."""
     nodes, _ = in_order(driver, rng, 0.0)
     ways = topology.ring([*map(host, nodes)])
-    return Shape(ways, f"all but neighbours in {names(nodes)}", nodes) if ways else None
+    return CutShape(ways, f"all but neighbours in {names(nodes)}", nodes) if ways else None
 
 
 # -- clients
 
 
-def client_cut_off(driver: Driver, rng: random.Random) -> Shape | None:
+def client_cut_off(driver: Driver, rng: random.Random) -> CutShape | None:
     """A client does not reach a leader, a majority of the nodes, or any of them."""
     nodes, group = in_order(driver, rng, 1.0)
     if group is None or not driver.clients:
@@ -170,10 +170,10 @@ def client_cut_off(driver: Driver, rng: random.Random) -> Shape | None:
         rng.shuffle(nodes)
     chosen = sorted(nodes[:size])
     what = f"{client} from {who}: {names(chosen)}"
-    return Shape(apart([client], [*map(host, chosen)]), what, chosen, group if size == 1 else None)
+    return CutShape(apart([client], [*map(host, chosen)]), what, chosen, group if size == 1 else None)
 
 
-def isolated_with_client(driver: Driver, rng: random.Random) -> Shape | None:
+def isolated_with_client(driver: Driver, rng: random.Random) -> CutShape | None:
     """A leader and a client reach each other, and nobody else. The client has something to ask of that leader."""
     found = leading(driver, rng, of_keys=True)
     if found is None or not driver.clients:
@@ -181,19 +181,19 @@ def isolated_with_client(driver: Driver, rng: random.Random) -> Shape | None:
     group, one = found
     client = rng.choice(driver.clients)
     others = [host(node) for node in driver.nodes if node != one]
-    return Shape(apart([host(one), client], others), f"{host(one)} and {client} from all others", [one], group)
+    return CutShape(apart([host(one), client], others), f"{host(one)} and {client} from all others", [one], group)
 
 
 def answers(share: float) -> Draw:
     """A client's calls reach the nodes and are executed; it hears nothing. ``share``: of cases in which only leaders
     cannot answer."""
 
-    def draw(driver: Driver, rng: random.Random) -> Shape | None:
+    def draw(driver: Driver, rng: random.Random) -> CutShape | None:
         leaders = sorted(set(driver.leaders().values()) & {*driver.nodes})
         nodes = leaders if leaders and rng.random() < share else driver.nodes
         if not nodes or not driver.clients:
             return None
         client = rng.choice(driver.clients)
-        return Shape([(host(node), client) for node in nodes], f"{client} hears nothing of {names(nodes)}", ())
+        return CutShape([(host(node), client) for node in nodes], f"{client} hears nothing of {names(nodes)}", ())
 
     return draw

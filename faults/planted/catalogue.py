@@ -11,10 +11,10 @@ from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
 from faults.sim.network import MemoryNetwork
 from raftkv.client.channel import Channel
-from raftkv.client.retry import Progress as Attempts
+from raftkv.client.retry import Attempts
 from raftkv.commands.moving import Activate
 from raftkv.node.drivers import mover
-from raftkv.node.drivers.membership import Membership as DriverOfMembers
+from raftkv.node.drivers.membership import MembershipDriver
 from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
 from raftkv.raft import guard, membership, replication
@@ -431,7 +431,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "members",
         "voters change one by one, and each change is committed before the next",
         ("voters", "leader", "committed"),
-        ((DriverOfMembers, "__init__", moves.all_at_once), (membership, "differ_by_one", lambda *_: True)),
+        ((MembershipDriver, "__init__", moves.all_at_once), (membership, "differ_by_one", lambda *_: True)),
         {"partition": 1.0, "kill": 1.0},
         profiles.changing_members,
     ),

@@ -14,7 +14,7 @@ from raftkv.commands.members import ChangeMembers
 from raftkv.commands.moving import Activate, ImportBegin, Track
 from raftkv.commands.results import Result
 from raftkv.node.drivers.internal_client import Ask, Failed, Leading, meta_command
-from raftkv.node.drivers.membership import Membership
+from raftkv.node.drivers.membership import MembershipDriver
 from raftkv.node.drivers.mover import Mover
 from raftkv.raft.consensus import Consensus
 from raftkv.raft.replication import Progress
@@ -168,7 +168,7 @@ def leaves_sessions(blob: bytes) -> tuple[bytes, list[Part]]:
 # -- members
 
 
-def all_at_once(driver: Membership, leading: Leading, ask: Ask, *rest: Any) -> None:
+def all_at_once(driver: MembershipDriver, leading: Leading, ask: Ask, *rest: Any) -> None:
     """A group's leader is asked for all the voters that are wanted, as soon as all of them have the log."""
     rng = rest[-1]
 
@@ -188,7 +188,7 @@ def all_at_once(driver: Membership, leading: Leading, ask: Ask, *rest: Any) -> N
     _init(driver, leading, ask_for_all, *rest)
 
 
-_init = Membership.__init__
+_init = MembershipDriver.__init__
 
 
 def counts_all(progress: Mapping[int, Progress], _voters: Collection[int]) -> dict[int, Progress]:

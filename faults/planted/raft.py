@@ -10,7 +10,7 @@ from msgspec import structs
 
 from faults.sim.network import MemoryNetwork
 from raftkv.client.channel import Channel
-from raftkv.client.retry import Progress as Attempts
+from raftkv.client.retry import Attempts
 from raftkv.commands.base import Command
 from raftkv.commands.bounds import Mode
 from raftkv.commands.records import Get
@@ -23,7 +23,7 @@ from raftkv.raft.configurations import Configurations
 from raftkv.raft.consensus import Consensus
 from raftkv.raft.elections import Elections
 from raftkv.raft.group import RaftGroup
-from raftkv.raft.guard import Judgement
+from raftkv.raft.guard import AppendDecision
 from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import FIRST_INDEX, GroupLog
 from raftkv.raft.messages import Type
@@ -57,12 +57,12 @@ def claims_all_it_holds(_: Links, message: Message) -> Message:
 
 def library_append(
     log: GroupLog, _committed: int, previous: int, previous_term: int, raw: Sequence[tuple[int, bytes]]
-) -> Judgement:
+) -> AppendDecision:
     """The library gets each append as it came, and cuts behind its previous index."""
     matches = log.term_at(previous) == previous_term
     entries = [(command, previous + 1 + at, term) for at, (term, command) in enumerate(raw)]
     after = previous + len(entries) + 1 if matches else min(previous, log.last_index + 1)
-    return Judgement(matches, previous, previous_term, entries, after)
+    return AppendDecision(matches, previous, previous_term, entries, after)
 
 
 # -- what counts as stored, and as committed: a rule of values

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, Self
 
-from faults.operator import Answer
+from faults.operator import AdminAnswer
 from raftkv.api.status import ClusterState
 from raftkv.client.admin import AdminClient
 from raftkv.errors import ConditionFailed, NotApplied, RaftKVError
@@ -35,10 +35,10 @@ class ProcessAdmin:
         except RaftKVError:
             return None
 
-    async def tell(self, verb: str, *arguments: Any) -> Answer:
+    async def tell(self, verb: str, *arguments: Any) -> AdminAnswer:
         return await self._answer(_told(verb, *arguments), self._client.change(_request(verb, *arguments)))
 
-    async def transfer(self, group: int, node: int) -> Answer:
+    async def transfer(self, group: int, node: int) -> AdminAnswer:
         return await self._answer(f"group {group} to n{node}", self._client.transfer(group, node))
 
     async def finish(self, patience: float) -> ClusterState:
@@ -51,14 +51,14 @@ class ProcessAdmin:
                 await asyncio.sleep(_AGAIN)
 
     @staticmethod
-    async def _answer(what: str, asking: Coroutine[Any, Any, object]) -> Answer:
+    async def _answer(what: str, call: Coroutine[Any, Any, object]) -> AdminAnswer:
         try:
-            await asking
+            await call
         except (ConditionFailed, NotApplied) as refusal:
-            return Answer("refused", str(refusal))
+            return AdminAnswer("refused", str(refusal))
         except RaftKVError as problem:
-            return Answer("unknown", str(problem))
-        return Answer("done", what)
+            return AdminAnswer("unknown", str(problem))
+        return AdminAnswer("done", what)
 
 
 def _told(verb: str, *arguments: Any) -> str:

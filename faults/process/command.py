@@ -13,11 +13,11 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from faults.process.run import Plan, run
-from faults.process.scenarios import SCENARIOS, Scenario
+from faults.process.run import ChaosPlan, run
+from faults.process.scenarios import SCENARIOS, ChaosScenario
 from faults.process.toxiproxy import ToxiproxyError
-from faults.report.figures import KIND_COLUMNS, Figures, figures_of, merged
 from faults.report.journal import EVENTS, HISTORY, load
+from faults.report.stats import KIND_COLUMNS, RunStats, merged, stats_of
 from faults.report.writing import write_report
 from raftkv.cli.console import Section, console, display
 from raftkv.clock import SystemClock
@@ -30,7 +30,7 @@ _FOLDER: Final = Path("chaos")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ChaosOptions:
     """What the command was asked for. ``out``: None = a new folder under ``chaos``."""
 
     scenarios: tuple[str, ...]
@@ -49,7 +49,7 @@ def show_scenarios() -> None:
     display([Section("", ("scenario", "what it is", "faults"), rows)], frames=True)
 
 
-def execute(order: Order) -> int:
+def execute(order: ChaosOptions) -> int:
     """Run what was ordered and print what came of it; PASSED, BROKEN or NOT_RUN."""
     chosen = _chosen(order)
     if isinstance(chosen, str):
@@ -62,7 +62,7 @@ def execute(order: Order) -> int:
     # Ends as with Ctrl-C: the cluster's processes are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     where = console(stderr=True)
-    found: list[Figures] = []
+    found: list[RunStats] = []
     for scenario in chosen:
         folder = out / scenario.name if len(chosen) > 1 else out
         where.print(Text.assemble((scenario.name, "bold"), f": {scenario.what}"))
@@ -71,17 +71,17 @@ def execute(order: Order) -> int:
         except ToxiproxyError as problem:
             click.echo(str(problem), err=True)
             return NOT_RUN
-    figures = merged(found)
-    _show(figures)
+    stats = merged(found)
+    _show(stats)
     click.echo(f"report: {write_report(out)}")
-    for one in figures.runs:
+    for one in stats.runs:
         for text in one.problems:
             click.echo(f"PROBLEM {one.scenario}: {text}")
-    click.echo("passed" if figures.passed else "FAILED")
-    return PASSED if figures.passed else BROKEN
+    click.echo("passed" if stats.passed else "FAILED")
+    return PASSED if stats.passed else BROKEN
 
 
-def _chosen(order: Order) -> list[Scenario] | str:
+def _chosen(order: ChaosOptions) -> list[ChaosScenario] | str:
     """The scenarios, or what is wrong with the order."""
     names = tuple(SCENARIOS) if order.everything else tuple(dict.fromkeys(order.scenarios))
     if order.everything and order.scenarios:
@@ -94,14 +94,14 @@ def _chosen(order: Order) -> list[Scenario] | str:
     return [SCENARIOS[name] for name in names]
 
 
-def _one(scenario: Scenario, order: Order, folder: Path, where: Console) -> Figures:
+def _one(scenario: ChaosScenario, order: ChaosOptions, folder: Path, where: Console) -> RunStats:
     clock = SystemClock()
     began = clock.now()
 
     def say(text: str) -> None:
         where.print(f"{clock.now() - began:7.1f} {text}")
 
-    plan = Plan(
+    plan = ChaosPlan(
         scenario, folder, order.seed, order.seconds, order.nodes, operations=order.operations, planted=order.planted
     )
     passed = run(plan, say).passed
@@ -112,9 +112,9 @@ def _one(scenario: Scenario, order: Order, folder: Path, where: Console) -> Figu
     where.print("passed" if passed else Text("FAILED", "bold red"))
     assert (folder / HISTORY).exists()
     assert (folder / EVENTS).exists()
-    return figures_of(load(folder))
+    return stats_of(load(folder))
 
 
-def _show(figures: Figures) -> None:
-    kinds = Section("", KIND_COLUMNS, [kind.cells() for kind in figures.kinds()])
-    display([Section("", ("", ""), list(figures.rows())), kinds], frames=True)
+def _show(stats: RunStats) -> None:
+    kinds = Section("", KIND_COLUMNS, [kind.cells() for kind in stats.kinds()])
+    display([Section("", ("", ""), list(stats.rows())), kinds], frames=True)

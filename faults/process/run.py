@@ -15,18 +15,18 @@ from typing import Any, Final
 
 import raftkv
 from faults.check.history import History, Outcome
-from faults.check.problem import Problem
-from faults.course import Course, Work
+from faults.check.problem import CheckProblem
+from faults.course import ClientWork, Course
 from faults.disks import NoSickDisks, library
 from faults.keys import one_key_per_group
 from faults.nemesis.fault import Fault, perform, together
-from faults.operator import USUAL, Answer, Operator
+from faults.operator import USUAL, AdminAnswer, Operator
 from faults.process import planted
 from faults.process.admin import ProcessAdmin
 from faults.process.nemesis import FAULTS, SICK_DISKS
-from faults.process.scenarios import Scenario
+from faults.process.scenarios import ChaosScenario
 from faults.process.toxiproxy import ToxiproxyError, find_server
-from faults.process.world import SLOTS, Shape, World
+from faults.process.world import SLOTS, World, WorldShape
 from faults.report.journal import Journal
 from raftkv.api.status import ClusterState
 from raftkv.cli.parameters import duration_text
@@ -70,7 +70,7 @@ _AT_ONCE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ChaosPlan:
     """``seconds``: for which faults are injected. ``operations``: after so many the clients' work is done.
 
     ``patience``: seconds within which the cluster is whole after each fault, and all replicas are equal in the end.
@@ -81,7 +81,7 @@ class Plan:
     ``planted``: the fault that all nodes have in them (:data:`faults.process.planted.OF_NODES`), nothing usually.
     """
 
-    scenario: Scenario
+    scenario: ChaosScenario
     folder: Path
     seed: int = 1
     seconds: float = 45.0
@@ -106,7 +106,7 @@ class Outcomes:
         return not self.problems
 
 
-def run(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Outcomes:
+def run(plan: ChaosPlan, say: Callable[[str], None] = lambda _: None) -> Outcomes:
     """Run ``plan``; ``say`` is told how it goes. Raises ToxiproxyError if there is no Toxiproxy."""
     server = find_server()
     if server is None:
@@ -143,7 +143,7 @@ class _Run:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ChaosPlan,
         journal: Journal,
         server: str,
         now: Callable[[], float],
@@ -166,7 +166,7 @@ class _Run:
                 for kind in SICK_DISKS:
                     journal.event("skipped", kind=kind, reason=str(problem))
                 self._kinds = [kind for kind in self._kinds if kind not in SICK_DISKS]
-        shape = Shape(
+        shape = WorldShape(
             nodes=plan.nodes,
             groups=plan.groups,
             replicas=min(3, plan.nodes),
@@ -176,7 +176,7 @@ class _Run:
             sick_disks=disks,
         )
         self._world = World(plan.folder, shape, journal, server)
-        work = Work(
+        work = ClientWork(
             plan.seed,
             plan.scenario.workloads,
             _TASKS,
@@ -189,8 +189,8 @@ class _Run:
         )
         self._course = Course(self._world, work, self._history, now, self._report, journal)
         self._numbers = 0
-        self._figures: dict[str, Any] = {}
-        self._found: list[Problem] = []
+        self._stats: dict[str, Any] = {}
+        self._found: list[CheckProblem] = []
 
     def _report(self, kind: str, text: str) -> None:
         self._outcomes.problems.append(f"{kind}: {text}")
@@ -223,14 +223,14 @@ class _Run:
             async with ProcessAdmin(world.cluster.endpoints) as admin:
                 state = await admin.finish(plan.patience)
             self._phase("convergence")
-            self._figures["convergence s"] = round(await self._course.converge(plan.patience), 3)
+            self._stats["convergence s"] = round(await self._course.converge(plan.patience), 3)
             self._phase("last look")
             fresh = list((await self._keys("f")).values())
             self._found = [problem for _, problem in await self._course.last_look(fresh, _AT_ONCE)]
             await self._compare_replicas()
             self._note_moves(state)
-            self._figures["elections"] = len(world.watcher.elected)
-            self._figures["snapshots installed"] = self._logged("installed the snapshot of entry")
+            self._stats["elections"] = len(world.watcher.elected)
+            self._stats["snapshots installed"] = self._logged("installed the snapshot of entry")
         finally:
             self._course.over = True
             await world.close()
@@ -265,7 +265,7 @@ class _Run:
     async def _operate(self) -> None:
         plan, rng = self._plan, random.Random(f"operator {self._plan.seed}")
 
-        def note(what: str, answer: Answer) -> None:
+        def note(what: str, answer: AdminAnswer) -> None:
             self._journal.event("action", what=what, outcome=answer.outcome, detail=answer.detail)
 
         async with ProcessAdmin(self._world.cluster.endpoints) as admin:
@@ -349,10 +349,10 @@ class _Run:
 
     def _note_moves(self, state: ClusterState) -> None:
         committed = [move for move in state.finished if move.committed]
-        self._figures["moves committed"] = len(committed)
-        self._figures["moves cancelled"] = len(state.finished) - len(committed)
-        self._figures["slots moved"] = sum(move.slots for move in committed)
-        self._figures["freeze ms"] = [move.freeze for move in committed]
+        self._stats["moves committed"] = len(committed)
+        self._stats["moves cancelled"] = len(state.finished) - len(committed)
+        self._stats["slots moved"] = sum(move.slots for move in committed)
+        self._stats["freeze ms"] = [move.freeze for move in committed]
 
     def _logged(self, text: str) -> int:
         return sum(path.read_text(errors="replace").count(text) for path in self._plan.folder.rglob("node.log"))
@@ -363,8 +363,8 @@ class _Run:
         judgement = self._course.judge()
         judgement.problems += self._found
         self._outcomes.problems += [problem.text for problem in judgement.problems]
-        self._figures.update(judgement.figures())
+        self._stats.update(judgement.counters())
         for outcome in Outcome:
-            self._figures[f"operations {outcome}"] = self._history.count(outcome)
-        self._journal.event("figures", **self._figures)
+            self._stats[f"operations {outcome}"] = self._history.count(outcome)
+        self._journal.event("figures", **self._stats)
         self._phase("end")

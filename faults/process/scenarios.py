@@ -10,7 +10,7 @@ from faults.workloads.kinds import MIXED
 
 
 @dataclass(frozen=True, slots=True)
-class Scenario:
+class ChaosScenario:
     """``faults``: kinds, injected one after the other in a random order, each as often as the others.
 
     ``combined``: two at a time. ``operator``: usual seconds between two actions of an operator meanwhile (slots
@@ -26,48 +26,50 @@ class Scenario:
 
 
 _SCENARIOS: Final = (
-    Scenario(
+    ChaosScenario(
         "simple",
         "set a key, kill a random replica, read the key back: what a demonstration would show",
         ("kill leader", "kill follower"),
         workloads=("read-back",),
     ),
-    Scenario(
+    ChaosScenario(
         "kills",
         "kill -9 of leader, follower, minority, majority, all; orderly stops",
         tuple(kind for kind in FAULTS if kind.startswith(("kill", "stop"))),
     ),
-    Scenario("leaders", "leaders die or are isolated, all the time", ("kill leader", "isolate leader")),
-    Scenario("pauses", "SIGSTOP for 1 to 30 s", ("pause leader", "pause follower", "pause majority", "long pause")),
-    Scenario(
+    ChaosScenario("leaders", "leaders die or are isolated, all the time", ("kill leader", "isolate leader")),
+    ChaosScenario(
+        "pauses", "SIGSTOP for 1 to 30 s", ("pause leader", "pause follower", "pause majority", "long pause")
+    ),
+    ChaosScenario(
         "partitions",
         "cuts between nodes, as black holes and as resets",
         ("isolate leader", "split", "one way", "bridge", "majorities ring"),
     ),
-    Scenario(
+    ChaosScenario(
         "links",
         "links that flap, delay, throttle, slice, or stay open behind a dead node",
         ("flapping", "latency", "bandwidth", "slicer", "slow close"),
     ),
-    Scenario(
+    ChaosScenario(
         "clients",
         "clients lose sight of nodes, or are alone with an old leader, while leaders die",
         ("cut client", "lose answers", "isolate with client", "kill leader"),
     ),
-    Scenario("disks", "disks that are slow or full", ("slow disk", "full disk")),
-    Scenario(
+    ChaosScenario("disks", "disks that are slow or full", ("slow disk", "full disk")),
+    ChaosScenario(
         "moves",
         "slots move and leaderships are handed over while leaders die, stop or are cut off",
         ("kill leader", "isolate leader", "split", "pause leader", "one way", "kill majority"),
         operator=1.5,
     ),
-    Scenario(
+    ChaosScenario(
         "replacement",
         "nodes are lost for good and replaced, while others are slow, cut off or killed",
         ("replace node", "latency", "replace node", "one way", "replace node", "kill follower"),
         operator=4.0,
     ),
-    Scenario(
+    ChaosScenario(
         "combined",
         "two faults at a time, while slots move",
         (
@@ -87,13 +89,13 @@ _SCENARIOS: Final = (
         combined=True,
         operator=2.0,
     ),
-    Scenario(
+    ChaosScenario(
         "abuse",
         "floods, idle connections and answers that nobody reads, two at a time, while leaders die",
         ("flood", "idle sockets", "large answers", "kill leader"),
         combined=True,
     ),
-    Scenario(
+    ChaosScenario(
         "bank",
         "transfers between accounts: the total never changes",
         ("kill leader", "isolate leader", "pause leader", "split", "one way", "kill all"),

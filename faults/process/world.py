@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from faults.abuse.child import Child
-from faults.disks import Disk
+from faults.disks import SickDisk
 from faults.driver import Effect, How, Way, names, node_at
 from faults.process.toxiproxy import STREAMS, Link, Toxiproxy
 from faults.process.watcher import Watcher
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class WorldShape:
     """``main``, ``environment``: see LocalCluster. ``clients``: names of the clients that have doors of their own.
 
     ``sick_disks``: the library that lets disks be slow or full, None = they are not.
@@ -82,13 +82,13 @@ class World:
     ``down`` and ``paused``: nodes that were ended or stopped on purpose. ``gone``: nodes that never come back.
     """
 
-    def __init__(self, folder: Path, shape: Shape, journal: Journal, server: str) -> None:
+    def __init__(self, folder: Path, shape: WorldShape, journal: Journal, server: str) -> None:
         self.shape = shape
         self.clients = shape.clients
         self.down: set[int] = set()
         self.paused: set[int] = set()
         self.gone: set[int] = set()
-        self.disks: dict[int, Disk] = {}
+        self.disks: dict[int, SickDisk] = {}
         self._folder = folder
         self._journal = journal
         self._server = server
@@ -126,7 +126,7 @@ class World:
         self._stack.callback(self.cluster.close)
         if shape.sick_disks is not None:
             for node in self.cluster.nodes:
-                self.disks[node] = Disk(self.cluster.data_dir(node).parent)
+                self.disks[node] = SickDisk(self.cluster.data_dir(node).parent)
                 self._stack.callback(self.disks[node].close)
         for node in self.nodes:
             self._journal.event("node", node=node, state="starts")
@@ -307,7 +307,7 @@ class World:
             lambda: self._cure(disk),
         )
 
-    async def _cure(self, disk: Disk) -> None:
+    async def _cure(self, disk: SickDisk) -> None:
         disk.tell()
         await self.restart(self.dead())
 

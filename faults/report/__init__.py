@@ -1,1 +1,1 @@
-"""Reports of runs: what a run writes down (journal), what it came to (figures), and its page (writing)."""
+"""Reports of runs: what a run writes down (journal), what it came to (stats), and its page (writing)."""

@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import Any, Final
 
 from faults.check.history import OPEN_END, Kind, Operation, Outcome
-from faults.report.figures import CLIENT_KINDS, Fault, Spread, client_kind, end_of, number
 from faults.report.journal import Recorded
+from faults.report.stats import CLIENT_KINDS, RecordedFault, Spread, client_kind, end_of, number
 
 SHOWN: Final = 20_000
 """Successful operations in the timeline, at most. All others are always shown."""
@@ -53,7 +53,7 @@ class Chart:
     layout: dict[str, Any]
 
 
-def charts(recorded: Recorded, faults: Sequence[Fault]) -> list[Chart]:
+def charts(recorded: Recorded, faults: Sequence[RecordedFault]) -> list[Chart]:
     """All charts of a run. Their horizontal axes are the same time."""
     end = max(end_of(recorded), 0.001)
     drawn = [_clients(recorded, faults, end), _nodes(recorded, faults, end)]
@@ -68,7 +68,7 @@ def escaped(text: str, longest: int = _LONGEST_TEXT) -> str:
     return html.escape(text if len(text) <= longest else f"{text[:longest]}…", quote=False)
 
 
-def label(fault: Fault) -> str:
+def label(fault: RecordedFault) -> str:
     """What a fault is called in charts; the table of faults has the same numbers."""
     return f"#{fault.number} {fault.kind}"
 
@@ -90,7 +90,7 @@ def thinned(operations: Sequence[Operation], most: int = SHOWN) -> list[Operatio
     return [one for one in operations if one.outcome is not Outcome.OK or one.number in kept]
 
 
-def _clients(recorded: Recorded, faults: Sequence[Fault], end: float) -> Chart:
+def _clients(recorded: Recorded, faults: Sequence[RecordedFault], end: float) -> Chart:
     operations = recorded.history.operations
     clients = sorted({one.client for one in operations}, key=_client_order)
     rows = {client: row for row, client in enumerate(clients)}
@@ -144,7 +144,7 @@ def _outcome(one: Operation) -> Outcome:
 # -- what happened to nodes
 
 
-def _nodes(recorded: Recorded, faults: Sequence[Fault], end: float) -> Chart:
+def _nodes(recorded: Recorded, faults: Sequence[RecordedFault], end: float) -> Chart:
     leaders = recorded.of("leader")
     run = recorded.of("run")
     nodes = set(range(1, 1 + max((int(one.get("nodes") or 0) for one in run), default=0)))
@@ -220,7 +220,9 @@ def _phases(recorded: Recorded, end: float) -> list[_Bar]:
     ]
 
 
-def _fault_bars(faults: Sequence[Fault], rows: dict[int, int], names: list[str], end: float) -> list[dict[str, Any]]:
+def _fault_bars(
+    faults: Sequence[RecordedFault], rows: dict[int, int], names: list[str], end: float
+) -> list[dict[str, Any]]:
     kinds: dict[bool, list[_Bar]] = {True: [], False: []}
     labels: list[tuple[float, float, str]] = []
     for fault in faults:
@@ -331,7 +333,7 @@ def _actions(recorded: Recorded, row: int) -> dict[str, Any]:
 # -- gaps, latency, throughput
 
 
-def _gaps(faults: Sequence[Fault], end: float) -> Chart:
+def _gaps(faults: Sequence[RecordedFault], end: float) -> Chart:
     hurting, recovering, waiting = [], [], []
     for row, fault in enumerate(faults):
         healed = end if fault.healed is None else fault.healed
@@ -361,7 +363,7 @@ def _gaps(faults: Sequence[Fault], end: float) -> Chart:
     return Chart("gaps", "How long writes were not available", caption, data, layout)
 
 
-def _latency(recorded: Recorded, faults: Sequence[Fault], end: float) -> Chart:
+def _latency(recorded: Recorded, faults: Sequence[RecordedFault], end: float) -> Chart:
     width = bucket_width(end)
     data = []
     for name, colour, wanted in (("gets", "--gets", False), ("writes", "--writes", True)):
@@ -396,7 +398,7 @@ def _p99(spread: Spread) -> float | None:
     return spread.p99
 
 
-def _throughput(recorded: Recorded, faults: Sequence[Fault], end: float) -> Chart:
+def _throughput(recorded: Recorded, faults: Sequence[RecordedFault], end: float) -> Chart:
     width = bucket_width(end)
     counts: dict[Outcome, list[int]] = {outcome: [0] * (int(end / width) + 1) for outcome in _OUTCOMES}
     for one in recorded.history.operations:
@@ -469,7 +471,7 @@ def _rows_layout(end: float, names: Sequence[str], row: int) -> dict[str, Any]:
     return _layout(end, 90 + row * max(len(names), 2), y) | {"barmode": "overlay", "bargap": 0}
 
 
-def _shaded(layout: dict[str, Any], faults: Sequence[Fault], end: float) -> dict[str, Any]:
+def _shaded(layout: dict[str, Any], faults: Sequence[RecordedFault], end: float) -> dict[str, Any]:
     healed = [(fault, end if fault.healed is None else fault.healed) for fault in faults]
     hurting = [(fault.began, until) for fault, until in healed]
     recovering = [(since, end if fault.recovered is None else fault.recovered) for fault, since in healed]

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from faults.report.charts import charts, label
-from faults.report.figures import KIND_COLUMNS, About, Figures, figures_of, merged, merged_events
 from faults.report.journal import EVENTS, HISTORY, JournalError, Recorded, load
+from faults.report.stats import KIND_COLUMNS, About, RunStats, merged, merged_events, stats_of
 from faults.report.stories import Stories, stories_of
 
 REPORT: Final = "report.html"
@@ -29,28 +29,28 @@ _PAGES: Final = jinja2.Environment(
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class RunState:
     """How a run ended, in words; ``style``: the class of the element that says so."""
 
     word: str
     style: str
 
 
-_PASSED: Final = State("passed", "passed")
-_FAILED: Final = State("FAILED", "failed")
-_UNDECIDED: Final = State("UNDECIDED", "unsure")
-_BROKEN_OFF: Final = State("DID NOT END", "unsure")
-_UNREADABLE: Final = State("UNREADABLE", "failed")
+_PASSED: Final = RunState("passed", "passed")
+_FAILED: Final = RunState("FAILED", "failed")
+_UNDECIDED: Final = RunState("UNDECIDED", "undecided")
+_BROKEN_OFF: Final = RunState("DID NOT END", "undecided")
+_UNREADABLE: Final = RunState("UNREADABLE", "failed")
 
 
-def state_of(figures: Figures) -> State:
+def state_of(stats: RunStats) -> RunState:
     """Of a single run. One with keys that the checker gave up on has not passed."""
-    (about,) = figures.runs
+    (about,) = stats.runs
     if about.passed is None:
         return _BROKEN_OFF
     if not about.passed:
         return _FAILED
-    return _UNDECIDED if figures.undecided else _PASSED
+    return _UNDECIDED if stats.undecided else _PASSED
 
 
 def write_report(folder: Path) -> Path:
@@ -71,23 +71,23 @@ def _is_run(folder: Path) -> bool:
     return (folder / HISTORY).exists() or (folder / EVENTS).exists()
 
 
-def _write_run(folder: Path) -> tuple[Path, Figures]:
+def _write_run(folder: Path) -> tuple[Path, RunStats]:
     recorded = load(folder)
     try:
-        figures = figures_of(recorded)
-        text = run_page(recorded, figures, folder.name)
+        stats = stats_of(recorded)
+        text = run_page(recorded, stats, folder.name)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise JournalError(f"{folder / EVENTS}: an event lacks what it should say: {problem!r}") from problem
-    return _written(folder / REPORT, text), figures
+    return _written(folder / REPORT, text), stats
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """One run in the index. ``figures`` None: it could not be read, and ``problem`` says why."""
+    """One run in the index. ``stats`` None: it could not be read, and ``problem`` says why."""
 
     name: str
-    figures: Figures | None
-    state: State
+    stats: RunStats | None
+    state: RunState
     problem: str = ""
 
 
@@ -95,19 +95,19 @@ def _write_index(folder: Path, runs: Iterable[Path]) -> Path:
     lines = []
     for run in runs:
         try:
-            _, figures = _write_run(run)
-            (about,) = figures.runs
-            lines.append(_Line(run.name, figures, state_of(figures), next(iter(about.problems), "")))
+            _, stats = _write_run(run)
+            (about,) = stats.runs
+            lines.append(_Line(run.name, stats, state_of(stats), next(iter(about.problems), "")))
         except JournalError as problem:
             lines.append(_Line(run.name, None, _UNREADABLE, str(problem)))
-    figures = merged(one.figures for one in lines if one.figures is not None)
+    stats = merged(one.stats for one in lines if one.stats is not None)
     bad = [one for one in lines if one.state is not _PASSED]
     text = _PAGES.get_template("index.html").render(
         title="Chaos runs",
         lines=lines,
         bad=bad,
         report=REPORT,
-        figures=figures,
+        stats=stats,
         kind_columns=KIND_COLUMNS,
     )
     return _written(folder / INDEX, text)
@@ -124,18 +124,18 @@ def _written(path: Path, text: str) -> Path:
 # -- one run's page
 
 
-def run_page(recorded: Recorded, figures: Figures, folder: str) -> str:
+def run_page(recorded: Recorded, stats: RunStats, folder: str) -> str:
     """The page of one run as text."""
-    (about,) = figures.runs
-    stories = Stories() if state_of(figures) is _PASSED else stories_of(recorded.history)
-    drawn = charts(recorded, figures.faults)
+    (about,) = stats.runs
+    stories = Stories() if state_of(stats) is _PASSED else stories_of(recorded.history)
+    drawn = charts(recorded, stats.faults)
     return _PAGES.get_template("run.html").render(
         title=f"{about.scenario}: chaos run" if about.scenario else "Chaos run",
         about=about,
         folder=folder,
-        state=state_of(figures),
+        state=state_of(stats),
         stories=stories,
-        figures=figures,
+        stats=stats,
         kind_columns=KIND_COLUMNS,
         facts=list(_facts(merged_events(recorded, "run"), about)),
         charts=drawn,

@@ -6,7 +6,7 @@ import asyncio
 import random
 from typing import Any, Final
 
-from faults.operator import Answer
+from faults.operator import AdminAnswer
 from faults.sim.cluster import SimCluster
 from raftkv.commands.base import Command
 from raftkv.commands.members import Transfer
@@ -34,18 +34,18 @@ class SimAdmin:
         report = (await self._ask(ReadCluster(META_GROUP))).answer
         return MetaState.from_wire(unpack(report.state)) if isinstance(report, ClusterReport) else None
 
-    async def tell(self, verb: str, *arguments: Any) -> Answer:
+    async def tell(self, verb: str, *arguments: Any) -> AdminAnswer:
         return self._answer(f"{verb} {arguments!r:.200}", await self._ask(meta_command(self._rng, verb, *arguments)))
 
-    async def transfer(self, group: int, node: int) -> Answer:
+    async def transfer(self, group: int, node: int) -> AdminAnswer:
         result = await self._ask(Transfer(group, node))
         return self._answer(f"transfer of group {group} to n{node}", result)
 
-    def _answer(self, what: str, result: Result) -> Answer:
+    def _answer(self, what: str, result: Result) -> AdminAnswer:
         self._cluster.trace.note(f"operator {what}: {Code(result.code).name} {result.detail}")
         if result.code == Code.OK:
-            return Answer("done")
-        return Answer("refused" if OUTCOMES[Code(result.code)].definite else "unknown", result.detail)
+            return AdminAnswer("done")
+        return AdminAnswer("refused" if OUTCOMES[Code(result.code)].definite else "unknown", result.detail)
 
     async def _ask(self, op: Command) -> Result:
         running = [one for one in self._cluster.nodes.values() if one.node is not None and one.state == "running"]

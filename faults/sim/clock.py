@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from faults.sim.loop import Process, SimLoop
+from faults.sim.loop import SimLoop, SimProcess
 from raftkv.clock import Timer
 
 
@@ -16,7 +16,7 @@ class SimClock:
     """
 
     def __init__(
-        self, loop: SimLoop, process: Process, *, rate: float = 1.0, offset: float = 0.0, wall: float = 1.7e9
+        self, loop: SimLoop, process: SimProcess, *, rate: float = 1.0, offset: float = 0.0, wall: float = 1.7e9
     ) -> None:
         self.process = process
         """Whose timers it starts; another one after a restart of the machine."""

@@ -15,7 +15,7 @@ import msgpack
 
 from faults.sim.clock import SimClock
 from faults.sim.disk import PowerLoss, SimDisk
-from faults.sim.loop import Process, SimLoop, current_process
+from faults.sim.loop import SimLoop, SimProcess, current_process
 from faults.sim.network import Conditions, MemoryNetwork
 from faults.sim.transport import SimChannel, SimServer
 from faults.sim.worker import TimedWorker
@@ -46,7 +46,7 @@ State = Literal["running", "dead", "paused", "refused", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SimSettings:
     """What a cluster is like. Sizes in bytes, times in seconds.
 
     ``sync``: usual time of a job of the disk, spread log-normally by ``sync_spread``.
@@ -142,7 +142,7 @@ class SimNode:
         self.fatal: BaseException | None = None
         """Why it refused or failed."""
         self.disk = SimDisk(_ROOMY)
-        self.process: Process = Process(cluster.loop, self.name)
+        self.process: SimProcess = SimProcess(cluster.loop, self.name)
         self.process.kill()
         self.clock = SimClock(cluster.loop, self.process, offset=rng.uniform(0, 1e5), wall=1.7e9 + rng.uniform(-5, 5))
         self.clock.watch = self._watch
@@ -184,7 +184,7 @@ class SimNode:
         cluster = self._cluster
         self.starts += 1
         self.fatal = None
-        self.process = self.clock.process = Process(cluster.loop, self.name)
+        self.process = self.clock.process = SimProcess(cluster.loop, self.name)
         self._workers = [TimedWorker(cluster.loop, self.process, self._job_seconds) for _ in range(2)]
         self.state = "running"
         cluster.network.power_on(self.name)
@@ -215,7 +215,7 @@ class SimNode:
         settings = self._cluster.settings
         return settings.sync * self._rng.lognormvariate(0.0, settings.sync_spread) + self.slowness
 
-    def _compose(self, process: Process) -> None:
+    def _compose(self, process: SimProcess) -> None:
         cluster = self._cluster
         network = cluster.network.host(self.name)
         node = RaftNode(
@@ -276,7 +276,7 @@ class SimNode:
         except Exception as problem:  # noqa: BLE001 - as in _compose
             self._end(problem, "failed")
 
-    def _on_fatal(self, process: Process, problem: BaseException) -> None:
+    def _on_fatal(self, process: SimProcess, problem: BaseException) -> None:
         if self.fatal is None and process.alive:
             self.fatal = problem
             self._cluster.trace.note(f"{self.name} stops: {problem!r}")
@@ -354,11 +354,11 @@ class SimCluster:
         groups: int,
         replicas: int = 3,
         slots: int = 256,
-        settings: Settings | None = None,
+        settings: SimSettings | None = None,
         trace: Trace | None = None,
     ) -> None:
         self.loop = loop
-        self.settings = settings or Settings()
+        self.settings = settings or SimSettings()
         self.trace = trace or Trace(loop)
         self.on_turn: list[Callable[[SimNode], None]] = []
         """Called with the node after every turn and tick of it."""
@@ -367,7 +367,7 @@ class SimCluster:
         self.on_sent: list[Callable[[SimNode, int, list[Any]], None]] = []
         """Called when a node sends a message to a peer, with the peer and the message."""
         self.clients: dict[str, AsyncClient] = {}
-        self.processes: dict[str, Process] = {}
+        self.processes: dict[str, SimProcess] = {}
         """Those of the clients."""
         self.clocks: dict[str, SimClock] = {}
         """Those of the clients."""
@@ -523,7 +523,7 @@ class SimCluster:
 
         Start what uses it with ``processes[name].spawn``, so that all of it belongs to that process.
         """
-        process = Process(self.loop, name)
+        process = SimProcess(self.loop, name)
         clock = SimClock(self.loop, process, rate=rate, offset=self._rng.uniform(0, 1e5))
         rng = random.Random(self._rng.getrandbits(64))
         host = self.network.host(name)

@@ -169,7 +169,7 @@ class Invariants:
         own, core, term, voters = group.log, group.core, lead.term, group.voters
         for other, replica in self._others(node, group.group):
             progress = lead.followers.get(other.id)
-            if progress is None or progress.amnesia or replica.core.term() != term:
+            if progress is None or progress.data_loss or replica.core.term() != term:
                 continue
             if other.id not in voters:
                 continue  # nothing is built on it

@@ -3,8 +3,8 @@
 Nothing waits: when nothing is left to do at one moment, time jumps to the next timer. Callbacks run in the order of
 (time, insertion), so that a run depends on nothing but its inputs.
 
-A callback belongs to the :class:`Process` of its context. asyncio gives every callback, task and timer the context of
-its maker, so what a process starts is its own without further ado.
+A callback belongs to the :class:`SimProcess` of its context. asyncio gives every callback, task and timer the context
+of its maker, so what a process starts is its own without further ado.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ T = TypeVar("T")
 _LIVELOCK: Final = 1_000_000
 """Callbacks at one moment before it is taken for an endless loop."""
 
-_owner: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+_owner: contextvars.ContextVar[SimProcess | None] = contextvars.ContextVar("process", default=None)
 
 
-def current_process() -> Process | None:
+def current_process() -> SimProcess | None:
     """The process that the running callback belongs to; None for the simulator itself."""
     return _owner.get()
 
@@ -48,7 +48,7 @@ class LoopProblem:
     exception: BaseException | None
 
 
-class Process:
+class SimProcess:
     """Callbacks that live, stand still and die together.
 
     A killed process stays in memory until the run ends: its coroutines must not be finalized meanwhile, since their
@@ -124,7 +124,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        self.processes: list[Process] = []
+        self.processes: list[SimProcess] = []
         self.problems: list[LoopProblem] = []
         self.callbacks = 0
         """Callbacks that have run."""
@@ -231,7 +231,7 @@ class SimLoop(asyncio.BaseEventLoop):
         return task
 
     def _raised(
-        self, callback: Callable[..., object], args: tuple[Any, ...], owner: Process | None, problem: BaseException
+        self, callback: Callable[..., object], args: tuple[Any, ...], owner: SimProcess | None, problem: BaseException
     ) -> None:
         where = format_helpers._format_callback_source(callback, args)
         self._add_problem(owner, f"Exception in callback {where}", problem)
@@ -239,7 +239,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self._add_problem(current_process(), str(context.get("message", "")), context.get("exception"))
 
-    def _add_problem(self, owner: Process | None, message: str, exception: BaseException | None) -> None:
+    def _add_problem(self, owner: SimProcess | None, message: str, exception: BaseException | None) -> None:
         if not self._over:
             self.problems.append(LoopProblem(self.now, "" if owner is None else owner.name, message, exception))
 

@@ -38,7 +38,7 @@ _DOWN: Final = 1.0
 _PATIENCE: Final = 40.0
 
 
-class Step(StrEnum):
+class MoveStage(StrEnum):
     """The ten steps, as they are asked for; a copy and its end are asked of the source, which asks the target."""
 
     START = "next"
@@ -65,7 +65,7 @@ class Trouble(StrEnum):
 
 
 @dataclass(slots=True)
-class Course:
+class MoveRun:
     """How a run went. ``struck``: the trouble came. ``problems``: broken promises."""
 
     struck: bool = False
@@ -75,9 +75,9 @@ class Course:
     seconds: float = 0.0
 
 
-def run_move(step: Step, trouble: Trouble, *, after: bool, seed: int = 1, nodes: int = 5) -> Course:
+def run_move(step: MoveStage, trouble: Trouble, *, after: bool, seed: int = 1, nodes: int = 5) -> MoveRun:
     """Move slots while clients work, with ``trouble`` before (or after) the first time that ``step`` is asked for."""
-    course = Course()
+    course = MoveRun()
 
     async def main(loop: SimLoop) -> None:
         trace = Trace(loop)
@@ -97,7 +97,7 @@ def _step_of(op: GroupCommand) -> str:
 
 
 class _Scene:
-    def __init__(self, loop: SimLoop, trace: Trace, course: Course, seed: int, nodes: int) -> None:
+    def __init__(self, loop: SimLoop, trace: Trace, course: MoveRun, seed: int, nodes: int) -> None:
         self._loop = loop
         self._course = course
         self._cluster = SimCluster(loop, random.Random(f"move {seed}"), nodes=nodes, groups=2, trace=trace)
@@ -111,7 +111,7 @@ class _Scene:
         self._over = False
         self._strike: Callable[[str, bool], None] | None = None
 
-    async def play(self, step: Step, trouble: Trouble, after: bool) -> None:
+    async def play(self, step: MoveStage, trouble: Trouble, after: bool) -> None:
         cluster = self._cluster
         await cluster.start()
         tasks = [task for name in ("c1", "c2") for task in self._work(name)]
@@ -162,8 +162,8 @@ class _Scene:
         for node in self._cluster.nodes.values():
             if node.node is None:
                 continue
-            for asking in (cast(Any, node.node._mover), cast(Any, node.node._copier)):
-                asking._ask = self._heard(node, asking._ask)
+            for part in (cast(Any, node.node._mover), cast(Any, node.node._copier)):
+                part._ask = self._heard(node, part._ask)
 
     def _heard(self, node: SimNode, ask: Callable[[GroupCommand], Any]) -> Callable[[GroupCommand], Any]:
         async def heard(op: GroupCommand) -> Result:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from faults.sim.loop import Process, current_process
+from faults.sim.loop import SimProcess, current_process
 from faults.sim.repeats import Repeats
 from raftkv.addresses import parse_address
 from raftkv.peer.network import AddressInUse, Listener
@@ -447,7 +447,9 @@ class MemoryTransport(asyncio.Transport):
     out: _Pipe
     protocol: asyncio.Protocol
 
-    def __init__(self, network: MemoryNetwork, host: str, peer: str, *, dialled: bool, process: Process | None) -> None:
+    def __init__(
+        self, network: MemoryNetwork, host: str, peer: str, *, dialled: bool, process: SimProcess | None
+    ) -> None:
         super().__init__({"peername": peer, "sockname": host})
         self.dialled = dialled
         self.repeats = dialled and network.repeatable is not None

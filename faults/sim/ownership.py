@@ -73,7 +73,7 @@ class Ownership:
         assert meta.map is not None
         if meta.moves or meta.wanted or (meta.job is not None and meta.job.open):
             return f"moves {list(meta.moves)}, wanted voters {dict(meta.wanted)}, job {meta.job and meta.job.id}"
-        left = [one for one in meta.leftover if one[1] not in ruined]
+        left = [one for one in meta.garbage if one[1] not in ruined]
         if left:
             return f"replicas are left over: {left}"
         for owner in meta.map.data_groups():

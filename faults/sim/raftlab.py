@@ -1,7 +1,7 @@
 """A laboratory for the Raft adapter: the replicas of one group in one process, on virtual time.
 
 Everything around :class:`raftkv.raft.RaftGroup` is simulated and deterministic: clocks (each with its own rate), links
-(msgpack both ways, epochs as the real links count them), one WAL and one snapshot folder for each node, which lose on a
+(msgpack both ways, links numbered as the real ones), one WAL and one snapshot folder for each node, which lose on a
 crash what was not synced. Two ways of use:
 
 - by hand (``Lab(by_hand=True)``): messages wait in ``lab.wire`` until the test delivers, drops or repeats them, time
@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import msgpack
 
 from faults.sim.persisted import Persisted
-from faults.sim.raftparts import STEPS, Disk, LabClock, LabError, LabFiles, LabWal, Machine, World
+from faults.sim.raftparts import STEPS, LabClock, LabDisk, LabError, LabFiles, LabWal, Machine, VirtualTime
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
@@ -52,7 +52,7 @@ class Envelope:
         return Type(self.message[1])
 
 
-class Replica:
+class LabReplica:
     """One node, over all its starts. ``group`` is None while it is dead."""
 
     def __init__(self, lab: Lab, node: int, founders: Sequence[int]) -> None:
@@ -60,7 +60,7 @@ class Replica:
         self.node = node
         self.founders = tuple(founders)
         self.learners: tuple[int, ...] = ()
-        self.disk = Disk()
+        self.disk = LabDisk()
         self.rate = 1.0
         self.sync_delay: float | None = lab.sync_delay
         self.group: RaftGroup | None = None
@@ -200,8 +200,8 @@ class Replica:
         for _, node, packed in ready:
             self.lab.send(self.node, node, packed)
 
-    def epoch(self, node: int) -> int:
-        return self.lab.epochs[self.node, node]
+    def link_number(self, node: int) -> int:
+        return self.lab.link_numbers[self.node, node]
 
     # -- what tests do to it
 
@@ -211,14 +211,14 @@ class Replica:
         self.wake()
         return well_formed
 
-    def put(self, value: bytes, key: bytes = b"k") -> Outcome:
-        outcome = Outcome(value)
+    def put(self, value: bytes, key: bytes = b"k") -> LabAnswer:
+        outcome = LabAnswer(value)
         self.raft.propose([Put(0, key, value)], len(value), outcome.sink)
         return outcome
 
-    def read(self, *, quorum: bool, key: bytes = b"k") -> Outcome:
+    def read(self, *, quorum: bool, key: bytes = b"k") -> LabAnswer:
         """Read ``key``; ``outcome.seen`` is the value at the moment at which the read was served."""
-        outcome = Outcome(b"")
+        outcome = LabAnswer(b"")
 
         def done(code: Code) -> None:
             outcome.answers.append(Result(code))
@@ -228,9 +228,9 @@ class Replica:
         self.raft.read(quorum, done)
         return outcome
 
-    def change(self, *voters: int, heard: bool = True) -> Outcome:
+    def change(self, *voters: int, heard: bool = True) -> LabAnswer:
         """Have the voters changed. ``heard``: as if a newcomer that counts as caught up had answered in this moment."""
-        outcome = Outcome(b"")
+        outcome = LabAnswer(b"")
         self.raft.change_members(voters, lambda result: outcome.sink([result]))
         asked = self.raft.membership._asked
         if asked is not None and heard:
@@ -243,7 +243,7 @@ class Replica:
 
 
 @dataclass(slots=True)
-class Outcome:
+class LabAnswer:
     """The answer to one proposal or read; an answer that comes twice is an error."""
 
     value: bytes
@@ -278,10 +278,10 @@ def append(
     *,
     commit: int = FIRST_INDEX,
     seq: int = 1,
-    epoch: int = 1,
+    link_number: int = 1,
 ) -> list[Any]:
     """An append of a leader of ``term``; ``entries`` are (term, command)."""
-    return [GROUP, Type.APPEND, term, seq, epoch, previous, previous_term, commit, list(entries)]
+    return [GROUP, Type.APPEND, term, seq, link_number, previous, previous_term, commit, list(entries)]
 
 
 Fate = Callable[[Envelope], Sequence[float]]
@@ -312,9 +312,9 @@ class Lab:
         self.fifo = fifo
         self.rng = random.Random(f"lab {seed}")
         self.fate: Fate = fate or (lambda _: (self.rng.uniform(0.001, 0.003),))
-        self.world = World()
+        self.world = VirtualTime()
         self.wire: list[Envelope] = []
-        self.epochs: defaultdict[tuple[int, int], int] = defaultdict(int)
+        self.link_numbers: defaultdict[tuple[int, int], int] = defaultdict(int)
         self.cuts: set[tuple[int, int]] = set()
         self.messages = 0
         self.bytes = 0
@@ -322,20 +322,20 @@ class Lab:
         self._arrival: dict[tuple[int, int], float] = {}
         self._generation: defaultdict[tuple[int, int], int] = defaultdict(int)
         numbers = range(1, nodes + 1)
-        self.nodes = {node: Replica(self, node, founders or numbers) for node in numbers}
+        self.nodes = {node: LabReplica(self, node, founders or numbers) for node in numbers}
         for replica in self.nodes.values():
             replica.start()
         self.run(0.0)
 
-    def __getitem__(self, node: int) -> Replica:
+    def __getitem__(self, node: int) -> LabReplica:
         return self.nodes[node]
 
     # -- links
 
-    def on_started(self, replica: Replica) -> None:
+    def on_started(self, replica: LabReplica) -> None:
         for node, other in self.nodes.items():
             if node != replica.node:
-                self.epochs[replica.node, node] = 1
+                self.link_numbers[replica.node, node] = 1
                 if other.alive:
                     self.reconnect(node, replica.node)
 
@@ -346,7 +346,7 @@ class Lab:
     def reconnect(self, src: int, dst: int) -> None:
         """Break the link and make it anew: what is on its way is lost."""
         self._generation[src, dst] += 1
-        self.epochs[src, dst] += 1
+        self.link_numbers[src, dst] += 1
 
     def cut(self, src: int, dst: int) -> None:
         """Lose everything from ``src`` to ``dst``, in this direction only."""
@@ -361,7 +361,7 @@ class Lab:
 
     def heal(self) -> None:
         for src, dst in sorted(self.cuts):
-            self.epochs[src, dst] += 1
+            self.link_numbers[src, dst] += 1
         self.cuts.clear()
 
     def send(self, src: int, dst: int, packed: bytes) -> None:
@@ -394,7 +394,7 @@ class Lab:
             self._check(replica)
             replica.wake()
 
-    def _check(self, replica: Replica) -> None:
+    def _check(self, replica: LabReplica) -> None:
         if replica.raft.leads():
             term = replica.raft.core.term()
             if self.leaders.setdefault(term, replica.node) != replica.node:
@@ -461,7 +461,7 @@ class Lab:
             self.nodes[node].wal.flush()
             self.run(0.0)
 
-    def elect(self, node: int) -> Replica:
+    def elect(self, node: int) -> LabReplica:
         """By hand: let so much time pass that nobody holds on to a leader, then have ``node`` elected."""
         self.run(self.config.election_max + self.config.election_min)
         self.tick(node)
@@ -473,12 +473,12 @@ class Lab:
 
     # -- running
 
-    def leader(self) -> Replica | None:
+    def leader(self) -> LabReplica | None:
         """The leader of the latest term among the living."""
         leading = [replica for replica in self.nodes.values() if replica.alive and replica.raft.leads()]
         return max(leading, key=lambda replica: replica.raft.core.term(), default=None)
 
-    def wait_for_leader(self, limit: float = 10.0) -> Replica:
+    def wait_for_leader(self, limit: float = 10.0) -> LabReplica:
         """Run until there is a leader that has opened its term and all living voters and learners follow it."""
 
         def settled() -> bool:
@@ -495,7 +495,7 @@ class Lab:
         assert leader is not None
         return leader
 
-    def commit(self, leader: Replica, value: bytes, key: bytes = b"k") -> Outcome:
+    def commit(self, leader: LabReplica, value: bytes, key: bytes = b"k") -> LabAnswer:
         """Running: propose and wait for the answer."""
         outcome = leader.put(value, key)
         self.run_until(lambda: outcome.answers)

@@ -29,7 +29,7 @@ class LabError(Exception):
     """The laboratory was used wrongly, or a replica keeps itself busy without end."""
 
 
-class World:
+class VirtualTime:
     """Virtual time: things happen in order of their time, those of the same time in the order of their arrival."""
 
     def __init__(self) -> None:
@@ -62,9 +62,9 @@ class _Timer:
 
 
 class LabClock:
-    """A node's clock: runs at ``rate`` times the world's pace."""
+    """A node's clock: runs ``rate`` times as fast as virtual time."""
 
-    def __init__(self, world: World, alive: Callable[[], bool], after: Callable[[], None], rate: float) -> None:
+    def __init__(self, world: VirtualTime, alive: Callable[[], bool], after: Callable[[], None], rate: float) -> None:
         self._world = world
         self._alive = alive
         self._after = after
@@ -95,7 +95,7 @@ class LabClock:
 
 
 @dataclass(slots=True)
-class Recovered:
+class LabRecovered:
     """What a node finds in its WAL."""
 
     term: int = 0
@@ -106,16 +106,16 @@ class Recovered:
     entries: list[Entry] = field(default_factory=list)
 
 
-class Disk:
+class LabDisk:
     """What survives a crash: WAL records up to ``durable``, and snapshot files after their commit."""
 
     def __init__(self) -> None:
         self.records: list[tuple[Any, ...]] = []
         self.files: dict[int, SnapshotFile] = {}
 
-    def recover(self) -> Recovered:
+    def recover(self) -> LabRecovered:
         """Replay the records as raftkv.storage.wal does."""
-        state = Recovered()
+        state = LabRecovered()
         for kind, *fields in self.records:
             if kind == "hard":
                 state.term, state.vote = fields
@@ -147,7 +147,7 @@ class Disk:
 class LabWal:
     """The WAL of one start of a node. ``sync_delay`` None: syncs happen only by :meth:`sync`."""
 
-    def __init__(self, disk: Disk, later: Later, sync_delay: float | None) -> None:
+    def __init__(self, disk: LabDisk, later: Later, sync_delay: float | None) -> None:
         self._disk = disk
         self._later = later
         self.sync_delay = sync_delay
@@ -238,7 +238,7 @@ def _unseal(raw: bytes, index: int, term: int) -> tuple[tuple[int, ...], list[by
 class LabFiles:
     """Snapshot files of one start of a node; every callback comes ``delay`` seconds later, if the node still lives."""
 
-    def __init__(self, disk: Disk, later: Later, delay: float) -> None:
+    def __init__(self, disk: LabDisk, later: Later, delay: float) -> None:
         self._disk = disk
         self._later = later
         self.delay = delay

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from faults.sim.raftlab import Envelope, Lab, Outcome, Replica
+from faults.sim.raftlab import Envelope, Lab, LabAnswer, LabReplica
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig
 from raftkv.raft.configurations import CONFIG, pack_voters, unpack_voters
@@ -22,17 +22,17 @@ _SURELY_NOT: Final = (Code.NOT_LEADER, Code.UNAVAILABLE)
 
 
 @dataclass(slots=True)
-class Call:
+class LabCall:
     """One operation of a client. ``end`` is None while nothing is known of its outcome."""
 
-    outcome: Outcome
+    outcome: LabAnswer
     write: bool
     node: int
     start: float
     end: float | None = None
 
 
-class Storm:
+class RaftStorm:
     """One run. Safety is checked all along and at the end, liveness after the faults are over."""
 
     sizes: tuple[int, ...] = (3, 3, 3, 5)
@@ -55,8 +55,8 @@ class Storm:
         self.repeats = rng.choice((0.0, 0.02))
         for replica in self.lab.nodes.values():
             replica.clock.set_rate(rng.uniform(0.95, 1.05))
-        self.calls: list[Call] = []
-        self.open: list[Call | None] = [None] * _CLIENTS
+        self.calls: list[LabCall] = []
+        self.open: list[LabCall | None] = [None] * _CLIENTS
         self.history: list[bytes] = []
         self.checked: dict[tuple[int, int], int] = {}
         self.written = 0
@@ -101,7 +101,7 @@ class Storm:
             if leading:
                 self.open[client] = self.call(self.rng.choice(leading))
 
-    def call(self, replica: Replica) -> Call:
+    def call(self, replica: LabReplica) -> LabCall:
         start = self.lab.world.now
         write = self.rng.random() < 0.5
         if write:
@@ -109,7 +109,7 @@ class Storm:
             outcome = replica.put(b"%d" % self.written + b"." * self.rng.randrange(100))
         else:
             outcome = replica.read(quorum=self.rng.random() < 0.4)
-        call = Call(outcome, write, replica.node, start)
+        call = LabCall(outcome, write, replica.node, start)
         self.calls.append(call)
         return call
 
@@ -161,7 +161,7 @@ class Storm:
             if not replica.alive:
                 continue
             assert not replica.fatal, replica.fatal
-            assert replica.raft.status().amnesia == () or self.drops, "no disk was ever lost"
+            assert replica.raft.status().data_loss == () or self.drops, "no disk was ever lost"
             commands = replica.machine.applied
             key = (replica.node, replica.starts)
             for position in range(self.checked.get(key, 0), len(commands)):
@@ -217,7 +217,7 @@ class Storm:
             assert at >= floor, f"a call that started at {start} saw {at}, another had seen {floor} before"
 
 
-class MemberStorm(Storm):
+class MemberStorm(RaftStorm):
     """Three founders among more nodes; voters and learners come and go, and replicas are dropped and come back."""
 
     sizes = (5, 6, 7)
@@ -225,7 +225,7 @@ class MemberStorm(Storm):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self.changes: list[tuple[tuple[int, ...], Outcome]] = []
+        self.changes: list[tuple[tuple[int, ...], LabAnswer]] = []
         self.committed: dict[int, tuple[int, ...]] = {}
         """Index -> the voters that a committed entry names there."""
         self.changed = 0
@@ -257,7 +257,7 @@ class MemberStorm(Storm):
                 self.lab.isolate(leader.node)
 
     def drop(self) -> None:
-        """A node outside the group lets go of its replica: it is no learner either, and no change brings it in."""
+        """A node outside the group lets go of its replica: it is not a learner either, and no change brings it in."""
         voting = set(self.committed[max(self.committed)] if self.committed else self.founders)
         for replica in self.lab.nodes.values():
             changes = [command for command, _, _ in replica.disk.recover().entries if command.startswith(CONFIG)]
@@ -283,7 +283,7 @@ class MemberStorm(Storm):
             if replica.alive:
                 self.check_members(replica)
 
-    def check_members(self, replica: Replica) -> None:
+    def check_members(self, replica: LabReplica) -> None:
         group = replica.raft
         configurations, commit = group.log.configurations, group.core.commit_index()
         assert group.voters == configurations.voters

@@ -11,7 +11,7 @@ from typing import Final
 
 from faults.check.history import History, Outcome
 from faults.check.linearizability import Finding
-from faults.course import Course, Work
+from faults.course import ClientWork, Course
 from faults.keys import one_key_per_group
 from faults.operator import USUAL_MEMBERS, Operator
 from faults.sim.admin import SimAdmin
@@ -126,7 +126,9 @@ class _Run:
         if storm.moves:
             self._driver.ownership = Ownership(self._cluster, self._invariants.report)
         self._nemesis = Nemesis(self._driver, storm)
-        work = Work(storm.seed, storm.workloads, storm.tasks, storm.timeout, storm.pause, storm.cancels, storm.slots)
+        work = ClientWork(
+            storm.seed, storm.workloads, storm.tasks, storm.timeout, storm.pause, storm.cancels, storm.slots
+        )
         self._course = Course(self._driver, work, report.history, loop.time, self._invariants.report)
         rng = random.Random(f"operator {storm.seed}")
         members = {"members": USUAL_MEMBERS} if storm.members else {}

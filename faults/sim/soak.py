@@ -25,7 +25,7 @@ _SAID: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class RunSummary:
     """One run, without its history. Times in virtual seconds."""
 
     seed: int
@@ -39,7 +39,7 @@ class Summary:
     """Of the first key whose history cannot be explained."""
 
     @classmethod
-    def of(cls, report: Report) -> Summary:
+    def of(cls, report: Report) -> RunSummary:
         """What is worth keeping of a run."""
         storm = report.storm
         return cls(
@@ -66,9 +66,9 @@ class Total:
     gentle: int = 0
     nodes: Counter[int] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
-    failed: list[Summary] = field(default_factory=list)
+    failed: list[RunSummary] = field(default_factory=list)
 
-    def add(self, one: Summary) -> None:
+    def add(self, one: RunSummary) -> None:
         """Take one more run into account."""
         self.runs += 1
         self.seconds += one.seconds
@@ -109,18 +109,18 @@ class Total:
                 yield name, count, count
 
 
-def run_seed(seed: int, planted: str = "") -> Summary:
+def run_seed(seed: int, planted: str = "") -> RunSummary:
     """One seed, as the product is or with a fault planted in it."""
     if not planted:
-        return Summary.of(run(Storm.draw(seed)))
+        return RunSummary.of(run(Storm.draw(seed)))
     fault = find(planted)
     with fault.in_place():
-        return Summary.of(run(fault.storm(seed)))
+        return RunSummary.of(run(fault.storm(seed)))
 
 
-def soak(seeds: Iterable[int], jobs: int, each: Callable[[Summary], None], planted: str = "") -> Total:
+def soak(seeds: Iterable[int], jobs: int, each: Callable[[RunSummary], None], planted: str = "") -> Total:
     """Run all seeds, ``jobs`` at a time; ``each`` hears of every one as it ends."""
-    total, waiting, left = Total(), set[Future[Summary]](), iter(seeds)
+    total, waiting, left = Total(), set[Future[RunSummary]](), iter(seeds)
     with pool(jobs) as workers:
         while True:
             waiting |= {workers.submit(run_seed, seed, planted) for seed in islice(left, jobs * _AHEAD - len(waiting))}

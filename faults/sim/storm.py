@@ -17,7 +17,7 @@ from unittest import mock
 import raftkv.store.ageing as ageing_module
 import raftkv.store.records as records_module
 import raftkv.store.snapshot as snapshot_module
-from faults.sim.cluster import Settings
+from faults.sim.cluster import SimSettings
 from faults.sim.network import Conditions
 from faults.workloads.kinds import MIXED
 from raftkv import limits
@@ -116,7 +116,7 @@ class Storm:
     groups: int
     replicas: int
     slots: int
-    settings: Settings
+    settings: SimSettings
     seconds: float
     clients: int
     tasks: int
@@ -235,9 +235,9 @@ def _faults(rng: random.Random) -> dict[str, float]:
     return {kind: round(_logarithmic(rng, 0.8, 8.0), 2) for kind in chosen}
 
 
-def _settings(rng: random.Random, reads: Literal["lease", "quorum"]) -> Settings:
+def _settings(rng: random.Random, reads: Literal["lease", "quorum"]) -> SimSettings:
     calm = rng.choice((0.15, 0.25, 0.5))
-    return Settings(
+    return SimSettings(
         election_min=calm,
         election_max=calm * rng.uniform(1.3, 2.0),
         heartbeat=calm / 5,
@@ -276,9 +276,9 @@ def _bounds(rng: random.Random) -> Bounds | None:
     )
 
 
-def _gentle_settings(rng: random.Random) -> Settings:
+def _gentle_settings(rng: random.Random) -> SimSettings:
     """Times as a real cluster in one room has them."""
-    usual = Settings()
+    usual = SimSettings()
     return replace(
         _settings(rng, "lease"),
         election_min=usual.election_min,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from faults.sim.disk import PowerLoss, SimDisk
-from faults.sim.loop import Process, SimLoop
+from faults.sim.loop import SimLoop, SimProcess
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class SimWorker:
 class TimedWorker(SimWorker):
     """Each job takes ``duration()`` seconds of the loop's time; its end is a callback of ``process``."""
 
-    def __init__(self, loop: SimLoop, process: Process, duration: Callable[[], float]) -> None:
+    def __init__(self, loop: SimLoop, process: SimProcess, duration: Callable[[], float]) -> None:
         super().__init__(inline=False, submitted=self._look)
         self._loop = loop
         self._process = process

@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 from faults.check import bank
 from faults.check.bank import Account
 from faults.check.history import History, Kind, Operation, Outcome
-from faults.check.problem import Breach, Problem
+from faults.check.problem import Breach, CheckProblem
 from faults.workloads.recorder import Recorder
 from raftkv.client.types import Record
 
@@ -45,7 +45,7 @@ class Workload(ABC):
     async def step(self, kv: Recorder, rng: random.Random) -> None:
         """One operation or a few that belong together."""
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[CheckProblem]:
         """What is wrong besides single keys' histories; ``last``: all records that were there at the end."""
         return []
 
@@ -112,18 +112,18 @@ class UniqueSet(Workload):
         element = self._value(kv, rng)
         await kv.put(f"s-{element[:40]}", element, expect=0)
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[CheckProblem]:
         found = []
         for one in history.operations:
             if not one.key.startswith(self.prefix) or not one.write:
                 continue
             there, said = one.key in last, one.describe()
             if one.outcome is Outcome.OK and not one.done:
-                found.append(Problem(Breach.DUPLICATE, f"element added twice: {said}", one.key))
+                found.append(CheckProblem(Breach.DUPLICATE, f"element added twice: {said}", one.key))
             elif one.outcome is Outcome.OK and not there:
-                found.append(Problem(Breach.LOST, f"acknowledged element lost: {said}", one.key))
+                found.append(CheckProblem(Breach.LOST, f"acknowledged element lost: {said}", one.key))
             elif one.outcome is Outcome.REFUSED and there:
-                found.append(Problem(Breach.OTHER, f"element is there although it was refused: {said}", one.key))
+                found.append(CheckProblem(Breach.OTHER, f"element is there although it was refused: {said}", one.key))
         return found
 
 
@@ -140,7 +140,7 @@ class Counter(Workload):
         if seen.outcome is Outcome.OK:
             await kv.cas(key, seen.found, str(int(seen.found or "0") + 1))
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[CheckProblem]:
         found = []
         counted = {one.key for one in history.operations if one.key.split(".")[0] in self._keys}
         for key in sorted(counted):
@@ -149,14 +149,14 @@ class Counter(Workload):
             maybe = sum(one.outcome in _MAYBE for one in added)
             value = last[key].value if key in last else b"0"
             if not value.isdigit():
-                found.append(Problem(Breach.OTHER, f"{key} is no number: {value!r}", key))
+                found.append(CheckProblem(Breach.OTHER, f"{key} is not a number: {value!r}", key))
                 continue
             count = int(value)
             text = f"{key} counts {count}, but {sure} increments were acknowledged and {maybe} are unknown"
             if count < sure:
-                found.append(Problem(Breach.LOST, text, key, sure - count))
+                found.append(CheckProblem(Breach.LOST, text, key, sure - count))
             elif count > sure + maybe:
-                found.append(Problem(Breach.DUPLICATE, text, key, count - sure - maybe))
+                found.append(CheckProblem(Breach.DUPLICATE, text, key, count - sure - maybe))
         return found
 
 
@@ -200,9 +200,9 @@ class Retry(Workload):
         if rng.random() < 0.4:
             await kv.delete(key)
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[CheckProblem]:
         return [
-            Problem(self._breach(one), f"nobody else writes this key: {one.describe()}", one.key)
+            CheckProblem(self._breach(one), f"nobody else writes this key: {one.describe()}", one.key)
             for one in history.operations
             if one.key.startswith(self.prefix) and one.write and one.outcome is Outcome.OK and not one.done
             if not self._explained(history, one)
@@ -247,9 +247,9 @@ class Ttl(Workload):
     def _ttl(self, rng: random.Random) -> float:
         return round(rng.uniform(0.2, _LONGEST_TTL), 3)
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[CheckProblem]:
         return [
-            Problem(Breach.OTHER, f"{key} should have expired: {record}", key)
+            CheckProblem(Breach.OTHER, f"{key} should have expired: {record}", key)
             for key, record in last.items()
             if key.startswith(self.prefix)
         ]
@@ -308,7 +308,7 @@ class Bank(Workload):
         number = self._numbers[kv.name] = self._numbers.get(kv.name, 0) + 1
         return f"{kv.name}-{number}"
 
-    def problems(self, history: History, last: Mapping[str, Record]) -> list[Problem]:
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[CheckProblem]:
         return bank.audit(history, last)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from faults.check.history import History, Operation, Outcome
-from faults.check.problem import Problem
+from faults.check.problem import CheckProblem
 from faults.keys import PREFIX
 from faults.workloads.kinds import Workload
 from faults.workloads.recorder import Recorder
@@ -28,7 +28,7 @@ async def look_at_everything(
     workloads: Sequence[Workload],
     report: Callable[[str, str], None],
     at_once: int = 1,
-) -> list[tuple[str, Problem]]:
+) -> list[tuple[str, CheckProblem]]:
     """What the workloads find wrong, each with its name. ``report(kind, text)`` is told of all else. Closes the client.
 
     ``fresh``: keys to write to. What abusers wrote is left out. ``at_once``: keys that are read at the same time.

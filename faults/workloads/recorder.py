@@ -15,7 +15,7 @@ from shards.slots import DEFAULT_SLOTS, slot_of
 T = TypeVar("T")
 
 
-class Listener(Protocol):
+class OperationListener(Protocol):
     """Is told of every operation when it begins and when the call has returned."""
 
     def invoked(self, operation: Operation) -> None:
@@ -40,7 +40,7 @@ class Recorder:
         now: Callable[[], float],
         patience: Callable[[], float | None] = lambda: None,
         slots: int = DEFAULT_SLOTS,
-        listener: Listener | None = None,
+        listener: OperationListener | None = None,
     ) -> None:
         self.client = client
         self.name = name

@@ -122,7 +122,7 @@ def map_of(message: admin_pb2.GetMapResponse) -> ShardMap:
             tuple(message.removed),
         )
     except MapError as problem:
-        raise Unavailable(f"a node answered with a shard map that is none: {problem}") from None
+        raise Unavailable(f"a node answered with an invalid shard map: {problem}") from None
 
 
 def state_message(state: ClusterState, known: admin_pb2.GetMapResponse) -> admin_pb2.GetStateResponse:

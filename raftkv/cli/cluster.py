@@ -127,7 +127,7 @@ def _same_shape(
         if value is not None and value != kept[name]:
             raise LocalError(
                 f"{data_dir} holds a cluster made with --{name} {kept[name]}, not {value}: leave the option out, or "
-                "take another --data-dir for another cluster"
+                "use another --data-dir for another cluster"
             )
 
 
@@ -141,7 +141,7 @@ def _same_shape(
     help="Time to shut down gracefully; a node that needs longer is killed, which loses nothing acknowledged.",
 )
 def down(data_dir: Path, timeout: float) -> None:
-    """Stop a local cluster gracefully. Its data stay, and `raftkv up` finds them again.
+    """Stop a local cluster gracefully. Its data is kept, and `raftkv up` uses it again.
 
     \b
     Example:

@@ -30,7 +30,7 @@ from raftkv.limits import MAX_TTL, MAX_VALUE_BYTES
     type=click.Choice(["linearizable", "quorum", "stale"]),
     default="linearizable",
     show_default=True,
-    help="How fresh the answer must be.",
+    help="Consistency of the read.",
 )
 @endpoints_option
 @timeout_option(5.0)
@@ -86,7 +86,7 @@ def put(
       raftkv put session:7 active --ttl 1h
     """
     if if_absent and if_version is not None:
-        raise click.UsageError("--if-version and --if-absent exclude each other")
+        raise click.UsageError("--if-version and --if-absent are mutually exclusive")
     condition = raftkv.ABSENT if if_absent else if_version
     data = sys.stdin.buffer.read(MAX_VALUE_BYTES + 1) if value == "-" else argument_bytes(value)
 

@@ -80,7 +80,7 @@ class ProgressFile:
     def _ours(self) -> bool:
         if self._known() is not None or not (self.path.exists() or self.path.is_symlink()):
             return True
-        self.problem = f"{self.path} is there and is no file of a load"
+        self.problem = f"{self.path} exists and is not a progress file"
         return False
 
     def write(self, done: int) -> None:
@@ -152,7 +152,7 @@ async def resume(
     known = progress.read()
     if known is None:
         if differing := progress.other():
-            tell(f"{progress.path} is of another {differing}: beginning anew")
+            tell(f"{progress.path} is of another {differing}: starting over")
         return Resumption(0, False)
     back = _ReadBack(reader)
     try:
@@ -160,10 +160,10 @@ async def resume(
     except _Missing:
         pass
     if known and back.missing:
-        tell(f"not all of the {known:,} records that were written before are there as they were: beginning anew")
+        tell(f"not all of the {known:,} records that were written before are still there unchanged: starting over")
         return Resumption(0, False)
     if known:
-        tell(f"going on after the {known:,} records that were written before (--restart begins anew)")
+        tell(f"resuming after the {known:,} records that were written before (--restart starts over)")
     return Resumption(known, back.found > 0)
 
 

@@ -94,7 +94,7 @@ class Program:
             # nothing.
             silence(sys.stdout)
             if not isinstance(error, BrokenPipeError):
-                self.complain(f"cannot go on: {error}")
+                self.complain(f"cannot continue: {error}")
             return Exit.ERROR
         except Exception as error:  # noqa: BLE001 - a mistake of ours, told as such
             text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -40,7 +40,7 @@ def format_of(path: Path, default: Format | None = None) -> Format:
     formats: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
     found = formats.get(path.suffix.lower(), default)
     if found is None:
-        raise InvalidArgument(f"{path}: say --format jsonl or --format csv, its name does not")
+        raise InvalidArgument(f"{path}: give --format jsonl or --format csv, its name does not")
     return found
 
 

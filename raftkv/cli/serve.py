@@ -68,7 +68,7 @@ _FILE = FilePath()
     "--log-file",
     type=_FILE,
     metavar="FILE",
-    help="Log there, not to stderr; rotated as the configuration says, opened anew on SIGHUP.",
+    help="Log there, not to stderr; rotated as the configuration says, reopened on SIGHUP.",
 )
 def serve(
     config: Path | None,
@@ -82,8 +82,8 @@ def serve(
 ) -> int:
     """Run one node in the foreground: that of a configuration, or a new one that joins a running cluster.
 
-    On SIGTERM or SIGINT the node hands its leaderships over, finishes what is in flight and exits 0; on SIGHUP it opens
-    its log anew and reads its configuration again. The same command with --join starts a node that has joined before.
+    On SIGTERM or SIGINT the node transfers its leaderships, finishes what is in flight and exits 0; on SIGHUP it
+    reopens its log and reloads its configuration. The same command with --join starts a node that has joined before.
 
     \b
     Example:

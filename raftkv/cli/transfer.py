@@ -59,8 +59,8 @@ def load(
     """Write all records of FILE: JSON Lines with key and value, or CSV with a header; `-` reads stdin.
 
     The whole file is checked before the first write. FILE.progress remembers how far the load has come, and the same
-    command goes on from there if it was interrupted, after it has read back what was written. Of a key that comes more
-    than once, the last value stays. A pipe is copied to a temporary file, and an interrupted load of it begins anew.
+    command resumes there after an interruption, after it has read back what was written. Of a key that comes more
+    than once, the last value stays. A pipe is copied to a temporary file, and an interrupted load of it starts over.
 
     \b
     Example:
@@ -98,7 +98,7 @@ def load(
                 if failure is None:
                     progress.remove()
                 if progress.problem:
-                    complain(f"progress could not be saved, an interrupted load begins anew: {progress.problem}")
+                    complain(f"progress could not be saved, an interrupted load starts over: {progress.problem}")
             return loader, clock.now() - start, failure
 
     loader, seconds, failure = run(transfer())
@@ -108,7 +108,7 @@ def load(
         complain(describe(failure))
         complain(
             f"stopped: {loader.written} records written now, {skipped} before, of {total}; "
-            f"the same command {'goes on' if goes_on else 'begins anew'}"
+            f"the same command {'resumes' if goes_on else 'starts over'}"
         )
     if output == "json":
         counts = {"written": loader.written, "skipped": skipped, "expired": loader.expired, "total": total}

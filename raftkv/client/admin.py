@@ -157,7 +157,7 @@ class AdminClient:
                     return
                 yield message.chunk
         except TimeoutError:
-            raise Unavailable(f"{address}: no more of group {group} came for {self._timeout:g} s") from None
+            raise Unavailable(f"{address}: no more data of group {group} for {self._timeout:g} s") from None
         except FAILURES as error:
             raise _lost(address, failure(error)) from None
         finally:

@@ -34,7 +34,7 @@ def mode_of(consistency: Consistency) -> int:
     """The number of a consistency."""
     mode = MODES.get(consistency) if isinstance(consistency, str) else None
     if mode is None:
-        raise InvalidArgument(f"consistency {shown(consistency)} is none of {', '.join(MODES)}")
+        raise InvalidArgument(f"consistency {shown(consistency)} is not one of {', '.join(MODES)}")
     return mode
 
 
@@ -54,7 +54,7 @@ def expect_of(if_version: int | None) -> int:
     if if_version is None:
         return ANY_VERSION
     if isinstance(if_version, bool) or not isinstance(if_version, int) or not 0 <= if_version < 1 << 63:
-        raise InvalidArgument(f"if_version {shown(if_version)} is no version")
+        raise InvalidArgument(f"if_version {shown(if_version)} is not a version")
     return if_version
 
 
@@ -85,4 +85,4 @@ def _encode(data: object, name: str) -> bytes:
             raise InvalidArgument(f"the {name} is not encodable as UTF-8: {error.reason}") from None
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
-    raise InvalidArgument(f"the {name} is of type {type(data).__name__}; bytes or str are taken")
+    raise InvalidArgument(f"the {name} is of type {type(data).__name__}; it must be bytes or str")

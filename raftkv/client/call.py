@@ -9,7 +9,7 @@ from raftkv.commands.bounds import ANY_VERSION
 if TYPE_CHECKING:
     import asyncio
 
-    from raftkv.client.session import Session
+    from raftkv.client.session import ClientSession
     from raftkv.commands.results import Result
     from raftkv.v1 import kv_pb2
 
@@ -34,7 +34,7 @@ class Call:
     expect = ANY_VERSION
     expected: bytes | None = None
     ttl_ms = 0
-    session: Session | None = None
+    session: ClientSession | None = None
     seq = 0
 
     def __init__(self, kind: kv_pb2.Kind.ValueType, key: bytes, mode: int = 0) -> None:

@@ -27,7 +27,7 @@ from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
     from raftkv.client.call import Call
-    from raftkv.client.session import Session
+    from raftkv.client.session import ClientSession
     from raftkv.client.transport import Endpoint, Stream
     from raftkv.clock import Clock
 
@@ -331,7 +331,7 @@ class Channel:
         request = kv_pb2.PipelineRequest()
         add = request.operations.add
         pending = self._pending
-        session: Session | None = None
+        session: ClientSession | None = None
         size = count = 0
         budget = 0.0
         while out and count < most:

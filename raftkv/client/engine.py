@@ -17,7 +17,7 @@ from raftkv.api.patience import Patience
 from raftkv.client.call import Call
 from raftkv.client.channel import Channel
 from raftkv.client.process import MADE_BEFORE, forks, keep_after_fork
-from raftkv.client.retry import Progress, Step, attempt_span, attempt_timeout, first_span
+from raftkv.client.retry import Attempts, NextStep, attempt_span, attempt_timeout, first_span
 from raftkv.client.routing import Routing, View
 from raftkv.client.session import Sessions
 from raftkv.client.transport import TransportError
@@ -129,7 +129,7 @@ class Engine:
     async def _run_on(self, call: Call, timeout: float, accept: int, result: Result | None) -> Result:
         """As :meth:`run`, after a first attempt that ended in ``result`` or before any."""
         routing = self._routing
-        progress = Progress(call.kind not in CLIENT_READS)
+        progress = Attempts(call.kind not in CLIENT_READS)
         if result is None:
             if routing.view is None:
                 await self._first_view(call.deadline, timeout, progress)
@@ -149,7 +149,7 @@ class Engine:
                 progress.fail(call.address)
             result = await self._attempt(call, now, timeout, progress)
 
-    def _attempt(self, call: Call, now: float, timeout: float, progress: Progress) -> asyncio.Future[Result]:
+    def _attempt(self, call: Call, now: float, timeout: float, progress: Attempts) -> asyncio.Future[Result]:
         slot, stale = self._routing.slot(call.key), call.mode == _STALE
         address = self._routing.pick(slot, now, stale, progress.failed)
         needed = 0.0 if stale else self._patience.of(self._routing.group(slot), now)
@@ -162,11 +162,11 @@ class Engine:
         if not 0 <= limit < 1 << 32:
             raise InvalidArgument(f"limit_bytes {limit} is out of range")
         if len(after) > MAX_KEY_BYTES:
-            raise InvalidArgument(f"a key of {len(after)} bytes; at most {MAX_KEY_BYTES} are taken")
+            raise InvalidArgument(f"a key of {len(after)} bytes; the maximum is {MAX_KEY_BYTES}")
         slots = await self.slots(timeout)
         if not 0 <= slot < slots:
             raise InvalidArgument(f"no slot {slot}: there are {slots}")
-        progress = Progress(write=False)
+        progress = Attempts(write=False)
         call = Call(_GET, after, mode)
         request = kv_pb2.ScanRequest(
             slot=slot, after=after, limit_bytes=limit, consistency=kv_pb2.Consistency.ValueType(mode)
@@ -198,7 +198,7 @@ class Engine:
         """Number of slots of the cluster."""
         self.check_usable()
         if self._routing.view is None:
-            await self._first_view(self._clock.now() + timeout, timeout, Progress(write=False))
+            await self._first_view(self._clock.now() + timeout, timeout, Attempts(write=False))
         assert self._routing.view is not None
         return self._routing.view.slots
 
@@ -250,18 +250,18 @@ class Engine:
         call.session = self._sessions.current
         call.seq = call.session.begin()
 
-    async def _after(self, call: Call, result: Result, progress: Progress, deadline: float, timeout: float) -> float:
+    async def _after(self, call: Call, result: Result, progress: Attempts, deadline: float, timeout: float) -> float:
         """Prepare the next attempt after ``result``; the time then. Raises if there is none."""
         step = progress.judge(result)
         if self._closed:
             raise progress.closed_error()
-        if step is Step.RAISE:
+        if step is NextStep.RAISE:
             raise progress.final_error(call, result)
         if result.code == _MOVED:
             self._refresh()
-        if step is Step.RENEW:
+        if step is NextStep.RENEW:
             self._renew(call, progress)
-        elif step is Step.RETRY:
+        elif step is NextStep.RETRY:
             # A node that had nobody to ask would not have had with more time either: another is better asked.
             enough = call.limit if result.code == Code.UNAVAILABLE else call.started + call.budget
             progress.short += self._clock.now() >= enough
@@ -276,10 +276,10 @@ class Engine:
             raise self._late(progress, deadline, timeout)
         return now
 
-    def _late(self, progress: Progress, deadline: float, timeout: float) -> RaftKVError:
+    def _late(self, progress: Attempts, deadline: float, timeout: float) -> RaftKVError:
         return progress.deadline_error(timeout - (deadline - self._clock.now()), timeout)
 
-    def _renew(self, call: Call, progress: Progress) -> None:
+    def _renew(self, call: Call, progress: Attempts) -> None:
         assert self._sessions is not None
         assert call.session is not None
         call.session.end(call.seq)
@@ -342,7 +342,7 @@ class Engine:
         if any(busy):
             self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
 
-    async def _first_view(self, deadline: float, timeout: float, progress: Progress) -> None:
+    async def _first_view(self, deadline: float, timeout: float, progress: Attempts) -> None:
         while self._routing.view is None:
             self._refresh()
             refreshing = self._refreshing
@@ -355,7 +355,7 @@ class Engine:
             if failure is not None and self._routing.view is None:
                 await self._after_no_view(failure, deadline, timeout, progress)
 
-    async def _after_no_view(self, failure: Result, deadline: float, timeout: float, progress: Progress) -> None:
+    async def _after_no_view(self, failure: Result, deadline: float, timeout: float, progress: Attempts) -> None:
         if failure.code == Code.WRONG_VERSION:
             raise error_of(failure)
         progress.last = failure
@@ -377,11 +377,11 @@ class Engine:
         for start in range(0, len(candidates), _ASKED_AT_ONCE):
             asked = candidates[start : start + _ASKED_AT_ONCE]
             # Lists, since sets of tasks have no order that a simulation could repeat.
-            asking = [asyncio.create_task(self._view_of(address)) for address in asked]
+            asks = [asyncio.create_task(self._view_of(address)) for address in asked]
             try:
-                while asking:
-                    done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-                    answered, asking = [t for t in asking if t in done], [t for t in asking if t not in done]
+                while asks:
+                    done, _ = await asyncio.wait(asks, return_when=asyncio.FIRST_COMPLETED)
+                    answered, asks = [t for t in asks if t in done], [t for t in asks if t not in done]
                     for task in answered:
                         answer = task.result()
                         if isinstance(answer, Result):
@@ -389,9 +389,9 @@ class Engine:
                         elif self._install(answer):
                             return None
             finally:
-                for task in asking:
+                for task in asks:
                     task.cancel()
-                await asyncio.gather(*asking, return_exceptions=True)
+                await asyncio.gather(*asks, return_exceptions=True)
         return failure
 
     async def _view_of(self, address: str) -> View | Result:

@@ -20,7 +20,7 @@ MADE_BEFORE: Final = (
     "this client was made before a fork: make the first client in the new process, or start it with the method 'spawn'"
 )
 _GRPC_FORKED: Final = (
-    "gRPC was running when this process was forked, and does not come along: close all clients before the fork, "
+    "gRPC was running when this process was forked, and does not survive a fork: close all clients before the fork, "
     "make the first one in the new process, or start it with the method 'spawn'"
 )
 _POLLER: Final = "_poll_wrapper"

@@ -45,7 +45,7 @@ _OVERLOAD_DELAY: Final = 0.05
 _FREE_REDIRECTS: Final = 3
 
 
-class Step(Enum):
+class NextStep(Enum):
     """What follows an attempt."""
 
     RAISE = auto()
@@ -81,7 +81,7 @@ def first_span(timeout: float) -> tuple[float, float]:
     return attempt_span(timeout, timeout, 0)
 
 
-class Progress:
+class Attempts:
     """What the attempts of one call have shown so far."""
 
     __slots__ = ("attempts", "failed", "last", "maybe", "redirects", "renewals", "short", "write")
@@ -105,25 +105,25 @@ class Progress:
             self.failed.remove(address)
         self.failed.append(address)
 
-    def judge(self, result: Result) -> Step:
+    def judge(self, result: Result) -> NextStep:
         """What follows an attempt that ended in ``result``, which is not OK."""
         code = known_code(result.code)
         self.attempts += 1
         self.last = result
         if code is Code.SESSION_EXPIRED and self.write:
             if self.maybe or self.renewals >= MAX_RENEWALS:
-                return Step.RAISE
+                return NextStep.RAISE
             self.renewals += 1
-            return Step.RENEW
+            return NextStep.RENEW
         if code is Code.DEADLINE_EXCEEDED or not OUTCOMES[code].definite:
             self.maybe = self.write
         if code is Code.NOT_LEADER and result.hint and self.redirects < _FREE_REDIRECTS:
             self.redirects += 1
-            return Step.RETRY_AT_ONCE
+            return NextStep.RETRY_AT_ONCE
         # The server's budget for one attempt ran out: the call's own goes on.
         if code is Code.DEADLINE_EXCEEDED or OUTCOMES[code].retry:
-            return Step.RETRY
-        return Step.RAISE
+            return NextStep.RETRY
+        return NextStep.RAISE
 
     def delay(self, rng: Random) -> float:
         """Seconds to wait before the next attempt: exponential with jitter, and what an overloaded node asks for."""

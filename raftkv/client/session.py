@@ -17,7 +17,7 @@ _KEPT: Final = 4
 """Latest sessions that may be used again: for slots that refuse the newest one."""
 
 
-class Session:
+class ClientSession:
     """Numbers of the writes under one client id. ``time``: when the id was drawn, in milliseconds of Unix time."""
 
     __slots__ = ("_first", "_next", "_open", "id", "time")
@@ -61,7 +61,7 @@ class Sessions:
         self.current = self._draw(wall_ms)
         self._latest = [self.current]
 
-    def renew(self, refused: Session, time_ms: int, renewals: int) -> Session:
+    def renew(self, refused: ClientSession, time_ms: int, renewals: int) -> ClientSession:
         """A session other than ``refused``, which a slot did not take: it would take one drawn at ``time_ms``.
 
         ``renewals`` counts how often the write has been refused before. Only for a write none of whose attempts may
@@ -81,5 +81,5 @@ class Sessions:
         self.current = found
         return found
 
-    def _draw(self, time_ms: int) -> Session:
-        return Session(client_id(time_ms, self._rng.randbytes(TAIL_BYTES)))
+    def _draw(self, time_ms: int) -> ClientSession:
+        return ClientSession(client_id(time_ms, self._rng.randbytes(TAIL_BYTES)))

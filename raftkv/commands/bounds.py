@@ -57,19 +57,19 @@ def check_key(key: bytes) -> None:
     if not key:
         raise InvalidArgument("the key is empty")
     if len(key) > limits.MAX_KEY_BYTES:
-        raise TooLarge(f"a key of {len(key)} bytes; at most {limits.MAX_KEY_BYTES} are taken")
+        raise TooLarge(f"a key of {len(key)} bytes; the maximum is {limits.MAX_KEY_BYTES}")
 
 
 def check_value(value: bytes, name: str = "value") -> None:
     """Raises TooLarge for a value over MAX_VALUE_BYTES."""
     if len(value) > limits.MAX_VALUE_BYTES:
-        raise TooLarge(f"a {name} of {len(value)} bytes; at most {limits.MAX_VALUE_BYTES} are taken")
+        raise TooLarge(f"a {name} of {len(value)} bytes; the maximum is {limits.MAX_VALUE_BYTES}")
 
 
 def check_ttl(ttl_ms: int) -> None:
     """Raises InvalidArgument for a negative TTL (milliseconds) or one over MAX_TTL."""
     if not 0 <= ttl_ms <= MAX_TTL_MS:
-        raise InvalidArgument(f"a TTL of {ttl_ms} ms; it must be from 0 (for ever) to {MAX_TTL_MS}")
+        raise InvalidArgument(f"a TTL of {ttl_ms} ms; it must be from 0 (no expiry) to {MAX_TTL_MS}")
 
 
 def check_request_id(client_id: bytes, sequence: int, first_incomplete: int) -> None:
@@ -85,7 +85,7 @@ def check_request_id(client_id: bytes, sequence: int, first_incomplete: int) -> 
 def check_version(version: int) -> None:
     """Raises InvalidArgument for a version that no record can have."""
     if not ANY_VERSION <= version <= MAX_VERSION:
-        raise InvalidArgument(f"{version} is no version")
+        raise InvalidArgument(f"{version} is not a version")
 
 
 def check_mode(mode: int) -> None:

@@ -148,11 +148,11 @@ def _joined(endpoints: str, folder: Path, places: Places) -> NodeConfig:
     if state.map.cluster_id != config.cluster.id:
         raise JoinError(
             f"{folder}: node {config.node.id} belongs to cluster {config.cluster.id}, but at {endpoints} is cluster "
-            f"{state.map.cluster_id}: take an empty folder to join that"
+            f"{state.map.cluster_id}: use an empty folder to join that"
         )
     if config.node.id in state.map.removed:
         raise JoinError(
-            f"{folder}: node {config.node.id} has been removed from the cluster and cannot come back: take an empty "
+            f"{folder}: node {config.node.id} has been removed from the cluster and cannot come back: use an empty "
             "folder to join as a new node"
         )
     return config
@@ -165,9 +165,9 @@ def _begun_with(folder: Path) -> str:
         try:
             return str(json.loads(path.read_bytes().rpartition(b"\ncrc32 ")[0])["cluster_id"])
         except (ValueError, KeyError, TypeError) as error:
-            raise JoinError(f"{path}: damaged ({error!r}): take an empty folder") from None
+            raise JoinError(f"{path}: damaged ({error!r}): use an empty folder") from None
     if (folder / "wal").exists() or (folder / "snapshots").exists():
-        raise JoinError(f"{folder}: holds the data of a node whose {_IDENTITY} is missing: take an empty folder")
+        raise JoinError(f"{folder}: holds the data of a node whose {_IDENTITY} is missing: use an empty folder")
     return ""
 
 
@@ -181,9 +181,9 @@ def _noted(folder: Path) -> _Note | None:
                 raise JoinError(f"{path}: written by another version of raftkv (format {raw['format']})")
             return _Note(str(raw["incarnation"]), str(raw["address"]), str(raw["peer_address"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise JoinError(f"{path}: damaged ({error!r}): take an empty folder") from None
+            raise JoinError(f"{path}: damaged ({error!r}): use an empty folder") from None
     if (folder / _IDENTITY).exists():
-        raise JoinError(f"{folder}: is a node's data folder already: start it with its configuration, `serve --config`")
+        raise JoinError(f"{folder}: is already a node's data folder: start it with its configuration, `serve --config`")
     return None
 
 
@@ -201,7 +201,7 @@ def _note(known: _Note | None, places: Places) -> _Note:
 def _peer_address(address: str) -> str:
     host, port = _parsed("--address", address)
     if port + PEER_PORT_OFFSET > 65535:
-        raise ConfigError(f"--peer-address is missing: port {port} + {PEER_PORT_OFFSET} is no port")
+        raise ConfigError(f"--peer-address is missing: port {port} + {PEER_PORT_OFFSET} is not a port")
     return str(Address(host, port + PEER_PORT_OFFSET))
 
 
@@ -230,7 +230,7 @@ class _Plan:
         """Raises ConfigError or JoinError if no cluster could make a node of this that serves."""
         if _parsed("--address", self.note.address) == _parsed("--peer-address", self.note.peer_address):
             raise ConfigError(
-                f"--peer-address {self.note.peer_address} is --address already: nodes need a port of their own"
+                f"--peer-address {self.note.peer_address} is also --address: nodes need a port of their own"
             )
         alone = [{"id": 1, "address": self.note.address, "peer_address": self.note.peer_address}]
         node = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join").node
@@ -265,9 +265,9 @@ def _take_in(endpoints: str, folder: Path, note: _Note, cluster_id: str, timeout
     try:
         return _ask(endpoints, timeout, ask)
     except (ConditionFailed, InvalidArgument, WrongVersion) as error:
-        raise JoinError(f"the cluster does not take this node in: {error}") from None
+        raise JoinError(f"the cluster refuses this node: {error}") from None
     except WrongCluster as error:
-        raise JoinError(f"{folder}: belongs to another cluster: {error}; take an empty folder") from None
+        raise JoinError(f"{folder}: belongs to another cluster: {error}; use an empty folder") from None
 
 
 def _settle(folder: Path, plan: _Plan, answer: Joined) -> NodeConfig:

@@ -61,7 +61,7 @@ class Shape:
 def places_from(port: int, nodes: int, host: str = "127.0.0.1") -> tuple[Place, ...]:
     """Node i takes ``port + i - 1`` for clients and the port 100 above it for its peers."""
     if port < 1 or port + PEER_PORT_OFFSET + nodes - 1 > 65535:
-        raise ConfigError(f"--port {port}: the ports of {nodes} nodes must lie from 1 to 65535")
+        raise ConfigError(f"--port {port}: the ports of {nodes} nodes must be from 1 to 65535")
     first = port + PEER_PORT_OFFSET
     return tuple(Place(i + 1, str(Address(host, port + i)), str(Address(host, first + i))) for i in range(nodes))
 

@@ -1,8 +1,8 @@
-"""How much a node takes at all: what it has taken and not answered, as a whole, for each group and each caller.
+"""Admission control: bounds of the operations in flight, for the node, for each group and for each caller.
 
-Nobody has a fixed share. A group, and a caller, may hold as much as is still free, so that one alone gets half of the
-room, two that go on get a third each, and so on: however many groups cannot go on and however many clients flood the
-node, some is left for the others (dynamic thresholds, as switches share their buffers: Choudhury and Hahne, 1998).
+No group and no caller has a fixed share. Each may hold as much as is still free: one alone gets half of the room, two
+get a third each, and so on. However many groups are stuck and however many clients flood the node, some room is left
+for the others (dynamic thresholds, as switches share their buffers: Choudhury and Hahne, 1998).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OPS_RESERVED: Final = limits.MAX_PENDING_OPS // limits.PENDING_RESERVE
 _BYTES_RESERVED: Final = limits.MAX_PENDING_BYTES // limits.PENDING_RESERVE
 
 _NODE_FULL: Final = Result(Code.OVERLOADED, detail="the node has too many operations outstanding")
-_CALLER_FULL: Final = Result(Code.OVERLOADED, detail="too many operations of this caller are outstanding at the node")
+_CALLER_FULL: Final = Result(Code.OVERLOADED, detail="this caller has too many operations outstanding at the node")
 
 
 class _Held:
@@ -114,5 +114,5 @@ def no_group(group: int) -> Result:
 
 
 def no_leader(group: int) -> Result:
-    detail = f"group {group} has had no leader that can be asked for longer than an election takes"
+    detail = f"group {group} has had no reachable leader for longer than an election takes"
     return Result(Code.UNAVAILABLE, detail=detail)

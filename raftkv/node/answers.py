@@ -1,4 +1,4 @@
-"""Answers to reads of other nodes, no more of them than those can take."""
+"""Answers to reads of other nodes, bounded by what the asking node can take."""
 
 from __future__ import annotations
 

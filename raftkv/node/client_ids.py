@@ -1,8 +1,8 @@
-"""Client ids at a node: which ones a leader takes, and the one under which the node names writes of clients without.
+"""Client ids at a node: which ones a leader accepts, and the node's own id for writes of clients that have none.
 
 Ids begin with the time when they were drawn, and a slot refuses new ones up to the largest whose session has gone (see
-:mod:`raftkv.store.sessions`). An id far ahead of the time would so refuse all clients whose clocks are right. The state
-machine must not ask what time it is; a leader may, before it proposes.
+:mod:`raftkv.store.sessions`). So one id far ahead of the time would make the slot refuse all clients whose clocks are
+right. The state machine must not ask what time it is; a leader may, before it proposes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ClientIds:
         return replace(expired, new_id_ms=max(expired.new_id_ms, self._now()))
 
     def renew(self, refused: bytes, time_ms: int) -> None:
-        """Have another own id than ``refused``; one that is drawn at ``time_ms`` will be taken."""
+        """Replace the node's own id ``refused``; one that is drawn at ``time_ms`` will be accepted."""
         if refused == self.own or drawn_at(self.own) < time_ms:
             self.own = self._draw(time_ms)
 

@@ -1,4 +1,4 @@
-"""What a node makes of its peers' clocks: the cluster's time, wall clocks that are wrong, rates that break leases.
+"""What a node concludes from its peers' clocks: the cluster's time, wrong wall clocks, and rates that break leases.
 
 A lease is safe while no voter's clock runs faster than the leader's by more than the allowance: the voter would forget
 the leader, and elect another one, before the lease has ended. Rates are compared all the time, and a leader trusts no
@@ -22,7 +22,7 @@ _HOLD: Final = 30.0
 """Seconds for which a rate that was wrong is not trusted."""
 
 
-class Links(Protocol):
+class PeerClocks(Protocol):
     """What the links know of the peers' clocks."""
 
     def clocks(self) -> Mapping[int, PeerClock]: ...
@@ -31,7 +31,7 @@ class Links(Protocol):
 class Clocks:
     """``lease_share``: a leader's lease as a share of the shortest election time-out; the rest is the allowance."""
 
-    def __init__(self, links: Links, clock: Clock, lease_share: float) -> None:
+    def __init__(self, links: PeerClocks, clock: Clock, lease_share: float) -> None:
         self._links = links
         self._clock = clock
         self._allowed = (1.0 - lease_share) / 2

@@ -92,7 +92,7 @@ class GroupOperations:
         if node == group.node:
             done(DONE)
         elif node not in group.voters:
-            done(Result(Code.CONDITION_FAILED, detail=f"node {node} is no voter of group {group.group}"))
+            done(Result(Code.CONDITION_FAILED, detail=f"node {node} is not a voter of group {group.group}"))
         elif group.transfer(node):
             done(DONE)
         else:

@@ -1,4 +1,4 @@
-"""File descriptors of the process: how many there may be, and what clients leave to the rest of the node."""
+"""File descriptors of the process: its limit, and how many of them clients may take."""
 
 from __future__ import annotations
 

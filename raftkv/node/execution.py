@@ -39,7 +39,7 @@ class Execution:
         return replica if not self.quorum_reads and replica.group.lease_holds() else None
 
     def begin(self, request: Request, group: int) -> bool:
-        """Execute ``request`` if this node can; ``ended`` hears of it, perhaps before this returns."""
+        """Execute ``request`` if this node can. ``ended`` is called with the outcome, possibly before this returns."""
         op = request.op
         if isinstance(op, GroupCommand):
             return self._ask(request, op)

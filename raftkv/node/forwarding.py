@@ -1,7 +1,7 @@
-"""Attempts at other nodes: what was sent, what was answered, and when to stop waiting for it.
+"""Forwarding to other nodes: what was sent, what was answered, and when to stop waiting.
 
-A node that is asked is given all the time that the operations have. Its answer counts whenever it comes, also when
-another attempt was made meanwhile: that only costs the other node some work.
+A node that is asked gets all the time that the operations have. Its answer counts whenever it comes, even if another
+attempt was made meanwhile; the second attempt only costs some work.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Forwarding:
     # -- what gets no answer
 
     def on_link_down(self, peer: int) -> None:
-        """Whatever ``peer`` was asked may or may not have arrived."""
+        """The link is down: requests to ``peer`` may or may not have arrived."""
         for number in [number for number, batch in self._batches.items() if batch.target == peer]:
             self._give_up(self._batches.pop(number))
 
@@ -151,7 +151,7 @@ class Forwarding:
             self._look_at_leaders(shard_map)
 
     def _look_at_leaders(self, shard_map: ShardMap) -> None:
-        """What was asked of a node that leads no more may wait there in vain: ask the new leader at once."""
+        """Requests to a node that no longer leads may wait there in vain: ask the new leader at once."""
         changed = self._leaders.changed(shard_map)
         if not changed:
             return

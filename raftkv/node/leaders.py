@@ -20,7 +20,7 @@ class Peers(Protocol):
 
 
 class Leaders:
-    """Replicas here know their group's leader; of all other groups, what nodes have said last."""
+    """Leaders by group: from the replica here if there is one, else from what other nodes said last."""
 
     def __init__(self, node: int, groups: GroupPort, peers: Peers) -> None:
         self._node = node
@@ -33,7 +33,7 @@ class Leaders:
 
     def of(self, group: int) -> int:
         """Node that leads ``group``, 0 = nobody."""
-        # A replica that is left over hears nothing of its group any more.
+        # A replica of a group that this node has left hears nothing of its group any more.
         replica = self._groups.get(group) if self._member_of is None or group in self._member_of else None
         return self._hints.get(group, 0) if replica is None else replica.leader()
 

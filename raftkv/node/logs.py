@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Lines(logging.Formatter):
-    """One line per record, whatever others have put into its text: nobody can make up lines or command terminals."""
+    """One line per record, whatever its text contains: nobody can forge lines or send commands to terminals."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 the library's name
         if not record.message.isprintable():
@@ -95,7 +95,7 @@ class LogFile(RotatingFileHandler):
         except OSError as problem:
             # As where the file may be written but not its folder: one line, not one for each that follows.
             self.maxBytes = 0
-            log.warning("the log grows from now on, it cannot be rotated: %s", problem)
+            log.warning("the log cannot be rotated and keeps growing: %s", problem)
         self.lead(followers)
 
 

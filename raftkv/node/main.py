@@ -67,7 +67,7 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
     try:
         return uvloop.run(_serve(config, load, output, clock))
     except Exception as problem:
-        # The caller says it on stderr, which may be elsewhere, and without the traceback of what nobody expected.
+        # The caller prints the message on stderr, which may be elsewhere, without the traceback of unexpected errors.
         if config.node.log_file is not None or not isinstance(problem, RaftKVError | OSError):
             log.critical("node stopped: %s", problem, exc_info=not isinstance(problem, RaftKVError | OSError))
         raise
@@ -118,7 +118,7 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
             await monitor.start()
         await node.start()
         await server.start()
-        # What exists now lives as long as the process, and records are no garbage: look at both rarely.
+        # What exists now lives as long as the process, and records are not cyclic garbage: look at both rarely.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
@@ -158,7 +158,7 @@ async def _hand_over(node: RaftNode, server: GrpcServer, hurry: asyncio.Event) -
         await node.hand_over(_HAND_OVER)
         await server.stop(_GRACE)
 
-    log.info("stopping: handing leaderships over")
+    log.info("stopping: transferring leaderships")
     steps = [asyncio.ensure_future(gently()), asyncio.ensure_future(hurry.wait())]
     await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
     if not steps[0].done():
@@ -179,7 +179,7 @@ def _sweep(output: NodeLog, clock: Clock) -> None:
 def _monitor(node: RaftNode, resources: Resources, address: str | None) -> Monitor | None:
     if address is None:
         return None
-    # Its libraries take time and memory, for nothing where nobody asked for it.
+    # Its libraries take time and memory to import, so only if it is configured.
     from raftkv.frontend.http.monitor import Monitor
 
     return Monitor(node, resources.counters, *parse_listen_address(address), resources.clock)

@@ -1,4 +1,4 @@
-"""This node's copy of the shard map: where it comes from, what follows from a newer one, what others are told of it."""
+"""This node's copy of the shard map: how it is obtained, what a newer one causes, and what other nodes are told."""
 
 from __future__ import annotations
 

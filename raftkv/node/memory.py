@@ -1,4 +1,4 @@
-"""How much memory a node's process takes, when that is too much for new data, and when freed memory is given back."""
+"""Memory of a node's process: its limit, when it is too full for new data, and when freed memory is given back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PERIOD: Final = 5.0
 """Seconds after which freed memory is given back even if the process has not grown: much may have been deleted."""
 
 _REST: Final = 100
-"""It stops the loop: the next time comes after so many times as long as it took."""
+"""Giving memory back blocks the loop: the pause until the next time, as a multiple of the time that it took."""
 
 
 class ProcessMemory(Protocol):

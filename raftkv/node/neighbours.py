@@ -1,4 +1,4 @@
-"""Other nodes: which ones are let in, what they say, and what they are told unasked."""
+"""Other nodes: which ones are admitted, what they say, and what they are told unasked."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from raftkv.node.replicas import Replicas
 from raftkv.node.room import Full, Room
 from raftkv.node.router import Router
 from raftkv.peer.frames import ProtocolViolation
-from raftkv.peer.hello import Hello, Reason, Refused
+from raftkv.peer.hello import Hello, HelloRefused, Reason
 from raftkv.peer.links import Links
 from raftkv.storage.folder import DataFolder
 from shards.map import Node
 
 _FATAL: Final = (Reason.REMOVED, Reason.REPLACED_FOLDER)
-"""A node that others refuse for one of these never gets back into its cluster."""
+"""Reasons for which a refused node can never get back into its cluster."""
 
 
 class Neighbours:
@@ -63,38 +63,38 @@ class Neighbours:
         return found
 
     def admit(self, hello: Hello) -> None:
-        """Raises Refused unless it comes from a member with the data folder that the cluster knows."""
+        """Raises HelloRefused unless it comes from a member with the data folder that the cluster knows."""
         known, shard_map = self._folder.peers.get(hello.node), self._map_copy.current
         if shard_map is not None:
             if hello.node in shard_map.removed:
                 text = f"node {hello.node} has been removed from the cluster; a new node needs a new id"
-                raise Refused(Reason.REMOVED, text)
+                raise HelloRefused(Reason.REMOVED, text)
             entry = next((node for node in shard_map.nodes if node.id == hello.node), None)
             if entry is None:
-                raise Refused(Reason.NOT_A_MEMBER, f"node {hello.node} is not a member of the cluster")
+                raise HelloRefused(Reason.NOT_A_MEMBER, f"node {hello.node} is not a member of the cluster")
             known = entry.incarnation
         elif hello.node not in {node.id for node in self._configured}:
-            raise Refused(Reason.NOT_A_MEMBER, f"node {hello.node} is not among the configured nodes")
+            raise HelloRefused(Reason.NOT_A_MEMBER, f"node {hello.node} is not among the configured nodes")
         if known is None:
             try:
                 self._folder.remember_peer(hello.node, hello.incarnation)
             except OSError as problem:
                 text = f"node {self._node} cannot note which data folder node {hello.node} has: {problem}"
-                raise Refused(Reason.CANNOT_REMEMBER, text) from None
+                raise HelloRefused(Reason.CANNOT_REMEMBER, text) from None
         elif known != hello.incarnation:
             text = (
                 f"replaced data folder: node {hello.node} was known by data folder {known} and came back with "
-                f"{hello.incarnation}; what it had promised is lost with the old one, so it must be replaced by a node "
-                "of a new id"
+                f"{hello.incarnation}; its votes and acknowledgements are lost with the old one: replace it by a node "
+                "with a new id"
             )
-            raise Refused(Reason.REPLACED_FOLDER, text)
+            raise HelloRefused(Reason.REPLACED_FOLDER, text)
 
-    def on_refused(self, node: int, refusal: Refused) -> None:
-        """``node`` does not let this node in."""
+    def on_refused(self, node: int, refusal: HelloRefused) -> None:
+        """``node`` has refused this node's hello."""
         if refusal.reason in _FATAL:
             self._refused(f"node {node} refuses this node: {refusal}")
 
-    def on_link(self, node: int, _epoch: int, up: bool) -> None:
+    def on_link(self, node: int, _link_number: int, up: bool) -> None:
         """The link to ``node`` has come up or gone down."""
         if not up:
             self._router.on_link_down(node)
@@ -105,7 +105,7 @@ class Neighbours:
             self._room.greet(node)
 
     def tell_epoch(self) -> None:
-        """Whoever has an older map asks for this one, and the other way round."""
+        """Tell all peers which map this node has: one with an older map asks for it, one with a newer map sends it."""
         self._links.send_to_all(["epoch", *self._maps.own])
 
     def tell_leads(self) -> None:

@@ -25,7 +25,7 @@ from raftkv.node.control import GroupOperations
 from raftkv.node.drivers.copier import Copier
 from raftkv.node.drivers.internal_client import asker
 from raftkv.node.drivers.maintenance import Maintenance, hand_over
-from raftkv.node.drivers.membership import Membership
+from raftkv.node.drivers.membership import MembershipDriver
 from raftkv.node.drivers.mover import Mover
 from raftkv.node.drivers.replica_gc import ReplicaGC
 from raftkv.node.inspection import Inspection
@@ -60,9 +60,9 @@ _TICKS_PER_ROUND: Final = 5
 """Maintenance runs every so many ticks."""
 
 _ROUNDS_PER_LOOK: Final = 10
-"""What is wrong with the node is looked at so rarely."""
+"""Problems of the node are looked for every so many ticks."""
 _ROUNDS_PER_MAP: Final = 100
-"""A map in which only owners have changed is saved so rarely: it is a hint, and saving it holds up all else."""
+"""A map in which only owners have changed is saved this rarely: it is only a hint, and saving it blocks the loop."""
 
 _LEADERLESS: Final = 3.0
 _ELECTIONS: Final = 3
@@ -75,7 +75,7 @@ class NodeRefused(RaftKVError):
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a deployment leaves alone and a test makes small.
+    """Sizes that deployments keep at their defaults and tests make small.
 
     WAL segments and the parts in which snapshots are sent in bytes; entries kept in memory behind a snapshot.
     """
@@ -148,7 +148,7 @@ class RaftNode:
             config.dial_addresses(),
             lambda hello: self._neighbours.admit(hello),
             lambda peer, message: self._neighbours.on_message(peer, message),
-            lambda node, epoch, up: self._neighbours.on_link(node, epoch, up),
+            lambda node, link_number, up: self._neighbours.on_link(node, link_number, up),
             lambda node, refusal: self._neighbours.on_refused(node, refusal),
             rng,
             self._fatal,
@@ -229,7 +229,7 @@ class RaftNode:
             now=self._clock.now,
         )
         self._mover = Mover(self._map_copy.meta_state, ask, self._clock, rng)
-        self._membership = Membership(self._map_copy.meta_state, ask, self._clock, rng)
+        self._membership = MembershipDriver(self._map_copy.meta_state, ask, self._clock, rng)
         self._inspection = Inspection(self._replicas, self._clock)
         self._replica_gc = ReplicaGC(
             self.id,

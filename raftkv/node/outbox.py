@@ -14,7 +14,7 @@ class _Wal(Protocol):
 class _Links(Protocol):
     def send(self, node: int, message: list[Any]) -> None: ...
 
-    def epoch(self, node: int) -> int: ...
+    def link_number(self, node: int) -> int: ...
 
     def up(self, node: int) -> bool: ...
 
@@ -45,6 +45,6 @@ class DurableOutbox:
             _, node, message = self._held.popleft()
             self._links.send(node, message)
 
-    def epoch(self, node: int) -> int:
+    def link_number(self, node: int) -> int:
         """Number of the link to ``node``, 0 while it is down."""
-        return self._links.epoch(node) if self._links.up(node) else 0
+        return self._links.link_number(node) if self._links.up(node) else 0

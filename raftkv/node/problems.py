@@ -40,7 +40,7 @@ def lost_entries(replicas: Replicas) -> Iterator[Problem]:
     """Replicas that have lost entries which they had acknowledged: those here, and those of groups led here."""
     for group in replicas.all():
         status = group.status()
-        lost = [group.node] if status.lost else status.amnesia
+        lost = [group.node] if status.lost else status.data_loss
         for node in lost:
             text = (
                 f"node {node} has lost entries of group {group.group} that it had acknowledged: it does not count there"

@@ -28,7 +28,7 @@ RELOADED: Final = (
 
 
 PAUSE: Final = 1.0
-"""Seconds from one reload to the next at least: who asks again and again must not keep the node from its work."""
+"""Least seconds between two reloads, so that repeated requests do not keep the node from its work."""
 
 
 class Reloading:
@@ -70,17 +70,17 @@ class Reloading:
             for take in self._take:
                 take(config)
         except ConfigError as problem:
-            log.warning("the configuration is not reloaded, the old one stays: %s", problem)
+            log.warning("configuration not reloaded, keeping the old one: %s", problem)
             return
         except Exception:
-            log.exception("the configuration is not reloaded")
+            log.exception("configuration not reloaded")
             return
         changed = [key for key in _changed(self._used, config) if key in RELOADED]
         waiting = [key for key in _changed(self._started, config) if key not in RELOADED]
         self._used = config
         log.info("configuration reloaded; changed: %s", ", ".join(changed) or "nothing")
         if waiting:
-            log.warning("these keys differ from the start and need a restart of the node: %s", ", ".join(waiting))
+            log.warning("changed keys that need a restart of the node: %s", ", ".join(waiting))
 
 
 def _changed(before: NodeConfig, after: NodeConfig) -> list[str]:

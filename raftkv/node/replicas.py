@@ -27,12 +27,12 @@ from shards.map import META_GROUP
 
 _WAL_SHARE_HELD_UP: Final = 2
 _HELD_UP: Final = 2.0
-"""With so many times what it may hold before snapshots are asked for, the WAL waits for them: a node that catches up
-gets entries faster than it can write snapshots. After so many seconds without any under way it begins another segment:
-entries that no majority holds cannot be in a snapshot."""
+"""The WAL waits for snapshots once it holds this many times the size at which they are asked for: a node that catches
+up gets entries faster than it can write snapshots. If none is in progress for so many seconds, it begins another
+segment all the same: entries that no majority holds cannot be in a snapshot."""
 
 _BULK_BELOW: Final = 7 / 8
-"""Of that, from which on groups led here take no more large writes, so that small ones go on."""
+"""Share of that size from which on groups led here take no more large writes, so that small ones go on."""
 
 _WAL_BYTES_PER_SNAPSHOT: Final = 4
 _WAL_BYTES_PER_STATE: Final = 2
@@ -42,7 +42,7 @@ snapshots take together, before the group that pins its oldest segment must take
 
 @dataclass(slots=True)
 class _Dropping:
-    """A group on its way out. ``lsn``: the WAL record that says so. ``founders``: not empty if it is to come back."""
+    """A group that is being dropped. ``lsn``: the WAL record of it. ``founders``: not empty if it is to come back."""
 
     lsn: int
     removing: bool = False
@@ -117,7 +117,7 @@ class Replicas:
             self._start(group, founders, state)
 
     def drop(self, group: int) -> None:
-        """Host ``group`` no more: what waits for it is answered, its log, state and snapshots go.
+        """Stop hosting ``group``: answer what waits for it, and delete its log, state and snapshots.
 
         Its term, its vote and how far its log reached are kept for ever: this node may come back to the group. A node
         that still votes in the group must not drop it: nothing would be lost, but the group may stand still.

@@ -68,7 +68,7 @@ class Request:
         self.seq = 0
 
     def withdraw(self) -> bool:
-        """Whether the attempt under way, if there is one, surely takes no effect."""
+        """Whether the attempt in flight, if there is one, surely has no effect."""
         if self.in_flight and self.proposal is not None and self.proposal.withdraw():
             self.in_flight = False
         return not self.in_flight

@@ -1,8 +1,8 @@
 """Requests between two attempts.
 
-Most are tried again a moment later. Those of a group without a leader wait together until one is known: one of them at
-a time asks around meanwhile. A group that has had no leader for longer than an election takes refuses all of them at
-once, and what comes later, so that a group without a majority holds nothing of what healthy groups need.
+Most are tried again a moment later. Requests of a group without a leader wait together until one is known; meanwhile
+one of them at a time asks the voters. Once a group has had no leader for longer than an election takes, all its
+requests are refused at once, so that a group without a majority takes no room from healthy groups.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Retries:
     def wait_for_leader(self, request: Request, group: int) -> None:
         """No leader of ``group`` could be asked."""
         if request.attempt:
-            # What is still said of the attempt that has ended is not about the next one.
+            # Late answers to the attempt that has ended do not count for the next one.
             request.attempt += 1
         state = self._leaderless.get(group)
         if state is None:

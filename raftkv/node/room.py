@@ -9,7 +9,7 @@ from raftkv.raft import RaftGroup
 
 
 class Full(NamedTuple):
-    """What a node has no room left in."""
+    """Which of a node's disk and memory are full."""
 
     disk: bool = False
     memory: bool = False
@@ -29,7 +29,7 @@ class Room:
         return self._full[self._node]
 
     def look(self, full: Full) -> None:
-        """What this node has found out of itself; the others hear of what is new."""
+        """Set this node's own state; the other nodes are told if it has changed."""
         if full != self.here:
             self._full[self._node] = full
             for peer in self._peers():

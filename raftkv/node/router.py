@@ -32,10 +32,10 @@ from shards.map import ShardMap
 _IDS_PERIOD: Final = 1.0
 """Seconds between two looks at the time up to which client ids are taken."""
 
-_TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no outcome before the deadline")
-_NOT_PROPOSED: Final = Result(Code.UNAVAILABLE, detail="the group's leader was too busy to begin before the deadline")
-_NOT_ASKED: Final = Result(Code.UNAVAILABLE, detail="no leader could be asked before the deadline")
-_GONE: Final = Result(Code.UNAVAILABLE, detail="nobody waits for it any more")
+_TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no result before the deadline")
+_NOT_PROPOSED: Final = Result(Code.UNAVAILABLE, detail="the group's leader was too busy to start before the deadline")
+_NOT_ASKED: Final = Result(Code.UNAVAILABLE, detail="no leader was reached before the deadline")
+_GONE: Final = Result(Code.UNAVAILABLE, detail="its caller has gone")
 
 _AGAIN: Final = frozenset(code for code, outcome in OUTCOMES.items() if outcome.retry and code != Code.OVERLOADED)
 
@@ -213,7 +213,7 @@ class Router:
         self._admission.add(request.group, request.caller, 1, request.size)
 
     def _name(self, request: Request, op: Write) -> None:
-        """For a client that did not: this node is its client then."""
+        """Names a write whose client did not: this node's own session is used."""
         request.op = named = self._ids.name(op)
         request.seq = named.seq
 
@@ -310,7 +310,7 @@ class Router:
         if request.seq:
             self._ids.answered(request.seq)
         if request.maybe_applied and not request.local and result.code not in SETTLED:
-            # An earlier attempt may have taken effect, whatever the last one says.
+            # An earlier attempt may have been applied, whatever the last one says.
             result = Result(Code.DEADLINE_EXCEEDED, detail=result.detail)
         request.reply(request.index, result)
 
@@ -346,6 +346,6 @@ class Router:
         elif proposed:
             self._finish(request, _NOT_PROPOSED)
         else:
-            # A read leaves no trace of having been asked: it was if there is anybody to ask.
+            # A read does not record that it was sent: it was, if there is a node to ask.
             asked = request.op.reads and self._leaders.reachable(request.group)
             self._finish(request, _TOO_LATE if asked else _NOT_ASKED)

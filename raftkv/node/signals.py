@@ -1,4 +1,4 @@
-"""What signals do to a node: the ones that end it, the one that reloads, and those that must not do harm."""
+"""Signals of a node: those that stop it, the one that reloads, and those that are ignored."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def handle(loop: asyncio.AbstractEventLoop, end: Callable[[bool], None], reload:
         on(number, ending, number)
     on(signal.SIGHUP, reload)
     for number in _NOTED:
-        on(number, log.info, "%s: a node does nothing on it", number.name)
+        on(number, log.info, "%s: ignored", number.name)
 
 
 def ignore() -> None:
-    """The process ends in order: a signal that comes now must not end it otherwise."""
+    """The process is shutting down gracefully: a signal that comes now must not kill it."""
     for number in (*_END, signal.SIGHUP, *_NOTED):
         signal.signal(number, signal.SIG_IGN)

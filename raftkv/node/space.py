@@ -1,4 +1,4 @@
-"""What is left of a node's disk and memory, what that means for its groups, and what is told of it."""
+"""Free disk space and memory of a node, what they mean for its groups, and what other nodes are told."""
 
 from __future__ import annotations
 

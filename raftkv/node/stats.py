@@ -1,4 +1,4 @@
-"""What a node tells its monitoring. Everything is read when it is asked for; nothing is kept but times of writes."""
+"""Stats of a node for monitoring. All are read when they are asked for; only times of disk writes are kept."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class StatsCollector:
         return NodeStats(
             status=status,
             replicas=tuple(self._replica(replica, replica.group in mine) for replica in status.replicas),
-            connections={peer: self._links.epoch(peer) for peer in self._links.peers},
+            connections={peer: self._links.link_number(peer) for peer in self._links.peers},
             skews=self._clocks.skews(),
             disk_full=disk_full,
             disk_free=disk_free,
@@ -148,7 +148,7 @@ class StatsCollector:
             record_bytes=stats.bytes,
             sessions=stats.sessions,
             slots=stats.slots,
-            data_loss=group.status().amnesia,
+            data_loss=group.status().data_loss,
             elections_won=group.elections.won,
             snapshots_installed=group.snapshots.installed,
         )

@@ -9,7 +9,7 @@ from typing import Any, cast
 from raftkv import limits
 from raftkv.log_limit import limited
 from raftkv.peer.frames import Decoder, ProtocolViolation
-from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Hello, Refused, check_hello, refuse_frame, welcome_frame
+from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Hello, HelloRefused, check_hello, refuse_frame, welcome_frame
 from raftkv.peer.wiring import HANDSHAKE_TIMEOUT, MAX_STRANGERS, SILENCE_TIMEOUT, Wiring, log, peer_name
 
 _MAX_PONG_BUFFER = 64 * 1024
@@ -45,7 +45,7 @@ class Acceptor:
         try:
             hello = check_hello(frame, self._wiring.identity)
             self._wiring.admit(hello)
-        except Refused as refusal:
+        except HelloRefused as refusal:
             who = f"node {hello.node}" if hello is not None else "a dialler"
             source = f"{who} at {connection.host}" if hello is not None else connection.host
             log.warning("refused %s at %s: %s", who, connection.address, refusal, extra=limited(source))
@@ -113,13 +113,13 @@ class AcceptedConnection(asyncio.Protocol):
             return
         self._dead = True
         if problem:
-            who = f"node {self.node}" if self.node else "a stranger"
+            who = f"node {self.node}" if self.node else "an unknown peer"
             source = who if self.node else self.host
             log.warning("dropped the connection from %s at %s: %s", who, self.address, problem, extra=limited(source))
         self._acceptor.gone(self)
         self.abort()
 
-    def refuse(self, refusal: Refused) -> None:
+    def refuse(self, refusal: HelloRefused) -> None:
         """Answer no and close."""
         self._write(refuse_frame(refusal))
         self.close()

@@ -15,7 +15,7 @@ from raftkv.errors import RaftKVError
 from raftkv.log_limit import limited
 from raftkv.peer.clocks import PeerClock, Reading
 from raftkv.peer.frames import Decoder, ProtocolViolation
-from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Refused, check_answer, hello_frame
+from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, HelloRefused, check_answer, hello_frame
 from raftkv.peer.wiring import (
     HANDSHAKE_TIMEOUT,
     MAX_REDIAL,
@@ -33,14 +33,17 @@ _MAX_TOLD = 8
 
 
 class DialledLink:
-    """Keeps one connection to one peer. ``up`` from the welcome on until the connection fails."""
+    """Keeps one connection to one peer. ``up`` from the welcome on until the connection fails.
+
+    ``number``: of the latest connection, 0 = there was none yet.
+    """
 
     def __init__(
-        self, wiring: Wiring, node: int, address: str, epoch: int, dirty: Callable[[DialledLink], None]
+        self, wiring: Wiring, node: int, address: str, number: int, dirty: Callable[[DialledLink], None]
     ) -> None:
         self.node = node
         self.address = address
-        self.epoch = epoch
+        self.number = number
         self.up = False
         self._wiring = wiring
         self._dirty = dirty
@@ -79,11 +82,11 @@ class DialledLink:
         """The peer said welcome on the current attempt."""
         self._failures = 0
         self._told.clear()
-        self.epoch += 1
+        self.number += 1
         self.up = True
         source = limited(f"node {self.node}")
-        log.info("link %d to node %d at %s is up", self.epoch, self.node, self.address, extra=source)
-        self._wiring.on_link(self.node, self.epoch, True)
+        log.info("link %d to node %d at %s is up", self.number, self.node, self.address, extra=source)
+        self._wiring.on_link(self.node, self.number, True)
 
     def down(self) -> None:
         """Send nothing more on the current connection; connection_lost will follow."""
@@ -105,7 +108,7 @@ class DialledLink:
                 self._schedule()
         if attempt.welcome_seen:
             attempt.welcome_seen = False
-            self._wiring.on_link(self.node, attempt.epoch, False)
+            self._wiring.on_link(self.node, attempt.number, False)
 
     def _schedule(self) -> None:
         longest = min(MAX_REDIAL, 2 * MIN_REDIAL * 2.0 ** min(self._failures, 10))
@@ -127,7 +130,7 @@ class DialledLink:
         if self._retry is not None:
             self.dial()
         elif self.up and self._attempt is not None and self._attempt.boot != boot:
-            self._attempt.fail("the peer has started anew")
+            self._attempt.fail("the peer has restarted")
 
     def readdress(self, address: str) -> None:
         """Dial ``address`` from now on."""
@@ -205,7 +208,7 @@ class _Attempt(asyncio.Protocol):
     def __init__(self, link: DialledLink, wiring: Wiring) -> None:
         self.deadline: Timer | None = None
         self.welcome_seen = False
-        self.epoch = 0
+        self.number = 0
         self.boot = ""
         self.clock = PeerClock()
         self._link = link
@@ -308,13 +311,13 @@ class _Attempt(asyncio.Protocol):
     def _answer(self, frame: list[Any]) -> None:
         try:
             self.boot = check_answer(frame)
-        except Refused as refusal:
+        except HelloRefused as refusal:
             self.fail(f"refused: {refusal}")
             self._wiring.on_refused(self._link.node, refusal)
             return
         self.stop_deadline()
         self.welcome_seen = True
-        self.epoch = self._link.epoch + 1
+        self.number = self._link.number + 1
         self._link.welcomed(self)
 
     def _pongs(self, frame: list[Any]) -> None:

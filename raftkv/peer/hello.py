@@ -37,7 +37,7 @@ class Reason(IntEnum):
     SLOT_RULE = 9
 
 
-class Refused(RaftKVError):
+class HelloRefused(RaftKVError):
     """A hello is not welcome. ``reason`` is for the dialler to act on, the message for people."""
 
     def __init__(self, reason: int, text: str) -> None:
@@ -88,29 +88,29 @@ def hello_frame(identity: Identity, to_node: int) -> list[Any]:
 
 
 def check_hello(frame: list[Any], identity: Identity) -> Hello:
-    """The hello in ``frame`` if it is meant for ``identity``. Raises :class:`Refused`."""
+    """The hello in ``frame`` if it is meant for ``identity``. Raises :class:`HelloRefused`."""
     if not frame or frame[0] != MAGIC:
-        raise Refused(Reason.MALFORMED, "not a raftkv node")
+        raise HelloRefused(Reason.MALFORMED, "not a raftkv node")
     # The version comes before the rest: another version may have other fields.
     if len(frame) < 2 or type(frame[1]) is not int:
-        raise Refused(Reason.MALFORMED, "malformed hello")
+        raise HelloRefused(Reason.MALFORMED, "malformed hello")
     if frame[1] != PROTOCOL_VERSION:
-        text = f"protocol version {frame[1]} is not spoken here, only {PROTOCOL_VERSION}"
-        raise Refused(Reason.VERSION, text)
+        text = f"protocol version {frame[1]} is not supported, only {PROTOCOL_VERSION}"
+        raise HelloRefused(Reason.VERSION, text)
     if [type(field) for field in frame[2:]] != [int, str, int, int, str, str]:
-        raise Refused(Reason.MALFORMED, "malformed hello")
+        raise HelloRefused(Reason.MALFORMED, "malformed hello")
     _, _, rule, cluster_id, node, to_node, incarnation, boot = frame
     if node < 1 or not incarnation or not boot or max(len(cluster_id), len(incarnation), len(boot)) > _MAX_NAME:
-        raise Refused(Reason.MALFORMED, "malformed hello")
+        raise HelloRefused(Reason.MALFORMED, "malformed hello")
     if refusal := rule_refusal(rule):
-        raise Refused(Reason.SLOT_RULE, refusal)
+        raise HelloRefused(Reason.SLOT_RULE, refusal)
     if cluster_id != identity.cluster_id:
         text = f"this node belongs to cluster {identity.cluster_id}, not {cluster_id!r}"
-        raise Refused(Reason.OTHER_CLUSTER, text)
+        raise HelloRefused(Reason.OTHER_CLUSTER, text)
     if to_node != identity.node:
-        raise Refused(Reason.OTHER_NODE, f"this is node {identity.node}, not node {to_node}")
+        raise HelloRefused(Reason.OTHER_NODE, f"this is node {identity.node}, not node {to_node}")
     if node == identity.node:
-        raise Refused(Reason.OTHER_NODE, f"node {node} is this node itself")
+        raise HelloRefused(Reason.OTHER_NODE, f"node {node} is this node itself")
     return Hello(cluster_id, node, to_node, incarnation, boot)
 
 
@@ -119,18 +119,18 @@ def welcome_frame(identity: Identity) -> list[Any]:
     return ["welcome", identity.boot]
 
 
-def refuse_frame(refusal: Refused) -> list[Any]:
+def refuse_frame(refusal: HelloRefused) -> list[Any]:
     """The acceptor's no; a long text is cut."""
     return ["refuse", int(refusal.reason), str(refusal)[:_MAX_TEXT]]
 
 
 def check_answer(frame: list[Any]) -> str:
-    """The boot id in a welcome. Raises :class:`Refused` as the acceptor did, or :class:`ProtocolViolation`."""
+    """The boot id in a welcome. Raises :class:`HelloRefused` as the acceptor did, or :class:`ProtocolViolation`."""
     match frame:
         case ["welcome", str(boot)]:
             return boot
         case ["refuse", int(reason), str(text)] if type(reason) is int:
             # The text goes into the log: no line breaks or control characters of the other side's making.
-            raise Refused(reason, "".join(c if c.isprintable() else "?" for c in text[:_MAX_TEXT]))
+            raise HelloRefused(reason, "".join(c if c.isprintable() else "?" for c in text[:_MAX_TEXT]))
         case _:
             raise ProtocolViolation("the answer to the hello is neither welcome nor refuse")

@@ -12,7 +12,7 @@ from raftkv.clock import Clock, Timer
 from raftkv.peer.accepted import Acceptor
 from raftkv.peer.clocks import PeerClock
 from raftkv.peer.dialled import DialledLink
-from raftkv.peer.hello import Hello, Identity, Refused
+from raftkv.peer.hello import Hello, HelloRefused, Identity
 from raftkv.peer.network import Listener, Network
 from raftkv.peer.wiring import PING_INTERVAL, Wiring, log
 
@@ -42,10 +42,11 @@ class Links:
     is sent while a link is down. Callbacks run in the loop; one that raises is reported to ``on_crash`` (by default the
     loop's exception handler) and costs the connection it came from.
 
-    ``admit(hello)`` raises Refused for a dialler that is not welcome. ``on_message(node, message)``: ``message`` is any
-    msgpack array, to be checked by the consumer, who raises ``ProtocolViolation`` to have the connection dropped and
-    logged. ``on_link(node, epoch, up)``: the outgoing link to ``node`` has come up or gone down, also by :meth:`close`.
-    ``on_refused(node, refusal)``: ``node`` does not take this node's messages; it is dialled again all the same.
+    ``admit(hello)`` raises HelloRefused for a dialler that is not welcome. ``on_message(node, message)``: ``message``
+    is any msgpack array, to be checked by the consumer, who raises ``ProtocolViolation`` to have the connection dropped
+    and logged. ``on_link(node, link_number, up)``: the outgoing link to ``node`` has come up or gone down, also by
+    :meth:`close`. ``on_refused(node, refusal)``: ``node`` does not take this node's messages; it is dialled again all
+    the same.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Links:
         admit: Callable[[Hello], None],
         on_message: Callable[[int, list[Any]], None],
         on_link: Callable[[int, int, bool], None],
-        on_refused: Callable[[int, Refused], None],
+        on_refused: Callable[[int, HelloRefused], None],
         rng: random.Random,
         on_crash: Callable[[Exception], None] | None = None,
     ) -> None:
@@ -66,7 +67,7 @@ class Links:
         self._listen_address = listen_address
         self._acceptor = Acceptor(self._wiring, self._said_hello)
         self._links: dict[int, DialledLink] = {}
-        self._epochs: dict[int, int] = {}
+        self._link_numbers: dict[int, int] = {}
         self._listener: Listener | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: Timer | None = None
@@ -126,7 +127,7 @@ class Links:
         own = self._wiring.identity.node
         if node < 1 or node == own or node in self._links:
             raise ValueError(f"node {node} cannot be added to the peers {self.peers} of node {own}")
-        link = DialledLink(self._wiring, node, address, self._epochs.get(node, 0), self._dirty_link)
+        link = DialledLink(self._wiring, node, address, self._link_numbers.get(node, 0), self._dirty_link)
         self._links[node] = link
         # The order of sending follows the ids, not the history of the process.
         self._links = {peer: self._links[peer] for peer in sorted(self._links)}
@@ -173,10 +174,10 @@ class Links:
         for link in dirty:
             link.flush()
 
-    def epoch(self, node: int) -> int:
+    def link_number(self, node: int) -> int:
         """Number of the outgoing link to ``node``: 0 = never up, one more with each connection."""
         link = self._links.get(node)
-        return link.epoch if link is not None else self._epochs.get(node, 0)
+        return link.number if link is not None else self._link_numbers.get(node, 0)
 
     def up(self, node: int) -> bool:
         """Whether messages to ``node`` are sent at present."""
@@ -202,7 +203,7 @@ class Links:
         return {node: clock for node, clock in found if clock is not None}
 
     def _end(self, link: DialledLink) -> None:
-        self._epochs[link.node] = link.epoch
+        self._link_numbers[link.node] = link.number
         task = link.end()
         if task is not None and not task.done():
             self._tasks.add(task)
@@ -230,7 +231,7 @@ class Links:
         now = self._wiring.clock.now()
         late = now - self._last_tick > 2 * PING_INTERVAL
         if late:
-            log.info("this node stood still for %.1f s", now - self._last_tick)
+            log.info("this node stalled for %.1f s", now - self._last_tick)
         self._last_tick = now
         self._timer = self._wiring.clock.call_later(PING_INTERVAL, self._tick)
         for link in list(self._links.values()):

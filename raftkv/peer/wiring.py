@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from raftkv.addresses import Address
 from raftkv.clock import Clock
 from raftkv.peer.frames import Encoder
-from raftkv.peer.hello import Hello, Identity, Refused
+from raftkv.peer.hello import Hello, HelloRefused, Identity
 from raftkv.peer.network import Network
 
 PING_INTERVAL: Final = 0.5
@@ -56,7 +56,7 @@ class Wiring:
     admit: Callable[[Hello], None]
     on_message: Callable[[int, list[Any]], None]
     on_link: Callable[[int, int, bool], None]
-    on_refused: Callable[[int, Refused], None]
+    on_refused: Callable[[int, HelloRefused], None]
     on_crash: Callable[[Exception], None] | None
     encoder: Encoder = field(default_factory=Encoder)
     open: dict[Closable, None] = field(default_factory=dict)

@@ -3,14 +3,14 @@
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.group import RaftGroup
 from raftkv.raft.log import BrokenInvariant
-from raftkv.raft.membership import Members, PeerState
+from raftkv.raft.membership import MembersView, PeerState
 from raftkv.raft.ports import Outbox, StateMachine
 from raftkv.raft.status import GroupStatus
 
 __all__ = [
     "BrokenInvariant",
     "GroupStatus",
-    "Members",
+    "MembersView",
     "Outbox",
     "PeerState",
     "RaftConfig",

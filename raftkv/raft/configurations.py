@@ -1,8 +1,8 @@
 """Who votes, as a group's log tells it.
 
-A change of the voters is an entry. It takes effect when the entry is appended, long before it is committed, and ends
-if the entry is truncated: what holds is always the latest such entry in the log, else what held at the log's base.
-Applying the entry changes nothing (Ongaro, dissertation, 4.1).
+A change of the voters is an entry. It takes effect when the entry is appended, long before it is committed, and ends if
+the entry is truncated. In effect is the latest such entry in the log, or, if there is none, the voters at the log's
+base. Applying the entry changes nothing (Ongaro, dissertation, 4.1).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def unpack_voters(command: bytes) -> Voters:
 
 
 def differ_by_one(before: Iterable[int], after: Iterable[int]) -> bool:
-    """Whether one server is all that these lists of voters differ by: then any two majorities of them meet."""
+    """Whether these lists of voters differ by one server: then every majority of one meets each of the other."""
     return len(set(before) ^ set(after)) == 1
 
 

@@ -31,16 +31,16 @@ from raftkv.raft.reads import ReadDone
 from raftkv.raft.ready import Committed, Entry, Offer, Outputs, Ready
 
 _APPLY_BYTES: Final = 1024 * 1024
-"""Handed out to be applied in one step; the rest waits for the next, so that heartbeats go on while a node catches
-up."""
+"""Bytes of entries that one step hands out to be applied. The rest waits for the next step, so that a node that catches
+up still sends heartbeats."""
 
 
 class Consensus:
     """One replica of one group.
 
     ``base``, ``base_voters``, ``entries``, ``hard_state`` (term, vote), ``floor``, ``lost``: what it starts with, see
-    :class:`GroupLog`, :class:`Elections` and :class:`LostEntries`. ``epoch``: numbers of links, see
-    :class:`Leadership`. Times are in seconds of one clock that never goes back.
+    :class:`GroupLog`, :class:`Elections` and :class:`LostEntries`. ``link_number``: see :class:`Leadership`. Times
+    are in seconds of one clock that never goes back.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Consensus:
         lost: bool = False,
         rng: random.Random,
         config: RaftConfig,
-        epoch: Callable[[int], int],
+        link_number: Callable[[int], int],
         time: int = 0,
     ) -> None:
         self.group = group
@@ -76,7 +76,7 @@ class Consensus:
         self.time = time
         """Group time of the last entry that was applied, in ms."""
         self._config = config
-        self._epoch = epoch
+        self._link_number = link_number
         self._start = rng.getrandbits(32)
         self._seq = 0
         self._replies = 0
@@ -91,7 +91,7 @@ class Consensus:
         return self.lead is not None and self.lead.open
 
     def not_leader(self) -> Result:
-        """What a replica answers that does not lead."""
+        """The answer of a replica that does not lead."""
         leader = self.core.leader()
         if leader and leader != self.node:
             return Result(Code.NOT_LEADER, hint=leader)
@@ -102,7 +102,7 @@ class Consensus:
         return self._lease(now, self.core.applied_index())
 
     def _lease(self, now: float, applied: int) -> bool:
-        """Whether it allows local reads once entry ``applied`` is applied."""
+        """Whether the lease allows local reads once entry ``applied`` is applied."""
         lead = self.lead
         if lead is None or self.lease_doubted or applied != self.core.commit_index():
             return False
@@ -126,7 +126,7 @@ class Consensus:
     # -- inputs: clients and operators
 
     def propose(self, proposal: Proposal) -> Result | None:
-        """Have it replicated in one entry; or why not, and then it never reaches the log."""
+        """Replicate ``proposal`` in one entry. Returns why not if it is refused; then it never reaches the log."""
         return self.not_leader() if self.lead is None else self.proposals.add(proposal)
 
     def hold_bulk(self, held: bool) -> bool:
@@ -135,7 +135,7 @@ class Consensus:
         return held != before
 
     def read(self, quorum: bool, done: ReadDone) -> Result | None:
-        """Have ``done`` called once a linearizable read may be served; or why not."""
+        """Call ``done`` once a linearizable read may be served. Returns why not if it is refused."""
         if self.lead is None:
             return self.not_leader()
         # Before the entry that opens the term is committed, this leader does not know which entries are.
@@ -152,8 +152,8 @@ class Consensus:
             self._follow_members()
 
     def set_learners(self, nodes: Sequence[int], now: float) -> bool:
-        """The nodes that hold the log without a vote, all of them. Voters among them are passed over. Returns whether
-        that changes anything."""
+        """Set all learners: nodes that hold the log without a vote. Voters among ``nodes`` are ignored. Returns whether
+        anything has changed."""
         self.core.now = now
         changed = self.membership.set_learners(nodes)
         if changed:
@@ -215,7 +215,7 @@ class Consensus:
         self.log.cover(index, term, size)
 
     def snapshot_kept(self, peer: int, index: int) -> None:
-        """What ``peer`` had offered is not needed any more: this log and state hold everything up to ``index``."""
+        """The snapshot that ``peer`` offered is not needed: this log and state hold everything up to ``index``."""
         self._acknowledge(peer, 0, 0, matches=True, index=index + 1)  # seq 0 answers no append
 
     def snapshot_installed(self, offer: Offer, time: int, voters: Sequence[int]) -> None:
@@ -249,7 +249,7 @@ class Consensus:
         return self.outputs.take(committed, reads, self._handed < self.core.commit_index())
 
     def _hand_out(self) -> list[Committed]:
-        """Entries to apply, if those of before are applied: some of them, if there are many."""
+        """The next entries to apply, once all earlier ones are applied; at most about 1 MiB of them."""
         core, first = self.core, self._handed + 1
         commit = core.commit_index()
         if first > commit or core.applied_index() != self._handed:
@@ -315,7 +315,7 @@ class Consensus:
         peer: int,
         term: int,
         seq: int,
-        epoch: int,
+        link_number: int,
         previous: int,
         previous_term: int,
         commit: int,
@@ -330,9 +330,9 @@ class Consensus:
         if self._target_commit is None and commit == verified and log.term_at(commit) == term:
             # Only a leader that has committed an entry of its term knows what is committed.
             self._target_commit = commit
-        self._acknowledge(peer, seq, epoch, matches=found.matches, index=found.next_index)
+        self._acknowledge(peer, seq, link_number, matches=found.matches, index=found.next_index)
 
-    def _acknowledge(self, peer: int, seq: int, epoch: int, *, matches: bool, index: int) -> None:
+    def _acknowledge(self, peer: int, seq: int, link_number: int, *, matches: bool, index: int) -> None:
         outputs, term = self.outputs, self.core.term()
         if outputs.synced < outputs.recorded and self.elections.heard >= self._said_due:
             # The acknowledgement may have to wait behind megabytes. A lease, a quorum read and the leader's calm need a
@@ -341,7 +341,7 @@ class Consensus:
             outputs.send(peer, [self.group, Type.HEARD, term, seq])
         self._replies += 1
         stored = (self._start, self._replies)
-        outputs.send(peer, [self.group, ACK, term, seq, epoch, matches, index, self.log.last_index, stored])
+        outputs.send(peer, [self.group, ACK, term, seq, link_number, matches, index, self.log.last_index, stored])
 
     def _on_offer(self, peer: int, term: int, index: int, snapshot_term: int, size: int) -> None:
         if not self._follow(peer, term):
@@ -352,7 +352,7 @@ class Consensus:
             self.outputs.fetch = Offer(peer, index, snapshot_term, size)
 
     def _follow(self, peer: int, term: int) -> bool:
-        """A leader says something else than an append: whether it is to be listened to."""
+        """A leader has sent something other than an append. Returns whether this replica follows it."""
         if not self._hear(peer, term):
             return False
         self.core.follow(peer, term)
@@ -382,7 +382,7 @@ class Consensus:
 
     def _start_leading(self) -> None:
         self.lead = Leadership(
-            self.group, self.core, self.log, self.lost, self.outputs, self._config, self._epoch, self._seq
+            self.group, self.core, self.log, self.lost, self.outputs, self._config, self._link_number, self._seq
         )
         self.elections.won += 1
         self._follow_members()

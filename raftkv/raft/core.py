@@ -71,7 +71,7 @@ if VERSION != WANTED_VERSION:
 
 
 class _Poller:
-    """The library polls its sockets here; we have given it none."""
+    """The library polls its sockets here; it has none."""
 
     def poll(self, timeout: float) -> None:
         pass
@@ -81,7 +81,7 @@ _time: float | None = None
 
 
 def _set_time(now: float) -> None:
-    """What the library takes for the time until the next call. Set at each entry into a core."""
+    """Set the time that the library sees until the next call. Called at each entry into a core."""
     global _time
     _time = now
 
@@ -162,7 +162,7 @@ class _Peer(int, Node):  # type: ignore[misc]
 
 
 class _Capture(Transport):  # type: ignore[misc]
-    """Takes what the library sends and keeps it for the method that entered the library."""
+    """Collects what the library sends, for the method that called the library."""
 
     def __init__(self) -> None:
         super().__init__(None, None, [])

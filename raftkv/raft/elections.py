@@ -1,8 +1,8 @@
 """Elections of one replica: who may stand, who gets a vote, and when none is given.
 
-Votes and pre-votes are asked of the voters that the own log names, and only theirs count. They are given to any node
-that asks: a voter may not know yet that the candidate, or it itself, is one (Ongaro, dissertation, 4.1). A removed node
-that goes on asking is kept quiet by pre-votes and by stickiness (4.2.3).
+A candidate asks the voters that its own log names, and counts only their votes and pre-votes. A voter grants one to any
+node that asks: a voter may not know yet that the candidate, or it itself, is one (Ongaro, dissertation, 4.1). A removed
+node that goes on asking is kept quiet by pre-votes and by stickiness (4.2.3).
 """
 
 from __future__ import annotations

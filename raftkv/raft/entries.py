@@ -38,7 +38,7 @@ def is_readable(command: bytes) -> bool:
 
 
 def prepared(machine: StateMachine, command: bytes, ops: Sequence[Command] | None) -> bool:
-    """Whether the next entry can be applied without holding up the loop; else ask again in a later turn.
+    """Whether the next entry can be applied without blocking the event loop. If not, ask again in a later turn.
 
     ``ops``: its operations if they are at hand.
     """

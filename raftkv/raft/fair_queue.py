@@ -1,4 +1,4 @@
-"""Proposals that wait for an entry: those of different sources take turns, so nobody waits behind all of another's."""
+"""A fair queue of proposals that wait for an entry: the sources take turns, so none waits for all items of another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """``source``: on whose behalf it is. ``waiting``: False once nobody wants it any more."""
+    """An item of the queue. ``source``: on whose behalf. ``waiting``: False once it was withdrawn."""
 
     source: int
 
@@ -22,8 +22,8 @@ T = TypeVar("T", bound=Waiting)
 class FairQueue(Generic[T]):
     """A queue of queues, one for each source; a turn is one item, and each source's items keep their order.
 
-    Who comes after a pause goes first, once, and then takes turns with the others (as new flows in FQ-CoDel, RFC 8290):
-    a source that asks for little waits for no more than what is under way.
+    A source whose queue was empty goes first once, then takes turns with the others (as new flows in FQ-CoDel, RFC
+    8290): a source with little to do waits only for the item in progress.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class FairQueue(Generic[T]):
                 return queue[0]
             source = sources.popleft()
             if sources is self._new:
-                # Not new again at once, or one that comes and goes would always be first.
+                # It does not count as new again at once, or a source that comes and goes would always be first.
                 self._old.append(source)
             else:
                 del self._queues[source]

@@ -1,4 +1,4 @@
-"""A Raft group's replica on this node: its consensus, and the one place that executes what that says.
+"""A Raft group's replica on this node: its consensus, and the only place that executes the results of its steps.
 
 Events come in by ``receive``, ``propose``, ``read``, ``tick`` and ``on_durable``; each only changes memory and asks for
 a ``step``. The node calls ``step`` once at the end of the loop's turn for every group that asked, so that everything
@@ -21,7 +21,7 @@ from raftkv.raft.configurations import Voters
 from raftkv.raft.consensus import Consensus
 from raftkv.raft.entries import is_batch, prepared, unpack_batch
 from raftkv.raft.log import BrokenInvariant
-from raftkv.raft.membership import ChangeDone, Members
+from raftkv.raft.membership import ChangeDone, MembersView
 from raftkv.raft.messages import ANSWERS, OF_SNAPSHOTS, check
 from raftkv.raft.ports import LogWriter, Outbox, StateMachine
 from raftkv.raft.proposals import Done, OpenEntry, Proposal
@@ -86,7 +86,7 @@ class RaftGroup:
             lost=lost,
             rng=rng,
             config=config,
-            epoch=outbox.epoch,
+            link_number=outbox.link_number,
             time=machine.time,
         )
         self.core = self.consensus.core
@@ -96,7 +96,7 @@ class RaftGroup:
         self.snapshots = GroupSnapshots(self.consensus, machine, files, outbox, clock, config, wake, info)
         self._recorded = 0
         self._syncing = deque([(wal.appended, 0)])
-        """What the disk lacks: (LSN, number of the record among this group's)."""
+        """Records that are not durable yet: (LSN, number of the record among this group's)."""
         self._applying: deque[Committed] = deque()
         self._reading: list[ReadDone] = []
 
@@ -131,7 +131,7 @@ class RaftGroup:
     def status(self) -> GroupStatus:
         return status_of(self.consensus, self.snapshots.index)
 
-    def members(self) -> Members:
+    def members(self) -> MembersView:
         """The voters and learners as this replica knows them."""
         return self.membership.view(self.consensus.lead, self._clock.now())
 
@@ -254,12 +254,12 @@ class RaftGroup:
     # -- the turn's end
 
     def step(self) -> None:
-        """Do what the events of this turn have made possible."""
+        """Take one step with all events of this turn, and execute its result."""
         self._execute(self.consensus.step(self._clock.now()))
         self.snapshots.maybe_take()
 
     def _execute(self, ready: Ready) -> None:
-        """Persist, send, apply, answer: the only place that does what a step says."""
+        """Persist, send, apply, answer: the only place that executes a step's result."""
         wal, outbox = self._wal, self._outbox
         if ready.records:
             for record in ready.records:
@@ -287,7 +287,7 @@ class RaftGroup:
             try:
                 to(what)
             except Exception:
-                # One caller's mistake must not keep the answers of the others.
+                # An exception in one caller's callback must not keep the others from their answers.
                 log.exception("the receiver of results failed")
         if ready.fetch is not None:
             self.snapshots.fetch(ready.fetch)

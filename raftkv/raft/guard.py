@@ -14,7 +14,7 @@ from raftkv.raft.log import BrokenInvariant, GroupLog
 from raftkv.raft.ready import Entry
 
 
-class Judgement(NamedTuple):
+class AppendDecision(NamedTuple):
     """What is handed to the library, and what is answered.
 
     ``matches``: the own log holds the entry before those of the append. If so, ``entries`` are the ones that are new,
@@ -31,7 +31,7 @@ class Judgement(NamedTuple):
 
 def judge(
     log: GroupLog, committed: int, previous: int, previous_term: int, raw: Sequence[tuple[int, bytes]]
-) -> Judgement:
+) -> AppendDecision:
     """Look at an append of ``raw`` (term, command) behind (``previous``, ``previous_term``)."""
     entries: list[Entry] = [(item[1], previous + 1 + at, item[0]) for at, item in enumerate(raw)]
     vouched = previous + len(entries)
@@ -45,7 +45,7 @@ def judge(
         hint = log.last_index + 1
         if held_term is not None:
             hint = max(committed + 1, log.first_of_term(previous))
-        return Judgement(False, previous, previous_term, [], hint)
+        return AppendDecision(False, previous, previous_term, [], hint)
     held = 0
     for entry in entries:
         if log.term_at(entry[1]) != entry[2]:
@@ -53,7 +53,7 @@ def judge(
         held += 1
     new = entries[held:]
     at = new[0][1] - 1 if new else log.last_index
-    return Judgement(True, at, _term_at(log, at), new, vouched + 1)
+    return AppendDecision(True, at, _term_at(log, at), new, vouched + 1)
 
 
 def _term_at(log: GroupLog, index: int) -> int:

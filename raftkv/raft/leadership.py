@@ -26,8 +26,11 @@ class _Transfer:
 
 
 class Leadership:
-    """A leader's state. ``epoch``: number of the link to a node, 0 while it is down; another number means that messages
-    may have been lost in between. ``seq``: of the last append that this replica has sent, in whatever term."""
+    """A leader's state.
+
+    ``link_number``: tells the number of the link to a node, 0 while it is down; another number than before means that
+    messages may have been lost in between. ``seq``: of the last append that this replica has sent, in whatever term.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class Leadership:
         lost: LostEntries,
         outputs: Outputs,
         config: RaftConfig,
-        epoch: Callable[[int], int],
+        link_number: Callable[[int], int],
         seq: int,
     ) -> None:
         self._group = group
@@ -46,7 +49,7 @@ class Leadership:
         self._lost = lost
         self._outputs = outputs
         self._config = config
-        self._epoch = epoch
+        self._link_number = link_number
         self.term = core.term()
         self.since = core.now
         self.seq = seq + 1
@@ -67,7 +70,7 @@ class Leadership:
     def answers(self, peer: int, now: float) -> bool:
         """Whether ``peer`` is a follower in contact with this leader."""
         progress = self.followers.get(peer)
-        return progress is not None and not progress.amnesia and now < progress.contact + self._config.election_max
+        return progress is not None and not progress.data_loss and now < progress.contact + self._config.election_max
 
     def contact(self, now: float) -> float:
         """Latest moment after which a majority has heard this leader (send time of an acknowledged append)."""
@@ -82,7 +85,7 @@ class Leadership:
         return now < self.contact(now) + self._config.lease
 
     def lease_holds(self, now: float) -> bool:
-        """Whether no other node can have been elected, so that what is committed here is all there is."""
+        """Whether no other node can have been elected, so that this leader knows every committed entry."""
         return self.open and not self._lease_off and self.in_contact(now)
 
     def lonely(self) -> bool:
@@ -118,18 +121,18 @@ class Leadership:
     # -- members
 
     def follow(self, replicas: Iterable[int], voters: Voters) -> None:
-        """Replicate to the voters and learners of now; those that were either go on from where they are."""
+        """Replicate to the current voters and learners; those that had been followed already keep their progress."""
         core, before = self._core, self.followers
         self.followers = {}
         for peer in replicas:
             progress = before.pop(peer, None)
-            if progress is not None and progress.amnesia and peer not in voters:
+            if progress is not None and progress.data_loss and peer not in voters:
                 core.untrack(peer)
                 progress = None
             if progress is None:
                 core.track(peer)
-                epoch = self._epoch(peer)
-                progress = Progress(epoch, contact=float("-inf"), probe=self.seq, heartbeat_due=core.now)
+                link_number = self._link_number(peer)
+                progress = Progress(link_number, contact=float("-inf"), probe=self.seq, heartbeat_due=core.now)
             self.followers[peer] = progress
         for peer in before:
             core.untrack(peer)
@@ -139,13 +142,13 @@ class Leadership:
 
     def advance_commit(self) -> None:
         core = self._core
-        held = [0 if progress.amnesia else core.match_index(peer) for peer, progress in self.counted.items()]
+        held = [0 if progress.data_loss else core.match_index(peer) for peer, progress in self.counted.items()]
         index = replication.committable(self._log, held, self.term)
         if index > core.commit_index():
             core.set_commit_index(index)
 
     def take_reads(self, applied: int, lease: bool) -> list[ReadDone]:
-        """Those that may be served once entry ``applied`` is applied. ``lease``: whether it allows that then."""
+        """The reads to be served once entry ``applied`` is applied. ``lease``: whether the lease allows it then."""
         return self.reads.take(applied, self._confirmed(), lease) if len(self.reads) else []
 
     # -- replication
@@ -159,14 +162,14 @@ class Leadership:
             self._round_seq = self.seq + 1
         parts: dict[int, tuple[list[tuple[int, bytes]], int]] = {}  # most followers lack the same
         for peer, progress in self.followers.items():
-            epoch = self._epoch(peer)
-            if epoch == 0:
+            link_number = self._link_number(peer)
+            if link_number == 0:
                 continue
-            if progress.amnesia:
+            if progress.data_loss:
                 self._lost.tell(peer, progress)
                 continue
-            if epoch != progress.epoch:
-                progress.forget_sent(epoch, self.seq + 1)
+            if link_number != progress.link_number:
+                progress.forget_sent(link_number, self.seq + 1)
                 if core.match_index(peer):
                     core.set_next_index(peer, core.match_index(peer) + 1)
             first = core.next_index(peer)
@@ -197,7 +200,7 @@ class Leadership:
         progress.on_sent(self.seq, now, size)
         progress.heartbeat_due = now + self._config.heartbeat
         term, commit = self._log.term_at(first - 1), self._core.commit_index()
-        fields = (self.term, self.seq, progress.epoch, first - 1, term, commit)
+        fields = (self.term, self.seq, progress.link_number, first - 1, term, commit)
         self._outputs.send(peer, [self._group, APPEND, *fields, entries])
 
     def offer(self, peer: int, progress: Progress) -> None:
@@ -208,13 +211,21 @@ class Leadership:
             self._outputs.send(peer, [self._group, Type.SNAPSHOT_OFFER, self.term, *snapshot])
 
     def on_ack(
-        self, peer: int, term: int, seq: int, epoch: int, matches: bool, index: int, last: int, stored: Sequence[int]
+        self,
+        peer: int,
+        term: int,
+        seq: int,
+        link_number: int,
+        matches: bool,
+        index: int,
+        last: int,
+        stored: Sequence[int],
     ) -> None:
         if term != self.term:
             return
         progress, core = self.followers[peer], self._core
         at = (stored[0], stored[1])
-        if progress.amnesia or seq > self.seq or at[0] == progress.forgotten:
+        if progress.data_loss or seq > self.seq or at[0] == progress.forgotten:
             return
         if matches:
             if index - 1 > self._log.last_index:
@@ -223,7 +234,7 @@ class Leadership:
             if index - 1 > core.match_index(peer):
                 core.receive_match(peer, index - 1)
             progress.on_match(seq, at)
-        elif epoch == progress.epoch and seq >= progress.probe:
+        elif link_number == progress.link_number and seq >= progress.probe:
             lost = last < core.match_index(peer) and (at[0] != progress.stored[0] or at[1] > progress.stored[1])
             if lost and peer not in core.voters():
                 # Nothing was built on what it held: its replica was dropped and came back.
@@ -234,11 +245,11 @@ class Leadership:
                 self._lost.found(peer, progress, core.match_index(peer), last)
                 return
             progress.on_ack(seq)
-            progress.forget_sent(epoch, self.seq + 1)
+            progress.forget_sent(link_number, self.seq + 1)
             core.set_next_index(peer, index)
 
     def on_heard(self, peer: int, term: int, seq: int) -> None:
-        if term == self.term and not self.followers[peer].amnesia:
+        if term == self.term and not self.followers[peer].data_loss:
             self.followers[peer].on_heard(seq)
 
     # -- transfer
@@ -262,6 +273,6 @@ class Leadership:
         if transfer is None or transfer.sent or self._core.match_index(transfer.target) != self._log.last_index:
             return
         transfer.sent = True
-        # The successor will be elected within the followers' calm: no local read for the rest of this term.
+        # The successor is elected although followers have just heard this leader: no local read again in this term.
         self._lease_off = True
         self._outputs.send(transfer.target, [self._group, Type.TIMEOUT_NOW, self.term])

@@ -18,7 +18,7 @@ FIRST_INDEX: Final = 1
 
 
 class BrokenInvariant(RaftKVError):
-    """Something that must never happen happened; the node stops instead of spreading it."""
+    """An invariant of Raft is broken; the node stops so that the damage does not spread."""
 
 
 class GroupLog:
@@ -84,7 +84,7 @@ class GroupLog:
     def between(self, start: int, stop: int, max_bytes: int | None = None) -> list[Entry]:
         """Entries ``start`` to ``stop`` - 1, at least one if there is one, else up to ``max_bytes`` of commands."""
         base, held = self.entries[0][1], self.entries
-        # What is on stable storage may end before the base: a snapshot that is overtakes a log that waits for room.
+        # The durable log may end before the base: a durable snapshot can overtake a log that waits for disk space.
         first, end = start - base, max(min(stop - base, len(held)), 0)
         if max_bytes is not None:
             # Found before it is copied: the tail may be long, and this is called once for each part of it.
@@ -182,7 +182,7 @@ class GroupLog:
     def reset(self, index: int, term: int, voters: Sequence[int]) -> None:
         """Replace the whole log by the base (``index``, ``term``, ``voters``) of a snapshot that was just installed."""
         if self.last_index > self.base_index:
-            # What the log holds contradicts the snapshot; it must not come back from the WAL behind it.
+            # The log contradicts the snapshot, so recovery must not add its entries behind the snapshot.
             self._outputs.record(Truncated(self.base_index + 1))
         self.entries = [(NO_OP, index, term)]
         self.configurations = Configurations(voters)

@@ -1,12 +1,12 @@
-"""A replica that has lost entries which it had acknowledged: a disk that went back in time.
+"""A replica that has lost entries which it had acknowledged, because its disk was rolled back to older data.
 
-What it acknowledged may be committed by that, and it may have voted without knowing it any more. So it must not count
-again, in no later term, whatever it holds by then: it gets no further entries, and gives no votes. Its leader notices
-and tells it, and it bars itself durably; every later leader hears so from it. The bar goes with the replica, when the
+Entries may have been committed because this replica acknowledged them, and it may have forgotten votes. So it must not
+count again in any later term, whatever it holds by then: it gets no further entries and gives no votes. The leader
+notices the loss and tells the replica, which bars itself durably and tells every later leader. The bar ends when the
 node is replaced in the group.
 
-No replica bars itself for less: a leader speaks of what was acknowledged in its own term, and within that term nothing
-takes an acknowledged entry out of a log, but dropping the replica, of which the WAL keeps how far it reached.
+No healthy replica bars itself. A leader only reports a loss of what was acknowledged in its own term, and within one
+term an acknowledged entry leaves a log only if the replica is dropped; the WAL keeps how far a dropped log reached.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raftkv.raft.replication import Progress
 
 
 class LostEntries:
-    """What one replica knows of it.
+    """What one replica knows of lost entries.
 
     ``here``: whether this one has lost entries. ``floor``: term and index of the end of a log that this node dropped.
     """
@@ -48,7 +48,7 @@ class LostEntries:
 
     def found(self, peer: int, progress: Progress, match: int, last: int) -> None:
         """``peer`` had acknowledged entry ``match`` in this term, and says now that its log ends at ``last``."""
-        progress.amnesia = True
+        progress.data_loss = True
         held = self._log.term_at(max(match, self._log.base_index))
         assert held is not None  # a leader's log holds all that was acknowledged to it
         progress.lost = match, held
@@ -56,16 +56,16 @@ class LostEntries:
         self._outputs.note(logging.ERROR, f"{found}: it no longer counts")
 
     def tell(self, peer: int, progress: Progress) -> None:
-        """Instead of appends: say what ``peer`` had acknowledged, and that there is a leader."""
+        """Sent instead of appends: tells ``peer`` what it had acknowledged, and that there is a leader."""
         now = self._core.now
         if now >= progress.heartbeat_due:
             progress.heartbeat_due = now + self._heartbeat
             self._outputs.send(peer, [self._group, Type.LOST, self._core.term(), *progress.lost])
 
     def on_barred(self, peer: int, term: int, progress: Progress) -> None:
-        """``peer`` says so itself."""
-        if not progress.amnesia and term == self._core.term():
-            progress.amnesia = True
+        """``peer`` itself says that it has lost entries."""
+        if not progress.data_loss and term == self._core.term():
+            progress.data_loss = True
             self._outputs.note(logging.ERROR, f"node {peer} lost entries in an earlier term: it does not count")
 
     # -- as follower

@@ -4,8 +4,8 @@ A change is an entry that names all voters (:mod:`raftkv.raft.configurations`). 
 one server overlap, so no joint list is needed, as long as a leader has committed an entry of its own term before it
 changes anything and waits for one change before the next.
 
-Learners are told to each replica from outside and are not in the log: the leader replicates to them and counts them
-for nothing.
+Learners are not in the log: each replica is told them from outside. The leader replicates to them but never counts
+them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PeerState:
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class MembersView:
     """The members of a group as one replica sees them.
 
     ``voters`` are in effect, since entry ``index`` if that is still in the log, else 0; ``committed`` tells whether
@@ -80,7 +80,7 @@ class Membership:
 
     @property
     def learners(self) -> tuple[int, ...]:
-        """Those that were told and are no voters."""
+        """The nodes that were set as learners and are not voters."""
         return tuple(node for node in self._told if node not in self._core.voters())
 
     def knows(self, node: int) -> bool:
@@ -97,14 +97,14 @@ class Membership:
         before, self._told = self._told, told
         return told != before
 
-    def view(self, lead: Leadership | None, now: float) -> Members:
+    def view(self, lead: Leadership | None, now: float) -> MembersView:
         """``lead``: if this replica leads."""
         configurations, match = self._log.configurations, self._core.match_index
         peers = {}
         if lead is not None:
             peers = {node: PeerState(match(node), lead.answers(node, now)) for node in self.replicas()}
             peers[self._node] = PeerState(self._log.durable_index, contact=True)
-        return Members(
+        return MembersView(
             voters=configurations.voters,
             committed_voters=configurations.at(self._core.commit_index()),
             learners=self.learners,
@@ -180,7 +180,7 @@ class Membership:
         if not self._settled():
             return f"the change to voters {_names(present)} is not committed yet"
         if self._asked is not None:
-            return f"node {self._asked.newcomer} is being looked at"
+            return f"node {self._asked.newcomer} is being checked"
         if lead.transfer is not None:
             return "the leadership is being handed over"
         if self._node not in wanted:
@@ -198,7 +198,7 @@ class Membership:
 
     def _refuse_newcomer(self, lead: Leadership, node: int) -> str | None:
         if node not in self._told:
-            return f"node {node} is no learner of the group"
+            return f"node {node} is not a learner of the group"
         if not lead.answers(node, self._core.now):
             return f"node {node} does not answer"
         match, last = self._core.match_index(node), self._log.last_index
@@ -212,7 +212,7 @@ class Membership:
             self._outputs.answer(self._waiting.pop(0)[1], Result(Code.OK))
 
     def fail(self, outcome: Result) -> None:
-        """This replica will not see what becomes of its changes."""
+        """The leadership is lost: the outcome of pending changes is unknown here."""
         waiting, self._waiting = self._waiting, []
         asked, self._asked = self._asked, None
         for done in [*(done for _, done in waiting), *(() if asked is None else (asked.done,))]:

@@ -15,9 +15,9 @@ class Type(IntEnum):
     """Numbers are part of the protocol between nodes and never reused."""
 
     APPEND = 1
-    """term, seq, epoch, previous index, previous term, commit index, [[term, command], ...]"""
+    """term, seq, link number, previous index, previous term, commit index, [[term, command], ...]"""
     ACK = 2
-    """term, seq, epoch, matches, next index (or hint), last index, [start, counter]"""
+    """term, seq, link number, matches, next index (or hint), last index, [start, counter]"""
     STALE = 3
     """term: the sender of an append is deposed"""
     PREVOTE = 4
@@ -47,12 +47,12 @@ class Type(IntEnum):
 ANSWERS: Final = frozenset(
     (Type.ACK, Type.HEARD, Type.STALE, Type.PREVOTE_REPLY, Type.VOTE_REPLY, Type.SNAPSHOT_PULL, Type.BARRED)
 )
-"""Count from members only. Who asks for something may be a member that this replica has not heard of yet."""
+"""Accepted from members only. Requests are not: the sender may be a member that this replica has not heard of yet."""
 
 OF_ELECTIONS: Final = frozenset((Type.PREVOTE, Type.PREVOTE_REPLY, Type.VOTE, Type.VOTE_REPLY, Type.TIMEOUT_NOW))
 
 OF_SNAPSHOTS: Final = frozenset((Type.SNAPSHOT_PULL, Type.SNAPSHOT_CHUNK))
-"""Parts of snapshots, which are no matter of consensus."""
+"""Transfer of snapshots; consensus does not see these."""
 
 APPEND: Final = Type.APPEND
 ACK: Final = Type.ACK
@@ -67,7 +67,7 @@ say what a leader has, ask, or hold data that is durable."""
 
 _INT = (int,)
 _MAX_INT: Final = 2**62
-"""Terms, indexes and numbers stay far below; one more than any of them still fits msgpack's integers."""
+"""Upper bound of terms, indexes and numbers, far above real ones; adding 1 still fits msgpack's integers."""
 
 _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
     Type.APPEND: (_INT, _INT, _INT, _INT, _INT, _INT, (list, tuple)),

@@ -1,4 +1,4 @@
-"""What a Raft group needs from the rest of the node, each as small as its use."""
+"""The ports through which a Raft group uses the rest of the node."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ class Outbox(Protocol):
     def send_when_durable(self, node: int, message: list[Any]) -> None:
         """It leaves only after everything appended to the WAL so far is on stable storage."""
 
-    def epoch(self, node: int) -> int:
+    def link_number(self, node: int) -> int:
         """Number of the link to ``node``, 0 while it is down; another number means that messages may have been lost in
         between."""

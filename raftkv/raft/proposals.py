@@ -43,14 +43,14 @@ class Proposal:
     waiting: bool = True
 
     def withdraw(self) -> bool:
-        """Nobody wants them done any more. Returns whether they have not reached the log, and so never will.
+        """Withdraw them. Returns whether they had not reached the log, and so never will.
 
         Then ``done`` is not called.
         """
         if not self.waiting:
             return False
         self.waiting = False
-        # What stays in the queue is empty.
+        # The item stays in the queue, without its content.
         self.ops, self.size, self.done = [], 0, _nobody
         return True
 
@@ -60,7 +60,7 @@ class Proposal:
         try:
             done(results)
         except Exception:
-            # One caller's mistake must not keep the answers of the others.
+            # An exception in one caller's callback must not keep the others from their answers.
             log.exception("the receiver of results failed")
 
     def refuse(self, refusal: Result) -> None:
@@ -109,12 +109,12 @@ class Proposals:
 
     @property
     def waiting(self) -> bool:
-        """Something waits, held or not."""
+        """Whether a proposal waits, held or not."""
         return self._waiting.head() is not None or self._bulk.head() is not None
 
     @property
     def due(self) -> bool:
-        """Something may go into an entry."""
+        """Whether a proposal may go into the next entry."""
         return self._waiting.head() is not None or (not self.bulk_held and self._bulk.head() is not None)
 
     @property
@@ -122,7 +122,7 @@ class Proposals:
         return len(self._open)
 
     def add(self, proposal: Proposal) -> Result | None:
-        """Have it wait; or why not, if it does not fit into an entry."""
+        """Queue ``proposal``. Returns why not if it does not fit into an entry."""
         if proposal.size > limits.MAX_PROPOSAL_BYTES:
             return _TOO_LARGE
         bulk = proposal.size >= _BULK and isinstance(proposal.ops[0], Write)
@@ -167,10 +167,10 @@ class Proposals:
         return self._open.popleft() if self._open and self._open[0].index == index else None
 
     def drop_open(self) -> list[Proposal]:
-        """This replica will not see what becomes of its open entries: their proposals."""
+        """The leadership is lost. Returns the proposals of the open entries, whose outcome is unknown here."""
         entries, self._open = self._open, deque()
         return [proposal for entry in entries for proposal in entry.proposals]
 
     def drop_waiting(self) -> list[Proposal]:
-        """What waits will never reach the log."""
+        """Returns the proposals that wait: they will never reach the log."""
         return [proposal for proposal in [*self._waiting.clear(), *self._bulk.clear()] if proposal.waiting]

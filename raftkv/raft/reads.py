@@ -38,7 +38,7 @@ class ReadQueue:
         self._waiting.append(_Waiting(seq, commit, quorum, done))
 
     def wants_round(self, round_seq: int, confirmed: int) -> bool:
-        """Whether a round of appends has to be sent: none later than some read is under way."""
+        """Whether to send a round of appends: a read arrived after the latest round began, and that round is over."""
         if not self._waiting or round_seq > confirmed:
             return False
         return any(read.seq >= round_seq for read in self._waiting)
@@ -57,6 +57,6 @@ class ReadQueue:
         return [read.done for read in ready]
 
     def drop(self) -> list[ReadDone]:
-        """Those that will not be served here."""
+        """The reads that will not be served here."""
         waiting, self._waiting = self._waiting, []
         return [read.done for read in waiting]

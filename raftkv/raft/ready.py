@@ -1,9 +1,9 @@
-"""What a step of a replica leads to, as one value: :class:`Ready`.
+"""The result of a replica's step as one value: :class:`Ready`.
 
-The ordering law of the whole store is stated on it. ``records`` are persisted first, in their order. ``messages`` may
-leave at once; ``after`` only when these records and all before them are on stable storage, since they speak of entries,
-terms or votes of this node. Which messages have to wait is a property of their type (``messages.WAITS``). Then the
-``committed`` entries are applied, and only then ``reads`` are served.
+It states the order on which all guarantees of the store rest. ``records`` are persisted first, in their order.
+``messages`` may leave at once; ``after`` only when these records and all before them are on stable storage, since they
+speak of entries, terms or votes of this node. Which messages have to wait is a property of their type
+(``messages.WAITS``). Then the ``committed`` entries are applied, and only then ``reads`` are served.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Offer(Struct, frozen=True, gc=False):
 
 
 class Ready(Struct, frozen=True, gc=False):
-    """What is to be done, in the order of the fields.
+    """What the executor has to do, in the order of the fields.
 
     ``answers``: whom to call with what. ``fetch``: a snapshot to get. ``notes``: what an operator may want to read:
     level of logging, text. ``more``: there is more to do than fits into one step.
@@ -112,7 +112,7 @@ class Ready(Struct, frozen=True, gc=False):
 
 
 class Outputs:
-    """Gathers what inputs lead to until a step takes it.
+    """Collects the results of inputs until a step takes them.
 
     ``recorded``: how many records there have been; ``synced``: how many of them are on stable storage.
     """

@@ -15,13 +15,13 @@ class Progress:
     """One follower in the current term.
 
     ``sent``: appends not yet acknowledged: (seq, send time, bytes). ``acked``: the latest append that was acknowledged,
-    ``contact``: when it was sent. ``probe``: rejections of appends before this seq are old news. ``stored``: the
-    follower's (start, counter) when it last acknowledged a match. ``amnesia``: it has forgotten what it had
+    ``contact``: when it was sent. ``probe``: rejections of appends before this seq are outdated. ``stored``: the
+    follower's (start, counter) when it last acknowledged a match. ``data_loss``: it has forgotten what it had
     acknowledged, ``lost`` (index, term) if that was in this term. ``forgotten``: the start of a learner's former
     replica, whose late answers mean nothing. ``matched``: the latest append that was acknowledged with a match.
     """
 
-    epoch: int
+    link_number: int
     contact: float
     probe: int = 0
     heartbeat_due: float = 0.0
@@ -29,7 +29,7 @@ class Progress:
     bytes: int = 0
     acked: int = 0
     stored: tuple[int, int] = (0, 0)
-    amnesia: bool = False
+    data_loss: bool = False
     lost: tuple[int, int] = (0, 0)
     forgotten: int | None = None
     offer_due: float = 0.0
@@ -66,9 +66,9 @@ class Progress:
         if at[0] != self.stored[0] or at[1] > self.stored[1]:
             self.stored = at
 
-    def forget_sent(self, epoch: int, seq: int) -> None:
-        """What is in flight is lost or useless; ``seq`` is the next number to be sent."""
-        self.epoch = epoch
+    def forget_sent(self, link_number: int, seq: int) -> None:
+        """Appends in flight are lost or useless; ``seq`` is the next number to be sent."""
+        self.link_number = link_number
         self.probe = seq
         self.sent.clear()
         self.bytes = 0

@@ -2,8 +2,8 @@
 
 The library's own dump files are off. A snapshot is a file of chunks; a leader offers its latest one to a follower
 whose next entry is no longer in the log, the follower pulls it piece by piece, verifies the whole file, and only then
-does the state machine take it over and the log start anew behind it. The consensus says when one is to be fetched and
-learns when one was written or taken over; what lies between is here.
+does the state machine install it and the log start anew behind it. Consensus decides when one is fetched, and is told
+when one was written or installed; the work in between is done here.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ _STALLED: Final = 1.0
 """Seconds without a chunk after which a repeated offer makes the follower pull again."""
 
 _PATIENCE: Final = 2
-"""The log may grow to this many times what makes a snapshot due while a follower takes over the latest one."""
+"""While a follower installs the latest snapshot, the log may grow to this many times the size at which one is due."""
 
 _REST: Final = 4
-"""After each chunk of a snapshot the loop is left alone for so many times as long as the chunk took."""
+"""After each chunk of a snapshot, the pause for the rest of the event loop, as a multiple of the chunk's time."""
 
 _SHORT_REST: Final = 1
-"""The same while the node's log waits for snapshots: then all that is written together is also built together. This
-slows those who write down, before the log would have to stop them."""
+"""The same while the WAL waits for snapshots: then all chunks that are written together are also built together. This
+slows writers down before the full WAL would have to stop them."""
 
 _LATE: Final = 1.25
-"""A snapshot is late when the log is so many times as long as it may be before one is due."""
+"""A snapshot is late when the log is this many times the size at which one is due."""
 
 _TURN: Final = 2
-"""After a snapshot a group leaves so many times as long as it took to the node's other groups: one that always came too
-late would keep all of the log."""
+"""After a snapshot, the time that a group leaves to the node's other groups, as a multiple of the time that it took.
+A group whose snapshots always came too late would keep its whole log."""
 
 _LEAST_REST: Final = 0.001
-"""Seconds: a loop that counts in milliseconds would not rest at all for less than half of one."""
+"""Shortest such pause in seconds: the loop counts in milliseconds and would round half of one down to none."""
 
 _PAUSE: Final = 2.0
 """Seconds until a snapshot that could not be written is tried again, its own or that of a leader."""
 
 _GATHERED: Final = 8 * limits.SNAPSHOT_CHUNK_BYTES
-"""Bytes of chunks that are written together: each time the loop and the thread that writes wait for each other."""
+"""Bytes of chunks that are written together: each write costs a switch between the loop and the writing thread."""
 
 _FORGOTTEN: Final = 2000
-"""Entries of the log that are let go of in one turn once a snapshot covers them: a fraction of a millisecond."""
+"""Covered log entries that are freed in one turn of the loop: a fraction of a millisecond."""
 
 
 def _full(chunks: Sequence[bytes]) -> bool:
     return sum(map(len, chunks)) >= _GATHERED
 
 
-class SnapshotInfo(Protocol):
+class DurableSnapshot(Protocol):
     """A verified, durable snapshot file."""
 
     @property
@@ -78,7 +78,7 @@ class SnapshotInfo(Protocol):
     def path(self) -> str: ...
 
 
-class SnapshotWriter(Protocol):
+class SnapshotSink(Protocol):
     def add(self, chunks: Sequence[bytes], done: Callable[[BaseException | None], None]) -> None: ...
 
     def commit(self, done: Callable[[Any, BaseException | None], None]) -> None: ...
@@ -116,7 +116,7 @@ class SnapshotFiles(Protocol):
 
     def read_raw(self, info: Any, offset: int, size: int) -> bytes: ...
 
-    def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> SnapshotWriter: ...
+    def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> SnapshotSink: ...
 
     def incoming(self, group: int, index: int, term: int, size: int) -> Incoming: ...
 
@@ -125,7 +125,7 @@ class SnapshotFiles(Protocol):
 
 def align(
     group: int,
-    info: SnapshotInfo | None,
+    info: DurableSnapshot | None,
     compacted: int,
     entries: Sequence[Entry],
     wal: LogWriter,
@@ -163,7 +163,7 @@ def align(
     return base, kept
 
 
-def _restore(info: SnapshotInfo, machine: StateMachine, files: SnapshotFiles) -> None:
+def _restore(info: DurableSnapshot, machine: StateMachine, files: SnapshotFiles) -> None:
     restore = machine.begin_restore()
     last = 0
     for last, chunk in enumerate(files.open(info)):
@@ -200,7 +200,7 @@ class GroupSnapshots:
         clock: Clock,
         config: RaftConfig,
         wake: Callable[[], None],
-        info: SnapshotInfo | None,
+        info: DurableSnapshot | None,
     ) -> None:
         self._replica = replica
         self._group = replica.group
@@ -241,7 +241,7 @@ class GroupSnapshots:
         return self.bytes_since > _LATE * self._enough()
 
     def close(self) -> None:
-        """Let go of what is under way; nothing more is recorded."""
+        """Abandon all transfers and snapshots in progress; nothing more is recorded."""
         self._closed = True
         self._drop_receiving()
 
@@ -293,7 +293,7 @@ class GroupSnapshots:
             turn = self._clock.now()
             more = self._gather(chunks, gathered)
             took = self._clock.now() - turn
-            # On virtual time nothing takes any.
+            # In virtual time, work takes no time.
             pause = max(_LEAST_REST, (_SHORT_REST if self._files.hurry else _REST) * took) if took else 0.0
             if more and not _full(gathered):
                 rest(pause, None)
@@ -340,7 +340,7 @@ class GroupSnapshots:
         try:
             room = self._files.room()
         except OSError:
-            return True  # what is wrong shows when it is written
+            return True  # an error shows when it is written
         if room < size:
             source = limited(f"group {self._group}")
             log.warning(
@@ -383,7 +383,7 @@ class GroupSnapshots:
             and any(lead.approaches(peer, self.index, now) for peer in self._pulling)
         )
 
-    def _adopt(self, info: SnapshotInfo) -> None:
+    def _adopt(self, info: DurableSnapshot) -> None:
         """``info`` is durable: it may replace the older one and the entries it covers."""
         self._info = info
         self._pulling.clear()
@@ -393,7 +393,7 @@ class GroupSnapshots:
     # -- sending
 
     def receive(self, peer: int, message: list[Any]) -> None:
-        """A part is asked for, or there it is."""
+        """A request for a part of a snapshot, or such a part."""
         if message[1] == Type.SNAPSHOT_PULL:
             self._on_pull(peer, *message[3:])
         else:
@@ -476,7 +476,7 @@ class GroupSnapshots:
 
         receiving.incoming.write(offset, data, written)
 
-    def _load(self, offer: Offer, info: SnapshotInfo) -> None:
+    def _load(self, offer: Offer, info: DurableSnapshot) -> None:
         """Rebuild the state from the verified file, a chunk a turn, then switch to it at once."""
         receiving = self._receiving
         restore: Restore = self._machine.begin_restore()
@@ -509,7 +509,7 @@ class GroupSnapshots:
 
         proceed()
 
-    def _install(self, offer: Offer, info: SnapshotInfo) -> None:
+    def _install(self, offer: Offer, info: DurableSnapshot) -> None:
         """The state machine has just taken over ``info``."""
         self._replica.snapshot_installed(offer, self._machine.time, info.voters)
         self._adopt(info)

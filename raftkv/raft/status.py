@@ -12,7 +12,7 @@ class GroupStatus:
     """A replica as an operator sees it.
 
     ``match``: on the leader, the last entry that each voter and learner is known to hold. ``voters``: those in effect.
-    ``amnesia``: on the leader, voters that have lost what they had acknowledged; ``lost``: whether this replica has.
+    ``data_loss``: on the leader, voters that have lost what they had acknowledged; ``lost``: whether this replica has.
     """
 
     group: int
@@ -26,7 +26,7 @@ class GroupStatus:
     match: dict[int, int]
     voters: tuple[int, ...]
     learners: tuple[int, ...]
-    amnesia: tuple[int, ...]
+    data_loss: tuple[int, ...]
     lost: bool
 
 
@@ -48,6 +48,6 @@ def status_of(replica: Consensus, snapshot_index: int) -> GroupStatus:
         match=match,
         voters=core.voters(),
         learners=replica.membership.learners,
-        amnesia=tuple(peer for peer, progress in followers.items() if progress.amnesia),
+        data_loss=tuple(peer for peer, progress in followers.items() if progress.data_loss),
         lost=replica.lost.here,
     )

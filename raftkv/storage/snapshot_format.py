@@ -82,7 +82,7 @@ def _read_header(fs: FileSystem, path: str, group: int, index: int, term: int) -
     """(voters, offset of the first frame)"""
     data = fs.read(path, 0, _HEADER.size)
     if len(data) < _HEADER.size:
-        raise CorruptData(path, 0, f"the snapshot's header is not whole; {ADVICE}")
+        raise CorruptData(path, 0, f"the snapshot's header is incomplete; {ADVICE}")
     magic, version, length, crc = _HEADER.unpack(data)
     description = fs.read(path, _HEADER.size, length) if length <= _MAX_DESCRIPTION else b""
     if magic != MAGIC or crc != crc32(description, crc32(_HEADER.pack(magic, version, length, 0))):

@@ -89,7 +89,7 @@ class SnapshotStore:
         try:
             return self._fs.read(info.path, offset, size)
         except FileNotFoundError:
-            raise StorageError(f"{info.path}: this snapshot gave way to a newer one") from None
+            raise StorageError(f"{info.path}: this snapshot was replaced by a newer one") from None
 
     def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> SnapshotWriter:
         """Begin a snapshot of the group's state after entry (``index``, ``term``), with the voters as of then."""
@@ -336,7 +336,7 @@ class IncomingSnapshot(_Unfinished):
         except CorruptData as error:
             # Without the advice for a file of this node's own: this one goes.
             problem = error.problem.removesuffix(f"; {fmt.ADVICE}")
-            raise CorruptData(self._path, error.offset, f"{problem}; what was received is thrown away") from None
+            raise CorruptData(self._path, error.offset, f"{problem}; the received data is discarded") from None
         return self._store.publish(
             self._path, SnapshotInfo(own.group, own.index, own.term, found.voters, own.path, own.size)
         )

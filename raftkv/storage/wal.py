@@ -479,7 +479,7 @@ def _publish(fs: FileSystem, folder: str, segment: Segment, salt: int, batch: by
 
 
 def _start(fs: FileSystem, folder: str, identity: bytes, segment_bytes: int) -> tuple[Recovered, File]:
-    _remove_leftovers(fs, folder, [])
+    _remove_unused(fs, folder, [])
     salt = fmt.segment_salt(identity, 1)
     segment = Segment(1, f"{folder}/{fmt.segment_name(1)}", segment_bytes)
     batch = fmt.pack_batch(salt, 1, 0, 0, [msgpack.packb((fmt.OPENING, []))])
@@ -500,11 +500,11 @@ def _settle(fs: FileSystem, folder: str, found: Recovered) -> File:
     # The last batch may be in the page cache only, even marked clean there after a failed sync: write it again.
     file.write_at(*found.last_batch)
     file.sync()
-    _remove_leftovers(fs, folder, found.leftovers)
+    _remove_unused(fs, folder, found.unused)
     return file
 
 
-def _remove_leftovers(fs: FileSystem, folder: str, spares: Iterable[str]) -> None:
+def _remove_unused(fs: FileSystem, folder: str, spares: Iterable[str]) -> None:
     temporary = f"{folder}/{fmt.TEMPORARY}"
     for path in (*spares, *((temporary,) if fs.exists(temporary) else ())):
         fs.remove(path)

@@ -139,5 +139,5 @@ def unpack_records(path: str, data: bytes, batch: Batch) -> list[Any]:
     except ValueError as error:
         raise CorruptData(path, batch.offset, f"records cannot be decoded ({error}); {ADVICE}") from error
     if unpacker.tell() != batch.end - batch.offset - BATCH_HEADER_BYTES:
-        raise CorruptData(path, batch.offset, f"the last record is not whole; {ADVICE}")
+        raise CorruptData(path, batch.offset, f"the last record is incomplete; {ADVICE}")
     return records

@@ -89,7 +89,7 @@ class Recovered:
     dirty_end: int
     last_batch: tuple[int, bytes]
     short: bool
-    leftovers: list[str]
+    unused: list[str]
 
 
 class _Damaged(Exception):
@@ -311,7 +311,7 @@ def recover(fs: FileSystem, folder: str, identity: bytes) -> Recovered | None:
         dirty_end=len(data.rstrip(b"\0")),
         last_batch=(last, data[last:offset]),
         short=len(data) != size,
-        leftovers=[path for _, path in spares],
+        unused=[path for _, path in spares],
     )
 
 

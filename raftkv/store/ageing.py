@@ -1,4 +1,4 @@
-"""What time removes from a data group: expired records, idle sessions, each at the same entry on all replicas.
+"""Expiry in a data group: expired records and idle sessions are removed at the same entry on all replicas.
 
 An entry removes a bounded number of each, always those due first. So only removals may count towards the bound: which
 stale items a replica's queues hold depends on when it was restored. A frozen slot must not change; what comes due in

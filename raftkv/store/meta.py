@@ -82,7 +82,7 @@ class MetaStore:
         try:
             new = ShardMap.from_wire(unpack(encoded))
         except ValueError as problem:
-            return Result(Code.INVALID_ARGUMENT, detail=f"no shard map: {problem}")
+            return Result(Code.INVALID_ARGUMENT, detail=f"invalid shard map: {problem}")
         if self.state.map is None:
             self.state = MetaState(
                 map=new,

@@ -124,15 +124,15 @@ def _commit(state: MetaState, shard_map: ShardMap, _: int, number: int) -> Outco
 
 
 def _finish(state: MetaState, _map: ShardMap, now: int, number: int, records: int, size: int, freeze: int) -> Outcome:
-    """Forget a move that was committed or cancelled, and keep its figures."""
+    """Forget a move that was committed or cancelled, and keep its counters."""
     if number not in state.moves:
         return state, 0
     move = state.moves[number]
     if move.phase is Phase.STARTED:
-        raise Refused(f"move {number} goes on")
+        raise Refused(f"move {number} is still under way")
     committed = move.phase is Phase.COMMITTED
-    figures = (_number(records, 0), _number(size, 0), _number(freeze, 0), now - move.started)
-    finished = FinishedMove(number, len(move.slots), move.source, move.target, committed, *figures)
+    counters = (_number(records, 0), _number(size, 0), _number(freeze, 0), now - move.started)
+    finished = FinishedMove(number, len(move.slots), move.source, move.target, committed, *counters)
     moves = {key: value for key, value in state.moves.items() if key != number}
     job = state.job
     if job is not None:
@@ -181,7 +181,7 @@ def _pause(state: MetaState, _map: ShardMap, _: int, paused: bool) -> Outcome:
 
 
 def _tune(state: MetaState, _map: ShardMap, _: int, concurrency: int, rate: int) -> Outcome:
-    """Another pace for the job under way."""
+    """Another concurrency and rate for the job under way."""
     job = _open_job(state)
     job = replace(job, concurrency=_number(concurrency, 1, MAX_CONCURRENCY), rate=_number(rate, 0, _MAX_RATE))
     return replace(state, job=job), job.id
@@ -229,25 +229,25 @@ def _remove_group(state: MetaState, shard_map: ShardMap, _: int, number: int) ->
 
 
 def _left(state: MetaState, group: int, before: Iterable[int], after: Iterable[int]) -> MetaState:
-    """Replicas that are members no more are left over until their nodes say that they are gone."""
-    return replace(state, leftover=state.leftover | {(group, node) for node in set(before) - set(after)})
+    """Replicas that are no longer members count as garbage until their nodes say that they are gone."""
+    return replace(state, garbage=state.garbage | {(group, node) for node in set(before) - set(after)})
 
 
 def _dropped(state: MetaState, _map: ShardMap, _: int, number: int, node: int) -> Outcome:
     """``node`` has dropped its replica of a group that it had left."""
-    return replace(state, leftover=state.leftover - {(number, node)}), 0
+    return replace(state, garbage=state.garbage - {(number, node)}), 0
 
 
-def _want(state: MetaState, shard_map: ShardMap, _: int, epoch: int, wishes: Any) -> Outcome:
+def _want(state: MetaState, shard_map: ShardMap, _: int, epoch: int, desired: Any) -> Outcome:
     """Give groups other voters, [[group, voters], ...]: members are added and removed one by one from now on."""
     if _number(epoch, 0) != shard_map.epoch:
-        raise Refused(f"the map has epoch {shard_map.epoch} now, not {epoch}: look again")
-    return _with_wishes(state, shard_map, wishes), 0
+        raise Refused(f"the map has epoch {shard_map.epoch} now, not {epoch}: plan again")
+    return _with_desired(state, shard_map, desired), 0
 
 
-def _with_wishes(state: MetaState, shard_map: ShardMap, wishes: Any) -> MetaState:
-    """A learner stays one whatever is wished: only its group's log can tell that nobody makes it a voter any more."""
-    for number, voters in wishes:
+def _with_desired(state: MetaState, shard_map: ShardMap, desired: Any) -> MetaState:
+    """A learner stays one whatever is desired: only its group's log can tell that nobody makes it a voter any more."""
+    for number, voters in desired:
         group = _group(shard_map, number)
         wanted = _voters(state, shard_map, voters, group.voters)
         rest = {key: value for key, value in state.wanted.items() if key != number}
@@ -267,7 +267,7 @@ def _learn(state: MetaState, shard_map: ShardMap, _: int, number: int, node: int
         return state, 0
     if node not in state.wanted.get(number, ()):
         raise Refused(f"node {node} is not wanted in group {number}")
-    if (number, node) in state.leftover:
+    if (number, node) in state.garbage:
         raise Refused(f"node {node} has not dropped its former replica of group {number} yet")
     learners = (*group.learners, node)
     return replace(state, map=shard_map.with_group(replace(group, learners=learners))), 0
@@ -330,15 +330,15 @@ def _check_newcomer(nodes: Sequence[Node], address: str, peer_address: str, inca
                 raise Refused(f"node {node.id} has the address {wanted[known]} already")
 
 
-def _drain(state: MetaState, shard_map: ShardMap, _: int, epoch: int, node: int, wishes: Any) -> Outcome:
+def _drain(state: MetaState, shard_map: ShardMap, _: int, epoch: int, node: int, desired: Any) -> Outcome:
     """No replicas on ``node`` any more: as :func:`_want`, and it gets no new ones."""
     if _number(epoch, 0) != shard_map.epoch:
-        raise Refused(f"the map has epoch {shard_map.epoch} now, not {epoch}: look again")
+        raise Refused(f"the map has epoch {shard_map.epoch} now, not {epoch}: plan again")
     _check_node(shard_map, node)
-    if any(node in voters for _, voters in wishes):
+    if any(node in voters for _, voters in desired):
         raise Refused(f"the plan leaves replicas on node {node}")
     state = replace(state, draining=tuple(sorted({*state.draining, node})))
-    return _with_wishes(state, shard_map, wishes), 0
+    return _with_desired(state, shard_map, desired), 0
 
 
 def _undrain(state: MetaState, shard_map: ShardMap, _: int, node: int) -> Outcome:
@@ -359,12 +359,12 @@ def _remove_node(state: MetaState, shard_map: ShardMap, _: int, node: int) -> Ou
     if any(node in voters for voters in state.wanted.values()):
         raise Refused(f"node {node} is about to get replicas")
     for group in shard_map.groups_on(node):
-        # It was to become a voter, and will never answer again.
+        # It was about to become a voter, and will never answer again.
         learners = tuple(one for one in group.learners if one != node)
         shard_map = shard_map.with_group(replace(group, learners=learners))
     draining = tuple(one for one in state.draining if one != node)
-    leftover = frozenset(one for one in state.leftover if one[1] != node)
-    return replace(state, map=shard_map.without_node(node), draining=draining, leftover=leftover), 0
+    garbage = frozenset(one for one in state.garbage if one[1] != node)
+    return replace(state, map=shard_map.without_node(node), draining=draining, garbage=garbage), 0
 
 
 def _check_node(shard_map: ShardMap, node: int) -> None:

@@ -25,7 +25,7 @@ class MetaState:
     """All that the meta group replicates. ``last_group``, ``last_node``, ``last_move``: highest id ever given.
 
     ``wanted``: group -> voters that it is to have. ``draining``: nodes that get no further replicas.
-    ``leftover``: (group, node) of replicas that are no longer members, until their nodes have dropped them.
+    ``garbage``: (group, node) of replicas that are no longer members, until their nodes have dropped them.
     ``noted``: group -> its commit index as of which its voters were noted last.
     """
 
@@ -39,7 +39,7 @@ class MetaState:
     finished: tuple[FinishedMove, ...] = ()
     wanted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     draining: tuple[int, ...] = ()
-    leftover: frozenset[tuple[int, int]] = frozenset()
+    garbage: frozenset[tuple[int, int]] = frozenset()
     noted: Mapping[int, int] = field(default_factory=dict)
 
     def to_wire(self) -> list[Any]:
@@ -56,14 +56,14 @@ class MetaState:
             ],
             [[group, voters] for group, voters in sorted(self.wanted.items())],
             self.draining,
-            sorted(self.leftover),
+            sorted(self.garbage),
             [[group, index] for group, index in sorted(self.noted.items())],
         ]
 
     @staticmethod
     def from_wire(wire: Any) -> MetaState:
         """What :meth:`to_wire` encoded. Raises ValueError or TypeError for anything else."""
-        shard_map, last, moves, job, finished, wanted, draining, leftover, noted = wire
+        shard_map, last, moves, job, finished, wanted, draining, garbage, noted = wire
         last_group, last_node, last_move, last_job = _numbers(last)
         return MetaState(
             None if shard_map is None else ShardMap.from_wire(shard_map),
@@ -76,10 +76,10 @@ class MetaState:
                 for number, slots, source, target, phase, started in moves
             },
             None if job is None else _job(job),
-            tuple(FinishedMove(*_figures(row)) for row in finished),
+            tuple(FinishedMove(*_counters(row)) for row in finished),
             {whole(group): _numbers(voters) for group, voters in wanted},
             _numbers(draining),
-            frozenset((whole(group), whole(node)) for group, node in leftover),
+            frozenset((whole(group), whole(node)) for group, node in garbage),
             {whole(group): whole(index) for group, index in noted},
         )
 
@@ -93,13 +93,13 @@ def _job_wire(job: Job) -> list[Any]:
 def _job(wire: list[Any]) -> Job:
     number, pending, *rest = wire
     plans = tuple(PlannedMove(_numbers(slots), whole(source), whole(target)) for slots, source, target in pending)
-    return Job(whole(number), plans, *_figures(rest))
+    return Job(whole(number), plans, *_counters(rest))
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
     return tuple(whole(value) for value in values)
 
 
-def _figures(values: Any) -> list[Any]:
+def _counters(values: Any) -> list[Any]:
     """Numbers and truth values, as they are. Raises ValueError for anything else."""
     return [value if type(value) is bool else whole(value) for value in values]

@@ -95,7 +95,7 @@ class Moves:
         return ended, [[one.move, one.seq, one.cursor, one.frozen, list(one.slots)] for one in imports]
 
     def free(self) -> None:
-        """Let go of a bounded part of the trash."""
+        """Free a bounded part of the trash."""
         left, kept = limits.MAX_FREED_PER_ENTRY, []
         while self.trash and left:
             slot = self.trash.pop()
@@ -196,7 +196,7 @@ class Moves:
         if len(set(numbers)) != len(numbers):
             return MALFORMED
         if not genesis:
-            return _refused("the group has not got its first slots")
+            return _refused("the group is not initialised")
         running = self.imports.get(move)
         if running is not None:
             return DONE if running.slots == tuple(sorted(numbers)) else _refused("the move has other slots")
@@ -402,7 +402,7 @@ class Moves:
     def _may_end(
         self, move: int, numbers: Sequence[int], ending: Ending, mine: Callable[[Slot], bool]
     ) -> Result | None:
-        """What forbids to cancel a move for these slots: it ended otherwise, or they are in another role or move."""
+        """Why a move may not be cancelled for these slots: it ended otherwise, or they are in another role or move."""
         for number in numbers:
             last, how = self._ended(number)
             if last == move and how != ending:

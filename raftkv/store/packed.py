@@ -1,8 +1,8 @@
 """A record in memory: one bytes object that holds its version, when it expires, and its value.
 
-Not a tuple of the three: the garbage collector would look through a million of these, and through each dict of them
-that copy-on-write makes, while the loop stands still; and they would take a quarter more memory. Dicts of bytes are
-nothing to it.
+Not a tuple of the three: the garbage collector would traverse a million tuples, and each copy-on-write copy of a dict
+of them, while the loop is blocked; and tuples would take a quarter more memory. The collector does not track dicts of
+bytes.
 """
 
 from __future__ import annotations

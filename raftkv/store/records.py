@@ -275,7 +275,7 @@ class Store:
     # Housekeeping
 
     def begin(self, numbers: Sequence[int]) -> Result:
-        """The group has got its first slots."""
+        """Give the group its first slots."""
         if not self._genesis:
             self._genesis = True
             self._slots.update((number, Slot(number)) for number in sorted(set(numbers)))

@@ -591,7 +591,7 @@ class Job(_message.Message):
     failed: _builtins.int
     """Moves that were cancelled or became impossible."""
     ended_ms: _builtins.int
-    """0 = it goes on."""
+    """0 = under way."""
     @_builtins.property
     def pending(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedMove]: ...
     def __init__(

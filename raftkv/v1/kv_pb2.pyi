@@ -184,7 +184,7 @@ class PutRequest(_message.Message):
     value: _builtins.bytes
     if_version: _builtins.int
     ttl_ms: _builtins.int
-    """0 = for ever."""
+    """0 = no expiry."""
     @_builtins.property
     def request_id(self) -> Global___RequestId: ...
     def __init__(

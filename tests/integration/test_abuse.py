@@ -18,7 +18,7 @@ def test_others_do_not_feel_it(name: str) -> None:
     except NoSickDisks as problem:
         needs.need(False, str(problem))
         raise
-    told = {figure.name: figure.text for figure in found.figures}
+    told = {one.name: one.text for one in found.figures}
     assert found.problem == "", told
-    judged = [figure for figure in found.figures if not figure.timed]
+    judged = [one for one in found.figures if not one.timed]
     assert [f"{one.name}: {one.text}, {one.bound}" for one in judged if not one.passed] == [], told

@@ -72,7 +72,7 @@ def test_a_name_that_cannot_be_looked_up_is_refused_and_all_nodes_live_on(
     places = ["--address", client, "--peer-address", client, "--listen", client, "--peer-listen", peers]
     done = serve("--join", cluster.address(1), "--data-dir", str(tmp_path / "new"), *places)
     assert done.returncode == 1
-    assert "is --address already" in done.stderr
+    assert "is also --address" in done.stderr
     assert members(cluster) == [1, 2]
     assert [cluster.pid(node) for node in (1, 2)] == pids
 

@@ -172,7 +172,7 @@ def test_an_interrupted_command_leaves_the_job_going_on(cluster: LocalCluster, a
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, told
-    assert "interrupted; the job goes on in the cluster" in told
+    assert "interrupted; the job continues in the cluster" in told
     assert admin.json("rebalance status")["job"]["state"] == "running"
     assert admin("rebalance cancel") == 0
     assert admin("rebalance status --wait --wait-timeout 100") == 6

@@ -60,7 +60,7 @@ def test_messages_that_cannot_be_written_change_no_exit_code(cluster: LocalClust
     assert _shell(f"raftkv {command} 2> /dev/full", cluster).returncode == code
 
 
-@pytest.mark.parametrize(("command", "told"), [("put kept -", b"cannot go on"), ("load -", b"cannot read it")])
+@pytest.mark.parametrize(("command", "told"), [("put kept -", b"cannot continue"), ("load -", b"cannot read it")])
 def test_a_closed_stdin_is_no_empty_value_or_file(cluster: LocalCluster, command: str, told: bytes) -> None:
     with raftkv.Client(cluster.endpoints, timeout=10.0) as client:
         client.put("kept", b"x")

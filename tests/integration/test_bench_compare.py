@@ -14,7 +14,7 @@ import pytest
 
 from bench.peers import comparison, tools
 from bench.peers.contestants import CONTESTANTS, Contestant
-from bench.progress import Watcher
+from bench.progress import ProgressBar
 from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,8 +47,8 @@ def at_work_in(folder: Path) -> list[int]:
 @pytest.mark.parametrize("name", ["etcd", "redis", "redis-wait"])
 def test_a_peer_is_measured_in_all_its_ways_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     load = comparison.with_workers(comparison.WORKLOADS["shared"], 8)
-    options = comparison.Options(seconds=0.1, warmup=0.0, repeat=1, keys=100, data=tmp_path)
-    result = comparison.measure([short(name)], [load], options, Watcher)
+    options = comparison.ComparisonOptions(seconds=0.1, warmup=0.0, repeat=1, keys=100, data=tmp_path)
+    result = comparison.measure([short(name)], [load], options, ProgressBar)
     assert [row["problem"] for row in result["rows"] if not row["absent"]] == [""] * len(result["rows"])
     for row in result["rows"]:
         assert row["per_second"] > 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bench.memory import Plan, measure
+from bench.memory import MemoryPlan, measure
 
 
 def test_what_a_thousand_records_cost() -> None:
     said: list[str] = []
-    (size,) = measure([1_000], Plan(groups=1, rate=500.0, seconds=2.0), said.append)
+    (size,) = measure([1_000], MemoryPlan(groups=1, rate=500.0, seconds=2.0), said.append)
     assert size.records == 1_000
     assert size.failed == 0
     assert size.snapshots

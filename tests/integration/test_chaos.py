@@ -14,10 +14,10 @@ from faults.check.history import Outcome
 from faults.disks import NoSickDisks, library
 from faults.process import command, run
 from faults.process.planted import OF_NODES
-from faults.process.run import Plan
-from faults.process.scenarios import SCENARIOS, Scenario
-from faults.report.figures import figures_of
+from faults.process.run import ChaosPlan
+from faults.process.scenarios import SCENARIOS, ChaosScenario
 from faults.report.journal import load
+from faults.report.stats import stats_of
 from tests import needs
 from tests.waiting import PATIENCE
 
@@ -33,14 +33,14 @@ def faults(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.main, [str(one) for one in arguments])
 
 
-PATIENT = partial(Plan, patience=PATIENCE, proof=PATIENCE, late=PATIENCE)
+PATIENT = partial(ChaosPlan, patience=PATIENCE, proof=PATIENCE, late=PATIENCE)
 """Nothing has to happen soon: whoever else works on this machine breaks no promise."""
 
 # -- short runs
 
 SHORT = (
     (
-        Scenario(
+        ChaosScenario(
             "short",
             "deaths, pauses, cuts and sick links while slots move",
             ("kill leader", "isolate with client", "one way", "lose answers", "latency"),
@@ -48,16 +48,16 @@ SHORT = (
         ),
         18.0,
     ),
-    (Scenario("lost nodes", "a node is replaced, all die", ("replace node", "kill all", "slow close")), 12.0),
+    (ChaosScenario("lost nodes", "a node is replaced, all die", ("replace node", "kill all", "slow close")), 12.0),
     (
-        Scenario(
+        ChaosScenario(
             "short abuse",
             "floods, idle connections, answers that are not read",
             ("flood", "idle sockets", "large answers"),
         ),
         15.0,
     ),
-    (Scenario("short bank", "transfers while disks are full", ("full disk", "split"), workloads=("bank",)), 10.0),
+    (ChaosScenario("short bank", "transfers while disks are full", ("full disk", "split"), workloads=("bank",)), 10.0),
 )
 """And for how many seconds faults come."""
 
@@ -66,7 +66,7 @@ SHORT = (
 @pytest.mark.usefixtures("toxiproxy")
 @pytest.mark.parametrize(("scenario", "seconds"), SHORT, ids=lambda one: getattr(one, "name", ""))
 def test_a_short_run_keeps_every_promise_and_sees_every_fault(
-    scenario: Scenario, seconds: float, tmp_path: Path
+    scenario: ChaosScenario, seconds: float, tmp_path: Path
 ) -> None:
     try:
         library()
@@ -74,17 +74,17 @@ def test_a_short_run_keeps_every_promise_and_sees_every_fault(
         needs.need(False, str(problem))
     assert run.run(PATIENT(scenario, tmp_path, seconds=seconds)).problems == []
 
-    figures = figures_of(load(tmp_path))
-    assert figures.passed
-    assert figures.kinds()
-    assert {kind.kind for kind in figures.kinds()} <= set(scenario.faults)
-    for kind in figures.kinds():
+    stats = stats_of(load(tmp_path))
+    assert stats.passed
+    assert stats.kinds()
+    assert {kind.kind for kind in stats.kinds()} <= set(scenario.faults)
+    for kind in stats.kinds():
         assert kind.injected == kind.confirmed >= 1, kind
         assert kind.unrecovered == 0, kind
         assert kind.unavailability.worst is not None, "probes measured it"
-    assert (figures.violations, figures.lost, figures.duplicates, figures.undecided) == (0, 0, 0, 0)
-    assert figures.checked
-    assert figures.total.ok
+    assert (stats.violations, stats.lost, stats.duplicates, stats.undecided) == (0, 0, 0, 0)
+    assert stats.checked
+    assert stats.total.ok
     again = faults("check", tmp_path)
     assert (again.exit_code, "violation" in again.output.lower()) == (0, True), again.output
 
@@ -107,18 +107,18 @@ def test_a_planted_fault_is_caught_by_the_history(planted: str, tmp_path: Path) 
     fault, workloads = CAUGHT[planted]
     assert fault in SCENARIOS["clients"].faults
     assert set(workloads) <= set(SCENARIOS["clients"].workloads)
-    scenario = Scenario("planted", planted, (fault,), workloads)
+    scenario = ChaosScenario("planted", planted, (fault,), workloads)
     for seed in count(1):
         folder = tmp_path / str(seed)
-        passed = run.run(Plan(scenario, folder, seed, seconds=8.0, patience=5.0, planted=planted)).passed
+        passed = run.run(ChaosPlan(scenario, folder, seed, seconds=8.0, patience=5.0, planted=planted)).passed
         found = load(folder)
-        if figures_of(found).violations:
+        if stats_of(found).violations:
             break
     assert not passed
     (about,) = found.of("run")
     assert about["planted"] == planted
-    figures = figures_of(found)
-    assert figures.violations
+    stats = stats_of(found)
+    assert stats.violations
     again = faults("check", folder)
     assert again.exit_code == 1
     assert "!" in again.output, "an operation that could not be placed"
@@ -172,7 +172,7 @@ def test_without_toxiproxy_nothing_is_run_and_it_says_how_to_get_it(
 
 @pytest.mark.usefixtures("toxiproxy")
 def test_the_simplest_scenario_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "Plan", PATIENT)
+    monkeypatch.setattr(command, "ChaosPlan", PATIENT)
     done = faults("run", "--scenario", "simple", "--time", "3", "--nodes", "3", "--out", tmp_path / "out")
     assert (done.exit_code, done.output.splitlines()[-1]) == (0, "passed"), done.output
     assert (tmp_path / "out" / "report.html").exists()

@@ -123,7 +123,7 @@ def test_an_interrupted_load_goes_on_where_it_was(run: Run, client: raftkv.Clien
     progress = interrupted(client, path)
     counts, said = load(run, "a.jsonl")
     assert (counts["written"], counts["skipped"]) == (20, 20)
-    assert "going on after the 20 records" in said
+    assert "resuming after the 20 records" in said
     assert everything(client) == RECORDS
     assert not progress.exists()
     interrupted(client, path)
@@ -139,7 +139,7 @@ def test_an_interrupted_load_of_a_file_that_was_edited_begins_anew(
     interrupted(client, path)
     path.write_bytes(lines({**RECORDS, "k030": "V30"}))
     counts, said = load(run, "a.jsonl")
-    assert (counts["skipped"], "is of another content: beginning anew" in said) == (0, True)
+    assert (counts["skipped"], "is of another content: starting over" in said) == (0, True)
     assert everything(client) == {**RECORDS, "k030": "V30"}
 
 
@@ -157,7 +157,7 @@ def test_an_interrupted_load_with_other_columns_begins_anew(
     path.write_text("key,value,other\n" + "".join(f"k{i:03},v{i},o{i}\n" for i in range(40)))
     interrupted(client, path)
     counts, said = load(run, "a.csv", option)
-    assert (counts["skipped"], " column: beginning anew" in said) == (0, True)
+    assert (counts["skipped"], " column: starting over" in said) == (0, True)
     assert wanted.items() <= everything(client).items()
 
 
@@ -169,7 +169,7 @@ def test_an_interrupted_load_into_a_cluster_that_was_emptied_begins_anew(
     interrupted(client, path)
     empty(client)
     counts, said = load(run, "a.jsonl")
-    assert (counts["skipped"], "are there as they were: beginning anew" in said) == (0, True)
+    assert (counts["skipped"], "are still there unchanged: starting over" in said) == (0, True)
     assert everything(client) == RECORDS
 
 

@@ -98,7 +98,7 @@ class Containers:
         return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=PATIENCE, check=False).returncode
 
     def switch(self, proxy: str, *, on: bool) -> None:
-        """Mend or cut the link of a proxy."""
+        """Repair or cut the link of a proxy."""
         status, text = ask(self.published(8474), f"/proxies/{proxy}", json.dumps({"enabled": on}))
         assert status == 200, text
 

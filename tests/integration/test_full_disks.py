@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import raftkv
-from faults.disks import Disk, NoSickDisks, library
+from faults.disks import NoSickDisks, SickDisk, library
 from raftkv.testing import LocalCluster
 from tests.admin_world import Admin
 from tests.needs import need
@@ -20,7 +20,7 @@ MORE_THAN_A_LOG_HAS_READY = 40
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[tuple[LocalCluster, dict[int, Disk]]]:
+def world() -> Iterator[tuple[LocalCluster, dict[int, SickDisk]]]:
     """A cluster of three nodes, each with a disk that can be made sick."""
     try:
         preloaded = library()
@@ -28,7 +28,7 @@ def world() -> Iterator[tuple[LocalCluster, dict[int, Disk]]]:
         need(False, str(problem))
         raise
     cluster = LocalCluster(nodes=3, groups=len(GROUPS), environment={"LD_PRELOAD": str(preloaded)})
-    disks = {node: Disk(cluster.data_dir(node).parent) for node in cluster.nodes}
+    disks = {node: SickDisk(cluster.data_dir(node).parent) for node in cluster.nodes}
     with cluster:
         yield cluster, disks
     for disk in disks.values():
@@ -36,12 +36,12 @@ def world() -> Iterator[tuple[LocalCluster, dict[int, Disk]]]:
 
 
 @pytest.fixture
-def cluster(world: tuple[LocalCluster, dict[int, Disk]]) -> LocalCluster:
+def cluster(world: tuple[LocalCluster, dict[int, SickDisk]]) -> LocalCluster:
     return world[0]
 
 
 @pytest.fixture
-def disks(world: tuple[LocalCluster, dict[int, Disk]]) -> Iterator[dict[int, Disk]]:
+def disks(world: tuple[LocalCluster, dict[int, SickDisk]]) -> Iterator[dict[int, SickDisk]]:
     yield world[1]
     for disk in world[1].values():
         disk.tell()
@@ -70,7 +70,7 @@ def problems(admin: Admin) -> dict[tuple[str, int | None], str]:
 
 
 def test_others_lead_while_a_disk_is_full_and_the_node_comes_back_by_itself(
-    cluster: LocalCluster, disks: dict[int, Disk], admin: Admin
+    cluster: LocalCluster, disks: dict[int, SickDisk], admin: Admin
 ) -> None:
     """Not one write is refused; the full node's log waits for room, and then holds all that it missed."""
     write(cluster, 1)
@@ -96,7 +96,7 @@ def replicas(admin: Admin, group: int) -> list[dict[str, int]]:
 
 
 def test_with_full_disks_everywhere_new_data_is_refused_and_the_rest_is_served(
-    cluster: LocalCluster, disks: dict[int, Disk], admin: Admin
+    cluster: LocalCluster, disks: dict[int, SickDisk], admin: Admin
 ) -> None:
     with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as kv:
         kv.put("full", b"1")
@@ -121,7 +121,7 @@ def refuses(kv: raftkv.Client) -> bool:
     return False
 
 
-def test_a_node_starts_on_a_full_disk(cluster: LocalCluster, disks: dict[int, Disk], admin: Admin) -> None:
+def test_a_node_starts_on_a_full_disk(cluster: LocalCluster, disks: dict[int, SickDisk], admin: Admin) -> None:
     """It needs no room to be there, and has the same again as before."""
     node = cluster.nodes[-1]
     cluster.kill(node)
@@ -132,7 +132,7 @@ def test_a_node_starts_on_a_full_disk(cluster: LocalCluster, disks: dict[int, Di
     until(lambda: admin("cluster health") == 0)
 
 
-def test_a_new_node_does_not_start_on_a_full_disk_and_says_why(disks: dict[int, Disk]) -> None:
+def test_a_new_node_does_not_start_on_a_full_disk_and_says_why(disks: dict[int, SickDisk]) -> None:
     with pytest.raises(Exception, match="No space left on device") as refused:
         start_on_a_full_disk()
     assert "Traceback" not in str(refused.value)
@@ -141,7 +141,7 @@ def test_a_new_node_does_not_start_on_a_full_disk_and_says_why(disks: dict[int, 
 def start_on_a_full_disk() -> None:
     cluster = LocalCluster(nodes=1, groups=1, environment={"LD_PRELOAD": str(library())})
     try:
-        disk = Disk(cluster.data_dir(1).parent)
+        disk = SickDisk(cluster.data_dir(1).parent)
         disk.tell(full=True)
         cluster.start()
     finally:

@@ -16,7 +16,7 @@ from raftkv import limits
 from raftkv.addresses import BadAddress
 from raftkv.clock import SystemClock
 from raftkv.peer.frames import Decoder, Encoder
-from raftkv.peer.hello import Hello, Identity, Reason, Refused
+from raftkv.peer.hello import Hello, HelloRefused, Identity, Reason
 from raftkv.peer.links import Links
 from raftkv.peer.network import AddressInUse, CannotListen, TcpNetwork
 from tests.waiting import PATIENCE
@@ -60,11 +60,11 @@ class Node:
         self.got.append(message)
         self._changed.set()
 
-    def _on_link(self, node: int, epoch: int, up: bool) -> None:
-        self.events.append((node, epoch, up))
+    def _on_link(self, node: int, link_number: int, up: bool) -> None:
+        self.events.append((node, link_number, up))
         self._changed.set()
 
-    def _on_refused(self, node: int, refusal: Refused) -> None:
+    def _on_refused(self, node: int, refusal: HelloRefused) -> None:
         self.refusals.append((node, refusal.reason, str(refusal)))
         self._changed.set()
 
@@ -144,7 +144,7 @@ def test_all_messages_of_one_turn_are_one_frame(run: Runner) -> None:
     run(main())
 
 
-def test_a_restarted_node_is_found_again_with_a_higher_epoch(run: Runner) -> None:
+def test_a_restarted_node_is_found_again_with_a_higher_link_number(run: Runner) -> None:
     async def main() -> None:
         two = Node(2)
         await two.links.start()
@@ -211,13 +211,13 @@ def test_a_peer_that_stops_reading_is_dropped_when_its_buffer_is_full(
     async def main() -> None:
         async with linked_to_one_that_does_not_read() as one:
             sent = 0
-            while one.links.epoch(2) == 1 and one.links.up(2):
+            while one.links.link_number(2) == 1 and one.links.up(2):
                 one.links.send(2, [b"x" * 900_000])
                 sent += 1
                 assert sent < 60, "the buffer has no bound"
                 await asyncio.sleep(0)
             assert sent >= 8
-            await one.until(lambda: one.links.epoch(2) == 2)
+            await one.until(lambda: one.links.link_number(2) == 2)
 
     run(main())
 
@@ -228,7 +228,7 @@ def test_a_peer_that_accepts_and_is_silent_is_dropped_after_two_seconds(run: Run
             began = SystemClock().now()
             await one.until(lambda: not one.links.up(2))
             assert SystemClock().now() - began >= 1.9
-            await one.until(lambda: one.links.epoch(2) == 2)
+            await one.until(lambda: one.links.link_number(2) == 2)
 
     run(main())
 

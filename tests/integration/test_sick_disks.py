@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.disks import Disk, NoSickDisks, library
+from faults.disks import NoSickDisks, SickDisk, library
 from tests.needs import need
 from tests.waiting import PATIENCE
 
@@ -48,7 +48,7 @@ WRITES = *GROWING, "overwrite", "pipe"
 
 class Worker:
     def __init__(self, folder: Path, preloaded: Path) -> None:
-        self.disk = Disk(folder)
+        self.disk = SickDisk(folder)
         self._child = subprocess.Popen(
             [sys.executable, "-c", _WORK],
             cwd=folder,

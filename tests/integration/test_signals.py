@@ -113,7 +113,7 @@ def test_a_reload_takes_what_it_can_and_a_wrong_file_harms_nothing(cluster: Loca
         client.put("k", b"quorum", timeout=PATIENCE)
         assert client.get("k", timeout=PATIENCE).value == b"quorum"  # type: ignore[union-attr]
     edit(node, 'log_level = "debug"', 'log_level = "loud"')
-    reload(node, "the configuration is not reloaded, the old one stays: ")
+    reload(node, "configuration not reloaded, keeping the old one: ")
     assert said(node, "node.log_level: ")
     edit(node, 'log_level = "loud"', 'log_level = "info"')
     edit(node, "heartbeat = 0.1", "heartbeat = 0.05")
@@ -138,7 +138,7 @@ def test_a_scan_of_the_peer_port_is_one_line(cluster: LocalCluster, node: LocalN
                 pass
     # What was left out is said at the end, if not before: a minute may pass meanwhile.
     cluster.stop_node(1)
-    found = [line for line in node.log_tail(100).splitlines() if "dropped the connection from a stranger" in line]
+    found = [line for line in node.log_tail(100).splitlines() if "dropped the connection from an unknown peer" in line]
     counted = sum(int(line.split(" more from ")[0].rsplit(" ", 1)[1]) if " more from " in line else 1 for line in found)
     assert counted == 1000
     assert len(found) <= 5
@@ -233,9 +233,9 @@ def test_a_node_in_a_terminal_survives_its_closing(cluster: LocalCluster, node: 
 def test_a_second_signal_while_it_ends_still_ends_in_order(cluster: LocalCluster, node: LocalNode, again: str) -> None:
     child = node._child
     assert child is not None
-    before = said(node, "stopping: handing leaderships over")
+    before = said(node, "stopping: transferring leaderships")
     send(node, "SIGTERM")
-    until(lambda: said(node, "stopping: handing leaderships over") > before or child.poll() is not None)
+    until(lambda: said(node, "stopping: transferring leaderships") > before or child.poll() is not None)
     child.send_signal(getattr(signal, again))
     assert child.wait(PATIENCE) == 0
     assert node.log_tail(1).endswith("stopped")

@@ -88,7 +88,7 @@ def test_a_node_of_version_0_1_is_refused_at_once(tmp_path: Path) -> None:
                 for question in (admin.state, admin.known):
                     with pytest.raises(WrongVersion):
                         await question()
-            with pytest.raises(JoinError, match="does not take this node in: keys get their slots by rule 2 here"):
+            with pytest.raises(JoinError, match="refuses this node: keys get their slots by rule 2 here"):
                 await asyncio.to_thread(join, address, tmp_path, places)
 
     asyncio.run(main())

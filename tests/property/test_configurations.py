@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from faults.sim.raftlab import GROUP
-from faults.sim.raftparts import Disk, LabWal
+from faults.sim.raftparts import LabDisk, LabWal
 from raftkv.raft.configurations import CONFIG, Voters, pack_voters, unpack_voters
 from raftkv.raft.log import FIRST_INDEX, GroupLog
 from raftkv.raft.ready import Entry, Outputs
@@ -32,7 +32,7 @@ class LogMachine(RuleBasedStateMachine):
     def begin(self, founders: Voters) -> None:
         self.origin = founders
         self.entries: dict[int, bytes] = {}
-        self.disk = Disk()
+        self.disk = LabDisk()
         self.snapshot = (FIRST_INDEX, founders)
         self.term = 1
         self.wal = LabWal(self.disk, never, None)

@@ -172,7 +172,7 @@ def _map() -> ShardMap:
 
 
 MAP = _map().to_wire()
-META = MetaState(map=None, wanted={1: (1, 2)}, draining=(1,), leftover=frozenset({(1, 2)}), noted={1: 5}).to_wire()
+META = MetaState(map=None, wanted={1: (1, 2)}, draining=(1,), garbage=frozenset({(1, 2)}), noted={1: 5}).to_wire()
 
 
 @given(st.sampled_from(sorted(MAP)), EVERYTHING, changed([list(MAP.values())]))

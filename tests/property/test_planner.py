@@ -150,15 +150,15 @@ def test_slots_are_balanced_by_the_fewest_moves(case: tuple[ShardMap, dict[int, 
 
 @settings(max_examples=100)
 @given(slotted(), st.integers(0, 99))
-def test_figures_tell_what_was_planned(case: tuple[ShardMap, dict[int, float]], seed: int) -> None:
+def test_balance_tells_what_was_planned(case: tuple[ShardMap, dict[int, float]], seed: int) -> None:
     shard_map, weights = case
     moves = plan_slots(shard_map, weights)
-    figures = balance(applied(shard_map, moves), weights)
-    assert figures.draining == 0
-    assert figures.moved_share(moves) == count(moves) / shard_map.slots
-    for share in figures.shares:
+    found = balance(applied(shard_map, moves), weights)
+    assert found.draining == 0
+    assert found.moved_share(moves) == count(moves) / shard_map.slots
+    for share in found.shares:
         assert abs(share.slots - share.ideal) < 1
-        assert share.slots <= figures.peak_to_mean * share.ideal + 1e-9
+        assert share.slots <= found.peak_to_mean * share.ideal + 1e-9
 
 
 @settings(max_examples=150)
@@ -192,15 +192,15 @@ def rounds(moves: Sequence[Move]) -> int:
     return found
 
 
-def check_figures(shard_map: ShardMap, moves: Sequence[Move], weights: Mapping[int, float]) -> ShardMap:
+def check_balance(shard_map: ShardMap, moves: Sequence[Move], weights: Mapping[int, float]) -> ShardMap:
     """Peak over mean is 1.02 at most, or what whole slots force: one slot more than the mean rounded down."""
     after = applied(shard_map, moves)
     groups = len(after.data_groups()) - len(weights)
-    figures = balance(after, weights)
+    found = balance(after, weights)
     exact = math.ceil(after.slots / groups) * groups / after.slots
-    assert figures.peak_to_mean == pytest.approx(exact, abs=1e-12)
+    assert found.peak_to_mean == pytest.approx(exact, abs=1e-12)
     # With 50 slots a group or more, the one slot is no more than 2 %.
-    assert figures.peak_to_mean <= 1.02 or after.slots / groups < 50
+    assert found.peak_to_mean <= 1.02 or after.slots / groups < 50
     return after
 
 
@@ -219,7 +219,7 @@ def test_growing_moves_only_what_the_new_groups_get(slots: int, old: int, new: i
     level = dealt(range(1, old + 1), slots)
     moves = plan_slots(with_groups(level, range(old + 1, old + new + 1)))
     assert all(move.source <= old < move.target for move in moves)
-    check_figures(with_groups(level, range(old + 1, old + new + 1)), moves, {})
+    check_balance(with_groups(level, range(old + 1, old + new + 1)), moves, {})
     check_moved(moves, slots, new, old + new)
 
 
@@ -231,7 +231,7 @@ def test_shrinking_moves_only_what_the_drained_groups_had(slots: int, old: int, 
     drained = dict.fromkeys(Random(seed).sample(range(1, old + 1), gone), 0.0)
     moves = plan_slots(level, drained)
     assert all(move.source in drained and move.target not in drained for move in moves)
-    check_figures(level, moves, drained)
+    check_balance(level, moves, drained)
     check_moved(moves, slots, gone, old)
 
 
@@ -243,12 +243,12 @@ def test_one_group_after_the_other_and_back(slots: int) -> None:
         moves = plan_slots(shard_map)
         assert {move.target for move in moves} == {group}
         check_moved(moves, slots, 1, group)
-        shard_map = check_figures(shard_map, moves, {})
+        shard_map = check_balance(shard_map, moves, {})
     for group in range(4, 65):
         moves = plan_slots(shard_map, {group: 0})
         assert {move.source for move in moves} == {group}
         check_moved(moves, slots, 1, 68 - group)
-        shard_map = check_figures(shard_map, moves, {group: 0}).without_group(group)
+        shard_map = check_balance(shard_map, moves, {group: 0}).without_group(group)
     assert balance(shard_map).peak_to_mean <= 1.02
 
 

@@ -123,7 +123,7 @@ class World:
         return isinstance(op, Write) and op.slot == slot
 
     def follow(self, number: int, slot: int, old: SlotState | None, new: SlotState | None, now: int) -> None:
-        """A slot's state may have changed: only as the meta group allows, and then its time changes pace."""
+        """A slot's state may have changed: only as the meta group allows, and then its time runs differently."""
         if old is new:
             return
         if new is SlotState.FROZEN:

@@ -39,7 +39,7 @@ async def leave(admin: SimAdmin) -> int:
     for _ in range(100):
         await asyncio.sleep(0.1)
         state = await state_of(admin)
-        if not state.wanted and not state.leftover:
+        if not state.wanted and not state.garbage:
             return leaving
     raise AssertionError("the members did not change")
 

@@ -11,7 +11,7 @@ import pytest
 from faults.sim.admin import SimAdmin
 from faults.sim.cluster import SimCluster, SimNode
 from faults.sim.loop import SimLoop, simulate
-from faults.sim.moving import Step, Trouble, run_move
+from faults.sim.moving import MoveStage, Trouble, run_move
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.moving import Freeze
 from raftkv.commands.results import Result
@@ -21,8 +21,8 @@ from shards.slots import slot_of
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("trouble", list(Trouble))
-@pytest.mark.parametrize("step", list(Step))
-def test_trouble_at_every_step(step: Step, trouble: Trouble, after: bool) -> None:
+@pytest.mark.parametrize("step", list(MoveStage))
+def test_trouble_at_every_step(step: MoveStage, trouble: Trouble, after: bool) -> None:
     course = run_move(step, trouble, after=after)
     assert course.struck
     assert course.problems == [], "\n".join([*course.problems, *course.trace[-200:]])

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from faults.sim.cluster import Settings, SimCluster
+from faults.sim.cluster import SimCluster, SimSettings
 from faults.sim.loop import SimLoop, simulate
 from faults.sim.network import Conditions
 
@@ -23,7 +23,7 @@ class _Jitter(Conditions):
         return self.base + rng.uniform(-self.spread, self.spread), 0
 
 
-def longest_gap(base: float, jitter: float, workers: int, *, client_too: bool, settings: Settings) -> float:
+def longest_gap(base: float, jitter: float, workers: int, *, client_too: bool, settings: SimSettings) -> float:
     """Longest time without an acknowledged write, once each worker has had one, in virtual seconds."""
 
     # Only the links that are slow are: a network that keeps a message back for 2 s now and then breaks each bound.
@@ -71,10 +71,10 @@ def test_a_leader_with_slow_links_serves_its_clients(
 ) -> None:
     """An attempt ended after a second whatever the group needed, was made again, and ended so again: for 10 s at 300 ms
     one way nothing was acknowledged, and writes failed, while the commit index rose."""
-    assert longest_gap(base, jitter, workers, client_too=client_too, settings=Settings()) <= 2.0
+    assert longest_gap(base, jitter, workers, client_too=client_too, settings=SimSettings()) <= 2.0
 
 
 def test_longer_election_time_outs_do_not_change_that() -> None:
     """As docs/operations.md advises for such links."""
-    settings = Settings(election_min=3.0, election_max=5.0, heartbeat=0.3)
+    settings = SimSettings(election_min=3.0, election_max=5.0, heartbeat=0.3)
     assert longest_gap(0.3, 0.0, 4, client_too=True, settings=settings) <= 2.0

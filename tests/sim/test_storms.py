@@ -13,7 +13,7 @@ import pytest
 
 from faults.cli import FIXED
 from faults.sim.run import run
-from faults.sim.soak import Summary, run_seed
+from faults.sim.soak import RunSummary, run_seed
 from faults.sim.storm import KINDS, Storm
 
 
@@ -37,7 +37,7 @@ def test_no_storm_of_the_fixed_seeds_breaks_a_promise(seed: int, summaries: Path
         judge(counts)
 
 
-def counts_of_all(one: Summary, summaries: Path) -> Counter[str] | None:
+def counts_of_all(one: RunSummary, summaries: Path) -> Counter[str] | None:
     """Keep those of ``one``; the sum if no other storm is left."""
     unfinished = summaries / f"{one.seed}.unfinished"
     unfinished.write_text(json.dumps(one.counts))

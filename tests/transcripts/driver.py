@@ -127,7 +127,7 @@ class _Node:
             entries=[entry for entry in entries if entry[1] > index],
             rng=random.Random(100 * self.starts + self.number),
             config=RaftConfig(),
-            epoch=lambda _: 1,
+            link_number=lambda _: 1,
         )
         if self.play.learners:
             self.replica.set_learners(self.play.learners, self.play.now)

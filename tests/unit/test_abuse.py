@@ -18,7 +18,7 @@ from faults import cli
 from faults.abuse import command, http2, neighbour, node, peer
 from faults.abuse.catalogue import SCENARIOS
 from faults.abuse.child import Child
-from faults.abuse.stage import Figure, Found
+from faults.abuse.stage import Found, Measurement
 from faults.keys import PREFIX
 from raftkv.errors import Overloaded
 from raftkv.limits import MAX_FRAME_BYTES
@@ -30,22 +30,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    ("figure", "passed", "bound", "text"),
+    ("measured", "passed", "bound", "text"),
     [
-        (Figure("memory", 299.5, "MB", most=300), True, "at most 300", "300 MB"),
-        (Figure("memory", 300.1, "MB", most=300), False, "at most 300", "300 MB"),
-        (Figure("served", 1199, "gets", least=1200), False, "at least 1,200", "1,199 gets"),
-        (Figure("lost", 0, most=0), True, "at most 0", "0"),
-        (Figure("told", 2.345, "s"), True, "", "2.35 s"),
-        (Figure("health", "healthy"), True, "", "healthy"),
+        (Measurement("memory", 299.5, "MB", most=300), True, "at most 300", "300 MB"),
+        (Measurement("memory", 300.1, "MB", most=300), False, "at most 300", "300 MB"),
+        (Measurement("served", 1199, "gets", least=1200), False, "at least 1,200", "1,199 gets"),
+        (Measurement("lost", 0, most=0), True, "at most 0", "0"),
+        (Measurement("told", 2.345, "s"), True, "", "2.35 s"),
+        (Measurement("health", "healthy"), True, "", "healthy"),
     ],
 )
-def test_a_figure_is_judged_by_its_bounds(figure: Figure, passed: bool, bound: str, text: str) -> None:
-    assert (figure.passed, figure.bound, figure.text) == (passed, bound, text)
+def test_a_measurement_is_judged_by_its_bounds(measured: Measurement, passed: bool, bound: str, text: str) -> None:
+    assert (measured.passed, measured.bound, measured.text) == (passed, bound, text)
 
 
 def test_what_broke_off_has_not_passed() -> None:
-    found = Found("checks", "it asks", [Figure("lost", 0, most=0)])
+    found = Found("checks", "it asks", [Measurement("lost", 0, most=0)])
     assert found.passed
     found.problem = "TimeoutError"
     assert not found.passed
@@ -58,17 +58,16 @@ def written(path: Path, *found: Found) -> Path:
 
 
 def test_two_files_make_a_table_of_what_has_changed(tmp_path: Path) -> None:
-    memory = [Figure("peak memory of a node", value, "MB", most=300) for value in (1588.0, 180.0)]
-    same = Figure("nodes that live", 3, least=3)
-    wait = Figure("client: p50", 3.0, "ms", timed=True)
+    memory = [Measurement("peak memory of a node", value, "MB", most=300) for value in (1588.0, 180.0)]
+    same = Measurement("nodes that live", 3, least=3)
+    wait = Measurement("client: p50", 3.0, "ms", timed=True)
     files = [
-        written(tmp_path / f"{at}.json", Found("pipeline-gets", "", [figure, same, wait]))
-        for at, figure in enumerate(memory)
+        written(tmp_path / f"{at}.json", Found("pipeline-gets", "", [one, same, wait])) for at, one in enumerate(memory)
     ]
     done = CliRunner().invoke(cli.main, ["abuse", "--table", *map(str, files)])
     assert done.exit_code == 0
     head, _, what, *rows = done.output.splitlines()
-    assert head == "| scenario | figure | bound | before | after |"
+    assert head == "| scenario | number | bound | before | after |"
     assert SCENARIOS["pipeline-gets"].what in what
     assert rows == ["| | peak memory of a node | at most 300 | **1,588 MB** | 180 MB |"]
 
@@ -90,7 +89,7 @@ def test_what_there_is_is_listed_and_nothing_else_is_run() -> None:
 
 def test_the_page_tells_of_every_scenario() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
-    section = text[text.index("## What a node bears") :].split("\n## ")[0]
+    section = text[text.index("## Limits under abuse") :].split("\n## ")[0]
     assert re.findall(r"^\| `([a-z0-9-]+)` \|", section, re.MULTILINE) == list(SCENARIOS)
 
 

@@ -61,7 +61,7 @@ def test_a_backup_describes_itself(made: Path, admin: Admin, world: World) -> No
     assert (report["valid"], report["problems"]) == (True, [])
     assert report["records"] == manifest.records >= 301
     assert admin("backup verify", str(made)) == 0
-    assert "the backup is whole" in admin.out
+    assert "the backup is valid" in admin.out
     assert manifest.map["epoch"] == world.map.epoch
 
 
@@ -310,11 +310,11 @@ def test_an_interrupted_restore_goes_on(made: Path, admin: Admin, world: World, 
     with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
         interrupted(admin, made, target, interruption)
         assert "the cluster has gone" in admin.err
-        assert "the same command goes on" in admin.err
+        assert "the same command resumes" in admin.err
         assert 0 < len(target.records()) < 301
         report = restore(admin, made, target)
         assert report["skipped"] > 0
-        assert "going on after" in admin.err
+        assert "resuming after" in admin.err
         assert target.records() == world.records()
         assert not (made / "manifest.json.progress").exists()
 
@@ -337,7 +337,7 @@ def test_a_restore_into_a_cluster_that_was_emptied_since_begins_anew(
         interrupted(admin, made, target, interruption)
     with world_of(nodes=1, groups=1, cluster_id=OTHER) as target:
         report = restore(admin, made, target)
-        assert "are there as they were: beginning anew" in admin.err
+        assert "are still there unchanged: starting over" in admin.err
         assert report["skipped"] == 0
         assert target.records() == world.records()
 
@@ -379,7 +379,7 @@ def test_progress_of_another_backup_or_cluster_is_told(
     rewrite(made, lambda raw: raw.update(created_at="2026-01-01T00:00:00+00:00"))
     with world_of(nodes=1, groups=1, cluster_id=OTHER.replace("9", "8")) as target:
         assert restore(admin, made, target)["skipped"] == 0
-        assert "manifest.json.progress is of another backup and cluster: beginning anew" in admin.err
+        assert "manifest.json.progress is of another backup and cluster: starting over" in admin.err
         assert target.records() == world.records()
 
 

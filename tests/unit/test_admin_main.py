@@ -171,7 +171,7 @@ def test_a_user_who_interrupts_learns_what_goes_on(
 
     monkeypatch.setattr("raftkv.cli.admin.common.run_coroutine", interrupted)
     assert run(["rebalance", "status", "--wait", *NOBODY]) == AdminExit.INTERRUPTED
-    assert "the job goes on in the cluster" in capsys.readouterr().err
+    assert "the job continues in the cluster" in capsys.readouterr().err
 
 
 def test_a_mistake_of_ours_shows_no_traceback(

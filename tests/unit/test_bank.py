@@ -309,4 +309,4 @@ def test_what_is_no_account_is_named(past: Past) -> None:
     past.transfer()
     for text in ("", "7", '{"by":"x","balance":"many"}'):
         (problem,) = bank.audit(past.history, {FIRST: Record(FIRST.encode(), text.encode(), 1)})
-        assert problem.text == f"{FIRST} is no account: {text!r}"
+        assert problem.text == f"{FIRST} is not an account: {text!r}"

@@ -17,13 +17,13 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import bench
-from bench.load import Plan
+from bench.load import LoadPlan
 from bench.peers import comparison, servers, tables, tools
-from bench.peers.comparison import WORKLOADS, Options, with_workers
-from bench.peers.contestants import CONTESTANTS, Case, Contestant, Promise, Way
+from bench.peers.comparison import WORKLOADS, ComparisonOptions, with_workers
+from bench.peers.contestants import CONTESTANTS, ComparisonCase, Contestant, Promise, Way
 from bench.peers.servers import PeerError
-from bench.peers.tools import Outcome
-from bench.progress import Watcher
+from bench.peers.tools import ToolResult
+from bench.progress import ProgressBar
 
 REDIS_CSV = """\
 "test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms","max_latency_ms"
@@ -49,7 +49,7 @@ PROMISE = Promise("brief promise", "on a disk", "linearizable", "none", "few", "
 
 def test_redis_benchmark_is_understood() -> None:
     found = tools.parse_redis(REDIS_CSV, 5000)
-    assert found == Outcome(92165.9, {"p50": 0.319, "p95": 0.727, "p99": 0.999, "max": 2.007}, 5000)
+    assert found == ToolResult(92165.9, {"p50": 0.319, "p95": 0.727, "p99": 0.999, "max": 2.007}, 5000)
     assert tools.parse_redis("WARNING: something\n" + REDIS_CSV, 5000) == found
 
 
@@ -66,8 +66,8 @@ def test_etcdctl_check_perf_is_understood_whether_it_passes_or_fails() -> None:
 
 def test_the_go_program_is_understood() -> None:
     said = json.dumps({"operations": 4, "seconds": 2.0, "errors": {"Unavailable": 1}, "took_us": {"100": 3, "900": 1}})
-    plan = Plan("", "set")
-    found = tools.of_tally(plan, tools.parse_go(plan, said))
+    plan = LoadPlan("", "set")
+    found = tools.of_stats(plan, tools.parse_go(plan, said))
     assert (found.operations, found.per_second, found.errors) == (4, 2.0, {"Unavailable": 1})
     assert found.latency_ms == {"p50": 0.1, "p95": 0.9, "p99": 0.9, "max": 0.9}
 
@@ -78,7 +78,7 @@ def test_anything_else_that_a_tool_says_is_an_error_with_its_words(said: str) ->
     for parse in (
         lambda: tools.parse_redis(said, 1),
         lambda: tools.parse_check(said),
-        lambda: tools.parse_go(Plan("", "get"), said),
+        lambda: tools.parse_go(LoadPlan("", "get"), said),
     ):
         with pytest.raises(PeerError, match=re.escape(last)):
             parse()
@@ -89,9 +89,9 @@ class World:
 
     def __init__(self) -> None:
         self.running = ""
-        self.log: list[tuple[str, str, Plan]] = []
+        self.log: list[tuple[str, str, LoadPlan]] = []
 
-    def contestant(self, name: str, *cases: Case, missing: str = "", fails: bool = False) -> Contestant:
+    def contestant(self, name: str, *cases: ComparisonCase, missing: str = "", fails: bool = False) -> Contestant:
         @contextlib.contextmanager
         def start(folder: Path) -> Iterator[Any]:
             assert not self.running, "one at a time"
@@ -107,39 +107,41 @@ class World:
         return Contestant(name, f"what {name} is", PROMISE, start, cases, lambda: missing, lambda: "9.9")
 
     def way(self, kind: Any = "python", rate: float = 1000.0, **more: Any) -> Way:
-        def measure(plan: Plan) -> Outcome:
+        def measure(plan: LoadPlan) -> ToolResult:
             self.log.append((self.running, kind, plan))
             return self.outcome(rate + len(self.log))
 
         return Way(kind, lambda: f"{kind} client", measure, **more)
 
-    def outcome(self, rate: float) -> Outcome:
-        return Outcome(rate, {"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": float(len(self.log))}, int(rate), said="")
+    def outcome(self, rate: float) -> ToolResult:
+        return ToolResult(rate, {"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": float(len(self.log))}, int(rate), said="")
 
     def failing(self) -> Way:
-        def measure(_: Plan) -> Outcome:
+        def measure(_: LoadPlan) -> ToolResult:
             raise PeerError("it broke | badly\nindeed")
 
         return Way("python", lambda: "broken client", measure)
 
 
 def compare(*chosen: Contestant, loads: tuple[str, ...] = ("shared",), repeat: int = 1) -> dict[str, Any]:
-    options = Options(seconds=0.02, warmup=0.0, repeat=repeat, keys=100)
-    return comparison.measure(chosen, [WORKLOADS[name] for name in loads], options, Watcher)
+    options = ComparisonOptions(seconds=0.02, warmup=0.0, repeat=repeat, keys=100)
+    return comparison.measure(chosen, [WORKLOADS[name] for name in loads], options, ProgressBar)
 
 
 def usual(world: World) -> list[Contestant]:
     return [
-        world.contestant("raftkv", Case("get", world.way(rate=9000)), Case("set", world.way(rate=3000))),
+        world.contestant(
+            "raftkv", ComparisonCase("get", world.way(rate=9000)), ComparisonCase("set", world.way(rate=3000))
+        ),
         world.contestant(
             "etcd",
-            Case("get", world.way(rate=4000)),
-            Case("set", world.way(rate=1500)),
-            Case("get", world.way("go", 5000)),
-            Case("set", world.way("go", 3100)),
-            Case("set", world.way("tool", 100, paced=True), "slow"),
+            ComparisonCase("get", world.way(rate=4000)),
+            ComparisonCase("set", world.way(rate=1500)),
+            ComparisonCase("get", world.way("go", 5000)),
+            ComparisonCase("set", world.way("go", 3100)),
+            ComparisonCase("set", world.way("tool", 100, paced=True), "slow"),
         ),
-        world.contestant("echo", Case("echo", world.way("python", 100_000))),
+        world.contestant("echo", ComparisonCase("echo", world.way("python", 100_000))),
     ]
 
 
@@ -167,10 +169,10 @@ def test_servers_that_are_new_are_filled_once_and_all_have_the_same_load() -> No
     world = World()
     one = world.contestant(
         "one",
-        Case("get", world.way("tool")),
-        Case("get", world.way()),
-        Case("set", world.way("go")),
-        Case("set", world.way(alone=True)),
+        ComparisonCase("get", world.way("tool")),
+        ComparisonCase("get", world.way()),
+        ComparisonCase("set", world.way("go")),
+        ComparisonCase("set", world.way(alone=True)),
     )
     result = compare(one, loads=("shared", "many"), repeat=2)
     plans = [plan for _, kind, plan in world.log if kind != "tool"]
@@ -186,8 +188,10 @@ def test_servers_that_are_new_are_filled_once_and_all_have_the_same_load() -> No
 def test_what_is_not_installed_is_a_row_and_nothing_is_run_for_it() -> None:
     world = World()
     result = compare(
-        world.contestant("absent", Case("get", world.way()), missing="not found: apt-get install it"),
-        world.contestant("half", Case("get", world.way("go", missing=lambda: "no Go")), Case("get", world.way())),
+        world.contestant("absent", ComparisonCase("get", world.way()), missing="not found: apt-get install it"),
+        world.contestant(
+            "half", ComparisonCase("get", world.way("go", missing=lambda: "no Go")), ComparisonCase("get", world.way())
+        ),
     )
     absent, no_go, measured = result["rows"]
     assert [row["problem"] for row in (absent, no_go)] == ["not found: apt-get install it", "no Go"]
@@ -200,9 +204,9 @@ def test_what_is_not_installed_is_a_row_and_nothing_is_run_for_it() -> None:
 def test_what_fails_is_a_row_with_the_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
     world = World()
     result = compare(
-        world.contestant("broken", Case("get", world.failing()), Case("set", world.way())),
-        world.contestant("dead", Case("get", world.way()), fails=True),
-        world.contestant("fine", Case("get", world.way())),
+        world.contestant("broken", ComparisonCase("get", world.failing()), ComparisonCase("set", world.way())),
+        world.contestant("dead", ComparisonCase("get", world.way()), fails=True),
+        world.contestant("fine", ComparisonCase("get", world.way())),
         repeat=2,
     )
     first, second, dead, fine = result["rows"]
@@ -385,9 +389,9 @@ def test_a_comparison_that_failed_in_part_says_so_by_its_exit_code(
     broken: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World()
-    chosen = [*usual(world), world.contestant("absent", Case("get", world.way()), missing="not found")]
+    chosen = [*usual(world), world.contestant("absent", ComparisonCase("get", world.way()), missing="not found")]
     if broken:
-        chosen.append(world.contestant("broken", Case("get", world.failing())))
+        chosen.append(world.contestant("broken", ComparisonCase("get", world.failing())))
     monkeypatch.setattr("bench.peers.command.CONTESTANTS", {one.name: one for one in chosen})
     options = ["--seconds", "0.02", "--repeat", "1", "--out", str(tmp_path / "out"), "-o", "markdown"]
     done = CliRunner().invoke(bench, ["compare", "--no-tools", *options])

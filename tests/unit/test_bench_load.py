@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from bench import load
-from bench.load import Measured, Plan, make_keys, measure
+from bench.load import LoadPlan, Measured, make_keys, measure
 from bench.report import as_text, summarize
 from faults.sim.loop import simulate
 from raftkv.errors import Unavailable
@@ -41,7 +41,7 @@ class Target:
 
 def test_percentiles_and_rate() -> None:
     latencies = array("d", [i / 1000 for i in range(1, 101)])
-    plan = Plan("x", "get")
+    plan = LoadPlan("x", "get")
     summary = summarize(plan, Measured(latencies, 2.0, Counter(Unavailable=3)))
     assert summary["operations"] == 100
     assert summary["per_second"] == 50.0
@@ -53,12 +53,12 @@ def test_percentiles_and_rate() -> None:
 
 
 def test_no_percentile_exceeds_the_longest_latency() -> None:
-    latency_ms = summarize(Plan("x", "set"), Measured(array("d", [0.01, 0.07295]), 1.0, Counter()))["latency_ms"]
+    latency_ms = summarize(LoadPlan("x", "set"), Measured(array("d", [0.01, 0.07295]), 1.0, Counter()))["latency_ms"]
     assert latency_ms["p50"] < latency_ms["p99"] == latency_ms["max"] == pytest.approx(72.95)
 
 
 def test_nothing_measured_is_no_division_by_zero() -> None:
-    summary = summarize(Plan("x", "set"), Measured(array("d"), 1.0, Counter()))
+    summary = summarize(LoadPlan("x", "set"), Measured(array("d"), 1.0, Counter()))
     assert summary["latency_ms"] == {"p50": None, "p95": None, "p99": None, "max": None}
     assert "0/s" in as_text(summary)
 
@@ -80,7 +80,7 @@ def test_gets_read_what_was_filled_in_and_failures_are_counted_apart(monkeypatch
         return targets[-1]
 
     monkeypatch.setattr(load, "connect", connect)
-    plan = Plan("x", "get", workers=4, clients=2, keys=100, seconds=0.2, warmup=0.0)
+    plan = LoadPlan("x", "get", workers=4, clients=2, keys=100, seconds=0.2, warmup=0.0)
     measured = simulate(lambda loop: measure(plan, loop.time))
     assert len(targets) == 2
     assert all(target.closed for target in targets)

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from bench.footprint import memory, on_disk, snapshots, written
 from bench.memory import Latency, Size, Worst, _meets, as_json, as_text, command
 from bench.processors import Processors, used
-from bench.state import State, measure_here
+from bench.state import StateCosts, measure_here
 from bench.steady import Timed, steady
 from faults.sim.loop import SimLoop, simulate
 from raftkv.errors import Unavailable
@@ -138,7 +138,7 @@ def test_what_a_process_computed_while_a_write_waited() -> None:
 
 
 def size(records: int) -> Size:
-    state = State(370.0, 200_000.0, 1.5, 1.0, 0.5)
+    state = StateCosts(370.0, 200_000.0, 1.5, 1.0, 0.5)
     calm, held_up = Latency(1, 2, 3, 4), Latency(5, 6, 7, 8)
     return Size(
         *(records, state, 500.0, 500_000, 480_000, 30_000.0, 28_000.0, 90_000.0, 1.3, 1.2, calm, 3.0, 8.0, (0.5, 0.7)),

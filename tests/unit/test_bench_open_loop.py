@@ -12,7 +12,7 @@ import pytest
 
 from bench import load
 from bench.arrivals import Alarm, Arrivals
-from bench.load import Measured, Plan, measure
+from bench.load import LoadPlan, Measured, measure
 from bench.report import as_text, summarize
 from faults.sim.loop import SimLoop, simulate
 from tests.waiting import becomes
@@ -42,7 +42,7 @@ class Stalling:
 
 
 def run(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch, after: float, stall: float, service: float = 0.0
+    plan: LoadPlan, monkeypatch: pytest.MonkeyPatch, after: float, stall: float, service: float = 0.0
 ) -> tuple[Measured, Stalling]:
     """The measurement on virtual time."""
 
@@ -59,7 +59,7 @@ def run(
 
 
 def test_a_stall_counts_for_every_operation_that_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan("x", "set", workers=4, rate=500.0, spacing="even", seconds=0.8, warmup=0.0)
+    plan = LoadPlan("x", "set", workers=4, rate=500.0, spacing="even", seconds=0.8, warmup=0.0)
     measured, target = run(plan, monkeypatch, 0.2, 0.3)
     summary = summarize(plan, measured)
     assert measured.errors == {}
@@ -77,7 +77,7 @@ def test_a_stall_counts_for_every_operation_that_came_meanwhile(monkeypatch: pyt
 
 
 def test_a_closed_loop_hides_the_same_stall(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan("x", "set", workers=4, seconds=0.5, warmup=0.0)
+    plan = LoadPlan("x", "set", workers=4, seconds=0.5, warmup=0.0)
     measured, _ = run(plan, monkeypatch, 0.1, 0.3, service=0.001)
     assert len(measured.latencies) == pytest.approx(4 * 200, abs=8)
     assert sum(one > 0.002 for one in measured.latencies) == 4
@@ -85,7 +85,7 @@ def test_a_closed_loop_hides_the_same_stall(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_operations_that_nobody_could_begin_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "_GRACE", 0.1)
-    plan = Plan("x", "set", workers=1, rate=200.0, spacing="even", seconds=0.3, warmup=0.0)
+    plan = LoadPlan("x", "set", workers=1, rate=200.0, spacing="even", seconds=0.3, warmup=0.0)
     measured, _ = run(plan, monkeypatch, 0.0, 0.8)
     # The only worker was busy until all was over.
     assert len(measured.latencies) == 1
@@ -93,7 +93,7 @@ def test_operations_that_nobody_could_begin_are_failures(monkeypatch: pytest.Mon
 
 
 def test_what_arrives_while_warming_up_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan("x", "set", workers=4, rate=500.0, spacing="even", seconds=0.2, warmup=0.2)
+    plan = LoadPlan("x", "set", workers=4, rate=500.0, spacing="even", seconds=0.2, warmup=0.2)
     measured, _ = run(plan, monkeypatch, 9.0, 0.0)
     assert len(measured.latencies) == pytest.approx(100, abs=1)
 

@@ -19,18 +19,18 @@ from click.testing import CliRunner
 from bench import disk, echo, generators, histogram, results, series
 from bench.cli import bench
 from bench.generators import check, shares
-from bench.load import Measured, Plan
-from bench.progress import Watcher
-from bench.report import Tally, summary_of, tally, together
-from bench.scenarios import SCENARIOS, Case, Scenario, Shape
+from bench.load import LoadPlan, Measured
+from bench.progress import ProgressBar
+from bench.report import LoadStats, stats_of, summary_of, together
+from bench.scenarios import SCENARIOS, BenchShape, Case, Scenario
 from raftkv.errors import Unavailable
 
 
-def some(op: str = "get", per_second: int = 1000, scale: float = 1.0, seconds: float = 1.0) -> Tally:
+def some(op: str = "get", per_second: int = 1000, scale: float = 1.0, seconds: float = 1.0) -> LoadStats:
     """A measurement of one second with latencies of 1 to 10 milliseconds."""
     latencies = array("d", [scale * (1 + 9 * at / per_second) / 1000 for at in range(per_second)])
-    plan = Plan("x", op)  # type: ignore[arg-type]
-    return tally(plan, Measured(latencies, seconds, Counter()))
+    plan = LoadPlan("x", op)  # type: ignore[arg-type]
+    return stats_of(plan, Measured(latencies, seconds, Counter()))
 
 
 @dataclass
@@ -42,12 +42,12 @@ class World:
     """Clusters and measurements that are only written down."""
 
     def __init__(self) -> None:
-        self.started: list[Shape] = []
+        self.started: list[BenchShape] = []
         self.running = 0
-        self.plans: list[Plan] = []
+        self.plans: list[LoadPlan] = []
 
     @contextlib.contextmanager
-    def start(self, shape: Shape, folder: Path) -> Iterator[Cluster]:
+    def start(self, shape: BenchShape, folder: Path) -> Iterator[Cluster]:
         assert folder.is_dir()
         self.started.append(shape)
         self.running += 1
@@ -55,7 +55,7 @@ class World:
         yield Cluster(f"cluster-{len(self.started)}")
         self.running -= 1
 
-    def run(self, plan: Plan) -> Tally:
+    def run(self, plan: LoadPlan) -> LoadStats:
         self.plans.append(plan)
         return some(plan.op, 1000 * len(self.plans))
 
@@ -68,33 +68,33 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def go(world: World, scenario: Scenario, **options: Any) -> dict[str, Any]:
     chosen = series.Options(seconds=0.02, warmup=0.0, **options)
-    return series.measure(scenario, chosen, Watcher(1), world.run, world.start)
+    return series.measure(scenario, chosen, ProgressBar(1), world.run, world.start)
 
 
 def test_histograms_of_processes_make_the_histogram_of_all(tmp_path: Path) -> None:
     rng = random.Random(1)
     parts = [array("d", [rng.expovariate(500) for _ in range(2000)]) for _ in range(3)]
-    plan = Plan("x", "get", parts=3)
+    plan = LoadPlan("x", "get", parts=3)
     sent = [
-        json.loads(json.dumps(tally(plan, Measured(one, 2.0 + at, Counter(Unavailable=at))).packed()))
+        json.loads(json.dumps(stats_of(plan, Measured(one, 2.0 + at, Counter(Unavailable=at))).packed()))
         for at, one in enumerate(parts)
     ]
-    merged = summary_of(plan, together([Tally.unpacked(one) for one in sent], 4.0))
+    merged = summary_of(plan, together([LoadStats.unpacked(one) for one in sent], 4.0))
     whole = array("d", [latency for one in parts for latency in one])
-    assert merged == summary_of(plan, tally(plan, Measured(whole, 4.0, Counter(Unavailable=3))))
+    assert merged == summary_of(plan, stats_of(plan, Measured(whole, 4.0, Counter(Unavailable=3))))
     assert merged["operations"] == 6000
     assert merged["per_second"] == 1500
 
 
 def test_nothing_measured_merges_too() -> None:
-    nothing = tally(Plan("x", "get"), Measured(array("d"), 1.0, Counter()))
-    both = together([Tally.unpacked(nothing.packed()), some()], 1.0)
+    nothing = stats_of(LoadPlan("x", "get"), Measured(array("d"), 1.0, Counter()))
+    both = together([LoadStats.unpacked(nothing.packed()), some()], 1.0)
     assert both.all_latencies().get_total_count() == 1000
     assert histogram.curve(nothing.all_latencies()) == []
 
 
 def test_processes_share_workers_clients_and_rate() -> None:
-    parts = shares(Plan("x", "get", workers=50, clients=7, rate=900.0, fill=True, parts=4))
+    parts = shares(LoadPlan("x", "get", workers=50, clients=7, rate=900.0, fill=True, parts=4))
     assert [one.workers for one in parts] == [12, 13, 12, 13]
     assert [one.clients for one in parts] == [1, 2, 2, 2]
     assert {one.rate for one in parts} == {225.0}
@@ -105,25 +105,25 @@ def test_processes_share_workers_clients_and_rate() -> None:
 @pytest.mark.parametrize(
     ("plan", "what"),
     [
-        (Plan("x", "get", keys=1000, key_size=2), "no 1000 decimal keys of 2 bytes"),
-        (Plan("x", "get", workers=2, parts=3), "3 processes share 2 workers"),
-        (Plan("x", "get", clients=2, parts=3), "3 processes share 2 clients"),
-        (Plan("x", "ycsb-e", api="unary"), "ycsb-e scans, which the API unary does not"),
+        (LoadPlan("x", "get", keys=1000, key_size=2), "no 1000 decimal keys of 2 bytes"),
+        (LoadPlan("x", "get", workers=2, parts=3), "3 processes share 2 workers"),
+        (LoadPlan("x", "get", clients=2, parts=3), "3 processes share 2 clients"),
+        (LoadPlan("x", "ycsb-e", api="unary"), "ycsb-e scans, which the API unary does not"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(plan: Plan, what: str) -> None:
+def test_a_plan_that_cannot_be_is_refused(plan: LoadPlan, what: str) -> None:
     with pytest.raises(ValueError, match=what):
         check(plan)
 
 
 def test_a_generator_that_finds_no_cluster_says_so() -> None:
-    plan = Plan("127.0.0.1:1", "get", keys=10, timeout=0.2, workers=1)
+    plan = LoadPlan("127.0.0.1:1", "get", keys=10, timeout=0.2, workers=1)
     with pytest.raises(Unavailable):
         generators.measure(plan)
 
 
 def test_rounds_alternate_and_numbers_are_their_medians(world: World) -> None:
-    scenario = Scenario("two", "", (Case("g", Plan("", "get")), Case("s", Plan("", "set"))))
+    scenario = Scenario("two", "", (Case("g", LoadPlan("", "get")), Case("s", LoadPlan("", "set"))))
     result = go(world, scenario, repeat=3)
     assert [plan.op for plan in world.plans] == ["get", "set"] * 3
     # The n-th measurement reached n thousand.
@@ -136,12 +136,12 @@ def test_rounds_alternate_and_numbers_are_their_medians(world: World) -> None:
 
 def test_a_cluster_is_kept_for_the_same_records_and_filled_once(world: World) -> None:
     cases = (
-        Case("1", Plan("", "get")),
-        Case("2", Plan("", "set")),
-        Case("other records", Plan("", "get", value_size=1)),
-        Case("other shape", Plan("", "get", value_size=1), Shape(groups=1, reads="quorum")),
-        Case("inserts", Plan("", "ycsb-d", value_size=1), Shape(groups=1, reads="quorum")),
-        Case("after inserts", Plan("", "get", value_size=1), Shape(groups=1, reads="quorum")),
+        Case("1", LoadPlan("", "get")),
+        Case("2", LoadPlan("", "set")),
+        Case("other records", LoadPlan("", "get", value_size=1)),
+        Case("other shape", LoadPlan("", "get", value_size=1), BenchShape(groups=1, reads="quorum")),
+        Case("inserts", LoadPlan("", "ycsb-d", value_size=1), BenchShape(groups=1, reads="quorum")),
+        Case("after inserts", LoadPlan("", "get", value_size=1), BenchShape(groups=1, reads="quorum")),
     )
     result = go(world, Scenario("many", "", cases), nodes=5, processes=2)
     assert [plan.endpoints for plan in world.plans] == [f"cluster-{number}" for number in (1, 1, 2, 3, 3, 4)]
@@ -170,7 +170,7 @@ def test_every_scenario_can_be_measured_and_its_axis_tells_its_cases_apart() -> 
 def test_the_page_stands_alone_and_the_files_say_what_was_measured(world: World, tmp_path: Path) -> None:
     scenarios = [go(world, SCENARIOS[name]) for name in ("groups", "open-loop-get")]
     scenarios.append(
-        go(world, Scenario("<b>&", "a name to be escaped", (Case("<i>", Plan("", "get")),))) | {"name": "b"}
+        go(world, Scenario("<b>&", "a name to be escaped", (Case("<i>", LoadPlan("", "get")),))) | {"name": "b"}
     )
     result = {"format": results.FORMAT, "machine": {"cores": 2}, "options": {}, "scenarios": scenarios}
     results.write(tmp_path, result)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from bench import slow
-from bench.slow import Phase, as_text, lag, measure
+from bench.slow import SlowPhase, as_text, lag, measure
 from raftkv.api.status import NodeStatus, ReplicaStatus, Role
 from raftkv.local.node import LocalError
 from raftkv.testing import LocalCluster
@@ -106,7 +106,7 @@ def test_nobody_to_slow() -> None:
 
 
 def test_a_line_for_each_phase() -> None:
-    one = Phase("all well", 20_000.0, 2.0, 4.0, 50_000.0, 1.0, 2.0, 60_000_000, 3)
+    one = SlowPhase("all well", 20_000.0, 2.0, 4.0, 50_000.0, 1.0, 2.0, 60_000_000, 3)
     text = as_text([one, one], 0.5)
     assert len(text.splitlines()) == 4
     assert len({len(line) for line in text.splitlines()[:3]}) == 1

@@ -11,9 +11,9 @@ import pytest
 
 from bench import load
 from bench.keys import Distribution, chooser, make_keys, zipfian
-from bench.load import Plan, measure
+from bench.load import LoadPlan, measure
 from bench.report import summarize
-from bench.workload import LONGEST_SCAN, MIXES, Operation, Workload
+from bench.workload import LONGEST_SCAN, MIXES, LoadWorkload, Operation
 from faults.sim.loop import simulate
 
 
@@ -53,7 +53,7 @@ def drive(op: Operation, number: int = 4000, keys: int = 1000, part: int = 0, pa
     store = Store()
     names = make_keys(keys, 16)
     store.records = dict.fromkeys(names, b"")
-    start = Workload(op, None, names, b"v" * 84, part, parts).worker(store, random.Random(1))
+    start = LoadWorkload(op, None, names, b"v" * 84, part, parts).worker(store, random.Random(1))
 
     async def work() -> None:
         for _ in range(number):
@@ -153,7 +153,7 @@ def test_a_mix_is_measured_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
         return store
 
     monkeypatch.setattr(load, "connect", connect)
-    plan = Plan("x", "ycsb-e", workers=4, keys=100, seconds=0.2, warmup=0.0)
+    plan = LoadPlan("x", "ycsb-e", workers=4, keys=100, seconds=0.2, warmup=0.0)
     summary = summarize(plan, simulate(lambda loop: measure(plan, loop.time)))
     assert sum(one["operations"] for one in summary["kinds"].values()) == summary["operations"] == 800
     assert set(summary["kinds"]) == {"scan", "insert"}
@@ -169,6 +169,6 @@ def test_a_client_that_cannot_scan_is_refused() -> None:
 
         async def close(self) -> None: ...
 
-    workload = Workload("ycsb-e", None, make_keys(10, 4), b"")
+    workload = LoadWorkload("ycsb-e", None, make_keys(10, 4), b"")
     with pytest.raises(ValueError, match="cannot scan"):
         workload.worker(Plain(), random.Random(1))

@@ -147,7 +147,7 @@ def test_a_progress_file_that_is_none_is_left_alone(tmp_path: Path, content: str
     mine = ProgressFile(tmp_path / "a.jsonl", {"cluster": "c"})
     mine.path.write_text(content)
     mine.write(3)
-    assert "is no file of a load" in mine.problem
+    assert "is not a progress file" in mine.problem
     assert mine.read() is None
     mine.remove()
     assert mine.path.read_text() == content
@@ -159,7 +159,7 @@ def test_a_progress_file_that_is_a_pipe_is_neither_read_nor_replaced(tmp_path: P
     assert mine.read() is None
     mine.write(3)
     mine.remove()
-    assert "is no file of a load" in mine.problem
+    assert "is not a progress file" in mine.problem
     assert mine.path.is_fifo()
 
 
@@ -217,7 +217,7 @@ class World:
 def test_what_is_still_there_is_skipped(tmp_path: Path) -> None:
     world = World(tmp_path, items(500, keys=500), 200)
     assert world.resume() == Resumption(200, True)
-    assert "going on after the 200 records" in world.told[0]
+    assert "resuming after the 200 records" in world.told[0]
     load = world.go_on()
     assert (load.written, load.skipped) == (300, 200)
 
@@ -241,7 +241,7 @@ def test_a_load_begins_anew_if_the_cluster_lost_what_was_written(tmp_path: Path,
         world.store.ttls[b"k0"] = 5.0
     load = world.go_on()
     assert (load.written, load.skipped) == (5000, 0)
-    assert "not all of the 3,000 records that were written before are there as they were" in world.told[0]
+    assert "not all of the 3,000 records that were written before are still there unchanged" in world.told[0]
 
 
 def test_records_with_a_time_to_live_are_written_again(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_load_of_other_content_begins_anew_and_says_why(tmp_path: Path) -> Non
     raw = json.loads(world.progress.path.read_text())
     world.progress.path.write_text(json.dumps({**raw, "cluster": "another"}))
     assert world.resume() == Resumption(0, False)
-    assert "a.jsonl.progress is of another cluster: beginning anew" in world.told[0]
+    assert "a.jsonl.progress is of another cluster: starting over" in world.told[0]
 
 
 def test_a_load_that_was_killed_before_it_saved_anything_knows_what_it_wrote(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from raftkv.client.call import Call
 from raftkv.client.channel import Channel
-from raftkv.client.session import Session
+from raftkv.client.session import ClientSession
 from raftkv.clock import SystemClock
 from raftkv.v1 import kv_pb2
 
@@ -74,7 +74,7 @@ def sizes(calls: int, share: int, *, writes: bool = False, rounds: int = 1) -> l
     async def go() -> list[int]:
         node, clock = Node(), SystemClock()
         channel = Channel("a", cast("Endpoint", node), clock, itertools.count(1), Client(share))
-        session = Session(b"s" * 16)
+        session = ClientSession(b"s" * 16)
         for _ in range(rounds):
             futures = []
             for at in range(calls):

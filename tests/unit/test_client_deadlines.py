@@ -11,7 +11,7 @@ import pytest
 
 from faults.sim.clock import SimClock
 from faults.sim.cluster import SimCluster
-from faults.sim.loop import Process, SimLoop, simulate
+from faults.sim.loop import SimLoop, SimProcess, simulate
 from faults.sim.network import MemoryNetwork
 from faults.sim.transport import SimChannel, SimServer
 from raftkv import AsyncClient
@@ -85,7 +85,7 @@ async def refused(loop: SimLoop, refusal: Result, call: Callable[[AsyncClient], 
     """Call while both nodes answer every operation with ``refusal``."""
     network, fronts = MemoryNetwork(), [FakeFrontend(node) for node in (1, 2)]
     addresses = [f"n{front.node}:1" for front in fronts]
-    clock = SimClock(loop, Process(loop, "all"))
+    clock = SimClock(loop, SimProcess(loop, "all"))
     for front, address in zip(fronts, addresses, strict=True):
         front.map, front.leading = one_group_map(addresses), {0: 1, 1: 1}
         front.script = lambda op: refusal

@@ -355,10 +355,10 @@ def test_a_request_that_is_cancelled_leaves_nothing_to_the_garbage_collector(ask
     async def main() -> None:
         endpoint = GrpcTransport().endpoint("127.0.0.1:1")
         request: Any = {"view": (5.0,), "status": (5.0,), "open": (), "scan": (kv_pb2.ScanRequest(), 5.0)}[ask]
-        asking = asyncio.ensure_future(getattr(endpoint, ask)(*request))
+        call = asyncio.ensure_future(getattr(endpoint, ask)(*request))
         await asyncio.sleep(0)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
         await endpoint.close()
 
     def calls() -> list[object]:

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from raftkv.client.call import Call
-from raftkv.client.retry import Progress, Step, attempt_span, attempt_timeout, first_span
+from raftkv.client.retry import Attempts, NextStep, attempt_span, attempt_timeout, first_span
 from raftkv.client.session import MAX_RENEWALS
 from raftkv.commands.results import Result
 from raftkv.errors import (
@@ -35,14 +35,14 @@ def result(code: Code, hint: int = 0, version: int = 0) -> Result:
 
 @pytest.mark.parametrize("code", FAILURES)
 def test_only_indefinite_codes_make_a_write_unknown(code: Code) -> None:
-    progress = Progress(write=True)
+    progress = Attempts(write=True)
     progress.judge(result(code))
     assert progress.maybe == (not OUTCOMES[code].definite)
 
 
 @pytest.mark.parametrize("code", FAILURES)
 def test_reads_never_end_in_an_unknown_outcome(code: Code) -> None:
-    progress = Progress(write=False)
+    progress = Attempts(write=False)
     progress.judge(result(code))
     assert isinstance(progress.final_error(CALL, result(code)), NotApplied)
     assert isinstance(progress.deadline_error(1.0, 1.0), NotApplied)
@@ -50,8 +50,8 @@ def test_reads_never_end_in_an_unknown_outcome(code: Code) -> None:
 
 @pytest.mark.parametrize("code", FAILURES)
 def test_after_an_unknown_attempt_no_error_promises_that_nothing_happened(code: Code) -> None:
-    progress = Progress(write=True)
-    assert progress.judge(result(Code.UNKNOWN)) is Step.RETRY
+    progress = Attempts(write=True)
+    assert progress.judge(result(Code.UNKNOWN)) is NextStep.RETRY
     progress.judge(result(code))
     assert isinstance(progress.deadline_error(1.0, 1.0), DeadlineExceeded)
     error = progress.final_error(CALL, result(code))
@@ -66,22 +66,22 @@ def test_after_an_unknown_attempt_no_error_promises_that_nothing_happened(code: 
     "code", [code for code in FAILURES if OUTCOMES[code].definite and code is not Code.SESSION_EXPIRED]
 )
 def test_definite_codes_alone_raise_not_applied(code: Code) -> None:
-    progress = Progress(write=True)
+    progress = Attempts(write=True)
     progress.judge(result(code))
     assert isinstance(progress.final_error(CALL, result(code)), NotApplied)
     assert isinstance(progress.deadline_error(1.0, 1.0), NotApplied)
 
 
 def test_a_spent_node_budget_is_retried_and_counts_as_unknown() -> None:
-    progress = Progress(write=True)
-    assert progress.judge(result(Code.DEADLINE_EXCEEDED)) is Step.RETRY
+    progress = Attempts(write=True)
+    assert progress.judge(result(Code.DEADLINE_EXCEEDED)) is NextStep.RETRY
     assert progress.maybe
 
 
 def test_what_cannot_succeed_is_not_retried() -> None:
     for code in (Code.INVALID_ARGUMENT, Code.TOO_LARGE, Code.CONDITION_FAILED, Code.WRONG_CLUSTER, Code.NO_SPACE):
-        assert Progress(write=True).judge(result(code)) is Step.RAISE
-    assert isinstance(Progress(write=True).final_error(CALL, result(Code.WRONG_CLUSTER)), WrongCluster)
+        assert Attempts(write=True).judge(result(code)) is NextStep.RAISE
+    assert isinstance(Attempts(write=True).final_error(CALL, result(Code.WRONG_CLUSTER)), WrongCluster)
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_condition_failed_says_key_expected_and_actual_version(
 ) -> None:
     call = Call(kv_pb2.KIND_DELETE, key)
     call.expect = expected
-    error = Progress(write=True).final_error(call, result(Code.CONDITION_FAILED, version=version))
+    error = Attempts(write=True).final_error(call, result(Code.CONDITION_FAILED, version=version))
     assert isinstance(error, ConditionFailed)
     assert (error.key, error.expected, error.version) == (key, expected, version)
     assert str(error) == text
 
 
 def test_an_error_says_how_long_it_took_and_how_often_it_was_tried() -> None:
-    progress = Progress(write=True)
+    progress = Attempts(write=True)
     assert (
         str(progress.deadline_error(0.0123, 0.01)) == "no result after 0.0123 s (timeout 0.01 s): no node was reached"
     )
@@ -123,51 +123,51 @@ def test_an_error_says_how_long_it_took_and_how_often_it_was_tried() -> None:
 @pytest.mark.parametrize("write", [True, False])
 @pytest.mark.parametrize("code", [None, *FAILURES])
 def test_whatever_ends_for_its_deadline_is_a_timeout(code: Code | None, write: bool) -> None:
-    progress = Progress(write)
+    progress = Attempts(write)
     if code is not None:
         progress.judge(result(code))
     assert isinstance(progress.deadline_error(1.0, 1.0), TimeoutError)
 
 
 def test_a_closed_client_is_no_deadline() -> None:
-    write = Progress(write=True)
+    write = Attempts(write=True)
     assert isinstance(write.closed_error(), UsageError)
     write.judge(result(Code.UNKNOWN))
-    unsure = write.closed_error()
-    assert isinstance(unsure, OutcomeUnknown)
-    assert not isinstance(unsure, TimeoutError)
-    assert "the client was closed" in str(unsure)
+    maybe_applied = write.closed_error()
+    assert isinstance(maybe_applied, OutcomeUnknown)
+    assert not isinstance(maybe_applied, TimeoutError)
+    assert "the client was closed" in str(maybe_applied)
 
 
 def test_codes_of_a_newer_version_promise_nothing() -> None:
-    progress = Progress(write=True)
+    progress = Attempts(write=True)
     unknown = Result(99, detail="from the future")
-    assert progress.judge(unknown) is Step.RAISE
+    assert progress.judge(unknown) is NextStep.RAISE
     assert isinstance(progress.final_error(CALL, unknown), OutcomeUnknown)
 
 
 def test_a_hint_is_followed_at_once_but_not_for_ever() -> None:
-    progress = Progress(write=False)
+    progress = Attempts(write=False)
     steps = [progress.judge(result(Code.NOT_LEADER, hint=2)) for _ in range(5)]
-    assert steps == [Step.RETRY_AT_ONCE] * 3 + [Step.RETRY] * 2
-    assert Progress(write=False).judge(result(Code.NOT_LEADER)) is Step.RETRY
+    assert steps == [NextStep.RETRY_AT_ONCE] * 3 + [NextStep.RETRY] * 2
+    assert Attempts(write=False).judge(result(Code.NOT_LEADER)) is NextStep.RETRY
 
 
 def test_an_expired_session_is_renewed_only_if_nothing_may_have_happened() -> None:
-    fresh = Progress(write=True)
+    fresh = Attempts(write=True)
     steps = [fresh.judge(result(Code.SESSION_EXPIRED)) for _ in range(MAX_RENEWALS + 1)]
-    assert steps == [Step.RENEW] * MAX_RENEWALS + [Step.RAISE]
+    assert steps == [NextStep.RENEW] * MAX_RENEWALS + [NextStep.RAISE]
     assert isinstance(fresh.final_error(CALL, result(Code.SESSION_EXPIRED)), Unavailable)
 
-    unsure = Progress(write=True)
-    unsure.judge(result(Code.UNKNOWN))
-    assert unsure.judge(result(Code.SESSION_EXPIRED)) is Step.RAISE
-    assert isinstance(unsure.final_error(CALL, result(Code.SESSION_EXPIRED)), SessionExpired)
+    maybe_applied = Attempts(write=True)
+    maybe_applied.judge(result(Code.UNKNOWN))
+    assert maybe_applied.judge(result(Code.SESSION_EXPIRED)) is NextStep.RAISE
+    assert isinstance(maybe_applied.final_error(CALL, result(Code.SESSION_EXPIRED)), SessionExpired)
 
 
 def test_delays_grow_and_are_bounded() -> None:
     rng = Random(5)
-    progress = Progress(write=False)
+    progress = Attempts(write=False)
     delays = []
     for _ in range(30):
         progress.judge(result(Code.UNAVAILABLE))
@@ -176,7 +176,7 @@ def test_delays_grow_and_are_bounded() -> None:
     assert max(delays[:12]) <= 0.25
     assert min(delays[6:]) >= 0.125
     assert 0.5 <= min(delays[12:]) <= max(delays) <= 1.0
-    busy = Progress(write=False)
+    busy = Attempts(write=False)
     busy.judge(result(Code.OVERLOADED))
     assert busy.delay(rng) >= 0.025
     assert isinstance(busy.deadline_error(1.0, 1.0), Overloaded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from raftkv.client.session import MAX_RENEWALS, Session, Sessions
+from raftkv.client.session import MAX_RENEWALS, ClientSession, Sessions
 from raftkv.commands.client_ids import TAIL_BYTES, client_id, drawn_at
 
 
@@ -21,7 +21,7 @@ def test_client_id_survives_clocks_out_of_range() -> None:
 
 
 def test_first_incomplete_never_passes_a_number_still_waited_for() -> None:
-    session = Session(b"c" * 16)
+    session = ClientSession(b"c" * 16)
     numbers = [session.begin() for _ in range(4)]
     assert numbers == [1, 2, 3, 4]
     session.end(2)
@@ -36,7 +36,7 @@ def test_first_incomplete_never_passes_a_number_still_waited_for() -> None:
 
 
 def test_ending_a_number_twice_changes_nothing() -> None:
-    session = Session(b"c" * 16)
+    session = ClientSession(b"c" * 16)
     number = session.begin()
     session.end(number)
     session.end(number)
@@ -52,7 +52,7 @@ class Slot:
         self.ahead = ahead
         self.met: set[bytes] = set()
 
-    def told(self, session: Session) -> int | None:
+    def told(self, session: ClientSession) -> int | None:
         """None if the session is taken, else the time of the refusal."""
         since = max(self.now, self.floor + 1)
         if session.id in self.met or self.floor < session.time <= since + self.ahead:

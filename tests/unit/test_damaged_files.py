@@ -205,7 +205,7 @@ def test_what_a_peer_sends_is_not_this_nodes_damage() -> None:
     incoming.commit(lambda _, failure: failures.append(failure))
     (failure,) = [one for one in failures if one is not None]
     assert isinstance(failure, CorruptData)
-    assert "what was received is thrown away" in str(failure)
+    assert "the received data is discarded" in str(failure)
     assert "replace the node" not in str(failure)
     assert not [name for name in other.files() if "snap-" in name]
 

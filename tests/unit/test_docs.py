@@ -14,8 +14,10 @@ import yaml
 from pydantic import BaseModel
 
 import raftkv
+from bench.cli import bench
 from faults.check.history import Kind as Asked
 from faults.check.history import Operation, Outcome
+from faults.cli import main as faults
 from faults.report import journal
 from raftkv import limits
 from raftkv.cli.admin.main import cli as admin
@@ -194,6 +196,14 @@ def test_every_command_line_would_be_taken() -> None:
 )
 def test_a_command_line_that_would_be_refused_is_noticed(line: str) -> None:
     assert mistake(Command("here", line, True)) is not None
+
+
+@pytest.mark.parametrize("group", [bench, faults], ids=lambda group: group.name)
+def test_the_help_of_each_tool_shows_an_example_that_would_be_taken(group: click.Group) -> None:
+    for name, command in group.commands.items():
+        example = re.search(r"Example:\n +(.+)", command.help or "")
+        assert example is not None, name
+        assert mistake(Command(name, f".venv/bin/{example[1]}", True)) is None, name
 
 
 def test_every_option_that_is_named_exists() -> None:

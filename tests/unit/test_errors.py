@@ -20,13 +20,13 @@ from raftkv.cli.main import run
 from raftkv.client.transport import TransportError
 from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, ConditionFailed, CorruptData, RaftKVError
-from raftkv.peer.hello import Refused
+from raftkv.peer.hello import HelloRefused
 
 PACKAGES = ("raftkv", "shards", "faults")
 SAMPLES: dict[type[BaseException], BaseException] = {
     ConditionFailed: ConditionFailed("no", 7, key=b"k", expected=5),
     CorruptData: CorruptData("/data/wal", 17, "a torn record"),
-    Refused: Refused(1, "why"),
+    HelloRefused: HelloRefused(1, "why"),
     TransportError: TransportError(Result(7, detail="nobody leads")),
 }
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from faults import cli
 from faults.planted.catalogue import find
 from faults.sim.run import run
-from faults.sim.soak import Summary, Total, soak
+from faults.sim.soak import RunSummary, Total, soak
 from faults.sim.storm import KINDS, Storm
 from faults.workloads.kinds import MIXED
 
@@ -64,7 +64,7 @@ def test_a_broken_promise_exits_with_1_and_shows_the_guilty_operation(caught: tu
     story = lines[first + 1 : lines.index("", first)]
     assert all(f" {key} " in line for line in story[:-1]), "all operations shown are on that key"
     (guilty,) = [line for line in story if line.startswith("! |")]
-    assert story[-1].startswith("the state before the operation that cannot be: "), guilty
+    assert story[-1].startswith("the state before the impossible operation: "), guilty
     assert f"PROBLEM history of {key}: violation" in lines
 
 
@@ -133,8 +133,8 @@ def test_wrong_use_is_told_in_one_line_with_2_and_runs_nothing(
 # -- many seeds
 
 
-def summary(seed: int, *problems: str) -> Summary:
-    return Summary(seed, 3, problems, 20.0, 1.5, 0.0, Counter({"operations ok": 1000, "injected kill": 2}))
+def summary(seed: int, *problems: str) -> RunSummary:
+    return RunSummary(seed, 3, problems, 20.0, 1.5, 0.0, Counter({"operations ok": 1000, "injected kill": 2}))
 
 
 def finish(capsys: pytest.CaptureFixture[str], total: Total, mutant: str = "") -> tuple[int, str]:
@@ -147,7 +147,7 @@ def finish(capsys: pytest.CaptureFixture[str], total: Total, mutant: str = "") -
     return code, capsys.readouterr().out
 
 
-def total(*summaries: Summary) -> Total:
+def total(*summaries: RunSummary) -> Total:
     made = Total()
     for one in summaries:
         made.add(one)
@@ -198,7 +198,7 @@ def test_the_command_that_repeats_a_seed_is_one_that_make_and_the_suite_know(
 def test_all_seeds_of_a_soak_are_run_and_a_failed_one_is_told_as_it_ends(caught: tuple[int, str]) -> None:
     """The real thing, in a process of its own as always."""
     seed, text = caught
-    said: list[Summary] = []
+    said: list[RunSummary] = []
     found = soak([seed], 1, said.append, MUTANT)
     assert (found.runs, found.failed) == (1, said)
     assert [one.seed for one in said] == [seed]

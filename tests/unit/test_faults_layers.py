@@ -26,7 +26,7 @@ LAYERS = (
 
 PRIVATE = {
     "sim/cluster.py": {"_replicas", "_links"},
-    "sim/moving.py": {"_mover", "_ask"},
+    "sim/moving.py": {"_mover", "_copier", "_ask"},
 }
 """Where names of the product are used that are not public."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from faults.sim.cluster import WAL_FOLDER, Settings, SimCluster, SimNode
+from faults.sim.cluster import WAL_FOLDER, SimCluster, SimNode, SimSettings
 from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, simulate
 from raftkv import AsyncClient
@@ -34,7 +34,7 @@ KEY = "a"
 class World:
     """A cluster of three nodes and one group of data, and those who look at it."""
 
-    def __init__(self, loop: SimLoop, settings: Settings | None) -> None:
+    def __init__(self, loop: SimLoop, settings: SimSettings | None) -> None:
         self.cluster = SimCluster(loop, random.Random(1), nodes=3, groups=1, slots=SLOTS, settings=settings)
         self.invariants = Invariants(self.cluster)
         self.client: AsyncClient = self.cluster.client("c1")
@@ -125,7 +125,7 @@ class World:
 Scenario = Callable[[World], Coroutine[Any, Any, None]]
 
 
-def run(scenario: Scenario, settings: Settings | None = None) -> None:
+def run(scenario: Scenario, settings: SimSettings | None = None) -> None:
     async def main(loop: SimLoop) -> None:
         world = World(loop, settings)
         await world.start()
@@ -184,7 +184,7 @@ def test_a_cluster_that_changes_its_leader_and_loses_power_is_accused_of_nothing
         assert world.invariants.promises.crashes == 1
         assert all(len(voters) >= 2 for (_, term, _), voters in world.invariants.promises.votes.items() if term == 1)
 
-    run(scenario, Settings(snapshot_bytes=2048, keep_entries=5))
+    run(scenario, SimSettings(snapshot_bytes=2048, keep_entries=5))
 
 
 def test_a_problem_that_goes_on_is_told_once() -> None:

@@ -39,7 +39,7 @@ def members(world: World) -> list[int]:
 @pytest.mark.parametrize(
     ("changed", "options", "told"),
     [
-        ({"peer_address": "address"}, {}, "is --address already"),
+        ({"peer_address": "address"}, {}, "is also --address"),
         ({"peer_listen": "listen"}, {}, "node.peer_listen: "),
         ({}, {"metrics": "listen"}, "node.metrics: "),
         ({}, {"reads": "leases"}, "node.reads"),
@@ -92,7 +92,7 @@ def test_an_address_of_another_node_leaves_no_member_and_no_note(
 
 def test_a_folder_with_the_log_of_another_node_is_refused_first(world: World, at: list[str], tmp_path: Path) -> None:
     (tmp_path / "wal").mkdir()
-    with pytest.raises(JoinError, match="take an empty folder"):
+    with pytest.raises(JoinError, match="use an empty folder"):
         join(world.endpoints, tmp_path, Places(*at[:2]))
     (tmp_path / "wal").rmdir()
     (tmp_path / "identity.json").write_text("{}")

@@ -19,7 +19,7 @@ from faults.nemesis.fault import Fault, between, perform, together
 from faults.nemesis.links import flapping, loose
 from faults.process.nemesis import FAULTS
 from faults.process.scenarios import SCENARIOS
-from faults.process.world import Shape, World
+from faults.process.world import World, WorldShape
 from faults.sim.loop import SimLoop, simulate
 from faults.sim.nemesis import catalogue
 from faults.sim.storm import KINDS, Storm
@@ -77,7 +77,7 @@ class FakeWorld(World):
 
     def __init__(self, count: int = 5) -> None:
         journal: Any = SimpleNamespace(event=lambda *_, **__: None)
-        super().__init__(Path(), Shape(clients=("c1",)), journal, "")
+        super().__init__(Path(), WorldShape(clients=("c1",)), journal, "")
         self.fake = FakeWatcher({0: (1, 3), 1: (2, 3), 2: (3, 3)})
         self.watcher = cast(Any, self.fake)
         self.cluster = cast(Any, FakeCluster(count))

@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_rotated_grows_and_says_so_once(
         log.info("line %d", number)
     found = lines(path)
     assert [line for line in found if line.startswith("line ")] == [f"line {number}" for number in range(100)]
-    assert len([line for line in found if line.startswith("the log grows")]) == 1
+    assert len([line for line in found if line.startswith("the log cannot be rotated")]) == 1
     assert capsys.readouterr().err == ""
 
 

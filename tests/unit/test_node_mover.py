@@ -33,7 +33,7 @@ def test_a_driver_whose_view_is_old_looks_again_without_an_error(caplog: pytest.
     caplog.set_level(logging.INFO)
     asyncio.run(_drive_an_old_phase())
     told = [record for record in caplog.records if record.name == "raftkv.node.drivers.mover"]
-    assert any("looking again" in record.message for record in told)
+    assert any("retrying" in record.message for record in told)
     assert all(record.levelno < logging.WARNING and record.exc_info is None for record in told)
 
 

@@ -10,9 +10,9 @@ from raftkv.peer.frames import ProtocolViolation
 from raftkv.peer.hello import (
     PROTOCOL_VERSION,
     Hello,
+    HelloRefused,
     Identity,
     Reason,
-    Refused,
     check_answer,
     check_hello,
     hello_frame,
@@ -38,11 +38,11 @@ def test_a_hello_says_who_dials() -> None:
         (["raftkv"], Reason.MALFORMED, "malformed hello"),
         (["raftkv", "1", "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
         (["raftkv", True, "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
-        (["raftkv", 3, "cluster", 1, 2, "i", "b"], Reason.VERSION, "protocol version 3 is not spoken here, only 4"),
+        (["raftkv", 3, "cluster", 1, 2, "i", "b"], Reason.VERSION, "protocol version 3 is not supported, only 4"),
         (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
         (["raftkv", PROTOCOL_VERSION, 1, "cluster", 1, 2, "i", "b"], Reason.SLOT_RULE, "by rule 2 here, not rule 1"),
-        (["raftkv", PROTOCOL_VERSION, 0, "cluster", 1, 2, "i", "b"], Reason.SLOT_RULE, "by rule 2 here, none is told"),
-        (["raftkv", 99, "fields", "of the future"], Reason.VERSION, "protocol version 99 is not spoken here"),
+        (["raftkv", PROTOCOL_VERSION, 0, "cluster", 1, 2, "i", "b"], Reason.SLOT_RULE, "by rule 2 here, none is given"),
+        (["raftkv", 99, "fields", "of the future"], Reason.VERSION, "protocol version 99 is not supported"),
         (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 1, 2, "i"], Reason.MALFORMED, "malformed hello"),
         (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", 1, 2, "i", "b", 0], Reason.MALFORMED, "malformed hello"),
         (["raftkv", PROTOCOL_VERSION, SLOT_RULE, "cluster", True, 2, "i", "b"], Reason.MALFORMED, "malformed hello"),
@@ -69,7 +69,7 @@ def test_a_hello_says_who_dials() -> None:
 def test_a_hello_that_is_not_for_this_node_is_refused_with_the_reason(
     frame: list[Any], reason: Reason, text: str
 ) -> None:
-    with pytest.raises(Refused, match=text) as refused:
+    with pytest.raises(HelloRefused, match=text) as refused:
         check_hello(frame, TWO)
     assert refused.value.reason is reason
 
@@ -77,13 +77,13 @@ def test_a_hello_that_is_not_for_this_node_is_refused_with_the_reason(
 def test_answers_are_read_back() -> None:
     assert check_answer(welcome_frame(TWO)) == "boot-2"
     for reason in (*Reason, 77):
-        with pytest.raises(Refused, match="^full$") as refused:
-            check_answer(refuse_frame(Refused(reason, "full")))
+        with pytest.raises(HelloRefused, match="^full$") as refused:
+            check_answer(refuse_frame(HelloRefused(reason, "full")))
         assert refused.value.reason == reason
 
 
 def test_a_refusal_can_neither_flood_nor_forge_the_log() -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HelloRefused) as caught:
         check_answer(["refuse", 1, "no\n2026 ERROR forged \x1b[31m" + "x" * 3000])
     assert len(str(caught.value)) == 500
     assert str(caught.value).isprintable()

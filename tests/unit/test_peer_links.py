@@ -107,10 +107,10 @@ def test_nothing_is_sent_before_the_welcome_and_nothing_kept_for_later() -> None
         one = await world.node(1, [2])
         one.links.send(2, ["to nobody"])
         one.links.send(9, ["to no peer"])
-        assert (one.links.epoch(2), one.links.up(2)) == (0, False)
+        assert (one.links.link_number(2), one.links.up(2)) == (0, False)
         two = await world.node(2, [])
         await world.clock.advance(1.0)
-        assert (one.links.epoch(2), one.links.up(2)) == (1, True)
+        assert (one.links.link_number(2), one.links.up(2)) == (1, True)
         assert two.got == []
 
     run(scenario)
@@ -125,7 +125,7 @@ def test_epochs_grow_with_every_connection_and_each_change_is_reported_once() ->
             assert not one.links.up(2)
             await world.clock.advance(1.0)
         assert one.events == [(2, 1, True), (2, 1, False), (2, 2, True), (2, 2, False), (2, 3, True)]
-        assert one.links.epoch(2) == 3
+        assert one.links.link_number(2) == 3
 
     run(scenario)
 
@@ -138,7 +138,7 @@ def test_what_is_sent_on_a_breaking_link_does_not_appear_on_the_next_one() -> No
         one.links.send(2, ["of the first link"])
         await rest()
         await world.clock.advance(1.0)
-        assert one.links.epoch(2) == 2
+        assert one.links.link_number(2) == 2
         one.links.send(2, ["of the second link"])
         await rest()
         assert two.got == [(1, ["of the second link"])]
@@ -192,7 +192,7 @@ def test_peers_come_and_go_and_their_epochs_go_on() -> None:
         two, one = await world.node(2, [1]), await world.node(1, [])
         one.links.add_peer(2, "n2:1")
         await world.clock.advance(0.5)
-        assert one.links.epoch(2) == 1
+        assert one.links.link_number(2) == 1
         assert two.links.up(1)
         one.links.remove_peer(2)
         one.links.remove_peer(2)
@@ -203,7 +203,7 @@ def test_peers_come_and_go_and_their_epochs_go_on() -> None:
         one.links.send(2, ["dropped"])
         one.links.add_peer(2, "n2:1")
         await rest()
-        assert one.links.epoch(2) == 2
+        assert one.links.link_number(2) == 2
         one.links.add_peer(4, "n4:1")
         one.links.add_peer(3, "n3:1")
         assert one.links.peers == [2, 3, 4]
@@ -230,7 +230,7 @@ def test_a_peer_that_moved_is_dialled_at_its_new_address() -> None:
         two, one = await world.node(2, []), await world.node(1, [2])
         one.links.set_dial(2, "n2:1")
         await rest()
-        assert one.links.epoch(2) == 1, "the same address changes nothing"
+        assert one.links.link_number(2) == 1, "the same address changes nothing"
         await two.links.close()
         await rest()
         world.network.cut("n1", "n7")

@@ -9,7 +9,7 @@ import pytest
 
 from raftkv import limits
 from raftkv.peer.frames import HEADER, ProtocolViolation
-from raftkv.peer.hello import PROTOCOL_VERSION, Reason, Refused
+from raftkv.peer.hello import PROTOCOL_VERSION, HelloRefused, Reason
 from shards.slots import SLOT_RULE
 from tests.log_lines import written
 from tests.peer_world import ENCODER, Stranger, World, rest, run
@@ -27,7 +27,7 @@ def test_a_refused_node_is_told_why_hears_nothing_and_tries_again(
 ) -> None:
     async def scenario(world: World) -> None:
         two = await world.node(2, [])
-        two.verdict = Refused(Reason.REPLACED_FOLDER, "you have lost your disk")
+        two.verdict = HelloRefused(Reason.REPLACED_FOLDER, "you have lost your disk")
         one = await world.node(1, [2], **identity)
         assert one.refusals == [(2, reason, text)]
         assert not one.links.up(2)
@@ -54,7 +54,7 @@ def test_an_address_that_leads_to_another_node_is_refused() -> None:
 def test_a_refused_node_is_welcome_once_the_reason_is_gone() -> None:
     async def scenario(world: World) -> None:
         two = await world.node(2, [])
-        two.verdict = Refused(Reason.NOT_A_MEMBER, "not yet")
+        two.verdict = HelloRefused(Reason.NOT_A_MEMBER, "not yet")
         one = await world.node(1, [2])
         two.verdict = None
         await world.clock.advance(1.0)
@@ -68,7 +68,7 @@ def test_another_protocol_version_is_refused() -> None:
         await world.node(2, [])
         stranger = await world.stranger()
         await stranger.say("raftkv", 99, "c", 1, 2, "i", "b")
-        told = f"protocol version 99 is not spoken here, only {PROTOCOL_VERSION}"
+        told = f"protocol version 99 is not supported, only {PROTOCOL_VERSION}"
         assert stranger.frames == [["refuse", Reason.VERSION, told]]
         assert stranger.closed
 
@@ -78,7 +78,7 @@ def test_another_protocol_version_is_refused() -> None:
 def test_the_same_refusal_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         two = await world.node(2, [])
-        two.verdict = Refused(Reason.NOT_A_MEMBER, "not yet")
+        two.verdict = HelloRefused(Reason.NOT_A_MEMBER, "not yet")
         await world.node(1, [2])
         await world.clock.advance(3.0)
         assert len([line for line in written(caplog) if "refused node 1" in line]) == 1
@@ -108,7 +108,7 @@ def test_garbage_before_a_hello_costs_only_its_own_connection(
         one.links.send(2, ["still here"])
         await rest()
         assert two.got == [(1, ["still here"])]
-        logged = [r.message for r in caplog.records if "dropped the connection from a stranger" in r.message]
+        logged = [r.message for r in caplog.records if "dropped the connection from an unknown peer" in r.message]
         assert len(logged) == 1
         assert reason in logged[0]
         assert "at stranger" in logged[0]

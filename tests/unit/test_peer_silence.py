@@ -217,7 +217,7 @@ def test_unsent_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert one.events == [(2, 1, True), (2, 1, False)]
         world.network.heal()
         await world.clock.advance(1.0)
-        assert one.links.epoch(2) == 2
+        assert one.links.link_number(2) == 2
         one.links.send(2, ["on the new link"])
         await rest()
         assert two.got == [(1, ["on the new link"])], "what waited was lost with its connection"

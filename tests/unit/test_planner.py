@@ -112,7 +112,7 @@ def test_weights_out_of_range_are_refused(weight: float) -> None:
 
 def test_weights_of_no_data_group_are_refused() -> None:
     for group in (0, 7):
-        with pytest.raises(PlanError, match=f"group {group} has a weight but is no data group"):
+        with pytest.raises(PlanError, match=f"group {group} has a weight but is not a data group"):
             plan_slots(slotted({1: 1024}), {group: 1})
 
 
@@ -142,12 +142,12 @@ def test_a_batch_needs_a_slot() -> None:
         batches((), 0)
 
 
-def test_the_figures_of_balance() -> None:
-    figures = balance(slotted({1: 512, 2: 256, 3: 256}))
-    assert [(share.group, share.slots) for share in figures.shares] == [(1, 512), (2, 256), (3, 256)]
-    assert figures.peak_to_mean == 1.5
-    assert figures.draining == 0
-    assert figures.moved_share((Move(tuple(range(128)), 1, 2), Move((900,), 1, 3))) == 129 / 1024
+def test_the_balance_of_a_map() -> None:
+    found = balance(slotted({1: 512, 2: 256, 3: 256}))
+    assert [(share.group, share.slots) for share in found.shares] == [(1, 512), (2, 256), (3, 256)]
+    assert found.peak_to_mean == 1.5
+    assert found.draining == 0
+    assert found.moved_share((Move(tuple(range(128)), 1, 2), Move((900,), 1, 3))) == 129 / 1024
     drained = balance(slotted({1: 512, 2: 256, 3: 256}), {3: 0})
     assert (drained.peak_to_mean, drained.draining, drained.shares[2].ideal) == (1.0, 256, 0.0)
 
@@ -173,7 +173,7 @@ def test_a_group_needs_as_many_nodes_as_replicas() -> None:
         place_group(shard_map, 4)
     with pytest.raises(PlanError, match="at least one replica"):
         place_group(shard_map, 0)
-    with pytest.raises(PlanError, match="node 9 is no member of the cluster"):
+    with pytest.raises(PlanError, match="node 9 is not a member of the cluster"):
         place_group(shard_map, 1, among=[1, 9])
 
 
@@ -194,7 +194,7 @@ def test_a_drain_names_the_groups_without_a_node() -> None:
         drain_node(three, 1)
     with pytest.raises(PlanError, match="for groups 0, 1: none"):
         drain_node(map_of(1, {1: (1,)}), 1)
-    with pytest.raises(PlanError, match="node 9 is no member"):
+    with pytest.raises(PlanError, match="node 9 is not a member"):
         drain_node(three, 9)
 
 
@@ -231,7 +231,7 @@ def test_a_node_cannot_replace_one_with_which_it_shares_a_group() -> None:
     with pytest.raises(PlanError, match="node 1 cannot replace itself"):
         replace_node(shard_map, 1, 1)
     for old, new in ((1, 9), (9, 1)):
-        with pytest.raises(PlanError, match="node 9 is no member"):
+        with pytest.raises(PlanError, match="node 9 is not a member"):
             replace_node(shard_map, old, new)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, Replica, append, batch
+from faults.sim.raftlab import GROUP, Lab, LabReplica, append, batch
 from raftkv.raft import BrokenInvariant, RaftConfig
 from raftkv.raft.consensus import Consensus
 from raftkv.raft.core import Core
@@ -14,7 +14,7 @@ from raftkv.raft.messages import Type
 from raftkv.raft.replication import Progress
 
 PIPELINED = RaftConfig(max_open_entries=64)
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 def _library_append(
@@ -22,7 +22,7 @@ def _library_append(
     peer: int,
     term: int,
     seq: int,
-    epoch: int,
+    link_number: int,
     previous: int,
     previous_term: int,
     commit: int,
@@ -31,10 +31,10 @@ def _library_append(
     """What the library does by itself with an append: no guard."""
     entries = [(command, previous + 1 + at, item_term) for at, (item_term, command) in enumerate(raw)]
     reply = group.core.receive_append(peer, term, previous, previous_term, entries, commit)
-    group._acknowledge(peer, seq, epoch, matches=reply["success"], index=reply["next_node_idx"])
+    group._acknowledge(peer, seq, link_number, matches=reply["success"], index=reply["next_node_idx"])
 
 
-def _puts(lab: Lab, leader: Replica, *values: bytes) -> list[Any]:
+def _puts(lab: Lab, leader: LabReplica, *values: bytes) -> list[Any]:
     """Propose each value as an entry of its own."""
     outcomes = []
     for value in values:
@@ -108,8 +108,8 @@ def test_h1_acknowledgement_claims_only_what_was_verified(monkeypatch: pytest.Mo
     if mutant:
         plain = Consensus._acknowledge
 
-        def boastful(group: Consensus, peer: int, seq: int, epoch: int, *, matches: bool, index: int) -> None:
-            plain(group, peer, seq, epoch, matches=matches, index=group.log.last_index + 1 if matches else index)
+        def boastful(group: Consensus, peer: int, seq: int, link_number: int, *, matches: bool, index: int) -> None:
+            plain(group, peer, seq, link_number, matches=matches, index=group.log.last_index + 1 if matches else index)
 
         monkeypatch.setattr(Consensus, "_acknowledge", boastful)
     lab = Lab(by_hand=True)
@@ -285,7 +285,7 @@ def test_h13e_stale_refusals_cause_no_second_resend(monkeypatch: pytest.MonkeyPa
     """Of several refusals that one lost append has caused only the first makes the leader send anew."""
     if mutant:
         plain = Progress.forget_sent
-        monkeypatch.setattr(Progress, "forget_sent", lambda self, epoch, seq: plain(self, epoch, 0))
+        monkeypatch.setattr(Progress, "forget_sent", lambda self, link_number, seq: plain(self, link_number, 0))
     lab = Lab(by_hand=True, config=PIPELINED)
     leader = lab.elect(1)
     _puts(lab, leader, *(b"%d" % number for number in range(20)))
@@ -315,4 +315,4 @@ def test_refusal_over_an_older_link_is_ignored() -> None:
     before = leader.raft.core.next_index(2)
     leader.receive(2, [GROUP, Type.ACK, sent[2], sent[3], sent[4], False, 2, 1, [5, 1]])
     assert leader.raft.core.next_index(2) == before
-    assert leader.raft.status().amnesia == ()
+    assert leader.raft.status().data_loss == ()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Envelope, Lab, Replica, append, batch
+from faults.sim.raftlab import GROUP, Envelope, Lab, LabReplica, append, batch
 from raftkv import limits
 from raftkv.raft import RaftConfig
 from raftkv.raft.log import GroupLog
@@ -31,7 +31,7 @@ def _count_copies(log: GroupLog) -> CountingList:
     return counting
 
 
-def _behind(lab: Lab, entries: list[tuple[int, bytes]]) -> Replica:
+def _behind(lab: Lab, entries: list[tuple[int, bytes]]) -> LabReplica:
     """By hand: nodes 1 and 2 hold ``entries``, node 3 nothing; node 1 is elected without node 3 noticing."""
     for node, peer in ((1, 2), (2, 1)):
         start = 1
@@ -215,18 +215,18 @@ def test_log_slices_respect_bytes_and_end() -> None:
 
 
 def test_nothing_is_sent_over_a_link_that_is_down() -> None:
-    """While a link is down (epoch 0) no append is made for it; when it is up again, replication goes on by itself."""
+    """While a link is down (number 0) no append is made for it; when it is up again, replication goes on by itself."""
     lab = Lab(by_hand=True, config=PIPELINED)
     leader = lab.elect(1)
     lab.pump()
-    lab.epochs[1, 3] = 0
+    lab.link_numbers[1, 3] = 0
     for number in range(10):
         leader.put(b"%d" % number)
         lab.run(0.0)
         lab.pump()
     lab.tick(1, after=0.2)
     assert lab.find(1, 3) == []
-    lab.epochs[1, 3] = 2
+    lab.link_numbers[1, 3] = 2
     lab.tick(1, after=0.2)
     lab.pump()
     assert lab[3].raft.log.last_index == leader.raft.log.last_index

@@ -4,20 +4,20 @@ import contextlib
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, Replica, append, batch
+from faults.sim.raftlab import GROUP, Lab, LabReplica, append, batch
 from faults.sim.raftparts import LabError
 from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 @MUTANT
 def test_h3b_follower_acknowledges_only_what_is_durable(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A write whose second copy was not synced is not acknowledged; with the barrier off a power loss loses it."""
     if mutant:
-        monkeypatch.setattr(Replica, "send_when_durable", Replica.send)
+        monkeypatch.setattr(LabReplica, "send_when_durable", LabReplica.send)
     lab = Lab(by_hand=True)
     leader = lab.elect(1)
     lab.pump()
@@ -91,7 +91,7 @@ def test_slow_disk_of_the_leader_holds_up_no_commit() -> None:
 def test_h3d_vote_leaves_only_when_durable(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A vote that a power loss can undo is not sent; else a term gets two leaders."""
     if mutant:
-        monkeypatch.setattr(Replica, "send_when_durable", Replica.send)
+        monkeypatch.setattr(LabReplica, "send_when_durable", LabReplica.send)
     lab = Lab(5, by_hand=True)
     lab[3].wal.sync_delay = None
     lab.run(2.0)

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from faults.sim.raftlab import GROUP, Lab, append, batch
-from faults.sim.raftparts import Disk, LabError
+from faults.sim.raftparts import LabDisk, LabError
 from raftkv.errors import Code
 from raftkv.raft import BrokenInvariant, RaftConfig
 from raftkv.raft.core import Core
 from raftkv.raft.elections import Elections
 from raftkv.raft.messages import Type
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 def _no_prevote(elections: Elections) -> None:
@@ -200,7 +200,7 @@ def test_h7_votes_of_strangers_do_not_count() -> None:
     assert not lab[1].raft.leads()
 
 
-def test_h7_amnesia_is_noticed() -> None:
+def test_h7_data_loss_is_noticed() -> None:
     """A follower that lost what it had acknowledged raises an alarm and no longer counts towards commits."""
     lab = Lab(by_hand=True)
     leader = lab.elect(1)
@@ -208,12 +208,12 @@ def test_h7_amnesia_is_noticed() -> None:
     lab.run(0.0)
     lab.pump()
     lab[2].kill()
-    lab[2].disk = Disk()
+    lab[2].disk = LabDisk()
     lab[2].start()
     lab.tick(1, after=0.2)
     lab.pump(1, 2)
     lab.pump(2, 1)
-    assert leader.raft.status().amnesia == (2,)
+    assert leader.raft.status().data_loss == (2,)
     outcome = leader.put(b"b")
     lab.run(0.0)
     assert lab.find(1, 2) == []
@@ -221,7 +221,7 @@ def test_h7_amnesia_is_noticed() -> None:
     assert outcome.ok, "the other two are a majority"
 
 
-def test_late_answers_raise_no_amnesia_alarm() -> None:
+def test_late_answers_raise_no_data_loss_alarm() -> None:
     """Answers that overtake each other are told apart from lost entries (found by the storm, seeds 30 to 119)."""
     lab = Lab(by_hand=True)
     leader = lab.elect(1)
@@ -233,10 +233,10 @@ def test_late_answers_raise_no_amnesia_alarm() -> None:
     leader.receive(2, [*head, True, 4, 3, [77, 12]])
     leader.receive(2, [*head, True, 3, 2, [77, 10]])
     leader.receive(2, [*head, False, 3, 2, [77, 11]])
-    assert leader.raft.status().amnesia == ()
+    assert leader.raft.status().data_loss == ()
     lab.tick(1, after=0.2)
     leader.receive(2, [*head[:3], leader.lead.seq, sent[4], False, 3, 2, [78, 1]])
-    assert leader.raft.status().amnesia == (2,)
+    assert leader.raft.status().data_loss == (2,)
 
 
 @MUTANT
@@ -301,7 +301,7 @@ def test_vote_goes_to_logs_at_least_as_long(last_index: int, last_term: int, gra
 
 
 def test_h14h_node_outside_the_voters_never_stands() -> None:
-    """A replica that is no voter asks for no vote, whatever it hears or does not hear."""
+    """A replica that is not a voter asks for no vote, whatever it hears or does not hear."""
     lab = Lab(3, founders=(2, 3), by_hand=True)
     for _ in range(5):
         lab.tick(1, after=2.0)

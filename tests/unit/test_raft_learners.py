@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, Outcome
+from faults.sim.raftlab import GROUP, Lab, LabAnswer
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig, RaftGroup
 from raftkv.raft.messages import Type
 from tests.members_lab import beat, change, led, write
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 # -- who hears whom (dissertation, 4.1)
@@ -154,7 +154,7 @@ def test_a_replica_that_was_dropped_comes_back() -> None:
     assert lab[3].commands() == []
     beat(lab, times=4)
     assert lab[3].commands() == [b"a", b"b"]
-    assert leader.raft.status().amnesia == ()
+    assert leader.raft.status().data_loss == ()
     change(lab, leader, 1, 2, 3)
     lab[2].kill()
     write(lab, leader, b"c")
@@ -246,7 +246,7 @@ def test_a_closed_replica_answers_what_waits() -> None:
     assert opened.code == pending.code == Code.UNKNOWN
     assert read.code == Code.NOT_LEADER
     assert waiting.code in (Code.NOT_LEADER, Code.UNAVAILABLE)
-    late = Outcome(b"late")
+    late = LabAnswer(b"late")
     group.propose([], 0, late.answers.extend)
     assert not group.leads()
 

@@ -20,7 +20,7 @@ _LISTED = {*core.PRIVATE_STATE, *core.PRIVATE_CALLED, *core.PRIVATE_OVERRIDDEN}
 
 
 def test_version_is_the_one_that_was_examined() -> None:
-    """Another version of the library may break any mend: look at PRIVATE_* and docs/adapter.md before changing this."""
+    """Another version of the library may break any fix: look at PRIVATE_* and docs/adapter.md before changing this."""
     assert VERSION == core.WANTED_VERSION == "0.3.17"
 
 

@@ -6,20 +6,20 @@ import copy
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, Replica
-from faults.sim.raftparts import Disk
+from faults.sim.raftlab import GROUP, Lab, LabReplica
+from faults.sim.raftparts import LabDisk
 from raftkv.raft.messages import Type
 from tests.members_lab import beat, change, led, write
 
 
-def set_back(replica: Replica, disk: Disk) -> None:
+def set_back(replica: LabReplica, disk: LabDisk) -> None:
     """Start it again with the disk of an earlier time."""
     replica.kill()
     replica.disk = copy.deepcopy(disk)
     replica.start()
 
 
-def lost_disk() -> tuple[Lab, Replica, Replica, Replica]:
+def lost_disk() -> tuple[Lab, LabReplica, LabReplica, LabReplica]:
     """Leader, and two followers: one acknowledged an entry that the other never got, and its disk went back since."""
     lab = Lab()
     leader = lab.wait_for_leader()
@@ -33,11 +33,11 @@ def lost_disk() -> tuple[Lab, Replica, Replica, Replica]:
     lab.run(0.2)
     set_back(two, earlier)
     lab.run(0.5)
-    assert leader.raft.status().amnesia == (two.node,)
+    assert leader.raft.status().data_loss == (two.node,)
     return lab, leader, two, three
 
 
-def barred(replica: Replica) -> bool:
+def barred(replica: LabReplica) -> bool:
     return replica.raft.status().lost
 
 
@@ -57,7 +57,7 @@ def test_it_elects_nobody_in_any_later_term_and_after_any_start() -> None:
     lab.run_until(leader.raft.ready)
     lab.run(1.0)
     assert leader.commands() == [b"before", b"acknowledged by two"]
-    assert leader.raft.status().amnesia == (two.node,), "a later leader hears so from the node itself"
+    assert leader.raft.status().data_loss == (two.node,), "a later leader hears so from the node itself"
     assert two.commands() == [], "and sends it nothing"
     assert two.raft.leader() == leader.node, "which knows the leader all the same"
 
@@ -98,7 +98,7 @@ def test_it_comes_back_as_a_learner_once_it_was_replaced() -> None:
     assert not barred(lab[3])
     assert lab[3].commands() == [b"a", b"b"]
     change(lab, leader, 1, 2, 3)
-    assert leader.raft.status().amnesia == ()
+    assert leader.raft.status().data_loss == ()
     lab[2].kill()
     write(lab, leader, b"c")
     assert leader.commands() == [b"a", b"b", b"c"]
@@ -141,11 +141,11 @@ def test_a_leader_hears_of_a_loss_from_members_and_in_its_term_only() -> None:
     leader.receive(9, [GROUP, Type.BARRED, term])
     leader.receive(2, [GROUP, Type.BARRED, term - 1])
     leader.receive(2, [GROUP, Type.BARRED, term + 1])
-    assert leader.raft.status().amnesia == ()
+    assert leader.raft.status().data_loss == ()
     leader.receive(2, [GROUP, Type.BARRED, term])
-    assert leader.raft.status().amnesia == (2,)
+    assert leader.raft.status().data_loss == (2,)
     lab[3].receive(2, [GROUP, Type.BARRED, term])
-    assert lab[3].raft.status().amnesia == ()
+    assert lab[3].raft.status().data_loss == ()
 
 
 @pytest.mark.parametrize("seed", range(5))

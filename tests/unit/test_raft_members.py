@@ -17,7 +17,7 @@ from raftkv.raft.membership import MAX_LAG, Membership
 from raftkv.raft.messages import Type
 from tests.members_lab import beat, change, led, refusal, write
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 # -- changes
@@ -130,7 +130,7 @@ def test_a_refusal_says_why(voters: tuple[int, ...], reason: str) -> None:
 def test_newcomers_are_learners_that_have_caught_up() -> None:
     """From its entry on, commits may need the newcomer: it must be there and hold nearly everything."""
     lab, leader = led(5, (1, 2, 3), ())
-    assert "node 4 is no learner" in refusal(leader.change(1, 2, 3, 4))
+    assert "node 4 is not a learner" in refusal(leader.change(1, 2, 3, 4))
     lab.set_learners(4)
     assert "node 4 does not answer" in refusal(leader.change(1, 2, 3, 4))
     beat(lab)
@@ -221,7 +221,7 @@ def test_a_callers_mistake_is_not_the_groups(caplog: pytest.LogCaptureFixture) -
     assert leader.raft.leads()
 
 
-# -- H11, mend by mend
+# -- H11, fix by fix
 
 
 @MUTANT
@@ -480,7 +480,7 @@ def test_a_newcomer_has_to_answer_after_it_was_asked_for() -> None:
     outcome = leader.change(1, 2, 3, 4, heard=False)
     lab.run(0.0)
     assert 4 not in leader.raft.voters
-    assert "node 4 is being looked at" in refusal(leader.change(1, 2, 3, 4, heard=False))
+    assert "node 4 is being checked" in refusal(leader.change(1, 2, 3, 4, heard=False))
     lab.pump(1, 2)
     lab.pump(1, 3)
     assert 4 not in leader.raft.voters

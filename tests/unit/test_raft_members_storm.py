@@ -23,12 +23,12 @@ def test_no_fault_breaks_a_promise_while_members_change(seed: int) -> None:
     assert storm.written > 10
 
 
-@pytest.mark.parametrize("mend", ["replay", "truncation", "the term is open"])
-def test_storm_notices_a_mend_that_is_off(monkeypatch: pytest.MonkeyPatch, mend: str) -> None:
+@pytest.mark.parametrize("fix", ["replay", "truncation", "the term is open"])
+def test_storm_notices_a_fix_that_is_off(monkeypatch: pytest.MonkeyPatch, fix: str) -> None:
     """The storm is worth something only if it finds planted faults: within a few seeds it does."""
-    if mend == "truncation":
+    if fix == "truncation":
         monkeypatch.setattr(Configurations, "truncate", lambda configurations, first: None)
-    elif mend == "the term is open":
+    elif fix == "the term is open":
         monkeypatch.setattr(Leadership, "open", property(lambda _: True, lambda *_: None), raising=False)
     else:
         plain, note = GroupLog.__init__, GroupLog._note

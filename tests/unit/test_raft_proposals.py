@@ -19,7 +19,7 @@ from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
 from raftkv.raft.ready import Outputs
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
 def test_h9_all_proposals_are_answered_on_step_down() -> None:

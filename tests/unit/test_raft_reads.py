@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import Lab, Replica, append, batch
+from faults.sim.raftlab import Lab, LabReplica, append, batch
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig
 from raftkv.raft.leadership import Leadership
 from raftkv.raft.messages import Type
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 
-def _settled(**options: Any) -> tuple[Lab, Replica]:
+def _settled(**options: Any) -> tuple[Lab, LabReplica]:
     """A running group in which ``b"old"`` was written."""
     lab = Lab(**options)
     leader = lab.wait_for_leader()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from faults.sim.disk import SimDisk
-from faults.sim.raftlab import GROUP, Lab, Replica
+from faults.sim.raftlab import GROUP, Lab, LabReplica
 from faults.sim.raftparts import LabFiles, Machine
 from faults.sim.raftstorm import MemberStorm
 from faults.sim.worker import SimWorker
@@ -17,7 +17,7 @@ from raftkv.raft.snapshots import align
 from raftkv.storage.wal import Wal
 
 
-def _real(replica: Replica, rng: random.Random) -> tuple[tuple[int, int], tuple[int, int], list[Entry]]:
+def _real(replica: LabReplica, rng: random.Random) -> tuple[tuple[int, int], tuple[int, int], list[Entry]]:
     """(hard state, base, entries) that the real WAL finds, given the records that survived on this replica's disk."""
     disk = SimDisk()
 
@@ -58,11 +58,11 @@ def _real(replica: Replica, rng: random.Random) -> tuple[tuple[int, int], tuple[
     return (state.term, state.vote), base, entries
 
 
-def _files(replica: Replica) -> LabFiles:
+def _files(replica: LabReplica) -> LabFiles:
     return LabFiles(replica.disk, lambda delay, call: None, 0.0)
 
 
-def _laboratory(replica: Replica) -> tuple[tuple[int, int], tuple[int, int], list[Entry]]:
+def _laboratory(replica: LabReplica) -> tuple[tuple[int, int], tuple[int, int], list[Entry]]:
     state = replica.disk.recover()
     files = _files(replica)
     lab = Lab(1, by_hand=True)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from faults.sim.persisted import Persisted
-from faults.sim.raftlab import GROUP, Envelope, Lab, Replica, append, batch
+from faults.sim.raftlab import GROUP, Envelope, Lab, LabReplica, append, batch
 from faults.sim.raftparts import LabFiles, Machine, SnapshotFile
 from raftkv import limits
 from raftkv.errors import Code, CorruptData
@@ -16,18 +16,18 @@ from raftkv.raft.messages import Type
 from raftkv.raft.ready import Entry
 from raftkv.raft.snapshots import GroupSnapshots, align
 
-MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["mended", "mutant"])
+MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 EAGER = RaftConfig(snapshot_bytes=1000, keep_entries=0, max_open_entries=64)
 _BIG = b"v" * 60_000
 
 
-def _snapshot(lab: Lab, replica: Replica) -> None:
+def _snapshot(lab: Lab, replica: LabReplica) -> None:
     replica.raft.snapshots.want()
     replica.wake()
     lab.run(0.0)
 
 
-def _lagging(count: int = 5, value: bytes = b"") -> tuple[Lab, Replica]:
+def _lagging(count: int = 5, value: bytes = b"") -> tuple[Lab, LabReplica]:
     """By hand: node 1 leads and has a snapshot with ``count`` writes, of which node 3 has nothing and waits for it."""
     lab = Lab(by_hand=True, config=RaftConfig(keep_entries=0))
     leader = lab.elect(1)

@@ -28,13 +28,13 @@ def test_a_node_reaches_its_peers_and_reads_as_the_new_configuration_says() -> N
 
         await until(lambda: up() == {2: True, 3: True})
         links = node._links
-        epochs = {peer: links.epoch(peer) for peer in links.peers}
+        numbers = {peer: links.link_number(peer) for peer in links.peers}
         node.reconfigure(config.model_copy(update={"dial": {2: "nowhere:1"}}))
         await until(lambda: up() == {2: False, 3: True})
         quorum = config.node.model_copy(update={"reads": "quorum"})
         node.reconfigure(config.model_copy(update={"node": quorum}))
         await until(lambda: up() == {2: True, 3: True})
-        assert links.epoch(3) == epochs[3], "the other link is not touched"
+        assert links.link_number(3) == numbers[3], "the other link is not touched"
         assert node._router.execution.quorum_reads
         async with cluster.client("c1", timeout=5.0) as client:
             await client.put("k", "v")

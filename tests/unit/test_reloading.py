@@ -61,7 +61,7 @@ def test_what_needs_a_restart_is_named_each_time_until_it_is_as_at_the_start(cap
     with caplog.at_level("WARNING"):
         world.reloading.run()
         world.reloading.run()
-        said = "these keys differ from the start and need a restart of the node: node.metrics, raft.heartbeat"
+        said = "changed keys that need a restart of the node: node.metrics, raft.heartbeat"
         assert [record.getMessage() for record in caplog.records] == [said, said]
         world.load = config
         world.reloading.run()
@@ -92,7 +92,7 @@ def test_nothing_that_goes_wrong_ends_the_node(problem: Exception, caplog: pytes
         raise problem
 
     Reloading(config(), config, (fail,), ManualClock()).run()
-    assert caplog.records[0].getMessage().startswith("the configuration is not reloaded")
+    assert caplog.records[0].getMessage().startswith("configuration not reloaded")
 
 
 def test_who_asks_again_and_again_is_heard_at_once_and_after_a_pause() -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from faults.sim.disk import SimDisk
-from faults.sim.raftparts import LabClock, World
+from faults.sim.raftparts import LabClock, VirtualTime
 from faults.sim.worker import SimWorker
 from raftkv.commands.group import Tick
 from raftkv.commands.records import Put
@@ -45,7 +45,7 @@ class FakeLinks:
     def up(self, node: int) -> bool:
         return True
 
-    def epoch(self, node: int) -> int:
+    def link_number(self, node: int) -> int:
         return 1
 
 
@@ -54,7 +54,7 @@ class Host:
 
     def __init__(self) -> None:
         self.disk = SimDisk()
-        self.world = World()
+        self.world = VirtualTime()
         self.start()
 
     def start(self) -> None:

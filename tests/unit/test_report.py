@@ -16,8 +16,8 @@ from faults import cli
 from faults.check.history import History, Kind, Outcome
 from faults.report import charts
 from faults.report.charts import SHOWN, bucket_width, escaped, thinned
-from faults.report.figures import figures_of
 from faults.report.journal import EVENTS, HISTORY, JournalError, Recorded, load
+from faults.report.stats import stats_of
 from faults.report.stories import stories_of
 from faults.report.writing import INDEX, REPORT, write_report
 from tests.chaos_runs import believable
@@ -49,7 +49,7 @@ def drawings(text: str) -> list[dict[str, Any]]:
 def test_a_run_that_passed_says_so(tmp_path: Path) -> None:
     text = page(believable(tmp_path))
     assert verdict(text) == "passed : every promise was kept."
-    assert "Histories that cannot be" not in text
+    assert "Impossible histories" not in text
     assert "clock jump" in text
     assert "this machine does not let us set the clock" in text
 
@@ -59,7 +59,7 @@ def test_a_run_that_failed_names_its_problems_and_tells_the_guilty_keys_story(tm
     assert verdict(text) == "FAILED history of r2: violation"
     assert "Key <code>r2</code>: violation" in text
     assert "<mark>! |" in text
-    assert "the state before the operation that cannot be" in text
+    assert "the state before the impossible operation" in text
 
 
 def test_a_run_that_broke_off_says_that_it_did_not_end_and_is_checked_as_far_as_it_came(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_run_that_broke_off_says_that_it_did_not_end_and_is_checked_as_far_as_
 def test_a_key_that_the_checker_gave_up_on_is_no_pass(tmp_path: Path) -> None:
     events = believable(tmp_path) / EVENTS
     events.write_text(events.read_text().replace('"undecided keys": 0', '"undecided keys": 2'))
-    assert verdict(page(tmp_path)) == "UNDECIDED : the checker gave up on 2 keys. That is no pass."
+    assert verdict(page(tmp_path)) == "UNDECIDED : the checker gave up on 2 keys. That is not a pass."
 
 
 def test_a_run_of_which_nothing_is_left_but_its_files_is_shown(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_every_colour_is_one_of_the_style_sheet_in_light_and_dark(tmp_path: Path
 
 
 def charts_of(recorded: Recorded) -> list[charts.Chart]:
-    return charts.charts(recorded, figures_of(recorded).faults)
+    return charts.charts(recorded, stats_of(recorded).faults)
 
 
 def test_all_time_axes_show_the_same_time(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from faults.driver import host
-from faults.sim.cluster import LogCapture, Settings, SimCluster, SimNode
+from faults.sim.cluster import LogCapture, SimCluster, SimNode, SimSettings
 from faults.sim.disk import of_system
 from faults.sim.driver import SimDriver
 from faults.sim.invariants import Invariants
@@ -19,12 +19,12 @@ from raftkv import AsyncClient, limits
 from raftkv.api.status import Role
 from raftkv.errors import CorruptData, NoSpace, RaftKVError
 from raftkv.node.node import NodeRefused
-from raftkv.peer.hello import Reason, Refused
+from raftkv.peer.hello import HelloRefused, Reason
 
 Scenario = Callable[[SimCluster, AsyncClient], Coroutine[Any, Any, None]]
 
 
-def run(scenario: Scenario, *, seed: int = 1, nodes: int = 3, settings: Settings | None = None) -> None:
+def run(scenario: Scenario, *, seed: int = 1, nodes: int = 3, settings: SimSettings | None = None) -> None:
     async def main(loop: SimLoop) -> None:
         cluster = SimCluster(loop, random.Random(seed), nodes=nodes, groups=2, settings=settings)
         await cluster.start()
@@ -177,7 +177,7 @@ def test_what_a_refused_node_does_follows_from_the_reason_and_not_from_the_text(
         ):
             node = cluster.nodes[number].node
             assert node is not None
-            node._neighbours.on_refused(1 + number % 3, Refused(reason, text))
+            node._neighbours.on_refused(1 + number % 3, HelloRefused(reason, text))
             await asyncio.sleep(1.0)
             assert cluster.nodes[number].state == state, text
 
@@ -307,7 +307,7 @@ def caught_up(cluster: SimCluster) -> bool:
 def test_a_node_needs_no_more_disk_than_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/operations.md: what the log may hold, two snapshots, three segments, and what is kept free; also for a node
     that catches up with much."""
-    settings = Settings(segment_bytes=4096, snapshot_bytes=4096, keep_entries=10_000, sync=0.01)
+    settings = SimSettings(segment_bytes=4096, snapshot_bytes=4096, keep_entries=10_000, sync=0.01)
     monkeypatch.setattr(limits, "MAX_ENTRY_BYTES", 512)
     monkeypatch.setattr(limits, "MAX_INFLIGHT_APPENDS", 1)
 
@@ -343,7 +343,7 @@ def test_a_flipped_bit_in_a_closed_segment_is_named_at_the_next_start() -> None:
         assert isinstance(cluster.nodes[2].fatal, CorruptData)
         await fill(client, 5)
 
-    run(scenario, settings=Settings(segment_bytes=4096, snapshot_bytes=1 << 20))
+    run(scenario, settings=SimSettings(segment_bytes=4096, snapshot_bytes=1 << 20))
 
 
 def test_dropped_replies_leave_the_operation_applied_and_a_retry_applies_it_no_second_time() -> None:

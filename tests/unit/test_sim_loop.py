@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from faults.sim.clock import SimClock
-from faults.sim.loop import Process, SimLoop, Stuck, current_process, simulate
+from faults.sim.loop import SimLoop, SimProcess, Stuck, current_process, simulate
 
 
 def test_time_jumps_and_callbacks_keep_the_order_of_time_and_insertion() -> None:
@@ -27,7 +27,7 @@ def test_time_jumps_and_callbacks_keep_the_order_of_time_and_insertion() -> None
 def test_a_paused_process_keeps_what_comes_due_and_runs_it_in_order() -> None:
     async def main(loop: SimLoop) -> list[Any]:
         seen: list[Any] = []
-        process = Process(loop, "p")
+        process = SimProcess(loop, "p")
 
         async def work() -> None:
             for step in range(6):
@@ -53,7 +53,7 @@ def test_nothing_of_a_killed_process_runs_again_not_even_its_finally_blocks() ->
     seen: list[str] = []
 
     async def main(loop: SimLoop) -> None:
-        process = Process(loop, "p")
+        process = SimProcess(loop, "p")
 
         async def inner() -> None:
             try:
@@ -87,7 +87,7 @@ def test_nothing_of_a_killed_process_runs_again_not_even_its_finally_blocks() ->
 
 def test_a_clock_drifts_and_its_timers_with_it() -> None:
     async def main(loop: SimLoop) -> list[tuple[float, float]]:
-        process = Process(loop, "p")
+        process = SimProcess(loop, "p")
         clock = SimClock(loop, process, offset=50.0)
         seen: list[tuple[float, float]] = []
         await asyncio.sleep(10.0)
@@ -124,7 +124,7 @@ def test_a_run_without_a_future_and_a_run_that_keeps_itself_busy_are_told(monkey
 
 def test_what_a_callback_raises_is_kept_with_the_name_of_its_process() -> None:
     async def main(loop: SimLoop) -> list[tuple[str, str]]:
-        process = Process(loop, "p")
+        process = SimProcess(loop, "p")
 
         def fail() -> None:
             raise ValueError("broken")

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from faults.sim.loop import Process, SimLoop, simulate
+from faults.sim.loop import SimLoop, SimProcess, simulate
 from faults.sim.network import Conditions, MemoryNetwork, MemoryTransport
 
 CALM = Conditions(slow=0.0, pieces=0.0, late=0.0)
@@ -49,7 +49,7 @@ class Wire:
 
     def __init__(self, loop: SimLoop, conditions: Conditions, seed: int = 1) -> None:
         self.network = MemoryNetwork(random.Random(seed), conditions)
-        self.a, self.b = Process(loop, "a"), Process(loop, "b")
+        self.a, self.b = SimProcess(loop, "a"), SimProcess(loop, "b")
         self.accepted: list[End] = []
 
     async def listen(self) -> None:

@@ -64,6 +64,6 @@ def test_known_slots() -> None:
 
 def test_a_party_of_another_rule_is_refused() -> None:
     assert rule_refusal(2) == ""
-    assert "none is told, as by raftkv 0.1" in rule_refusal(0)
+    assert "none is given, as by raftkv 0.1" in rule_refusal(0)
     for other in (1, 3, True, None, "2", 2.0):
         assert f"by rule 2 here, not rule {other}" in rule_refusal(other)

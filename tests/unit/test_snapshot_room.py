@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from faults.sim import raftparts
-from faults.sim.raftlab import Lab, Replica
+from faults.sim.raftlab import Lab, LabReplica
 from raftkv.raft import RaftConfig
 from raftkv.raft.messages import Type
 
@@ -16,7 +16,7 @@ LATER = 3.0
 """Seconds after which a snapshot is tried again."""
 
 
-def leading(lab: Lab) -> Replica:
+def leading(lab: Lab) -> LabReplica:
     """Node 1 leads, has a snapshot of one write and another write since."""
     leader = lab.elect(1)
     lab.pump()
@@ -27,13 +27,13 @@ def leading(lab: Lab) -> Replica:
     return leader
 
 
-def put(lab: Lab, leader: Replica) -> None:
+def put(lab: Lab, leader: LabReplica) -> None:
     leader.put(b"x" * 100)
     lab.run(0.0)
     lab.pump()
 
 
-def want(lab: Lab, replica: Replica) -> None:
+def want(lab: Lab, replica: LabReplica) -> None:
     replica.raft.snapshots.want()
     replica.wake()
     lab.run(0.0)

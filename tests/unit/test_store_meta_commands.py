@@ -123,10 +123,10 @@ def test_a_move_is_not_forgotten_while_it_goes_on() -> None:
     meta = Meta()
     started(meta)
     meta.do("next")
-    assert "goes on" in meta.refused("finish", 1, 0, 0, 0)
+    assert "is still under way" in meta.refused("finish", 1, 0, 0, 0)
 
 
-def test_pause_and_pace() -> None:
+def test_pause_and_tune() -> None:
     meta = Meta()
     started(meta)
     meta.do("pause", True)
@@ -169,7 +169,7 @@ def test_groups_come_and_go() -> None:
     assert meta.state.map.group(3).founders == (1, 2, 4)
     assert "owns" in meta.refused("remove group", 1)
     meta.do("remove group", 3)
-    assert meta.state.leftover == {(3, 1), (3, 2), (3, 4)}
+    assert meta.state.garbage == {(3, 1), (3, 2), (3, 4)}
     assert meta.do("add group", [1, 2, 3]) == 4
     assert "no node 9" in meta.refused("add group", [1, 2, 9])
     assert "each once" in meta.refused("add group", [1, 1])
@@ -195,7 +195,7 @@ def test_members_change_one_by_one() -> None:
     assert meta.state.map.group(1).voters == tuple(wanted)
     assert meta.state.map.group(1).founders == group.founders
     assert not meta.state.wanted
-    assert meta.state.leftover == {(1, old)}
+    assert meta.state.garbage == {(1, old)}
     meta.do("want", meta.epoch, [[1, [old if node == new else node for node in wanted]]])
     assert "has not dropped" in meta.refused("learn", 1, old)
     meta.do("dropped", 1, old)
@@ -233,7 +233,7 @@ def test_nodes_join_drain_and_leave_for_good() -> None:
     meta.do("remove node", 3)
     meta.do("remove node", 3)
     assert meta.state.map.removed == (3,)
-    assert not meta.state.leftover
+    assert not meta.state.garbage
     assert not meta.state.draining
     assert meta.do("add node", "h:3", "p:3", "life again") == 5
 
@@ -308,11 +308,11 @@ def test_a_learner_stays_one_until_it_was_a_voter_or_its_node_is_removed() -> No
     meta.do("want", meta.epoch, [[1, group.voters]])
     assert meta.state.map.group(1).learners == (new,)
     assert meta.state.wanted == {1: group.voters}
-    assert not meta.state.leftover
+    assert not meta.state.garbage
     meta.do("voters", 1, meta.number, [*group.voters, new])
     meta.do("voters", 1, meta.number, group.voters)
     assert not meta.state.wanted
-    assert meta.state.leftover == {(1, new)}
+    assert meta.state.garbage == {(1, new)}
 
 
 def test_a_node_that_is_only_to_become_a_voter_can_be_removed() -> None:

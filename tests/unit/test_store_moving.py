@@ -190,7 +190,7 @@ def test_several_moves_at_once() -> None:
 
 def test_begin_is_refused_where_it_must_be() -> None:
     source, target = pair()
-    assert "first slots" in refused(Store(), ImportBegin(GROUP, 7, (0,)))
+    assert "not initialised" in refused(Store(), ImportBegin(GROUP, 7, (0,)))
     assert refused(source, ImportBegin(GROUP, 7, (5, 0))) == "the group has slot 0"
     one(source, Track(GROUP, 7, (0,)))
     assert refused(source, ImportBegin(GROUP, 7, (5,))) == "the group is the source of the move"

@@ -123,7 +123,7 @@ def past() -> Past:
 def test_a_large_history_of_a_good_store_is_clean() -> None:
     found = judge_run(Cluster(20_000, keys=10, clients=20, seed=1).history)
     assert found.problems == []
-    assert found.figures() == {"checked keys": 10, "undecided keys": 0, "violations": 0, "lost": 0, "duplicates": 0}
+    assert found.counters() == {"checked keys": 10, "undecided keys": 0, "violations": 0, "lost": 0, "duplicates": 0}
     assert found.steps < 200_000
 
 
@@ -135,7 +135,7 @@ def test_one_read_from_the_past_in_a_large_history_is_found() -> None:
     found = judge_run(history)
     assert [(one.breach, one.key) for one in found.problems] == [(Breach.VIOLATION, "r0")]
     assert found.findings["r0"].stuck is wrong
-    assert found.figures()["violations"] == 1
+    assert found.counters()["violations"] == 1
     assert not found.passed
 
 
@@ -143,7 +143,7 @@ def test_a_key_that_is_too_hard_is_no_pass() -> None:
     found = judge(Cluster(300, keys=1, clients=20, seed=3).history, budget=10)
     assert [one.breach for one in found.problems] == [Breach.UNDECIDED]
     assert found.findings["r0"].verdict is Verdict.OUT_OF_BUDGET
-    assert found.figures()["undecided keys"] == 1
+    assert found.counters()["undecided keys"] == 1
     assert not found.passed
 
 
@@ -161,7 +161,7 @@ def test_a_stale_read_of_what_never_was_is_a_violation_too(past: Past) -> None:
     assert [(one.breach, one.text) for one in found.problems] == [
         (Breach.STALE, f"stale read of what never was: {wrong.describe()}")
     ]
-    assert found.figures()["violations"] == 1
+    assert found.counters()["violations"] == 1
 
 
 @pytest.mark.parametrize(("early", "good"), [(0.15, False), (0.05, True)])
@@ -198,8 +198,8 @@ def test_lost_and_doubled_writes_are_counted(past: Past) -> None:
     found = judge_run(past.history)
     assert found.count(Breach.LOST) == 3 + 1
     assert found.count(Breach.DUPLICATE) == 2 + 1
-    assert found.figures()["lost"] == 4
-    assert found.figures()["duplicates"] == 3
+    assert found.counters()["lost"] == 4
+    assert found.counters()["duplicates"] == 3
 
 
 def test_a_condition_in_whose_way_is_the_clients_own_write_means_that_it_was_executed_twice(past: Past) -> None:

@@ -294,7 +294,7 @@ def test_a_valid_batch_of_nonsense_refuses(records: list[object], count: int, pr
     refuses(forge(records, count), problem)
 
 
-def test_leftovers_of_a_crash_are_removed() -> None:
+def test_unused_files_of_a_crash_are_removed() -> None:
     """Half-made segments have no name yet and go."""
     disk = written(14)
     disk.replace(f"{FOLDER}/{wal_format.TEMPORARY}", b"half")

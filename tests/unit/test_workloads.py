@@ -9,7 +9,7 @@ import pytest
 
 from faults.check.history import OPEN_END, History, Kind, Operation, Outcome
 from faults.check.linearizability import Verdict, check
-from faults.check.problem import Problem
+from faults.check.problem import CheckProblem
 from faults.check.register import Register
 from faults.sim.loop import SimLoop, simulate
 from faults.workloads.kinds import WORKLOADS, Counter, Registers, Retry, Ttl, UniqueSet, Workload
@@ -54,7 +54,7 @@ def there(*keys: str, value: str = "v") -> dict[str, Record]:
     return {key: Record(key.encode(), value.encode(), 1) for key in keys}
 
 
-def texts(problems: list[Problem]) -> list[str]:
+def texts(problems: list[CheckProblem]) -> list[str]:
     return [problem.text for problem in problems]
 
 
@@ -169,7 +169,7 @@ def test_a_counter_that_is_gone_counts_nothing(past: Past) -> None:
 
 def test_a_counter_that_is_no_number_is_named(past: Past) -> None:
     increments(past, "n0", sure=1)
-    assert texts(Counter().problems(past.history, there("n0", value="one"))) == ["n0 is no number: b'one'"]
+    assert texts(Counter().problems(past.history, there("n0", value="one"))) == ["n0 is not a number: b'one'"]
 
 
 def test_counters_are_counted_apart(past: Past) -> None:

@@ -102,7 +102,7 @@ def prepare_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         found = list(folder.iterdir())
         if any(path.name == MANIFEST for path in found):
-            raise BackupError(f"{folder}: holds a backup already: take another folder")
+            raise BackupError(f"{folder}: holds a backup already: use another folder")
         strange = [path.name for path in found if not _OURS.fullmatch(path.name)]
         if strange:
             raise BackupError(f"{folder}: is not empty: it holds {min(strange)}")

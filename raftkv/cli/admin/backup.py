@@ -62,7 +62,7 @@ def create(folder: Path) -> None:
         ordered = tuple(files[group] for group in sorted(files))
         return Manifest(shard_map.cluster_id, raftkv.__version__, now, shard_map.slots, map_report(state), ordered)
 
-    manifest = ask(main, f"{folder} is not a complete backup: the same command begins anew")
+    manifest = ask(main, f"{folder} is not a complete backup: the same command starts over")
     archive.write_manifest(folder, manifest)
     emit(manifest_report(folder, manifest), show_manifest)
 
@@ -87,11 +87,11 @@ async def read_all(client: AdminClient, folder: Path, bar: Bar) -> tuple[Cluster
         # A slot changed owner between two of the reads. All were made after the start, so only these have to be again.
         owners = (await client.state()).map.owners
         again = {owners[slot] for slot in missing} | {group for found in doubled.values() for group in found}
-        trouble = f"slots move: {shortened(ranges_text([*missing, *doubled]))}"
+        trouble = f"slots are moving: {shortened(ranges_text([*missing, *doubled]))}"
         if attempt + 1 < _ROUNDS:
             await sleep(SystemClock(), _PAUSE)
     raise Precondition(
-        f"{trouble}, and did so each of {_ROUNDS} times: `raftkv-admin rebalance pause` and try again, or try later"
+        f"{trouble}, in each of {_ROUNDS} attempts: `raftkv-admin rebalance pause` and try again, or try later"
     )
 
 
@@ -177,7 +177,7 @@ def show_verify(report: dict[str, Any]) -> Iterator[Section | str]:
     if report["problems"]:
         yield Section("", ("file", "problem"), [(one["file"], one["text"]) for one in report["problems"]])
     else:
-        yield "the backup is whole"
+        yield "the backup is valid"
 
 
 @command(backup_command, "restore", confirms=True)
@@ -192,12 +192,12 @@ def show_verify(report: dict[str, Any]) -> Iterator[Section | str]:
     show_default=True,
     help="Writes in flight at a time.",
 )
-@click.option("--restart", is_flag=True, help="Write anew what an interrupted restore of this backup wrote.")
+@click.option("--restart", is_flag=True, help="Forget the progress of an earlier restore of this backup.")
 def restore(folder: Path, into_nonempty: bool, in_flight: int, restart: bool) -> None:
     """Write all records of the backup in DIR into the cluster at --endpoints, which must be empty.
 
-    The whole backup is verified before. Any cluster will do, whatever its groups and slots. Records get new versions,
-    and live for the rest of their time to live. The same command goes on if it was interrupted, after it has read back
+    The whole backup is verified first. The cluster may have other groups and slots. Records get new versions,
+    and keep the rest of their time to live. After an interruption the same command resumes, once it has read back
     what was written.
 
     \b
@@ -214,7 +214,7 @@ def restore(folder: Path, into_nonempty: bool, in_flight: int, restart: bool) ->
         lambda client: restore_all(
             client, folder, manifest, into_nonempty=into_nonempty, in_flight=in_flight, restart=restart
         ),
-        "what was written stays, and the same command goes on",
+        "what was written is kept, and the same command resumes",
     )
     emit(result, show_restore)
 

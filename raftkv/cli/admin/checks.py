@@ -39,7 +39,7 @@ def check_command() -> None:
 def consistency(groups: tuple[int, ...], wait_timeout: float) -> int:
     """Compare the replicas of each shard group, slot by slot, as of one entry of its log.
 
-    The cluster goes on serving meanwhile. Exits with 5, and names group, slot and nodes, if replicas differ; with 6 if
+    The cluster keeps serving meanwhile. Exits with 5, and names group, slot and nodes, if replicas differ; with 6 if
     not all of them could be compared.
 
     \b
@@ -74,7 +74,7 @@ def consistency(groups: tuple[int, ...], wait_timeout: float) -> int:
     if not report["consistent"]:
         return AdminExit.UNHEALTHY
     if not report["complete"]:
-        complain("not all replicas could be compared: run the check again when they are well")
+        complain("not all replicas could be compared: run the check again when all replicas are healthy")
         return AdminExit.PARTIAL
     return AdminExit.DONE
 
@@ -161,7 +161,7 @@ def show_check(report: dict[str, Any]) -> Iterator[Section | str]:
         )
     yield Section("", ("group", "nodes compared", "slots", "replicas"), rows)
     rows = [
-        (one["group"], "beside the slots" if two["slot"] is None else two["slot"], listed(two["nodes"]))
+        (one["group"], "no slot" if two["slot"] is None else two["slot"], listed(two["nodes"]))
         for one in report["groups"]
         for two in one["differences"]
     ]

@@ -40,8 +40,8 @@ def status(max_lag: int) -> None:
 def health(max_lag: int) -> int:
     """Name every problem of the cluster. Exits with 5 if there is one.
 
-    A group without a leader, a node that does not answer or is drained, a replica that is missing or lags, a group with
-    other voters than wanted.
+    A group without a leader, a node that does not answer or is drained, a replica that is missing or lags, a group
+    without its desired voters.
 
     \b
     Example:

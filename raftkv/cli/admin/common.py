@@ -57,7 +57,7 @@ class Precondition(RaftKVError):
 
 
 class Partial(RaftKVError):
-    """Not all was done; the same command goes on. The message says how far it is."""
+    """Not all was done; the same command resumes. The message says how far it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def exit_code(error: Exception) -> AdminExit:
 def explain(error: Exception) -> str:
     """One message for people."""
     if isinstance(error, DeadlineExceeded):
-        return f"{error}; look at the cluster before you try again"
+        return f"{error}; check the cluster before you retry"
     return describe(error) if isinstance(error, RaftKVError) else str(error)
 
 

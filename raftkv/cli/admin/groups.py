@@ -10,7 +10,7 @@ import click
 from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, complain, confirm, emit
 from raftkv.cli.admin.jobs import StatsOfSlots, known, known_size
-from raftkv.cli.admin.moving import Pace, carry_out, job_options
+from raftkv.cli.admin.moving import JobOptions, carry_out, job_options
 from raftkv.cli.admin.survey import current, slot_stats, survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.admin.watch import Seen, until, wait_options
@@ -121,7 +121,7 @@ def add(count: int, replicas: int | None, wait: bool, wait_timeout: float) -> No
         return Seen(led, count, f"{led} of {count} have a leader", over=led == count)
 
     try:
-        ask(main, "the groups that were made stay")
+        ask(main, "the new groups are kept")
     finally:
         if made:
             emit({"groups": made}, show_made)
@@ -142,7 +142,7 @@ def usual_replicas(shard_map: ShardMap) -> int:
 @command(group_command, "drain", confirms=True)
 @click.argument("group", type=GROUP)
 @job_options
-def drain(group: int, **pace: Any) -> int:
+def drain(group: int, **options: Any) -> int:
     """Move all slots of GROUP to the other groups, evenly; then it can be removed.
 
     \b
@@ -151,7 +151,10 @@ def drain(group: int, **pace: Any) -> int:
     """
     confirm(f"Move all slots away from group {group}?")
     return carry_out(
-        lambda state: emptying(state, group), Pace(**pace), weights={group: 0}, nothing=f"group {group} owns no slots"
+        lambda state: emptying(state, group),
+        JobOptions(**options),
+        weights={group: 0},
+        nothing=f"group {group} owns no slots",
     )
 
 

@@ -145,7 +145,7 @@ def _node_problems(picture: Picture) -> Iterator[dict[str, Any]]:
             yield _problem("node_not_ready", f"node {node.id} answers but does not serve: {why}", node=node.id)
         if node.id in state.draining:
             left = f"{counted(len(held), 'replica')} left" if held else "no replicas left, it can be removed"
-            yield _problem("draining", f"node {node.id} is drained: {left}", node=node.id)
+            yield _problem("draining", f"node {node.id} is draining: {left}", node=node.id)
         for problem in () if isinstance(said, str) else said.problems:
             about = node.id if problem.node is None else problem.node
             yield _problem(problem.kind, f"node {node.id}: {problem.text}", problem.group, about)
@@ -185,7 +185,7 @@ def _group_problems(groups: list[dict[str, Any]], picture: Picture, max_lag: int
         have = group["effective_voters"] or sorted(group["voters"])
         want = sorted(group["wanted"] or group["voters"])
         if have != want:
-            text = f"group {number} has the voters {listed(have)} and is to have {listed(want)}"
+            text = f"group {number} has voters {listed(have)}, desired are {listed(want)}"
             why = f": {group['waiting']}" if group["waiting"] else ""
             yield _problem("voters_differ", text + why, number)
 

@@ -9,7 +9,7 @@ import click
 
 from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, Partial, Precondition, ask, command, complain, emit
-from raftkv.cli.admin.placing import Wishes, check_answers, voters_request
+from raftkv.cli.admin.placing import DesiredVoters, check_answers, voters_request
 from raftkv.cli.admin.survey import survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.console import Section
@@ -74,7 +74,7 @@ def led_by(state: ClusterState, group: int, node: int) -> tuple[int, ...]:
     return (node, *(voter for voter in voters if voter != node))
 
 
-async def prefer(client: AdminClient, state: ClusterState, order: Wishes) -> None:
+async def prefer(client: AdminClient, state: ClusterState, order: DesiredVoters) -> None:
     """Note the preferred leaders, the first of each group's voters, where they are other ones."""
     changed = {group: voters for group, voters in order.items() if state.map.group(group).voters != voters}
     if changed:
@@ -111,7 +111,7 @@ async def hand_over(client: AdminClient, wanted: Mapping[int, int]) -> dict[int,
 def balance() -> int:
     """Spread the leaderships evenly over the nodes, with the fewest changes.
 
-    Exits with 6 if a group has another leader than wanted after that; the same command goes on.
+    Exits with 6 if a group does not have its desired leader after that; the same command resumes.
 
     \b
     Example:
@@ -135,10 +135,10 @@ def balance() -> int:
         missing |= await hand_over(client, {group: node for group, node in wanted.items() if group not in missing})
         return balance_report(state, wanted, (await client.known()).leaders, missing)
 
-    report = ask(main, "leaders go on being handed over to the preferred nodes")
+    report = ask(main, "leaderships are still being transferred to the preferred nodes")
     emit(report, show_balance)
     if report["missing"]:
-        complain(f"groups that another node leads: {listed(one['group'] for one in report['missing'])}")
+        complain(f"groups not led by their desired leader: {listed(one['group'] for one in report['missing'])}")
         return AdminExit.PARTIAL
     return AdminExit.DONE
 

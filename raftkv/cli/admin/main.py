@@ -18,8 +18,8 @@ Exit codes:
   3    no node answered in time
   4    refused: it cannot be done as the cluster is now, and nothing was changed
   5    unhealthy: a problem was found
-  6    partial: not all was done, and the same command goes on
-  130  interrupted; what was started in the cluster goes on
+  6    partial: not all was done, and the same command resumes
+  130  interrupted; what was started in the cluster continues
 """
 
 _COMMANDS = {

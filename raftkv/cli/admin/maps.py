@@ -23,8 +23,8 @@ def map_command() -> None:
 
 
 @command(map_command, "show")
-@click.option("--key", help="Show where this key lies.")
-@click.option("--slot", type=click.IntRange(min=0), help="Show where this slot lies.")
+@click.option("--key", help="Show the slot and group of this key.")
+@click.option("--slot", type=click.IntRange(min=0), help="Show the group of this slot.")
 def show(key: str | None, slot: int | None) -> None:
     """Show which group owns which slots and which nodes hold it; or of one key or slot alone.
 
@@ -33,7 +33,7 @@ def show(key: str | None, slot: int | None) -> None:
       raftkv-admin map show --key user:1
     """
     if key is not None and slot is not None:
-        raise click.UsageError("--key and --slot exclude each other")
+        raise click.UsageError("--key and --slot are mutually exclusive")
     name = None if key is None else encode_key(argument_bytes(key))
     state = ask(current)
     if name is not None:
@@ -100,7 +100,7 @@ def show_map(report: dict[str, Any]) -> Iterator[Section | str]:
     """The tables of ``map show``."""
     yield f"cluster {report['cluster_id']}, map of epoch {report['epoch']}, {report['slots']} slots"
     rows: list[tuple[object, ...]] = [(node["id"], node["address"], node["peer_address"]) for node in report["nodes"]]
-    yield Section("", ("node", "address", "for nodes"), rows)
+    yield Section("", ("node", "address", "peer address"), rows)
     rows = [
         (
             "0 (meta)" if group["id"] == 0 else str(group["id"]),

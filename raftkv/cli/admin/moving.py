@@ -22,10 +22,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 _EQUAL: Final[Mapping[int, float]] = MappingProxyType({})
 DEFAULT_CONCURRENCY: Final = 2
 DEFAULT_SLOTS_PER_MOVE: Final = 16
-GOES_ON: Final = "the job goes on in the cluster: `raftkv-admin rebalance status` shows it, `rebalance cancel` ends it"
+GOES_ON: Final = "the job continues in the cluster: `raftkv-admin rebalance status` shows it, `cancel` ends it"
 
 
-class Pace(NamedTuple):
+class JobOptions(NamedTuple):
     """How a job is carried out. ``rate``: bytes per second, 0 = unlimited."""
 
     rate: int = 0
@@ -51,7 +51,7 @@ RATE: Final = _Rate()
 
 
 def job_options(command: F) -> F:
-    """The options that make a :class:`Pace`."""
+    """The options that make a :class:`JobOptions`."""
     options = [
         click.option(
             "--rate",
@@ -82,10 +82,10 @@ def job_options(command: F) -> F:
     return command
 
 
-async def start(client: AdminClient, state: ClusterState, moves: Sequence[Move], pace: Pace) -> int:
+async def start(client: AdminClient, state: ClusterState, moves: Sequence[Move], options: JobOptions) -> int:
     """Start a job of ``moves``; its id. Raises ConditionFailed if the map has changed or another job is under way."""
-    cut = batches(moves, pace.slots_per_move)
-    return await client.change(start_request(state.map.epoch, cut, pace.concurrency, pace.rate))
+    cut = batches(moves, options.slots_per_move)
+    return await client.change(start_request(state.map.epoch, cut, options.concurrency, options.rate))
 
 
 async def finish(client: AdminClient, job: int, timeout: float) -> ClusterState:
@@ -113,7 +113,7 @@ Planner = Callable[[ClusterState], Sequence[Move]]
 
 def carry_out(
     plan: Planner,
-    pace: Pace,
+    options: JobOptions,
     *,
     weights: Mapping[int, float] = _EQUAL,
     check: Callable[[dict[str, Any]], None] = lambda _: None,
@@ -123,7 +123,7 @@ def carry_out(
     """Plan, start and perhaps await a job; print what came of it. Returns the exit code.
 
     ``check`` sees the report of the plan before anything starts, and may raise. JSON: the plan's fields, ``job``: the
-    started job's id or None, and with ``pace.wait`` the fields of the job's report under ``result``.
+    started job's id or None, and with ``options.wait`` the fields of the job's report under ``result``.
     """
 
     async def main(client: AdminClient) -> tuple[dict[str, Any], int | None, dict[str, Any] | None]:
@@ -133,10 +133,10 @@ def carry_out(
         check(report)
         if dry_run or not moves:
             return report, None, None
-        job = await start(client, state, moves, pace)
-        if not pace.wait:
+        job = await start(client, state, moves, options)
+        if not options.wait:
             return report, job, None
-        return report, job, await report_of(client, await finish(client, job, pace.wait_timeout))
+        return report, job, await report_of(client, await finish(client, job, options.wait_timeout))
 
     report, job, result = ask(main, GOES_ON)
     show = show_plan if result is None else lambda _: show_job(result)

@@ -53,7 +53,7 @@ def show_nodes(report: dict[str, Any]) -> Iterator[Section | str]:
         )
         for node in report["nodes"]
     ]
-    yield Section("", ("node", "address", "for nodes", "state", "replicas", "leads", "version"), rows)
+    yield Section("", ("node", "address", "peer address", "state", "replicas", "leads", "version"), rows)
     if report["removed"]:
         yield f"removed: {listed(report['removed'])}"
 
@@ -93,31 +93,33 @@ def balance(wait: bool, wait_timeout: float) -> None:
 
 
 def _spread(nodes: tuple[int, ...], wait: bool, wait_timeout: float) -> None:
-    async def main(client: AdminClient) -> placing.Wishes:
-        wishes = await placing.change(client, lambda picture: placing.spreading(picture, nodes), placing.voters_request)
+    async def main(client: AdminClient) -> placing.DesiredVoters:
+        desired = await placing.change(
+            client, lambda picture: placing.spreading(picture, nodes), placing.voters_request
+        )
         if wait:
             await placing.settled(
                 client, f"bringing replicas to {listed(nodes)}" if nodes else "replicas", wait_timeout
             )
-        return wishes
+        return desired
 
-    wishes = ask(main, placing.GOES_ON)
-    emit(wishes_report(wishes), lambda report: show_wishes(report, "the replicas are spread evenly already"))
-    if wishes and not wait:
+    desired = ask(main, placing.GOES_ON)
+    emit(desired_report(desired), lambda report: show_desired(report, "the replicas are spread evenly already"))
+    if desired and not wait:
         complain(placing.GOES_ON)
 
 
-def wishes_report(wishes: Mapping[int, tuple[int, ...]], **more: Any) -> dict[str, Any]:
+def desired_report(desired: Mapping[int, tuple[int, ...]], **more: Any) -> dict[str, Any]:
     """Voters that groups are to have."""
-    groups = [{"group": group, "voters": list(voters)} for group, voters in sorted(wishes.items())]
+    groups = [{"group": group, "voters": list(voters)} for group, voters in sorted(desired.items())]
     return {**more, "groups": groups}
 
 
-def show_wishes(report: dict[str, Any], nothing: str) -> Iterator[Section | str]:
+def show_desired(report: dict[str, Any], nothing: str) -> Iterator[Section | str]:
     """The table of the wanted voters, or ``nothing``."""
     rows = [(one["group"], listed(one["voters"])) for one in report["groups"]]
     if rows:
-        yield Section("", ("group", "its voters"), rows)
+        yield Section("", ("group", "voters"), rows)
     else:
         yield nothing
 
@@ -136,23 +138,23 @@ def drain(node: int, wait: bool, wait_timeout: float) -> None:
     """
     confirm(f"Move all replicas away from node {node}?")
 
-    async def main(client: AdminClient) -> placing.Wishes:
-        wishes = await placing.change(
+    async def main(client: AdminClient) -> placing.DesiredVoters:
+        desired = await placing.change(
             client,
             lambda picture: placing.draining(picture, node),
-            lambda state, wishes: placing.drain_request(state, node, wishes),
+            lambda state, desired: placing.drain_request(state, node, desired),
             even_without=True,
         )
         if wait:
             await placing.left(client, node, wait_timeout)
-        return wishes
+        return desired
 
-    wishes = ask(main, placing.GOES_ON)
+    desired = ask(main, placing.GOES_ON)
     done = f"no replicas are left on node {node}" if wait else f"node {node} is drained already, or has no replicas"
-    emit(wishes_report(wishes, node=node), lambda report: show_wishes(report, done))
+    emit(desired_report(desired, node=node), lambda report: show_desired(report, done))
     if wait:
         complain(f"node {node} has no replicas any more: `raftkv-admin node remove {node}` removes it")
-    elif wishes:
+    elif desired:
         complain(placing.GOES_ON)
 
 
@@ -202,39 +204,39 @@ def remove(node: int) -> None:
 def replace(old: int, new: int, wait_timeout: float) -> None:
     """Put NEW, a node that has joined, in the place of OLD in all its groups, then remove OLD for good.
 
-    OLD may be dead, as long as each of its groups has a majority. If it is interrupted, the same command goes on.
+    OLD may be dead, as long as each of its groups has a majority. If it is interrupted, the same command resumes.
 
     \b
     Example:
       raftkv-admin node replace 3 5
     """
     confirm(f"Replace node {old} by node {new} and remove node {old} for good?")
-    again = f"the same command goes on: raftkv-admin node replace {old} {new}"
+    again = f"to resume: raftkv-admin node replace {old} {new}"
 
-    async def main(client: AdminClient) -> placing.Wishes | None:
+    async def main(client: AdminClient) -> placing.DesiredVoters | None:
         state = await client.state()
         if old in state.map.removed and any(node.id == new for node in state.map.nodes):
             return None
-        wishes = await placing.change(
+        desired = await placing.change(
             client,
             lambda picture: placing.replacing(picture, old, new),
-            lambda state, wishes: placing.drain_request(state, old, wishes),
+            lambda state, desired: placing.drain_request(state, old, desired),
             even_without=True,
         )
         await placing.left(client, old, wait_timeout)
         picture = await survey(client, await client.state())
         placing.check_removable(picture, old)
         await client.change(admin_pb2.ChangeRequest(remove_node=old))
-        return wishes
+        return desired
 
-    wishes = ask(main, f"what was asked for goes on in the cluster, and {again}")
-    if wishes is None:
+    desired = ask(main, f"the change continues in the cluster, and {again}")
+    if desired is None:
         emit(
-            wishes_report({}, old=old, new=new, removed_now=False),
+            desired_report({}, old=old, new=new, removed_now=False),
             lambda _: [f"node {old} was replaced and removed before"],
         )
         return
     emit(
-        wishes_report(wishes, old=old, new=new, removed_now=True),
+        desired_report(desired, old=old, new=new, removed_now=True),
         lambda _: [f"node {new} has taken the place of node {old}, which is removed"],
     )

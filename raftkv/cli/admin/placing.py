@@ -21,7 +21,7 @@ from raftkv.v1 import admin_pb2
 from shards.map import META_GROUP, ShardMap
 from shards.planner import PlanError, Voters, balance_nodes, drain_node, meta_members, replace_node
 
-Wishes = Mapping[int, Voters]
+DesiredVoters = Mapping[int, Voters]
 """Group -> voters that it is to have."""
 
 GOES_ON: Final = "replicas move in the cluster: `raftkv-admin cluster health` shows what is still to come"
@@ -67,20 +67,20 @@ def check_member(shard_map: ShardMap, node: int) -> None:
 # Plans
 
 
-def spreading(picture: Picture, nodes: Iterable[int] = ()) -> Wishes:
+def spreading(picture: Picture, nodes: Iterable[int] = ()) -> DesiredVoters:
     """Voters with which the replicas are spread evenly over the nodes that are fit. ``nodes`` must be among these."""
     _check_fit(picture, nodes)
     fit = _fit(picture)
     shard_map = intended(picture.state)
-    wishes = balance_nodes(shard_map, fit)
+    desired = balance_nodes(shard_map, fit)
     meta = shard_map.group(META_GROUP).voters
     members = meta_members(shard_map)
     if members != meta and set(members).difference(meta).issubset(fit):
-        wishes[META_GROUP] = members
-    return wishes
+        desired[META_GROUP] = members
+    return desired
 
 
-def draining(picture: Picture, node: int) -> Wishes:
+def draining(picture: Picture, node: int) -> DesiredVoters:
     """Voters, without ``node``, of every group that is to have it. Raises Precondition if too few nodes are left."""
     check_member(picture.state.map, node)
     others = [one for one in _fit(picture) if one != node]
@@ -96,7 +96,7 @@ def draining(picture: Picture, node: int) -> Wishes:
         raise Precondition(f"{error} ({'; '.join(reasons)}): add a node first") from None
 
 
-def replacing(picture: Picture, old: int, new: int) -> Wishes:
+def replacing(picture: Picture, old: int, new: int) -> DesiredVoters:
     """Voters with ``new`` in the place of ``old``. Raises Precondition or PlanError."""
     check_member(picture.state.map, old)
     _check_fit(picture, [new])
@@ -128,47 +128,47 @@ def check_removable(picture: Picture, node: int) -> None:
 # Asking
 
 
-def voters_request(state: ClusterState, wishes: Wishes) -> admin_pb2.ChangeRequest:
+def voters_request(state: ClusterState, desired: DesiredVoters) -> admin_pb2.ChangeRequest:
     """The change that gives groups other voters."""
-    change = admin_pb2.ChangeVoters(epoch=state.map.epoch, groups=_wanted(wishes))
+    change = admin_pb2.ChangeVoters(epoch=state.map.epoch, groups=_wanted(desired))
     return admin_pb2.ChangeRequest(change_voters=change)
 
 
-def drain_request(state: ClusterState, node: int, wishes: Wishes) -> admin_pb2.ChangeRequest:
+def drain_request(state: ClusterState, node: int, desired: DesiredVoters) -> admin_pb2.ChangeRequest:
     """The change that gives groups other voters and keeps new replicas away from ``node``."""
-    change = admin_pb2.DrainNode(epoch=state.map.epoch, node=node, groups=_wanted(wishes))
+    change = admin_pb2.DrainNode(epoch=state.map.epoch, node=node, groups=_wanted(desired))
     return admin_pb2.ChangeRequest(drain_node=change)
 
 
-def _wanted(wishes: Wishes) -> list[admin_pb2.WantedVoters]:
-    return [admin_pb2.WantedVoters(group=group, voters=voters) for group, voters in sorted(wishes.items())]
+def _wanted(desired: DesiredVoters) -> list[admin_pb2.WantedVoters]:
+    return [admin_pb2.WantedVoters(group=group, voters=voters) for group, voters in sorted(desired.items())]
 
 
 async def change(
     client: AdminClient,
-    plan: Callable[[Picture], Wishes],
-    request: Callable[[ClusterState, Wishes], admin_pb2.ChangeRequest],
+    plan: Callable[[Picture], DesiredVoters],
+    request: Callable[[ClusterState, DesiredVoters], admin_pb2.ChangeRequest],
     *,
     even_without: bool = False,
-) -> Wishes:
+) -> DesiredVoters:
     """Plan and ask for it, again if the map has changed meanwhile; what was asked for.
 
     ``even_without``: also if no group is to change. Raises Precondition, PlanError or ConditionFailed if it cannot be.
     """
     for _ in range(_ATTEMPTS):
         picture = await survey(client, await client.state())
-        wishes = plan(picture)
-        if not wishes and not even_without:
-            return wishes
-        check_quorums(picture, wishes)
+        desired = plan(picture)
+        if not desired and not even_without:
+            return desired
+        check_quorums(picture, desired)
         try:
-            await client.change(request(picture.state, wishes))
+            await client.change(request(picture.state, desired))
         except ConditionFailed:
             if (await client.state()).map.epoch == picture.state.map.epoch:
                 raise
         else:
-            return wishes
-    raise Precondition("the map changes all the time, so no plan for it holds: try again later")
+            return desired
+    raise Precondition("the map keeps changing, so no plan stays valid: try again later")
 
 
 async def settled(client: AdminClient, title: str, timeout: float) -> None:

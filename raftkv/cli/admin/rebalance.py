@@ -9,7 +9,7 @@ import click
 
 from raftkv.cli.admin.common import Precondition, ask, command, emit
 from raftkv.cli.admin.jobs import plan_report, show_job, show_plan
-from raftkv.cli.admin.moving import GOES_ON, RATE, Pace, carry_out, ending, finish, job_options, report_of
+from raftkv.cli.admin.moving import GOES_ON, RATE, JobOptions, carry_out, ending, finish, job_options, report_of
 from raftkv.cli.admin.survey import slot_stats
 from raftkv.cli.admin.text import parse_weights
 from raftkv.cli.admin.watch import wait_options
@@ -62,10 +62,10 @@ def plan(weights: tuple[str, ...]) -> None:
 @click.option("--plan-id", metavar="ID", help="Only if the plan is still this one of `rebalance plan`.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @job_options
-def apply(weights: tuple[str, ...], plan_id: str | None, dry_run: bool, **pace: Any) -> int:
-    """Start moving slots so that each group has its share. Goes on in the cluster, whoever leads it.
+def apply(weights: tuple[str, ...], plan_id: str | None, dry_run: bool, **options: Any) -> int:
+    """Start moving slots so that each group has its share. Continues in the cluster across leader changes.
 
-    Exits with 4 if the plan is another one than --plan-id, or a job is under way already.
+    Exits with 4 if the plan is not that of --plan-id, or a job is under way already.
 
     \b
     Example:
@@ -76,12 +76,12 @@ def apply(weights: tuple[str, ...], plan_id: str | None, dry_run: bool, **pace: 
     def check(report: dict[str, Any]) -> None:
         if plan_id is not None and report["plan_id"] != plan_id:
             raise Precondition(
-                f"the plan is {report['plan_id']} now, not {plan_id}: the cluster has changed, look at it again"
+                f"the plan is {report['plan_id']} now, not {plan_id}: the cluster has changed, plan again"
             )
 
     return carry_out(
         lambda state: plan_slots(state.map, chosen),
-        Pace(**pace),
+        JobOptions(**options),
         weights=chosen,
         check=check,
         dry_run=dry_run,
@@ -123,7 +123,7 @@ def pause() -> None:
     Example:
       raftkv-admin rebalance pause
     """
-    _change(admin_pb2.ChangeRequest(pause=True), "is paused: `raftkv-admin rebalance resume` goes on")
+    _change(admin_pb2.ChangeRequest(pause=True), "is paused: `raftkv-admin rebalance resume` resumes it")
 
 
 @command(rebalance_command, "resume")
@@ -134,7 +134,7 @@ def resume() -> None:
     Example:
       raftkv-admin rebalance resume
     """
-    _change(admin_pb2.ChangeRequest(pause=False), "goes on")
+    _change(admin_pb2.ChangeRequest(pause=False), "is resumed")
 
 
 @command(rebalance_command, "cancel")
@@ -171,4 +171,4 @@ def tune(rate: int | None, concurrency: int | None) -> None:
         return await client.change(admin_pb2.ChangeRequest(pace=chosen))
 
     job = ask(main)
-    emit({"job": job}, lambda _: [f"job {job} has another pace"])
+    emit({"job": job}, lambda _: [f"job {job} is tuned"])

@@ -79,10 +79,10 @@ async def restore_all(
             except RaftKVError as error:
                 failure = error
     if progress.problem:
-        complain(f"progress could not be saved, an interrupted restore begins anew: {progress.problem}")
+        complain(f"progress could not be saved, an interrupted restore starts over: {progress.problem}")
     if failure is not None:
         done = f"{loader.done:,} of {counted(manifest.records, 'record')} are restored"
-        raise Partial(f"{failure}; {done}, and the same command goes on")
+        raise Partial(f"{failure}; {done}, and the same command resumes")
     progress.remove()
     return {
         "records": manifest.records,
@@ -101,5 +101,5 @@ async def _check_empty(client: AdminClient) -> None:
     keys = sum(one.keys for one in found.values())
     if keys:
         raise Precondition(
-            f"the cluster holds {counted(keys, 'record')} already: restore into an empty one, or say --into-nonempty"
+            f"the cluster holds {counted(keys, 'record')} already: restore into an empty one, or give --into-nonempty"
         )

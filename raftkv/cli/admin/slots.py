@@ -10,7 +10,7 @@ import click
 from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, Precondition, ask, command, complain, emit
 from raftkv.cli.admin.jobs import StatsOfSlots
-from raftkv.cli.admin.moving import Pace, carry_out, job_options
+from raftkv.cli.admin.moving import JobOptions, carry_out, job_options
 from raftkv.cli.admin.survey import current, slot_stats
 from raftkv.cli.admin.text import listed, numbers_of, parse_ranges, size_text
 from raftkv.cli.console import Section
@@ -103,7 +103,7 @@ def show_stats(report: dict[str, Any]) -> Iterator[Section | str]:
 @click.argument("slots")
 @click.option("--to", "target", type=click.IntRange(min=1), required=True, metavar="GROUP", help="The new owner.")
 @job_options
-def move(slots: str, target: int, **pace: Any) -> int:
+def move(slots: str, target: int, **options: Any) -> int:
     """Move SLOTS, such as 1,5-9, to another group. Slots that it owns already are left alone.
 
     \b
@@ -116,7 +116,7 @@ def move(slots: str, target: int, **pace: Any) -> int:
         raise click.UsageError(f"SLOTS: {error}") from None
     return carry_out(
         lambda state: moves_to(state, chosen, target),
-        Pace(**pace),
+        JobOptions(**options),
         nothing=f"group {target} owns these slots already",
     )
 

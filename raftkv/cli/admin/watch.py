@@ -26,7 +26,7 @@ _PATIENCE: Final = 60.0
 """Seconds for which the cluster may not answer, as when its meta group elects a leader, before waiting ends."""
 
 DEFAULT_WAIT: Final = 3600.0
-_NO_LONGER: Final = "Wait no longer than this; exit code 6 then. The work goes on in the cluster."
+_NO_LONGER: Final = "Wait no longer than this; exit code 6 then. The work continues in the cluster."
 
 
 class Seen(NamedTuple):
@@ -88,7 +88,7 @@ async def until(
                 if seen.over:
                     return state
             if clock.now() >= end:
-                raise Partial(f"not done within {timeout:g} s{f' ({note})' if note else ''}; it goes on in the cluster")
+                raise Partial(f"not done within {timeout:g} s{f' ({note})' if note else ''}; it continues")
             await sleep(clock, _INTERVAL)
 
 

@@ -88,7 +88,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         arguments = _change_arguments(request)
         if arguments is None or len(token) != _TOKEN_BYTES:
             await abort(
-                context, Result(int(Code.INVALID_ARGUMENT), detail="a change and a token of 16 bytes are wanted")
+                context, Result(int(Code.INVALID_ARGUMENT), detail="a change and a token of 16 bytes are required")
             )
         result = await self._ask(context, ChangeCluster(META_GROUP, token, arguments[0], pack(arguments[1:])))
         return admin_pb2.ChangeResponse(id=result.number)
@@ -182,9 +182,9 @@ def _change_arguments(request: admin_pb2.ChangeRequest) -> list[Any] | None:
         moves = [[list(move.slots), move.source, move.target] for move in plan.moves]
         return ["plan", plan.epoch, moves, plan.concurrency, plan.rate]
     if kind == "change_voters":
-        return ["want", request.change_voters.epoch, _wishes(request.change_voters.groups)]
+        return ["want", request.change_voters.epoch, _desired_voters(request.change_voters.groups)]
     if kind == "drain_node":
-        return ["drain", request.drain_node.epoch, request.drain_node.node, _wishes(request.drain_node.groups)]
+        return ["drain", request.drain_node.epoch, request.drain_node.node, _desired_voters(request.drain_node.groups)]
     if kind == "pace":
         return ["tune", request.pace.concurrency, request.pace.rate]
     if kind == "add_group":
@@ -196,7 +196,7 @@ def _change_arguments(request: admin_pb2.ChangeRequest) -> list[Any] | None:
     return None
 
 
-def _wishes(groups: Iterable[admin_pb2.WantedVoters]) -> list[Any]:
+def _desired_voters(groups: Iterable[admin_pb2.WantedVoters]) -> list[Any]:
     return [[one.group, list(one.voters)] for one in groups]
 
 

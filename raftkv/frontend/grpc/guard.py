@@ -148,9 +148,9 @@ class Guard:
         """Take a call, and ``size`` bytes of a request, as shares of the connection until the RPC is over."""
         peer = context.peer()
         if size > _SMALL and self.answers.room(peer) < size:
-            await abort(context, overloaded("this connection has too much under way"))
+            await abort(context, overloaded("too many bytes in flight on this connection"))
         if not await self._calls.acquire(peer, 1, budget_of(context)):
-            await abort(context, overloaded("too many calls of this connection are under way"))
+            await abort(context, overloaded("too many calls in flight on this connection"))
         on_end(context, lambda: self._calls.take(peer, -1))
         if size > _SMALL:
             self.answers.take(peer, size)
@@ -169,7 +169,7 @@ class Guard:
             expected = max(least, self._expected.get(peer, 0))
             while True:
                 if expected > _SMALL and not await held.reserve(expected, budget_of(context)):
-                    await abort(context, overloaded("this connection has too many answers to read"))
+                    await abort(context, overloaded("too many unread responses on this connection"))
                 answer = await method(request, context)
                 size: int = answer.ByteSize() * _COPIES
                 if size <= max(_SMALL, held.size) or held.grow(size):

@@ -56,7 +56,7 @@ class KVService(kv_pb2_grpc.KVServicer):
             await abort(context, Result(int(Code.UNAVAILABLE), detail="the node is stopping"))
         peer = context.peer()
         if self._shares.room(peer) <= 0:
-            await abort(context, overloaded("this connection, or all together, have too many streams"))
+            await abort(context, overloaded("too many streams on this connection or on the node"))
         self._shares.take(peer, 1)
         on_end(context, lambda: self._shares.take(peer, -1))
         status = self._node.status()

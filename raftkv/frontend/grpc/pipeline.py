@@ -52,8 +52,8 @@ _UNNOTICED: Final = 64 * 1024
 """Bytes by which a stream may differ from what is counted for it."""
 _DECODE: Final = {number: kind.decode for number, kind in CLIENT_COMMANDS.items()}
 _OVERLOADED: Final = int(Code.OVERLOADED)
-_TOO_MUCH: Final = overloaded("too many messages of this connection wait")
-_TOO_LATE: Final = overloaded("the node was too busy to begin with the operation before its deadline")
+_TOO_MUCH: Final = overloaded("too many messages queued on this connection")
+_TOO_LATE: Final = overloaded("the node was too busy to start the operation before its deadline")
 
 
 class PipelineStream:
@@ -408,6 +408,6 @@ class _Message:
             raise InvalidArgument(f"malformed message: {error}") from None
         self.operations = request.operations
         if len(self.operations) > MAX_BATCH_OPS:
-            raise TooLarge(f"a message of {len(self.operations)} operations; at most {MAX_BATCH_OPS} are taken")
+            raise TooLarge(f"a message of {len(self.operations)} operations; the maximum is {MAX_BATCH_OPS}")
         self.deadline = self._arrived + min(request.timeout_ms / 1000 or DEFAULT_TIMEOUT, MAX_TIMEOUT)
         return len(data) // (4 * BYTES_PER_UNIT)

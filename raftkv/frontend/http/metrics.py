@@ -90,9 +90,9 @@ def _node(stats: NodeStats) -> Iterator[Metric]:
     yield _gauge("disk_full", "1 if the disk is nearly full: the node gives leaderships away.", _one(stats.disk_full))
     if stats.disk_free >= 0:
         yield _gauge(
-            "disk_free_bytes", "Space left for the data folder, looked at ten times a second.", _one(stats.disk_free)
+            "disk_free_bytes", "Space left for the data folder, sampled ten times a second.", _one(stats.disk_free)
         )
-    yield _gauge("memory_bytes", "Memory of the process, looked at every second.", _one(stats.memory))
+    yield _gauge("memory_bytes", "Memory of the process, sampled every second.", _one(stats.memory))
     yield _gauge("memory_limit_bytes", "Memory from which on new data is refused, 0 = none.", _one(stats.memory_limit))
     yield _gauge("memory_full", "1 if new data is refused because of it.", _one(stats.memory_full))
 
@@ -101,7 +101,7 @@ def _log(stats: NodeStats) -> Iterator[Metric]:
     yield _gauge("wal_bytes", "Size of the write-ahead log on disk.", _one(stats.wal_bytes))
     yield _gauge("wal_segments", "Files of the write-ahead log.", _one(stats.wal_segments))
     yield _gauge("wal_waiting_records", "Records not on stable storage yet.", _one(stats.wal_waiting))
-    yield _gauge("wal_writing_seconds", "How long the present write and sync goes on, 0 = none.", _one(stats.writing))
+    yield _gauge("wal_writing_seconds", "Time since the present write and sync began, 0 = none.", _one(stats.writing))
     yield _histogram("wal_write_seconds", "Time of one write and sync of the write-ahead log.", stats.writes)
 
 
@@ -116,14 +116,14 @@ def _operations(stats: NodeStats, counters: Counters) -> Iterator[Metric]:
     yield _counter("operations_failed_total", text, list(failed.items()), ("kind", "outcome"))
     text = "Time from message to answer, of unary calls and of a sample of those in pipelines."
     yield _histogram("operation_seconds", text, counters.latency)
-    text = "Operations without an answer yet, those of other nodes and of the node itself included."
+    text = "Operations without a response yet, those of other nodes and of the node itself included."
     yield _gauge("operations_outstanding", text, _one(stats.outstanding))
     yield _gauge("operations_outstanding_bytes", "Their size.", _one(stats.outstanding_bytes))
 
 
 def _moves(stats: NodeStats) -> Iterator[Metric]:
     rows: list[Row] = [(("committed",), stats.moves_committed), (("cancelled",), stats.moves_cancelled)]
-    yield _counter("slot_moves_total", "Slot moves that this node has driven to their end.", rows, ("outcome",))
+    yield _counter("slot_moves_total", "Slot moves that this node has completed.", rows, ("outcome",))
     yield _histogram("slot_freeze_seconds", "For how long slots had no service at the end of a move.", stats.freezes)
 
 
@@ -145,7 +145,7 @@ def _replicas(replicas: Sequence[ReplicaStats]) -> Iterator[Metric]:
     roles: list[Row] = [
         ((str(one.status.group), role.name.lower()), one.status.role == role) for one in replicas for role in Role
     ]
-    yield _gauge("raft_role", "1 for the part that the replica plays.", roles, ("group", "role"))
+    yield _gauge("raft_role", "1 for the role of the replica.", roles, ("group", "role"))
     known: list[Row] = [((str(one.status.group),), one.status.leader > 0) for one in replicas if one.member]
     yield _gauge("raft_leader_known", "1 if a leader is known, of groups that the node belongs to.", known, group)
     for name, text, number in (
@@ -157,13 +157,13 @@ def _replicas(replicas: Sequence[ReplicaStats]) -> Iterator[Metric]:
         ("group_records", "Records held.", lambda one: one.status.records),
         ("group_record_bytes", "Size of the keys and values held.", lambda one: one.record_bytes),
         ("group_sessions", "Sessions of clients held.", lambda one: one.sessions),
-        ("group_slots", "Slots held, those on their way included.", lambda one: one.slots),
+        ("group_slots", "Slots held, those being imported included.", lambda one: one.slots),
     ):
         yield _gauge(name, text, per_group(number), group)
     won = per_group(lambda one: one.elections_won)
     yield _counter("raft_elections_won_total", "How often the replica became the leader.", won, group)
     installed = per_group(lambda one: one.snapshots_installed)
-    yield _counter("raft_snapshots_installed_total", "Snapshots taken over from a leader.", installed, group)
+    yield _counter("raft_snapshots_installed_total", "Snapshots installed from a leader.", installed, group)
     yield from _followers([one for one in replicas if one.status.role is Role.LEADER])
 
 

@@ -131,7 +131,7 @@ class Monitor:
             response = web.Response(status=refusal.status, text=f"{refusal.reason}\n")
         except Exception:
             log.exception("%s cannot be answered", request.path, extra=limited(request.path))
-            response = web.Response(status=500, text="the node cannot tell: see its log\n")
+            response = web.Response(status=500, text="internal error: see the node's log\n")
         response.force_close()
         return response
 

@@ -65,7 +65,7 @@ class Copier:
         task.add_done_callback(lambda ended: None if ended.cancelled() else done(ended.result()))
 
     def close(self) -> None:
-        """Let go; whoever leads the source next is asked again."""
+        """Stop; the next leader of the source is asked again."""
         for _, task in self._running.values():
             task.cancel()
 
@@ -100,7 +100,7 @@ class Copier:
     async def _complete(self, op: Complete) -> CopyReport:
         """The source is frozen and clients wait: the summary is made meanwhile."""
         summarizing = asyncio.ensure_future(self._summary(op))
-        # Whether or not anybody gets to ask for it.
+        # Its exception counts as seen even if nobody awaits it.
         summarizing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             seq, cursor, copied = op.seq, op.cursor, 0

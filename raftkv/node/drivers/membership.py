@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 _RETRY: Final = 0.3
 _AFTER_MISTAKE: Final = 2.0
-"""Seconds before a group is looked at again when a step was not possible, and after a mistake of ours."""
+"""Seconds before a group is looked at again when a step was not possible, and after an unexpected error."""
 
 
-class Membership:
+class MembershipDriver:
     """``leading`` gives the meta group's state while this node leads it, else None. ``ask`` executes an operation."""
 
     def __init__(self, leading: Leading, ask: Ask, clock: Clock, rng: random.Random) -> None:
@@ -51,7 +51,7 @@ class Membership:
             self.waiting.pop(group, None)
 
     def close(self) -> None:
-        """Let go; the next leader goes on."""
+        """Stop; the next leader goes on."""
         for task in self._tasks.values():
             task.cancel()
 
@@ -64,7 +64,7 @@ class Membership:
             except Failed as failure:
                 if self.waiting.get(number) != str(failure):
                     self.waiting[number] = str(failure)
-                    log.info("group %d has other voters than wanted: %s", number, failure)
+                    log.info("group %d does not have its desired voters yet: %s", number, failure)
                 await sleep(self._clock, _RETRY)
             except Exception:
                 # A mistake of ours must not stop the other groups, nor be repeated in a tight loop.
@@ -111,7 +111,7 @@ class Membership:
     async def _hand_over(self, group: int, wanted: tuple[int, ...], members: MembersReport) -> None:
         heirs = [node for node in wanted if node in members.contact and node in members.voters]
         if not heirs:
-            raise Failed(f"no member of group {group} that stays can be reached")
+            raise Failed(f"no remaining member of group {group} can be reached")
         await self._ask(Transfer(group, heirs[0]))
         await sleep(self._clock, _RETRY)
 

@@ -1,8 +1,8 @@
 """Moves slots from group to group, while this node leads the meta group.
 
-What is under way stands in the meta group's state; how far each move is, in its source and its target; what comes next,
-in the table of ``shards/moves.py``. The records go from the source's leader to the target (``copier.py``). This driver
-keeps nothing else but counters for reports, so whoever leads the meta group next goes on.
+The meta group's state has the moves in progress, their sources and targets have how far each is, and the table of
+``shards/moves.py`` has the next step. The records go from the source's leader to the target (``copier.py``). This
+driver keeps nothing else but counters for reports, so whoever leads the meta group next goes on.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Mover:
             self._starting = self._spawn(self._start_next())
 
     def close(self) -> None:
-        """Let go; the next leader goes on."""
+        """Stop; the next leader goes on."""
         for task in (*self._tasks.values(), *([] if self._starting is None else [self._starting])):
             task.cancel()
 
@@ -142,11 +142,11 @@ class Mover:
                 await self._advance(known, progress)
             except (Failed, Impossible) as moment:
                 # What is impossible was asked for by another driver since: this one looks again, if it leads at all.
-                log.info("move %d: %s; looking again", move.id, moment, extra=limited(f"move {move.id}"))
+                log.info("move %d: %s; retrying", move.id, moment, extra=limited(f"move {move.id}"))
                 await sleep(self._clock, _RETRY)
             except Exception:
                 # A mistake of ours must not stop the other moves, nor be repeated in a tight loop.
-                log.exception("move %d cannot go on", move.id)
+                log.exception("move %d cannot continue", move.id)
                 await sleep(self._clock, _AFTER_MISTAKE)
         self.run()
 

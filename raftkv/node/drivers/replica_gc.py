@@ -60,24 +60,24 @@ class ReplicaGC:
         self._due = 0.0
 
     def run(self) -> None:
-        """As the meta group's leader: remind the nodes that have something left over. Called ten times a second."""
+        """As the meta group's leader: remind the nodes that still have replicas to drop. Called ten times a second."""
         state = self._leading()
-        if state is None or not state.leftover or self._clock.now() < self._due:
+        if state is None or not state.garbage or self._clock.now() < self._due:
             return
         self._due = self._clock.now() + _PATIENCE
-        for node in sorted({node for _, node in state.leftover}):
+        for node in sorted({node for _, node in state.garbage}):
             if node == self._node:
                 self.clear()
             else:
                 self._tell(node)
 
     def clear(self) -> None:
-        """Look for replicas of this node that are left over, and drop them."""
+        """Look for replicas of groups that this node has left, and drop them."""
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._clear())
 
     def close(self) -> None:
-        """Let go."""
+        """Stop."""
         if self._task is not None:
             self._task.cancel()
 
@@ -89,15 +89,15 @@ class ReplicaGC:
             assert state.map is not None
             # From now on no older map, not even after a restart, makes this node host what it is about to call gone.
             self._keep_map(state.map)
-            for group, node in sorted(state.leftover):
+            for group, node in sorted(state.garbage):
                 if node == self._node:
                     await self._drop(group)
         except (Failed, OSError) as failure:
-            log.info("replicas left over cannot be dropped yet: %s", failure, extra=limited("the meta group"))
+            log.info("replica garbage collection is delayed: %s", failure, extra=limited("the meta group"))
 
     async def _drop(self, group: int) -> None:
         if self._replicas.get(group) is not None:
-            log.info("group %d: this node has left it, its replica is dropped", group)
+            log.info("group %d: this node is no longer a member, its replica is dropped", group)
             self._replicas.drop(group)
         while self._replicas.drops(group):
             await sleep(self._clock, _LOOK)

@@ -1,4 +1,4 @@
-"""What a chaos run came to, in figures: from its folder alone, for terminals, documents and the report. Pure.
+"""The stats of a chaos run: from its folder alone, for terminals, documents and the report. Pure.
 
 Times are seconds, but for latencies and freezes, which are milliseconds as everywhere else.
 """
@@ -86,7 +86,7 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class RecordedFault:
     """One fault. ``confirmed``: whether its effect was seen, None = nobody looked. ``proof``: what was seen.
 
     ``healed``, ``recovered``: None = not before the run's end. ``gap``: the longest one that overlaps the time from the
@@ -119,7 +119,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class KindFigures:
+class KindStats:
     """All faults of one kind. ``skipped``: why it was not injected, each reason once. ``recovery``: of those that the
     cluster recovered from; ``unrecovered``: how many it did not."""
 
@@ -160,8 +160,8 @@ class About:
 
 
 @dataclass(slots=True)
-class Figures:
-    """The figures of one run or of several together.
+class RunStats:
+    """The stats of one run or of several together.
 
     Counters that only the end of a run tells are None if no run told them: not counted is not 0.
     """
@@ -169,7 +169,7 @@ class Figures:
     runs: list[About] = field(default_factory=list)
     operations: dict[str, Counts] = field(default_factory=dict)
     """By kind of client."""
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[RecordedFault] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Kind and reason."""
     gets_ms: list[float] = field(default_factory=list)
@@ -208,13 +208,13 @@ class Figures:
             return f"never ({never:,} faults)"
         return seconds(max((one.recovery or 0.0 for one in self.faults), default=None))
 
-    def kinds(self) -> list[KindFigures]:
+    def kinds(self) -> list[KindStats]:
         """By kind of fault, the kinds sorted."""
         found = []
         for kind in sorted({one.kind for one in self.faults} | {kind for kind, _ in self.skipped}):
             of = [one for one in self.faults if one.kind == kind]
             found.append(
-                KindFigures(
+                KindStats(
                     kind,
                     len(of),
                     sum(one.confirmed is True for one in of),
@@ -227,7 +227,7 @@ class Figures:
         return found
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """What to show in a table: a name and its figures."""
+        """What to show in a table: a name and its stats."""
         if len(self.runs) != 1:
             ends = Counter(one.passed for one in self.runs)
             yield "runs", f"{ends[True]:,} passed, {ends[False]:,} failed, {ends[None]:,} did not end"
@@ -269,9 +269,9 @@ KIND_COLUMNS: Final = (
 )
 
 
-def markdown(figures: Figures) -> str:
+def markdown(stats: RunStats) -> str:
     """The table of faults for a document."""
-    rows = [KIND_COLUMNS, ("---", *("---:",) * (len(KIND_COLUMNS) - 1)), *(kind.cells() for kind in figures.kinds())]
+    rows = [KIND_COLUMNS, ("---", *("---:",) * (len(KIND_COLUMNS) - 1)), *(kind.cells() for kind in stats.kinds())]
     lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
     return "".join(f"| {line} |\n" for line in lines)
 
@@ -313,15 +313,15 @@ _TOLD: Final = {
     "lost": "lost",
     "duplicates": "duplicates",
 }
-"""Fields of :class:`Figures` and what the event ``figures`` calls them."""
+"""Fields of :class:`RunStats` and what the event ``figures`` calls them."""
 
 
-def figures_of(recorded: Recorded) -> Figures:
-    """The figures of a run, or of as much of it as there is."""
+def stats_of(recorded: Recorded) -> RunStats:
+    """The stats of a run, or of as much of it as there is."""
     told = merged_events(recorded, "figures")
     operations = recorded.history.operations
     end = end_of(recorded)
-    found = Figures([_about(recorded, end)], _counts(operations))
+    found = RunStats([_about(recorded, end)], _counts(operations))
     for name, event in _TOLD.items():
         setattr(found, name, _int(told.get(event)))
     elections = _int(told.get("elections"))
@@ -337,9 +337,9 @@ def figures_of(recorded: Recorded) -> Figures:
     return found
 
 
-def merged(several: Iterable[Figures]) -> Figures:
-    """The sum of the figures of several runs."""
-    found = Figures()
+def merged(several: Iterable[RunStats]) -> RunStats:
+    """The sum of the stats of several runs."""
+    found = RunStats()
     for one in several:
         for name in ("runs", "faults", "skipped", "gets_ms", "writes_ms", "freezes_ms"):
             getattr(found, name).extend(getattr(one, name))
@@ -409,16 +409,16 @@ def _counts(operations: Iterable[Operation]) -> dict[str, Counts]:
     }
 
 
-def _faults(recorded: Recorded, gaps: Mapping[str, Sequence[Gap]], end: float) -> list[Fault]:
+def _faults(recorded: Recorded, gaps: Mapping[str, Sequence[Gap]], end: float) -> list[RecordedFault]:
     effects, healed, recovered = (
         {one.get("id"): one for one in recorded.of(event)} for event in ("effect", "healed", "recovered")
     )
-    found: list[Fault] = []
+    found: list[RecordedFault] = []
     for one in recorded.of("fault"):
         name, began = one.get("id"), float(one["t"])
         effect, back = effects.get(name, {}), recovered.get(name)
         found.append(
-            Fault(
+            RecordedFault(
                 len(found) + 1,
                 str(one.get("kind", "")),
                 str(one.get("how", "")),

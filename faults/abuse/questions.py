@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar, Final
 
-from faults.abuse.stage import PROMPT, Scenario, Stage
+from faults.abuse.stage import PROMPT, AbuseScenario, Stage
 from faults.abuse.wire import fill
 from faults.keys import PREFIX
 from raftkv.errors import RaftKVError
@@ -14,7 +14,7 @@ _TAG: Final = "many"
 _GROUP: Final = 1
 
 
-class Checks(Scenario):
+class Checks(AbuseScenario):
     name = "checks"
     what = "StartCheck four times a second on a slot of 200,000 keys"
     memory = None
@@ -27,7 +27,7 @@ class Checks(Scenario):
         codes = await fill(leader, keys, b"c" * 20)
         if codes["OK"] < count:
             raise RaftKVError(f"the slot could not be filled: {dict(codes)}")
-        stood = stage.logged("stood still")
+        stood = stage.logged("this node stalled")
         asked = {"address": leader, "group": _GROUP, "workers": 1, "period": 0.25}
         async with (
             stage.watched(),
@@ -39,10 +39,10 @@ class Checks(Scenario):
             stage.note("keys of the slot", count)
             stage.note("checks that were started", abuser.counts.get("answered", 0))
             stage.note("checks that were refused", abuser.counts.get("failed", 0))
-        stage.note("lines that a node stood still", stage.logged("stood still") - stood, most=0, timed=True)
+        stage.note("lines that a node stood still", stage.logged("this node stalled") - stood, most=0, timed=True)
 
 
-class Questions(Scenario):
+class Questions(AbuseScenario):
     name = "questions"
     what = "GetMap, GetState, GetSlots and ReadSnapshot by 8 askers each, one after the other; 16,384 slots"
     slots = 16_384

@@ -1,4 +1,4 @@
-"""Guarantee: the figures of a chaos run are what its folder says, and what was not counted is not shown as nothing."""
+"""Guarantee: the stats of a chaos run are what its folder says, and what was not counted is not shown as nothing."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 
 from faults.check.history import History, Kind, Outcome
-from faults.report.figures import (
+from faults.report.journal import Recorded, load
+from faults.report.stats import (
     KIND_COLUMNS,
     PROBE,
     WORKLOAD,
     Counts,
-    Figures,
+    RunStats,
     Spread,
     client_kind,
-    figures_of,
     gaps_of,
     markdown,
     merged,
+    stats_of,
 )
-from faults.report.journal import Recorded, load
 from tests.chaos_runs import believable
 
 
@@ -67,10 +67,10 @@ def test_operations_are_counted_by_kind_of_client_and_one_without_an_answer_is_u
     for outcome in (Outcome.OK, Outcome.REFUSED, Outcome.UNKNOWN, Outcome.OPEN):
         put(recorded, "k", 1.0, 2.0, outcome)
     recorded.history.begin("c1a", Kind.GET, "k", 1.0)
-    figures = figures_of(recorded)
-    assert figures.operations == {PROBE: Counts(1, 1, 2), WORKLOAD: Counts(0, 0, 1)}
-    assert figures.total == Counts(1, 1, 3)
-    assert (figures.writes_ms, figures.gets_ms) == ([1000.0], [])
+    stats = stats_of(recorded)
+    assert stats.operations == {PROBE: Counts(1, 1, 2), WORKLOAD: Counts(0, 0, 1)}
+    assert stats.total == Counts(1, 1, 3)
+    assert (stats.writes_ms, stats.gets_ms) == ([1000.0], [])
 
 
 def test_a_spread_of_few_values_is_that_of_these_values() -> None:
@@ -88,7 +88,7 @@ def test_unavailability_is_the_longest_time_between_acknowledgements_that_overla
         put(recorded, "k", began, ended)
     for time in range(1, 18):
         put(recorded, "other", time, time + 0.5)
-    (found,) = figures_of(recorded).faults
+    (found,) = stats_of(recorded).faults
     assert found.gap is not None
     # From 7.8 to 12.1: it began before the recovery. That from 0.1 to 3.6 was over before the fault.
     assert (found.gap.key, found.gap.began, found.gap.ended) == ("k", 7.8, 12.1)
@@ -102,22 +102,22 @@ def test_what_is_not_acknowledged_ends_no_gap() -> None:
     for time, outcome in ((6.0, Outcome.REFUSED), (6.5, Outcome.UNKNOWN)):
         put(recorded, "k", time, time + 0.1, outcome)
     put(recorded, "k", 7.0, 7.1)
-    assert figures_of(recorded).faults[0].unavailability == pytest.approx(2.2)
+    assert stats_of(recorded).faults[0].unavailability == pytest.approx(2.2)
 
 
 def test_a_key_that_is_never_written_again_is_unavailable_as_long_as_somebody_tries() -> None:
     recorded = run(*fault(5, 8, 9), k=1)
     put(recorded, "k", 0.0, 4.0)
     put(recorded, "k", 6.0, 11.0, Outcome.UNKNOWN)
-    assert figures_of(recorded).faults[0].unavailability == pytest.approx(7.0)
+    assert stats_of(recorded).faults[0].unavailability == pytest.approx(7.0)
     put(recorded, "k", 11.0, 0.0, Outcome.OPEN)
-    assert figures_of(recorded).faults[0].unavailability == pytest.approx(16.0), "to the end of the run"
+    assert stats_of(recorded).faults[0].unavailability == pytest.approx(16.0), "to the end of the run"
 
 
 def test_a_key_that_was_not_written_any_more_by_choice_is_not_unavailable() -> None:
     recorded = run(*fault(15, 16, 17), k=1)
     put(recorded, "k", 0.0, 4.0)
-    assert figures_of(recorded).faults[0].gap is None
+    assert stats_of(recorded).faults[0].gap is None
 
 
 def test_gaps_are_those_of_the_probes_keys_alone() -> None:
@@ -134,19 +134,19 @@ def test_gaps_are_those_of_the_probes_keys_alone() -> None:
 def test_a_fault_that_was_not_healed_or_not_recovered_from_never_recovered() -> None:
     sick = fault(8, 9, 10, "f2")
     sick[-1]["healthy"] = False
-    figures = figures_of(run(*fault(1, 2, 3.5), *sick, at(11, "fault", id="f3", kind="kill", how="h", targets=[2])))
-    assert [one.recovery for one in figures.faults] == [1.5, None, None]
-    assert [one.confirmed for one in figures.faults] == [True, True, None]
-    (kill,) = figures.kinds()
+    stats = stats_of(run(*fault(1, 2, 3.5), *sick, at(11, "fault", id="f3", kind="kill", how="h", targets=[2])))
+    assert [one.recovery for one in stats.faults] == [1.5, None, None]
+    assert [one.confirmed for one in stats.faults] == [True, True, None]
+    (kill,) = stats.kinds()
     assert (kill.injected, kill.confirmed, kill.unrecovered) == (3, 2, 2)
     assert kill.cells()[-1] == "never (2)"
-    assert dict(figures.rows())["worst recovery"] == "never (2 faults)"
+    assert dict(stats.rows())["worst recovery"] == "never (2 faults)"
 
 
 def test_kinds_have_median_and_worst_of_their_faults_and_the_reasons_why_one_was_skipped() -> None:
     events = [*fault(1, 2, 3, "a"), *fault(4, 5, 7, "b"), *fault(8, 9, 14, "c"), *fault(15, 16, 16, "d", kind="pause")]
     events += [at(17, "skipped", kind="clock", reason="no right"), at(18, "skipped", kind="clock", reason="no right")]
-    kinds = {one.kind: one for one in figures_of(run(*events)).kinds()}
+    kinds = {one.kind: one for one in stats_of(run(*events)).kinds()}
     assert list(kinds) == ["clock", "kill", "pause"]
     assert (kinds["kill"].recovery.p50, kinds["kill"].recovery.worst) == (2.0, 5.0)
     assert kinds["clock"].skipped == ("no right",)
@@ -159,32 +159,32 @@ def test_kinds_have_median_and_worst_of_their_faults_and_the_reasons_why_one_was
 def test_an_undecided_key_is_no_pass() -> None:
     def passed(undecided: int) -> bool:
         counters = at(19, "figures", **{"checked keys": 9, "undecided keys": undecided})
-        return figures_of(run(counters, at(20, "verdict", passed=True, problems=[]))).passed
+        return stats_of(run(counters, at(20, "verdict", passed=True, problems=[]))).passed
 
     assert passed(0)
     assert not passed(1)
 
 
 def test_a_run_that_broke_off_has_not_passed_and_its_counters_are_not_counted() -> None:
-    figures = figures_of(run(at(3, "leader", group=1, node=2, term=1), at(4, "leader", group=1, node=0, term=1)))
-    rows = dict(figures.rows())
-    assert figures.runs[0].passed is None
-    assert not figures.passed
-    assert figures.elections == 1
+    stats = stats_of(run(at(3, "leader", group=1, node=2, term=1), at(4, "leader", group=1, node=0, term=1)))
+    rows = dict(stats.rows())
+    assert stats.runs[0].passed is None
+    assert not stats.passed
+    assert stats.elections == 1
     for name in ("keys checked", "violations", "acknowledged writes lost", "duplicates", "slots moved"):
         assert rows[name] == "not counted"
 
 
 def test_an_empty_folder_of_figures_is_no_pass() -> None:
-    figures = figures_of(Recorded())
-    assert not figures.passed
-    assert figures.total.total == 0
-    assert figures.kinds() == []
+    stats = stats_of(Recorded())
+    assert not stats.passed
+    assert stats.total.total == 0
+    assert stats.kinds() == []
     assert not merged([]).passed
 
 
-def test_the_figures_of_a_whole_run(tmp_path: Path) -> None:
-    rows = dict(figures_of(load(believable(tmp_path))).rows())
+def test_the_stats_of_a_whole_run(tmp_path: Path) -> None:
+    rows = dict(stats_of(load(believable(tmp_path))).rows())
     assert rows["faults"] == "4 injected, 3 confirmed effective"
     assert rows["moves"] == "5 done, 1 cancelled"
     assert rows["freeze per move"] == "p50 5.0, p99 19.0, max 19.5 ms (5)"
@@ -197,18 +197,18 @@ def test_the_figures_of_a_whole_run(tmp_path: Path) -> None:
 # -- several runs
 
 
-def several(folder: Path) -> Figures:
+def several(folder: Path) -> RunStats:
     runs = [
         believable(folder / "a", seed=1),
         believable(folder / "b", seed=2, violated=True),
         believable(folder / "c", seed=3, ended=False),
     ]
-    return merged(figures_of(load(one)) for one in runs)
+    return merged(stats_of(load(one)) for one in runs)
 
 
-def test_figures_of_several_runs_are_sums_and_spreads_over_all(tmp_path: Path) -> None:
+def test_stats_of_several_runs_are_sums_and_spreads_over_all(tmp_path: Path) -> None:
     total = several(tmp_path)
-    ones = [figures_of(load(tmp_path / name)) for name in "abc"]
+    ones = [stats_of(load(tmp_path / name)) for name in "abc"]
     rows = dict(total.rows())
     assert total.total.total == sum(one.total.total for one in ones)
     assert Spread.of(total.writes_ms).count == sum(len(one.writes_ms) for one in ones)
@@ -231,5 +231,5 @@ def test_the_table_for_documents_is_markdown_that_no_name_breaks(tmp_path: Path)
     assert lines[1].startswith("| --- | ---: |")
     assert len(lines) == 2 + 5
     assert {line.count("|") for line in lines} == {len(KIND_COLUMNS) + 1}
-    (line,) = markdown(figures_of(run(*fault(1, 2, 3, kind="a|b")))).splitlines()[2:]
+    (line,) = markdown(stats_of(run(*fault(1, 2, 3, kind="a|b")))).splitlines()[2:]
     assert line.startswith("| a\\|b | 1 | 1 |")
