@@ -35,7 +35,7 @@ help:
 	@echo "make soak      many seeds on all cores (N=1000 FIRST=1)"
 	@echo "make mutants   plant faults in the code and see that the simulator notices each"
 	@echo "make check     format, lint, types, import contracts, generated code"
-	@echo "make format    format the sources and mend what ruff can mend"
+	@echo "make format    format the sources and fix what ruff can fix"
 	@echo "make generate  make raftkv/v1 from proto/"
 	@echo "make bench     a short measurement on a cluster of its own (ARGS=... goes to python -m bench load)"
 	@echo "make bench-check compare ratios of rates with the committed baseline, a minute (ARGS=--update writes it)"
