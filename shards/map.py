@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cached_property
 from itertools import groupby
 from typing import Any, Final
@@ -25,6 +26,16 @@ class MapError(ValueError):
     """The shard map, or its encoded form, contradicts itself."""
 
 
+class LeadersOver(StrEnum):
+    """Over what leaderships are spread evenly.
+
+    HOSTS: over machines; on each of them as few nodes as possible lead. NODES: over processes.
+    """
+
+    HOSTS = "hosts"
+    NODES = "nodes"
+
+
 @dataclass(frozen=True)
 class Node:
     """A process of the cluster. Addresses are host:port; ``incarnation`` names the life of its data folder."""
@@ -33,6 +44,11 @@ class Node:
     address: str
     peer_address: str
     incarnation: str
+
+    @property
+    def host(self) -> str:
+        """The host of its address for clients, as it is written there but for case."""
+        return self.address.rpartition(":")[0].lower()
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,8 @@ class Group:
 class ShardMap:
     """Who owns what. ``owners[slot]`` is a data group's id; ``groups`` holds the data groups and group 0.
 
-    ``removed``: ids of nodes that were members and must never come back.
+    ``removed``: ids of nodes that were members and must never come back. ``leaders_over``: what preferred leaders are
+    to be spread over.
 
     Raises MapError if the parts do not fit together: every map that exists is a valid one.
     """
@@ -74,6 +91,7 @@ class ShardMap:
     groups: tuple[Group, ...]
     owners: tuple[int, ...]
     removed: tuple[int, ...] = ()
+    leaders_over: LeadersOver = LeadersOver.HOSTS
 
     def __post_init__(self) -> None:
         _check(self)
@@ -141,6 +159,10 @@ class ShardMap:
         others = [old for old in self.nodes if old.id != node.id]
         return replace(self, epoch=self.epoch + 1, nodes=tuple(sorted([*others, node], key=lambda one: one.id)))
 
+    def with_leaders_over(self, over: LeadersOver) -> ShardMap:
+        """A map of the next epoch whose leaders are to be spread over ``over``."""
+        return replace(self, epoch=self.epoch + 1, leaders_over=over)
+
     def without_group(self, group: int) -> ShardMap:
         """A map of the next epoch without ``group``. Raises MapError if it owns slots or is the meta group."""
         return replace(self, epoch=self.epoch + 1, groups=tuple(one for one in self.groups if one.id != group))
@@ -161,6 +183,7 @@ class ShardMap:
             "groups": [[one.id, list(one.voters), list(one.learners), list(one.founders)] for one in self.groups],
             "ranges": [list(run) for run in self.ranges()],
             "removed": list(self.removed),
+            "leaders_over": str(self.leaders_over),
         }
 
     @staticmethod
@@ -184,7 +207,16 @@ class ShardMap:
             groups=tuple(groups),
             owners=_owners(_list(wire.get("ranges"), "ranges")),
             removed=tuple(_list(wire.get("removed"), "removed")),
+            # Maps of before this was there are in data folders and backups.
+            leaders_over=_leaders_over(wire.get("leaders_over", LeadersOver.HOSTS)),
         )
+
+
+def _leaders_over(value: object) -> LeadersOver:
+    try:
+        return LeadersOver(value)  # type: ignore[arg-type]  # whatever it is, it is compared with the members
+    except ValueError:
+        raise MapError("leaders are spread over hosts or nodes") from None
 
 
 def _members(value: object, name: str) -> tuple[int, ...]:

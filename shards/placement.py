@@ -1,11 +1,13 @@
-"""The first placement of a new cluster: slots on groups by the ring, replicas spread evenly over nodes."""
+"""The first placement of a new cluster: slots on groups by the ring, replicas spread evenly over nodes, preferred
+leaders over hosts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from shards.map import META_GROUP, Group, MapError, Node, ShardMap
+from shards.leaders import LeaderLoad, LeaderPlaces
+from shards.map import META_GROUP, Group, LeadersOver, MapError, Node, ShardMap
 from shards.ring import Ring
 from shards.slots import DEFAULT_SLOTS
 
@@ -28,7 +30,8 @@ def initial_map(
     ids = [node.id for node in ordered]
     owners = Ring(range(1, groups + 1)).assign(slots)
     meta = Group(META_GROUP, meta_voters(ids))
-    return ShardMap(cluster_id, 1, slots, tuple(ordered), (meta, *_spread(ids, groups, replicas)), owners)
+    load = LeaderLoad(LeaderPlaces(ordered, LeadersOver.HOSTS))
+    return ShardMap(cluster_id, 1, slots, tuple(ordered), (meta, *_spread(ids, groups, replicas, load)), owners)
 
 
 def meta_voters(nodes: Sequence[int]) -> tuple[int, ...]:
@@ -38,13 +41,12 @@ def meta_voters(nodes: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(nodes)[:count])
 
 
-def _spread(nodes: list[int], groups: int, replicas: int) -> list[Group]:
-    """Deal replicas out in turn, so nodes differ by one at most, and so do their numbers of first voters."""
-    preferred = dict.fromkeys(nodes, 0)
+def _spread(nodes: list[int], groups: int, replicas: int, load: LeaderLoad) -> list[Group]:
+    """Deal replicas out in turn, so nodes differ by one at most; leaders as ``load`` says, which counts them."""
     spread: list[Group] = []
     for index in range(groups):
         voters = [nodes[(index * replicas + turn) % len(nodes)] for turn in range(replicas)]
-        first = min(range(replicas), key=lambda turn: preferred[voters[turn]])
-        preferred[voters[first]] += 1
+        first = min(range(replicas), key=lambda turn: load.rank(voters[turn]))
+        load.add(voters[first])
         spread.append(Group(index + 1, tuple(voters[first:] + voters[:first])))
     return spread

@@ -1,4 +1,4 @@
-"""Plans for a cluster that changes: which slots move between groups, which nodes hold and which lead a group.
+"""Plans for a cluster that changes: which slots move between groups, which nodes hold a group.
 
 Pure: a plan follows from the map and the arguments alone, whatever their order, and a map that already is as a plan
 wants it gives an empty plan. Applying a plan is the caller's.
@@ -18,10 +18,9 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Final
 
+from shards.leaders import LeaderLoad, LeaderPlaces, Voters, led_by
 from shards.map import META_GROUP, Group, ShardMap
 from shards.placement import meta_voters
-
-Voters = tuple[int, ...]
 
 MIN_WEIGHT: Final = 1e-6
 MAX_WEIGHT: Final = 1e6
@@ -182,8 +181,9 @@ def _targets(slots: int, have: Mapping[int, int], shares: Mapping[int, Fraction]
 def place_group(shard_map: ShardMap, replicas: int, among: Iterable[int] | None = None) -> Voters:
     """Voters for a new data group: the ``replicas`` (>= 1) least loaded nodes, preferred leader first.
 
-    Least loaded: fewest replicas of data groups, then first voter of fewest groups, then lowest id. ``among``: ids of
-    the nodes to choose from, all if None. Raises PlanError if there are too few, or one is unknown.
+    Least loaded: fewest replicas of data groups, then first voter of fewest groups, then lowest id. Leaders are spread
+    as the map says. ``among``: ids of the nodes to choose from, all if None. Raises PlanError if there are too few, or
+    one is unknown.
     """
     nodes = _eligible(shard_map, among)
     if replicas < 1:
@@ -192,14 +192,14 @@ def place_group(shard_map: ShardMap, replicas: int, among: Iterable[int] | None 
         raise PlanError(f"{replicas} replicas need as many nodes, there are {len(nodes)}")
     load = _Load(shard_map)
     chosen = sorted(nodes, key=load.rank)[:replicas]
-    return _led_by(min(chosen, key=lambda node: (load.leads[node], load.rank(node))), chosen)
+    return led_by(min(chosen, key=lambda node: (load.leads.rank(node), load.rank(node))), chosen)
 
 
 def drain_node(shard_map: ShardMap, node: int, among: Iterable[int] | None = None) -> dict[int, Voters]:
     """Voters, without ``node``, of every group that has a replica on it.
 
     In its place comes the least loaded other node that is no voter of the group (see :func:`place_group`), out of
-    ``among`` if given. If ``node`` was the first voter, the one that is first in fewest groups follows it. The meta
+    ``among`` if given. If ``node`` was the first voter, one follows it as for a new group. The meta
     group goes without a substitute if fewer nodes want fewer voters; a group with no more than a learner on ``node``
     keeps its voters. Raises PlanError that names the groups for which no node is left, or if a node is unknown.
     """
@@ -283,60 +283,17 @@ def meta_members(shard_map: ShardMap) -> Voters:
     return meta.voters + tuple(others[: max(0, len(meta_voters(nodes)) - len(meta.voters))])
 
 
-def balance_leaders(shard_map: ShardMap) -> dict[int, Voters]:
-    """Voters, in a new order, of the groups to change so that first voters are spread evenly; the meta group counts.
-
-    As even as the voters allow: the sum of squares over the nodes is least, and then also the greatest number is least
-    and the least is greatest (Harvey, Ladner, Lovász, Tamir 2003, Semi-matchings for bipartite graphs and load
-    balancing). Among such orders, one that changes the fewest groups.
-    """
-    voters = {group.id: group.voters for group in _by_id(shard_map.groups)}
-    leaders: dict[int, int] = {}
-    for group in voters:
-        _add_leader(voters, leaders, group)
-    return {group: _led_by(leaders[group], old) for group, old in voters.items() if leaders[group] != old[0]}
-
-
-def _add_leader(voters: Mapping[int, Voters], leaders: dict[int, int], group: int) -> None:
-    """Let ``group`` take part in ``leaders`` (group to node), which is best for its groups before and after.
-
-    One step of successive shortest paths: a leader is added somewhere, and others pass on along a path of nodes to
-    where one more costs least. Each first voter that changes costs 1, a worse spread more than all of these.
-    """
-    hops: dict[tuple[int, int], tuple[int, int]] = {}
-    for other, leader in leaders.items():
-        first = voters[other][0]
-        for node in voters[other]:
-            hop = ((node != first) - (leader != first), other)
-            hops[leader, node] = min(hop, hops.get((leader, node), hop))
-    cost = {node: int(node != voters[group][0]) for node in voters[group]}
-    via: dict[int, tuple[int | None, int]] = dict.fromkeys(cost, (None, group))
-    shorter = True
-    while shorter:
-        shorter = False
-        for (start, end), (change, other) in hops.items():
-            if start in cost and (end not in cost or cost[start] + change < cost[end]):
-                cost[end], via[end] = cost[start] + change, (start, other)
-                shorter = True
-    loads = Counter(leaders.values())
-    # The sum of squares grows by 2 * load + 1.
-    at: int | None = min(cost, key=lambda node: ((2 * loads[node] + 1) * (len(voters) + 1) + cost[node], node))
-    while at is not None:
-        before, passed = via[at]
-        leaders[passed] = at
-        at = before
-
-
 class _Load:
     """What each node carries: replicas of data groups, and how many groups' first voter it is. Plans add to it."""
 
     def __init__(self, shard_map: ShardMap) -> None:
         self.replicas = Counter(node for group in shard_map.data_groups() for node in group.voters)
-        self.leads = Counter(group.voters[0] for group in shard_map.groups)
+        places = LeaderPlaces(shard_map.nodes, shard_map.leaders_over)
+        self.leads = LeaderLoad(places, (group.voters[0] for group in shard_map.groups))
 
     def rank(self, node: int) -> tuple[int, int, int]:
         """The less loaded, the less."""
-        return self.replicas[node], self.leads[node], node
+        return self.replicas[node], self.leads.of[node], node
 
     def substitute(self, group: Group, nodes: Iterable[int]) -> int | None:
         """The one of ``nodes`` that can best become a voter of ``group``, now loaded with it; None if none can."""
@@ -348,10 +305,10 @@ class _Load:
         return best
 
     def led(self, voters: Voters, group: Group) -> Voters:
-        """``voters`` of ``group`` with the one in front that leads least; at a tie, one that was there before."""
-        best = min(voters, key=lambda node: (self.leads[node], node not in group.voters, node))
-        self.leads[best] += 1
-        return _led_by(best, voters)
+        """``voters`` of ``group`` with the one in front that should lead; at a tie, one that was there before."""
+        best = min(voters, key=lambda node: (self.leads.rank(node), node not in group.voters, node))
+        self.leads.add(best)
+        return led_by(best, voters)
 
 
 def _size_without_node(shard_map: ShardMap, group: Group) -> int:
@@ -369,10 +326,6 @@ def _shrunk(group: Group, node: int, size: int, others: list[int]) -> Voters:
 
 def _exchanged(voters: Voters, old: int, new: int) -> Voters:
     return tuple(new if voter == old else voter for voter in voters)
-
-
-def _led_by(leader: int, voters: Iterable[int]) -> Voters:
-    return (leader, *(voter for voter in voters if voter != leader))
 
 
 def _eligible(shard_map: ShardMap, among: Iterable[int] | None) -> list[int]:

@@ -36,8 +36,9 @@ class PlantedFault:
     trouble: tuple[Patch, ...] = ()
 
     def storm(self, seed: int) -> Storm:
-        """The storm of ``seed`` in this fault's profile."""
-        return self.profile(replace(Storm.draw(seed), faults=dict(self.faults), gentle=False, wild=False))
+        """The storm of ``seed`` in this fault's profile; leaders on several nodes give most faults more to meet."""
+        storm = replace(Storm.draw(seed), faults=dict(self.faults), gentle=False, wild=False)
+        return self.profile(replace(storm, settings=replace(storm.settings, one_machine=False)))
 
     @contextlib.contextmanager
     def in_place(self, *, planted: bool = True) -> Iterator[None]:

@@ -49,7 +49,8 @@ State = Literal["running", "dead", "paused", "refused", "failed"]
 class SimSettings:
     """What a cluster is like. Sizes in bytes, times in seconds.
 
-    ``sync``: usual time of a job of the disk, spread log-normally by ``sync_spread``.
+    ``sync``: usual time of a job of the disk, spread log-normally by ``sync_spread``. ``one_machine``: the addresses of
+    all nodes have one host, so that one node leads all groups if it can.
     """
 
     segment_bytes: int = 32 * 1024
@@ -63,6 +64,7 @@ class SimSettings:
     sync: float = 0.0008
     sync_spread: float = 0.5
     conditions: Conditions = field(default_factory=Conditions)
+    one_machine: bool = False
 
 
 class Trace:
@@ -380,9 +382,11 @@ class SimCluster:
         self._cluster = ClusterSection.model_construct(
             id=str(uuid.UUID(int=rng.getrandbits(128))), slots=slots, groups=groups, replicas=replicas
         )
+        listening = {one: f"n{one}:{_CLIENT_PORT}" for one in range(1, nodes + 1)}
+        told = {one: f"machine:{_CLIENT_PORT + one}" for one in listening} if self.settings.one_machine else listening
+        self.network.names = {told[one]: address for one, address in listening.items()}
         self._peers = tuple(
-            PeerSection(id=one, address=f"n{one}:{_CLIENT_PORT}", peer_address=f"n{one}:{_PEER_PORT}")
-            for one in range(1, nodes + 1)
+            PeerSection(id=one, address=told[one], peer_address=f"n{one}:{_PEER_PORT}") for one in range(1, nodes + 1)
         )
         self.nodes = {one: SimNode(self, one, random.Random(rng.getrandbits(64))) for one in range(1, nodes + 1)}
 

@@ -89,6 +89,8 @@ class MemoryNetwork:
         """Told of every delivery."""
         self.repeatable: Callable[[str, bytes], Iterable[int]] | None = None
         """What kinds of messages a sending to an address consists of; none if a harsh network must not repeat it."""
+        self.names: dict[str, str] = {}
+        """Other names of addresses."""
         self._repeats: dict[tuple[str, str], Repeats] = {}
         self._listeners: dict[str, MemoryListener] = {}
         self._cuts: set[tuple[str, str]] = set()
@@ -179,6 +181,7 @@ class MemoryNetwork:
     async def connect(self, source: str, address: str, factory: Callable[[], asyncio.Protocol]) -> MemoryTransport:
         """Connect host ``source`` to a listener; waits while the way is cut. Raises OSError or BadAddress."""
         await asyncio.sleep(0)
+        address = self.names.get(address, address)
         host = parse_address(address).host
         while True:
             if host in self._down or self.is_cut(source, host) or self.is_cut(host, source):

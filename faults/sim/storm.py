@@ -137,8 +137,11 @@ class Storm:
     def draw(cls, seed: int) -> Storm:
         """The same seed always gives the same storm; every tenth below MOVING is a gentle one."""
         if seed >= MOVING:
-            return cls._draw_moving(seed)
-        return cls.draw_gentle(seed) if seed % 10 == 0 else cls._draw_wild(seed)
+            storm = cls._draw_moving(seed)
+        else:
+            storm = cls.draw_gentle(seed) if seed % 10 == 0 else cls._draw_wild(seed)
+        one_machine = random.Random(f"machines {seed}").random() < 0.5
+        return replace(storm, settings=replace(storm.settings, one_machine=one_machine))
 
     @classmethod
     def draw_gentle(cls, seed: int) -> Storm:
@@ -215,8 +218,9 @@ class Storm:
         settings, wire = self.settings, self.settings.conditions
         snapshots = f"snapshots after {settings.snapshot_bytes}, sent in parts of {settings.chunk_bytes}"
         often = ", ".join(f"{kind} every {seconds:.1f} s" for kind, seconds in sorted(self.faults.items()))
+        nodes = f"{self.nodes} nodes{' of one machine' * settings.one_machine}"
         return [
-            f"{self.nodes} nodes, {self.groups} groups of {self.replicas}, {settings.reads} reads, {self.seconds} s",
+            f"{nodes}, {self.groups} groups of {self.replicas}, {settings.reads} reads, {self.seconds} s",
             f"{self.clients} clients of {self.tasks} tasks, workloads {', '.join(self.workloads)}",
             f"calls of {self.timeout} s, a step every {self.pause * 1000:.0f} ms, {self.cancels:.0%} of writes dropped",
             f"segments of {settings.segment_bytes} bytes, {snapshots}, {settings.keep_entries} entries kept",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args, get_origi
 from raftkv.api.status import ClusterState, Digests, FinishedMove, Job, Move, NodeStatus, Role
 from raftkv.errors import Unavailable, WrongVersion
 from raftkv.v1 import admin_pb2
-from shards.map import Group, MapError, Node, ShardMap
+from shards.map import Group, LeadersOver, MapError, Node, ShardMap
 from shards.moves import Phase
 from shards.slots import SLOT_RULE, rule_refusal
 
@@ -101,6 +101,7 @@ def map_message(known: ShardMap, leaders: Mapping[int, int]) -> admin_pb2.GetMap
         ranges=ranges,
         removed=known.removed,
         slot_rule=SLOT_RULE,
+        leaders_over=leaders_over_value(known.leaders_over),
     )
 
 
@@ -120,9 +121,20 @@ def map_of(message: admin_pb2.GetMapResponse) -> ShardMap:
             tuple(read(Group, one) for one in message.groups),
             tuple(part.group for part in message.ranges for _ in range(part.first, part.last + 1)),
             tuple(message.removed),
+            leaders_over_of(message.leaders_over),
         )
     except MapError as problem:
         raise Unavailable(f"a node answered with an invalid shard map: {problem}") from None
+
+
+def leaders_over_value(over: LeadersOver) -> admin_pb2.LeadersOver.ValueType:
+    """``over`` on the wire."""
+    return admin_pb2.LEADERS_OVER_NODES if over is LeadersOver.NODES else admin_pb2.LEADERS_OVER_HOSTS
+
+
+def leaders_over_of(value: admin_pb2.LeadersOver.ValueType) -> LeadersOver:
+    """What :func:`leaders_over_value` wrote; hosts for a value that is not known here."""
+    return LeadersOver.NODES if value == admin_pb2.LEADERS_OVER_NODES else LeadersOver.HOSTS
 
 
 def state_message(state: ClusterState, known: admin_pb2.GetMapResponse) -> admin_pb2.GetStateResponse:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from raftkv.addresses import canonical, parse_address
 from raftkv.api.status import FinishedMove, Job, Move, PlannedMove
 from raftkv.store.meta_state import MAX_FINISHED, MetaState, Refused
-from shards.map import Group, Node, ShardMap
+from shards.map import Group, LeadersOver, Node, ShardMap
 from shards.moves import Phase
 
 MAX_CONCURRENCY: Final = 64
@@ -245,6 +245,14 @@ def _want(state: MetaState, shard_map: ShardMap, _: int, epoch: int, desired: An
     return _with_desired(state, shard_map, desired), 0
 
 
+def _spread_leaders(state: MetaState, shard_map: ShardMap, now: int, epoch: int, over: str, desired: Any) -> Outcome:
+    """As :func:`_want`, and preferred leaders are to be spread over ``over`` from now on."""
+    state, number = _want(state, shard_map, now, epoch, desired)
+    if state.map is not None and state.map.leaders_over != (chosen := LeadersOver(over)):
+        state = replace(state, map=state.map.with_leaders_over(chosen))
+    return state, number
+
+
 def _with_desired(state: MetaState, shard_map: ShardMap, desired: Any) -> MetaState:
     """A learner stays one whatever is desired: only its group's log can tell that nobody makes it a voter any more."""
     for number, voters in desired:
@@ -424,6 +432,7 @@ _COMMANDS: Final[dict[str, Callable[..., Outcome]]] = {
     "remove group": _remove_group,
     "dropped": _dropped,
     "want": _want,
+    "spread leaders": _spread_leaders,
     "learn": _learn,
     "voters": _note_voters,
     "add node": _add_node,

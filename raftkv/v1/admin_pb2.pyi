@@ -19,6 +19,23 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _LeadersOver:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LeadersOverEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeadersOver.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEADERS_OVER_HOSTS: _LeadersOver.ValueType  # 0
+    """Machines, by the hosts of the nodes' addresses; on each of them few nodes lead."""
+    LEADERS_OVER_NODES: _LeadersOver.ValueType  # 1
+
+class LeadersOver(_LeadersOver, metaclass=_LeadersOverEnumTypeWrapper): ...
+
+LEADERS_OVER_HOSTS: LeadersOver.ValueType  # 0
+"""Machines, by the hosts of the nodes' addresses; on each of them few nodes lead."""
+LEADERS_OVER_NODES: LeadersOver.ValueType  # 1
+Global___LeadersOver: _TypeAlias = LeadersOver  # noqa: Y015
+
 class _Role:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -177,11 +194,14 @@ class GetMapResponse(_message.Message):
     RANGES_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     SLOT_RULE_FIELD_NUMBER: _builtins.int
+    LEADERS_OVER_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     epoch: _builtins.int
     slots: _builtins.int
     slot_rule: _builtins.int
     """The rule by which keys get their slots; absent: 1, of version 0.1."""
+    leaders_over: Global___LeadersOver.ValueType
+    """What preferred leaders are to be spread over."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeInfo]: ...
     @_builtins.property
@@ -203,10 +223,11 @@ class GetMapResponse(_message.Message):
         ranges: _abc.Iterable[Global___SlotRange] | None = ...,
         removed: _abc.Iterable[_builtins.int] | None = ...,
         slot_rule: _builtins.int = ...,
+        leaders_over: Global___LeadersOver.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "groups", b"groups", "nodes", b"nodes", "ranges", b"ranges", "removed", b"removed", "slot_rule", b"slot_rule", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "groups", b"groups", "leaders_over", b"leaders_over", "nodes", b"nodes", "ranges", b"ranges", "removed", b"removed", "slot_rule", b"slot_rule", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -788,6 +809,34 @@ class ChangeVoters(_message.Message):
 Global___ChangeVoters: _TypeAlias = ChangeVoters  # noqa: Y015
 
 @_typing.final
+class SpreadLeaders(_message.Message):
+    """As ChangeVoters, and preferred leaders are to be spread over this from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    over: Global___LeadersOver.ValueType
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___WantedVoters]: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        over: Global___LeadersOver.ValueType = ...,
+        groups: _abc.Iterable[Global___WantedVoters] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "groups", b"groups", "over", b"over"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpreadLeaders: _TypeAlias = SpreadLeaders  # noqa: Y015
+
+@_typing.final
 class DrainNode(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -828,6 +877,7 @@ class ChangeRequest(_message.Message):
     DRAIN_NODE_FIELD_NUMBER: _builtins.int
     UNDRAIN_NODE_FIELD_NUMBER: _builtins.int
     REMOVE_NODE_FIELD_NUMBER: _builtins.int
+    SPREAD_LEADERS_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     """16 random bytes: a repeated request has the outcome of the first. Empty = the node draws them."""
     pause: _builtins.bool
@@ -845,6 +895,8 @@ class ChangeRequest(_message.Message):
     def change_voters(self) -> Global___ChangeVoters: ...
     @_builtins.property
     def drain_node(self) -> Global___DrainNode: ...
+    @_builtins.property
+    def spread_leaders(self) -> Global___SpreadLeaders: ...
     def __init__(
         self,
         *,
@@ -859,12 +911,13 @@ class ChangeRequest(_message.Message):
         drain_node: Global___DrainNode | None = ...,
         undrain_node: _builtins.int = ...,
         remove_node: _builtins.int = ...,
+        spread_leaders: Global___SpreadLeaders | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "start_plan", b"start_plan", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "spread_leaders", b"spread_leaders", "start_plan", b"start_plan", "undrain_node", b"undrain_node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "start_plan", b"start_plan", "token", b"token", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "spread_leaders", b"spread_leaders", "start_plan", b"start_plan", "token", b"token", "undrain_node", b"undrain_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["start_plan", "pause", "cancel", "pace", "add_group", "remove_group", "change_voters", "drain_node", "undrain_node", "remove_node"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["start_plan", "pause", "cancel", "pace", "add_group", "remove_group", "change_voters", "drain_node", "undrain_node", "remove_node", "spread_leaders"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 

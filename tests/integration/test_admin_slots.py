@@ -183,10 +183,29 @@ def test_an_interrupted_command_leaves_the_job_going_on(cluster: LocalCluster, a
 def test_leaders(cluster: LocalCluster, admin: Admin) -> None:
     for node in cluster.nodes:
         until(lambda: admin("leader transfer 1", str(node)) == 0 and cluster.leader(1) == node)  # noqa: B023 - at once
-    report = admin.json("leader balance")
+    report = admin.json("leader balance --over nodes")
+    assert report["over"] == admin.json("map show")["leaders_over"] == "nodes"
     assert sorted(len(node["leads"]) for node in report["nodes"]) == [1, 1, 1]
     wanted = {one["group"]: one["wanted"] for one in report["groups"]}
     until(lambda: {group: cluster.leader(group) for group in wanted} == wanted)
+
+    report = admin.json("leader balance --over hosts")
+    assert sorted(len(node["leads"]) for node in report["nodes"]) == [0, 0, 3]
+    assert admin.json("leader balance")["over"] == "hosts"
+
+
+def test_leaders_of_one_machine_stay_together_when_their_node_dies(cluster: LocalCluster, admin: Admin) -> None:
+    groups = [group["id"] for group in admin.json("map show")["groups"]]
+    first = admin.json("leader balance --over hosts")["groups"][0]["wanted"]
+    until(lambda: {cluster.leader(group) for group in groups} == {first})
+    cluster.kill(first)
+    with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
+        for number in range(20):
+            client.put(f"after {number}", b"1")
+            client.delete(f"after {number}")
+    until(lambda: len({*(leaders := {cluster.leader(group) for group in groups})}) == 1 and first not in leaders)
+    cluster.restart(first)
+    until(lambda: {cluster.leader(group) for group in groups} == {first})
 
 
 def test_replicas_are_equal(cluster: LocalCluster, admin: Admin) -> None:

@@ -18,12 +18,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shards import Group, Node, ShardMap
+from shards.leaders import balance_leaders
 from shards.placement import meta_voters
 from shards.planner import (
     Move,
     PlanError,
     balance,
-    balance_leaders,
     balance_nodes,
     batches,
     drain_node,

@@ -434,10 +434,16 @@ def test_leaders_are_balanced(world: World, admin: Admin) -> None:
         assert world.command("add group", [1, 2, 3]) == group
     for group in world.leading:
         world.leading[group] = 1
-    report = admin.json("leader balance")
+    report = admin.json("leader balance --over nodes")
     assert sorted(len(node["leads"]) for node in report["nodes"]) == [1, 2, 2]
     assert all(one["leader"] == one["wanted"] for one in report["groups"])
-    assert admin("leader balance") == 0
+    assert admin.json("leader balance")["over"] == "nodes"
+    assert admin("map show") == 0
+    assert "leaders spread over nodes" in admin.out
+
+    report = admin.json("leader balance --over hosts")
+    assert sorted(len(node["leads"]) for node in report["nodes"]) == [0, 0, 5]
+    assert admin.json("cluster status")["leaders_over"] == "hosts"
 
 
 def test_a_leader_that_stays_is_told(world: World, admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,7 +452,7 @@ def test_a_leader_that_stays_is_told(world: World, admin: Admin, monkeypatch: py
     target = next(node for node in world.map.group(1).voters if node != world.leading[1])
     assert admin("leader transfer 1", str(target)) == 6
     assert "cannot hand over at this moment" in admin.err
-    report = admin.json("leader balance", code=6)
+    report = admin.json("leader balance --over nodes", code=6)
     assert [one["group"] for one in report["missing"]] == [1]
 
 

@@ -37,7 +37,7 @@ def test_a_dead_node_is_not_made_leader(world: World, admin: Admin) -> None:
 
 def test_balancing_leaders_does_not_wait_for_a_dead_node(world: World, admin: Admin) -> None:
     world.stop_node(3)
-    report = admin.json("leader balance", code=6)
+    report = admin.json("leader balance --over nodes", code=6)
     assert {one["reason"] for one in report["missing"]} == {report["missing"][0]["reason"]}
     assert report["missing"][0]["reason"].startswith(f"node 3 does not answer: {world.address(3)}: ")
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from shards import Group, Node, ShardMap, initial_map
+from shards.leaders import balance_leaders
 from shards.planner import (
     Move,
     PlanError,
     balance,
-    balance_leaders,
     balance_nodes,
     batches,
     drain_node,

@@ -13,7 +13,7 @@ from shards import Group, MapError, Node, ShardMap, initial_map
 
 
 def nodes(count: int) -> list[Node]:
-    return [Node(i, f"127.0.0.1:{7400 + i}", f"127.0.0.1:{7500 + i}", f"life{i}") for i in range(1, count + 1)]
+    return [Node(i, f"127.0.0.{i}:{7400 + i}", f"127.0.0.1:{7500 + i}", f"life{i}") for i in range(1, count + 1)]
 
 
 @pytest.fixture

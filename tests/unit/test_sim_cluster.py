@@ -271,6 +271,23 @@ def test_a_full_node_hands_over_what_it_leads_and_gets_it_back_when_it_has_room(
     run(scenario)
 
 
+def test_leaders_of_one_machine_gather_on_one_node_also_when_it_dies() -> None:
+    async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
+        first = preferred(cluster, 1)
+        await until(lambda: set(cluster.leaders().values()) == {first})
+        cluster.kill(first, power_loss=False)
+        await until(lambda: cluster.leaders().keys() == {0, 1, 2} and len({*cluster.leaders().values()}) == 1)
+        assert first not in cluster.leaders().values()
+        await client.put("a", "1")
+        second = cluster.leaders()[1]
+        await asyncio.sleep(20.0)
+        assert set(cluster.leaders().values()) == {second}, "and there they stay"
+        cluster.nodes[first].start()
+        await until(lambda: set(cluster.leaders().values()) == {first}, 60.0)
+
+    run(scenario, settings=SimSettings(one_machine=True))
+
+
 def preferred(cluster: SimCluster, group: int) -> int:
     """The node that the map wants to lead ``group``."""
     node = cluster.nodes[1].node

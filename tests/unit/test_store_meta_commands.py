@@ -340,3 +340,18 @@ def test_a_late_report_of_voters_is_refused() -> None:
     assert "known as of entry 12" in meta.refused("voters", 1, 10, [*voters, new])
     assert meta.state.map.group(1).voters == voters
     meta.do("voters", 1, 12, voters)
+
+
+def test_what_leaders_are_spread_over_is_set_with_their_new_order() -> None:
+    meta = Meta(nodes=3)
+    assert "plan again" in meta.refused("spread leaders", meta.epoch + 1, "nodes", [])
+    assert meta.tell(meta.op("spread leaders", meta.epoch, "racks", [])).code == Code.INVALID_ARGUMENT
+    meta.do("spread leaders", meta.epoch, "nodes", [[1, [2, 1, 3]]])
+    assert meta.store.map is not None
+    assert meta.store.map.leaders_over == "nodes"
+    assert meta.store.map.group(1).voters == (2, 1, 3)
+    epoch = meta.epoch
+    meta.do("spread leaders", epoch, "nodes", [])
+    assert meta.epoch == epoch
+    meta.do("spread leaders", epoch, "hosts", [])
+    assert meta.store.map.leaders_over == "hosts"

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from raftkv.api.status import PeerStatus, ReplicaStatus
 from raftkv.cli.admin.survey import Picture
-from raftkv.cli.admin.text import counted, listed, time_text
+from raftkv.cli.admin.text import counted, listed, map_line, time_text
 from raftkv.cli.console import Section
 from shards.map import META_GROUP, Group
 
@@ -33,6 +33,7 @@ def cluster_report(picture: Picture, max_lag: int = MAX_LAG) -> dict[str, Any]:
         "cluster_id": state.map.cluster_id,
         "epoch": state.map.epoch,
         "slots": state.map.slots,
+        "leaders_over": str(state.map.leaders_over),
         "meta_answers": state.vouched,
         "healthy": not problems,
         "nodes": nodes,
@@ -195,7 +196,7 @@ def _group_problems(groups: list[dict[str, Any]], picture: Picture, max_lag: int
 
 def show_status(report: dict[str, Any]) -> Iterator[Section | str]:
     """The tables of ``cluster status``."""
-    yield f"cluster {report['cluster_id']}, map of epoch {report['epoch']}, {report['slots']} slots"
+    yield map_line(report)
     yield Section(
         "",
         ("node", "address", "state", "replicas", "leads", "version", "up"),

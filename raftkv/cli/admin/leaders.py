@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import click
 
 from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import AdminExit, Partial, Precondition, ask, command, complain, emit
-from raftkv.cli.admin.placing import DesiredVoters, check_answers, voters_request
+from raftkv.cli.admin.placing import DesiredVoters, check_answers, leaders_request, voters_request
 from raftkv.cli.admin.survey import survey
 from raftkv.cli.admin.text import listed
 from raftkv.cli.console import Section
@@ -17,8 +18,8 @@ from raftkv.cli.parameters import NODE
 from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock, sleep
 from raftkv.errors import RaftKVError
-from shards.map import META_GROUP
-from shards.planner import balance_leaders
+from shards.leaders import balance_leaders
+from shards.map import META_GROUP, LeadersOver
 
 _PATIENCE: Final = 15.0
 """Seconds until a leadership that was handed over must have arrived: leaders that have just been elected hesitate."""
@@ -108,20 +109,28 @@ async def hand_over(client: AdminClient, wanted: Mapping[int, int]) -> dict[int,
 
 
 @command(leader_command, "balance")
-def balance() -> int:
-    """Spread the leaderships evenly over the nodes, with the fewest changes.
+@click.option(
+    "--over",
+    type=click.Choice([str(over) for over in LeadersOver]),
+    help="From now on: hosts, on each of which as few nodes as possible lead, or nodes.  [default: as before]",
+)
+def balance(over: str | None) -> int:
+    """Spread the leaderships evenly, with few changes, over hosts or over nodes.
 
     Exits with 6 if a group does not have its desired leader after that; the same command resumes.
 
     \b
     Example:
-      raftkv-admin leader balance
+      raftkv-admin leader balance --over nodes
     """
 
     async def main(client: AdminClient) -> dict[str, Any]:
         state = await client.state()
-        order = {group: voters for group, voters in balance_leaders(state.map).items() if group not in state.wanted}
-        await prefer(client, state, order)
+        chosen = state.map.leaders_over if over is None else LeadersOver(over)
+        plan = balance_leaders(replace(state.map, leaders_over=chosen))
+        order = {group: voters for group, voters in plan.items() if group not in state.wanted}
+        if order or chosen != state.map.leaders_over:
+            await client.change(leaders_request(state, chosen, order))
         wanted = {
             group.id: order.get(group.id, group.voters)[0] for group in state.map.groups if group.id not in state.wanted
         }
@@ -133,7 +142,7 @@ def balance() -> int:
             if node not in picture.alive
         }
         missing |= await hand_over(client, {group: node for group, node in wanted.items() if group not in missing})
-        return balance_report(state, wanted, (await client.known()).leaders, missing)
+        return {"over": str(chosen), **balance_report(state, wanted, (await client.known()).leaders, missing)}
 
     report = ask(main, "leaderships are still being transferred to the preferred nodes")
     emit(report, show_balance)
@@ -167,6 +176,7 @@ def balance_report(
 
 def show_balance(report: dict[str, Any]) -> Iterator[Section | str]:
     """The tables of ``leader balance``."""
+    yield f"leaders are spread over {report['over']}"
     rows: list[tuple[object, ...]] = [
         (
             "0 (meta)" if one["group"] == META_GROUP else str(one["group"]),

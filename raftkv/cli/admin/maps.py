@@ -10,7 +10,7 @@ import click
 from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import ask, command, emit
 from raftkv.cli.admin.survey import current
-from raftkv.cli.admin.text import listed, ranges_text, shortened
+from raftkv.cli.admin.text import listed, map_line, ranges_text, shortened
 from raftkv.cli.common import argument_bytes, field
 from raftkv.cli.console import Section
 from raftkv.client.arguments import encode_key
@@ -93,12 +93,13 @@ def map_report(state: ClusterState) -> dict[str, Any]:
             for group in shard_map.groups
         ],
         "removed": list(shard_map.removed),
+        "leaders_over": str(shard_map.leaders_over),
     }
 
 
 def show_map(report: dict[str, Any]) -> Iterator[Section | str]:
     """The tables of ``map show``."""
-    yield f"cluster {report['cluster_id']}, map of epoch {report['epoch']}, {report['slots']} slots"
+    yield map_line(report)
     rows: list[tuple[object, ...]] = [(node["id"], node["address"], node["peer_address"]) for node in report["nodes"]]
     yield Section("", ("node", "address", "peer address"), rows)
     rows = [

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from raftkv.api.messages import leaders_over_value
 from raftkv.api.status import ClusterState
 from raftkv.cli.admin.common import Precondition
 from raftkv.cli.admin.survey import Picture, check_quorums, survey
@@ -18,8 +19,9 @@ from raftkv.cli.admin.watch import Seen, until
 from raftkv.client.admin import AdminClient
 from raftkv.errors import ConditionFailed
 from raftkv.v1 import admin_pb2
-from shards.map import META_GROUP, ShardMap
-from shards.planner import PlanError, Voters, balance_nodes, drain_node, meta_members, replace_node
+from shards.leaders import Voters
+from shards.map import META_GROUP, LeadersOver, ShardMap
+from shards.planner import PlanError, balance_nodes, drain_node, meta_members, replace_node
 
 DesiredVoters = Mapping[int, Voters]
 """Group -> voters that it is to have."""
@@ -132,6 +134,12 @@ def voters_request(state: ClusterState, desired: DesiredVoters) -> admin_pb2.Cha
     """The change that gives groups other voters."""
     change = admin_pb2.ChangeVoters(epoch=state.map.epoch, groups=_wanted(desired))
     return admin_pb2.ChangeRequest(change_voters=change)
+
+
+def leaders_request(state: ClusterState, over: LeadersOver, desired: DesiredVoters) -> admin_pb2.ChangeRequest:
+    """The change that gives groups other preferred leaders, spread over ``over`` from now on."""
+    spread = admin_pb2.SpreadLeaders(epoch=state.map.epoch, over=leaders_over_value(over), groups=_wanted(desired))
+    return admin_pb2.ChangeRequest(spread_leaders=spread)
 
 
 def drain_request(state: ClusterState, node: int, desired: DesiredVoters) -> admin_pb2.ChangeRequest:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)(/s)?", re.IGNORECASE)
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _UNITS: Final = ("B", "KB", "MB", "GB", "TB")
 MAX_RATE: Final = 2**40
+
+
+def map_line(report: Mapping[str, Any]) -> str:
+    """What a map is, of a report that has its cluster, epoch, slots and what leaders are spread over."""
+    what = f"cluster {report['cluster_id']}, map of epoch {report['epoch']}, {report['slots']} slots"
+    return f"{what}, leaders spread over {report['leaders_over']}"
 
 
 def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.api.failures import failure_of
-from raftkv.api.messages import fields_of, map_message, state_message, status_message
+from raftkv.api.messages import fields_of, leaders_over_of, map_message, state_message, status_message
 from raftkv.api.status import ClusterState
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.group import Check
@@ -183,6 +183,9 @@ def _change_arguments(request: admin_pb2.ChangeRequest) -> list[Any] | None:
         return ["plan", plan.epoch, moves, plan.concurrency, plan.rate]
     if kind == "change_voters":
         return ["want", request.change_voters.epoch, _desired_voters(request.change_voters.groups)]
+    if kind == "spread_leaders":
+        spread = request.spread_leaders
+        return ["spread leaders", spread.epoch, str(leaders_over_of(spread.over)), _desired_voters(spread.groups)]
     if kind == "drain_node":
         return ["drain", request.drain_node.epoch, request.drain_node.node, _desired_voters(request.drain_node.groups)]
     if kind == "pace":

@@ -19,6 +19,7 @@ from raftkv.node.replicas import Replica, Replicas
 from raftkv.node.room import Room
 from raftkv.raft import RaftGroup
 from raftkv.store.codec import pack
+from shards.leaders import Succession, Voters
 from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import initial_map
 
@@ -68,6 +69,7 @@ class Maintenance:
         self._led_since: dict[int, float] = {}
         self._transfer_due: dict[int, float] = {}
         self._flight_due: dict[int, float] = {}
+        self._succession: tuple[ShardMap | None, Succession | None] = (None, None)
 
     def run(self, shard_map: ShardMap | None) -> None:
         """Propose what is due. Called about ten times a second with the node's copy of the map."""
@@ -77,13 +79,21 @@ class Maintenance:
         if shard_map is not None:
             for number, replica in self._replicas.data.items():
                 self._tend(number, replica, shard_map)
+            succession = self._succession_of(shard_map)
             for group in shard_map.groups:
                 replica_here = self._replicas.get(group.id)
                 if replica_here is not None:
-                    self._give_way(replica_here, group.voters[0])
+                    self._give_way(replica_here, succession.of(group, replica_here.node))
 
-    def _give_way(self, group: RaftGroup, preferred: int) -> None:
-        """Leaderships are spread as the map wants them: each group's first voter leads it, if it can and has room.
+    def _succession_of(self, shard_map: ShardMap) -> Succession:
+        known, succession = self._succession
+        if succession is None or known is not shard_map:
+            succession = Succession(shard_map)
+            self._succession = (shard_map, succession)
+        return succession
+
+    def _give_way(self, group: RaftGroup, order: Voters) -> None:
+        """Leaderships are where the map wants them: the first of ``order`` that is up leads, once it holds the log.
 
         A node whose disk is full leads nothing while another voter can.
         """
@@ -96,19 +106,20 @@ class Maintenance:
             able = [node for node in group.voters if node != group.node and self._can_lead(group, node)]
             if able and now >= self._flight_due.get(group.group, 0.0):
                 self._flight_due[group.group] = now + _BETWEEN_FLIGHTS
-                group.transfer(preferred if preferred in able else max(able, key=group.core.match_index))
-        elif preferred != group.node and now >= due and self._can_lead(group, preferred):
-            self._transfer_due[group.group] = now + _BETWEEN_TRANSFERS
-            group.transfer(preferred)
+                best = max(able, key=group.core.match_index)
+                group.transfer(next((node for node in order if node in able), best))
+        elif now >= due:
+            wanted = next((node for node in order if node == group.node or self._is_up(group, node)), group.node)
+            if wanted != group.node and self._can_lead(group, wanted):
+                self._transfer_due[group.group] = now + _BETWEEN_TRANSFERS
+                group.transfer(wanted)
+
+    def _is_up(self, group: RaftGroup, node: int) -> bool:
+        return node in group.voters and not self._room.of(node).disk and group.answers(node)
 
     def _can_lead(self, group: RaftGroup, node: int) -> bool:
         # Nothing is written while a leader waits for its successor to catch up.
-        return (
-            node in group.voters
-            and not self._room.of(node).disk
-            and group.answers(node)
-            and group.core.match_index(node) + _MAX_LAG >= group.log.last_index
-        )
+        return self._is_up(group, node) and group.core.match_index(node) + _MAX_LAG >= group.log.last_index
 
     def _form(self, meta: RaftGroup) -> None:
         members = self._members()
