@@ -75,6 +75,7 @@ def test_others_lead_while_a_disk_is_full_and_the_node_comes_back_by_itself(
     """Not one write is refused; the full node's log waits for room, and then holds all that it missed."""
     write(cluster, 1)
     pids = {node: cluster.pid(node) for node in cluster.nodes}
+    until(lambda: admin("leader balance") == 0, "who is to lead leads")
     victim = cluster.leader(1)
     disks[victim].tell(full=True)
     until(lambda: victim not in leaders(cluster), "others lead")
