@@ -12,7 +12,6 @@ import msgpack
 import pytest
 
 from faults.sim.disk import SimDisk
-from faults.sim.raftparts import LabFiles, Machine
 from faults.sim.worker import SimWorker
 from raftkv.errors import CorruptData
 from raftkv.raft.snapshots import align
@@ -22,6 +21,7 @@ from raftkv.storage.format import FORMAT
 from raftkv.storage.snapshots import SnapshotInfo, SnapshotStore
 from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
+from tests.group_lab import GroupMachine, LabFiles
 
 FOLDER = "n/snapshots"
 IDENTITY = {
@@ -212,6 +212,6 @@ def test_what_a_peer_sends_is_not_this_nodes_damage() -> None:
 
 def test_the_laboratory_says_the_same() -> None:
     """Its files stand for the real ones in all tests of groups."""
-    files = LabFiles(None, None, 0.0)  # type: ignore[arg-type]
+    files = LabFiles({}, lambda delay, call: None, 0.0)
     with pytest.raises(CorruptData, match="missing"):
-        align(1, None, 9, [], None, Machine(), files)  # type: ignore[arg-type]
+        align(1, None, 9, [], None, GroupMachine(), files)  # type: ignore[arg-type]
