@@ -1,28 +1,28 @@
 """The Raft laboratory with real :class:`RaftGroup`: for tests of what executes a step's result, and of snapshot files.
 
-A group's WAL is its replica's two lists of records. Its snapshot files are kept in memory.
+A group's WAL is its replica's two lists of records. Its snapshot files are real, on a simulated disk.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgpack
 
+from faults.sim.disk import SimDisk
 from faults.sim.raftlab import Lab
 from faults.sim.raftreplica import GROUP, LabReplica, LabSnapshot, Machine, Recovered
 from raftkv.commands.base import Command
 from raftkv.commands.results import Result
-from raftkv.errors import CorruptData
 from raftkv.raft import RaftGroup
 from raftkv.raft.proposals import Done, Proposal
 from raftkv.raft.reads import ReadDone
 from raftkv.raft.ready import Appended, Barred, Covered, HardState, Ready, Truncated
 from raftkv.raft.snapshots import GroupSnapshots
+from raftkv.storage.snapshots import SnapshotStore
 
+T = TypeVar("T")
 Later = Callable[[float, Callable[[], None]], None]
 """Calls back in so many seconds, if the node still lives then."""
 
@@ -75,135 +75,31 @@ class _MachineRestore:
         Machine.__init__(self._machine, self._time, self._applied)
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotFile:
-    index: int
-    term: int
-    voters: tuple[int, ...]
-    raw: bytes
-
-    @property
-    def size(self) -> int:
-        return len(self.raw)
-
-    @property
-    def path(self) -> str:
-        return f"snapshot-{self.index}"
-
-
-def _seal(index: int, term: int, voters: Sequence[int], chunks: Sequence[bytes]) -> bytes:
-    body = msgpack.packb((index, term, list(voters), list(chunks)))
-    return zlib.crc32(body).to_bytes(4, "big") + bytes(body)
-
-
-def as_file(snapshot: LabSnapshot) -> SnapshotFile:
-    """The file of a snapshot that is a value."""
+def write_file(snapshot: LabSnapshot, store: SnapshotStore) -> None:
+    """Have a file of a snapshot that is a value."""
     machine = snapshot.machine()
-    raw = _seal(snapshot.index, snapshot.term, snapshot.voters, [msgpack.packb((machine.time, machine.applied))])
-    return SnapshotFile(snapshot.index, snapshot.term, snapshot.voters, raw)
+    writer = store.writer(GROUP, snapshot.index, snapshot.term, snapshot.voters)
+    writer.add([msgpack.packb((machine.time, machine.applied))], lambda _: None)
+    writer.commit(lambda *_: None)
 
 
-def _unseal(raw: bytes, index: int, term: int) -> tuple[tuple[int, ...], list[bytes]]:
-    if len(raw) < 5 or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "big"):
-        raise CorruptData(f"snapshot-{index}", 0, "the checksum is wrong")
-    found, found_term, voters, chunks = msgpack.unpackb(raw[4:])
-    if (found, found_term) != (index, term):
-        raise CorruptData(f"snapshot-{index}", 0, f"it is of entry {found}, term {found_term}")
-    return tuple(voters), list(chunks)
+class LabWorker:
+    """Each job is done ``delay`` seconds after it was submitted, and its end noticed after as many again."""
 
-
-class LabFiles:
-    """Snapshot files of one start of a node; every callback comes ``delay`` seconds later, if the node still lives."""
-
-    def __init__(self, held: dict[int, SnapshotFile], later: Later, delay: float) -> None:
-        self.held = held
-        self.later = later
+    def __init__(self, later: Later, delay: float) -> None:
+        self._later = later
         self.delay = delay
-        self.aborted = 0
-        self.busy = False
-        self.hurry = False
-        self.space = 1 << 40
 
-    def room(self) -> int:
-        return self.space
-
-    def latest(self, group: int) -> SnapshotFile | None:
-        return max(self.held.values(), key=lambda info: info.index, default=None)
-
-    def open(self, info: SnapshotFile) -> Iterator[bytes]:
-        yield from _unseal(self.held[info.index].raw, info.index, info.term)[1]
-
-    def damaged(self, info: SnapshotFile, chunk: int, problem: Exception) -> CorruptData:
-        return CorruptData(info.path, chunk, str(problem))
-
-    def missing(self, group: int, index: int) -> CorruptData:
-        return CorruptData(f"snap-{group}-{index}", 0, "the snapshot is missing")
-
-    def read_raw(self, info: SnapshotFile, offset: int, size: int) -> bytes:
-        return info.raw[offset : offset + size]
-
-    def writer(self, group: int, index: int, term: int, voters: Sequence[int]) -> Writer:
-        self.busy = True
-        return Writer(self, index, term, tuple(voters))
-
-    def incoming(self, group: int, index: int, term: int, size: int) -> _Incoming:
-        return _Incoming(self, index, term)
-
-    def prune(self, group: int, keep_index: int) -> None:
-        for index in [index for index in self.held if index < keep_index]:
-            del self.held[index]
-
-    def put(self, index: int, term: int, raw: bytes) -> SnapshotFile:
-        voters, _ = _unseal(raw, index, term)
-        info = self.held[index] = SnapshotFile(index, term, voters, raw)
-        return info
-
-
-class Writer:
-    def __init__(self, files: LabFiles, index: int, term: int, voters: tuple[int, ...]) -> None:
-        self._files, self._index, self._term, self._voters = files, index, term, voters
-        self._chunks: list[bytes] = []
-
-    def add(self, chunks: Sequence[bytes], done: Callable[[BaseException | None], None]) -> None:
-        self._chunks += chunks
-        self._files.later(self._files.delay, lambda: done(None))
-
-    def commit(self, done: Callable[[Any, BaseException | None], None]) -> None:
-        def written() -> None:
-            raw = _seal(self._index, self._term, self._voters, self._chunks)
-            info = self._files.put(self._index, self._term, raw)
-            self._files.busy = False
-            self._files.later(self._files.delay, lambda: done(info, None))
-
-        self._files.later(self._files.delay, written)
-
-    def abort(self) -> None:
-        self._files.aborted += 1
-        self._files.busy = False
-
-
-class _Incoming:
-    def __init__(self, files: LabFiles, index: int, term: int) -> None:
-        self._files, self._index, self._term = files, index, term
-        self._raw = bytearray()
-
-    def write(self, offset: int, data: bytes, done: Callable[[BaseException | None], None]) -> None:
-        self._raw[offset : offset + len(data)] = data
-        self._files.later(self._files.delay, lambda: done(None))
-
-    def commit(self, done: Callable[[Any, BaseException | None], None]) -> None:
-        def verified() -> None:
+    def submit(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
+        def run() -> None:
+            result, failure = None, None
             try:
-                info = self._files.put(self._index, self._term, bytes(self._raw))
-            except CorruptData as problem:
-                done(None, problem)
-                return
-            self._files.later(self._files.delay, lambda: done(info, None))
+                result = work()
+            except Exception as error:  # noqa: BLE001 (it is handed to done)
+                failure = error
+            self._later(self.delay, lambda: done(result, failure))
 
-        self._files.later(self._files.delay, verified)
-
-    def abort(self) -> None:
-        self._files.aborted += 1
+        self._later(self.delay, run)
 
 
 class LabWal:
@@ -263,12 +159,14 @@ class GroupReplica(LabReplica):
 
     def __init__(self, lab: Lab, node: int, founders: Sequence[int]) -> None:
         super().__init__(lab, node, founders)
-        self.disk: dict[int, SnapshotFile] = {}
+        self.disk = SimDisk()
         self.fatal: list[BaseException] = []
 
     def _open(self, found: Recovered) -> None:
         self.machine = GroupMachine()
-        self.files = LabFiles(self.disk, self.later, self.lab.file_delay)
+        self.disk.kill()
+        self.worker = LabWorker(self.later, self.lab.file_delay)
+        self.files = SnapshotStore(self.disk.mount(), self.worker, "snapshots")
         self.group = RaftGroup(
             GROUP,
             self.node,
@@ -303,7 +201,7 @@ class GroupReplica(LabReplica):
 
     def drop(self) -> None:
         super().drop()
-        self.disk.clear()
+        self.disk = SimDisk()
 
     def close(self) -> None:
         self.group.close()

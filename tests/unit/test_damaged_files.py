@@ -21,7 +21,6 @@ from raftkv.storage.format import FORMAT
 from raftkv.storage.snapshots import SnapshotInfo, SnapshotStore
 from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
-from tests.group_lab import GroupMachine, LabFiles
 
 FOLDER = "n/snapshots"
 IDENTITY = {
@@ -208,10 +207,3 @@ def test_what_a_peer_sends_is_not_this_nodes_damage() -> None:
     assert "the received data is discarded" in str(failure)
     assert "replace the node" not in str(failure)
     assert not [name for name in other.files() if "snap-" in name]
-
-
-def test_the_laboratory_says_the_same() -> None:
-    """Its files stand for the real ones in all tests of groups."""
-    files = LabFiles({}, lambda delay, call: None, 0.0)
-    with pytest.raises(CorruptData, match="missing"):
-        align(1, None, 9, [], None, GroupMachine(), files)  # type: ignore[arg-type]

@@ -259,7 +259,7 @@ def test_a_snapshot_under_way_ends_with_its_replica() -> None:
     """Nothing is recorded for a group that is not hosted any more."""
     lab, leader = led(1, (1,), (), kind=GroupLab)
     assert isinstance(leader, GroupReplica)
-    leader.files.delay = 0.01
+    leader.worker.delay = 0.01
     leader.machine.chunk_items = 1
     for number in range(20):
         write(lab, leader, b"%d" % number + b"x" * 50_000)
@@ -268,5 +268,5 @@ def test_a_snapshot_under_way_ends_with_its_replica() -> None:
     records = leader.recorded
     leader.close()
     lab.run(1.0)
-    assert leader.files.aborted == 1
+    assert leader.disk.files() == {}
     assert leader.recorded == records

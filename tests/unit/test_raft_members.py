@@ -16,7 +16,8 @@ from raftkv.raft.elections import Elections
 from raftkv.raft.log import GroupLog
 from raftkv.raft.membership import MAX_LAG, Membership
 from raftkv.raft.messages import Type
-from tests.group_lab import GroupLab, GroupReplica, LabFiles
+from raftkv.storage.snapshots import SnapshotStore
+from tests.group_lab import GroupLab, GroupReplica
 from tests.members_lab import beat, change, led, refusal, write
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
@@ -378,12 +379,12 @@ def test_h11g_a_snapshot_has_the_voters_of_its_entry(monkeypatch: pytest.MonkeyP
     """A change that stood in the log when the snapshot was taken, and was truncated later, does not come back."""
     lab, leader = led(4, (1, 2, 3), (4,), RaftConfig(keep_entries=0), GroupLab)
     if mutant:
-        plain = LabFiles.writer
+        plain = SnapshotStore.writer
 
-        def newest(files: LabFiles, group: int, index: int, term: int, voters: Any) -> Any:
+        def newest(files: SnapshotStore, group: int, index: int, term: int, voters: Any) -> Any:
             return plain(files, group, index, term, leader.voters)
 
-        monkeypatch.setattr(LabFiles, "writer", newest)
+        monkeypatch.setattr(SnapshotStore, "writer", newest)
     write(lab, leader, b"a")
     lab.isolate(1)
     leader.change(1, 2, 3, 4)

@@ -13,8 +13,9 @@ from raftkv.raft import RaftConfig
 from raftkv.raft.log import FIRST_INDEX
 from raftkv.raft.ready import Entry
 from raftkv.raft.snapshots import align
+from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
-from tests.group_lab import GroupLab, GroupMachine, LabFiles, as_file
+from tests.group_lab import GroupLab, GroupMachine, write_file
 
 
 def _real(replica: LabReplica, rng: random.Random) -> tuple[tuple[int, int], tuple[int, int], list[Entry]]:
@@ -44,15 +45,14 @@ def _real(replica: LabReplica, rng: random.Random) -> tuple[tuple[int, int], tup
     wal.flush()
     assert wal.durable == wal.appended
     disk.kill()
-    files = LabFiles({}, lambda delay, call: None, 0.0)
-    info = None if replica.snapshot is None else as_file(replica.snapshot)
-    if info is not None:
-        files.held[info.index] = info
+    store = SnapshotStore(disk.mount(), SimWorker(True), "snapshots")
+    if replica.snapshot is not None:
+        write_file(replica.snapshot, store)
     wal = mount()
     state = wal.recovered[GROUP]
     assert state.founders == replica.founders
     assert state.floor == recover(replica.durable).floor
-    base, entries = align(GROUP, info, state.snapshot_index, state.entries, wal, GroupMachine(), files)
+    base, entries = align(GROUP, store.latest(GROUP), state.snapshot_index, state.entries, wal, GroupMachine(), store)
     return (state.term, state.vote), base, entries
 
 

@@ -15,7 +15,9 @@ from raftkv.raft.leadership import Leadership
 from raftkv.raft.messages import Type
 from raftkv.raft.ready import Covered, Entry
 from raftkv.raft.snapshots import GroupSnapshots, align
-from tests.group_lab import GroupLab, GroupMachine, GroupReplica, LabFiles, LabWal, SnapshotFile
+from raftkv.storage.snapshot_format import SnapshotInfo
+from raftkv.storage.snapshots import SnapshotStore
+from tests.group_lab import GroupLab, GroupMachine, GroupReplica, LabWal
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 EAGER = RaftConfig(snapshot_bytes=1000, keep_entries=0, max_open_entries=64)
@@ -189,7 +191,7 @@ def test_h8c_offer_of_a_snapshot_that_is_held_keeps_the_tail(monkeypatch: pytest
     node.receive(1, [GROUP, Type.SNAPSHOT_OFFER, 1, info.index, info.term, info.size])
     lab.run(0.0)
     if mutant:
-        node.receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, info.raw])
+        node.receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, other.files.read_raw(info, 0, info.size)])
         lab.run(0.0)
     assert node.raft.log.last_index == (6 if mutant else 9)
     assert [ack.message[6] for ack in lab.take(2, 1, Type.ACK)] == [7]
@@ -210,7 +212,7 @@ def test_h8d_crash_between_rename_and_wal_record_keeps_the_tail(monkeypatch: pyt
     node.receive(1, append(1, 1, 0, [(1, batch(b"%d" % number)) for number in range(6)], commit=4))
     lab.run(0.0)
     node.take_snapshot()
-    while not node.disk:
+    while node.files.latest(GROUP) is None:
         lab.run(0.001)
     assert Covered(4, 1) not in [*node.durable, *node.unsynced]
     node.kill()
@@ -227,7 +229,7 @@ def test_h8f_chunks_of_two_leaders_do_not_mix() -> None:
     info = leader.files.latest(GROUP)
     assert info is not None
     lab.pump(1, 3, Type.SNAPSHOT_OFFER)
-    chunk = info.raw[: limits.SNAPSHOT_PART_BYTES]
+    chunk = leader.files.read_raw(info, 0, limits.SNAPSHOT_PART_BYTES)
     lab[3].receive(2, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, chunk])
     lab[3].receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index + 1, 0, chunk])
     lab[3].receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 5, chunk])
@@ -278,7 +280,7 @@ def test_leader_change_in_the_middle_of_a_snapshot() -> None:
         lab.tick(2, after=0.2)
         lab.pump()
     assert lab[3].commands() == successor.commands() != []
-    assert lab[3].files.aborted == 1
+    assert len(lab[3].disk.files()) == 1, "the half is gone"
 
 
 def test_h14g_own_late_snapshot_does_not_replace_a_newer_one() -> None:
@@ -292,13 +294,13 @@ def test_h14g_own_late_snapshot_does_not_replace_a_newer_one() -> None:
     _snapshot(lab, other)
     info = other.files.latest(GROUP)
     assert info is not None
-    node.files.delay = 0.5
+    node.worker.delay = 0.5
     _snapshot(lab, node)
-    node.files.delay = 0.0
+    node.worker.delay = 0.0
     lab.take()
     node.receive(1, [GROUP, Type.SNAPSHOT_OFFER, 1, info.index, info.term, info.size])
     lab.run(0.0)
-    node.receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, info.raw])
+    node.receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, other.files.read_raw(info, 0, info.size)])
     lab.run(0.0)
     assert node.status().snapshot_index == 9
     lab.run(2.0)
@@ -313,7 +315,7 @@ def test_h14g_own_late_snapshot_does_not_replace_a_newer_one() -> None:
 
 
 def _align(
-    info: SnapshotFile | None, compacted: int, entries: list[Entry], files: LabFiles
+    info: SnapshotInfo | None, compacted: int, entries: list[Entry], files: SnapshotStore
 ) -> tuple[tuple[int, int], list[Entry]]:
     lab = GroupLab(1, by_hand=True)
     return align(GROUP, info, compacted, entries, LabWal(lab[1]), GroupMachine(), files)
@@ -326,12 +328,13 @@ def test_h14e_damaged_snapshot_stops_the_start() -> None:
     node.receive(1, append(1, 1, 0, [(1, batch(b"a"))], commit=2))
     lab.run(0.0)
     _snapshot(lab, node)
-    info = node.disk[2]
+    info = node.files.latest(GROUP)
+    assert info is not None
     node.kill()
-    node.disk[2] = SnapshotFile(info.index, info.term, info.voters, info.raw[:-1] + b"?")
-    with pytest.raises(CorruptData, match="checksum"):
+    node.disk.flip(info.path, info.size - 1)
+    with pytest.raises(CorruptData, match="damaged"):
         node.start()
-    del node.disk[2]
+    node.disk.delete(info.path)
     with pytest.raises(CorruptData, match="missing"):
         node.start()
 
@@ -354,7 +357,7 @@ def test_log_that_contradicts_the_snapshot_is_dropped() -> None:
     donor.receive(3, append(2, 1, 0, [(2, batch(b"a")), (2, batch(b"b"))], commit=3))
     lab.run(0.0)
     _snapshot(lab, donor)
-    node.disk = dict(donor.disk)
+    node.disk = donor.disk.copy()
     node.start()
     assert (node.raft.log.base_index, node.raft.log.last_index) == (3, 3)
     lab.run(0.0)
@@ -433,7 +436,7 @@ def test_snapshots_are_rarer_the_larger_the_state_is(share: float, snapshots: in
 def test_a_snapshot_under_way_is_enough() -> None:
     """Who wants one while one is taken does not get two."""
     lab, leader = _lagging()
-    leader.files.delay = 0.01
+    leader.worker.delay = 0.01
     leader.put(b"next")
     lab.run(0.0)
     lab.pump(1, 2)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 import pytest
 
 from raftkv.raft import RaftConfig
 from raftkv.raft.messages import Type
-from tests.group_lab import GroupLab, GroupReplica, Writer
+from tests.group_lab import GroupLab, GroupReplica
 
 LATER = 3.0
 """Seconds after which a snapshot is tried again."""
@@ -37,14 +36,20 @@ def want(lab: GroupLab, replica: GroupReplica) -> None:
     lab.run(0.0)
 
 
+def room(replica: GroupReplica, size: int) -> None:
+    """So many bytes of its disk are free."""
+    replica.disk.capacity = replica.disk.used() + size
+
+
 def test_a_snapshot_without_room_is_not_begun_and_taken_when_there_is_some() -> None:
     lab = GroupLab(by_hand=True, config=RaftConfig(keep_entries=0))
     leader = leading(lab)
     snapshots, before = leader.snapshots, leader.snapshots.index
-    leader.files.space = snapshots.size - 1
+    room(leader, snapshots.size - 1)
+    operations = leader.disk.operations
     want(lab, leader)
-    assert (snapshots.index, leader.files.aborted, snapshots.lacks) == (before, 0, snapshots.size)
-    leader.files.space = 1 << 40
+    assert (snapshots.index, leader.disk.operations, snapshots.lacks) == (before, operations, snapshots.size)
+    room(leader, 1 << 40)
     want(lab, leader)
     assert snapshots.index == before, "it rests a while"
     lab.run(LATER)
@@ -54,22 +59,16 @@ def test_a_snapshot_without_room_is_not_begun_and_taken_when_there_is_some() -> 
 
 
 @pytest.mark.parametrize(("code", "lacks"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
-def test_a_snapshot_that_could_not_be_written_leaves_the_old_one_and_comes_later(
-    monkeypatch: pytest.MonkeyPatch, code: int, lacks: bool
-) -> None:
+def test_a_snapshot_that_could_not_be_written_leaves_the_old_one_and_comes_later(code: int, lacks: bool) -> None:
     lab = GroupLab(by_hand=True, config=RaftConfig(keep_entries=0))
     leader = leading(lab)
     snapshots, before = leader.snapshots, leader.snapshots.index
-
-    def fail(writer: Writer, done: Callable[[None, BaseException], None]) -> None:
-        done(None, OSError(code, "planted"))
-
-    monkeypatch.setattr(Writer, "commit", fail)
+    leader.disk.fail_syncs("snapshots", code)
     want(lab, leader)
     lab.run(0.1)
     assert snapshots.index == before
     assert bool(snapshots.lacks) is lacks
-    monkeypatch.undo()
+    leader.disk.before_sync = None
     lab.run(LATER)
     want(lab, leader)
     lab.run(0.1)
@@ -85,13 +84,13 @@ def test_a_follower_without_room_does_not_pull_a_snapshot_until_it_has_some() ->
     put(lab, leader)
     want(lab, leader)
     lab.heal()
-    lab[3].files.space = 0
+    room(lab[3], 0)
     for _ in range(3):
         lab.tick(1, after=0.2)
         lab.pump()
     assert not lab.find(3, 1, Type.SNAPSHOT_PULL)
     assert lab[3].snapshots.lacks == leader.snapshots.size
-    lab[3].files.space = 1 << 40
+    room(lab[3], 1 << 40)
     for _ in range(20):
         lab.tick(1, after=0.2)
         lab.pump()
