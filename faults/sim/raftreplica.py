@@ -146,7 +146,6 @@ class LabReplica:
         self.unsynced: list[Record | Dropped] = []
         self.snapshot: LabSnapshot | None = None
         self.machine = Machine()
-        self.notes: list[str] = []
         self.starts = 0
         self.rate = 1.0
         self._consensus: Consensus | None = None
@@ -162,8 +161,7 @@ class LabReplica:
         self._held: list[tuple[int, int, list[Any]]] = []
         self._fetching: Offer | None = None
         self._turn_due = self._taking = False
-        found = recover(self.durable)
-        self._open(found)
+        self._open(recover(self.durable))
         log = self.raft.log
         self._persisted = Persisted(self.node, log.term, log.vote, log.last_index)
         self.set_learners(self.learners)
@@ -198,11 +196,11 @@ class LabReplica:
     def random(self) -> random.Random:
         return random.Random(f"{self.lab.seed} {self.node} {self.starts}")
 
-    def kill(self, *, keep: int | None = None) -> None:
-        """Kill -9 or power loss: what was durable stays, and ``keep`` records (None: any) of a sync begun."""
+    def kill(self) -> None:
+        """Kill -9 or power loss: what was durable stays, and some of the records of a sync that was begun."""
         if self.alive:
             begun = max(0, self._syncing - len(self.durable))
-            self.durable += self.unsynced[: self.lab.rng.randint(0, begun) if keep is None else keep]
+            self.durable += self.unsynced[: self.lab.rng.randint(0, begun)]
             self.unsynced = []
             self._consensus = None
             self.lab.on_killed(self.node)
@@ -213,7 +211,7 @@ class LabReplica:
         self.close()
         self.durable += [*self.unsynced, Dropped(log.last_term, log.last_index)]
         self.unsynced, self.snapshot = [], None
-        self.kill(keep=0)
+        self.kill()
 
     def close(self) -> None:
         self.raft.close()
@@ -286,7 +284,6 @@ class LabReplica:
             self.send(node, message)
         for node, message in ready.after:
             self.hold(node, message)
-        self.notes += [text for _, text in ready.notes]
         self._apply(ready.committed)
         for done in ready.reads:
             done(Code.OK)
