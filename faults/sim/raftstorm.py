@@ -17,7 +17,7 @@ from raftkv.errors import Code
 from raftkv.raft import RaftConfig
 from raftkv.raft.configurations import CONFIG, pack_voters, unpack_voters
 
-_SECONDS: Final = 8.0
+_SECONDS: Final = 11.0
 _CLIENTS: Final = 4
 _FAULTS: Final = (
     *("kill", "kill", "revive", "revive", "revive", "cut", "isolate", "heal", "heal", "heal"),
