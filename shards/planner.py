@@ -198,10 +198,10 @@ def place_group(shard_map: ShardMap, replicas: int, among: Iterable[int] | None 
 def drain_node(shard_map: ShardMap, node: int, among: Iterable[int] | None = None) -> dict[int, Voters]:
     """Voters, without ``node``, of every group that has a replica on it.
 
-    In its place comes the least loaded other node that is no voter of the group (see :func:`place_group`), out of
-    ``among`` if given. If ``node`` was the first voter, one follows it as for a new group. The meta
-    group goes without a substitute if fewer nodes want fewer voters; a group with no more than a learner on ``node``
-    keeps its voters. Raises PlanError that names the groups for which no node is left, or if a node is unknown.
+    In its place comes the least loaded other node that is not a voter of the group (see :func:`place_group`), out of
+    ``among`` if given. If ``node`` was the first voter, one follows it as for a new group. The meta group goes without
+    a substitute if fewer nodes want fewer voters; a group with no more than a learner on ``node`` keeps its voters.
+    Raises PlanError that names the groups for which no node is left, or if a node is unknown.
     """
     _known(shard_map, node)
     others = [other for other in _eligible(shard_map, among) if other != node]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from faults.sim.raftlab import Lab, LabAnswer, LabReplica
+from collections.abc import Callable
+
+from faults.sim.raftlab import Lab
+from faults.sim.raftreplica import LabAnswer, LabReplica
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig
 
@@ -12,9 +15,10 @@ def led(
     founders: tuple[int, ...] = (1, 2, 3),
     learners: tuple[int, ...] = (4,),
     config: RaftConfig | None = None,
+    kind: Callable[..., Lab] = Lab,
 ) -> tuple[Lab, LabReplica]:
     """By hand: node 1 leads and has heard of everyone."""
-    lab = Lab(nodes, founders=founders, by_hand=True, config=config)
+    lab = kind(nodes, founders=founders, by_hand=True, config=config)
     lab.set_learners(*learners)
     leader = lab.elect(1)
     beat(lab)

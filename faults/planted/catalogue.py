@@ -438,7 +438,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
     PlantedFault(
         "learners count",
         "members",
-        "a learner counts for nothing",
+        "a learner does not count",
         ("commit",),
         ((replication, "counted", moves.counts_all),),
         {},

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -42,15 +42,13 @@ def search(fault: PlantedFault, most: int = MOST, lately: int = 0) -> Sought:
     for tried, seed in enumerate(dict.fromkeys([*([lately] if lately else []), *range(1, most + 1)]), 1):
         storm = fault.storm(seed)
         with fault.in_place():
-            noticed = run(storm, whole=False)
-        if not noticed.problems:
+            problems = run(storm, whole=False).problems
+        if not problems:
             continue
-        said = noticed.problems[0]
+        said = problems[0]
         if fault.notices(said):
-            # As far as the fault has let it come.
-            until_then = replace(storm, seconds=min(storm.seconds, noticed.seconds))
             with fault.in_place(planted=False):
-                sound = run(until_then)
+                sound = run(storm)
             assert sound.passed, f"{fault.name}, seed {seed}, fails unplanted: {sound.problems[0]}"
             return Sought(fault.name, tried, seed, said)
     return Sought(fault.name, tried, problem=said)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from faults.sim.raftparts import LabError
 from raftkv.raft.messages import WAITS, Type
 from raftkv.raft.ready import Appended, Covered, HardState, Ready, Truncated
+
+
+class LabError(Exception):
+    """The laboratory was used wrongly, or a replica says more than it persisted, or is busy without end."""
 
 
 class Persisted:

@@ -1,38 +1,34 @@
-"""A laboratory for the Raft adapter: the replicas of one group in one process, on virtual time.
+"""A laboratory for consensus: the replicas of one group in one process, on values and on virtual time.
 
-Everything around :class:`raftkv.raft.RaftGroup` is simulated and deterministic: clocks (each with its own rate), links
-(msgpack both ways, links numbered as the real ones), one WAL and one snapshot folder for each node, which lose on a
-crash what was not synced. Two ways of use:
+Replicas (:mod:`faults.sim.raftreplica`) execute what their consensus returns; links (packed messages, numbered as the
+real ones) and clocks (each with its own rate) are simulated and deterministic. Two ways of use:
 
 - by hand (``Lab(by_hand=True)``): messages wait in ``lab.wire`` until the test delivers, drops or repeats them, time
   stands still and nothing ticks unless told so;
-- running: messages, syncs and ticks happen by themselves as virtual time passes (``lab.run``).
+- running: messages, syncs and ticks happen by themselves as time passes (``lab.run``).
 """
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from dataclasses import dataclass
+from typing import Any, Final
 
 import msgpack
 
-from faults.sim.persisted import Persisted
-from faults.sim.raftparts import STEPS, LabClock, LabDisk, LabError, LabFiles, LabWal, Machine, VirtualTime
+from faults.sim.persisted import LabError
+from faults.sim.raftreplica import GROUP, LabAnswer, LabReplica
 from raftkv.commands.records import Put
-from raftkv.commands.results import Result
-from raftkv.errors import Code
-from raftkv.raft import RaftConfig, RaftGroup
+from raftkv.raft import RaftConfig
 from raftkv.raft.entries import pack_batch
-from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import FIRST_INDEX
 from raftkv.raft.messages import Type
-from raftkv.raft.ready import Ready
 
-GROUP: Final = 7
-_TICK: Final = 0.02
+_STEPS: Final = 10_000
+"""Things that may happen at one moment before it is taken for an endless loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,219 +46,6 @@ class Envelope:
     @property
     def type(self) -> Type:
         return Type(self.message[1])
-
-
-class LabReplica:
-    """One node, over all its starts. ``group`` is None while it is dead."""
-
-    def __init__(self, lab: Lab, node: int, founders: Sequence[int]) -> None:
-        self.lab = lab
-        self.node = node
-        self.founders = tuple(founders)
-        self.learners: tuple[int, ...] = ()
-        self.disk = LabDisk()
-        self.rate = 1.0
-        self.sync_delay: float | None = lab.sync_delay
-        self.group: RaftGroup | None = None
-        self.machine = Machine()
-        self.fatal: list[BaseException] = []
-        self.starts = 0
-        self._turn_due = False
-
-    # -- life
-
-    def start(self) -> None:
-        lab, state = self.lab, self.disk.recover()
-        self.starts += 1
-        start = self.starts
-
-        def alive() -> bool:
-            return self.starts == start and self.group is not None
-
-        def later(delay: float, call: Callable[[], None]) -> None:
-            def guarded() -> None:
-                if alive():
-                    call()
-                    self.wal.flush()
-
-            lab.world.at(lab.world.now + delay, guarded)
-
-        self.wal = LabWal(self.disk, later, self.sync_delay)
-        self.clock = LabClock(lab.world, alive, self.wal.flush, self.rate)
-        self.files = LabFiles(self.disk, later, lab.file_delay)
-        self.machine = Machine()
-        self._held: list[tuple[int, int, bytes]] = []
-        self._later = later
-        self._turn_due = False
-        self.group = None
-        self.group = RaftGroup(
-            GROUP,
-            self.node,
-            self.founders,
-            hard_state=(state.term, state.vote),
-            floor=state.floor,
-            lost=state.lost != (0, 0),
-            compacted=state.snapshot_index,
-            entries=state.entries,
-            machine=self.machine,
-            wal=self.wal,
-            files=self.files,
-            outbox=self,
-            clock=self.clock,
-            rng=random.Random(f"{lab.seed} {self.node} {start}"),
-            config=lab.config,
-            wake=self.wake,
-            fatal=self.fatal.append,
-        )
-        self._assert_on_values(self.group)
-        self.group.set_learners(self.learners)
-        self.wal.listeners += [self._release, self.group.on_durable]
-        lab.on_started(self)
-        if not lab.by_hand:
-            self._tick_for_ever()
-        self.wake()
-
-    def _assert_on_values(self, group: RaftGroup) -> None:
-        """Persist before send, on all that its steps say."""
-        log, step = group.log, group.consensus.step
-        persisted = Persisted(self.node, log.term, log.vote, log.last_index)
-
-        def watched(now: float) -> Ready:
-            ready = step(now)
-            persisted.take(ready)
-            return ready
-
-        cast(Any, group.consensus).step = watched
-
-    def kill(self, *, keep: int | None = None) -> None:
-        """Kill -9 or power loss: the WAL keeps what was durable and ``keep`` records (None: any) of a write begun."""
-        if self.group is not None:
-            self.wal.crash(self.lab.rng, keep)
-            self.group = None
-            self.lab.on_killed(self.node)
-
-    def drop(self) -> None:
-        """Host the group no more: nothing stays but what the WAL keeps. The next start begins with an empty log."""
-        log = self.raft.log
-        self.raft.close()
-        self.wal.drop(GROUP, log.last_term, log.last_index)
-        self.wal.sync()
-        self.disk.files.clear()
-        self.kill()
-
-    @property
-    def alive(self) -> bool:
-        return self.group is not None
-
-    @property
-    def raft(self) -> RaftGroup:
-        if self.group is None:
-            raise LabError(f"node {self.node} is dead")
-        return self.group
-
-    @property
-    def lead(self) -> Leadership:
-        lead = self.raft.consensus.lead
-        if lead is None:
-            raise LabError(f"node {self.node} does not lead")
-        return lead
-
-    def _tick_for_ever(self) -> None:
-        self.raft.tick()
-        self.wal.flush()
-        self._later(_TICK / self.rate, self._tick_for_ever)
-
-    def wake(self) -> None:
-        if not self._turn_due:
-            self._turn_due = True
-            if self.group is None:  # asked for during its construction
-                return
-            self._later(0.0, self._turn)
-
-    def _turn(self) -> None:
-        self._turn_due = False
-        self.raft.step()
-
-    # -- the outbox
-
-    def send(self, node: int, message: list[Any]) -> None:
-        self.lab.send(self.node, node, msgpack.packb(message))
-
-    def send_when_durable(self, node: int, message: list[Any]) -> None:
-        if self.wal.durable >= self.wal.appended:
-            self.send(node, message)
-        else:
-            self._held.append((self.wal.appended, node, msgpack.packb(message)))
-
-    def _release(self, durable: int) -> None:
-        ready = [held for held in self._held if held[0] <= durable]
-        self._held = [held for held in self._held if held[0] > durable]
-        for _, node, packed in ready:
-            self.lab.send(self.node, node, packed)
-
-    def link_number(self, node: int) -> int:
-        return self.lab.link_numbers[self.node, node]
-
-    # -- what tests do to it
-
-    def receive(self, peer: int, message: list[Any]) -> bool:
-        """Hand over a message, packed and unpacked on its way."""
-        well_formed = self.raft.receive(peer, list(msgpack.unpackb(msgpack.packb(message))))
-        self.wake()
-        return well_formed
-
-    def put(self, value: bytes, key: bytes = b"k") -> LabAnswer:
-        outcome = LabAnswer(value)
-        self.raft.propose([Put(0, key, value)], len(value), outcome.sink)
-        return outcome
-
-    def read(self, *, quorum: bool, key: bytes = b"k") -> LabAnswer:
-        """Read ``key``; ``outcome.seen`` is the value at the moment at which the read was served."""
-        outcome = LabAnswer(b"")
-
-        def done(code: Code) -> None:
-            outcome.answers.append(Result(code))
-            if code == Code.OK:
-                outcome.seen = self.machine.values.get(key)
-
-        self.raft.read(quorum, done)
-        return outcome
-
-    def change(self, *voters: int, heard: bool = True) -> LabAnswer:
-        """Have the voters changed. ``heard``: as if a newcomer that counts as caught up had answered in this moment."""
-        outcome = LabAnswer(b"")
-        self.raft.change_members(voters, lambda result: outcome.sink([result]))
-        asked = self.raft.membership._asked
-        if asked is not None and heard:
-            self.lead.followers[asked.newcomer].matched = asked.seq + 1
-        self.raft.step()
-        return outcome
-
-    def commands(self) -> list[bytes]:
-        return [value for _, _, value in self.machine.applied]
-
-
-@dataclass(slots=True)
-class LabAnswer:
-    """The answer to one proposal or read; an answer that comes twice is an error."""
-
-    value: bytes
-    answers: list[Result] = field(default_factory=list)
-    seen: bytes | None = None
-
-    def sink(self, results: list[Result]) -> None:
-        if self.answers:
-            raise LabError(f"{self.value!r} was answered twice: {self.answers[0]} and {results}")
-        (result,) = results
-        self.answers.append(result)
-
-    @property
-    def code(self) -> Code | None:
-        return Code(self.answers[0].code) if self.answers else None
-
-    @property
-    def ok(self) -> bool:
-        return self.code == Code.OK
 
 
 def batch(*values: bytes, time: int = 1) -> bytes:
@@ -288,7 +71,31 @@ Fate = Callable[[Envelope], Sequence[float]]
 """Delays in seconds after which a message arrives, one for each copy; empty: it is lost."""
 
 
-class Lab:
+class VirtualTime:
+    """Things happen in order of their time, those of the same time in the order in which they were asked for."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+
+    def at(self, time: float, call: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._due, (max(time, self.now), self._count, call))
+
+    def run(self, seconds: float) -> None:
+        end, busy = self.now + seconds, 0
+        while self._due and self._due[0][0] <= end:
+            due, _, call = heapq.heappop(self._due)
+            busy = busy + 1 if due <= self.now else 0
+            if busy > _STEPS:
+                raise LabError(f"{busy} things happened at {self.now} s: something keeps itself busy")
+            self.now = max(self.now, due)
+            call()
+        self.now = max(self.now, end)
+
+
+class Lab(VirtualTime):
     """The replicas of one group, numbered from 1. ``founders``: its first voters (default: all)."""
 
     def __init__(
@@ -303,7 +110,9 @@ class Lab:
         file_delay: float = 0.0,
         fate: Fate | None = None,
         fifo: bool = True,
+        replica: type[LabReplica] = LabReplica,
     ) -> None:
+        super().__init__()
         self.seed = seed
         self.config = config or RaftConfig()
         self.by_hand = by_hand
@@ -312,7 +121,6 @@ class Lab:
         self.fifo = fifo
         self.rng = random.Random(f"lab {seed}")
         self.fate: Fate = fate or (lambda _: (self.rng.uniform(0.001, 0.003),))
-        self.world = VirtualTime()
         self.wire: list[Envelope] = []
         self.link_numbers: defaultdict[tuple[int, int], int] = defaultdict(int)
         self.cuts: set[tuple[int, int]] = set()
@@ -322,9 +130,9 @@ class Lab:
         self._arrival: dict[tuple[int, int], float] = {}
         self._generation: defaultdict[tuple[int, int], int] = defaultdict(int)
         numbers = range(1, nodes + 1)
-        self.nodes = {node: LabReplica(self, node, founders or numbers) for node in numbers}
-        for replica in self.nodes.values():
-            replica.start()
+        self.nodes = {node: replica(self, node, founders or numbers) for node in numbers}
+        for one in self.nodes.values():
+            one.start()
         self.run(0.0)
 
     def __getitem__(self, node: int) -> LabReplica:
@@ -364,7 +172,8 @@ class Lab:
             self.link_numbers[src, dst] += 1
         self.cuts.clear()
 
-    def send(self, src: int, dst: int, packed: bytes) -> None:
+    def send(self, src: int, dst: int, message: list[Any]) -> None:
+        packed = msgpack.packb(message)
         self.messages += 1
         self.bytes += len(packed)
         envelope = Envelope(src, dst, packed)
@@ -375,10 +184,10 @@ class Lab:
             return
         generation = self._generation[src, dst]
         for number, delay in enumerate(self.fate(envelope)):
-            due = self.world.now + delay
+            due = self.now + delay
             if self.fifo and not number:
                 due = self._arrival[src, dst] = max(due, self._arrival.get((src, dst), 0.0))
-            self.world.at(due, lambda: self._arrive(envelope, generation))
+            self.at(due, lambda: self._arrive(envelope, generation))
 
     def _arrive(self, envelope: Envelope, generation: int) -> None:
         link = envelope.src, envelope.dst
@@ -389,13 +198,12 @@ class Lab:
     def _hand_over(self, envelope: Envelope) -> None:
         replica = self.nodes[envelope.dst]
         if replica.alive:
-            if not replica.raft.receive(envelope.src, envelope.message):
+            if not replica.take(envelope.src, envelope.message):
                 raise LabError(f"{envelope.message} was taken for malformed")
             self._check(replica)
-            replica.wake()
 
     def _check(self, replica: LabReplica) -> None:
-        if replica.raft.leads():
+        if replica.leads():
             term = replica.raft.core.term()
             if self.leaders.setdefault(term, replica.node) != replica.node:
                 raise LabError(f"nodes {self.leaders[term]} and {replica.node} both lead in term {term}")
@@ -405,18 +213,15 @@ class Lab:
         for replica in self.nodes.values():
             replica.learners = nodes
             if replica.alive:
-                replica.raft.set_learners(nodes)
+                replica.set_learners(nodes)
 
     # -- time
 
-    def run(self, seconds: float) -> None:
-        self.world.run_until(self.world.now + seconds)
-
     def run_until(self, condition: Callable[[], Any], limit: float = 10.0, step: float = 0.01) -> None:
         """Let time pass until ``condition`` holds; LabError after ``limit`` seconds."""
-        end = self.world.now + limit
+        end = self.now + limit
         while not condition():
-            if self.world.now >= end:
+            if self.now >= end:
                 raise LabError(f"nothing came of waiting {limit} s (seed {self.seed})")
             self.run(step)
 
@@ -449,7 +254,7 @@ class Lab:
             self.wire.remove(found[0])
             self.deliver(found[0])
             count += 1
-            if count > STEPS:
+            if count > _STEPS:
                 raise LabError("messages without end")
         return count
 
@@ -457,8 +262,7 @@ class Lab:
         """Let ``after`` seconds pass, then tick ``nodes`` (default: all that live)."""
         self.run(after)
         for node in nodes or [node for node, replica in self.nodes.items() if replica.alive]:
-            self.nodes[node].raft.tick()
-            self.nodes[node].wal.flush()
+            self.nodes[node].tick()
             self.run(0.0)
 
     def elect(self, node: int) -> LabReplica:
@@ -467,7 +271,7 @@ class Lab:
         self.tick(node)
         self.pump()
         replica = self.nodes[node]
-        if not replica.raft.leads():
+        if not replica.leads():
             raise LabError(f"node {node} was not elected")
         return replica
 
@@ -475,7 +279,7 @@ class Lab:
 
     def leader(self) -> LabReplica | None:
         """The leader of the latest term among the living."""
-        leading = [replica for replica in self.nodes.values() if replica.alive and replica.raft.leads()]
+        leading = [replica for replica in self.nodes.values() if replica.alive and replica.leads()]
         return max(leading, key=lambda replica: replica.raft.core.term(), default=None)
 
     def wait_for_leader(self, limit: float = 10.0) -> LabReplica:
@@ -484,7 +288,7 @@ class Lab:
         def settled() -> bool:
             leader = self.leader()
             return leader is not None and all(
-                replica.raft.leader() == leader.node
+                replica.raft.core.leader() == leader.node
                 and replica.raft.core.applied_index() >= leader.raft.core.no_op_index()
                 for replica in self.nodes.values()
                 if replica.alive and leader.raft.membership.knows(replica.node)

@@ -11,13 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from faults.sim.raftlab import Envelope, Lab, LabAnswer, LabReplica
+from faults.sim.raftlab import Envelope, Lab
+from faults.sim.raftreplica import LabAnswer, LabReplica, recover
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig
 from raftkv.raft.configurations import CONFIG, pack_voters, unpack_voters
 
-_SECONDS: Final = 8.0
+_SECONDS: Final = 11.0
 _CLIENTS: Final = 4
+_FAULTS: Final = (
+    *("kill", "kill", "revive", "revive", "revive", "cut", "isolate", "heal", "heal", "heal"),
+    *("break", "transfer", "all", "disk"),
+)
+_SYNC_DELAYS: Final = (0.0005, 0.003, 0.02, 0.2)
 _SURELY_NOT: Final = (Code.NOT_LEADER, Code.UNAVAILABLE)
 
 
@@ -46,7 +52,7 @@ class RaftStorm:
             founders=self.founders,
             seed=seed,
             config=RaftConfig(snapshot_bytes=rng.choice((1500, 4000, 10**9)), keep_entries=rng.choice((0, 10, 60))),
-            sync_delay=rng.choice((0.0005, 0.003, 0.02)),
+            sync_delay=rng.choice(_SYNC_DELAYS),
             file_delay=rng.choice((0.0, 0.005)),
             fifo=rng.random() < 0.7,
             fate=self.fate,
@@ -54,7 +60,7 @@ class RaftStorm:
         self.loss = rng.choice((0.0, 0.01, 0.05))
         self.repeats = rng.choice((0.0, 0.02))
         for replica in self.lab.nodes.values():
-            replica.clock.set_rate(rng.uniform(0.95, 1.05))
+            replica.set_rate(rng.uniform(0.95, 1.05))
         self.calls: list[LabCall] = []
         self.open: list[LabCall | None] = [None] * _CLIENTS
         self.history: list[bytes] = []
@@ -73,14 +79,14 @@ class RaftStorm:
         return delays
 
     def run(self) -> None:
-        end = self.lab.world.now + _SECONDS
+        end = self.lab.now + _SECONDS
         next_fault = 1.0
-        while self.lab.world.now < end:
+        while self.lab.now < end:
             self.lab.run(0.005)
             self.clients()
             self.check()
-            if self.lab.world.now > next_fault:
-                next_fault = self.lab.world.now + self.rng.expovariate(1 / 0.35)
+            if self.lab.now > next_fault:
+                next_fault = self.lab.now + self.rng.expovariate(1 / 0.35)
                 self.fault()
         self.heal()
         self.converge()
@@ -91,18 +97,18 @@ class RaftStorm:
         for client, call in enumerate(self.open):
             if call is not None:
                 if call.outcome.answers:
-                    call.end = self.lab.world.now
-                elif self.lab.world.now < call.start + 1.0 and self.lab[call.node].alive:
+                    call.end = self.lab.now
+                elif self.lab.now < call.start + 1.0 and self.lab[call.node].alive:
                     continue
                 self.open[client] = None
             if self.rng.random() < 0.5:
                 continue
-            leading = [replica for replica in self.lab.nodes.values() if replica.alive and replica.raft.leads()]
+            leading = [replica for replica in self.lab.nodes.values() if replica.alive and replica.leads()]
             if leading:
                 self.open[client] = self.call(self.rng.choice(leading))
 
     def call(self, replica: LabReplica) -> LabCall:
-        start = self.lab.world.now
+        start = self.lab.now
         write = self.rng.random() < 0.5
         if write:
             self.written += 1
@@ -117,11 +123,11 @@ class RaftStorm:
 
     def fault(self) -> None:
         lab, rng = self.lab, self.rng
-        node = rng.randint(1, len(lab.nodes))
+        leader = lab.leader()
+        # Whoever leads has most to lose.
+        node = leader.node if leader is not None and rng.random() < 0.5 else rng.randint(1, len(lab.nodes))
         other = rng.choice([peer for peer in lab.nodes if peer != node])
-        kind = rng.choice(
-            ("kill", "kill", "revive", "revive", "cut", "isolate", "heal", "heal", "break", "transfer", "all")
-        )
+        kind = rng.choice(_FAULTS)
         if kind == "kill":
             lab[node].kill()
         elif kind == "revive":
@@ -136,8 +142,10 @@ class RaftStorm:
             lab.reconnect(node, other)
         elif kind == "transfer":
             if lab[node].alive:
-                lab[node].raft.transfer(other)
-        elif rng.random() < 0.3:
+                lab[node].transfer(other)
+        elif kind == "disk":
+            lab[node].sync_delay = rng.choice(_SYNC_DELAYS)
+        else:
             for replica in lab.nodes.values():
                 replica.kill()
             self.revive()
@@ -160,8 +168,7 @@ class RaftStorm:
         for replica in self.lab.nodes.values():
             if not replica.alive:
                 continue
-            assert not replica.fatal, replica.fatal
-            assert replica.raft.status().data_loss == () or self.drops, "no disk was ever lost"
+            assert replica.status().data_loss == () or self.drops, "no disk was ever lost"
             commands = replica.machine.applied
             key = (replica.node, replica.starts)
             for position in range(self.checked.get(key, 0), len(commands)):
@@ -170,7 +177,7 @@ class RaftStorm:
                     self.history.append(value)
                 assert self.history[position] == value, f"node {replica.node} applied another command at {position}"
             self.checked[key] = len(commands)
-            if replica.raft.leads():
+            if replica.leads():
                 term = replica.raft.core.term()
                 assert self.lab.leaders.setdefault(term, replica.node) == replica.node, f"two leaders in term {term}"
 
@@ -180,10 +187,11 @@ class RaftStorm:
         assert self.lab.commit(leader, b"last").ok
         self.lab.run_until(lambda: all(r.commands() == leader.commands() for r in self.lab.nodes.values()), 10.0)
         self.check()
-        assert len({replica.machine.digest() for replica in self.lab.nodes.values()}) == 1
+        states = [(replica.machine.time, replica.machine.applied) for replica in self.lab.nodes.values()]
+        assert all(state == states[0] for state in states)
         for call in self.calls:
             if call.outcome.answers and call.end is None:
-                call.end = self.lab.world.now
+                call.end = self.lab.now
         self.linearizable(leader.commands())
 
     def linearizable(self, history: list[bytes]) -> None:
@@ -247,11 +255,11 @@ class MemberStorm(RaftStorm):
 
     def change(self) -> None:
         """Ask whoever leads for a change of one server; now and then it is cut off with that in its log."""
-        leading = [replica for replica in self.lab.nodes.values() if replica.alive and replica.raft.leads()]
+        leading = [replica for replica in self.lab.nodes.values() if replica.alive and replica.leads()]
         if leading:
             leader = self.rng.choice(leading)
             node = self.rng.choice(list(self.lab.nodes))
-            wanted = tuple(sorted(set(leader.raft.voters) ^ {node}))
+            wanted = tuple(sorted(set(leader.voters) ^ {node}))
             self.changes.append((wanted, leader.change(*wanted)))
             if self.rng.random() < 0.25:
                 self.lab.isolate(leader.node)
@@ -260,20 +268,20 @@ class MemberStorm(RaftStorm):
         """A node outside the group lets go of its replica: it is not a learner either, and no change brings it in."""
         voting = set(self.committed[max(self.committed)] if self.committed else self.founders)
         for replica in self.lab.nodes.values():
-            changes = [command for command, _, _ in replica.disk.recover().entries if command.startswith(CONFIG)]
-            voting |= {node for command in changes for node in unpack_voters(command)}
+            for command, _, _ in recover([*replica.durable, *replica.unsynced]).entries:
+                voting |= set(unpack_voters(command)) if command.startswith(CONFIG) else set()
         idle = [node for node, replica in self.lab.nodes.items() if replica.alive and node not in voting]
         if idle:
             node = self.rng.choice(idle)
             # Links keep order, so no answer of the replica of before comes after one of its next.
-            self.away[node] = self.lab.world.now + 2.1
+            self.away[node] = self.lab.now + 2.1
             self.lab.set_learners(*(other for other in self.lab.nodes if other not in self.away))
             self.lab[node].drop()
             self.drops += 1
 
     def revive(self) -> None:
         for node, replica in self.lab.nodes.items():
-            if not replica.alive and self.lab.world.now >= self.away.get(node, 0.0):
+            if not replica.alive and self.lab.now >= self.away.get(node, 0.0):
                 self.away.pop(node, None)
                 replica.start()
 
@@ -286,7 +294,7 @@ class MemberStorm(RaftStorm):
     def check_members(self, replica: LabReplica) -> None:
         group = replica.raft
         configurations, commit = group.log.configurations, group.core.commit_index()
-        assert group.voters == configurations.voters
+        assert replica.voters == configurations.voters
         for index, voters in configurations._changes:
             named = [command for command, _, _ in group.log.between(index, index + 1)]
             assert named == [pack_voters(voters)], f"voters {voters} of entry {index}, which holds {named}"
@@ -299,10 +307,10 @@ class MemberStorm(RaftStorm):
             self.committed[group.log.base_index] = configurations.at(group.log.base_index)
         elif commit >= latest > 0:
             assert configurations.at(commit) == self.committed[latest], "voters of a committed entry"
-        if group.leads():
-            assert replica.node in group.voters, "a leader without a vote"
+        if replica.leads():
+            assert replica.node in replica.voters, "a leader without a vote"
         pending = [index for index, _ in configurations._changes if index > commit]
-        if group.leads() and group.ready():
+        if group.ready():
             assert len(pending) <= 1, f"changes {pending} at a time"
 
     def converge(self) -> None:
@@ -315,7 +323,7 @@ class MemberStorm(RaftStorm):
         for one, other in steps:
             assert len(set(one) ^ set(other)) == 1, f"voters {one} and {other} follow each other"
         self.changed = len(steps)
-        voters = {replica.raft.voters for replica in self.lab.nodes.values()}
+        voters = {replica.voters for replica in self.lab.nodes.values()}
         assert voters == {chain[-1]}, f"{voters} instead of {chain[-1]}"
         for wanted, outcome in self.changes:
             if outcome.ok:

@@ -89,7 +89,7 @@ def join(
     """Make ``folder`` a node's of the cluster at ``endpoints``, unless it is one already; its configuration.
 
     ``node_options``: keys of the configuration's section ``node``; ``dial``: its section of that name. All that this
-    machine can tell is checked before the cluster is asked, so that what cannot serve is no member.
+    machine can tell is checked before the cluster is asked, so that what cannot serve does not become a member.
 
     Raises ConfigError for wrong arguments, JoinError, Unavailable if no node answers within ``timeout`` seconds,
     DataFolderInUse if the same is being done for this folder.

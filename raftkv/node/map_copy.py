@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class MapCopy:
     """``maps`` compares it with those of other nodes. ``dial``: where a node of the map is reached.
 
-    ``removed`` is called when a map says that this node is no member any more.
+    ``removed`` is called when a map says that this node is no longer a member.
     """
 
     def __init__(

@@ -5,37 +5,29 @@ Compared with the plainest model there is: keep every entry ever appended, look 
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from faults.sim.raftlab import GROUP
-from faults.sim.raftparts import LabDisk, LabWal
+from faults.sim.raftreplica import GROUP, Dropped, recover
 from raftkv.raft.configurations import CONFIG, Voters, pack_voters, unpack_voters
 from raftkv.raft.log import FIRST_INDEX, GroupLog
-from raftkv.raft.ready import Entry, Outputs
+from raftkv.raft.ready import Entry, Outputs, Record
 
 VOTERS = st.lists(st.integers(1, 9), min_size=1, max_size=5, unique=True).map(lambda nodes: tuple(sorted(nodes)))
 
 
-def never(delay: float, call: object) -> None:
-    """Nothing happens by itself."""
-
-
 class LogMachine(RuleBasedStateMachine):
-    """A log over the laboratory's WAL, with changes, plain entries, truncation, compaction, snapshots and restarts."""
+    """A log and its records, with changes, plain entries, truncation, compaction, snapshots and restarts."""
 
     @initialize(founders=VOTERS)
     def begin(self, founders: Voters) -> None:
         self.origin = founders
         self.entries: dict[int, bytes] = {}
-        self.disk = LabDisk()
+        self.records: list[Record | Dropped] = []
         self.snapshot = (FIRST_INDEX, founders)
         self.term = 1
-        self.wal = LabWal(self.disk, never, None)
         self.outputs = Outputs()
         self.log = GroupLog(GROUP, self.outputs, (FIRST_INDEX, 0), founders, [], 1, 0)
 
@@ -44,8 +36,7 @@ class LogMachine(RuleBasedStateMachine):
         return unpack_voters(self.entries[max(changes)]) if changes else self.origin
 
     def persist(self) -> None:
-        for record in self.outputs.take([], [], False).records:
-            record.write(self.wal, GROUP)
+        self.records += self.outputs.take([], [], False).records
 
     def add(self, command: bytes) -> None:
         index = self.log.last_index + 1
@@ -91,16 +82,13 @@ class LogMachine(RuleBasedStateMachine):
         self.entries = {}
         self.log.cover(index, self.term, 1)
 
-    @rule(seed=st.integers(0, 99))
-    def restart(self, seed: int) -> None:
+    @rule()
+    def restart(self) -> None:
         """Kill -9 after a sync: base and voters come from the snapshot, the rest from the WAL."""
         self.persist()
-        self.wal.sync()
-        self.wal.crash(random.Random(seed), None)
-        state = self.disk.recover()
-        assert state.snapshot_index == self.snapshot[0]
-        self.wal = LabWal(self.disk, never, None)
-        base = (state.snapshot_index, self.log.term_at(state.snapshot_index) or 0)
+        state = recover(self.records)
+        assert state.covered == self.snapshot[0]
+        base = (state.covered, self.log.term_at(state.covered) or 0)
         self.outputs = Outputs()
         self.log = GroupLog(GROUP, self.outputs, base, self.snapshot[1], state.entries, 1, 0)
 

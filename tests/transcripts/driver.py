@@ -26,6 +26,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from faults.sim.raftreplica import recover
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
@@ -36,7 +37,7 @@ from raftkv.raft.entries import is_batch, unpack_batch
 from raftkv.raft.log import FIRST_INDEX
 from raftkv.raft.messages import Type
 from raftkv.raft.proposals import Proposal
-from raftkv.raft.ready import Appended, Barred, Covered, Entry, HardState, Offer, Ready, Record, Truncated
+from raftkv.raft.ready import Appended, Barred, Covered, HardState, Offer, Ready, Record, Truncated
 
 _GROUP: Final = 1
 _ROLES: Final = ("follower", "candidate", "leader")
@@ -104,15 +105,7 @@ class _Node:
     def start(self) -> None:
         self.starts += 1
         del self.records[self.durable :]
-        term = vote = 0
-        entries: list[Entry] = []
-        for record in self.records:
-            if isinstance(record, HardState):
-                term, vote = record.term, record.vote
-            elif isinstance(record, Appended):
-                entries.append((record.command, record.index, record.term))
-            elif isinstance(record, Truncated):
-                entries = [entry for entry in entries if entry[1] < record.first]
+        found = recover(self.records)
         self.waiting: list[tuple[int, int, list[Any]]] = []
         self.offer: Offer | None = None
         self.recorded = 0
@@ -121,10 +114,11 @@ class _Node:
             _GROUP,
             self.number,
             self.play.now,
-            hard_state=(term, vote),
+            hard_state=(found.term, found.vote),
             base=(index, base_term),
             base_voters=voters,
-            entries=[entry for entry in entries if entry[1] > index],
+            entries=[entry for entry in found.entries if entry[1] > index],
+            lost=found.lost != (0, 0),
             rng=random.Random(100 * self.starts + self.number),
             config=RaftConfig(),
             link_number=lambda _: 1,

@@ -12,7 +12,6 @@ import msgpack
 import pytest
 
 from faults.sim.disk import SimDisk
-from faults.sim.raftparts import LabFiles, Machine
 from faults.sim.worker import SimWorker
 from raftkv.errors import CorruptData
 from raftkv.raft.snapshots import align
@@ -208,10 +207,3 @@ def test_what_a_peer_sends_is_not_this_nodes_damage() -> None:
     assert "the received data is discarded" in str(failure)
     assert "replace the node" not in str(failure)
     assert not [name for name in other.files() if "snap-" in name]
-
-
-def test_the_laboratory_says_the_same() -> None:
-    """Its files stand for the real ones in all tests of groups."""
-    files = LabFiles(None, None, 0.0)  # type: ignore[arg-type]
-    with pytest.raises(CorruptData, match="missing"):
-        align(1, None, 9, [], None, Machine(), files)  # type: ignore[arg-type]

@@ -26,11 +26,11 @@ def test_a_proposal_that_fits_into_no_entry_is_refused_whoever_proposes_it() -> 
     before = leader.raft.log.last_index
     answers: list[list[Result]] = []
     ops = [Put(0, b"k", b"v"), Put(0, b"l", b"v")]
-    leader.raft.propose(ops, limits.MAX_PROPOSAL_BYTES + 1, answers.append)
+    leader.propose(ops, limits.MAX_PROPOSAL_BYTES + 1, answers.append)
     assert [[one.code for one in results] for results in answers] == [[Code.TOO_LARGE] * 2]
     lab.run(1.0)
     assert leader.raft.log.last_index == before
-    leader.raft.propose(ops, limits.MAX_PROPOSAL_BYTES, answers.append)
+    leader.propose(ops, limits.MAX_PROPOSAL_BYTES, answers.append)
     lab.run(1.0)
     assert [one.code for one in answers[1]] == [Code.OK] * 2
 

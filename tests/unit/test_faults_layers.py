@@ -75,7 +75,7 @@ def test_nobody_imports_what_stands_above_or_beside_it() -> None:
 
 def test_few_know_the_inside_of_a_node() -> None:
     """Whoever drives a cluster or looks at it does so by public names and ports; where not, it is written down here."""
-    raft = ("sim.raftlab", "sim.raftparts", "sim.raftstorm")
+    raft = ("sim.raftlab", "sim.raftreplica", "sim.raftstorm")
     for module, tree in modules().items():
         if module in raft or module == "sim.loop":
             continue  # of one replica by hand; asyncio's

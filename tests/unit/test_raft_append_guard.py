@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, LabReplica, append, batch
+from faults.sim.raftlab import Lab, append, batch
+from faults.sim.raftreplica import GROUP, LabReplica
 from raftkv.raft import BrokenInvariant, RaftConfig
 from raftkv.raft.consensus import Consensus
 from raftkv.raft.core import Core
@@ -130,10 +131,10 @@ def test_entries_already_held_are_not_written_again() -> None:
     message = append(1, 1, 0, [(1, batch(b"a")), (1, batch(b"b"))])
     node.receive(1, message)
     lab.run(0.0)
-    appended = node.wal.appended
+    appended = node.recorded
     node.receive(1, message)
     lab.run(0.0)
-    assert node.wal.appended == appended
+    assert node.recorded == appended
     assert [ack[4] for ack in _acks(lab, 2)] == [4, 4]
 
 
@@ -195,7 +196,7 @@ def test_h2_acknowledgement_of_an_older_term_is_not_counted(monkeypatch: pytest.
     lab.heal()
     lab.tick(3, after=0.2)
     lab.pump()
-    assert not first.raft.leads()
+    assert not first.leads()
     second.kill()
     assert lab.elect(1) is first
     outcomes = _puts(lab, first, b"new0", b"new1")
@@ -275,7 +276,7 @@ def test_h13c_backtracking_skips_a_term_at_a_time() -> None:
         envelope = lab.wire.pop(0)
         refusals += envelope.type == Type.ACK and not envelope.message[5]
         lab.deliver(envelope)
-    assert lab[1].raft.leads()
+    assert lab[1].leads()
     assert lab[3].commands() == lab[1].commands()
     assert 0 < refusals <= 5
 
@@ -315,4 +316,4 @@ def test_refusal_over_an_older_link_is_ignored() -> None:
     before = leader.raft.core.next_index(2)
     leader.receive(2, [GROUP, Type.ACK, sent[2], sent[3], sent[4], False, 2, 1, [5, 1]])
     assert leader.raft.core.next_index(2) == before
-    assert leader.raft.status().data_loss == ()
+    assert leader.status().data_loss == ()

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Envelope, Lab, LabReplica, append, batch
+from faults.sim.raftlab import Envelope, Lab, append, batch
+from faults.sim.raftreplica import GROUP, LabReplica
 from raftkv import limits
 from raftkv.raft import RaftConfig
 from raftkv.raft.log import GroupLog
@@ -44,7 +45,7 @@ def _behind(lab: Lab, entries: list[tuple[int, bytes]]) -> LabReplica:
     lab.take()
     lab.tick(1)
     lab.pump()
-    assert lab[1].raft.leads()
+    assert lab[1].leads()
     return lab[1]
 
 

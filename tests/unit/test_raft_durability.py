@@ -4,11 +4,13 @@ import contextlib
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, LabReplica, append, batch
-from faults.sim.raftparts import LabError
+from faults.sim.persisted import LabError
+from faults.sim.raftlab import append, batch
+from faults.sim.raftreplica import GROUP, LabReplica
 from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
+from tests.group_lab import GroupLab
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
@@ -17,11 +19,11 @@ MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"
 def test_h3b_follower_acknowledges_only_what_is_durable(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A write whose second copy was not synced is not acknowledged; with the barrier off a power loss loses it."""
     if mutant:
-        monkeypatch.setattr(LabReplica, "send_when_durable", LabReplica.send)
-    lab = Lab(by_hand=True)
+        monkeypatch.setattr(LabReplica, "hold", LabReplica.send)
+    lab = GroupLab(by_hand=True)
     leader = lab.elect(1)
     lab.pump()
-    lab[2].wal.sync_delay = None
+    lab[2].sync_delay = None
     outcome = leader.put(b"w")
     lab.run(0.0)
     lab.take(1, 3)
@@ -37,11 +39,11 @@ def test_h3b_follower_acknowledges_only_what_is_durable(monkeypatch: pytest.Monk
 
 def test_h3b_acknowledgement_leaves_with_the_sync() -> None:
     """The acknowledgement waits for the sync of the entry that it speaks of, and then leaves."""
-    lab = Lab(by_hand=True, sync_delay=None)
+    lab = GroupLab(by_hand=True, sync_delay=None)
     lab[2].receive(1, append(1, 1, 0, [(1, batch(b"a"))]))
     lab.run(0.0)
     assert lab.find(2, 1, Type.ACK) == []
-    lab[2].wal.sync()
+    lab[2].sync()
     assert [envelope.message[6] for envelope in lab.take(2, 1, Type.ACK)] == [3]
 
 
@@ -51,17 +53,17 @@ def test_h3c_leader_counts_its_own_log_only_as_far_as_durable(monkeypatch: pytes
     if mutant:
         everything = property(lambda log: log.last_index, lambda log, index: None)
         monkeypatch.setattr(GroupLog, "durable_index", everything, raising=False)
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     leader = lab.elect(1)
     lab.pump()
-    leader.wal.sync_delay = None
+    leader.sync_delay = None
     outcome = leader.put(b"w")
     lab.run(0.0)
     lab.take(1, 3)
     lab.pump()
     assert outcome.ok is mutant
     if not mutant:
-        leader.wal.sync()
+        leader.sync()
         lab.run(0.0)
         assert outcome.ok
         return
@@ -76,10 +78,10 @@ def test_h3c_leader_counts_its_own_log_only_as_far_as_durable(monkeypatch: pytes
 
 def test_slow_disk_of_the_leader_holds_up_no_commit() -> None:
     """Two durable followers are a majority: the leader's own sync may come later."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     leader = lab.elect(1)
     lab.pump()
-    leader.wal.sync_delay = None
+    leader.sync_delay = None
     outcome = leader.put(b"w")
     lab.run(0.0)
     lab.pump()
@@ -91,15 +93,15 @@ def test_slow_disk_of_the_leader_holds_up_no_commit() -> None:
 def test_h3d_vote_leaves_only_when_durable(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A vote that a power loss can undo is not sent; else a term gets two leaders."""
     if mutant:
-        monkeypatch.setattr(LabReplica, "send_when_durable", LabReplica.send)
-    lab = Lab(5, by_hand=True)
-    lab[3].wal.sync_delay = None
+        monkeypatch.setattr(LabReplica, "hold", LabReplica.send)
+    lab = GroupLab(5, by_hand=True)
+    lab[3].sync_delay = None
     lab.run(2.0)
     lab.tick(1)
     for node in (4, 5):
         lab.isolate(node)
     lab.pump()
-    assert lab[1].raft.leads() is mutant
+    assert lab[1].leads() is mutant
     lab.take()
     lab[3].kill()
     lab[3].start()
@@ -110,24 +112,24 @@ def test_h3d_vote_leaves_only_when_durable(monkeypatch: pytest.MonkeyPatch, muta
     with pytest.raises(LabError, match="both lead in term 1") if mutant else contextlib.nullcontext():
         lab.tick(5)
         lab.pump()
-    assert lab[5].raft.leads()
+    assert lab[5].leads()
 
 
 def test_h3d_vote_request_leaves_only_when_durable() -> None:
     """A candidate asks for votes only once its own vote is on stable storage: else it could vote again."""
-    lab = Lab(by_hand=True, sync_delay=None)
+    lab = GroupLab(by_hand=True, sync_delay=None)
     lab.run(2.0)
     lab.tick(1)
     lab.pump()
     assert lab[1].raft.core.term() == 1
     assert lab.find(1) == []
-    lab[1].wal.sync()
+    lab[1].sync()
     assert [envelope.type for envelope in lab.find(1)] == [Type.VOTE, Type.VOTE]
 
 
 def test_vote_survives_a_restart() -> None:
     """A node that has voted and restarted does not vote for another in the same term."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     lab.run(2.0)
     lab[2].receive(1, [GROUP, Type.VOTE, 5, 1, 0, False])
     lab.run(0.0)
@@ -143,7 +145,7 @@ def test_vote_survives_a_restart() -> None:
 
 def test_h14b_commit_index_is_not_taken_from_disk() -> None:
     """A restarted node trusts no commit index: a fresh leader acknowledges nothing that it has not replicated."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     leader = lab.elect(1)
     for number in range(5):
         leader.put(b"%d" % number)
@@ -160,7 +162,7 @@ def test_h14b_commit_index_is_not_taken_from_disk() -> None:
     lab.pump(kind=Type.PREVOTE_REPLY)
     lab.pump(kind=Type.VOTE)
     lab.pump(kind=Type.VOTE_REPLY)
-    assert leader.raft.leads()
+    assert leader.leads()
     outcome = leader.put(b"new")
     lab.run(0.0)
     assert outcome.answers == []
@@ -171,16 +173,16 @@ def test_h14b_commit_index_is_not_taken_from_disk() -> None:
 
 def test_truncation_is_not_undone_by_a_restart() -> None:
     """Entries removed by a conflict do not come back, and their indexes count as durable only when written anew."""
-    lab = Lab(by_hand=True, sync_delay=None)
+    lab = GroupLab(by_hand=True, sync_delay=None)
     node = lab[2]
     node.receive(1, append(1, 1, 0, [(1, batch(b"a")), (1, batch(b"ghost"))]))
-    node.raft.step()
-    node.wal.sync()
+    node.step()
+    node.sync()
     assert node.raft.log.durable_index == 3
     node.receive(3, append(2, 2, 1, [(2, batch(b"b")), (2, batch(b"c"))]))
     assert node.raft.log.durable_index == 2
-    node.raft.step()
-    node.wal.sync()
+    node.step()
+    node.sync()
     assert node.raft.log.durable_index == 4
     node.kill()
     node.start()
@@ -194,28 +196,28 @@ def test_a_leader_keeps_contact_with_followers_whose_disks_are_slow(
     """Acknowledgements may wait long behind much data; leadership and lease only need followers that listen."""
     if mutant:
         monkeypatch.setattr(Leadership, "on_heard", lambda *_: None)
-    lab = Lab()
+    lab = GroupLab()
     leader = lab.wait_for_leader()
     lab.run(1.0)
-    term = leader.raft.status().term
+    term = leader.status().term
     for replica in lab.nodes.values():
-        replica.wal.sync_delay = 3.0
+        replica.sync_delay = 3.0
     outcome = leader.put(b"w")
     lab.run(2.0)
-    assert (leader.raft.leads() and leader.raft.status().term == term) is not mutant
+    assert (leader.leads() and leader.status().term == term) is not mutant
     if not mutant:
         assert outcome.answers == []
-        assert leader.raft._clock.now() < leader.raft.contact() + lab.config.lease
+        assert leader.now() < leader.raft.contact(leader.now()) + lab.config.lease
         lab.run(5.0)
         assert outcome.ok
 
 
 def test_hearing_is_not_storing() -> None:
     """That a follower heard an entry commits nothing, and frees no room for more."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     leader = lab.elect(1)
     lab.pump()
-    lab[2].wal.sync_delay = lab[3].wal.sync_delay = None
+    lab[2].sync_delay = lab[3].sync_delay = None
     lab.run(1.0)
     outcome = leader.put(b"w")
     lab.run(0.0)

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, append, batch
-from faults.sim.raftparts import LabDisk, LabError
+from faults.sim.persisted import LabError
+from faults.sim.raftlab import Lab, append, batch
+from faults.sim.raftreplica import GROUP
 from raftkv.errors import Code
 from raftkv.raft import BrokenInvariant, RaftConfig
 from raftkv.raft.core import Core
 from raftkv.raft.elections import Elections
 from raftkv.raft.messages import Type
+from tests.group_lab import GroupLab
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
@@ -39,7 +41,7 @@ def test_h4a_half_deaf_node_deposes_nobody(monkeypatch: pytest.MonkeyPatch, muta
     if mutant:
         assert max(lab.leaders) >= term + 5
     else:
-        assert leader.raft.leads()
+        assert leader.leads()
         assert leader.raft.core.term() == term
         assert lab.commit(leader, b"a").ok
 
@@ -54,7 +56,7 @@ def test_h4b_isolated_node_comes_back_quietly() -> None:
     assert lab.commit(leader, b"a").ok
     lab.heal()
     lab.run(1.0)
-    assert leader.raft.leads()
+    assert leader.leads()
     assert lab[alone].raft.core.term() == leader.raft.core.term()
     assert lab[alone].commands() == [b"a"]
 
@@ -134,7 +136,7 @@ def test_h5_append_of_an_old_term_is_answered() -> None:
     lab.pump(1, 3)
     assert [envelope.type for envelope in lab.find(3, 1)][:1] == [Type.STALE]
     lab.pump(3, 1)
-    assert not leader.raft.leads()
+    assert not leader.leads()
     assert leader.raft.core.term() == lab[2].raft.core.term()
     assert outcome.code == Code.UNKNOWN
 
@@ -151,7 +153,7 @@ def test_h5_leader_without_contact_steps_down(deaf_only: bool) -> None:
             if not deaf_only:
                 lab.cut(leader.node, node)
     lab.run(1.1)
-    assert not leader.raft.leads()
+    assert not leader.leads()
     lab.run(2.0)
     successor = lab.leader()
     assert successor is not None
@@ -162,9 +164,9 @@ def test_h5_leader_without_contact_steps_down(deaf_only: bool) -> None:
 
 def test_h7_answers_of_strangers_change_nothing() -> None:
     """Answers of a node outside the group, and whatever seems to come from this node itself, are ignored."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     leader = lab.elect(1)
-    before = leader.raft.status()
+    before = leader.status()
     answers: list[list[Any]] = [
         [GROUP, Type.ACK, 50, 1, 1, True, 100, 100, [1, 1]],
         [GROUP, Type.ACK, 1, leader.lead.seq, 1, True, 3, 3, [1, 1]],
@@ -184,7 +186,7 @@ def test_h7_answers_of_strangers_change_nothing() -> None:
     for message in answers + own:
         assert leader.receive(1, message)
     lab.run(0.0)
-    assert leader.raft.status() == before
+    assert leader.status() == before
     assert lab.find(1, 9) == []
 
 
@@ -197,7 +199,7 @@ def test_h7_votes_of_strangers_do_not_count() -> None:
     assert lab[1].raft.core.term() == 0
     lab[1].receive(2, [GROUP, Type.PREVOTE_REPLY, 1, True, 0])
     lab[1].receive(9, [GROUP, Type.VOTE_REPLY, 1])
-    assert not lab[1].raft.leads()
+    assert not lab[1].leads()
 
 
 def test_h7_data_loss_is_noticed() -> None:
@@ -208,12 +210,12 @@ def test_h7_data_loss_is_noticed() -> None:
     lab.run(0.0)
     lab.pump()
     lab[2].kill()
-    lab[2].disk = LabDisk()
+    lab[2].durable = []
     lab[2].start()
     lab.tick(1, after=0.2)
     lab.pump(1, 2)
     lab.pump(2, 1)
-    assert leader.raft.status().data_loss == (2,)
+    assert leader.status().data_loss == (2,)
     outcome = leader.put(b"b")
     lab.run(0.0)
     assert lab.find(1, 2) == []
@@ -233,10 +235,10 @@ def test_late_answers_raise_no_data_loss_alarm() -> None:
     leader.receive(2, [*head, True, 4, 3, [77, 12]])
     leader.receive(2, [*head, True, 3, 2, [77, 10]])
     leader.receive(2, [*head, False, 3, 2, [77, 11]])
-    assert leader.raft.status().data_loss == ()
+    assert leader.status().data_loss == ()
     lab.tick(1, after=0.2)
     leader.receive(2, [*head[:3], leader.lead.seq, sent[4], False, 3, 2, [78, 1]])
-    assert leader.raft.status().data_loss == (2,)
+    assert leader.status().data_loss == (2,)
 
 
 @MUTANT
@@ -253,7 +255,7 @@ def test_h14a_repeated_vote_counts_once(monkeypatch: pytest.MonkeyPatch, mutant:
     vote = lab.take(2, 1, Type.VOTE_REPLY)[0]
     lab.take()
     lab.deliver(vote, vote)
-    assert lab[1].raft.leads() is mutant
+    assert lab[1].leads() is mutant
     lab.take()
     lab.isolate(1)
     lab.run(2.0)
@@ -280,7 +282,7 @@ def test_late_votes_of_an_older_term_do_not_count() -> None:
     lab.pump(2, 1, Type.PREVOTE_REPLY)
     assert lab[1].raft.core.term() == 8
     lab.deliver(vote)
-    assert not lab[1].raft.leads()
+    assert not lab[1].leads()
 
 
 @pytest.mark.parametrize(
@@ -305,18 +307,18 @@ def test_h14h_node_outside_the_voters_never_stands() -> None:
     lab = Lab(3, founders=(2, 3), by_hand=True)
     for _ in range(5):
         lab.tick(1, after=2.0)
-    assert lab[1].raft.voters == (2, 3)
+    assert lab[1].voters == (2, 3)
     assert lab.find(1) == []
     leader = lab.elect(2)
-    leader.raft.set_learners((1,))
+    leader.set_learners((1,))
     lab.tick(2, after=0.2)
     lab.pump()
-    assert lab[1].raft.leader() == 2
+    assert lab[1].raft.core.leader() == 2
     lab[1].receive(2, [GROUP, Type.TIMEOUT_NOW, leader.raft.core.term()])
     lab.run(0.0)
     assert lab.find(1) == []
     lab.tick(1, after=2.0)
-    assert lab[1].raft.leader() == 0, "it no longer names a leader that is silent"
+    assert lab[1].raft.core.leader() == 0, "it no longer names a leader that is silent"
     with pytest.raises(BrokenInvariant, match="not among the voters"):
         lab[1].raft.core.campaign()
 
@@ -325,14 +327,14 @@ def test_single_voter_leads_after_its_silence_and_commits_what_is_durable() -> N
     """A group of one elects itself, but an entry is committed only once it is on stable storage."""
     lab = Lab(1, by_hand=True)
     lab.tick(1)
-    assert not lab[1].raft.leads()
+    assert not lab[1].leads()
     leader = lab.elect(1)
-    assert leader.raft.status().commit_index == 2
-    leader.wal.sync_delay = None
+    assert leader.status().commit_index == 2
+    leader.sync_delay = None
     outcome = leader.put(b"a")
     lab.run(0.0)
     assert outcome.answers == []
-    leader.wal.sync()
+    leader.sync()
     lab.run(0.0)
     assert outcome.ok
     assert leader.read(quorum=True).code is None
@@ -375,15 +377,15 @@ def test_h14d_transfer_works_with_entries_in_flight() -> None:
     leader = lab.elect(1)
     outcome = leader.put(b"a")
     lab.run(0.0)
-    assert leader.raft.transfer(2)
-    assert not leader.raft.transfer(3), "one at a time"
+    assert leader.transfer(2)
+    assert not leader.transfer(3), "one at a time"
     lab.run(0.0)
     waiting = leader.put(b"b")
     lab.run(0.0)
     assert lab.find(kind=Type.TIMEOUT_NOW) == []
     lab.pump()
     assert outcome.ok
-    assert lab[2].raft.leads()
+    assert lab[2].leads()
     assert waiting.code in (Code.NOT_LEADER, Code.UNAVAILABLE)
     assert lab[2].commands() == [b"a"]
     assert lab[2].raft.core.term() == leader.raft.core.term() == 2
@@ -395,7 +397,7 @@ def test_transfer_that_fails_lets_the_leader_go_on() -> None:
     leader = lab.wait_for_leader()
     target = next(node for node in lab.nodes if node != leader.node)
     lab[target].kill()
-    assert leader.raft.transfer(target)
+    assert leader.transfer(target)
     outcome = leader.put(b"a")
     lab.run(0.5)
     assert outcome.answers == []
@@ -407,9 +409,9 @@ def test_transfer_is_refused_where_it_makes_no_sense() -> None:
     """Followers hand nothing over; a leader gives only to another member, once its term is open."""
     lab = Lab(by_hand=True)
     lab.elect(1)
-    assert not lab[2].raft.transfer(3)
-    assert not lab[1].raft.transfer(1)
-    assert not lab[1].raft.transfer(9)
+    assert not lab[2].transfer(3)
+    assert not lab[1].transfer(1)
+    assert not lab[1].transfer(9)
 
 
 @pytest.mark.parametrize(("sender", "term"), [(3, 1), (1, 0), (1, 2)])
@@ -448,6 +450,6 @@ def test_best_target_holds_most_of_the_log() -> None:
     lab.run(0.0)
     lab.take(1, 2)
     lab.pump()
-    assert leader.raft.best_target() == 3
+    assert leader.lead.best_target(leader.now()) == 3
     lab.run(2.0)
-    assert leader.raft.best_target() == 0
+    assert leader.lead.best_target(leader.now()) == 0

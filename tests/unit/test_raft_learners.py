@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, LabAnswer
+from faults.sim.raftlab import Lab
+from faults.sim.raftreplica import GROUP, LabAnswer
 from raftkv.errors import Code
-from raftkv.raft import RaftConfig, RaftGroup
+from raftkv.raft import RaftConfig
+from raftkv.raft.consensus import Consensus
 from raftkv.raft.messages import Type
+from tests.group_lab import GroupLab, GroupReplica
 from tests.members_lab import beat, change, led, write
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
@@ -27,23 +30,24 @@ def test_a_newcomer_gets_votes_from_those_who_do_not_know_it(monkeypatch: pytest
     lab.pump(1, 3)
     lab.take()
     leader.kill()
-    assert 3 not in lab[2].raft.voters
+    assert 3 not in lab[2].voters
     if mutant:
-        plain = RaftGroup.receive
+        plain = Consensus.receive
 
-        def members_only(group: RaftGroup, peer: int, message: list[Any]) -> bool:
-            return peer not in group.voters or plain(group, peer, message)
+        def members_only(replica: Consensus, peer: int, message: list[Any], now: float) -> None:
+            if peer in replica.core.voters():
+                plain(replica, peer, message, now)
 
-        monkeypatch.setattr(RaftGroup, "receive", members_only)
+        monkeypatch.setattr(Consensus, "receive", members_only)
     for _ in range(3):
         lab.run(2.0)
         lab.tick()
         lab.pump()
-    assert lab[3].raft.leads() is not mutant
+    assert lab[3].leads() is not mutant
     if not mutant:
         write(lab, lab[3], b"a")
         beat(lab, 3)
-        assert lab[2].raft.voters == (1, 2, 3)
+        assert lab[2].voters == (1, 2, 3)
 
 
 def test_a_follower_takes_appends_of_a_leader_it_does_not_know() -> None:
@@ -51,15 +55,15 @@ def test_a_follower_takes_appends_of_a_leader_it_does_not_know() -> None:
     lab, leader = led(4, (1, 2, 3), (4,))
     lab.isolate(3)
     change(lab, leader, 1, 2, 3, 4)
-    assert leader.raft.transfer(4)
+    assert leader.transfer(4)
     lab.run(0.0)
     lab.pump()
-    assert lab[4].raft.leads()
+    assert lab[4].leads()
     lab.heal()
-    assert 4 not in lab[3].raft.voters
+    assert 4 not in lab[3].voters
     beat(lab, 4)
-    assert lab[3].raft.leader() == 4
-    assert lab[3].raft.voters == (1, 2, 3, 4)
+    assert lab[3].raft.core.leader() == 4
+    assert lab[3].voters == (1, 2, 3, 4)
 
 
 # -- learners
@@ -71,7 +75,7 @@ def test_learners_hold_the_log_and_count_for_nothing() -> None:
     write(lab, leader, b"a")
     beat(lab)
     assert lab[4].commands() == [b"a"]
-    assert leader.raft.status().learners == (4, 5)
+    assert leader.status().learners == (4, 5)
     lab.isolate(2)
     lab.isolate(3)
     outcome, read = leader.put(b"b"), leader.read(quorum=True)
@@ -82,7 +86,7 @@ def test_learners_hold_the_log_and_count_for_nothing() -> None:
     assert read.answers == []
     for _ in range(8):
         beat(lab, times=1)
-    assert not leader.raft.leads()
+    assert not leader.leads()
     assert outcome.code == Code.UNKNOWN
 
 
@@ -94,11 +98,11 @@ def test_learners_are_kept_over_a_change_of_the_leader() -> None:
     write(lab, leader, b"a")
     beat(lab, 3)
     assert lab[4].commands() == [b"a"]
-    assert leader.raft.members().peers[4].match == leader.raft.log.last_index
-    leader.raft.set_learners(())
-    assert set(leader.raft.members().peers) == {1, 2, 3}
-    leader.raft.set_learners((1, 2, 4))
-    assert leader.raft.members().learners == (4,), "voters among them are passed over"
+    assert leader.members().peers[4].match == leader.raft.log.last_index
+    leader.set_learners(())
+    assert set(leader.members().peers) == {1, 2, 3}
+    leader.set_learners((1, 2, 4))
+    assert leader.members().learners == (4,), "voters among them are passed over"
 
 
 def test_what_a_learner_held_in_an_older_term_does_not_count() -> None:
@@ -115,10 +119,9 @@ def test_what_a_learner_held_in_an_older_term_does_not_count() -> None:
 
 
 def test_a_learner_gets_a_snapshot() -> None:
-    lab, leader = led(4, (1, 2, 3), (), RaftConfig(keep_entries=0))
+    lab, leader = led(4, (1, 2, 3), (), RaftConfig(keep_entries=0), GroupLab)
     write(lab, leader, *(b"%d" % number for number in range(20)))
-    leader.raft.snapshots.want()
-    leader.wake()
+    leader.take_snapshot()
     lab.run(0.0)
     lab.set_learners(4)
     beat(lab, times=4)
@@ -135,7 +138,7 @@ def test_progress_is_kept_when_a_learner_becomes_a_voter_and_back() -> None:
     assert leader.lead.followers[4] is progress
     change(lab, leader, 1, 2, 3)
     assert leader.lead.followers[4] is progress
-    assert leader.raft.members().learners == (4,)
+    assert leader.members().learners == (4,)
 
 
 # -- replicas that were dropped
@@ -154,7 +157,7 @@ def test_a_replica_that_was_dropped_comes_back() -> None:
     assert lab[3].commands() == []
     beat(lab, times=4)
     assert lab[3].commands() == [b"a", b"b"]
-    assert leader.raft.status().data_loss == ()
+    assert leader.status().data_loss == ()
     change(lab, leader, 1, 2, 3)
     lab[2].kill()
     write(lab, leader, b"c")
@@ -191,7 +194,7 @@ def test_founders_that_were_dropped_found_no_second_group(mutant: bool) -> None:
     write(lab, leader, b"a")
     for voters in ((1, 2, 3, 4), (1, 2, 4), (1, 2, 4, 5), (1, 2, 4, 5, 6), (1, 4, 5, 6)):
         change(lab, leader, *voters)
-    assert leader.raft.transfer(4)
+    assert leader.transfer(4)
     lab.run(0.0)
     lab.pump()
     beat(lab, 4)
@@ -209,13 +212,13 @@ def test_founders_that_were_dropped_found_no_second_group(mutant: bool) -> None:
         lab.run(2.0)
         lab.tick(node)
         lab.pump()
-    assert any(lab[node].raft.leads() for node in (1, 2, 3)) is mutant
+    assert any(lab[node].leads() for node in (1, 2, 3)) is mutant
     lab.heal()
     if not mutant:
         lab.set_learners(1, 2, 3)
         beat(lab, 4, times=8)
         assert {tuple(replica.commands()) for replica in lab.nodes.values()} == {(b"a",)}
-        assert {replica.raft.voters for replica in lab.nodes.values()} == {(4, 5, 6)}
+        assert {replica.voters for replica in lab.nodes.values()} == {(4, 5, 6)}
 
 
 def test_a_dropped_replica_keeps_term_and_vote() -> None:
@@ -236,12 +239,13 @@ def test_a_dropped_replica_keeps_term_and_vote() -> None:
 
 def test_a_closed_replica_answers_what_waits() -> None:
     """Open proposals, waiting ones, reads and changes, each once."""
-    lab, leader = led(4, (1, 2, 3), (4,))
+    lab, leader = led(4, (1, 2, 3), (4,), kind=GroupLab)
     lab.isolate(1)
     opened, pending, read = leader.put(b"a"), leader.change(1, 2, 3, 4), leader.read(quorum=True)
     lab.run(0.0)
     waiting = leader.put(b"b")
-    group = leader.raft
+    assert isinstance(leader, GroupReplica)
+    group = leader.group
     group.close()
     assert opened.code == pending.code == Code.UNKNOWN
     assert read.code == Code.NOT_LEADER
@@ -253,16 +257,16 @@ def test_a_closed_replica_answers_what_waits() -> None:
 
 def test_a_snapshot_under_way_ends_with_its_replica() -> None:
     """Nothing is recorded for a group that is not hosted any more."""
-    lab, leader = led(1, (1,), ())
-    leader.files.delay = 0.01
-    leader.machine._chunk_items = 1
+    lab, leader = led(1, (1,), (), kind=GroupLab)
+    assert isinstance(leader, GroupReplica)
+    leader.worker.delay = 0.01
+    leader.machine.chunk_items = 1
     for number in range(20):
         write(lab, leader, b"%d" % number + b"x" * 50_000)
-    leader.raft.snapshots.want()
-    leader.wake()
+    leader.take_snapshot()
     lab.run(0.0)
-    records = len(leader.disk.records)
-    leader.raft.close()
+    records = leader.recorded
+    leader.close()
     lab.run(1.0)
-    assert leader.files.aborted == 1
-    assert len(leader.disk.records) == records
+    assert leader.disk.files() == {}
+    assert leader.recorded == records

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, LabReplica
-from faults.sim.raftparts import LabDisk
+from faults.sim.raftlab import Lab
+from faults.sim.raftreplica import GROUP, LabReplica, recover
 from raftkv.raft.messages import Type
 from tests.members_lab import beat, change, led, write
 
 
-def set_back(replica: LabReplica, disk: LabDisk) -> None:
-    """Start it again with the disk of an earlier time."""
+def set_back(replica: LabReplica, records: int) -> None:
+    """Start it again with the disk of an earlier time, when it held so many records."""
     replica.kill()
-    replica.disk = copy.deepcopy(disk)
+    del replica.durable[records:]
     replica.start()
 
 
@@ -27,18 +25,18 @@ def lost_disk() -> tuple[Lab, LabReplica, LabReplica, LabReplica]:
     two, three = (lab[node] for node in lab.nodes if node != leader.node)
     assert lab.commit(leader, b"before").ok
     lab.run(0.5)
-    earlier = copy.deepcopy(two.disk)
+    earlier = len(two.durable)
     lab.isolate(three.node)
     assert lab.commit(leader, b"acknowledged by two").ok
     lab.run(0.2)
     set_back(two, earlier)
     lab.run(0.5)
-    assert leader.raft.status().data_loss == (two.node,)
+    assert leader.status().data_loss == (two.node,)
     return lab, leader, two, three
 
 
 def barred(replica: LabReplica) -> bool:
-    return replica.raft.status().lost
+    return replica.status().lost
 
 
 def test_it_elects_nobody_in_any_later_term_and_after_any_start() -> None:
@@ -57,25 +55,25 @@ def test_it_elects_nobody_in_any_later_term_and_after_any_start() -> None:
     lab.run_until(leader.raft.ready)
     lab.run(1.0)
     assert leader.commands() == [b"before", b"acknowledged by two"]
-    assert leader.raft.status().data_loss == (two.node,), "a later leader hears so from the node itself"
+    assert leader.status().data_loss == (two.node,), "a later leader hears so from the node itself"
     assert two.commands() == [], "and sends it nothing"
-    assert two.raft.leader() == leader.node, "which knows the leader all the same"
+    assert two.raft.core.leader() == leader.node, "which knows the leader all the same"
 
 
 def test_it_commits_nothing_in_a_later_term() -> None:
     lab, leader, _, other = lost_disk()
     lab.heal()
-    lab.run_until(lambda: leader.raft.ready() and leader.raft.answers(other.node))
+    lab.run_until(lambda: leader.raft.ready() and leader.lead.answers(other.node, leader.now()))
     lab.run(1.0)
-    assert leader.raft.transfer(other.node)
+    assert leader.transfer(other.node)
     lab.run(1.0)
-    assert other.raft.leads()
+    assert other.leads()
     assert lab.commit(other, b"later").ok
     leader.kill()
     outcome = other.put(b"by the lost one alone")
     lab.run(1.0)
     assert not outcome.ok
-    assert not other.raft.leads(), "it has no majority"
+    assert not other.leads(), "it has no majority"
 
 
 def test_it_comes_back_as_a_learner_once_it_was_replaced() -> None:
@@ -83,7 +81,7 @@ def test_it_comes_back_as_a_learner_once_it_was_replaced() -> None:
     lab, leader = led()
     write(lab, leader, b"a")
     beat(lab)
-    earlier = copy.deepcopy(lab[3].disk)
+    earlier = len(lab[3].durable)
     write(lab, leader, b"b")
     beat(lab)
     set_back(lab[3], earlier)
@@ -92,13 +90,13 @@ def test_it_comes_back_as_a_learner_once_it_was_replaced() -> None:
     change(lab, leader, 1, 2)
     lab.set_learners(3)
     lab[3].drop()
-    assert lab[3].disk.recover().floor[1] >= 4
+    assert recover(lab[3].durable).floor[1] >= 4
     lab[3].start()
     beat(lab, times=4)
     assert not barred(lab[3])
     assert lab[3].commands() == [b"a", b"b"]
     change(lab, leader, 1, 2, 3)
-    assert leader.raft.status().data_loss == ()
+    assert leader.status().data_loss == ()
     lab[2].kill()
     write(lab, leader, b"c")
     assert leader.commands() == [b"a", b"b", b"c"]
@@ -141,11 +139,11 @@ def test_a_leader_hears_of_a_loss_from_members_and_in_its_term_only() -> None:
     leader.receive(9, [GROUP, Type.BARRED, term])
     leader.receive(2, [GROUP, Type.BARRED, term - 1])
     leader.receive(2, [GROUP, Type.BARRED, term + 1])
-    assert leader.raft.status().data_loss == ()
+    assert leader.status().data_loss == ()
     leader.receive(2, [GROUP, Type.BARRED, term])
-    assert leader.raft.status().data_loss == (2,)
+    assert leader.status().data_loss == (2,)
     lab[3].receive(2, [GROUP, Type.BARRED, term])
-    assert lab[3].raft.status().data_loss == ()
+    assert lab[3].status().data_loss == ()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -5,16 +5,19 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, append, batch
-from faults.sim.raftparts import LabFiles
+from faults.sim.raftlab import Lab, append, batch
+from faults.sim.raftreplica import GROUP
 from raftkv.errors import Code
-from raftkv.raft import BrokenInvariant, RaftConfig, RaftGroup, consensus
+from raftkv.raft import BrokenInvariant, RaftConfig, consensus
 from raftkv.raft.configurations import CONFIG, pack_voters
+from raftkv.raft.consensus import Consensus
 from raftkv.raft.core import Core
 from raftkv.raft.elections import Elections
 from raftkv.raft.log import GroupLog
 from raftkv.raft.membership import MAX_LAG, Membership
 from raftkv.raft.messages import Type
+from raftkv.storage.snapshots import SnapshotStore
+from tests.group_lab import GroupLab, GroupReplica
 from tests.members_lab import beat, change, led, refusal, write
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
@@ -29,14 +32,14 @@ def test_a_learner_becomes_a_voter_and_a_voter_leaves() -> None:
     outcome = leader.change(1, 2, 3, 4)
     lab.run(0.0)
     assert outcome.answers == []
-    assert leader.raft.voters == (1, 2, 3, 4)
-    members = leader.raft.members()
+    assert leader.voters == (1, 2, 3, 4)
+    members = leader.members()
     assert (members.committed, members.committed_voters, members.index) == (False, (1, 2, 3), 3)
     lab.pump()
     assert outcome.ok
     beat(lab)
     for replica in lab.nodes.values():
-        members = replica.raft.members()
+        members = replica.members()
         assert (members.voters, members.committed_voters, members.learners) == ((1, 2, 3, 4), (1, 2, 3, 4), ())
         assert members.committed
         assert (members.peers != {}) is (replica is leader)
@@ -44,15 +47,15 @@ def test_a_learner_becomes_a_voter_and_a_voter_leaves() -> None:
     lab.run(0.0)
     lab.pump()
     assert gone.ok
-    assert leader.raft.status().voters == (1, 3, 4)
-    assert set(leader.raft.status().match) == {1, 3, 4}
+    assert leader.status().voters == (1, 3, 4)
+    assert set(leader.status().match) == {1, 3, 4}
 
 
 def test_a_change_that_was_made_already_is_answered_at_once() -> None:
     """Who does not know the outcome asks again, in any order of the nodes."""
     _, leader = led()
     assert leader.change(3, 2, 1, 1).ok
-    assert leader.raft.members().index == 0, "nothing was appended"
+    assert leader.members().index == 0, "nothing was appended"
 
 
 def test_followers_change_nothing() -> None:
@@ -97,11 +100,11 @@ def test_one_voter_becomes_three_and_one_again() -> None:
     change(lab, leader, 1, 2)
     change(lab, leader, 1, 2, 3)
     write(lab, leader, b"a")
-    assert leader.raft.transfer(3)
+    assert leader.transfer(3)
     lab.run(0.0)
     lab.pump()
     leader = lab[3]
-    assert leader.raft.leads()
+    assert leader.leads()
     beat(lab, 3)
     change(lab, leader, 2, 3)
     change(lab, leader, 3)
@@ -124,7 +127,7 @@ def test_a_refusal_says_why(voters: tuple[int, ...], reason: str) -> None:
     if "committed" in reason:
         leader.change(1, 2, 3, 4)
     assert reason in refusal(leader.change(*voters))
-    assert leader.raft.members().index == (3 if "committed" in reason else 0)
+    assert leader.members().index == (3 if "committed" in reason else 0)
 
 
 def test_newcomers_are_learners_that_have_caught_up() -> None:
@@ -153,8 +156,7 @@ def test_a_learner_that_lags_is_refused() -> None:
     lab, leader = led(4, (1, 2, 3), (4,), RaftConfig(keep_entries=0))
     lab.isolate(4)
     write(lab, leader, b"a", b"b")
-    leader.raft.snapshots.want()
-    leader.wake()
+    leader.take_snapshot()
     lab.run(0.0)
     assert leader.raft.log.base_index == 4
     assert "node 4 is 2 entries behind" in refusal(leader.change(1, 2, 3, 4))
@@ -168,7 +170,7 @@ def test_no_change_without_a_majority_afterwards() -> None:
     reason = refusal(leader.change(1, 3))
     assert "no majority of voters 1, 3: no answer from 3" in reason
     change(lab, leader, 1, 2)
-    assert leader.raft.voters == (1, 2), "the one that is dead may go"
+    assert leader.voters == (1, 2), "the one that is dead may go"
 
 
 def test_no_change_before_the_term_is_open_nor_during_a_transfer() -> None:
@@ -176,7 +178,7 @@ def test_no_change_before_the_term_is_open_nor_during_a_transfer() -> None:
     changes)."""
     lab, leader = led()
     leader.put(b"a")
-    assert leader.raft.transfer(2)
+    assert leader.transfer(2)
     assert "is being handed over" in refusal(leader.change(1, 2))
     lab.run(0.0)
     lab.take()
@@ -186,16 +188,16 @@ def test_no_change_before_the_term_is_open_nor_during_a_transfer() -> None:
     lab.pump(2, 3)
     lab.pump(3, 2, Type.VOTE)
     lab.pump(2, 3)
-    assert lab[3].raft.leads()
+    assert lab[3].leads()
     assert "has not committed an entry of its term" in refusal(lab[3].change(2, 3))
 
 
 def test_transfer_goes_to_voters_only() -> None:
     """A learner is no target, however far it is."""
     _, leader = led(3, (1, 2), (3,))
-    assert leader.raft.members().peers[3].match == leader.raft.log.last_index
-    assert not leader.raft.transfer(3)
-    assert leader.raft.best_target() == 2
+    assert leader.members().peers[3].match == leader.raft.log.last_index
+    assert not leader.transfer(3)
+    assert leader.lead.best_target(leader.now()) == 2
 
 
 def test_a_change_whose_leader_is_lost_is_unknown() -> None:
@@ -210,15 +212,16 @@ def test_a_change_whose_leader_is_lost_is_unknown() -> None:
 
 
 def test_a_callers_mistake_is_not_the_groups(caplog: pytest.LogCaptureFixture) -> None:
-    lab, leader = led()
+    lab, leader = led(kind=GroupLab)
 
     def fail(_: Any) -> None:
         raise ValueError("mistake")
 
-    leader.raft.change_members((1, 2, 3), fail)
+    assert isinstance(leader, GroupReplica)
+    leader.group.change_members((1, 2, 3), fail)
     lab.run(0.0)
     assert "receiver of results failed" in caplog.text
-    assert leader.raft.leads()
+    assert leader.leads()
 
 
 # -- H11, fix by fix
@@ -262,12 +265,12 @@ def test_h11b_a_restart_replays_the_changes_in_the_log(monkeypatch: pytest.Monke
     if mutant:
         monkeypatch.setattr(GroupLog, "_note", lambda *_: None)
     lab[2].start()
-    assert lab[2].raft.voters == ((1, 2, 3) if mutant else (1, 2, 4))
+    assert lab[2].voters == ((1, 2, 3) if mutant else (1, 2, 4))
     lab.run(2.0)
     lab.tick(2)
     lab.pump()
-    assert lab[2].raft.leads() is mutant
-    assert leader.raft.leads()
+    assert lab[2].leads() is mutant
+    assert leader.leads()
 
 
 def _no_prevote(elections: Elections) -> None:
@@ -290,13 +293,13 @@ def test_h11c_a_removed_node_deposes_nobody(monkeypatch: pytest.MonkeyPatch, mut
     outcome = leader.change(*(node for node in lab.nodes if node != gone))
     lab.run_until(lambda: outcome.answers, 0.2)
     assert outcome.ok
-    assert gone in lab[gone].raft.voters
+    assert gone in lab[gone].voters
     term = leader.raft.core.term()
     lab.heal()
     lab.run(10.0)
     assert (max(lab.leaders) > term + 3) is mutant
     if not mutant:
-        assert leader.raft.leads()
+        assert leader.leads()
         assert lab.commit(leader, b"a").ok
 
 
@@ -304,8 +307,8 @@ def test_h11c_a_node_that_learns_of_its_removal_falls_silent() -> None:
     """As a learner it still gets the log; it stands for nothing any more."""
     lab, leader = led(3, (1, 2, 3), (3,))
     change(lab, leader, 1, 2)
-    assert lab[3].raft.members().committed_voters == (1, 2)
-    assert lab[3].raft.members().learners == (3,)
+    assert lab[3].members().committed_voters == (1, 2)
+    assert lab[3].members().learners == (3,)
     for _ in range(3):
         lab.tick(3, after=2.0)
     assert lab.find(3) == []
@@ -325,12 +328,12 @@ def test_h11d_late_answers_of_a_removed_node_are_ignored(monkeypatch: pytest.Mon
     lab.pump()
     outcome = leader.change(1, 2, 3)
     lab.run(0.0)
-    before = leader.raft.status()
+    before = leader.status()
     with pytest.raises(KeyError) if mutant else contextlib.nullcontext():
         lab.deliver(*late)
         leader.receive(4, [GROUP, Type.HEARD, 1, leader.lead.seq])
         leader.receive(4, [GROUP, Type.STALE, 77])
-        assert leader.raft.status() == before
+        assert leader.status() == before
         lab.pump()
         assert outcome.ok
 
@@ -342,7 +345,7 @@ def test_h11e_a_leader_leaves_after_it_has_handed_over() -> None:
     with pytest.raises(BrokenInvariant, match="no longer among the voters"):
         Core.append(leader.raft.core, pack_voters((2, 3)))
     lab, leader = led()
-    assert leader.raft.transfer(2)
+    assert leader.transfer(2)
     lab.run(0.0)
     lab.pump()
     beat(lab, 2)
@@ -355,66 +358,63 @@ def test_h11e_a_leader_leaves_after_it_has_handed_over() -> None:
 def test_h11f_applying_an_older_change_undoes_no_newer_one(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A replica that applies late has the voters of its log's end, not of the entry that it applies."""
     if mutant:
-        plain = RaftGroup._apply_entry
+        plain = Consensus.applied
 
-        def applied(group: RaftGroup, command: bytes, index: int, opened: Any) -> None:
-            plain(group, command, index, opened)
-            if command.startswith(CONFIG):
-                group.core._voters = group.log.configurations.at(index)
+        def applied(replica: Consensus, index: int, time: int, now: float) -> bool:
+            replica.core._voters = replica.log.configurations.at(index)
+            return plain(replica, index, time, now)
 
-        monkeypatch.setattr(RaftGroup, "_apply_entry", applied)
+        monkeypatch.setattr(Consensus, "applied", applied)
     lab = Lab(4, founders=(1, 2, 3), by_hand=True)
     node = lab[2]
     entries = [(1, pack_voters((1, 2, 3, 4))), (1, pack_voters((1, 2, 4)))]
     node.receive(1, append(1, 1, 0, entries, commit=2))
     lab.run(0.0)
     assert node.raft.core.applied_index() == 2
-    assert node.raft.voters == ((1, 2, 3, 4) if mutant else (1, 2, 4))
+    assert node.voters == ((1, 2, 3, 4) if mutant else (1, 2, 4))
 
 
 @MUTANT
 def test_h11g_a_snapshot_has_the_voters_of_its_entry(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """A change that stood in the log when the snapshot was taken, and was truncated later, does not come back."""
-    lab, leader = led(4, (1, 2, 3), (4,), RaftConfig(keep_entries=0))
+    lab, leader = led(4, (1, 2, 3), (4,), RaftConfig(keep_entries=0), GroupLab)
     if mutant:
-        plain = LabFiles.writer
+        plain = SnapshotStore.writer
 
-        def newest(files: LabFiles, group: int, index: int, term: int, voters: Any) -> Any:
-            return plain(files, group, index, term, leader.raft.voters)
+        def newest(files: SnapshotStore, group: int, index: int, term: int, voters: Any) -> Any:
+            return plain(files, group, index, term, leader.voters)
 
-        monkeypatch.setattr(LabFiles, "writer", newest)
+        monkeypatch.setattr(SnapshotStore, "writer", newest)
     write(lab, leader, b"a")
     lab.isolate(1)
     leader.change(1, 2, 3, 4)
-    leader.raft.snapshots.want()
-    leader.wake()
+    leader.take_snapshot()
     lab.run(0.0)
-    assert leader.raft.snapshots.index == 3
-    assert leader.raft.voters == (1, 2, 3, 4)
+    assert leader.status().snapshot_index == 3
+    assert leader.voters == (1, 2, 3, 4)
     lab.take()
     lab.elect(2)
     lab.heal()
     beat(lab, 2, times=4)
     leader.kill()
     leader.start()
-    assert lab[2].raft.voters == (1, 2, 3)
-    assert leader.raft.voters == ((1, 2, 3, 4) if mutant else (1, 2, 3))
+    assert lab[2].voters == (1, 2, 3)
+    assert leader.voters == ((1, 2, 3, 4) if mutant else (1, 2, 3))
 
 
 def test_h11g_an_installed_snapshot_brings_its_voters() -> None:
     """A replica that missed the changes learns them from the snapshot, also for its next start."""
-    lab, leader = led(4, (1, 2, 3), (4,), RaftConfig(keep_entries=0))
+    lab, leader = led(4, (1, 2, 3), (4,), RaftConfig(keep_entries=0), GroupLab)
     lab.isolate(3)
     change(lab, leader, 1, 2, 3, 4)
     write(lab, leader, b"a")
-    leader.raft.snapshots.want()
-    leader.wake()
+    leader.take_snapshot()
     lab.run(0.0)
     lab.heal()
     beat(lab, times=6)
-    assert lab[3].raft.snapshots.index == 4
+    assert lab[3].status().snapshot_index == 4
     for _ in range(2):
-        assert lab[3].raft.voters == lab[3].raft.members().committed_voters == (1, 2, 3, 4)
+        assert lab[3].voters == lab[3].members().committed_voters == (1, 2, 3, 4)
         lab[3].kill()
         lab[3].start()
 
@@ -431,7 +431,7 @@ def test_h11h_a_truncated_change_is_undone(monkeypatch: pytest.MonkeyPatch, muta
     outcome = leader.change(1, 2, 3, 4)
     lab.run(0.0)
     lab.pump()
-    assert leader.raft.voters == lab[4].raft.voters == (1, 2, 3, 4)
+    assert leader.voters == lab[4].voters == (1, 2, 3, 4)
     lab.elect(2)
     write(lab, lab[2], b"other")
     lab.heal()
@@ -439,7 +439,7 @@ def test_h11h_a_truncated_change_is_undone(monkeypatch: pytest.MonkeyPatch, muta
     assert outcome.code == Code.UNKNOWN
     for node in (1, 4):
         assert lab[node].commands() == [b"other"]
-        assert lab[node].raft.voters == ((1, 2, 3, 4) if mutant else (1, 2, 3))
+        assert lab[node].voters == ((1, 2, 3, 4) if mutant else (1, 2, 3))
 
 
 def _stick(log: Any, configurations: Any) -> None:
@@ -479,14 +479,14 @@ def test_a_newcomer_has_to_answer_after_it_was_asked_for() -> None:
     assert leader.raft.core.match_index(4) == leader.raft.log.last_index
     outcome = leader.change(1, 2, 3, 4, heard=False)
     lab.run(0.0)
-    assert 4 not in leader.raft.voters
+    assert 4 not in leader.voters
     assert "node 4 is being checked" in refusal(leader.change(1, 2, 3, 4, heard=False))
     lab.pump(1, 2)
     lab.pump(1, 3)
-    assert 4 not in leader.raft.voters
+    assert 4 not in leader.voters
     beat(lab)
     assert outcome.ok
-    assert leader.raft.voters == (1, 2, 3, 4)
+    assert leader.voters == (1, 2, 3, 4)
 
 
 def test_a_newcomer_that_answers_no_more_is_refused() -> None:
@@ -498,4 +498,4 @@ def test_a_newcomer_that_answers_no_more_is_refused() -> None:
         lab.tick(1, after=0.1)
         lab.pump()
     assert "node 4 does not answer" in refusal(outcome)
-    assert leader.raft.voters == (1, 2, 3)
+    assert leader.voters == (1, 2, 3)

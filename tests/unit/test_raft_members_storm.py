@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftparts import LabError
+from faults.sim.persisted import LabError
 from faults.sim.raftstorm import MemberStorm
 from raftkv.errors import RaftKVError
 from raftkv.raft.configurations import Configurations

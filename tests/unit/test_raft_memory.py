@@ -16,6 +16,7 @@ from raftkv.raft import RaftConfig
 from raftkv.raft.log import GroupLog
 from raftkv.raft.proposals import Proposal, Proposals
 from raftkv.raft.ready import Outputs
+from tests.group_lab import GroupLab
 
 _MIB = 1024 * 1024
 
@@ -63,13 +64,14 @@ def test_the_tail_behind_a_snapshot_is_bounded_in_entries_and_bytes(most: int, m
 
 def test_after_a_snapshot_no_more_than_the_tail_stays_in_memory() -> None:
     """Entries of large values are not kept by their number (480 MiB of values of 1 MiB took 2 GB a node)."""
-    lab = Lab(config=RaftConfig(snapshot_bytes=50_000, snapshot_share=0.0, keep_bytes=30_000))
+    lab = GroupLab(config=RaftConfig(snapshot_bytes=50_000, snapshot_share=0.0, keep_bytes=30_000))
     leader = lab.wait_for_leader()
     for _ in range(60):
         lab.commit(leader, b"v" * 10_000)
     lab.run(1.0)
-    for replica in lab.nodes.values():
-        assert replica.raft.snapshots.index > 0
+    for node in lab.nodes:
+        replica = lab[node]
+        assert replica.snapshots.index > 0
         assert replica.raft.log.bytes < 2 * 50_000 + 30_000
 
 
@@ -147,7 +149,7 @@ def test_a_snapshot_hurries_when_the_node_needs_it() -> None:
     """What is written together is built in one turn of the loop then, chunk by chunk else."""
     turns = {}
     for hurry in (False, True):
-        lab = Lab(by_hand=True, config=RaftConfig(snapshot_bytes=1 << 40))
+        lab = GroupLab(by_hand=True, config=RaftConfig(snapshot_bytes=1 << 40))
         leader = lab.elect(1)
         lab.pump()
         leader.files.hurry = hurry
@@ -156,15 +158,15 @@ def test_a_snapshot_hurries_when_the_node_needs_it() -> None:
         more = True
         turns[hurry] = 0
         while more:
-            more = leader.raft.snapshots._gather(chunks, gathered)
+            more = leader.snapshots._gather(chunks, gathered)
             turns[hurry] += 1
         assert gathered == [b"c" * 1000] * 5
     assert turns == {False: 6, True: 1}
 
 
 def test_a_snapshot_is_late_when_the_log_is_longer_than_it_should_be() -> None:
-    lab = Lab(by_hand=True, config=RaftConfig(snapshot_bytes=1000))
-    snapshots = lab.elect(1).raft.snapshots
+    lab = GroupLab(by_hand=True, config=RaftConfig(snapshot_bytes=1000))
+    snapshots = lab.elect(1).snapshots
     for size, late in ((1000, False), (1250, False), (1251, True)):
         snapshots.bytes_since = size
         assert snapshots.late is late

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import GROUP, Lab, append, batch
-from faults.sim.raftparts import Machine
+from faults.sim.raftlab import Lab, append, batch
+from faults.sim.raftreplica import GROUP
 from raftkv import limits
 from raftkv.commands.records import Put
 from raftkv.commands.results import Result
@@ -18,6 +18,7 @@ from raftkv.raft.consensus import Consensus
 from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import Type
 from raftkv.raft.ready import Outputs
+from tests.group_lab import GroupLab, GroupMachine
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
@@ -82,10 +83,10 @@ def test_who_keeps_a_proposal_to_withdraw_it_is_no_garbage_afterwards(led: bool)
         def take(self, results: list[Result]) -> None:
             self.results = results
 
-    lab = Lab()
+    lab = GroupLab()
     replica = lab.wait_for_leader() if led else lab[1]
     asker = Asker()
-    asker.proposal = replica.raft.propose([Put(0, b"k", b"")], 1, asker.take)  # type: ignore[attr-defined]
+    asker.proposal = replica.propose([Put(0, b"k", b"")], 1, asker.take)  # type: ignore[attr-defined]
     lab.run(1.0)
     assert asker.results
     gone = weakref.ref(asker)
@@ -99,7 +100,7 @@ def test_who_keeps_a_proposal_to_withdraw_it_is_no_garbage_afterwards(led: bool)
 
 def test_a_raising_receiver_keeps_no_other_answer(caplog: pytest.LogCaptureFixture) -> None:
     """A result handler that fails is logged; the others get theirs, and nothing is applied twice (found by reading)."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     leader = lab.elect(1)
     lab.pump()
 
@@ -107,7 +108,7 @@ def test_a_raising_receiver_keeps_no_other_answer(caplog: pytest.LogCaptureFixtu
         raise ValueError("planted")
 
     before = leader.put(b"a")
-    leader.raft.propose([Put(0, b"k", b"b")], 1, fail)
+    leader.propose([Put(0, b"k", b"b")], 1, fail)
     after = leader.put(b"c")
     lab.run(0.0)
     lab.pump()
@@ -119,12 +120,12 @@ def test_a_raising_receiver_keeps_no_other_answer(caplog: pytest.LogCaptureFixtu
 
 def test_what_no_replica_could_decode_does_not_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """It would stop every replica, at every start. What was proposed beside it is done."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     leader = lab.elect(1)
     lab.pump()
     answers: list[Result] = []
     before = leader.put(b"a")
-    leader.raft.propose([Put(0, b"k", b"b", expect=2**64 - 1)], 1, answers.extend)
+    leader.propose([Put(0, b"k", b"b", expect=2**64 - 1)], 1, answers.extend)
     after = leader.put(b"c")
     lab.run(0.0)
     lab.pump()
@@ -141,13 +142,13 @@ def test_what_is_withdrawn_before_it_reaches_the_log_never_does() -> None:
     leader = lab.elect(1)
     lab.pump()
     answers: list[Result] = []
-    first = leader.raft.propose([Put(0, b"k", b"a")], 1, answers.extend)
-    alone = leader.raft.propose([Put(0, b"k", b"b")], 1, answers.extend)
+    first = leader.propose([Put(0, b"k", b"a")], 1, answers.extend)
+    alone = leader.propose([Put(0, b"k", b"b")], 1, answers.extend)
     assert alone.withdraw()
     assert not alone.withdraw()
     lab.run(0.0)
     assert not first.withdraw(), "it is in the log"
-    second = leader.raft.propose([Put(0, b"k", b"c")], 1, answers.extend)
+    second = leader.propose([Put(0, b"k", b"c")], 1, answers.extend)
     assert second.withdraw()
     after = leader.put(b"d")
     lab.pump()
@@ -160,13 +161,13 @@ def test_what_is_withdrawn_before_it_reaches_the_log_never_does() -> None:
 def test_h10_entry_that_cannot_be_applied_stops_the_node(monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
     """The applied index advances first, so that an entry whose application fails is never applied again."""
     attempts: list[bytes] = []
-    plain_apply = Machine.apply
+    plain_apply = GroupMachine.apply
 
-    def apply(machine: Machine, now: int, commands: Any) -> list[Result]:
+    def apply(machine: GroupMachine, now: int, commands: Any) -> list[Result]:
         attempts.extend(command.value for command in commands)
         return plain_apply(machine, now, commands)
 
-    monkeypatch.setattr(Machine, "apply", apply)
+    monkeypatch.setattr(GroupMachine, "apply", apply)
     if mutant:
         plain = Consensus._hand_out
 
@@ -175,7 +176,7 @@ def test_h10_entry_that_cannot_be_applied_stops_the_node(monkeypatch: pytest.Mon
             return plain(replica)
 
         monkeypatch.setattr(Consensus, "_hand_out", handed_out_again)
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     node = lab[2]
     node.machine.poison = b"bad"
     for _ in range(3):
@@ -208,7 +209,7 @@ def test_entries_are_applied_once_each_in_order() -> None:
     node = lab[2]
     values = [b"%d" % number + b"x" * 300_000 for number in range(10)]
     node.receive(1, append(1, 1, 0, [(1, batch(value)) for value in values], commit=11))
-    node.raft.step()
+    node.step()
     assert 0 < len(node.commands()) < 10, "a turn applies about a megabyte"
     lab.run(0.0)
     assert node.commands() == values
@@ -268,11 +269,11 @@ def test_h14f_log_storage_never_fails_in_the_middle() -> None:
     """Adding to the log touches memory only; an entry out of order is a broken promise, not a lost callback."""
     lab = Lab(by_hand=True)
     leader = lab.elect(1)
-    leader.wal.sync_delay = None
-    appended = leader.wal.durable
+    leader.sync_delay = None
+    appended = len(leader.durable)
     outcome = leader.put(b"a")
     lab.run(0.0)
-    assert leader.wal.durable == appended
+    assert len(leader.durable) == appended
     assert outcome.answers == []
     with pytest.raises(BrokenInvariant, match="added after"):
         leader.raft.log.append(b"\x01", 99, 1)
@@ -289,7 +290,7 @@ def test_group_time_never_goes_back() -> None:
     lab = Lab()
     for number, rate in enumerate((0.9, 1.1, 1.0)):
         leader = lab.wait_for_leader()
-        leader.clock.set_rate(rate)
+        leader.set_rate(rate)
         for _ in range(10):
             assert lab.commit(leader, b"a").ok
             lab.run(0.05)
@@ -324,7 +325,7 @@ def test_restarted_node_catches_up() -> None:
 
 def test_malformed_messages_are_refused_and_change_nothing() -> None:
     """A message of the wrong shape is reported by False, and neither state, WAL nor network notice it."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     leader = lab.elect(1)
     lab.pump()
     good: list[list[Any]] = [
@@ -355,7 +356,7 @@ def test_malformed_messages_are_refused_and_change_nothing() -> None:
     shapes: list[Any] = [[[1]], [[1, b""]], [["1", b"x"]], [[1, "x"]], [None], [[1, b"x", 2]], [5]]
     for entries in shapes:
         bad.append(append(1, 1, 0, entries))
-    status, appended = leader.raft.status(), leader.wal.appended
+    status, appended = leader.status(), leader.recorded
     refused = 0
     for message in bad:
         if message[1:2] == [Type.APPEND] and message[-1] == []:
@@ -364,4 +365,4 @@ def test_malformed_messages_are_refused_and_change_nothing() -> None:
         refused += 1
     lab.run(0.0)
     assert refused > 300
-    assert (leader.raft.status(), leader.wal.appended, lab.wire) == (status, appended, [])
+    assert (leader.status(), leader.recorded, lab.wire) == (status, appended, [])

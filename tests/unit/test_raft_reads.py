@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import Lab, LabReplica, append, batch
+from faults.sim.raftlab import Lab, append, batch
+from faults.sim.raftreplica import LabReplica
 from raftkv.errors import Code
 from raftkv.raft import RaftConfig
 from raftkv.raft.leadership import Leadership
@@ -25,10 +26,10 @@ def _settled(**options: Any) -> tuple[Lab, LabReplica]:
 def test_lease_read_is_served_at_once() -> None:
     """A leader in contact with a majority answers within the same turn, without a message."""
     lab, leader = _settled()
-    lab.run_until(leader.raft.lease_holds, step=0.001)
+    lab.run_until(leader.lease_holds, step=0.001)
     before = leader.lead.seq
     read = leader.read(quorum=False)
-    leader.raft.step()
+    leader.step()
     assert (read.code, read.seen) == (Code.OK, b"old")
     assert leader.lead.seq == before
 
@@ -86,7 +87,7 @@ def test_read_waits_for_the_entry_that_opens_the_term() -> None:
     for kind in (Type.PREVOTE, Type.PREVOTE_REPLY, Type.VOTE, Type.VOTE_REPLY):
         lab.pump(kind=kind)
     leader = lab[2]
-    assert leader.raft.leads()
+    assert leader.leads()
     assert leader.commands() == [], "it holds the write and does not know that it is committed"
     reads = [leader.read(quorum=quorum) for quorum in (False, True)]
     lab.run(0.0)
@@ -124,10 +125,10 @@ def _deposed_and_read(seed: int, rates: tuple[float, float]) -> list[bytes]:
     Returns what the old leader served after the new value was acknowledged.
     """
     lab, leader = _settled(seed=seed)
-    leader.clock.set_rate(rates[0])
+    leader.set_rate(rates[0])
     for replica in lab.nodes.values():
         if replica is not leader:
-            replica.clock.set_rate(rates[1])
+            replica.set_rate(rates[1])
     lab.run(0.3)
     lab.isolate(leader.node)
     stale: list[bytes] = []
@@ -137,7 +138,7 @@ def _deposed_and_read(seed: int, rates: tuple[float, float]) -> list[bytes]:
         successor = lab.leader()
         if written is None and successor not in (None, leader) and successor is not None:
             written = successor.put(b"new")
-        if leader.raft.leads():
+        if leader.leads():
             acknowledged = written is not None and written.ok
             read = leader.read(quorum=False)
             lab.run(0.0)
@@ -170,9 +171,9 @@ def test_lease_counts_from_sending_not_from_the_answer() -> None:
     lab.run(0.3)
     lab.deliver(*lab.take(1))
     lab.deliver(*lab.take(kind=Type.ACK))
-    assert leader.raft.lease_holds()
+    assert leader.lease_holds()
     lab.run(0.16)
-    assert not leader.raft.lease_holds()
+    assert not leader.lease_holds()
 
 
 def test_lease_needs_a_majority() -> None:
@@ -185,7 +186,7 @@ def test_lease_needs_a_majority() -> None:
     lab.pump(1, 2)
     lab.pump(2, 1)
     lab.run(0.1)
-    assert not leader.raft.lease_holds()
+    assert not leader.lease_holds()
 
 
 @MUTANT
@@ -200,13 +201,13 @@ def test_transfer_gives_up_the_lease(monkeypatch: pytest.MonkeyPatch, mutant: bo
     lab.pump()
     lab.tick(1, after=0.1)
     lab.pump()
-    assert leader.raft.transfer(2)
+    assert leader.transfer(2)
     lab.run(0.0)
     lab.deliver(*lab.take(1, 2, Type.TIMEOUT_NOW))
     lab.take(2, 1)
     lab.pump(2, 3)
     lab.pump(3, 2)
-    assert lab[2].raft.leads()
+    assert lab[2].leads()
     outcome = lab[2].put(b"new")
     for _ in range(3):
         lab.pump(2, 3)
@@ -214,7 +215,7 @@ def test_transfer_gives_up_the_lease(monkeypatch: pytest.MonkeyPatch, mutant: bo
     assert outcome.ok
     read = leader.read(quorum=False)
     lab.run(0.0)
-    assert leader.raft.leads()
+    assert leader.leads()
     assert read.ok is mutant, "served without the new value" if mutant else "must wait"
 
 
@@ -223,12 +224,12 @@ def test_lease_stays_off_after_a_failed_transfer() -> None:
     lab, leader = _settled()
     target = next(node for node in lab.nodes if node != leader.node)
     lab.run(0.1)
-    leader.raft.transfer(target)
+    leader.transfer(target)
     lab.cut(leader.node, target)
     lab.run(0.0)
     lab.run(1.5)
-    if leader.raft.leads():
-        assert not leader.raft.lease_holds()
+    if leader.leads():
+        assert not leader.lease_holds()
         read = leader.read(quorum=False)
         lab.run(0.0)
         assert read.answers == []
@@ -246,7 +247,7 @@ def test_read_sees_what_was_acknowledged_before_it() -> None:
             read = leader.read(quorum=quorum)
             lab.run(0.05)
             assert read.seen == value
-        leader.raft.transfer(next(node for node in lab.nodes if node != leader.node))
+        leader.transfer(next(node for node in lab.nodes if node != leader.node))
         lab.run(0.1)
         leader = lab.wait_for_leader()
 
@@ -279,7 +280,7 @@ def test_slow_reader_of_rounds_gets_heartbeats_only() -> None:
     for _ in range(1000):
         leader.read(quorum=True)
         lab.run(0.002)
-        if not leader.raft.leads():
+        if not leader.leads():
             break
-    assert leader.raft.leads()
+    assert leader.leads()
     assert len(leader.lead.followers[silent].sent) < 64 + 2.0 / lab.config.heartbeat + 2

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from faults.sim.persisted import Persisted
-from faults.sim.raftlab import GROUP, Lab, append, batch
-from faults.sim.raftparts import LabError
+from faults.sim.persisted import LabError, Persisted
+from faults.sim.raftlab import Lab, append, batch
+from faults.sim.raftreplica import GROUP
 from raftkv.raft import ready
 from raftkv.raft.log import GroupLog
 from raftkv.raft.messages import WAITS, Type
@@ -59,9 +59,9 @@ def _forgetful(log: GroupLog, command: bytes, index: int, term: int) -> None:
 
 def test_a_step_takes_its_outputs_out_once() -> None:
     lab = Lab(by_hand=True)
-    replica = lab[2].raft.consensus
-    replica.receive(1, append(1, 1, 0, [(1, batch(b"a"))]), lab[2].clock.now())
-    first, second = (replica.step(lab[2].clock.now()) for _ in range(2))
+    replica = lab[2].raft
+    replica.receive(1, append(1, 1, 0, [(1, batch(b"a"))]), lab[2].now())
+    first, second = (replica.step(lab[2].now()) for _ in range(2))
     assert [type(record) for record in first.records] == [HardState, Appended]
     assert [message[1] for _, message in first.after] == [Type.ACK]
     assert [message[1] for _, message in first.messages] == [Type.HEARD]

@@ -6,30 +6,32 @@ from typing import Any
 import pytest
 
 from faults.sim.persisted import Persisted
-from faults.sim.raftlab import GROUP, Envelope, Lab, LabReplica, append, batch
-from faults.sim.raftparts import LabFiles, Machine, SnapshotFile
+from faults.sim.raftlab import Envelope, append, batch
+from faults.sim.raftreplica import GROUP
 from raftkv import limits
 from raftkv.errors import Code, CorruptData
 from raftkv.raft import RaftConfig, guard
 from raftkv.raft.leadership import Leadership
 from raftkv.raft.messages import Type
-from raftkv.raft.ready import Entry
+from raftkv.raft.ready import Covered, Entry
 from raftkv.raft.snapshots import GroupSnapshots, align
+from raftkv.storage.snapshot_format import SnapshotInfo
+from raftkv.storage.snapshots import SnapshotStore
+from tests.group_lab import GroupLab, GroupMachine, GroupReplica, LabWal
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 EAGER = RaftConfig(snapshot_bytes=1000, keep_entries=0, max_open_entries=64)
 _BIG = b"v" * 60_000
 
 
-def _snapshot(lab: Lab, replica: LabReplica) -> None:
-    replica.raft.snapshots.want()
-    replica.wake()
+def _snapshot(lab: GroupLab, replica: GroupReplica) -> None:
+    replica.take_snapshot()
     lab.run(0.0)
 
 
-def _lagging(count: int = 5, value: bytes = b"") -> tuple[Lab, LabReplica]:
+def _lagging(count: int = 5, value: bytes = b"") -> tuple[GroupLab, GroupReplica]:
     """By hand: node 1 leads and has a snapshot with ``count`` writes, of which node 3 has nothing and waits for it."""
-    lab = Lab(by_hand=True, config=RaftConfig(keep_entries=0))
+    lab = GroupLab(by_hand=True, config=RaftConfig(keep_entries=0))
     leader = lab.elect(1)
     lab.pump()
     lab.isolate(3)
@@ -47,7 +49,7 @@ def _lagging(count: int = 5, value: bytes = b"") -> tuple[Lab, LabReplica]:
     return lab, leader
 
 
-def _pump_without(lab: Lab, drop: Callable[[Envelope], bool]) -> int:
+def _pump_without(lab: GroupLab, drop: Callable[[Envelope], bool]) -> int:
     dropped = 0
     while lab.wire:
         envelope = lab.wire.pop(0)
@@ -64,7 +66,7 @@ def test_lagging_follower_gets_a_snapshot(value: bytes) -> None:
     lab, leader = _lagging(20, value)
     lab.pump()
     assert lab[3].commands() == leader.commands()
-    assert lab[3].raft.status().snapshot_index == 22
+    assert lab[3].status().snapshot_index == 22
     outcome = leader.put(b"next")
     lab.run(0.0)
     lab.take(1, 2)
@@ -78,7 +80,7 @@ def test_lagging_follower_gets_a_snapshot(value: bytes) -> None:
 
 def test_h8a_offer_and_chunks_commit_nothing() -> None:
     """Entries that were never committed stay so while a snapshot arrives, and go with its installation."""
-    lab = Lab(by_hand=True, config=RaftConfig(keep_entries=0, max_open_entries=64))
+    lab = GroupLab(by_hand=True, config=RaftConfig(keep_entries=0, max_open_entries=64))
     old = lab.elect(1)
     lab.pump()
     ghosts = [old.put(b"ghost%d" % number) for number in range(3)]
@@ -163,7 +165,7 @@ def test_h8b_snapshot_that_cannot_be_loaded_harms_nothing(monkeypatch: pytest.Mo
             patch.setattr(type(restore), method, lambda *arguments: next(fail(*arguments)))
         lab.pump()
         assert lab[3].commands() == []
-        assert lab[3].raft.status().snapshot_index == 0
+        assert lab[3].status().snapshot_index == 0
         assert leader.raft.core.match_index(3) < leader.raft.log.base_index
     lab.tick(1, after=0.2)
     lab.pump()
@@ -175,7 +177,7 @@ def test_h8c_offer_of_a_snapshot_that_is_held_keeps_the_tail(monkeypatch: pytest
     """A log that holds the snapshot's last entry keeps the acknowledged entries behind it."""
     if mutant:
         monkeypatch.setattr(guard, "superfluous", lambda *_: False)
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     node, other = lab[2], lab[1]
     entries = [(1, batch(b"%d" % number)) for number in range(8)]
     for replica, peer in ((node, 1), (other, 2)):
@@ -189,7 +191,7 @@ def test_h8c_offer_of_a_snapshot_that_is_held_keeps_the_tail(monkeypatch: pytest
     node.receive(1, [GROUP, Type.SNAPSHOT_OFFER, 1, info.index, info.term, info.size])
     lab.run(0.0)
     if mutant:
-        node.receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, info.raw])
+        node.receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, other.files.read_raw(info, 0, info.size)])
         lab.run(0.0)
     assert node.raft.log.last_index == (6 if mutant else 9)
     assert [ack.message[6] for ack in lab.take(2, 1, Type.ACK)] == [7]
@@ -205,21 +207,20 @@ def test_h8d_crash_between_rename_and_wal_record_keeps_the_tail(monkeypatch: pyt
             return base, kept if arguments[1] is None else []
 
         monkeypatch.setattr("raftkv.raft.group.align", wipe)
-    lab = Lab(by_hand=True, file_delay=0.01)
+    lab = GroupLab(by_hand=True, file_delay=0.01)
     node = lab[2]
     node.receive(1, append(1, 1, 0, [(1, batch(b"%d" % number)) for number in range(6)], commit=4))
     lab.run(0.0)
-    node.raft.snapshots.want()
-    node.wake()
-    while not node.disk.files:
+    node.take_snapshot()
+    while node.files.latest(GROUP) is None:
         lab.run(0.001)
-    assert ("snapshot", 4, 1) not in node.disk.records
+    assert Covered(4, 1) not in [*node.durable, *node.unsynced]
     node.kill()
     node.start()
     assert node.commands() == [b"0", b"1", b"2"]
     assert node.raft.log.last_index == (4 if mutant else 7)
     lab.run(0.0)
-    assert ("snapshot", 4, 1) in node.disk.records
+    assert Covered(4, 1) in node.durable
 
 
 def test_h8f_chunks_of_two_leaders_do_not_mix() -> None:
@@ -228,7 +229,7 @@ def test_h8f_chunks_of_two_leaders_do_not_mix() -> None:
     info = leader.files.latest(GROUP)
     assert info is not None
     lab.pump(1, 3, Type.SNAPSHOT_OFFER)
-    chunk = info.raw[: limits.SNAPSHOT_PART_BYTES]
+    chunk = leader.files.read_raw(info, 0, limits.SNAPSHOT_PART_BYTES)
     lab[3].receive(2, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, chunk])
     lab[3].receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index + 1, 0, chunk])
     lab[3].receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 5, chunk])
@@ -279,12 +280,12 @@ def test_leader_change_in_the_middle_of_a_snapshot() -> None:
         lab.tick(2, after=0.2)
         lab.pump()
     assert lab[3].commands() == successor.commands() != []
-    assert lab[3].files.aborted == 1
+    assert len(lab[3].disk.files()) == 1, "the half is gone"
 
 
 def test_h14g_own_late_snapshot_does_not_replace_a_newer_one() -> None:
     """A snapshot that a node takes while it installs a later one does not come back at its next start."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     node, other = lab[2], lab[1]
     entries = [(1, batch(b"%d" % number)) for number in range(8)]
     node.receive(1, append(1, 1, 0, entries[:3], commit=4))
@@ -293,17 +294,17 @@ def test_h14g_own_late_snapshot_does_not_replace_a_newer_one() -> None:
     _snapshot(lab, other)
     info = other.files.latest(GROUP)
     assert info is not None
-    node.files.delay = 0.5
+    node.worker.delay = 0.5
     _snapshot(lab, node)
-    node.files.delay = 0.0
+    node.worker.delay = 0.0
     lab.take()
     node.receive(1, [GROUP, Type.SNAPSHOT_OFFER, 1, info.index, info.term, info.size])
     lab.run(0.0)
-    node.receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, info.raw])
+    node.receive(1, [GROUP, Type.SNAPSHOT_CHUNK, 1, info.index, 0, other.files.read_raw(info, 0, info.size)])
     lab.run(0.0)
-    assert node.raft.status().snapshot_index == 9
+    assert node.status().snapshot_index == 9
     lab.run(2.0)
-    assert node.raft.status().snapshot_index == 9
+    assert node.status().snapshot_index == 9
     node.kill()
     node.start()
     assert node.commands() == other.commands()
@@ -314,39 +315,40 @@ def test_h14g_own_late_snapshot_does_not_replace_a_newer_one() -> None:
 
 
 def _align(
-    info: SnapshotFile | None, compacted: int, entries: list[Entry], files: LabFiles
+    info: SnapshotInfo | None, compacted: int, entries: list[Entry], files: SnapshotStore
 ) -> tuple[tuple[int, int], list[Entry]]:
-    lab = Lab(1, by_hand=True)
-    return align(GROUP, info, compacted, entries, lab[1].wal, Machine(), files)
+    lab = GroupLab(1, by_hand=True)
+    return align(GROUP, info, compacted, entries, LabWal(lab[1]), GroupMachine(), files)
 
 
 def test_h14e_damaged_snapshot_stops_the_start() -> None:
     """A node whose snapshot cannot be read does not come up with an empty state."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     node = lab[2]
     node.receive(1, append(1, 1, 0, [(1, batch(b"a"))], commit=2))
     lab.run(0.0)
     _snapshot(lab, node)
-    info = node.disk.files[2]
+    info = node.files.latest(GROUP)
+    assert info is not None
     node.kill()
-    node.disk.files[2] = SnapshotFile(info.index, info.term, info.voters, info.raw[:-1] + b"?")
-    with pytest.raises(CorruptData, match="checksum"):
+    node.disk.flip(info.path, info.size - 1)
+    with pytest.raises(CorruptData, match="damaged"):
         node.start()
-    del node.disk.files[2]
+    node.disk.delete(info.path)
     with pytest.raises(CorruptData, match="missing"):
         node.start()
 
 
 def test_hole_between_snapshot_and_log_stops_the_start() -> None:
     """Entries that do not follow the snapshot are not accepted."""
-    lab = Lab(1, by_hand=True)
+    lab = GroupLab(1, by_hand=True)
     with pytest.raises(CorruptData, match="no entries between 1 and 5"):
         _align(None, 1, [(batch(b"a"), 5, 1)], lab[1].files)
 
 
 def test_log_that_contradicts_the_snapshot_is_dropped() -> None:
     """A tail of another history than the snapshot's goes, in the WAL too."""
-    lab = Lab(by_hand=True)
+    lab = GroupLab(by_hand=True)
     node = lab[2]
     node.receive(1, append(1, 1, 0, [(1, batch(b"ghost"))] * 4))
     lab.run(0.0)
@@ -355,7 +357,7 @@ def test_log_that_contradicts_the_snapshot_is_dropped() -> None:
     donor.receive(3, append(2, 1, 0, [(2, batch(b"a")), (2, batch(b"b"))], commit=3))
     lab.run(0.0)
     _snapshot(lab, donor)
-    node.disk.files = dict(donor.disk.files)
+    node.disk = donor.disk.copy()
     node.start()
     assert (node.raft.log.base_index, node.raft.log.last_index) == (3, 3)
     lab.run(0.0)
@@ -376,13 +378,13 @@ def test_compaction_keeps_entries_for_followers_a_little_behind() -> None:
         kinds.add(envelope.type)
         return (0.001,)
 
-    lab = Lab(config=RaftConfig(snapshot_bytes=1000, keep_entries=50), fate=note)
+    lab = GroupLab(config=RaftConfig(snapshot_bytes=1000, keep_entries=50), fate=note)
     leader = lab.wait_for_leader()
     slow = next(node for node in lab.nodes if node != leader.node)
     lab[slow].kill()
     for number in range(40):
         assert lab.commit(leader, b"%d" % number + b"x" * 50).ok
-    assert leader.raft.status().snapshot_index > 2
+    assert leader.status().snapshot_index > 2
     lab[slow].start()
     lab.run(0.5)
     assert lab[slow].commands() == leader.commands()
@@ -397,7 +399,7 @@ def test_snapshot_in_use_is_not_replaced(monkeypatch: pytest.MonkeyPatch, mutant
     config = RaftConfig(
         snapshot_bytes=20_000, snapshot_share=1.0, keep_entries=0, chunk_bytes=2500, max_open_entries=64
     )
-    lab = Lab(config=config, fate=lambda envelope: (0.05 if envelope.type >= Type.SNAPSHOT_OFFER else 0.001,))
+    lab = GroupLab(config=config, fate=lambda envelope: (0.05 if envelope.type >= Type.SNAPSHOT_OFFER else 0.001,))
     leader = lab.wait_for_leader()
     slow = next(node for node in lab.nodes if node != leader.node)
     lab[slow].kill()
@@ -411,15 +413,15 @@ def test_snapshot_in_use_is_not_replaced(monkeypatch: pytest.MonkeyPatch, mutant
         caught_up |= lab[slow].raft.core.applied_index() > leader.raft.core.commit_index() - 5
     assert caught_up is not mutant
     lab.run(2.0)
-    assert leader.raft.status().snapshot_index > 100
+    assert leader.status().snapshot_index > 100
 
 
 @pytest.mark.parametrize(("share", "snapshots"), [(1.0, 2), (0.0, 20)], ids=["as much", "any"])
 def test_snapshots_are_rarer_the_larger_the_state_is(share: float, snapshots: int) -> None:
     """Else each write would cost more, the more there is."""
     lab, leader = _lagging(20, _BIG)
-    assert leader.raft.snapshots.size > 20 * len(_BIG)
-    leader.raft.snapshots._config = RaftConfig(snapshot_bytes=2 * len(_BIG), snapshot_share=share, keep_entries=0)
+    assert leader.snapshots.size > 20 * len(_BIG)
+    leader.snapshots._config = RaftConfig(snapshot_bytes=2 * len(_BIG), snapshot_share=share, keep_entries=0)
     taken = []
     for number in range(41):
         leader.put(b"%d" % number + _BIG)
@@ -427,25 +429,24 @@ def test_snapshots_are_rarer_the_larger_the_state_is(share: float, snapshots: in
         lab.pump(1, 2)
         lab.pump(2, 1)
         lab.run(0.0)
-        taken.append(leader.raft.status().snapshot_index)
+        taken.append(leader.status().snapshot_index)
     assert len(set(taken)) == pytest.approx(snapshots, rel=0.5)
 
 
 def test_a_snapshot_under_way_is_enough() -> None:
     """Who wants one while one is taken does not get two."""
     lab, leader = _lagging()
-    leader.files.delay = 0.01
+    leader.worker.delay = 0.01
     leader.put(b"next")
     lab.run(0.0)
     lab.pump(1, 2)
     lab.pump(2, 1)
     lab.run(0.0)
-    leader.raft.snapshots.want()
-    leader.wake()
+    leader.take_snapshot()
     lab.run(0.0)
-    assert leader.raft.snapshots._taking
-    leader.raft.snapshots.want()
-    assert not leader.raft.snapshots._wanted
+    assert leader.snapshots._taking
+    leader.snapshots.want()
+    assert not leader.snapshots._wanted
 
 
 def test_dead_follower_holds_up_no_snapshot() -> None:
@@ -458,14 +459,14 @@ def test_dead_follower_holds_up_no_snapshot() -> None:
     leader.put(b"next")
     lab.run(0.0)
     lab.pump()
-    assert leader.raft.snapshots._in_use()
+    assert leader.snapshots._in_use()
     lab.tick(1, after=0.8)
     lab.pump(1, 2)
     lab.pump(2, 1)
     lab.run(0.3)
-    assert not leader.raft.snapshots._in_use()
+    assert not leader.snapshots._in_use()
     _snapshot(lab, leader)
-    assert leader.raft.status().snapshot_index == leader.raft.core.applied_index()
+    assert leader.status().snapshot_index == leader.raft.core.applied_index()
 
 
 @MUTANT
@@ -479,7 +480,7 @@ def test_follower_in_a_snapshot_counts_as_contact(monkeypatch: pytest.MonkeyPatc
                 plain(lead, peer, progress, first, entries, size)
 
         monkeypatch.setattr(Leadership, "_send_append", quiet)
-    lab = Lab(
+    lab = GroupLab(
         config=RaftConfig(snapshot_bytes=40_000, keep_entries=0, max_open_entries=64),
         fate=lambda envelope: (0.3 if envelope.type == Type.SNAPSHOT_CHUNK else 0.001,),
     )
@@ -506,7 +507,7 @@ def test_unreadable_snapshot_of_a_leader_harms_nobody(monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(leader.files, "read_raw", fail)
         lab.pump()
-    assert leader.raft.leads()
+    assert leader.leads()
     for _ in range(15):
         lab.tick(1, after=0.1)
         lab.pump()
@@ -523,5 +524,5 @@ def test_h13f_waiting_for_a_snapshot_costs_few_messages() -> None:
         lab.tick(1, after=0.005)
         lab.pump(1, 2)
         lab.pump(2, 1)
-    assert leader.raft.leads()
+    assert leader.leads()
     assert lab.messages - before < 60

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from faults.sim.raftlab import LabReplica
-from faults.sim.raftparts import LabError
+from faults.sim.persisted import LabError
+from faults.sim.raftreplica import LabReplica
 from faults.sim.raftstorm import RaftStorm
 from raftkv.errors import RaftKVError
 from raftkv.raft.consensus import Consensus
@@ -18,7 +18,7 @@ from raftkv.raft.consensus import Consensus
 def test_storm_notices_a_fix_that_is_off(monkeypatch: pytest.MonkeyPatch, fix: str) -> None:
     """The storm is worth something only if it finds planted faults: within a few seeds it does."""
     if fix == "durability barrier":
-        monkeypatch.setattr(LabReplica, "send_when_durable", LabReplica.send)
+        monkeypatch.setattr(LabReplica, "hold", LabReplica.send)
     else:
 
         def library_append(

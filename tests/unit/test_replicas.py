@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from faults.sim.disk import SimDisk
-from faults.sim.raftparts import LabClock, VirtualTime
+from faults.sim.raftlab import VirtualTime
 from faults.sim.worker import SimWorker
 from raftkv.commands.group import Tick
 from raftkv.commands.records import Put
@@ -22,6 +22,7 @@ from raftkv.raft.messages import Type
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
 from shards.map import META_GROUP
+from tests.group_lab import LabClock
 
 GROUP = 4
 NODE = 1
@@ -71,7 +72,7 @@ class Host:
             wal=self.wal,
             files=self.files,
             links=cast(Links, self.links),
-            clock=LabClock(self.world, lambda: True, lambda: None, 1.0),
+            clock=LabClock(lambda: self.world.now, lambda delay, call: self.world.at(self.world.now + delay, call)),
             rng=random.Random(1),
             config=RaftConfig(keep_entries=0),
             fatal=self.failures.append,
@@ -82,13 +83,13 @@ class Host:
         """Turns of the loop, with all that is written meanwhile."""
         end = self.world.now + seconds
         while True:
-            self.world.run_until(self.world.now)
+            self.world.run(0.0)
             if self.worker.waiting:
                 self.worker.complete()
             elif background and self.background.waiting:
                 self.background.complete()
             elif self.world.now < end:
-                self.world.run_until(min(end, self.world.now + 0.02))
+                self.world.run(min(end - self.world.now, 0.02))
                 self.replicas.tick()
             else:
                 break
@@ -169,7 +170,7 @@ def test_what_waits_for_a_dropped_group_is_answered() -> None:
     host.lead()
     answers: list[Result] = []
     host.group().propose([Tick()], 0, answers.extend)
-    host.world.run_until(host.world.now)
+    host.world.run(0.0)
     host.group().propose([Tick()], 0, answers.extend)
     host.replicas.drop(GROUP)
     assert [answer.code for answer in answers] == [Code.UNKNOWN, Code.UNAVAILABLE]
