@@ -102,9 +102,9 @@ class Leadership:
         return self.answers(peer, now) and self._core.match_index(peer) < index
 
     def best_target(self, now: float) -> int:
-        """The voter that holds most of the log among those in contact, 0 = none."""
-        live = [(self._core.match_index(peer), peer) for peer in self._core.peers() if self.answers(peer, now)]
-        return max(live)[1] if live else 0
+        """The voter that holds most of the log among those in contact, at a tie the lowest id; 0 = none."""
+        live = [peer for peer in self._core.peers() if self.answers(peer, now)]
+        return max(live, key=lambda peer: (self._core.match_index(peer), -peer), default=0)
 
     # -- group time
 
