@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from raftkv import limits
 from raftkv.raft import replication
@@ -16,6 +17,12 @@ from raftkv.raft.messages import APPEND, Type
 from raftkv.raft.reads import ReadDone, ReadQueue
 from raftkv.raft.ready import Outputs
 from raftkv.raft.replication import Progress, majority_value
+
+_NEAR: Final = 0.004
+"""Seconds in which a busy follower answers on a short link."""
+
+_ENTRY: Final = 0.001
+"""Seconds that an entry takes a busy leader, about: so many fit into what a round trip takes longer."""
 
 
 @dataclass(slots=True)
@@ -106,6 +113,20 @@ class Leadership:
         """The voter that holds most of the log among those in contact, 0 = none."""
         live = [(self._core.match_index(peer), peer) for peer in self._core.peers() if self.answers(peer, now)]
         return max(live)[1] if live else 0
+
+    def round_trip(self) -> float:
+        """Seconds to as many followers as a majority needs and back, without what disks and queues add; 0 = unknown."""
+        needed, alive = (len(self.counted) + 1) // 2, self._core.now - self._config.election_max
+        trips = sorted([one.round_trip for one in self.counted.values() if one.contact > alive])
+        return trips[needed - 1] if 0 < needed <= len(trips) else 0.0
+
+    def worthwhile_entries(self) -> int:
+        """How many entries may be open at a time, so that what is proposed waits for none on a far link.
+
+        Where an entry is committed in about the time that it takes to make and apply it, a second one gains nothing and
+        costs as much as the first.
+        """
+        return max(1, int(min((self.round_trip() - _NEAR) / _ENTRY, limits.MAX_OPEN_ENTRIES)))
 
     # -- group time
 

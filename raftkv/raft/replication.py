@@ -13,6 +13,9 @@ from raftkv.raft.log import GroupLog
 _WEIGHT: Final = 0.125
 """Weight of the newest answer in a follower's answer time."""
 
+_LATELY: Final = 1.0
+"""Seconds whose shortest answer tells how far a follower is: some heartbeats."""
+
 _OVERDUE: Final = 2.0
 """Answer times after which a follower is late."""
 
@@ -29,7 +32,8 @@ class Progress:
     follower's (start, counter) when it last acknowledged a match. ``data_loss``: it has forgotten what it had
     acknowledged, ``lost`` (index, term) if that was in this term. ``forgotten``: the start of a learner's former
     replica, whose late answers mean nothing. ``matched``: the latest append that was acknowledged with a match.
-    ``answer_time``: seconds from an append to its answer, averaged over the latest ones.
+    ``answer_time``: seconds from an append to its answer, averaged over the latest ones. ``round_trip``: the shortest
+    of them of late, so without what disks and queues add; infinite before the first.
     """
 
     link_number: int
@@ -46,6 +50,9 @@ class Progress:
     offer_due: float = 0.0
     matched: int = 0
     answer_time: float = 0.0
+    round_trip: float = float("inf")
+    _shortest: float = float("inf")
+    _shortest_until: float = float("-inf")
 
     def window_open(self) -> bool:
         return len(self.sent) < limits.MAX_INFLIGHT_APPENDS and self.bytes < limits.MAX_INFLIGHT_APPEND_BYTES
@@ -71,7 +78,15 @@ class Progress:
     def _hear(self, seq: int, sent_at: float, now: float) -> None:
         if seq > self.acked:
             self.acked, self.contact = seq, sent_at
-            self.answer_time += _WEIGHT * (now - sent_at - self.answer_time)
+            took = now - sent_at
+            self.answer_time += _WEIGHT * (took - self.answer_time)
+            if took < self._shortest:
+                self._shortest = took
+            if now >= self._shortest_until:
+                self.round_trip, self._shortest = self._shortest, float("inf")
+                self._shortest_until = now + _LATELY
+            elif took < self.round_trip:
+                self.round_trip = took
 
     def patience(self, longest: float) -> float:
         """Seconds after which an answer is late, at most ``longest``."""

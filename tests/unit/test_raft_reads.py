@@ -273,7 +273,7 @@ def test_stale_reads_wait_until_a_leader_of_its_own_term_was_caught_up_with() ->
 
 def test_slow_reader_of_rounds_gets_heartbeats_only() -> None:
     """Rounds for reads do not pile up before a follower that answers nothing (found by reading)."""
-    lab = Lab(config=RaftConfig(max_open_entries=8))
+    lab = Lab(config=RaftConfig(open_entries=8))
     leader = lab.wait_for_leader()
     silent = next(node for node in lab.nodes if node != leader.node)
     lab.cut(silent, leader.node)
