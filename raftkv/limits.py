@@ -113,8 +113,14 @@ MAX_INFLIGHT_APPEND_BYTES: Final = 2 * MAX_ENTRY_BYTES
 MAX_UNSYNCED_BYTES: Final = MAX_INFLIGHT_APPEND_BYTES
 """Per group: entries of a leader that its own disk lacks; its followers alone could commit any number of them."""
 
-MAX_INFLIGHT_APPENDS: Final = 64
-"""Per follower: messages sent before the first acknowledgement."""
+MAX_INFLIGHT_APPENDS: Final = 256
+"""Per follower: messages sent before the first acknowledgement; on a far link every open entry is one."""
+
+MAX_OPEN_ENTRIES: Final = MAX_INFLIGHT_APPENDS
+"""Per group: entries of a leader's clients that are proposed and not yet applied, on the farthest link."""
+
+MAX_OPEN_BYTES: Final = MAX_ENTRY_BYTES
+"""Per group: bytes of open entries from which on no further one is opened: what comes next waits."""
 
 MAX_PENDING_OPS: Final = 20_000
 """Operations accepted by a node and not yet answered; beyond it, Overloaded."""

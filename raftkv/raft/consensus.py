@@ -266,7 +266,7 @@ class Consensus:
         if not lead.open or lead.transfer is not None or self.log.syncing_bytes >= limits.MAX_UNSYNCED_BYTES:
             return
         proposals = self.proposals
-        while proposals.open_entries < self._config.max_open_entries and proposals.due:
+        while proposals.due and self._may_open(lead):
             time = self.group_time(now)
             entry, ops, taken, malformed = proposals.next_entry(time)
             if malformed:
@@ -274,7 +274,15 @@ class Consensus:
                     text = f"malformed operations are not proposed: {proposal.ops!r:.200}"
                     self.outputs.note(logging.ERROR, text)
                 self.outputs.refuse(malformed, MALFORMED)
-            proposals.opened(OpenEntry(self.core.append(entry), time, ops, taken))
+            proposals.opened(OpenEntry(self.core.append(entry), time, len(entry), ops, taken))
+
+    def _may_open(self, lead: Leadership) -> bool:
+        """Whether the next entry may be proposed now, or what waits is to gather until an open one is applied."""
+        count = self.proposals.open_entries
+        if not count:
+            return True
+        most = self._config.open_entries or lead.worthwhile_entries()
+        return count < most and self.proposals.open_bytes < limits.MAX_OPEN_BYTES
 
     # -- messages
 

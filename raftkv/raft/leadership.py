@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from raftkv import limits
 from raftkv.raft import replication
@@ -16,6 +17,12 @@ from raftkv.raft.messages import APPEND, Type
 from raftkv.raft.reads import ReadDone, ReadQueue
 from raftkv.raft.ready import Outputs
 from raftkv.raft.replication import Progress, majority_value
+
+_NEAR: Final = 0.004
+"""Seconds in which a busy follower answers on a short link."""
+
+_ENTRY: Final = 0.001
+"""Seconds that an entry takes a busy leader, about: so many fit into what a round trip takes longer."""
 
 
 @dataclass(slots=True)
@@ -61,6 +68,7 @@ class Leadership:
         self.reads = ReadQueue()
         self.transfer: _Transfer | None = None
         self._round_seq = 0
+        self._round_began = 0.0
         self._lease_off = False
         self._time = 0
         self._opened_at = 0.0
@@ -105,6 +113,20 @@ class Leadership:
         """The voter that holds most of the log among those in contact, at a tie the lowest id; 0 = none."""
         live = [peer for peer in self._core.peers() if self.answers(peer, now)]
         return max(live, key=lambda peer: (self._core.match_index(peer), -peer), default=0)
+
+    def round_trip(self) -> float:
+        """Seconds to as many followers as a majority needs and back, without what disks and queues add; 0 = unknown."""
+        needed, alive = (len(self.counted) + 1) // 2, self._core.now - self._config.election_max
+        trips = sorted([one.round_trip for one in self.counted.values() if one.contact > alive])
+        return trips[needed - 1] if 0 < needed <= len(trips) else 0.0
+
+    def worthwhile_entries(self) -> int:
+        """How many entries may be open at a time, so that what is proposed waits for none on a far link.
+
+        Where an entry is committed in about the time that it takes to make and apply it, a second one gains nothing and
+        costs as much as the first.
+        """
+        return max(1, int(min((self.round_trip() - _NEAR) / _ENTRY, limits.MAX_OPEN_ENTRIES)))
 
     # -- group time
 
@@ -156,10 +178,8 @@ class Leadership:
     def replicate(self) -> None:
         """Send every follower what it lacks, or a heartbeat that is due."""
         core, log, now = self._core, self._log, self._core.now
-        force = bool(len(self.reads)) and self.reads.wants_round(self._round_seq, self._confirmed())
+        asked = self._ask() if len(self.reads) else ()
         last = log.last_index
-        if force:
-            self._round_seq = self.seq + 1
         parts: dict[int, tuple[list[tuple[int, bytes]], int]] = {}  # most followers lack the same
         for peer, progress in self.followers.items():
             link_number = self._link_number(peer)
@@ -189,8 +209,19 @@ class Leadership:
                 core.set_next_index(peer, first)
                 idle = False
             # A round for reads does not pile up before a follower that answers nothing: heartbeats suffice for it.
-            if idle and (now >= progress.heartbeat_due or (force and progress.window_open())):
+            if idle and (now >= progress.heartbeat_due or (peer in asked and progress.window_open())):
                 self._send_append(peer, progress, first, [], 0)
+
+    def _ask(self) -> Collection[int]:
+        """Who gets an append for the reads that wait, whatever else there is to send."""
+        confirmed, now = self._confirmed(), self._core.now
+        if self.reads.wants_round(self._round_seq, confirmed):
+            self._round_seq, self._round_began = self.seq + 1, now
+        elif self._round_seq <= confirmed:
+            return ()
+        return replication.to_ask(
+            self.counted, self._link_number, self._round_seq, self._round_began, now, self._config.heartbeat
+        )
 
     def _send_append(
         self, peer: int, progress: Progress, first: int, entries: list[tuple[int, bytes]], size: int
@@ -230,7 +261,7 @@ class Leadership:
         if matches:
             if index - 1 > self._log.last_index:
                 raise BrokenInvariant(f"node {peer} claims entry {index - 1} of {self._log.last_index}")
-            progress.on_ack(seq)
+            progress.on_ack(seq, core.now)
             if index - 1 > core.match_index(peer):
                 core.receive_match(peer, index - 1)
             progress.on_match(seq, at)
@@ -244,13 +275,13 @@ class Leadership:
             elif lost:
                 self._lost.found(peer, progress, core.match_index(peer), last)
                 return
-            progress.on_ack(seq)
+            progress.on_ack(seq, core.now)
             progress.forget_sent(link_number, self.seq + 1)
             core.set_next_index(peer, index)
 
     def on_heard(self, peer: int, term: int, seq: int) -> None:
         if term == self.term and not self.followers[peer].data_loss:
-            self.followers[peer].on_heard(seq)
+            self.followers[peer].on_heard(seq, self._core.now)
 
     # -- transfer
 
