@@ -11,7 +11,7 @@ from raftkv.api.results import fill_result, read_result
 from raftkv.api.status import Role
 from raftkv.commands.bounds import Mode
 from raftkv.commands.records import Cas, Delete, Get, Put, Scan
-from raftkv.commands.registry import CLIENT_COMMANDS
+from raftkv.commands.registry import PIPED
 from raftkv.commands.results import Result, ScanPage
 from raftkv.errors import OUTCOMES, Code, InvalidArgument, RaftKVError, TooLarge
 from raftkv.limits import MAX_KEY_BYTES, MAX_SCAN_PAGE_BYTES, MAX_TTL, MAX_VALUE_BYTES, SCAN_PAGE_BYTES
@@ -34,7 +34,7 @@ def test_the_numbers_on_the_wire_are_those_of_the_program() -> None:
 
 
 def operation(message: kv_pb2.Operation, client: bytes, first: int, slots: int) -> Any:
-    return CLIENT_COMMANDS[message.kind].decode(message, client, first, slots)
+    return PIPED[message.kind].decode(message, client, first, slots)
 
 
 def test_every_kind_of_operation_arrives_whole() -> None:
