@@ -378,8 +378,8 @@ class SimCluster:
         self.network = MemoryNetwork(random.Random(rng.getrandbits(64)), replace(self.settings.conditions))
         self.network.trace = self.trace.mark
         self.network.repeatable = _kinds_of_raft
-        # The bounds of the configuration are for people: a simulation wants smaller numbers.
-        self._cluster = ClusterSection.model_construct(
+        # Not read, so not checked: the bounds of the configuration are for people, and a simulation wants less.
+        self._cluster = ClusterSection(
             id=str(uuid.UUID(int=rng.getrandbits(128))), slots=slots, groups=groups, replicas=replicas
         )
         listening = {one: f"n{one}:{_CLIENT_PORT}" for one in range(1, nodes + 1)}
@@ -393,7 +393,7 @@ class SimCluster:
     def config(self, node: int) -> NodeConfig:
         """What a node is told."""
         settings, peer = self.settings, self._peers[node - 1]
-        return NodeConfig.model_construct(
+        return NodeConfig(
             cluster=self._cluster,
             node=NodeSection(
                 id=node,
@@ -404,7 +404,7 @@ class SimCluster:
                 peer_listen=peer.peer_address,
                 reads=settings.reads,
             ),
-            raft=RaftSection.model_construct(
+            raft=RaftSection(
                 election_min=settings.election_min,
                 election_max=settings.election_max,
                 heartbeat=settings.heartbeat,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from msgspec import to_builtins
+
 from raftkv.addresses import parse_listen_address
 from raftkv.files import write_atomically
 from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses
@@ -62,6 +64,6 @@ def _free_addresses(cluster: LocalProcesses) -> list[str]:
 
 def _moved(config: NodeConfig, node_options: Mapping[str, Any], dial: Mapping[int, str]) -> NodeConfig:
     """The configuration as a local cluster keeps it: beside the data folder."""
-    raw = {**config.model_dump(), "dial": dict(dial)}
+    raw = {**to_builtins(config), "dial": dict(dial)}
     raw["node"] = {**raw["node"], "data_dir": "data", **node_options}
     return parse_config(raw, f"node {config.node.id}")

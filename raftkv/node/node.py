@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from raftkv import limits
 from raftkv.api.status import ClusterSettings, Digests, NodeStatus, SlotStats
 from raftkv.clock import Clock, Timer
@@ -283,7 +285,7 @@ class RaftNode:
         """Take over from ``config`` how reads are served, the limit of memory, and where nodes are reached."""
         self._memory.configure(config.node.memory)
         self._router.execution.quorum_reads = config.node.reads == "quorum"
-        self._config = self._config.model_copy(update={"dial": config.dial})
+        self._config = replace(self._config, dial=config.dial)
         known = self._config.nodes if self._router.map is None else self._router.map.nodes
         for node in known:
             if node.id in self._links.peers:
