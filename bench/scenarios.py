@@ -8,17 +8,19 @@ from typing import Any, Final, Literal, TypeAlias
 
 from bench.load import LoadPlan
 from bench.workload import Operation
+from shards.map import LeadersOver
 
 Reads: TypeAlias = Literal["lease", "quorum"]
 
 
 @dataclass(frozen=True, slots=True)
 class BenchShape:
-    """A cluster: nodes, shard groups, and how it confirms linearizable reads."""
+    """A cluster: nodes, shard groups, how it confirms linearizable reads, and over what its leaders are spread."""
 
     nodes: int = 3
     groups: int = 3
     reads: Reads = "lease"
+    leaders: LeadersOver = LeadersOver.HOSTS
 
 
 @dataclass(frozen=True, slots=True)

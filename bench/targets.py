@@ -15,7 +15,7 @@ from bench.peers import clients
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from shards.slots import SLOT_RULE, slot_of
 
-Api: TypeAlias = Literal["pipeline", "unary", "etcd", "etcd-serializable", "redis", "redis-wait"]
+Api: TypeAlias = Literal["pipeline", "unary", "etcd", "valkey", "valkey-wait"]
 
 
 class Target(Protocol):
