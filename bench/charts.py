@@ -122,7 +122,7 @@ def _percentiles(rows: list[dict[str, Any]]) -> Panel:
 def _along(rows: list[dict[str, Any]], axis: str) -> list[Panel]:
     values = sorted({row[axis] for row in rows})
     log = values[-1] >= _SPREAD * max(values[0], 1)
-    ticks = [] if axis == "rate" else [(float(value), svg.short(value)) for value in values]
+    ticks = [] if axis == "rate" else svg.ticks(_AXES[axis], values)
     rates = [
         Line(_name(op), _colour(op, number), [(row[axis], row["per_second"]) for row in some])
         for number, op, some in _by_op(rows)

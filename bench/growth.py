@@ -121,7 +121,7 @@ def picture(curve: dict[str, Any]) -> str:
     points, axis = curve["points"], curve["axis"]
     values = sorted({point["value"] for point in points})
     log = values[-1] >= _SPREAD * max(values[0], 1)
-    ticks = [(float(value), svg.short(value)) for value in values]
+    ticks = svg.ticks(axis, values)
     rates = [_line(points, op, op.upper(), "per_second") for op in _ops(points)]
     costs = [
         _line(points, op, f"{op.upper()} {who}", f"{who}_us", dashed=who == "client")

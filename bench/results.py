@@ -105,8 +105,8 @@ def headline(result: dict[str, Any]) -> str:
     for op in ("get", "set"):
         best = max((row for row in rows if row["op"] == op), key=lambda row: row["per_second"], default=None)
         if best:
-            load = f"p99 {best['latency_ms']['p99']:.1f} ms, {best['workers']:,} workers, {best['label']}"
-            said.append(f"{op.upper()} up to {best['per_second']:,.0f}/s ({load})")
+            p99 = best["latency_ms"]["p99"]
+            said.append(f"{op.upper()} up to {best['per_second']:,.0f}/s, p99 {p99:.1f} ms ({best['label']})")
     return "; ".join(said)
 
 

@@ -289,6 +289,20 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def size(value: int) -> str:
+    """A number of bytes as an axis has it: 16 B, 8 KiB, 1 MiB."""
+    for factor, suffix in ((2**20, "MiB"), (2**10, "KiB")):
+        if value >= factor:
+            return f"{value / factor:.3g} {suffix}"
+    return f"{value} B"
+
+
+def ticks(axis: str, values: Iterable[int]) -> list[tuple[float, str]]:
+    """One for each value of ``axis``, whose name says whether they are bytes."""
+    text = size if axis.startswith("bytes") else short
+    return [(float(value), text(value)) for value in values]
+
+
 def wrapped(text: str, width: float) -> list[str]:
     """``text`` in lines of at most so many pixels, in small print."""
     found: list[str] = []

@@ -86,3 +86,10 @@ def test_a_panel_without_points_is_left_empty() -> None:
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert svg.short(value) == text
+
+
+def test_bytes_are_counted_in_powers_of_two() -> None:
+    assert svg.ticks("bytes of a value", (16, 8192, 65_536, 2**20)) == [
+        (16.0, "16 B"), (8192.0, "8 KiB"), (65_536.0, "64 KiB"), (1_048_576.0, "1 MiB"),
+    ]  # fmt: skip
+    assert svg.ticks("workers", (1, 1000)) == [(1.0, "1"), (1000.0, "1k")]
