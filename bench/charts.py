@@ -100,7 +100,7 @@ def _bar(row: dict[str, Any]) -> Bar:
 def store_of(contestant: str) -> Colour:
     """The colour of a store: its kind counts, not how it was set up."""
     kind = contestant.partition("-")[0]
-    return kind if kind in ("raftkv", "etcd", "valkey", "echo") else "one"  # type: ignore[return-value]
+    return kind if kind in ("raftkv", "etcd", "valkey", "echo") else "get"  # type: ignore[return-value]
 
 
 def _save(path: Path, title: str, picture: str) -> Plot:

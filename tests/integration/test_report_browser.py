@@ -272,10 +272,10 @@ def test_a_report_of_measurements_has_its_pictures_in_it_and_fits_a_phone(
     assert reader.requests() == [page.as_uri()]
     assert reader.text(".headline").startswith("GET up to 100,000/s, p99 5.0 ms")
     assert reader.ask("document.documentElement.scrollWidth") <= 400
-    assert reader.ask("document.querySelectorAll('svg circle').length") > 10
+    assert reader.ask("document.querySelectorAll('svg use').length") > 10
     assert reader.ask("[...document.querySelectorAll('svg')].every((one) => one.getBoundingClientRect().width > 300)")
     inks = "[...document.querySelectorAll('svg text')].map((one) => getComputedStyle(one).fill)"
-    paper = reader.ask("getComputedStyle(document.querySelector('svg rect')).fill")
+    paper = reader.ask("getComputedStyle(document.querySelector('svg path')).fill")
     assert (brightness(paper) < 60) is dark
     # Every text stands out from the paper.
     assert all(abs(brightness(ink) - brightness(paper)) > 70 for ink in reader.ask(inks))
