@@ -63,6 +63,8 @@ _RECORD_BYTES: Final = 1000
 _LOG_SHARE: Final = {"snapshot_bytes": 64 * 1024 * 1024, "snapshot_share": 0.0}
 _MIB: Final = 1024 * 1024
 _OPS: Final[tuple[Operation, ...]] = ("get", "set")
+_WRITERS: Final = 500
+"""Workers that fill a log."""
 _VALUES_TOGETHER: Final = 64 * _MIB
 
 
@@ -243,10 +245,10 @@ def _at(value: int, point: GrowPoint, options: GrowOptions, run: Measure, start:
             fill=False,
         )
         pids = [pid for node in made.nodes if (pid := made.pid(node)) is not None]
-        # Nothing of the filling is measured: nodes are busy with it for a while.
-        _check(run(dataclasses.replace(plan, fill=True, seconds=min(0.2, options.seconds), warmup=0.0)))
+        # By itself: nodes are busy with it for a while.
+        _check(run(dataclasses.replace(plan, fill=True, clients=1, seconds=min(0.2, options.seconds), warmup=0.0)))
         while point.log and max(written(made.data_dir(node) / "wal") for node in made.nodes) < point.log:
-            _check(run(dataclasses.replace(plan, op="set", workers=500, seconds=1.0, warmup=0.0)))
+            _check(run(dataclasses.replace(plan, op="set", workers=_WRITERS, seconds=1.0, warmup=0.0)))
         for op in _OPS:
             chosen = dataclasses.replace(plan, op=op)
             watch = Watch()
