@@ -187,6 +187,7 @@ class RaftNode:
             quorum_reads=config.node.reads == "quorum",
             leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
+        self._replicas.on_turn.append(self._router.look_for_leaders)
         self._room = Room(self.id, lambda: self._links.peers, self._links.send)
         maps = Maps(self._clock.now)
         self._map_copy = MapCopy(

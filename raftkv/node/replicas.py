@@ -88,6 +88,8 @@ class Replicas:
         self._dropping: dict[int, _Dropping] = {}
         self.data: dict[int, Replica] = {}
         self.meta = MetaStore()
+        self.on_turn: list[Callable[[], None]] = []
+        """Called after the steps of a turn."""
         wal.on_durable.append(self._on_durable)
 
     def recover(self) -> None:
@@ -262,6 +264,8 @@ class Replicas:
                 group = self._groups.get(number)
                 if group is not None:
                     group.step()
+            for called in self.on_turn:
+                called()
             self._links.flush()
             self._wal.flush()
         except Exception as error:
