@@ -224,11 +224,7 @@ class Replicas:
     def receive(self, peer: int, message: list[Any]) -> bool:
         """A Raft message, its first item being the group. Returns False if it is malformed."""
         group = self._groups.get(message[0])
-        if group is None:
-            return True
-        well_formed = group.receive(peer, message)
-        self._wake(message[0])
-        return well_formed
+        return group is None or group.receive(peer, message)
 
     def tick(self) -> None:
         """Called every few milliseconds."""

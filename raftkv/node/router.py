@@ -142,7 +142,7 @@ class Router:
                         continue
             elif isinstance(op, Write):
                 group = owners[op.slot] if op.slot < slots else -1
-                if group in data and op.client and op.client <= latest and not refusal_of(op, shard_map, no_space):
+                if group in data and op.client and op.client <= latest and not (no_space and op.grows):
                     if group not in writes:
                         leads = data[group].group.leads()
                         writes[group] = WriteBatch(group, reply, deadline, local, caller) if leads else None

@@ -163,11 +163,29 @@ class Leadership:
     # -- commit and reads
 
     def advance_commit(self) -> None:
-        core = self._core
-        held = [0 if progress.data_loss else core.match_index(peer) for peer, progress in self.counted.items()]
-        index = replication.committable(self._log, held, self.term)
-        if index > core.commit_index():
-            core.set_commit_index(index)
+        index = self._committable()
+        if index > self._core.commit_index():
+            self._core.set_commit_index(index)
+
+    def _committable(self) -> int:
+        match = self._core.match_index
+        held = [0 if progress.data_loss else match(peer) for peer, progress in self.counted.items()]
+        return replication.committable(self._log, held, self.term)
+
+    def has_work(self) -> bool:
+        """Whether a step has something to commit, to send, to read or to hand over. Heartbeats aside."""
+        if len(self.reads) or self.transfer is not None or self._committable() > self._core.commit_index():
+            return True
+        return any(self._lacks(peer, progress) for peer, progress in self.followers.items())
+
+    def _lacks(self, peer: int, progress: Progress) -> bool:
+        """Whether ``peer`` can be sent something that it does not hold."""
+        link_number, first, log = self._link_number(peer), self._core.next_index(peer), self._log
+        if link_number == 0 or progress.data_loss:
+            return False
+        if link_number != progress.link_number:  # what was sent on the former one may be lost
+            return True
+        return first <= log.last_index and (first <= log.base_index or progress.window_open())
 
     def take_reads(self, applied: int, lease: bool) -> list[ReadDone]:
         """The reads to be served once entry ``applied`` is applied. ``lease``: whether the lease allows it then."""
