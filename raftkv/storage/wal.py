@@ -281,11 +281,15 @@ class Wal:
         self._batch.clear()
         return parts, self.durable, self.appended
 
+    def _needed(self) -> int:
+        """Size of a segment that what has gathered fits into."""
+        gathered = fmt.BATCH_HEADER_BYTES + sum(map(len, self._parts))
+        return fmt.SEGMENT_HEADER_BYTES + gathered + len(self._opening()) + _INDEX_BYTES * len(self._batch)
+
     def _flush_into_new_segment(self, size: int) -> None:
-        spare, needed = self._spare, fmt.SEGMENT_HEADER_BYTES + size + len(self._opening())
-        needed += _INDEX_BYTES * len(self._batch)
+        spare, needed = self._spare, self._needed()
         self._waits = True
-        if self.total_bytes + max(needed, self._segment_bytes) > self._limit:
+        if self.limited:
             return
         if spare is None or spare.size < needed:
             # A batch that fits no usual segment may have grown by the time its own is ready.
@@ -419,7 +423,7 @@ class Wal:
     @property
     def limited(self) -> bool:
         """Whether something waits because of :meth:`limit`."""
-        return self._waits and self.total_bytes + self._segment_bytes > self._limit
+        return self._waits and self.total_bytes + max(self._needed(), self._segment_bytes) > self._limit
 
     def retry(self) -> None:
         """Try again to make the next segment, if that failed for want of room or descriptors; see :attr:`waiting`."""
