@@ -227,7 +227,7 @@ class Leadership:
                 core.set_next_index(peer, first)
                 idle = False
             # A round for reads does not pile up before a follower that answers nothing: heartbeats suffice for it.
-            if idle and (now >= progress.heartbeat_due or (peer in asked and progress.window_open())):
+            if idle and (now >= progress.heartbeat_due or (peer in asked and progress.may_ask())):
                 self._send_append(peer, progress, first, [], 0)
 
     def _ask(self) -> Collection[int]:

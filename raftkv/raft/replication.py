@@ -27,13 +27,14 @@ _SOONEST_LATE: Final = 0.01
 class Progress:
     """One follower in the current term.
 
-    ``sent``: appends not yet acknowledged: (seq, send time, bytes). ``acked``: the latest append that was acknowledged,
-    ``contact``: when it was sent. ``probe``: rejections of appends before this seq are outdated. ``stored``: the
-    follower's (start, counter) when it last acknowledged a match. ``data_loss``: it has forgotten what it had
-    acknowledged, ``lost`` (index, term) if that was in this term. ``forgotten``: the start of a learner's former
-    replica, whose late answers mean nothing. ``matched``: the latest append that was acknowledged with a match.
-    ``answer_time``: seconds from an append to its answer, averaged over the latest ones. ``round_trip``: the shortest
-    of them of late, so without what disks and queues add; infinite before the first.
+    ``sent``: appends not yet acknowledged: (seq, send time, bytes); ``loaded`` of them have entries, of ``bytes`` in
+    all. ``acked``: the latest append that was acknowledged, ``contact``: when it was sent. ``probe``: rejections of
+    appends before this seq are outdated. ``stored``: the follower's (start, counter) when it last acknowledged a match.
+    ``data_loss``: it has forgotten what it had acknowledged, ``lost`` (index, term) if that was in this term.
+    ``forgotten``: the start of a learner's former replica, whose late answers mean nothing. ``matched``: the latest
+    append that was acknowledged with a match. ``answer_time``: seconds from an append to its answer, averaged over the
+    latest ones. ``round_trip``: the shortest of them of late, so without what disks and queues add; infinite before the
+    first.
     """
 
     link_number: int
@@ -42,6 +43,7 @@ class Progress:
     heartbeat_due: float = 0.0
     sent: deque[tuple[int, float, int]] = field(default_factory=deque)
     bytes: int = 0
+    loaded: int = 0
     acked: int = 0
     stored: tuple[int, int] = (0, 0)
     data_loss: bool = False
@@ -55,17 +57,24 @@ class Progress:
     _shortest_until: float = float("-inf")
 
     def window_open(self) -> bool:
+        """Whether more entries may be sent. Heartbeats do not count: on a far link one is always in flight."""
+        return self.loaded < limits.MAX_INFLIGHT_APPENDS and self.bytes < limits.MAX_INFLIGHT_APPEND_BYTES
+
+    def may_ask(self) -> bool:
+        """Whether an append may be sent only to be answered."""
         return len(self.sent) < limits.MAX_INFLIGHT_APPENDS and self.bytes < limits.MAX_INFLIGHT_APPEND_BYTES
 
     def on_sent(self, seq: int, now: float, size: int) -> None:
         self.sent.append((seq, now, size))
         self.bytes += size
+        self.loaded += size > 0
 
     def on_ack(self, seq: int, now: float) -> None:
         """Links keep order, so an acknowledgement answers for everything sent before it too."""
         while self.sent and self.sent[0][0] <= seq:
             number, sent_at, size = self.sent.popleft()
             self.bytes -= size
+            self.loaded -= size > 0
             if number == seq:
                 self._hear(seq, sent_at, now)
 
@@ -107,7 +116,7 @@ class Progress:
         self.link_number = link_number
         self.probe = seq
         self.sent.clear()
-        self.bytes = 0
+        self.bytes = self.loaded = 0
 
 
 def counted(progress: Mapping[int, Progress], voters: Collection[int]) -> dict[int, Progress]:

@@ -124,6 +124,15 @@ def test_those_of_a_leader_that_is_deposed_are_unknown_or_refused() -> None:
     assert leader.commands() == commands, "it has cut off what nobody else had"
 
 
+def test_heartbeats_in_flight_hold_up_no_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a link longer than a heartbeat's interval one is always in flight, whatever the window (seed 18)."""
+    monkeypatch.setattr(limits, "MAX_INFLIGHT_APPENDS", 1)
+    lab, leader = _settled(0.1)
+    assert lab.commit(leader, b"one").ok
+    lab.run(1.0)
+    assert all(replica.commands() == [b"one"] for replica in lab.nodes.values())
+
+
 def test_round_trip_is_the_shortest_of_late() -> None:
     """It falls at once, and rises when for a while no answer was as quick."""
     progress = Progress(1, contact=0.0)
