@@ -29,6 +29,9 @@ from raftkv.errors import RaftKVError
 
 __all__ = ["LoadPlan", "Measured", "Operation", "make_keys", "measure", "prepared", "undisturbed"]
 
+_CONNECTING = 20
+"""Clients that connect at a time."""
+
 _GRACE = 5.0
 """Seconds after the end of an open loop in which operations that have arrived may still begin."""
 
@@ -102,8 +105,14 @@ async def prepared(
     value = random.Random(plan.seed).randbytes(plan.value_size)
     targets: list[Target] = []
     try:
-        for number in range(plan.clients):
-            targets.append(await connect(plan.api, plan.endpoints, plan.timeout, number))
+        for first in range(0, plan.clients, _CONNECTING):
+            numbers = range(first, min(first + _CONNECTING, plan.clients))
+            connecting = (connect(plan.api, plan.endpoints, plan.timeout, number) for number in numbers)
+            found = await asyncio.gather(*connecting, return_exceptions=True)
+            targets += [one for one in found if not isinstance(one, BaseException)]
+            for one in found:
+                if isinstance(one, BaseException):
+                    raise one
         fill = MIXES[plan.op].reads if plan.fill is None else plan.fill
         if fill:
             await _fill(targets[0], keys, value)
