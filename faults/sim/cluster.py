@@ -159,7 +159,7 @@ class SimNode:
         self._cluster = cluster
         self._rng = rng
         self._workers: list[TimedWorker] = []
-        self._watched = set[RaftGroup]()
+        self._watched: tuple[RaftGroup, ...] = ()
         self._server: SimServer | None = None
 
     @property
@@ -201,9 +201,10 @@ class SimNode:
         except Exception as problem:  # noqa: BLE001 - the process ends with it, as the real one would
             self._end(problem, "refused" if isinstance(problem, RaftKVError) else "failed")
 
-    def replicas(self) -> list[RaftGroup]:
-        """Those of its process, by group. This and the links are all that is known of a node's inside."""
-        return [] if self.node is None else self.node._replicas.all()
+    def replicas(self) -> tuple[RaftGroup, ...]:
+        """Those of its process, by group; the same tuple until one comes or goes. This and the links are all that is
+        known of a node's inside."""
+        return () if self.node is None else self.node._replicas.all()
 
     def replica(self, group: int) -> RaftGroup | None:
         return None if self.node is None else self.node._replicas.get(group)
@@ -233,7 +234,7 @@ class SimNode:
             memory=self.memory,
         )
         self.node = node
-        self._watched = set[RaftGroup]()
+        self._watched = ()
         self._watch_applying()
         self._watch_sending(node._links)
         self._server = SimServer(node, f"{self.name}:{_CLIENT_PORT}", network, self.clock)
@@ -257,10 +258,12 @@ class SimNode:
         cast(Any, links).send = watched
 
     def _watch_applying(self) -> None:
-        for group in self.replicas():
-            if group not in self._watched:
-                self._watched.add(group)
-                cast(Any, group.machine).apply = self._observed(group, group.machine.apply)
+        replicas = self.replicas()
+        if replicas is not self._watched:
+            for group in replicas:
+                if group not in self._watched:
+                    cast(Any, group.machine).apply = self._observed(group, group.machine.apply)
+            self._watched = replicas
 
     def _observed(self, group: RaftGroup, apply: Callable[..., Any]) -> Callable[..., Any]:
         def observed(*entry: Any) -> Any:
