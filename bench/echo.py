@@ -23,7 +23,10 @@ import grpc
 import uvloop
 
 from bench.load import LoadPlan
+from raftkv.api.pipeline import Answers, Batch, answers_of, read_request, request_of, response_of
 from raftkv.clock import Clock, SystemClock
+from raftkv.commands.records import Get, Piped, Put
+from raftkv.commands.results import Result
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 
 _LIFE: Final = 120.0
@@ -43,29 +46,22 @@ def _nothing(value: bytes) -> grpc.GenericRpcHandler:  # type: ignore[type-arg]
     async def put(_request: kv_pb2.PutRequest, _context: Any) -> kv_pb2.PutResponse:
         return kv_pb2.PutResponse(version=1)
 
-    async def pipeline(
-        requests: AsyncIterator[kv_pb2.PipelineRequest], _context: Any
-    ) -> AsyncIterator[kv_pb2.PipelineResponse]:
+    async def pipeline(requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[kv_pb2.PipelineResponse]:
         async for request in requests:
-            response = kv_pb2.PipelineResponse(map_epoch=1)
-            add = response.results.add
-            for operation in request.operations:
-                if operation.kind == kv_pb2.KIND_GET:
-                    add(id=operation.id, version=1, value=value)
-                else:
-                    add(id=operation.id, version=1)
-            yield response
+            _, ids, commands = read_request(request)
+            results = [Result(0, 1, value) if isinstance(one, Get) else Result(0, 1) for one in commands]
+            yield response_of(Answers(ids, results, map_epoch=1), packed=True)
 
     def handler(make: Any, function: Any, request: Any, response: Any) -> Any:
-        return make(function, request_deserializer=request.FromString, response_serializer=response.SerializeToString)
+        return make(function, request_deserializer=request, response_serializer=response.SerializeToString)
 
     unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
     return grpc.method_handlers_generic_handler(
         kv_pb2.DESCRIPTOR.services_by_name["KV"].full_name,
         {
-            "Get": handler(unary, get, kv_pb2.GetRequest, kv_pb2.GetResponse),
-            "Put": handler(unary, put, kv_pb2.PutRequest, kv_pb2.PutResponse),
-            "Pipeline": handler(stream, pipeline, kv_pb2.PipelineRequest, kv_pb2.PipelineResponse),
+            "Get": handler(unary, get, kv_pb2.GetRequest.FromString, kv_pb2.GetResponse),
+            "Put": handler(unary, put, kv_pb2.PutRequest.FromString, kv_pb2.PutResponse),
+            "Pipeline": handler(stream, pipeline, None, kv_pb2.PipelineResponse),
         },
     )
 
@@ -85,25 +81,23 @@ async def _stream(channel: grpc.aio.Channel, plan: LoadPlan, workers: int, over:
     call = kv_pb2_grpc.KVStub(channel).Pipeline(None)
 
     async def ask(operations: int) -> None:
-        request = kv_pb2.PipelineRequest(client_id=_CLIENT, first_incomplete=1, timeout_ms=_TIMEOUT_MS)
-        add = request.operations.add
-        for number in range(1, operations + 1):
-            if plan.op == "get":
-                add(id=number, key=key)
-            else:
-                add(id=number, kind=kv_pb2.KIND_PUT, key=key, value=value, sequence=number)
-        await call.write(request)
+        ids = list(range(1, operations + 1))
+        commands: list[Piped] = [
+            Get(0, key) if plan.op == "get" else Put(0, key, value, client=_CLIENT, seq=number, first=1)
+            for number in ids
+        ]
+        await call.write(request_of(Batch(ids, commands, _TIMEOUT_MS), packed=True))
 
     done = 0
     for part in parts:
         await ask(part)
     while True:
-        answer: Any = await call.read()
-        done += sum(1 for result in answer.results if result.id and result.version and not result.code)
+        answers = answers_of(await call.read())  # type: ignore[arg-type]  # the echo ends no stream
+        done += sum(1 for result in answers.results if result.version and not result.code)
         if over():
             call.cancel()
             return done
-        await ask(len(answer.results))
+        await ask(len(answers.ids))
 
 
 async def _unary(channel: grpc.aio.Channel, plan: LoadPlan, workers: int, over: Callable[[], bool]) -> int:
