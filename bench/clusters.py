@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench import far
 from bench.scenarios import BenchShape
 from raftkv.errors import RaftKVError
 from raftkv.testing import LocalCluster
@@ -22,9 +23,13 @@ class NotPlaced(RaftKVError):
 def cluster(shape: BenchShape, folder: Path, raft: Mapping[str, Any] | None = None) -> Iterator[LocalCluster]:
     """Node processes that keep their data in ``folder``; ``raft``: keys of that section of their configuration.
 
-    Raises NotPlaced.
+    Raises NotPlaced, and ToxiproxyError if there are to be delays and the machine has no Toxiproxy.
     """
-    with LocalCluster(shape.nodes, shape.groups, folder=folder, node={"reads": shape.reads}, raft=raft) as made:
+    with contextlib.ExitStack() as stack:
+        links = stack.enter_context(far.links(shape.nodes, shape.delay_ms, folder)) if shape.delay_ms else {}
+        node = {"reads": shape.reads}
+        where = folder / "cluster"
+        made = stack.enter_context(LocalCluster(shape.nodes, shape.groups, folder=where, node=node, raft=raft, **links))
         if shape.groups > 1:
             command = [sys.executable, "-m", "raftkv.cli.admin", "--endpoints", made.endpoints, "leader", "balance"]
             command += ["--over", str(shape.leaders)]

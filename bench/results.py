@@ -20,6 +20,7 @@ field of a row        content
 ====================  =================================================================================================
 ``label``             names the case
 ``nodes``             of the cluster; with ``groups`` and ``reads``, "lease" or "quorum"
+``delay_ms``          that messages between nodes are delayed by
 ``op``                "get", "set" or a mix of :mod:`bench.workload`
 ``api``               "pipeline" or "unary"
 ``workers``           operations under way at a time, at most; of all processes together, as are ``clients``

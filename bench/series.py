@@ -191,6 +191,7 @@ def _row(
         "nodes": options.nodes,
         "groups": case.shape.groups,
         "reads": case.shape.reads,
+        "delay_ms": case.shape.delay_ms,
         **row,
         **worst(disturbed).told(),
         "runs": [
