@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftkv.commands.results import Result
+from msgspec.structs import replace
+
+from raftkv.commands.results import Result, TransactionAnswer
+from raftkv.commands.transactions import fill_transaction
 
 if TYPE_CHECKING:
     from raftkv.v1.kv_pb2 import OperationResult
@@ -22,6 +25,10 @@ def fill_result(message: OperationResult, result: Result) -> None:
         message.leader_hint = result.hint
     if result.number:
         message.number = result.number
+    if result.answer is not None:
+        # No other command of a Pipeline has one.
+        assert isinstance(result.answer, TransactionAnswer)
+        fill_transaction(message.transaction, result.answer)
     if result.code:
         message.code = result.code
         message.detail = result.detail
@@ -51,3 +58,16 @@ def read_result(message: OperationResult) -> Result:
         message.retry_ms if message.HasField("retry_ms") else -1,
         message.new_id_ms,
     )
+
+
+def read_transaction(message: OperationResult) -> Result:
+    """The result of a transaction that :func:`fill_result` wrote."""
+    result = read_result(message)
+    if message.code:
+        return result
+    found = message.transaction
+    rows = tuple(
+        (row.version, row.value if row.HasField("value") else None, row.ttl_ms if row.HasField("ttl_ms") else -1)
+        for row in found.results
+    )
+    return replace(result, answer=TransactionAnswer(found.succeeded, rows, found.number))

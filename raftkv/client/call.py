@@ -8,6 +8,7 @@ from raftkv.commands.bounds import ANY_VERSION
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from raftkv.client.session import ClientSession
     from raftkv.commands.results import Result
@@ -34,6 +35,10 @@ class Call:
     expect = ANY_VERSION
     expected: bytes | None = None
     ttl_ms = 0
+    more: Callable[[kv_pb2.Operation], None] | None = None
+    """Writes into its message what only some kinds of operations have."""
+    payload = 0
+    """Bytes besides the key."""
     session: ClientSession | None = None
     seq = 0
 

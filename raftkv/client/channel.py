@@ -15,13 +15,13 @@ from msgspec.structs import replace
 
 from raftkv.api.batcher import Batcher
 from raftkv.api.patience import SLOW, TELLING
-from raftkv.api.results import read_result
+from raftkv.api.results import read_result, read_transaction
 from raftkv.client.transport import TransportError
 from raftkv.clock import wait
 from raftkv.commands.bounds import ANY_VERSION
-from raftkv.commands.registry import CLIENT_READS
+from raftkv.commands.registry import CLIENT_READS, TELLING_WRITES
 from raftkv.commands.results import Result
-from raftkv.errors import Code
+from raftkv.errors import SETTLED, Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
 from raftkv.v1 import kv_pb2
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from raftkv.client.transport import Endpoint, Stream
     from raftkv.clock import Clock
 
-_SETTLED: Final = (int(Code.OK), int(Code.CONDITION_FAILED))
+_SETTLED: Final = frozenset(int(code) for code in SETTLED)
+_TRANSACT: Final = kv_pb2.KIND_TRANSACT
 _CONNECT_TIMEOUT: Final = 2.0
 _SILENCE: Final = 2.0
 """Seconds over the node's budget after which a stream without any answer is taken for broken."""
@@ -289,7 +290,9 @@ class Channel:
                     if call.number == number or message.code in _SETTLED:
                         future = call.future
                         if not future.done():
-                            future.set_result(decode(message) if call.kind in CLIENT_READS else _written(message))
+                            future.set_result(
+                                decode(message) if call.kind in CLIENT_READS else _written(message, call.kind)
+                            )
                 if call is not None and message.code in TELLING:
                     self._look_at_time(call, number)
                 if self._batcher.enough > 1:
@@ -345,11 +348,7 @@ class Channel:
             kind = call.kind
             key = call.key
             value = call.value
-            size += len(key)
-            if value is not None:
-                size += len(value)
-                if call.expected is not None:
-                    size += len(call.expected)
+            size += len(key) + call.payload
             if size > MAX_BATCH_BYTES and count:
                 break
             if kind not in CLIENT_READS and call.session is not session:
@@ -416,10 +415,10 @@ class Channel:
             wake.set_result(None)
 
 
-def _written(message: kv_pb2.OperationResult) -> Result:
-    """The result of a write: it has a version and nothing else if it was done."""
-    if message.code:
-        return read_result(message)
+def _written(message: kv_pb2.OperationResult, kind: int) -> Result:
+    """The result of a write: most have a version and nothing else if they were done."""
+    if message.code or kind in TELLING_WRITES:
+        return read_transaction(message) if kind == _TRANSACT else read_result(message)
     return Result(0, message.version, hint=message.leader_hint)
 
 
@@ -430,6 +429,8 @@ def _fill_conditions(message: kv_pb2.Operation, call: Call) -> None:
         message.expected = call.expected
     if call.ttl_ms:
         message.ttl_ms = call.ttl_ms
+    if call.more is not None:
+        call.more(message)
 
 
 def _finish(call: Call, result: Result) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Final, cast
 
 from msgspec.msgpack import Decoder, Encoder
 
-from raftkv.commands import group, members, meta, moving, records
-from raftkv.commands.base import Command, GroupCommand, SlotCommand
+from raftkv.commands import group, members, meta, moving, records, transactions, updates
+from raftkv.commands.base import Command, GroupCommand, SlotCommand, Write
 
-FAMILIES: Final = (records, group, meta, moving, members)
+FAMILIES: Final = (records, updates, transactions, group, meta, moving, members)
 
 
 def _types(family: type[Command]) -> Iterator[type[Command]]:
@@ -32,6 +32,11 @@ CLIENT_COMMANDS: Final = {number: kind for number, kind in sorted(COMMANDS.items
 """What clients may ask for."""
 
 CLIENT_READS: Final = frozenset(number for number, kind in CLIENT_COMMANDS.items() if kind.reads)
+
+TELLING_WRITES: Final = frozenset(
+    number for number, kind in CLIENT_COMMANDS.items() if issubclass(kind, Write) and kind.tells
+)
+"""Writes whose results are more than a version."""
 
 _encoder: Final = Encoder()
 encode = _encoder.encode

@@ -18,7 +18,7 @@ from raftkv.api.batcher import Batcher
 from raftkv.api.failures import failure_of, overloaded, with_retry
 from raftkv.api.results import fill_result
 from raftkv.commands.base import Command
-from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS
+from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS, TELLING_WRITES
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, TooLarge
 from raftkv.frontend.counters import MALFORMED
@@ -51,6 +51,7 @@ _LEAST: Final = 64
 _UNNOTICED: Final = 64 * 1024
 """Bytes by which a stream may differ from what is counted for it."""
 _DECODE: Final = {number: kind.decode for number, kind in CLIENT_COMMANDS.items()}
+_TELLING: Final = CLIENT_READS | TELLING_WRITES
 _OVERLOADED: Final = int(Code.OVERLOADED)
 _TOO_MUCH: Final = overloaded("too many messages queued on this connection")
 _TOO_LATE: Final = overloaded("the node was too busy to start the operation before its deadline")
@@ -320,7 +321,7 @@ class PipelineStream:
     def _submit(self, ids: list[int], ops: list[Command], deadline: float, now: float, size: int) -> None:
         kinds = [op.number for op in ops]
         if self._mean > _OVERHEAD:
-            size += sum(kind in CLIENT_READS for kind in kinds) * (self._mean - _OVERHEAD)
+            size += sum(kind in _TELLING for kind in kinds) * (self._mean - _OVERHEAD)
         share = size // len(ops)
         self._unanswered_bytes += share * len(ops)
         self._counters.take(kinds)
@@ -341,10 +342,13 @@ class PipelineStream:
             value = result.value
             if value is not None:
                 self._ready_bytes += len(value)
-                if self._ready_bytes > self._most and self._ready:
+                # What a write tells is told once: nothing must make it be asked again.
+                if self._ready_bytes > self._most and self._ready and kinds[index] in CLIENT_READS:
                     self._ready_bytes -= len(value)
                     self._again.append((ids[index], ops[index], deadline))
                     return
+            elif result.answer is not None:
+                self._ready_bytes += result.answer.size()
             elif result.code:
                 if result.code == _OVERLOADED and not result.retry_ms and kinds[index] in CLIENT_READS:
                     self._again.append((ids[index], ops[index], deadline))
@@ -372,10 +376,11 @@ class PipelineStream:
         for index in range(start, len(batch)):
             number, result = batch[index]
             value = result.value
-            if value is not None:
-                size += len(value)
+            if value is not None or result.answer is not None:
+                part = result.size() if value is None else len(value)
+                size += part
                 if size > MAX_ANSWER_BYTES and index > start:
-                    return response, index, size - len(value)
+                    return response, index, size - part
             if number == followed:
                 self._counters.latency.observe(self._batcher.answered())
             message = add()
