@@ -20,7 +20,7 @@ from raftkv.store.ageing import Ageing
 from raftkv.store.digest import CheckDigest
 from raftkv.store.moving import Moves
 from raftkv.store.packed import VALUE_AT, Record, fields, head, pack_head
-from raftkv.store.sessions import Kept, Session, result_of
+from raftkv.store.sessions import Kept, Session, plain_result, result_of
 from raftkv.store.slot import Slot, SlotImage, SlotState
 from raftkv.store.snapshot import Rest, StoreRestore, StoreSnapshot, StoreState, store_digest
 
@@ -205,7 +205,7 @@ class Store:
         client = command.client
         if not client:
             done = command.execute(self, slot)
-            return result_of(done) if isinstance(done, int) else done
+            return plain_result(done) if isinstance(done, int) else done
         seq, first = command.seq, command.first
         session = slot.sessions.get(client)
         if session is None:
@@ -224,7 +224,7 @@ class Store:
         outcome = command.execute(self, slot)
         if isinstance(outcome, int):
             session.record(seq, outcome)
-            return result_of(outcome)
+            return plain_result(outcome)
         self._ageing.keep(slot, client, session, seq, Kept.of(self.time, outcome))
         return outcome
 

@@ -70,8 +70,11 @@ Outcome: TypeAlias = int | Kept
 
 def result_of(outcome: Outcome) -> Result:
     """The result of an execution and of each of its retries."""
-    if not isinstance(outcome, int):
-        return _decode(outcome.result)
+    return plain_result(outcome) if isinstance(outcome, int) else _decode(outcome.result)
+
+
+def plain_result(outcome: int) -> Result:
+    """The same of an outcome that is a number."""
     return Result(0, outcome) if outcome >= 0 else Result(Code.CONDITION_FAILED, -1 - outcome)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from raftkv.commands.base import Write
 from raftkv.commands.registry import CLIENT_COMMANDS
+from raftkv.commands.transactions import Transact
 from raftkv.errors import InvalidArgument
 from raftkv.node import messages
 from raftkv.v1 import kv_pb2
@@ -16,6 +17,27 @@ from tests.store_helpers import again
 
 numbers = st.sampled_from([0, 1, 2, 2**31, 2**62, 2**62 + 1, 2**63 - 1, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1)
 texts = st.sampled_from([b"", b"k", b"c" * 16, b"c" * 17]) | st.binary(max_size=20)
+signed = st.sampled_from([0, 1, -1, 2**63 - 1, -(2**63)])
+checks = st.builds(
+    kv_pb2.Check,
+    key=st.sampled_from([b"{k}a", b"{k}b", b"other", b""]),
+    version=st.none() | numbers,
+    value=st.none() | texts,
+)
+steps = st.builds(
+    kv_pb2.Step,
+    kind=st.sampled_from([*kv_pb2.Kind.values(), 99]),
+    key=st.sampled_from([b"{k}a", b"{k}b", b"{k}c", b"other"]),
+    value=texts,
+    ttl_ms=numbers,
+    delta=signed,
+)
+transactions = st.builds(
+    kv_pb2.Transaction,
+    checks=st.lists(checks, max_size=2),
+    steps=st.lists(steps, max_size=3),
+    otherwise=st.lists(steps, max_size=2),
+)
 fields = st.fixed_dictionaries(
     {"kind": st.sampled_from(kv_pb2.Kind.values()), "key": texts},
     optional={
@@ -24,6 +46,7 @@ fields = st.fixed_dictionaries(
         "if_version": numbers,
         "ttl_ms": numbers,
         "sequence": numbers,
+        "delta": signed,
         "consistency": st.integers(-1, 4),
     },
 )
@@ -62,3 +85,15 @@ def test_requests(asked: dict[str, Any], client: bytes, sequence: int, first: in
     assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
     if isinstance(op, Write):
         assert again([op]) == [op]
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(transactions)
+def test_transactions(asked: kv_pb2.Transaction) -> None:
+    try:
+        op = Transact.of(kv_pb2.TransactRequest(transaction=asked), 1024, b"c" * 16, 5, 2)
+    except InvalidArgument:
+        return
+    assert op.refusal() is None
+    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
+    assert again([op]) == [op]
