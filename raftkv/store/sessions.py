@@ -229,7 +229,7 @@ def session_from_row(row: list[Any]) -> tuple[bytes, Session]:
 
 def row_bytes(row: list[Any]) -> int:
     """About how many bytes a :func:`session_row` takes, encoded."""
-    return sum(_FIELD_BYTES if isinstance(field, int) else _FIELD_BYTES + len(field[-1]) for field in row[1:])
+    return _FIELD_BYTES * len(row) + sum(len(field.result) for field in row if isinstance(field, Kept))
 
 
 def _outcome(field: Any) -> Outcome:

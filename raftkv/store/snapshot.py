@@ -41,6 +41,7 @@ _IMPORT: Final = 7
 _ITEM_BYTES: Final = limits.SNAPSHOT_CHUNK_BYTES // 8
 _RECORD_OVERHEAD: Final = 8
 _CHANGE_OVERHEAD: Final = 24
+_RESULT_OVERHEAD: Final = 3
 
 
 class Rest(NamedTuple):
@@ -148,7 +149,7 @@ def _items(head: list[Any], parts: Iterable[tuple[list[Any], int]]) -> Iterator[
 def _session_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
     for client, session in image.sessions.items():
         row = session_row(client, session)
-        yield [row], row_bytes(row)
+        yield [row], row_bytes(row) + _RESULT_OVERHEAD * len(row)
 
 
 def _dirty_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
