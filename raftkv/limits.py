@@ -167,6 +167,22 @@ MAX_RESULTS_PER_SESSION: Final = MAX_PENDING_OPS
 """Results kept for one client in one slot: more than a node lets be outstanding, so only a client that never raises its
 first incomplete number loses the oldest."""
 
+MAX_KEPT_BYTES: Final = 1024 * 1024
+"""Recorded results of one slot that are more than a version, with KEPT_OVERHEAD for each. Beyond it the oldest go, down
+to half, and late retries of their requests get SessionExpired. They also go after MAX_TIMEOUT of group time."""
+
+KEPT_OVERHEAD: Final = 128
+"""Bytes that such a result takes besides its own."""
+
+MAX_TXN_STEPS: Final = 128
+"""Checks of a transaction, and operations of each of its two lists: a tenth of a millisecond of the loop."""
+
+MAX_TXN_BYTES: Final = 2 * 1024 * 1024
+"""Keys and values of a transaction: it must fit into an entry beside others."""
+
+MAX_TXN_RESULT_BYTES: Final = 64 * 1024
+"""What a transaction answers: its result is recorded whole, for each of its retries."""
+
 MAX_EXPIRED_PER_ENTRY: Final = 1000
 """Records removed for their expiry while one entry is applied: bounds the time an entry takes."""
 
@@ -180,3 +196,5 @@ assert MAX_BATCH_BYTES + 79 * MAX_BATCH_OPS < MAX_MESSAGE_BYTES
 assert 6 * (MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES) < MAX_HELD_BYTES
 assert MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_MESSAGE_BYTES
 assert SESSION_IDLE > MAX_TIMEOUT
+assert MAX_TXN_BYTES + 3 * MAX_TXN_STEPS * OP_OVERHEAD < MAX_BATCH_BYTES
+assert MAX_TXN_RESULT_BYTES < MAX_KEPT_BYTES // 2

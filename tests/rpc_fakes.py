@@ -12,7 +12,7 @@ import raftkv
 from raftkv.api.status import ClusterSettings, Digests, NodeStatus, PeerStatus, Problem, ReplicaStatus, Role, SlotStats
 from raftkv.client.aio import AsyncClient
 from raftkv.clock import SystemClock
-from raftkv.commands.base import Command, Write
+from raftkv.commands.base import Command, KeyWrite
 from raftkv.commands.bounds import ANY_VERSION
 from raftkv.commands.records import Cas, Delete, Get, Put, Scan
 from raftkv.commands.results import Result, ScanPage
@@ -50,7 +50,7 @@ class Shared:
         if isinstance(op, Get):
             value, version = self.records.get(op.key, (None, 0))
             return Result(0, version, value)
-        assert isinstance(op, Write)
+        assert isinstance(op, KeyWrite)
         name = (op.client, op.seq)
         if op.client and name in self.done:
             return self.done[name]
@@ -59,7 +59,7 @@ class Shared:
             self.done[name] = result
         return result
 
-    def _write(self, op: Write) -> Result:
+    def _write(self, op: KeyWrite) -> Result:
         self.applied.append(op)
         value, version = self.records.get(op.key, (None, 0))
         assert isinstance(op, Put | Delete | Cas)
@@ -215,6 +215,18 @@ def calls(kv: AsyncClient) -> dict[str, Callable[[], Awaitable[object]]]:
         "delete": lambda: kv.delete("k"),
         "cas": lambda: kv.cas("k", None, b"v"),
         "scan": lambda: kv.scan_slot(0),
+        "create": lambda: kv.create("k", b"v"),
+        "update": lambda: kv.update("k", b"v", version=1),
+        "compare and delete": lambda: kv.delete("k", if_value=b"v"),
+        "incr": lambda: kv.incr("k"),
+        "append": lambda: kv.append("k", b"v"),
+        "touch": lambda: kv.touch("k", 1.0),
+        "persist": lambda: kv.persist("k"),
+        "get and delete": lambda: kv.get_and_delete("k"),
+        "get many": lambda: kv.get_many(["k", "l"]),
+        "put many": lambda: kv.put_many({"k": b"v", "l": b"w"}),
+        "delete many": lambda: kv.delete_many(["k", "l"]),
+        "txn": lambda: kv.txn().check("k", absent=True).put("k", b"v").commit(),
     }
 
 

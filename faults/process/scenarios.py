@@ -102,6 +102,13 @@ _SCENARIOS: Final = (
         workloads=("bank",),
         operator=3.0,
     ),
+    ChaosScenario(
+        "transactions",
+        "transactions on keys of one slot and counters, each once, while replies are lost and slots move",
+        ("kill leader", "isolate leader", "pause leader", "lose answers", "cut client", "kill all"),
+        workloads=("increments", "transactions"),
+        operator=3.0,
+    ),
 )
 
 SCENARIOS: Final = {one.name: one for one in _SCENARIOS}

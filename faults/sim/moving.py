@@ -14,7 +14,8 @@ from enum import StrEnum
 from typing import Any, Final, cast
 
 from faults.check.history import History
-from faults.check.linearizability import BUDGET, Verdict, check
+from faults.check.linearizability import BUDGET, Verdict
+from faults.check.numbered import check_key
 from faults.check.register import Register
 from faults.operator import Operator
 from faults.sim.admin import SimAdmin
@@ -210,5 +211,5 @@ class _Scene:
         course.problems += [f"{one.process}: {one.message} {one.exception!r}" for one in self._loop.problems]
         course.moved = self._ownership.counts["slots moved"]
         for key, operations in self._history.by_key():
-            if check(operations, model, BUDGET).verdict is not Verdict.LINEARIZABLE:
+            if check_key(operations, model, BUDGET).verdict is not Verdict.LINEARIZABLE:
                 course.problems.append(f"history of {key}")

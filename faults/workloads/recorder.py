@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from faults.check.history import History, Kind, Operation, Outcome
+from faults.check.numbered import Asked
 from raftkv import AsyncClient
-from raftkv.client.types import CasResult, Consistency, Record
+from raftkv.client.types import CasResult, Consistency, Record, TransactionResult, WriteResult
 from raftkv.errors import ConditionFailed, NotApplied, OutcomeUnknown, RaftKVError
 from shards.slots import DEFAULT_SLOTS, slot_of
 
@@ -131,6 +133,32 @@ class Recorder:
 
         return await self._run(operation, self.client.cas(key, expected, value, ttl=ttl), answer)
 
+    async def incr(self, key: str) -> Operation:
+        def answer(count: int) -> None:
+            operation.done, operation.found = True, str(count)
+
+        operation = self._begin(Kind.INCR, key)
+        return await self._run(operation, self.client.incr(key), answer)
+
+    async def transact(self, tag: str, asked: Asked) -> Operation:
+        """A transaction on keys with this hash tag, whose names in ``asked`` follow it."""
+        operation = self._begin(Kind.TXN, tag)
+        operation.steps = asked.text()
+        txn = self.client.txn()
+        for key, value in asked.checks:
+            txn.check(tag + key, value=value, absent=value is None)
+        for verb, key, argument in asked.steps:
+            getattr(txn, verb)(tag + key, *(() if argument is None else (argument,)))
+        txn.otherwise()
+        for verb, key, argument in asked.otherwise:
+            getattr(txn, verb)(tag + key, *(() if argument is None else (argument,)))
+
+        def answer(result: TransactionResult) -> None:
+            operation.done, operation.version = result.succeeded, result.number
+            operation.found = json.dumps([_plain(told) for told in result.results])
+
+        return await self._run(operation, txn.commit(), answer)
+
     def _begin(self, kind: Kind, key: str) -> Operation:
         return self._history.begin(self.name, kind, key, self._now())
 
@@ -163,3 +191,10 @@ class Recorder:
         if self._listener is not None:
             self._listener.completed(operation)
         return operation
+
+
+def _plain(told: Any) -> Any:
+    """What a step was told, as :class:`faults.check.numbered.Effect` has it."""
+    if isinstance(told, Record):
+        return told.value.decode()
+    return None if isinstance(told, WriteResult) else told

@@ -18,15 +18,17 @@ from msgspec.msgpack import Decoder
 
 from raftkv.api.results import fill_result, read_result
 from raftkv.commands.base import Write
-from raftkv.commands.records import Piped
-from raftkv.commands.registry import encode
+from raftkv.commands.registry import Piped, encode
 from raftkv.commands.results import Result
 from raftkv.errors import InvalidArgument, TooLarge
 from raftkv.limits import MAX_BATCH_OPS
 from raftkv.v1 import kv_pb2
 
 PACKED_KEY: Final = "raftkv-packed"
-"""Initial metadata of a Pipeline: "1" if the node takes packed messages."""
+"""Initial metadata of a Pipeline of a node that takes packed messages."""
+PACKED_FORM: Final = "2"
+"""Its value: which commands packed messages may hold. They are asked of nodes that say the same: one that does not know
+a command of a packed message can read none of it."""
 
 _MOST: Final = Meta(max_length=MAX_BATCH_OPS)
 _Ids = Annotated[list[Annotated[int, Meta(ge=0)]], _MOST]

@@ -28,6 +28,11 @@ _COMMANDS = {
     "get": "raftkv.cli.kv",
     "put": "raftkv.cli.kv",
     "delete": "raftkv.cli.kv",
+    "incr": "raftkv.cli.updates",
+    "append": "raftkv.cli.updates",
+    "touch": "raftkv.cli.updates",
+    "persist": "raftkv.cli.updates",
+    "txn": "raftkv.cli.transaction",
     "load": "raftkv.cli.transfer",
     "dump": "raftkv.cli.transfer",
 }

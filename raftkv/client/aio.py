@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
-from functools import partial
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Self
 
-from raftkv.client.arguments import check_timeout, encode_key, encode_value, expect_of, mode_of, slot_of, ttl_ms_of
-from raftkv.client.call import Call
+from raftkv.client.arguments import check_timeout, mode_of, slot_of
 from raftkv.client.engine import Engine
+from raftkv.client.keys import KeyCalls
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.scan import record_pages
 from raftkv.client.transport import GrpcTransport, Transport
-from raftkv.client.types import CasResult, Consistency, EndpointStatus, Record, WriteResult
+from raftkv.client.types import Consistency, EndpointStatus, Record
 from raftkv.clock import Clock, SystemClock
-from raftkv.errors import Code
 from raftkv.limits import DEFAULT_TIMEOUT
-from raftkv.v1 import kv_pb2
-
-_GET: Final = kv_pb2.KIND_GET
-_PUT: Final = kv_pb2.KIND_PUT
-_DELETE: Final = kv_pb2.KIND_DELETE
-_CAS: Final = kv_pb2.KIND_COMPARE_AND_SWAP
-_CONDITION_FAILED: Final = int(Code.CONDITION_FAILED)
-# A third of the time of calling the class.
-_make_record: Final = cast("Callable[[tuple[Any, ...]], Record]", partial(tuple.__new__, Record))
-_make_written: Final = cast("Callable[[tuple[int]], WriteResult]", partial(tuple.__new__, WriteResult))
 
 
-class AsyncClient:
+class AsyncClient(KeyCalls):
     """A client of one cluster, for one event loop. Safe for any number of concurrent calls.
 
     ``endpoints``: host:port of some nodes, as a sequence or separated by commas. ``timeout``: seconds that a call may
@@ -78,7 +66,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """End outstanding calls and close all connections. May be called again."""
+        """End outstanding calls and close all connections. May be called again.
+
+        >>> await kv.close()
+        """
         await self._engine.close()
 
     aclose = close
@@ -92,71 +83,6 @@ class AsyncClient:
         if self.__dict__.get("_watched") and self._engine.abandon():
             _warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
-    async def get(
-        self, key: bytes | str, *, consistency: Consistency = "linearizable", timeout: float | None = None
-    ) -> Record | None:
-        """The record of ``key``, or None."""
-        name = encode_key(key)
-        call = Call(_GET, name, 0 if consistency == "linearizable" else mode_of(consistency))
-        result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
-        if not result.version:
-            return None
-        expires_at = None if result.ttl < 0 else self._clock.wall() + result.ttl / 1000
-        return _make_record((name, result.value or b"", result.version, expires_at))
-
-    async def put(
-        self,
-        key: bytes | str,
-        value: bytes | str,
-        *,
-        ttl: float | None = None,
-        if_version: int | None = None,
-        timeout: float | None = None,
-    ) -> WriteResult:
-        """Write a record.
-
-        ``ttl``: seconds until it expires, never earlier. ``if_version``: only if the record has this version, ABSENT:
-        only if there is none; raises ConditionFailed otherwise.
-        """
-        call = Call(_PUT, encode_key(key))
-        call.value = encode_value(value)
-        if ttl is not None:
-            call.ttl_ms = ttl_ms_of(ttl)
-        if if_version is not None:
-            call.expect = expect_of(if_version)
-        result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
-        return _make_written((result.version,))
-
-    async def delete(self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None) -> bool:
-        """Remove the record of ``key``; whether there was one. ``if_version`` as in :meth:`put`."""
-        call = Call(_DELETE, encode_key(key))
-        if if_version is not None:
-            call.expect = expect_of(if_version)
-        result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
-        return result.version > 0
-
-    async def cas(
-        self,
-        key: bytes | str,
-        expected: bytes | str | None,
-        value: bytes | str,
-        *,
-        ttl: float | None = None,
-        timeout: float | None = None,
-    ) -> CasResult:
-        """Write ``value`` if the record's value is ``expected`` (None: if there is no record).
-
-        The result is true if it was written, and tells the record's version in both cases.
-        """
-        call = Call(_CAS, encode_key(key))
-        call.value = encode_value(value)
-        call.expected = None if expected is None else encode_value(expected, "expected value")
-        call.ttl_ms = ttl_ms_of(ttl)
-        result = await self._engine.run(
-            call, self._timeout if timeout is None else check_timeout(timeout), accept=_CONDITION_FAILED
-        )
-        return CasResult(not result.code, result.version)
-
     async def scan_slot(
         self,
         slot: int,
@@ -169,6 +95,11 @@ class AsyncClient:
         """One page of a slot's records in key order, those with keys over ``after``; and whether more follow.
 
         ``limit_bytes``: soft size of the page, 0 = the server's choice. Each page is one linearizable read.
+
+        >>> await kv.put("user:1", "Ada")
+        WriteResult(version=1)
+        >>> await kv.scan_slot(await kv.slot_of("user:1"))
+        ([Record(key=b'user:1', value=b'Ada', version=1, expires_at=None)], False)
         """
         budget = self._timeout if timeout is None else check_timeout(timeout)
         return await self._engine.scan(slot, after, limit_bytes, mode_of(consistency), budget)
@@ -179,6 +110,11 @@ class AsyncClient:
         """All records, slot by slot, in key order within a slot.
 
         No snapshot of the whole: each page is a read of its own moment. ``timeout``: seconds for each page.
+
+        >>> await kv.put_many({"a": "1", "b": "2"})
+        [WriteResult(version=1), WriteResult(version=1)]
+        >>> sorted([record.key async for record in kv.records()])
+        [b'a', b'b']
         """
         pages = self.record_pages(consistency=consistency, timeout=timeout)
         try:
@@ -191,18 +127,36 @@ class AsyncClient:
     def record_pages(
         self, *, consistency: Consistency = "linearizable", timeout: float | None = None
     ) -> AsyncGenerator[list[Record], None]:
-        """:meth:`records` in lists, as they were read."""
+        """:meth:`records` in lists, as they were read.
+
+        >>> await kv.put("a", "1")
+        WriteResult(version=1)
+        >>> [len(page) async for page in kv.record_pages()]
+        [1]
+        """
         budget = self._timeout if timeout is None else check_timeout(timeout)
         return record_pages(self._engine, mode_of(consistency), budget)
 
     async def slots(self, *, timeout: float | None = None) -> int:
-        """How many slots the cluster has: asked of it once, never changes."""
+        """How many slots the cluster has: asked of it once, never changes.
+
+        >>> await kv.slots() in (256, 512, 1024, 2048, 4096, 8192, 16384)
+        True
+        """
         return await self._engine.slots(self._timeout if timeout is None else check_timeout(timeout))
 
     async def slot_of(self, key: bytes | str, *, timeout: float | None = None) -> int:
-        """The slot of ``key`` in this cluster; needs an answer of the cluster only once. See raftkv.slot_of."""
+        """The slot of ``key`` in this cluster; needs an answer of the cluster only once. See raftkv.slot_of.
+
+        >>> await kv.slot_of("{user:7}name") == await kv.slot_of("{user:7}mail")
+        True
+        """
         return slot_of(key, await self.slots(timeout=timeout))
 
     async def status(self, *, timeout: float | None = None) -> list[EndpointStatus]:
-        """What every known endpoint says about itself: the given ones and, if one answers, all nodes of the map."""
+        """What every known endpoint says about itself: the given ones and, if one answers, all nodes of the map.
+
+        >>> len(await kv.status())
+        1
+        """
         return await self._engine.status(self._timeout if timeout is None else check_timeout(timeout))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import shards.slots
 from raftkv.client.types import Consistency
-from raftkv.commands.bounds import ANY_VERSION, Mode, check_key, check_ttl, check_value
+from raftkv.commands.bounds import ANY_VERSION, MAX_DELTA, MIN_DELTA, Mode, check_key, check_ttl, check_value
 from raftkv.errors import InvalidArgument
 from raftkv.limits import MAX_KEY_BYTES, MAX_TIMEOUT, MAX_TTL, MAX_VALUE_BYTES, MIN_TIMEOUT
 from raftkv.text import shown
@@ -28,6 +29,25 @@ def encode_value(value: bytes | str, name: str = "value") -> bytes:
     if len(data) > MAX_VALUE_BYTES:
         check_value(data, name)
     return data
+
+
+def keys_of(keys: Iterable[bytes | str], *, once: bool = False) -> list[bytes]:
+    """Several keys. ``once``: refuses one that is given twice."""
+    if isinstance(keys, str | bytes):
+        raise InvalidArgument("one key where several are wanted: put it into a list")
+    names = [encode_key(key) for key in keys]
+    if once and len(set(names)) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise InvalidArgument(f"key {shown(twice)} is given twice")
+    return names
+
+
+def items_of(
+    items: Mapping[Any, bytes | str] | Iterable[tuple[bytes | str, bytes | str]],
+) -> tuple[list[bytes], list[bytes]]:
+    """Keys, none of them twice, and their values."""
+    pairs = list(items.items() if isinstance(items, Mapping) else items)
+    return keys_of((key for key, _ in pairs), once=True), [encode_value(value) for _, value in pairs]
 
 
 def mode_of(consistency: Consistency) -> int:
@@ -56,6 +76,13 @@ def expect_of(if_version: int | None) -> int:
     if isinstance(if_version, bool) or not isinstance(if_version, int) or not 0 <= if_version < 1 << 63:
         raise InvalidArgument(f"if_version {shown(if_version)} is not a version")
     return if_version
+
+
+def delta_of(delta: int) -> int:
+    """What is to be added to a counter."""
+    if isinstance(delta, bool) or not isinstance(delta, int) or not MIN_DELTA <= delta <= MAX_DELTA:
+        raise InvalidArgument(f"{shown(delta)} is not a signed 64-bit integer")
+    return delta
 
 
 def check_timeout(timeout: float) -> float:

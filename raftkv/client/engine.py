@@ -27,7 +27,7 @@ from raftkv.commands.bounds import Mode
 from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError, UsageError
-from raftkv.limits import MAX_KEY_BYTES
+from raftkv.limits import MAX_BATCH_OPS, MAX_KEY_BYTES
 from raftkv.v1 import kv_pb2
 from shards.slots import slot_of
 
@@ -110,6 +110,59 @@ class Engine:
         finally:
             if call.session is not None:
                 call.session.end(call.seq)
+
+    async def run_many(self, calls: Sequence[Call], timeout: float) -> list[Result | RaftKVError]:
+        """As :meth:`run` for each of ``calls``, all within ``timeout`` seconds, MAX_BATCH_OPS at a time.
+
+        Those of one node leave together: in one message, or two that overlap.
+        """
+        self.check_usable()
+        deadline = self._now() + timeout
+        if self._routing.view is None:
+            await self._first_view(deadline, timeout, Attempts(write=False))
+        found: list[Result | RaftKVError] = []
+        for start in range(0, len(calls), MAX_BATCH_OPS):
+            found += await self._run_part(calls[start : start + MAX_BATCH_OPS], deadline, timeout)
+        return found
+
+    async def _run_part(self, calls: Sequence[Call], deadline: float, timeout: float) -> list[Result | RaftKVError]:
+        first, now = Attempts(write=False), self._now()
+        if now >= deadline:
+            return [self._late(first, deadline, timeout)] * len(calls)
+        sent: list[Call] = []
+        timer = self._clock.call_later(deadline - now, lambda: self._expire_all(sent))
+        results: list[Result | RaftKVError] = []
+        try:
+            for call in calls:
+                call.deadline = deadline
+                if call.kind not in CLIENT_READS:
+                    self._begin(call)
+                self._attempt(call, now, timeout, first)
+                sent.append(call)
+            for call in sent:
+                results.append(await call.future)
+            # The general way for what the ordinary one has not answered.
+            rest = [at for at, one in enumerate(results) if isinstance(one, Result) and (one.code or one.hint)]
+            answers = await asyncio.gather(
+                *(self._run_on(sent[at], timeout, 0, results[at]) for at in rest),  # type: ignore[arg-type]
+                return_exceptions=True,
+            )
+            for at, answer in zip(rest, answers, strict=True):
+                if isinstance(answer, BaseException) and not isinstance(answer, RaftKVError):
+                    raise answer
+                results[at] = answer
+        finally:
+            timer.cancel()
+            for call in sent:
+                call.future.cancel()
+            for call in calls:
+                if call.session is not None:
+                    call.session.end(call.seq)
+        return results
+
+    def _expire_all(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            self._expire(call)
 
     async def _run_short(self, call: Call, timeout: float, accept: int) -> Result:
         """As :meth:`run`, for a call that the sweep may find too late."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -13,7 +13,8 @@ from weakref import WeakSet
 from raftkv.client.aio import AsyncClient
 from raftkv.client.background import Background
 from raftkv.client.process import MADE_BEFORE, forks
-from raftkv.client.types import CasResult, Consistency, EndpointStatus, Record, WriteResult
+from raftkv.client.transaction import Transaction
+from raftkv.client.types import AppendResult, CasResult, Consistency, EndpointStatus, Record, WriteResult
 from raftkv.errors import UsageError
 from raftkv.limits import DEFAULT_TIMEOUT
 
@@ -104,9 +105,34 @@ class Client:
         """See AsyncClient.put."""
         return self._run(self._client.put(key, value, ttl=ttl, if_version=if_version, timeout=timeout))
 
-    def delete(self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None) -> bool:
+    def create(
+        self, key: bytes | str, value: bytes | str, *, ttl: float | None = None, timeout: float | None = None
+    ) -> WriteResult:
+        """See AsyncClient.create."""
+        return self._run(self._client.create(key, value, ttl=ttl, timeout=timeout))
+
+    def update(
+        self,
+        key: bytes | str,
+        value: bytes | str,
+        *,
+        version: int,
+        ttl: float | None = None,
+        timeout: float | None = None,
+    ) -> WriteResult:
+        """See AsyncClient.update."""
+        return self._run(self._client.update(key, value, version=version, ttl=ttl, timeout=timeout))
+
+    def delete(
+        self,
+        key: bytes | str,
+        *,
+        if_version: int | None = None,
+        if_value: bytes | str | None = None,
+        timeout: float | None = None,
+    ) -> bool:
         """See AsyncClient.delete."""
-        return self._run(self._client.delete(key, if_version=if_version, timeout=timeout))
+        return self._run(self._client.delete(key, if_version=if_version, if_value=if_value, timeout=timeout))
 
     def cas(
         self,
@@ -119,6 +145,59 @@ class Client:
     ) -> CasResult:
         """See AsyncClient.cas."""
         return self._run(self._client.cas(key, expected, value, ttl=ttl, timeout=timeout))
+
+    def incr(self, key: bytes | str, delta: int = 1, *, ttl: float | None = None, timeout: float | None = None) -> int:
+        """See AsyncClient.incr."""
+        return self._run(self._client.incr(key, delta, ttl=ttl, timeout=timeout))
+
+    def append(
+        self, key: bytes | str, value: bytes | str, *, ttl: float | None = None, timeout: float | None = None
+    ) -> AppendResult:
+        """See AsyncClient.append."""
+        return self._run(self._client.append(key, value, ttl=ttl, timeout=timeout))
+
+    def touch(
+        self, key: bytes | str, ttl: float, *, if_version: int | None = None, timeout: float | None = None
+    ) -> bool:
+        """See AsyncClient.touch."""
+        return self._run(self._client.touch(key, ttl, if_version=if_version, timeout=timeout))
+
+    def persist(self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None) -> bool:
+        """See AsyncClient.persist."""
+        return self._run(self._client.persist(key, if_version=if_version, timeout=timeout))
+
+    def get_and_delete(self, key: bytes | str, *, timeout: float | None = None) -> Record | None:
+        """See AsyncClient.get_and_delete."""
+        return self._run(self._client.get_and_delete(key, timeout=timeout))
+
+    def get_many(
+        self,
+        keys: Iterable[bytes | str],
+        *,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> list[Record | None]:
+        """See AsyncClient.get_many."""
+        return self._run(self._client.get_many(keys, consistency=consistency, timeout=timeout))
+
+    def put_many(
+        self,
+        items: Mapping[Any, bytes | str] | Iterable[tuple[bytes | str, bytes | str]],
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+    ) -> list[WriteResult]:
+        """See AsyncClient.put_many."""
+        return self._run(self._client.put_many(items, ttl=ttl, timeout=timeout))
+
+    def delete_many(self, keys: Iterable[bytes | str], *, timeout: float | None = None) -> list[bool]:
+        """See AsyncClient.delete_many."""
+        return self._run(self._client.delete_many(keys, timeout=timeout))
+
+    def txn(self) -> Transaction:
+        """See AsyncClient.txn."""
+        send = self._client.txn().send
+        return Transaction(lambda txn, timeout: self._run(send(txn, timeout)))
 
     def scan_slot(
         self,

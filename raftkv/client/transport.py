@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from raftkv.api.grpc_status import CLUSTER_KEY, result_of
 from raftkv.api.messages import status_of
-from raftkv.api.pipeline import PACKED_KEY, answers_of, request_of
+from raftkv.api.pipeline import PACKED_FORM, PACKED_KEY, answers_of, request_of
 from raftkv.client.process import check_process, keep_after_fork
 from raftkv.client.routing import View, view_of
 from raftkv.commands.results import Result
@@ -180,7 +180,7 @@ class _GrpcEndpoint:
             try:
                 about = dict(cast("Iterable[tuple[str, str]]", await call.initial_metadata() or ()))
                 if CLUSTER_KEY in about:
-                    return _GrpcStream(call, about[CLUSTER_KEY], packed=about.get(PACKED_KEY) == "1")
+                    return _GrpcStream(call, about[CLUSTER_KEY], packed=about.get(PACKED_KEY) == PACKED_FORM)
                 # It ended before it began, and the status says why; or this is no node of raftkv.
                 text = (await call.details() or (await call.code()).name) if call.done() else "not a raftkv node"
             except asyncio.CancelledError:

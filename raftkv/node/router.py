@@ -15,14 +15,14 @@ from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.commands.base import Command, GroupCommand, Read, Write
 from raftkv.commands.results import Result
-from raftkv.errors import OUTCOMES, Code
+from raftkv.errors import OUTCOMES, SETTLED, Code
 from raftkv.frontend.port import NODE, Caller
 from raftkv.limits import OP_OVERHEAD
 from raftkv.node.admission import Admission, no_group, no_leader, refusal_of
 from raftkv.node.answers import bounded_answers
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.execution import Execution
-from raftkv.node.forwarding import SETTLED, Forwarding
+from raftkv.node.forwarding import Forwarding
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.replicas import Replica
 from raftkv.node.requests import GroupPort, Reply, Request, WriteBatch, group_of

@@ -298,8 +298,7 @@ class Moves:
         for expires, _, key, version in due:
             slot.records[key] = pack_head(version, expires) + slot.records[key][VALUE_AT:]
         for session in slot.sessions.values():
-            session.last += shift
-            session.queued += shift
+            session.shift(shift)
         slot.state, slot.move = _OWNED, 0
         self._ageing.admit(slot, due)
 

@@ -20,7 +20,7 @@ from raftkv.store.ageing import Ageing
 from raftkv.store.digest import CheckDigest
 from raftkv.store.moving import Moves
 from raftkv.store.packed import VALUE_AT, Record, fields, head, pack_head
-from raftkv.store.sessions import Session, result_of
+from raftkv.store.sessions import Kept, Session, plain_result, result_of
 from raftkv.store.slot import Slot, SlotImage, SlotState
 from raftkv.store.snapshot import Rest, StoreRestore, StoreSnapshot, StoreState, store_digest
 
@@ -204,7 +204,8 @@ class Store:
             slot.detach()
         client = command.client
         if not client:
-            return result_of(command.execute(self, slot))
+            done = command.execute(self, slot)
+            return plain_result(done) if isinstance(done, int) else done
         seq, first = command.seq, command.first
         session = slot.sessions.get(client)
         if session is None:
@@ -217,12 +218,15 @@ class Store:
             if seq < session.first:
                 return _EXPIRED_SESSION
             session.last = self.time
-            done = session.find(seq)
-            if done is not None:
-                return result_of(done)
+            recorded = session.find(seq)
+            if recorded is not None:
+                return result_of(recorded)
         outcome = command.execute(self, slot)
-        session.record(seq, outcome)
-        return result_of(outcome)
+        if isinstance(outcome, int):
+            session.record(seq, outcome)
+            return plain_result(outcome)
+        self._ageing.keep(slot, client, session, seq, Kept.of(self.time, outcome))
+        return outcome
 
     # What writes are made of: ``old`` is the record that the slot holds for the key, None = none
 
@@ -237,8 +241,17 @@ class Store:
     def value_of(old: Record) -> bytes:
         return old[VALUE_AT:]
 
-    def put(self, slot: Slot, key: bytes, old: Record | None, value: bytes, ttl: int) -> int:
-        """Write a record that expires in ``ttl`` ms, 0 = never. Returns its version."""
+    def found(self, slot: Slot, key: bytes) -> tuple[bytes | None, int, int]:
+        """(value, version, expires) of ``key``, (None, 0, 0) if there is no record or it has expired."""
+        old = slot.records.get(key)
+        return (None, 0, 0) if old is None or not self.live_version(old) else fields(old)
+
+    def expires(self, ttl: int) -> int:
+        """Group time in ms that is ``ttl`` ms away, 0 = never."""
+        return self.time + ttl if ttl else 0
+
+    def put(self, slot: Slot, key: bytes, old: Record | None, value: bytes, expires: int) -> int:
+        """Write a record that expires at ``expires`` (group time in ms), 0 = never. Returns its version."""
         version = slot.counter = slot.counter + 1
         if old is None:
             slot.order = None
@@ -248,19 +261,31 @@ class Store:
             if head(old)[1]:
                 slot.expiring -= 1
                 self._expiry.live -= 1
-        if ttl:
-            expires = self.time + ttl
-            slot.records[key] = pack_head(version, expires) + value
+        slot.records[key] = pack_head(version, expires) + value
+        if expires:
             slot.expiring += 1
             self._expiry.push((expires, slot.number, key, version))
-        else:
-            slot.records[key] = pack_head(version, 0) + value
         if slot.dirty is not None:
             slot.dirty.pop(key, None)
             slot.dirty[key] = version
         if self._events is not None:
             self._events.append(Event(slot.number, version, key, Change.PUT, value))
         return version
+
+    def touch(self, slot: Slot, key: bytes, old: Record, expires: int) -> None:
+        """Let a record expire at ``expires`` instead, 0 = never. It takes a number and keeps its version."""
+        slot.counter += 1
+        version, before = head(old)
+        slot.records[key] = pack_head(version, expires) + old[VALUE_AT:]
+        if before:
+            slot.expiring -= 1
+            self._expiry.live -= 1
+        if expires:
+            slot.expiring += 1
+            self._expiry.push((expires, slot.number, key, version))
+        if slot.dirty is not None:
+            slot.dirty.pop(key, None)
+            slot.dirty[key] = slot.counter
 
     def remove(self, slot: Slot, key: bytes, old: Record) -> None:
         """Remove a record."""

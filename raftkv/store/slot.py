@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from raftkv.store.expiry import Due
 from raftkv.store.packed import Record, head, value_bytes
-from raftkv.store.sessions import Session
+from raftkv.store.sessions import Keeps, Session
 
 _COUNTER: Final = itemgetter(1)
 
@@ -54,8 +54,9 @@ class Slot:
 
     Not replicated: ``pins``: images that share ``records``, ``sessions`` and ``dirty``; while there are any, call
     :meth:`detach` before changing one of them. ``order``: cache of the sorted keys; whoever adds or removes a key sets
-    it to None. ``walk``: sorted keys as of some counter since the slot is tracked. ``held``, ``held_idle``: items of
-    the queues of expiry and of idle sessions that came due while it was frozen. ``hits``: operations served.
+    it to None. ``walk``: sorted keys as of some counter since the slot is tracked. ``keeps``: results kept in sessions,
+    None = there were none. ``held``, ``held_idle``, ``held_kept``: items of the queues of expiry, of idle sessions and
+    of kept results that came due while it was frozen. ``hits``: operations served.
     """
 
     __slots__ = (
@@ -68,7 +69,9 @@ class Slot:
         "frozen",
         "held",
         "held_idle",
+        "held_kept",
         "hits",
+        "keeps",
         "move",
         "number",
         "order",
@@ -97,6 +100,8 @@ class Slot:
         self._changes: tuple[int, list[tuple[bytes, int]]] = (0, [])
         self.held: list[Due] = []
         self.held_idle: list[tuple[int, int, bytes]] = []
+        self.held_kept: list[Due] = []
+        self.keeps: Keeps | None = None
         self.hits = 0
 
     def image(self) -> SlotImage:
@@ -144,7 +149,10 @@ class Slot:
 
     def close_session(self, client: bytes) -> None:
         """Forget a client and refuse it, and all older ones that are not remembered, from now on."""
-        del self.sessions[client]
+        session = self.sessions.pop(client)
+        if session.keeps is not None:
+            for _, kept in session.kept():
+                session.keeps.drop(kept)
         self.floor = max(self.floor, client)
 
     def keys_after(self, key: bytes) -> Iterator[bytes]:

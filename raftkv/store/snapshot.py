@@ -21,11 +21,14 @@ from raftkv.store.codec import binary, pack, unpack_all, whole
 from raftkv.store.digest import DIGEST_BYTES
 from raftkv.store.moving import Ending, Import
 from raftkv.store.packed import head, value_bytes
-from raftkv.store.sessions import session_from_row, session_row
+from raftkv.store.sessions import row_bytes, session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState
 
-FORMAT: Final = "raftkv store 3"
-"""The first item's, which backups begin with too, also those of version 0.1."""
+FORMAT: Final = "raftkv store 4"
+"""The first item's, which backups begin with too."""
+
+_FORMER: Final = "raftkv store 3"
+"""That of backups of version 0.1, which is read too: all outcomes of writes are numbers in it."""
 
 _SLOT: Final = 1
 _RECORDS: Final = 2
@@ -38,7 +41,7 @@ _IMPORT: Final = 7
 _ITEM_BYTES: Final = limits.SNAPSHOT_CHUNK_BYTES // 8
 _RECORD_OVERHEAD: Final = 8
 _CHANGE_OVERHEAD: Final = 24
-_RESULT_BYTES: Final = 12
+_RESULT_OVERHEAD: Final = 3
 
 
 class Rest(NamedTuple):
@@ -146,7 +149,7 @@ def _items(head: list[Any], parts: Iterable[tuple[list[Any], int]]) -> Iterator[
 def _session_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
     for client, session in image.sessions.items():
         row = session_row(client, session)
-        yield [row], _RESULT_BYTES * len(row)
+        yield [row], row_bytes(row) + _RESULT_OVERHEAD * len(row)
 
 
 def _dirty_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
@@ -189,7 +192,7 @@ class StoreRestore:
             raise ValueError("something follows the end")
         if not self._started:
             name, time, genesis = item
-            if name != FORMAT:
+            if name not in (FORMAT, _FORMER):
                 raise ValueError("unknown format")
             if not 0 <= whole(time) <= MAX_GROUP_TIME or type(genesis) is not bool:
                 raise ValueError("time or genesis out of range")

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12raftkv/v1/kv.proto\x12\traftkv.v1\"J\n\tRequestId\x12\x11\n\tclient_id\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x18\n\x10\x66irst_incomplete\x18\x03 \x01(\x04\"U\n\x06Record\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x13\n\x06ttl_ms\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_ttl_ms\"F\n\nGetRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12+\n\x0b\x63onsistency\x18\x02 \x01(\x0e\x32\x16.raftkv.v1.Consistency\"@\n\x0bGetResponse\x12&\n\x06record\x18\x01 \x01(\x0b\x32\x11.raftkv.v1.RecordH\x00\x88\x01\x01\x42\t\n\x07_record\"\x8a\x01\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x17\n\nif_version\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\x04\x12(\n\nrequest_id\x18\x05 \x01(\x0b\x32\x14.raftkv.v1.RequestIdB\r\n\x0b_if_version\"\x1e\n\x0bPutResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"n\n\rDeleteRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\nif_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12(\n\nrequest_id\x18\x03 \x01(\x0b\x32\x14.raftkv.v1.RequestIdB\r\n\x0b_if_version\"!\n\x0e\x44\x65leteResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\"\x91\x01\n\x15\x43ompareAndSwapRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x15\n\x08\x65xpected\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\x04\x12(\n\nrequest_id\x18\x05 \x01(\x0b\x32\x14.raftkv.v1.RequestIdB\x0b\n\t_expected\":\n\x16\x43ompareAndSwapResponse\x12\x0f\n\x07swapped\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\x04\"l\n\x0bScanRequest\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\r\x12+\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x16.raftkv.v1.Consistency\"@\n\x0cScanResponse\x12\"\n\x07records\x18\x01 \x03(\x0b\x32\x11.raftkv.v1.Record\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\xed\x01\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x1d\n\x04kind\x18\x02 \x01(\x0e\x32\x0f.raftkv.v1.Kind\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\r\n\x05value\x18\x04 \x01(\x0c\x12\x17\n\nif_version\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\x08\x65xpected\x18\x06 \x01(\x0cH\x01\x88\x01\x01\x12\x0e\n\x06ttl_ms\x18\x07 \x01(\x04\x12\x10\n\x08sequence\x18\x08 \x01(\x04\x12+\n\x0b\x63onsistency\x18\t \x01(\x0e\x32\x16.raftkv.v1.ConsistencyB\r\n\x0b_if_versionB\x0b\n\t_expected\"\x8c\x01\n\x0fPipelineRequest\x12\x11\n\tclient_id\x18\x01 \x01(\x0c\x12\x18\n\x10\x66irst_incomplete\x18\x02 \x01(\x04\x12(\n\noperations\x18\x03 \x03(\x0b\x32\x14.raftkv.v1.Operation\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\x0e\n\x06packed\x18\x05 \x01(\x0c\"\xe6\x01\n\x0fOperationResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x12\n\x05value\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x13\n\x06ttl_ms\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x0bleader_hint\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x15\n\x08retry_ms\x18\x08 \x01(\x04H\x02\x88\x01\x01\x12\x11\n\tnew_id_ms\x18\t \x01(\x04\x12\x0e\n\x06number\x18\n \x01(\x04\x42\x08\n\x06_valueB\t\n\x07_ttl_msB\x0b\n\t_retry_ms\"b\n\x10PipelineResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.raftkv.v1.OperationResult\x12\x11\n\tmap_epoch\x18\x02 \x01(\x04\x12\x0e\n\x06packed\x18\x03 \x01(\x0c*Z\n\x0b\x43onsistency\x12\x1c\n\x18\x43ONSISTENCY_LINEARIZABLE\x10\x00\x12\x16\n\x12\x43ONSISTENCY_QUORUM\x10\x01\x12\x15\n\x11\x43ONSISTENCY_STALE\x10\x02*N\n\x04Kind\x12\x0c\n\x08KIND_GET\x10\x00\x12\x0c\n\x08KIND_PUT\x10\x01\x12\x0f\n\x0bKIND_DELETE\x10\x02\x12\x19\n\x15KIND_COMPARE_AND_SWAP\x10\x03\x32\x88\x03\n\x02KV\x12\x34\n\x03Get\x12\x15.raftkv.v1.GetRequest\x1a\x16.raftkv.v1.GetResponse\x12\x34\n\x03Put\x12\x15.raftkv.v1.PutRequest\x1a\x16.raftkv.v1.PutResponse\x12=\n\x06\x44\x65lete\x12\x18.raftkv.v1.DeleteRequest\x1a\x19.raftkv.v1.DeleteResponse\x12U\n\x0e\x43ompareAndSwap\x12 .raftkv.v1.CompareAndSwapRequest\x1a!.raftkv.v1.CompareAndSwapResponse\x12\x37\n\x04Scan\x12\x16.raftkv.v1.ScanRequest\x1a\x17.raftkv.v1.ScanResponse\x12G\n\x08Pipeline\x12\x1a.raftkv.v1.PipelineRequest\x1a\x1b.raftkv.v1.PipelineResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12raftkv/v1/kv.proto\x12\traftkv.v1\"J\n\tRequestId\x12\x11\n\tclient_id\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x18\n\x10\x66irst_incomplete\x18\x03 \x01(\x04\"U\n\x06Record\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x13\n\x06ttl_ms\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_ttl_ms\"F\n\nGetRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12+\n\x0b\x63onsistency\x18\x02 \x01(\x0e\x32\x16.raftkv.v1.Consistency\"@\n\x0bGetResponse\x12&\n\x06record\x18\x01 \x01(\x0b\x32\x11.raftkv.v1.RecordH\x00\x88\x01\x01\x42\t\n\x07_record\"\x8a\x01\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x17\n\nif_version\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\x04\x12(\n\nrequest_id\x18\x05 \x01(\x0b\x32\x14.raftkv.v1.RequestIdB\r\n\x0b_if_version\"\x1e\n\x0bPutResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"n\n\rDeleteRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\nif_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12(\n\nrequest_id\x18\x03 \x01(\x0b\x32\x14.raftkv.v1.RequestIdB\r\n\x0b_if_version\"!\n\x0e\x44\x65leteResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\"\x91\x01\n\x15\x43ompareAndSwapRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x15\n\x08\x65xpected\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\x04\x12(\n\nrequest_id\x18\x05 \x01(\x0b\x32\x14.raftkv.v1.RequestIdB\x0b\n\t_expected\":\n\x16\x43ompareAndSwapResponse\x12\x0f\n\x07swapped\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\x04\"t\n\x17\x43ompareAndDeleteRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x15\n\x08\x65xpected\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12(\n\nrequest_id\x18\x03 \x01(\x0b\x32\x14.raftkv.v1.RequestIdB\x0b\n\t_expected\"<\n\x18\x43ompareAndDeleteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\x04\"h\n\x10IncrementRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x12\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x04\x12(\n\nrequest_id\x18\x04 \x01(\x0b\x32\x14.raftkv.v1.RequestId\"3\n\x11IncrementResponse\x12\r\n\x05value\x18\x01 \x01(\x12\x12\x0f\n\x07version\x18\x02 \x01(\x04\"e\n\rAppendRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x04\x12(\n\nrequest_id\x18\x04 \x01(\x0b\x32\x14.raftkv.v1.RequestId\"1\n\x0e\x41ppendResponse\x12\x0e\n\x06length\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\"}\n\x0cTouchRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x04\x12\x17\n\nif_version\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12(\n\nrequest_id\x18\x04 \x01(\x0b\x32\x14.raftkv.v1.RequestIdB\r\n\x0b_if_version\" \n\rTouchResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\"L\n\x13GetAndDeleteRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12(\n\nrequest_id\x18\x02 \x01(\x0b\x32\x14.raftkv.v1.RequestId\"I\n\x14GetAndDeleteResponse\x12&\n\x06record\x18\x01 \x01(\x0b\x32\x11.raftkv.v1.RecordH\x00\x88\x01\x01\x42\t\n\x07_record\"T\n\x05\x43heck\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x14\n\x07version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05value\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x42\n\n\x08_versionB\x08\n\x06_value\"`\n\x04Step\x12\x1d\n\x04kind\x18\x01 \x01(\x0e\x32\x0f.raftkv.v1.Kind\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\x04\x12\r\n\x05\x64\x65lta\x18\x05 \x01(\x12\"s\n\x0bTransaction\x12 \n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x10.raftkv.v1.Check\x12\x1e\n\x05steps\x18\x02 \x03(\x0b\x32\x0f.raftkv.v1.Step\x12\"\n\totherwise\x18\x03 \x03(\x0b\x32\x0f.raftkv.v1.Step\"[\n\nStepResult\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x13\n\x06ttl_ms\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06_valueB\t\n\x07_ttl_ms\"^\n\x11TransactionResult\x12\x11\n\tsucceeded\x18\x01 \x01(\x08\x12&\n\x07results\x18\x02 \x03(\x0b\x32\x15.raftkv.v1.StepResult\x12\x0e\n\x06number\x18\x03 \x01(\x04\"h\n\x0fTransactRequest\x12+\n\x0btransaction\x18\x01 \x01(\x0b\x32\x16.raftkv.v1.Transaction\x12(\n\nrequest_id\x18\x02 \x01(\x0b\x32\x14.raftkv.v1.RequestId\"@\n\x10TransactResponse\x12,\n\x06result\x18\x01 \x01(\x0b\x32\x1c.raftkv.v1.TransactionResult\"l\n\x0bScanRequest\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\r\x12+\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x16.raftkv.v1.Consistency\"@\n\x0cScanResponse\x12\"\n\x07records\x18\x01 \x03(\x0b\x32\x11.raftkv.v1.Record\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\xa9\x02\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x1d\n\x04kind\x18\x02 \x01(\x0e\x32\x0f.raftkv.v1.Kind\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\r\n\x05value\x18\x04 \x01(\x0c\x12\x17\n\nif_version\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\x08\x65xpected\x18\x06 \x01(\x0cH\x01\x88\x01\x01\x12\x0e\n\x06ttl_ms\x18\x07 \x01(\x04\x12\x10\n\x08sequence\x18\x08 \x01(\x04\x12+\n\x0b\x63onsistency\x18\t \x01(\x0e\x32\x16.raftkv.v1.Consistency\x12\r\n\x05\x64\x65lta\x18\x14 \x01(\x12\x12+\n\x0btransaction\x18\x15 \x01(\x0b\x32\x16.raftkv.v1.TransactionB\r\n\x0b_if_versionB\x0b\n\t_expected\"\x8c\x01\n\x0fPipelineRequest\x12\x11\n\tclient_id\x18\x01 \x01(\x0c\x12\x18\n\x10\x66irst_incomplete\x18\x02 \x01(\x04\x12(\n\noperations\x18\x03 \x03(\x0b\x32\x14.raftkv.v1.Operation\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\x0e\n\x06packed\x18\x05 \x01(\x0c\"\x99\x02\n\x0fOperationResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x12\n\x05value\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x13\n\x06ttl_ms\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x0bleader_hint\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x15\n\x08retry_ms\x18\x08 \x01(\x04H\x02\x88\x01\x01\x12\x11\n\tnew_id_ms\x18\t \x01(\x04\x12\x0e\n\x06number\x18\n \x01(\x04\x12\x31\n\x0btransaction\x18\x14 \x01(\x0b\x32\x1c.raftkv.v1.TransactionResultB\x08\n\x06_valueB\t\n\x07_ttl_msB\x0b\n\t_retry_ms\"b\n\x10PipelineResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.raftkv.v1.OperationResult\x12\x11\n\tmap_epoch\x18\x02 \x01(\x04\x12\x0e\n\x06packed\x18\x03 \x01(\x0c*Z\n\x0b\x43onsistency\x12\x1c\n\x18\x43ONSISTENCY_LINEARIZABLE\x10\x00\x12\x16\n\x12\x43ONSISTENCY_QUORUM\x10\x01\x12\x15\n\x11\x43ONSISTENCY_STALE\x10\x02*\xcc\x01\n\x04Kind\x12\x0c\n\x08KIND_GET\x10\x00\x12\x0c\n\x08KIND_PUT\x10\x01\x12\x0f\n\x0bKIND_DELETE\x10\x02\x12\x19\n\x15KIND_COMPARE_AND_SWAP\x10\x03\x12\x12\n\x0eKIND_INCREMENT\x10<\x12\x0f\n\x0bKIND_APPEND\x10=\x12\x0e\n\nKIND_TOUCH\x10>\x12\x17\n\x13KIND_GET_AND_DELETE\x10?\x12\x1b\n\x17KIND_COMPARE_AND_DELETE\x10@\x12\x11\n\rKIND_TRANSACT\x10\x41\x32\xbe\x06\n\x02KV\x12\x34\n\x03Get\x12\x15.raftkv.v1.GetRequest\x1a\x16.raftkv.v1.GetResponse\x12\x34\n\x03Put\x12\x15.raftkv.v1.PutRequest\x1a\x16.raftkv.v1.PutResponse\x12=\n\x06\x44\x65lete\x12\x18.raftkv.v1.DeleteRequest\x1a\x19.raftkv.v1.DeleteResponse\x12U\n\x0e\x43ompareAndSwap\x12 .raftkv.v1.CompareAndSwapRequest\x1a!.raftkv.v1.CompareAndSwapResponse\x12[\n\x10\x43ompareAndDelete\x12\".raftkv.v1.CompareAndDeleteRequest\x1a#.raftkv.v1.CompareAndDeleteResponse\x12\x46\n\tIncrement\x12\x1b.raftkv.v1.IncrementRequest\x1a\x1c.raftkv.v1.IncrementResponse\x12=\n\x06\x41ppend\x12\x18.raftkv.v1.AppendRequest\x1a\x19.raftkv.v1.AppendResponse\x12:\n\x05Touch\x12\x17.raftkv.v1.TouchRequest\x1a\x18.raftkv.v1.TouchResponse\x12O\n\x0cGetAndDelete\x12\x1e.raftkv.v1.GetAndDeleteRequest\x1a\x1f.raftkv.v1.GetAndDeleteResponse\x12\x43\n\x08Transact\x12\x1a.raftkv.v1.TransactRequest\x1a\x1b.raftkv.v1.TransactResponse\x12\x37\n\x04Scan\x12\x16.raftkv.v1.ScanRequest\x1a\x17.raftkv.v1.ScanResponse\x12G\n\x08Pipeline\x12\x1a.raftkv.v1.PipelineRequest\x1a\x1b.raftkv.v1.PipelineResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'raftkv.v1.kv_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONSISTENCY']._serialized_start=1754
-  _globals['_CONSISTENCY']._serialized_end=1844
-  _globals['_KIND']._serialized_start=1846
-  _globals['_KIND']._serialized_end=1924
+  _globals['_CONSISTENCY']._serialized_start=3334
+  _globals['_CONSISTENCY']._serialized_end=3424
+  _globals['_KIND']._serialized_start=3427
+  _globals['_KIND']._serialized_end=3631
   _globals['_REQUESTID']._serialized_start=33
   _globals['_REQUESTID']._serialized_end=107
   _globals['_RECORD']._serialized_start=109
@@ -55,18 +55,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPAREANDSWAPREQUEST']._serialized_end=800
   _globals['_COMPAREANDSWAPRESPONSE']._serialized_start=802
   _globals['_COMPAREANDSWAPRESPONSE']._serialized_end=860
-  _globals['_SCANREQUEST']._serialized_start=862
-  _globals['_SCANREQUEST']._serialized_end=970
-  _globals['_SCANRESPONSE']._serialized_start=972
-  _globals['_SCANRESPONSE']._serialized_end=1036
-  _globals['_OPERATION']._serialized_start=1039
-  _globals['_OPERATION']._serialized_end=1276
-  _globals['_PIPELINEREQUEST']._serialized_start=1279
-  _globals['_PIPELINEREQUEST']._serialized_end=1419
-  _globals['_OPERATIONRESULT']._serialized_start=1422
-  _globals['_OPERATIONRESULT']._serialized_end=1652
-  _globals['_PIPELINERESPONSE']._serialized_start=1654
-  _globals['_PIPELINERESPONSE']._serialized_end=1752
-  _globals['_KV']._serialized_start=1927
-  _globals['_KV']._serialized_end=2319
+  _globals['_COMPAREANDDELETEREQUEST']._serialized_start=862
+  _globals['_COMPAREANDDELETEREQUEST']._serialized_end=978
+  _globals['_COMPAREANDDELETERESPONSE']._serialized_start=980
+  _globals['_COMPAREANDDELETERESPONSE']._serialized_end=1040
+  _globals['_INCREMENTREQUEST']._serialized_start=1042
+  _globals['_INCREMENTREQUEST']._serialized_end=1146
+  _globals['_INCREMENTRESPONSE']._serialized_start=1148
+  _globals['_INCREMENTRESPONSE']._serialized_end=1199
+  _globals['_APPENDREQUEST']._serialized_start=1201
+  _globals['_APPENDREQUEST']._serialized_end=1302
+  _globals['_APPENDRESPONSE']._serialized_start=1304
+  _globals['_APPENDRESPONSE']._serialized_end=1353
+  _globals['_TOUCHREQUEST']._serialized_start=1355
+  _globals['_TOUCHREQUEST']._serialized_end=1480
+  _globals['_TOUCHRESPONSE']._serialized_start=1482
+  _globals['_TOUCHRESPONSE']._serialized_end=1514
+  _globals['_GETANDDELETEREQUEST']._serialized_start=1516
+  _globals['_GETANDDELETEREQUEST']._serialized_end=1592
+  _globals['_GETANDDELETERESPONSE']._serialized_start=1594
+  _globals['_GETANDDELETERESPONSE']._serialized_end=1667
+  _globals['_CHECK']._serialized_start=1669
+  _globals['_CHECK']._serialized_end=1753
+  _globals['_STEP']._serialized_start=1755
+  _globals['_STEP']._serialized_end=1851
+  _globals['_TRANSACTION']._serialized_start=1853
+  _globals['_TRANSACTION']._serialized_end=1968
+  _globals['_STEPRESULT']._serialized_start=1970
+  _globals['_STEPRESULT']._serialized_end=2061
+  _globals['_TRANSACTIONRESULT']._serialized_start=2063
+  _globals['_TRANSACTIONRESULT']._serialized_end=2157
+  _globals['_TRANSACTREQUEST']._serialized_start=2159
+  _globals['_TRANSACTREQUEST']._serialized_end=2263
+  _globals['_TRANSACTRESPONSE']._serialized_start=2265
+  _globals['_TRANSACTRESPONSE']._serialized_end=2329
+  _globals['_SCANREQUEST']._serialized_start=2331
+  _globals['_SCANREQUEST']._serialized_end=2439
+  _globals['_SCANRESPONSE']._serialized_start=2441
+  _globals['_SCANRESPONSE']._serialized_end=2505
+  _globals['_OPERATION']._serialized_start=2508
+  _globals['_OPERATION']._serialized_end=2805
+  _globals['_PIPELINEREQUEST']._serialized_start=2808
+  _globals['_PIPELINEREQUEST']._serialized_end=2948
+  _globals['_OPERATIONRESULT']._serialized_start=2951
+  _globals['_OPERATIONRESULT']._serialized_end=3232
+  _globals['_PIPELINERESPONSE']._serialized_start=3234
+  _globals['_PIPELINERESPONSE']._serialized_end=3332
+  _globals['_KV']._serialized_start=3634
+  _globals['_KV']._serialized_end=4464
 # @@protoc_insertion_point(module_scope)

@@ -11,10 +11,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from raftkv.api.grpc_status import CLUSTER_KEY, NODE_KEY, result_of
-from raftkv.api.pipeline import PACKED_KEY, Batch, answers_of, request_of
+from raftkv.api.pipeline import PACKED_FORM, PACKED_KEY, Batch, answers_of, request_of
 from raftkv.clock import SystemClock
-from raftkv.commands.records import Cas, Delete, Get, Piped, Put, Scan
-from raftkv.commands.registry import encode
+from raftkv.commands.records import Cas, Delete, Get, Put, Scan
+from raftkv.commands.registry import Piped, encode
 from raftkv.commands.results import Result
 from raftkv.errors import Code, ListenError
 from raftkv.frontend.grpc.server import GrpcServer
@@ -164,7 +164,7 @@ def test_a_message_is_one_batch_and_a_bad_operation_harms_no_other() -> None:
 async def exchange_packed(channel: aio.Channel, batch: Batch) -> dict[int, Result]:
     """Results of one packed message, by id, on a stream of its own."""
     call = kv_pb2_grpc.KVStub(channel).Pipeline(None)
-    assert dict(await call.initial_metadata())[PACKED_KEY] == "1"
+    assert dict(await call.initial_metadata())[PACKED_KEY] == PACKED_FORM
     await call.write(request_of(batch, packed=True))
     await call.done_writing()
     results: dict[int, Result] = {}

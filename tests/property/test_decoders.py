@@ -16,8 +16,8 @@ from raftkv.commands.base import Write
 from raftkv.commands.group import Genesis
 from raftkv.commands.members import Members
 from raftkv.commands.moving import ImportBegin, Track
-from raftkv.commands.records import Cas, Get, Piped, Put
-from raftkv.commands.registry import encode
+from raftkv.commands.records import Cas, Get, Put
+from raftkv.commands.registry import Piped, encode
 from raftkv.commands.results import Result
 from raftkv.errors import CorruptData, InvalidArgument, StorageError
 from raftkv.node import messages

@@ -11,8 +11,8 @@ from raftkv.api.pipeline import Batch, request_of
 from raftkv.api.results import fill_result, read_result
 from raftkv.api.status import Role
 from raftkv.commands.bounds import Mode
-from raftkv.commands.records import Cas, Delete, Get, Piped, Put, Scan
-from raftkv.commands.registry import PIPED
+from raftkv.commands.records import Cas, Delete, Get, Put, Scan
+from raftkv.commands.registry import PIPED, Piped
 from raftkv.commands.results import Result, ScanPage
 from raftkv.errors import OUTCOMES, Code, InvalidArgument, RaftKVError, TooLarge
 from raftkv.limits import (

@@ -9,9 +9,11 @@ from typing import Any, cast
 import pytest
 
 from faults.check.history import OPEN_END, History, Kind, Operation, Outcome
+from faults.check.numbered import Asked
 from faults.workloads.recorder import Recorder
 from raftkv import AsyncClient
-from raftkv.client.types import CasResult, Record, WriteResult
+from raftkv.client.transaction import AsyncTransaction
+from raftkv.client.types import CasResult, Record, TransactionResult, WriteResult
 from raftkv.errors import (
     ConditionFailed,
     ConfigError,
@@ -27,6 +29,7 @@ from raftkv.errors import (
     UsageError,
     WrongCluster,
 )
+from raftkv.v1 import kv_pb2
 from shards.slots import slot_of
 
 BEGAN = 10.0
@@ -39,8 +42,13 @@ CALLS: dict[Kind, Call] = {
     Kind.PUT: lambda kv: kv.put("k", "new"),
     Kind.DELETE: lambda kv: kv.delete("k"),
     Kind.CAS: lambda kv: kv.cas("k", "old", "new"),
+    Kind.INCR: lambda kv: kv.incr("k"),
+    Kind.TXN: lambda kv: kv.transact("k", TXN),
 }
-WRITES = [Kind.PUT, Kind.DELETE, Kind.CAS]
+WRITES = [Kind.PUT, Kind.DELETE, Kind.CAS, Kind.INCR, Kind.TXN]
+TXN: Asked = Asked(
+    [["a", "1"], ["b", None]], [["put", "c", "2"], ["incr", "n", -3], ["get", "a", None]], [["delete", "c", None]]
+)
 
 
 class Scripted:
@@ -65,6 +73,12 @@ class Scripted:
 
     async def cas(self, key: str, expected: str | None, value: str, *, ttl: float | None) -> Any:
         return await self._end("cas", key, expected, value, ttl)
+
+    async def incr(self, key: str) -> Any:
+        return await self._end("incr", key)
+
+    def txn(self) -> AsyncTransaction:
+        return AsyncTransaction(lambda txn, _: self._end("txn", txn.request.transaction))
 
     async def scan_slot(self, *call: Any) -> Any:
         return await self._end("scan", *call)
@@ -153,6 +167,32 @@ def test_condition_and_time_to_live_of_a_put_reach_client_and_history() -> None:
     done = desk.run(lambda kv: kv.put("k", "new", ttl=1.5, expect=3))
     assert done == asked(Kind.PUT, value="new", ttl=1.5, expect=3, done=True, version=4)
     assert desk.client.calls == [("put", "k", "new", 1.5, 3)]
+
+
+def test_an_increment_says_what_it_counted() -> None:
+    desk = Desk(Scripted(7))
+    assert desk.run(CALLS[Kind.INCR]) == asked(Kind.INCR, done=True, found="7")
+    assert desk.client.calls == [("incr", "k")]
+
+
+def test_a_transaction_says_what_was_asked_and_told() -> None:
+    told = TransactionResult(True, (WriteResult(8), -3, Record(b"ka", b"1", 2)), 9)
+    desk = Desk(Scripted(told))
+    done = desk.run(CALLS[Kind.TXN])
+    assert done == asked(Kind.TXN, steps=TXN.text(), done=True, found='[null, -3, "1"]', version=9)
+    assert Asked.of(done) == TXN
+    sent = kv_pb2.Transaction(
+        checks=[kv_pb2.Check(key=b"ka", value=b"1"), kv_pb2.Check(key=b"kb", version=0)],
+        steps=[
+            kv_pb2.Step(kind=kv_pb2.KIND_PUT, key=b"kc", value=b"2"),
+            kv_pb2.Step(kind=kv_pb2.KIND_INCREMENT, key=b"kn", delta=-3),
+            kv_pb2.Step(kind=kv_pb2.KIND_GET, key=b"ka"),
+        ],
+        otherwise=[kv_pb2.Step(kind=kv_pb2.KIND_DELETE, key=b"kc")],
+    )
+    assert desk.client.calls == [("txn", sent)]
+    desk = Desk(Scripted(TransactionResult(False, (True,), 9)))
+    assert desk.run(CALLS[Kind.TXN]) == asked(Kind.TXN, steps=TXN.text(), found="[true]", version=9)
 
 
 @pytest.mark.parametrize("there", [True, False])
