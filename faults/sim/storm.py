@@ -67,7 +67,7 @@ class Bounds:
     ``sessions``: of a slot. ``idle``: group time after which a session goes. ``snapshot_chunk``: of the state, between
     two of which others may write. ``apply``: applied in one turn. ``entry``: of one entry, and of what one append
     carries. ``appends``: sent before the first acknowledgement. ``expired``: records and sessions that one entry
-    removes.
+    removes. ``scan``: keys that a page of a scan looks at.
     """
 
     sessions: int
@@ -77,6 +77,7 @@ class Bounds:
     entry: int
     appends: int
     expired: int
+    scan: int = limits.MAX_SCAN_KEYS
 
     @contextlib.contextmanager
     def tight(self) -> Iterator[None]:
@@ -91,6 +92,7 @@ class Bounds:
             (limits, "MAX_ENTRY_BYTES", self.entry),
             (limits, "MAX_INFLIGHT_APPENDS", self.appends),
             (limits, "MAX_EXPIRED_PER_ENTRY", self.expired),
+            (limits, "MAX_SCAN_KEYS", self.scan),
         )
         with contextlib.ExitStack() as stack:
             for module, name, value in changes:
@@ -277,6 +279,7 @@ def _bounds(rng: random.Random) -> Bounds | None:
         entry=rng.choice((256, 1024, 8192)),
         appends=rng.choice((1, 4, 64)),
         expired=rng.choice((1, 3, 1000)),
+        scan=rng.choice((5, 50, 2048)),
     )
 
 

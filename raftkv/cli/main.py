@@ -28,6 +28,9 @@ _COMMANDS = {
     "get": "raftkv.cli.kv",
     "put": "raftkv.cli.kv",
     "delete": "raftkv.cli.kv",
+    "scan": "raftkv.cli.ranges",
+    "count": "raftkv.cli.ranges",
+    "delete-prefix": "raftkv.cli.ranges",
     "load": "raftkv.cli.transfer",
     "dump": "raftkv.cli.transfer",
 }

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import warnings
+from asyncio import gather
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from random import Random, SystemRandom
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-from raftkv.client.arguments import check_timeout, encode_key, encode_value, expect_of, mode_of, slot_of, ttl_ms_of
+from raftkv.client.arguments import (
+    KeyRange,
+    check_timeout,
+    encode_key,
+    encode_value,
+    expect_of,
+    key_range,
+    limit_of,
+    mode_of,
+    slot_of,
+    ttl_ms_of,
+)
 from raftkv.client.call import Call
 from raftkv.client.engine import Engine
 from raftkv.client.routing import parse_endpoints
-from raftkv.client.scan import record_pages
+from raftkv.client.scan import Scan
 from raftkv.client.transport import GrpcTransport, Transport
 from raftkv.client.types import CasResult, Consistency, EndpointStatus, Record, WriteResult
 from raftkv.clock import Clock, SystemClock
-from raftkv.errors import Code
+from raftkv.commands.ranges import Content
+from raftkv.errors import Code, InvalidArgument
 from raftkv.limits import DEFAULT_TIMEOUT
 from raftkv.v1 import kv_pb2
 
@@ -26,6 +40,7 @@ _PUT: Final = kv_pb2.KIND_PUT
 _DELETE: Final = kv_pb2.KIND_DELETE
 _CAS: Final = kv_pb2.KIND_COMPARE_AND_SWAP
 _CONDITION_FAILED: Final = int(Code.CONDITION_FAILED)
+_REMOVED_AT_ONCE: Final = 512
 # A third of the time of calling the class.
 _make_record: Final = cast("Callable[[tuple[Any, ...]], Record]", partial(tuple.__new__, Record))
 _make_written: Final = cast("Callable[[tuple[int]], WriteResult]", partial(tuple.__new__, WriteResult))
@@ -157,43 +172,87 @@ class AsyncClient:
         )
         return CasResult(not result.code, result.version)
 
-    async def scan_slot(
+    def scan(
         self,
-        slot: int,
-        after: bytes = b"",
         *,
-        limit_bytes: int = 0,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
-    ) -> tuple[list[Record], bool]:
-        """One page of a slot's records in key order, those with keys over ``after``; and whether more follow.
-
-        ``limit_bytes``: soft size of the page, 0 = the server's choice. Each page is one linearizable read.
-        """
-        budget = self._timeout if timeout is None else check_timeout(timeout)
-        return await self._engine.scan(slot, after, limit_bytes, mode_of(consistency), budget)
-
-    async def records(
-        self, *, consistency: Consistency = "linearizable", timeout: float | None = None
     ) -> AsyncGenerator[Record, None]:
-        """All records, slot by slot, in key order within a slot.
+        """Records in key order: those whose keys begin with ``prefix`` and lie from ``start`` to before ``end``.
 
-        No snapshot of the whole: each page is a read of its own moment. ``timeout``: seconds for each page.
+        All of the cluster by default. ``limit``: at most so many. ``reverse``: from the last key to the first.
+        ``keys_only``: values are left out, each is b"". ``timeout``: seconds for each page that is read.
+
+        A record that is there all the time comes exactly once, whatever slots move meanwhile; one that is written or
+        removed meanwhile may come or not. A scan is no snapshot: each page is a read of its own moment. Records of one
+        slot are of one moment if they fit into a page of 256 KiB, as those of a short queue: with ``prefix="{q}"``
+        only the slot of that hash tag is read.
+
+            async for record in kv.scan(prefix="user:", limit=100):
+                print(record.key, record.value)
         """
-        pages = self.record_pages(consistency=consistency, timeout=timeout)
-        try:
-            async for page in pages:
-                for record in page:
-                    yield record
-        finally:
-            await pages.aclose()
+        keys, most = key_range(prefix, start, end), limit_of(limit)
+        content = Content.KEYS if keys_only else Content.RECORDS
+        return _flat(self._scan(keys, consistency, timeout, content=content, limit=most, reverse=reverse))
 
-    def record_pages(
-        self, *, consistency: Consistency = "linearizable", timeout: float | None = None
-    ) -> AsyncGenerator[list[Record], None]:
-        """:meth:`records` in lists, as they were read."""
+    async def count(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> int:
+        """How many records :meth:`scan` would give; they are counted where they are."""
+        scan = self._scan(key_range(prefix, start, end), consistency, timeout, content=Content.COUNT)
+        async for _ in scan.batches():
+            pass
+        return scan.counted
+
+    async def delete_prefix(self, prefix: bytes | str, *, timeout: float | None = None) -> int:
+        """Remove all records whose keys begin with ``prefix``; how many it removed.
+
+        They are removed one by one: if it raises, some of them are gone, and it may be called again. A record that is
+        written meanwhile may stay. Raises InvalidArgument for an empty prefix. ``timeout``: seconds for each page of
+        keys that is read, and for each removal.
+        """
+        keys = key_range(prefix, None, None)
+        if not keys.start:
+            raise InvalidArgument("the prefix is empty: it would remove all records")
+        removed = 0
+        async with aclosing(self._scan(keys, "linearizable", timeout, content=Content.KEYS).batches()) as batches:
+            async for batch in batches:
+                for at in range(0, len(batch), _REMOVED_AT_ONCE):
+                    some = batch[at : at + _REMOVED_AT_ONCE]
+                    done = await gather(
+                        *(self.delete(one.key, timeout=timeout) for one in some), return_exceptions=True
+                    )
+                    for outcome in done:
+                        if isinstance(outcome, BaseException):
+                            raise outcome
+                        removed += outcome
+        return removed
+
+    def _scan(
+        self,
+        keys: KeyRange,
+        consistency: Consistency,
+        timeout: float | None,
+        *,
+        content: Content,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Scan:
         budget = self._timeout if timeout is None else check_timeout(timeout)
-        return record_pages(self._engine, mode_of(consistency), budget)
+        mode = mode_of(consistency)
+        return Scan(self._engine, self._clock, keys, mode, budget, content=content, limit=limit, reverse=reverse)
 
     async def slots(self, *, timeout: float | None = None) -> int:
         """How many slots the cluster has: asked of it once, never changes."""
@@ -206,3 +265,10 @@ class AsyncClient:
     async def status(self, *, timeout: float | None = None) -> list[EndpointStatus]:
         """What every known endpoint says about itself: the given ones and, if one answers, all nodes of the map."""
         return await self._engine.status(self._timeout if timeout is None else check_timeout(timeout))
+
+
+async def _flat(scan: Scan) -> AsyncGenerator[Record, None]:
+    async with aclosing(scan.batches()) as batches:
+        async for batch in batches:
+            for record in batch:
+                yield record

@@ -10,10 +10,10 @@ from typing import Any, Final, cast
 
 from msgspec.msgpack import Decoder, Encoder
 
-from raftkv.commands import group, members, meta, moving, records
+from raftkv.commands import group, members, meta, moving, ranges, records
 from raftkv.commands.base import Command, GroupCommand, SlotCommand
 
-FAMILIES: Final = (records, group, meta, moving, members)
+FAMILIES: Final = (records, ranges, group, meta, moving, members)
 
 
 def _types(family: type[Command]) -> Iterator[type[Command]]:

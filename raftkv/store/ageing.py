@@ -15,13 +15,13 @@ from raftkv.commands.results import Change, Event
 from raftkv.store.expiry import Due, ExpiryQueue
 from raftkv.store.packed import Record, head, value_bytes
 from raftkv.store.sessions import IDLE_MS, Session
-from raftkv.store.slot import Slot, SlotState
+from raftkv.store.slot import Slot, Slots, SlotState
 
 
 class Ageing:
     """The queues of the slots in ``slots``, which the owner fills. Not replicated: they follow from the slots."""
 
-    def __init__(self, slots: dict[int, Slot]) -> None:
+    def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self.expiry = ExpiryQueue(self._is_live)
         # (session.queued, slot, client), one for each session; items of removed sessions are stale.
@@ -37,7 +37,7 @@ class Ageing:
     def remove(self, slot: Slot, key: bytes, record: Record) -> None:
         """Take a record out of a slot that is not being imported."""
         del slot.records[key]
-        slot.order = None
+        self._slots.order.remove(key)
         slot.bytes -= len(key) + value_bytes(record)
         if head(record)[1]:
             slot.expiring -= 1

@@ -12,7 +12,8 @@ from raftkv.commands.group import Check, Genesis, Tick
 from raftkv.commands.members import ChangeMembers, Members, Transfer
 from raftkv.commands.meta import ChangeCluster, FormCluster, ReadCluster
 from raftkv.commands.moving import Complete, Copy, Freeze, ImportBegin, ImportChunk, MoveState
-from raftkv.commands.records import Cas, Delete, Get, Put, Scan
+from raftkv.commands.ranges import Scan
+from raftkv.commands.records import Cas, Delete, Get, Put
 from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS, COMMANDS, decode_entry, encode_entry
 from raftkv.frontend.grpc.kv import KVService
 from raftkv.node import messages
@@ -23,7 +24,7 @@ NUMBERS = {
     "put": 1,
     "delete": 2,
     "cas": 3,
-    "scan": 4,
+    "scan": 60,
     "tick": 10,
     "genesis": 11,
     "form_cluster": 20,
@@ -46,7 +47,7 @@ NUMBERS = {
     "change_members": 51,
     "transfer": 52,
 }
-"""Part of the log's format: never changed, never reused."""
+"""Part of the log's format: never changed, never reused. 4 was a scan of one slot."""
 
 CLIENT = b"c" * 16
 SOME = [
@@ -54,7 +55,7 @@ SOME = [
     Put(1, b"k", b"v", 3, 4, client=CLIENT, seq=5, first=2),
     Delete(1, b"k", 3, client=CLIENT, seq=5, first=2),
     Cas(1, b"k", b"v", None, 4),
-    Scan(1, b"", 100, mode=1),
+    Scan(1, b"", b"z", b"\xff" * 128, 5, 100, reverse=True, content=1, mode=1),
     ReadCluster(0),
     ChangeCluster(0, b"t" * 16, "plan", b"\x90"),
     ImportBegin(1, 7, (1, 2)),
