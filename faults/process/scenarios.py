@@ -102,6 +102,13 @@ _SCENARIOS: Final = (
         workloads=("bank",),
         operator=3.0,
     ),
+    ChaosScenario(
+        "scans",
+        "scans over all groups miss nothing that stands and give nothing twice, while slots move and leaders die",
+        ("kill leader", "isolate leader", "pause leader", "one way", "cut client"),
+        workloads=("scans",),
+        operator=1.5,
+    ),
 )
 
 SCENARIOS: Final = {one.name: one for one in _SCENARIOS}
