@@ -9,6 +9,9 @@ from typing import Final
 MAX_KEY_BYTES: Final = 8 * 1024
 """Keys live in memory on every replica and in every index of a slot; long keys belong into values."""
 
+MAX_BOUND_BYTES: Final = MAX_KEY_BYTES + 1
+"""Of a range of keys: right behind the longest key is one that is a byte longer."""
+
 MAX_VALUE_BYTES: Final = 1024 * 1024
 """One value must fit many times into a frame, a log window and a snapshot chunk."""
 
@@ -71,6 +74,9 @@ SCAN_PAGE_BYTES: Final = 256 * 1024
 
 MAX_SCAN_PAGE_BYTES: Final = 2 * 1024 * 1024
 """Largest page of a scan; with one more record of the largest size it still fits a message."""
+
+MAX_SCAN_KEYS: Final = 2048
+"""Keys that a page of a scan looks at, those of slots that are not asked for included: a few milliseconds of work."""
 
 MAX_ENTRY_BYTES: Final = MAX_BATCH_BYTES
 """Commands gathered into one log entry stop here; one more command starts the next entry."""
@@ -186,8 +192,8 @@ MAX_TXN_RESULT_BYTES: Final = 64 * 1024
 MAX_EXPIRED_PER_ENTRY: Final = 1000
 """Records removed for their expiry while one entry is applied: bounds the time an entry takes."""
 
-MAX_FREED_PER_ENTRY: Final = 1000
-"""Items of slots that moved away whose memory is given back while one entry is applied: as MAX_EXPIRED_PER_ENTRY."""
+MAX_FREED_PER_ENTRY: Final = 250
+"""Items of slots that moved away whose memory is given back while one entry is applied: under a millisecond."""
 
 assert MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_BATCH_BYTES <= MAX_ENTRY_BYTES
 assert MAX_MESSAGE_BYTES + 64 * MAX_BATCH_OPS < MAX_PROPOSAL_BYTES < MAX_COMMAND_BYTES // 3 * 2

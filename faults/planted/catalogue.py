@@ -429,6 +429,15 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Consensus, "applied", moves.times_apart),),
     ),
     PlantedFault(
+        "a scan misses a moved slot",
+        "moves",
+        "a page of a scan names the slots that it speaks for, and the others are asked for again",
+        ("history",),
+        ((Store, "scan", moves.claims_all_slots),),
+        {},
+        profiles.moving("scans", seconds=8.0, moves=0.1),
+    ),
+    PlantedFault(
         "all voters at once",
         "members",
         "voters change one by one, and each change is committed before the next",

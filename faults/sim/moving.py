@@ -142,7 +142,7 @@ class _Scene:
         async def work(label: str, kind: str) -> None:
             rng = random.Random(f"{label} {self._seed}")
             workload = WORKLOADS[kind]()
-            recorder = Recorder(client, label, self._history, self._loop.time, lambda: None, 256)
+            recorder = Recorder(client, label, self._history, self._loop.time, lambda: None)
             while not self._over:
                 await workload.step(recorder, rng)
                 await asyncio.sleep(rng.expovariate(50.0))

@@ -73,7 +73,7 @@ class Bounds:
     ``sessions``: of a slot. ``idle``: group time after which a session goes. ``snapshot_chunk``: of the state, between
     two of which others may write. ``apply``: applied in one turn. ``entry``: of one entry, and of what one append
     carries. ``appends``: sent before the first acknowledgement. ``expired``: records and sessions that one entry
-    removes. ``kept``: of the results that a slot keeps.
+    removes. ``kept``: of the results that a slot keeps. ``scan``: keys that a page of a scan looks at.
     """
 
     sessions: int
@@ -84,6 +84,7 @@ class Bounds:
     appends: int
     expired: int
     kept: int = limits.MAX_KEPT_BYTES
+    scan: int = limits.MAX_SCAN_KEYS
 
     @contextlib.contextmanager
     def tight(self) -> Iterator[None]:
@@ -99,6 +100,7 @@ class Bounds:
             (limits, "MAX_INFLIGHT_APPENDS", self.appends),
             (limits, "MAX_EXPIRED_PER_ENTRY", self.expired),
             (limits, "MAX_KEPT_BYTES", self.kept),
+            (limits, "MAX_SCAN_KEYS", self.scan),
         )
         with contextlib.ExitStack() as stack:
             for module, name, value in changes:
@@ -302,6 +304,7 @@ def _bounds(rng: random.Random) -> Bounds | None:
         appends=rng.choice((1, 4, 64)),
         expired=rng.choice((1, 3, 1000)),
         kept=rng.choice((400, 2000, limits.MAX_KEPT_BYTES)),
+        scan=rng.choice((5, 50, 2048)),
     )
 
 

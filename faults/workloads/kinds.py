@@ -22,6 +22,9 @@ from faults.workloads.recorder import Recorder
 from raftkv.client.types import Record
 
 _LONGEST_TTL: Final = 2.5
+_SCANNED: Final = 24
+"""Keys of scans at a time."""
+
 _MAYBE: Final = (Outcome.UNKNOWN, Outcome.OPEN)
 
 
@@ -257,6 +260,26 @@ class Ttl(Workload):
         ]
 
 
+class Scans(Workload):
+    """Scans of keys of all slots, which come and go: each is a get of every key in its range at some moment of it, so
+    none that stood throughout is missed, and none comes that was not there; the recorder looks at their order."""
+
+    name = "scans"
+    prefix = "k"
+    looks_at_end = False
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        keys = [self._key(f"k{number:02}") for number in range(_SCANNED)]
+        chance = rng.random()
+        if chance < 0.4:
+            await kv.put(rng.choice(keys), self._value(kv, rng))
+        elif chance < 0.6:
+            await kv.delete(rng.choice(keys))
+        else:
+            first, last = sorted(rng.sample(range(_SCANNED), 2)) if rng.random() < 0.5 else (0, _SCANNED - 1)
+            await kv.sweep(keys[first : last + 1], reverse=rng.random() < 0.5)
+
+
 class Bank(Workload):
     """Transfers between accounts, in steps that any client finishes: see :mod:`faults.check.bank`. No money comes or
     goes, also in scans of whole banks, no account is overdrawn, each transfer happens once."""
@@ -374,5 +397,6 @@ MIXED: Final = ("registers", "unique-set", "counter", "retry", "ttl")
 """Those that run side by side, each for some of the clients; seeds of the simulator choose from them."""
 
 WORKLOADS: Final[dict[str, type[Workload]]] = {
-    one.name: one for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack, Bank, Increments, Transactions)
+    one.name: one
+    for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack, Scans, Bank, Increments, Transactions)
 }

@@ -53,7 +53,7 @@ async def look_at_everything(
             if one.outcome is not Outcome.OK:
                 report("liveness", f"no read after the storm: {one.describe()}")
     found: dict[str, Record] = {}
-    async for record in last.client.records():
+    async for record in last.client.scan():
         if not record.key.startswith(PREFIX.encode()):
             found[record.key.decode()] = record
     for key, value in in_slots.items():

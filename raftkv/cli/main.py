@@ -33,6 +33,9 @@ _COMMANDS = {
     "touch": "raftkv.cli.updates",
     "persist": "raftkv.cli.updates",
     "txn": "raftkv.cli.transaction",
+    "scan": "raftkv.cli.ranges",
+    "count": "raftkv.cli.ranges",
+    "delete-prefix": "raftkv.cli.ranges",
     "load": "raftkv.cli.transfer",
     "dump": "raftkv.cli.transfer",
 }

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from raftkv.client.arguments import check_timeout, mode_of, slot_of
+from raftkv.client.arguments import KeyRange, check_timeout, key_range, limit_of, mode_of, slot_of
 from raftkv.client.engine import Engine
 from raftkv.client.keys import KeyCalls
 from raftkv.client.routing import parse_endpoints
-from raftkv.client.scan import record_pages
+from raftkv.client.scan import Scan
 from raftkv.client.transport import GrpcTransport, Transport
 from raftkv.client.types import Consistency, EndpointStatus, Record
 from raftkv.clock import Clock, SystemClock
+from raftkv.commands.ranges import Content
+from raftkv.errors import BatchError, InvalidArgument
 from raftkv.limits import DEFAULT_TIMEOUT
+
+_REMOVED_AT_ONCE: Final = 512
+"""Records that a prefix's removal removes within one time-out."""
 
 
 class AsyncClient(KeyCalls):
@@ -83,59 +89,101 @@ class AsyncClient(KeyCalls):
         if self.__dict__.get("_watched") and self._engine.abandon():
             _warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
-    async def scan_slot(
+    def scan(
         self,
-        slot: int,
-        after: bytes = b"",
         *,
-        limit_bytes: int = 0,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
-    ) -> tuple[list[Record], bool]:
-        """One page of a slot's records in key order, those with keys over ``after``; and whether more follow.
-
-        ``limit_bytes``: soft size of the page, 0 = the server's choice. Each page is one linearizable read.
-
-        >>> await kv.put("user:1", "Ada")
-        WriteResult(version=1)
-        >>> await kv.scan_slot(await kv.slot_of("user:1"))
-        ([Record(key=b'user:1', value=b'Ada', version=1, expires_at=None)], False)
-        """
-        budget = self._timeout if timeout is None else check_timeout(timeout)
-        return await self._engine.scan(slot, after, limit_bytes, mode_of(consistency), budget)
-
-    async def records(
-        self, *, consistency: Consistency = "linearizable", timeout: float | None = None
     ) -> AsyncGenerator[Record, None]:
-        """All records, slot by slot, in key order within a slot.
+        """Records in key order: those whose keys begin with ``prefix`` and lie from ``start`` to before ``end``.
 
-        No snapshot of the whole: each page is a read of its own moment. ``timeout``: seconds for each page.
+        All of the cluster by default. ``limit``: at most so many. ``reverse``: from the last key to the first.
+        ``keys_only``: values are left out, each is b"". ``timeout``: seconds for each page that is read.
 
-        >>> await kv.put_many({"a": "1", "b": "2"})
-        [WriteResult(version=1), WriteResult(version=1)]
-        >>> sorted([record.key async for record in kv.records()])
-        [b'a', b'b']
+        A record that is there all the time comes exactly once, whatever slots move meanwhile; one that is written or
+        removed meanwhile may come or not. A scan is no snapshot: each page is a read of its own moment. Records of one
+        slot are of one moment if they fit into a page of 256 KiB, as those of a short queue: with ``prefix="{q}"``
+        only the slot of that hash tag is read.
+
+        >>> await kv.put_many({"user:1": "Ada", "user:2": "Bob", "visits": "7"})
+        [WriteResult(version=1), WriteResult(version=1), WriteResult(version=1)]
+        >>> [record.value async for record in kv.scan(prefix="user:", limit=100)]
+        [b'Ada', b'Bob']
+        >>> [record.key async for record in kv.scan(start="user:2", reverse=True, keys_only=True)]
+        [b'visits', b'user:2']
         """
-        pages = self.record_pages(consistency=consistency, timeout=timeout)
-        try:
-            async for page in pages:
-                for record in page:
-                    yield record
-        finally:
-            await pages.aclose()
+        keys, most = key_range(prefix, start, end), limit_of(limit)
+        content = Content.KEYS if keys_only else Content.RECORDS
+        return _flat(self._scan(keys, consistency, timeout, content=content, limit=most, reverse=reverse))
 
-    def record_pages(
-        self, *, consistency: Consistency = "linearizable", timeout: float | None = None
-    ) -> AsyncGenerator[list[Record], None]:
-        """:meth:`records` in lists, as they were read.
+    async def count(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> int:
+        """How many records :meth:`scan` would give; they are counted where they are.
 
-        >>> await kv.put("a", "1")
-        WriteResult(version=1)
-        >>> [len(page) async for page in kv.record_pages()]
-        [1]
+        >>> await kv.put_many({"user:1": "Ada", "user:2": "Bob", "visits": "7"})
+        [WriteResult(version=1), WriteResult(version=1), WriteResult(version=1)]
+        >>> await kv.count(prefix="user:")
+        2
         """
+        scan = self._scan(key_range(prefix, start, end), consistency, timeout, content=Content.COUNT)
+        async for _ in scan.batches():
+            pass
+        return scan.counted
+
+    async def delete_prefix(self, prefix: bytes | str, *, timeout: float | None = None) -> int:
+        """Remove all records whose keys begin with ``prefix``; how many it removed.
+
+        Not atomic: each is removed by itself. If it raises, some of them are gone, and it may be called again. A record
+        that is written meanwhile may stay. Raises InvalidArgument for an empty prefix. ``timeout``: seconds for each
+        page of keys that is read, and for the removal of up to 512 records.
+
+        >>> await kv.put_many({"user:1": "Ada", "user:2": "Bob", "visits": "7"})
+        [WriteResult(version=1), WriteResult(version=1), WriteResult(version=1)]
+        >>> await kv.delete_prefix("user:")
+        2
+        >>> [record.key async for record in kv.scan()]
+        [b'visits']
+        """
+        span = key_range(prefix, None, None)
+        if not span.start:
+            raise InvalidArgument("the prefix is empty: it would remove all records")
+        removed = 0
+        async with aclosing(self._scan(span, "linearizable", timeout, content=Content.KEYS).batches()) as batches:
+            async for batch in batches:
+                for at in range(0, len(batch), _REMOVED_AT_ONCE):
+                    keys = [record.key for record in batch[at : at + _REMOVED_AT_ONCE]]
+                    try:
+                        removed += sum(await self.delete_many(keys, timeout=timeout))
+                    except BatchError as error:
+                        raise next(iter(error.errors.values())) from error
+        return removed
+
+    def _scan(
+        self,
+        keys: KeyRange,
+        consistency: Consistency,
+        timeout: float | None,
+        *,
+        content: Content,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Scan:
         budget = self._timeout if timeout is None else check_timeout(timeout)
-        return record_pages(self._engine, mode_of(consistency), budget)
+        mode = mode_of(consistency)
+        return Scan(self._engine, self._clock, keys, mode, budget, content=content, limit=limit, reverse=reverse)
 
     async def slots(self, *, timeout: float | None = None) -> int:
         """How many slots the cluster has: asked of it once, never changes.
@@ -160,3 +208,10 @@ class AsyncClient(KeyCalls):
         1
         """
         return await self._engine.status(self._timeout if timeout is None else check_timeout(timeout))
+
+
+async def _flat(scan: Scan) -> AsyncGenerator[Record, None]:
+    async with aclosing(scan.batches()) as batches:
+        async for batch in batches:
+            for record in batch:
+                yield record

@@ -16,20 +16,31 @@ from raftkv.client.process import MADE_BEFORE, forks
 from raftkv.client.transaction import Transaction
 from raftkv.client.types import AppendResult, CasResult, Consistency, EndpointStatus, Record, WriteResult
 from raftkv.errors import UsageError
-from raftkv.limits import DEFAULT_TIMEOUT
+from raftkv.limits import DEFAULT_TIMEOUT, SCAN_PAGE_BYTES
 
 T = TypeVar("T")
 
 _AT_EXIT: Final = 2.0
 """Seconds that the clients which nobody closed may hold up the end of the interpreter."""
 
+_AT_ONCE: Final = 512
+"""Records of a scan that one switch between threads brings."""
+
 _clients: WeakSet[Client] = WeakSet()
 _ended_by = 0
 """The thread that ends the interpreter, from then on."""
 
 
-async def _next(pages: AsyncGenerator[list[Record], None]) -> list[Record] | None:
-    return await anext(pages, None)
+async def _some(records: AsyncGenerator[Record, None]) -> list[Record]:
+    """The next ones, as many as are worth a switch between threads; none at the end."""
+    found: list[Record] = []
+    size = 0
+    async for record in records:
+        found.append(record)
+        size += len(record.key) + len(record.value)
+        if len(found) == _AT_ONCE or size >= SCAN_PAGE_BYTES:
+            break
+    return found
 
 
 class Client:
@@ -199,30 +210,58 @@ class Client:
         send = self._client.txn().send
         return Transaction(lambda txn, timeout: self._run(send(txn, timeout)))
 
-    def scan_slot(
+    def scan(
         self,
-        slot: int,
-        after: bytes = b"",
         *,
-        limit_bytes: int = 0,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
-    ) -> tuple[list[Record], bool]:
-        """See AsyncClient.scan_slot."""
-        return self._run(
-            self._client.scan_slot(slot, after, limit_bytes=limit_bytes, consistency=consistency, timeout=timeout)
+    ) -> Iterator[Record]:
+        """See AsyncClient.scan."""
+        return self._iterate(
+            self._client.scan(
+                prefix=prefix,
+                start=start,
+                end=end,
+                limit=limit,
+                reverse=reverse,
+                keys_only=keys_only,
+                consistency=consistency,
+                timeout=timeout,
+            )
         )
 
-    def records(self, *, consistency: Consistency = "linearizable", timeout: float | None = None) -> Iterator[Record]:
-        """See AsyncClient.records."""
-        pages = self._client.record_pages(consistency=consistency, timeout=timeout)
+    def count(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> int:
+        """See AsyncClient.count."""
+        return self._run(
+            self._client.count(prefix=prefix, start=start, end=end, consistency=consistency, timeout=timeout)
+        )
+
+    def delete_prefix(self, prefix: bytes | str, *, timeout: float | None = None) -> int:
+        """See AsyncClient.delete_prefix."""
+        return self._run(self._client.delete_prefix(prefix, timeout=timeout))
+
+    def _iterate(self, records: AsyncGenerator[Record, None]) -> Iterator[Record]:
         try:
-            while (page := self._run(_next(pages))) is not None:
-                yield from page
+            while some := self._run(_some(records)):
+                yield from some
         finally:
             # Not waited for: an iterator that is given up is collected anywhere, even as the interpreter ends.
             if not self._closed and forks() == self._forks:
-                self._background.start(pages.aclose)
+                self._background.start(records.aclose)
 
     def slots(self, *, timeout: float | None = None) -> int:
         """See AsyncClient.slots."""

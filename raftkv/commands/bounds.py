@@ -65,6 +65,12 @@ def check_key(key: bytes) -> None:
         raise TooLarge(f"a key of {len(key)} bytes; the maximum is {limits.MAX_KEY_BYTES}")
 
 
+def check_bound(bound: bytes) -> None:
+    """Raises TooLarge for a bound of a range over MAX_BOUND_BYTES."""
+    if len(bound) > limits.MAX_BOUND_BYTES:
+        raise TooLarge(f"a bound of {len(bound)} bytes; the maximum is {limits.MAX_BOUND_BYTES}")
+
+
 def check_value(value: bytes, name: str = "value") -> None:
     """Raises TooLarge for a value over MAX_VALUE_BYTES."""
     if len(value) > limits.MAX_VALUE_BYTES:

@@ -1,4 +1,4 @@
-"""Commands of clients on records.
+"""Commands of clients on single records.
 
 Those that a Pipeline carries (:data:`raftkv.commands.registry.Piped`) are read from its messages by
 ``decode(message, client, first, slots)``, with the client id and the first incomplete request that the message names,
@@ -8,11 +8,8 @@ InvalidArgument or TooLarge. Packed messages hold the commands themselves: see :
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from msgspec import Meta
-
-from raftkv import limits
 from raftkv.commands.base import KeyWrite, Read
 from raftkv.commands.bounds import (
     ANY_VERSION,
@@ -29,9 +26,9 @@ from raftkv.commands.bounds import (
     check_value,
     check_version,
 )
-from raftkv.commands.results import TOO_LARGE, Result, ScanPage
-from raftkv.errors import Code, InvalidArgument
-from raftkv.limits import MAX_KEY_BYTES, MAX_SCAN_PAGE_BYTES, MAX_VALUE_BYTES, SCAN_PAGE_BYTES
+from raftkv.commands.results import TOO_LARGE, Result
+from raftkv.errors import Code
+from raftkv.limits import MAX_KEY_BYTES, MAX_VALUE_BYTES
 from shards.slots import slot_of
 
 if TYPE_CHECKING:
@@ -218,46 +215,6 @@ class Cas(KeyWrite, frozen=True, tag=3):
 
     def respond(self, result: Result, response: kv_pb2.CompareAndSwapResponse) -> None:
         response.swapped, response.version = not result.code, result.version
-
-
-class Scan(Read, frozen=True, tag=4):
-    """Records of a slot with keys greater than ``after`` in key order, as much as fits into ``limit_bytes``.
-
-    At least one record, if there is any. Limit 0 means SCAN_PAGE_BYTES; MAX_SCAN_PAGE_BYTES caps it.
-    """
-
-    rpc: ClassVar[str] = "Scan"
-
-    after: bytes
-    limit_bytes: Annotated[int, Meta(ge=0, le=2**32)] = 0
-
-    def size(self) -> int:
-        return len(self.after)
-
-    def refusal(self) -> Result | None:
-        return TOO_LARGE if len(self.after) > limits.MAX_KEY_BYTES else None
-
-    def read(self, store: Store) -> Result:
-        return store.scan(self.slot, self.after, self.limit_bytes)
-
-    @classmethod
-    def from_request(cls, request: kv_pb2.ScanRequest, slots: int) -> Self:
-        if request.slot >= slots:
-            raise InvalidArgument(f"no slot {request.slot}: there are {slots}")
-        if len(request.after) > MAX_KEY_BYTES:
-            check_key(request.after)
-        check_mode(request.consistency)
-        size = min(request.limit_bytes or SCAN_PAGE_BYTES, MAX_SCAN_PAGE_BYTES)
-        return cls(request.slot, request.after, size, mode=request.consistency)
-
-    def respond(self, result: Result, response: kv_pb2.ScanResponse) -> None:
-        page = result.answer
-        assert isinstance(page, ScanPage)
-        response.more = page.more
-        for key, value, version, ttl in page.records:
-            row = response.records.add(key=key, value=value, version=version)
-            if ttl >= 0:
-                row.ttl_ms = ttl
 
 
 def expect_of(asked: kv_pb2.Operation | kv_pb2.PutRequest | kv_pb2.DeleteRequest | kv_pb2.TouchRequest) -> int:

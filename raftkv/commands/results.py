@@ -22,14 +22,21 @@ class Answer(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fiel
         return 0
 
 
-class ScanPage(Answer, frozen=True, tag=1):
-    """Records in key order: (key, value, version, milliseconds left or -1). ``more``: others follow."""
+class ScanPage(Answer, frozen=True, tag=8):
+    """Records in the order of the scan: (key, value, version, milliseconds left or -1).
+
+    It has all of the keys from the scan's start to ``next``, or in reverse from its end down to ``next``, of the
+    ``slots`` that were served when it was read, a bit for each as in the scan. ``next`` belongs to the following page;
+    None: the scan's range is over. ``count``: how many there are, of a scan that counts and has no records.
+    """
 
     records: tuple[tuple[bytes, bytes, int, int], ...]
-    more: bool
+    slots: bytes
+    next: bytes | None
+    count: _Large = 0
 
     def size(self) -> int:
-        return sum(len(key) + len(value) for key, value, _, _ in self.records)
+        return len(self.slots) + len(self.next or b"") + sum(len(row[0]) + len(row[1]) for row in self.records)
 
 
 class ClusterReport(Answer, frozen=True, tag=2):

@@ -17,7 +17,7 @@ from raftkv.commands.results import Change, Event
 from raftkv.store.expiry import Due, ExpiryQueue
 from raftkv.store.packed import Record, head, value_bytes
 from raftkv.store.sessions import IDLE_MS, Keeps, Kept, Session
-from raftkv.store.slot import Slot, SlotState
+from raftkv.store.slot import Slot, Slots, SlotState
 
 _RETRIED_MS: Final = limits.MAX_TIMEOUT * 1000
 
@@ -25,7 +25,7 @@ _RETRIED_MS: Final = limits.MAX_TIMEOUT * 1000
 class Ageing:
     """The queues of the slots in ``slots``, which the owner fills. Not replicated: they follow from the slots."""
 
-    def __init__(self, slots: dict[int, Slot]) -> None:
+    def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self.expiry = ExpiryQueue(self._is_live)
         # (session.queued, slot, client), one for each session; items of removed sessions are stale.
@@ -45,7 +45,7 @@ class Ageing:
     def remove(self, slot: Slot, key: bytes, record: Record) -> None:
         """Take a record out of a slot that is not being imported."""
         del slot.records[key]
-        slot.order = None
+        self._slots.order.remove(key)
         slot.bytes -= len(key) + value_bytes(record)
         if head(record)[1]:
             slot.expiring -= 1

@@ -19,6 +19,7 @@ from raftkv.commands.bounds import MAX_COUNT, MAX_GROUP_TIME
 from raftkv.errors import StorageError
 from raftkv.store.codec import binary, pack, unpack_all, whole
 from raftkv.store.digest import DIGEST_BYTES
+from raftkv.store.index import KeyIndex, new_index
 from raftkv.store.moving import Ending, Import
 from raftkv.store.packed import head, value_bytes
 from raftkv.store.sessions import row_bytes, session_from_row, session_row
@@ -59,13 +60,14 @@ class Rest(NamedTuple):
 
 @dataclass
 class StoreState:
-    """A whole state, as restored."""
+    """A whole state, as restored. ``order``: the keys of all slots."""
 
     time: int = 0
     genesis: bool = False
     ended: dict[int, tuple[int, int]] = field(default_factory=dict)
     imports: list[Import] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
+    order: KeyIndex = field(default_factory=new_index)
 
 
 class StoreSnapshot:
@@ -262,11 +264,13 @@ class StoreRestore:
 
     def _take_records(self, slot: Slot, item: list[Any]) -> None:
         each = iter(item[2:])
+        add = self._state.order.add
         for key, record in zip(each, each, strict=True):
             slot.records[binary(key)] = binary(record)
             slot.bytes += len(key) + value_bytes(record)
             slot.expiring += head(record)[1] != 0
             self._records += 1
+            add(key)
 
     def _take_dirty(self, slot: Slot, item: list[Any]) -> None:
         if slot.dirty is None:

@@ -42,6 +42,27 @@ CONSISTENCY_STALE: Consistency.ValueType  # 2
 """From any replica that has caught up once since it started; may be old."""
 Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
 
+class _ScanContent:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScanContentEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScanContent.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCAN_CONTENT_RECORDS: _ScanContent.ValueType  # 0
+    SCAN_CONTENT_KEYS: _ScanContent.ValueType  # 1
+    """Without values."""
+    SCAN_CONTENT_COUNT: _ScanContent.ValueType  # 2
+    """Only how many there are."""
+
+class ScanContent(_ScanContent, metaclass=_ScanContentEnumTypeWrapper): ...
+
+SCAN_CONTENT_RECORDS: ScanContent.ValueType  # 0
+SCAN_CONTENT_KEYS: ScanContent.ValueType  # 1
+"""Without values."""
+SCAN_CONTENT_COUNT: ScanContent.ValueType  # 2
+"""Only how many there are."""
+Global___ScanContent: _TypeAlias = ScanContent  # noqa: Y015
+
 class _Kind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -817,26 +838,45 @@ class ScanRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SLOT_FIELD_NUMBER: _builtins.int
-    AFTER_FIELD_NUMBER: _builtins.int
     LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REVERSE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
-    after: _builtins.bytes
-    """Only records whose keys are greater."""
+    """The group that serves this slot is asked."""
     limit_bytes: _builtins.int
-    """Soft limit of a page; 0 = the server's."""
+    """About the size of a page; 0 = the server's."""
     consistency: Global___Consistency.ValueType
+    start: _builtins.bytes
+    """The first key, and the one behind the last; empty = no bound."""
+    end: _builtins.bytes
+    slots: _builtins.bytes
+    """Slots whose records are wanted: slot s is bit s % 8 of byte s / 8, all slots of the cluster have one. Empty = all."""
+    limit: _builtins.int
+    """Records of a page at most; 0 = any number."""
+    reverse: _builtins.bool
+    """From the last key to the first."""
+    content: Global___ScanContent.ValueType
     def __init__(
         self,
         *,
         slot: _builtins.int = ...,
-        after: _builtins.bytes = ...,
         limit_bytes: _builtins.int = ...,
         consistency: Global___Consistency.ValueType = ...,
+        start: _builtins.bytes = ...,
+        end: _builtins.bytes = ...,
+        slots: _builtins.bytes = ...,
+        limit: _builtins.int = ...,
+        reverse: _builtins.bool = ...,
+        content: Global___ScanContent.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "consistency", b"consistency", "limit_bytes", b"limit_bytes", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "content", b"content", "end", b"end", "limit", b"limit", "limit_bytes", b"limit_bytes", "reverse", b"reverse", "slot", b"slot", "slots", b"slots", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -844,25 +884,40 @@ Global___ScanRequest: _TypeAlias = ScanRequest  # noqa: Y015
 
 @_typing.final
 class ScanResponse(_message.Message):
+    """A page has all keys from the request's start to next, in reverse from its end down to next, of the slots that it
+    names, and of no others. So a scan of all slots notes for each of them how far it was read, and asks again for those
+    that a page does not name.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RECORDS_FIELD_NUMBER: _builtins.int
-    MORE_FIELD_NUMBER: _builtins.int
-    more: _builtins.bool
-    """More records follow the last one of this page."""
+    NEXT_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    next: _builtins.bytes
+    """Start of the next page, in reverse its end; absent: there is none."""
+    slots: _builtins.bytes
+    """Those of the wanted slots that the group served when it read the page."""
+    count: _builtins.int
+    """Of SCAN_CONTENT_COUNT: records between start and next."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]: ...
     def __init__(
         self,
         *,
         records: _abc.Iterable[Global___Record] | None = ...,
-        more: _builtins.bool = ...,
+        next: _builtins.bytes | None = ...,
+        slots: _builtins.bytes = ...,
+        count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next", b"_next", "next", b"next"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next", b"_next", "count", b"count", "next", b"next", "records", b"records", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__next: _TypeAlias = _typing.Literal["next"]  # noqa: Y015
+    _WhichOneofArgType__next: _TypeAlias = _typing.Literal["_next", b"_next"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next) -> _WhichOneofReturnType__next | None: ...
 
 Global___ScanResponse: _TypeAlias = ScanResponse  # noqa: Y015
 

@@ -167,7 +167,8 @@ class KVServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Scan(self, request, context):
-        """Records of one slot in key order, a page at a time. Each page is one linearizable read.
+        """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
+        linearizable read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,9 @@ class KVStub:
     Transact: _grpc.UnaryUnaryMultiCallable[_kv_pb2.TransactRequest, _kv_pb2.TransactResponse]
     """Several operations on keys of one slot as one."""
     Scan: _grpc.UnaryUnaryMultiCallable[_kv_pb2.ScanRequest, _kv_pb2.ScanResponse]
-    """Records of one slot in key order, a page at a time. Each page is one linearizable read."""
+    """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
+    linearizable read.
+    """
     Pipeline: _grpc.StreamStreamMultiCallable[_kv_pb2.PipelineRequest, _kv_pb2.PipelineResponse]
     """Batches of operations in both directions; results come in any order and carry the operation's id."""
 
@@ -74,7 +76,9 @@ class KVAsyncStub(KVStub):
     Transact: _aio.UnaryUnaryMultiCallable[_kv_pb2.TransactRequest, _kv_pb2.TransactResponse]  # type: ignore[assignment]
     """Several operations on keys of one slot as one."""
     Scan: _aio.UnaryUnaryMultiCallable[_kv_pb2.ScanRequest, _kv_pb2.ScanResponse]  # type: ignore[assignment]
-    """Records of one slot in key order, a page at a time. Each page is one linearizable read."""
+    """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
+    linearizable read.
+    """
     Pipeline: _aio.StreamStreamMultiCallable[_kv_pb2.PipelineRequest, _kv_pb2.PipelineResponse]  # type: ignore[assignment]
     """Batches of operations in both directions; results come in any order and carry the operation's id."""
 
@@ -162,7 +166,9 @@ class KVServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_pb2.ScanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_pb2.ScanResponse, _abc.Awaitable[_kv_pb2.ScanResponse]]:
-        """Records of one slot in key order, a page at a time. Each page is one linearizable read."""
+        """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
+        linearizable read.
+        """
 
     @_abc_1.abstractmethod
     def Pipeline(

@@ -18,6 +18,7 @@ from raftkv.commands.results import Result
 from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, Unavailable
 from shards.slots import slot_of
 from tests.rpc_fakes import SLOTS, FakeCluster, calls, started
+from tests.store_helpers import bits
 from tests.waiting import becomes
 
 T = TypeVar("T")
@@ -99,8 +100,9 @@ def test_a_client_tells_slots() -> None:
             ]
             # The record is where it says.
             await kv.put("k", b"v")
-            page, _ = await kv.scan_slot(await kv.slot_of("k"))
-            assert [record.key for record in page] == [b"k"]
+            cluster.frontends[0].batches.clear()
+            assert [record.key async for record in kv.scan(prefix="{user:1}")] == []
+            assert [(op.slot, op.slots) for op in cluster.frontends[0].ops] == [(slot, bits(slot))]
             await cluster.stop(1)
             assert await kv.slots() == SLOTS, "it never changes, so it is asked once"
 

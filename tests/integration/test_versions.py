@@ -81,7 +81,7 @@ def test_a_node_of_version_0_1_is_refused_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         async with old_node() as address:
             async with raftkv.AsyncClient(address, timeout=PATIENCE) as kv:
-                for call in (lambda: kv.put("k", b"v"), lambda: kv.get("k"), kv.slots, lambda: kv.scan_slot(0)):
+                for call in (lambda: kv.put("k", b"v"), lambda: kv.get("k"), kv.slots, kv.count):
                     with pytest.raises(WrongVersion, match=f"{address}: keys get their slots by rule 2 here, none"):
                         await call()
             async with AdminClient(address, timeout=PATIENCE) as admin:

@@ -20,7 +20,6 @@ from tests.admin_world import World, world_of
 CALLS = [name for name, _ in inspect.getmembers(AsyncClient, inspect.isfunction) if not name.startswith("_")]
 WITHOUT = {"disown"}
 """No call."""
-ONLY_ASYNC = {"record_pages"}
 _PARSER = doctest.DocTestParser()
 _CHECKER = doctest.OutputChecker()
 
@@ -79,7 +78,7 @@ def test_the_examples_are_true(name: str, world: World) -> None:
     asyncio.run(ask())
 
 
-@pytest.mark.parametrize("name", sorted(set(CALLS) - WITHOUT - ONLY_ASYNC))
+@pytest.mark.parametrize("name", sorted(set(CALLS) - WITHOUT))
 def test_the_examples_are_true_without_await(name: str, world: World) -> None:
     with Client(world.endpoints, timeout=60.0) as kv:
         asyncio.run(check(name, {"kv": kv}, sync=True))
@@ -100,7 +99,7 @@ def public(kind: type) -> dict[str, str]:
 
 def test_both_clients_have_the_same_calls() -> None:
     there, here = public(AsyncClient), public(Client)
-    assert set(there) - set(here) == {"aclose", "disown", "record_pages"}
+    assert set(there) - set(here) == {"aclose", "disown"}
     assert set(here) - set(there) == {"abandon", "wait_closed", "warn_unclosed"}, "of closing, which nobody awaits"
     assert {name: there[name] for name in set(there) & set(here)} == {
         name: here[name] for name in set(there) & set(here)

@@ -12,7 +12,8 @@ from raftkv.commands.group import Check, Genesis, Tick
 from raftkv.commands.members import ChangeMembers, Members, Transfer
 from raftkv.commands.meta import ChangeCluster, FormCluster, ReadCluster
 from raftkv.commands.moving import Complete, Copy, Freeze, ImportBegin, ImportChunk, MoveState
-from raftkv.commands.records import Cas, Delete, Get, Put, Scan
+from raftkv.commands.ranges import Scan
+from raftkv.commands.records import Cas, Delete, Get, Put
 from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS, COMMANDS, PIPED, decode_entry, encode_entry
 from raftkv.commands.transactions import Check as TransactionCheck
 from raftkv.commands.transactions import DeleteStep, GetStep, IncrementStep, PutStep, Transact
@@ -26,7 +27,6 @@ NUMBERS = {
     "put": 1,
     "delete": 2,
     "cas": 3,
-    "scan": 4,
     "tick": 10,
     "genesis": 11,
     "form_cluster": 20,
@@ -54,8 +54,9 @@ NUMBERS = {
     "get_and_delete": 63,
     "compare_and_delete": 64,
     "transact": 65,
+    "scan": 70,
 }
-"""Part of the log's format: never changed, never reused."""
+"""Part of the log's format: never changed, never reused. 4 was a scan of one slot."""
 
 CLIENT = b"c" * 16
 SOME = [
@@ -63,7 +64,7 @@ SOME = [
     Put(1, b"k", b"v", 3, 4, client=CLIENT, seq=5, first=2),
     Delete(1, b"k", 3, client=CLIENT, seq=5, first=2),
     Cas(1, b"k", b"v", None, 4),
-    Scan(1, b"", 100, mode=1),
+    Scan(1, b"", b"z", b"\xff" * 128, 5, 100, reverse=True, content=1, mode=1),
     Increment(1, b"k", -(2**63), 4, client=CLIENT, seq=5, first=2),
     Append(1, b"k", b"v", 4),
     Touch(1, b"k", 4, 3),

@@ -9,12 +9,13 @@ from raftkv import limits
 from raftkv.commands.base import Command
 from raftkv.commands.meta import ChangeCluster
 from raftkv.commands.moving import ImportChunk
-from raftkv.commands.records import Cas, Delete, Get, Put, Scan
+from raftkv.commands.records import Cas, Delete, Get, Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.node import messages
 from raftkv.peer.frames import Encoder
 from raftkv.raft.messages import Type, check
+from tests.store_helpers import scan_of
 
 
 def test_a_proposal_that_fits_into_no_entry_is_refused_whoever_proposes_it() -> None:
@@ -53,7 +54,7 @@ def test_the_longest_entry_fits_into_a_frame() -> None:
         (Put(0, b"k", b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
         (Cas(0, b"k", b"v", expected=b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
         (Get(0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
-        (Scan(0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
+        (scan_of(0, b"k" * (limits.MAX_KEY_BYTES + 2)), False),
         (Delete(0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
         (Put(0, b"k", b"v", client=b"c" * 16, seq=0), False),
         (Put(0, b"k", b"v", client=b"c" * 16, seq=1, first=2), False),

@@ -9,7 +9,7 @@ from typing import Any
 
 from raftkv import limits
 from raftkv.commands.base import Command, GroupCommand
-from raftkv.commands.records import Cas, Get, Put, Scan
+from raftkv.commands.records import Cas, Get, Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.node import messages
@@ -18,6 +18,7 @@ from raftkv.node.router import Router
 from raftkv.raft import RaftGroup
 from shards.map import Group, Node, ShardMap
 from tests.peer_world import ManualClock
+from tests.store_helpers import bits, scan_of
 
 
 class RecordingPeers:
@@ -99,7 +100,12 @@ def test_operations_of_other_nodes_are_held_to_the_limits() -> None:
 async def _too_large() -> None:
     life = _Life(1)
     large = b"x" * (limits.MAX_VALUE_BYTES + 1)
-    ops: list[Command] = [Put(7, b"k", large), Scan(999, b"k"), Cas(7, b"k", b"v", expected=large), Scan(998, b"k")]
+    ops: list[Command] = [
+        Put(7, b"k", large),
+        scan_of(999, slots=bits(7)),
+        Cas(7, b"k", b"v", expected=large),
+        scan_of(998, slots=bits(7)),
+    ]
     life.router.on_forwarded(1, 5, 1000, 7, ops)
     await life.clock.advance(0.0)
     node, message = life.peers.sent[-1]

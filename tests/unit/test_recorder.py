@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, cast
 
 import pytest
@@ -30,7 +30,6 @@ from raftkv.errors import (
     WrongCluster,
 )
 from raftkv.v1 import kv_pb2
-from shards.slots import slot_of
 
 BEGAN = 10.0
 TOOK = 2.5
@@ -80,8 +79,9 @@ class Scripted:
     def txn(self) -> AsyncTransaction:
         return AsyncTransaction(lambda txn, _: self._end("txn", txn.request.transaction))
 
-    async def scan_slot(self, *call: Any) -> Any:
-        return await self._end("scan", *call)
+    async def scan(self, **call: Any) -> AsyncGenerator[Record, None]:
+        for record in await self._end("scan", *call.items()):
+            yield record
 
     async def _end(self, *call: Any) -> Any:
         self.calls.append(call)
@@ -347,9 +347,9 @@ def look(client: Scripted, *keys: str) -> list[Operation]:
 
 def test_a_look_is_a_get_of_each_key_at_one_moment() -> None:
     found = [Record(b"{k}0", b"a", 3), Record(b"{k}2", b"c", 5), Record(b"{k}9", b"z", 6)]
-    client = Scripted((found, True))
+    client = Scripted(found)
     seen = look(client, *KEYS)
-    assert client.calls == [("scan", slot_of(b"{k}0"), b"{k}/\xff")]
+    assert client.calls == [("scan", ("prefix", "{k}"))]
     assert [(one.kind, one.key, one.found, one.version) for one in seen] == [
         (Kind.GET, "{k}0", "a", 3),
         (Kind.GET, "{k}1", None, 0),
@@ -366,11 +366,6 @@ def test_a_look_that_was_refused_tells_nothing_of_any_key() -> None:
         assert one.ended == one.answered == BEGAN + TOOK
 
 
-def test_a_page_that_ends_too_early_is_not_taken_for_records_that_are_not_there() -> None:
-    with pytest.raises(ValueError, match="do not fit into one page"):
-        look(Scripted(([Record(b"{k}0", b"a", 3)], True)), *KEYS)
-
-
 def test_every_key_of_a_look_is_told_to_the_listener() -> None:
     class Listener:
         def __init__(self) -> None:
@@ -382,7 +377,7 @@ def test_every_key_of_a_look_is_told_to_the_listener() -> None:
         def completed(self, one: Operation) -> None:
             self.told.append(("completed", one.key, one.outcome))
 
-    client, listener = Scripted(([], False)), Listener()
+    client, listener = Scripted([]), Listener()
     recorder = Recorder(cast(AsyncClient, client), "c1", History(), lambda: client.now, listener=listener)
     asyncio.run(recorder.look(KEYS))
     assert sorted(listener.told) == sorted(

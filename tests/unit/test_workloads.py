@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 import pytest
@@ -20,7 +21,6 @@ from raftkv.client.transaction import AsyncTransaction, TransactionBuilder
 from raftkv.client.types import CasResult, Record, TransactionResult, WriteResult
 from raftkv.errors import ConditionFailed
 from raftkv.v1 import kv_pb2
-from shards.slots import slot_of
 
 
 class Past:
@@ -270,11 +270,12 @@ class GoodStore:
     async def get(self, key: str, *, consistency: str) -> Record | None:
         return self._live(key)
 
-    async def scan_slot(self, slot: int, after: bytes, *, limit_bytes: int = 0) -> tuple[list[Record], bool]:
-        names = [key for key in sorted(self._records) if key.encode() > after and slot_of(key.encode()) == slot]
-        live = [self._live(key) for key in names]
-        found = [record for record in live if record is not None]
-        return (found[:1], len(found) > 1) if limit_bytes else (found, False)
+    async def scan(
+        self, *, prefix: str = "", start: str = "", end: str = "~", reverse: bool = False
+    ) -> AsyncGenerator[Record, None]:
+        found = [record for key, record in self.all().items() if key.startswith(prefix) and start <= key < end]
+        for record in reversed(found) if reverse else found:
+            yield record
 
     async def put(self, key: str, value: str, *, ttl: float | None, if_version: int | None) -> WriteResult:
         self._meet(key, if_version)
