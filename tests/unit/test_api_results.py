@@ -14,7 +14,7 @@ from raftkv.commands.bounds import Mode
 from raftkv.commands.ranges import Scan
 from raftkv.commands.records import Cas, Delete, Get, Put
 from raftkv.commands.registry import PIPED, Piped
-from raftkv.commands.results import Result, ScanPage
+from raftkv.commands.results import Result, ScanPage, TransactionAnswer
 from raftkv.errors import OUTCOMES, Code, InvalidArgument, RaftKVError, TooLarge
 from raftkv.limits import (
     MAX_BATCH_BYTES,
@@ -106,6 +106,8 @@ def test_a_request_id_needs_a_whole_client_id() -> None:
         Result(int(Code.OVERLOADED), retry_ms=7),
         Result(int(Code.SESSION_EXPIRED), new_id_ms=7),
         Result(0, number=8),
+        Result(0, answer=TransactionAnswer(True, ((3, None, -1), (2, b"5", -1), (0, None, -1), (1, b"", 7)), 9)),
+        Result(0, answer=TransactionAnswer(False, (), 0)),
     ],
 )
 def test_results_survive_the_wire(result: Result) -> None:
