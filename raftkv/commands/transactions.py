@@ -206,8 +206,8 @@ class Transact(Write, frozen=True, tag=65):
     @property
     def key(self) -> bytes:
         """One of its keys, written if any is: for messages, and to find its slot by."""
-        parts = [step for step in (*self.steps, *self.otherwise) if step.writes] or list(self._parts())
-        return parts[0].key
+        written = [step.key for step in (*self.steps, *self.otherwise) if step.writes]
+        return written[0] if written else next(iter(self._parts())).key
 
     def placed(self, slots: int) -> bool:
         """Whether its slot is that of all its keys."""
