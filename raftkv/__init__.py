@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftkv.errors import (
     BatchError,
+    Compacted,
     ConditionFailed,
     ConfigError,
     CounterOverflow,
@@ -26,6 +27,7 @@ from raftkv.errors import (
     Overloaded,
     RaftKVError,
     SessionExpired,
+    SlowConsumer,
     TooLarge,
     Unavailable,
     UsageError,
@@ -46,8 +48,10 @@ if TYPE_CHECKING:
         EndpointStatus,
         Record,
         TransactionResult,
+        WatchEvent,
         WriteResult,
     )
+    from raftkv.client.watch import AsyncWatch, Watch
 
 __version__ = "0.1.0"
 
@@ -56,9 +60,11 @@ __all__ = [
     "AppendResult",
     "AsyncClient",
     "AsyncTransaction",
+    "AsyncWatch",
     "BatchError",
     "CasResult",
     "Client",
+    "Compacted",
     "ConditionFailed",
     "ConfigError",
     "Consistency",
@@ -75,11 +81,14 @@ __all__ = [
     "RaftKVError",
     "Record",
     "SessionExpired",
+    "SlowConsumer",
     "TooLarge",
     "Transaction",
     "TransactionResult",
     "Unavailable",
     "UsageError",
+    "Watch",
+    "WatchEvent",
     "WriteResult",
     "WrongCluster",
     "WrongVersion",
@@ -92,6 +101,7 @@ _LAZY = {
     "AppendResult": "raftkv.client.types",
     "AsyncClient": "raftkv.client.aio",
     "AsyncTransaction": "raftkv.client.transaction",
+    "AsyncWatch": "raftkv.client.watch",
     "CasResult": "raftkv.client.types",
     "Client": "raftkv.client.sync",
     "Consistency": "raftkv.client.types",
@@ -99,6 +109,8 @@ _LAZY = {
     "Record": "raftkv.client.types",
     "Transaction": "raftkv.client.transaction",
     "TransactionResult": "raftkv.client.types",
+    "Watch": "raftkv.client.watch",
+    "WatchEvent": "raftkv.client.types",
     "WriteResult": "raftkv.client.types",
     "slot_of": "raftkv.client.arguments",
 }

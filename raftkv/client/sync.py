@@ -15,6 +15,7 @@ from raftkv.client.background import Background
 from raftkv.client.process import MADE_BEFORE, forks
 from raftkv.client.transaction import Transaction
 from raftkv.client.types import AppendResult, CasResult, Consistency, EndpointStatus, Record, WriteResult
+from raftkv.client.watch import Watch
 from raftkv.errors import UsageError
 from raftkv.limits import DEFAULT_TIMEOUT, SCAN_PAGE_BYTES
 
@@ -236,6 +237,24 @@ class Client:
             )
         )
 
+    def watch(
+        self,
+        *,
+        key: bytes | str | None = None,
+        prefix: bytes | str | None = None,
+        start: str | None = None,
+        initial: bool = False,
+        timeout: float | None = None,
+    ) -> Watch:
+        """See AsyncClient.watch."""
+        watch = self._client.watch(key=key, prefix=prefix, start=start, initial=initial, timeout=timeout)
+        return Watch(watch, self._run, self._begin)
+
+    def _begin(self, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Have something done that nobody waits for, as it may be asked for anywhere, even as the interpreter ends."""
+        if not self._closed and forks() == self._forks:
+            self._background.start(make)
+
     def count(
         self,
         *,
@@ -259,9 +278,7 @@ class Client:
             while some := self._run(_some(records)):
                 yield from some
         finally:
-            # Not waited for: an iterator that is given up is collected anywhere, even as the interpreter ends.
-            if not self._closed and forks() == self._forks:
-                self._background.start(records.aclose)
+            self._begin(records.aclose)
 
     def slots(self, *, timeout: float | None = None) -> int:
         """See AsyncClient.slots."""

@@ -10,10 +10,10 @@ from typing import Any, Final, TypeAlias, cast, get_args
 
 from msgspec.msgpack import Decoder, Encoder
 
-from raftkv.commands import group, members, meta, moving, ranges, records, transactions, updates
+from raftkv.commands import group, members, meta, moving, ranges, records, transactions, updates, watching
 from raftkv.commands.base import Command, GroupCommand, SlotCommand, Write
 
-FAMILIES: Final = (records, updates, transactions, ranges, group, meta, moving, members)
+FAMILIES: Final = (records, updates, transactions, ranges, watching, group, meta, moving, members)
 
 
 def _types(family: type[Command]) -> Iterator[type[Command]]:

@@ -31,7 +31,7 @@ from raftkv.commands.updates import Append, CompareAndDelete, GetAndDelete, Incr
 from raftkv.errors import Code
 from raftkv.store.records import Store
 from raftkv.store.snapshot import StoreSnapshot
-from tests.store_helpers import again, in_order, restored
+from tests.store_helpers import again, events_in, in_order, restored
 
 SLOTS = 3
 IDLE = limits.SESSION_IDLE * 1000
@@ -55,6 +55,9 @@ class Model:
     def entry(self, now: int, ops: list[Write]) -> list[Result | None]:
         self.time = max(self.time, now)
         results = [self.command(op) for op in ops]
+        due = [(until, slot, key) for (slot, key), (_, _, until) in self.records.items() if 0 < until <= self.time]
+        for _, slot, key in sorted(due):
+            self.remove(slot, key)
         for (slot, client), last in list(self.used.items()):
             if last <= self.time - IDLE:
                 del self.used[slot, client], self.outcomes[slot, client], self.firsts[slot, client]
@@ -98,9 +101,15 @@ class Model:
         return self.counters[slot]
 
     def set(self, slot: int, key: bytes, value: bytes, ttl: int) -> int:
+        self.bury(slot, key)
         new = self.number(slot)
         self.records[slot, key] = value, new, self.time + ttl if ttl else 0
         return new
+
+    def bury(self, slot: int, key: bytes) -> None:
+        """An expired record that a command meets goes first."""
+        if 0 < self.records.get((slot, key), (b"", 0, 0))[2] <= self.time:
+            self.remove(slot, key)
 
     def remove(self, slot: int, key: bytes) -> None:
         self.number(slot)
@@ -151,7 +160,10 @@ class Model:
 
     def transact(self, op: Transact) -> Result:
         """On a copy, which is kept if all went well."""
-        slot, before = op.slot, (dict(self.records), dict(self.counters))
+        slot = op.slot
+        for step in (*op.steps, *op.otherwise):
+            self.bury(slot, step.key)
+        before = dict(self.records), dict(self.counters)
         succeeded = all(
             self.read(slot, check.key)[1] == check.expect
             if check.value is None
@@ -271,6 +283,8 @@ def test_store_does_what_the_model_does(history: list[Step]) -> None:
             store = restored(store.snapshot().chunks())
         assert store.digest() == replica.digest()
         assert in_order(store)
+        for slot in range(SLOTS):
+            assert events_in(store, slot) == events_in(replica, slot)
         for slot in range(SLOTS):
             for key in KEYS:
                 value, version, ttl = model.read(slot, key)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -103,7 +104,7 @@ class Guard:
     ``calls`` and ``answers`` are shared by the connections; answers are counted until their RPC is over. A method is
     called again when its answer was too large for what was free, so an answer must not be large if its RPC changes
     something.
-    The Pipeline gets its requests as bytes and keeps to its shares by itself.
+    The Pipeline gets its requests as bytes and keeps to its shares by itself; so do watches.
     """
 
     def __init__(self, server: Any, calls: Shares, answers: Shares, clock: Clock) -> None:
@@ -139,7 +140,7 @@ class Guard:
         if handler.unary_unary is not None:
             changed["unary_unary"] = self._unary(handler.unary_unary, _UNKNOWN if name in _READS else 0)
         elif handler.unary_stream is not None:
-            changed["unary_stream"] = self._streaming(handler.unary_stream)
+            changed["unary_stream"] = self._streaming(handler.unary_stream, counted=name != "Watch")
         elif handler.stream_stream is not None:
             changed["stream_stream"] = self._both_streaming(handler.stream_stream)
         return handler._replace(**changed)
@@ -197,14 +198,16 @@ class Guard:
                 del self._expected[next(iter(self._expected))]
 
     def _streaming(
-        self, method: Callable[[Any, Context], AsyncIterator[Any]]
+        self, method: Callable[[Any, Context], AsyncGenerator[Any, None]], *, counted: bool
     ) -> Callable[[Any, Context], AsyncIterator[Any]]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             if type(request) is _Malformed:
                 await abort(context, request.result())
-            await self._enter(context)
-            async for answer in method(request, context):
-                yield answer
+            if counted:
+                await self._enter(context)
+            async with aclosing(method(request, context)) as answers:
+                async for answer in answers:
+                    yield answer
 
         return call
 
