@@ -154,6 +154,10 @@ class Write(SlotCommand, frozen=True, kw_only=True):
             return MALFORMED
         return None
 
+    def told_bytes(self, store: Store) -> int:
+        """About how many bytes its result would tell of what the store holds now."""
+        return 0
+
     def apply(self, store: Store) -> Result:
         return store.write(self)
 
