@@ -183,7 +183,8 @@ class KeyWrite(Write, frozen=True):
         return len(self.key)
 
     def refusal(self) -> Result | None:
-        return TOO_LARGE if len(self.key) > limits.MAX_KEY_BYTES else super().refusal()
+        # Named: super() takes twice the time of all of it, and the next class is this one.
+        return TOO_LARGE if len(self.key) > limits.MAX_KEY_BYTES else Write.refusal(self)
 
 
 class GroupCommand(Command, frozen=True):
