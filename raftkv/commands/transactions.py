@@ -193,6 +193,7 @@ class Transact(Write, frozen=True, tag=65):
 
     rpc: ClassVar[str] = "Transact"
     tells: ClassVar[bool] = True
+    shows: ClassVar[bool] = True
 
     checks: Annotated[tuple[Check, ...], Meta(max_length=MAX_TXN_STEPS)]
     steps: Steps
@@ -229,7 +230,7 @@ class Transact(Write, frozen=True, tag=65):
             return MALFORMED
         return super().refusal()
 
-    def told_bytes(self, store: Store) -> int:
+    def shown_bytes(self, store: Store) -> int:
         slot = store.slot(self.slot)
         if slot is None:
             return 0

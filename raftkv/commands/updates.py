@@ -168,8 +168,9 @@ class GetAndDelete(KeyWrite, frozen=True, tag=63):
 
     rpc: ClassVar[str] = "GetAndDelete"
     tells: ClassVar[bool] = True
+    shows: ClassVar[bool] = True
 
-    def told_bytes(self, store: Store) -> int:
+    def shown_bytes(self, store: Store) -> int:
         slot = store.slot(self.slot)
         return 0 if slot is None else len(slot.records.get(self.key, b""))
 

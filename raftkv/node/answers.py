@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from raftkv.commands.base import Command, Write
-from raftkv.commands.registry import TELLING_WRITES
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_FORWARDED_ANSWER_BYTES, MAX_UNSENT_ANSWER_BYTES
@@ -47,10 +46,10 @@ def put_off(ops: Sequence[Command], store_of: Callable[[Write], Store | None], u
     found: dict[int, Result] = {}
     room = MAX_FORWARDED_ANSWER_BYTES
     for index, op in enumerate(ops):
-        if op.number not in TELLING_WRITES or not isinstance(op, Write):
+        if not isinstance(op, Write) or not op.shows:
             continue
         store = store_of(op)
-        size = 0 if store is None else op.told_bytes(store)
+        size = 0 if store is None else op.shown_bytes(store)
         if (size > room and room < MAX_FORWARDED_ANSWER_BYTES) or (size and unsent > MAX_UNSENT_ANSWER_BYTES):
             found[index] = _AGAIN
         else:
