@@ -143,7 +143,8 @@ class AsyncClient(KeyCalls):
 
         Raises Compacted if events after ``start`` are kept no more, SlowConsumer if events went that were not read in
         time: both have a ``token`` to go on from with ``initial=True``. A token holds a number for each slot that is
-        watched: a few bytes for a key or a prefix with a hash tag, kilobytes for others.
+        watched: a few bytes for a key or a prefix with a hash tag, kilobytes for others. From one that came before
+        ``live`` go on with ``initial`` as it was.
 
         >>> await kv.put("user:1", "Ada")
         WriteResult(version=1)

@@ -244,6 +244,7 @@ class Engine:
         async def ask(endpoint: Endpoint, budget: float) -> tuple[WatchStream, kv_pb2.WatchResponse | None]:
             stream = endpoint.watch(request)
             first = asyncio.ensure_future(stream.read())
+            first.add_done_callback(lambda task: task.cancelled() or task.exception())
             try:
                 if not await wait(self._clock, first, budget):
                     raise TransportError(Result(int(Code.UNKNOWN), detail="the node did not answer"))

@@ -7,8 +7,8 @@ so whatever becomes of streams, groups and slots, no event is missed and none co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncGenerator, Collection, Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.client.transport import TransportError
 from raftkv.client.types import EventType, WatchEvent
@@ -40,6 +40,12 @@ Step = tuple["Cursor", WatchEvent | None]
 def fits(cursor: Cursor, slot: int, after: int) -> bool:
     """Whether what follows ``after`` is what the watch has not had yet."""
     return cursor.number(slot) == after
+
+
+def heard(task: asyncio.Future[Any]) -> None:
+    """Whoever gives up waiting for ``task`` need not hear how it ends."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _Source:
@@ -103,6 +109,8 @@ class Following:
                     group, source = self._tasks.pop(task)
                     if self._sources.get(group) is source:
                         self._hear(group, source, task, steps)
+                if len(self.opened) == self._slots:
+                    self._read_on()
                 if not self._pending:
                     self._since = self._clock.now()
                 if steps:
@@ -134,8 +142,17 @@ class Following:
             self._start(self.open(source), group, source)
         self._pending.clear()
 
-    def _start(self, work: object, group: int, source: _Source) -> None:
-        self._tasks[asyncio.ensure_future(work)] = (group, source)  # type: ignore[call-overload]
+    def _read_on(self) -> None:
+        """Read the next messages, once all slots were opened: so each token says where every slot is."""
+        busy = {id(source) for _, source in self._tasks.values()}
+        for group, source in self._sources.items():
+            if id(source) not in busy:
+                self._start(self._read(source), group, source)
+
+    def _start(self, work: Coroutine[Any, Any, kv_pb2.WatchResponse | None], group: int, source: _Source) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(heard)
+        self._tasks[task] = (group, source)
 
     async def open(self, source: _Source) -> kv_pb2.WatchResponse | None:
         """Begin the stream, from where the watch is; its first message."""
@@ -149,6 +166,7 @@ class Following:
         stream = source.stream
         assert stream is not None
         reading = asyncio.ensure_future(stream.read())
+        reading.add_done_callback(heard)
         try:
             if not await wait(self._clock, reading, _SILENCE):
                 raise TransportError(Result(int(Code.UNKNOWN), detail="the node is silent"))
@@ -167,7 +185,6 @@ class Following:
             self._engine.check_usable()
             taken = False
         if taken and source.slots:
-            self._start(self._read(source), group, source)
             return
         source.end()
         del self._sources[group]

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from raftkv.client.cursors import Cursor
-from raftkv.client.following import Following, Step
+from raftkv.client.following import Following, Step, heard
 from raftkv.clock import Clock, sleep, wait
 from raftkv.errors import InvalidArgument, Unavailable, UsageError
 from shards.slots import slot_of
@@ -91,6 +91,7 @@ class AsyncWatch:
         """The next steps. If the caller gives up, they are there for the next one."""
         if self._next is None:
             self._next = asyncio.create_task(self._advance())
+            self._next.add_done_callback(heard)
         await asyncio.wait([self._next])
         done, self._next = self._next, None
         steps = done.result()

@@ -79,7 +79,7 @@ def test_changes_come_in_order_with_images_tokens_and_sync(cluster: LocalCluster
 
 async def collect(watch: raftkv.AsyncWatch, count: int) -> list[raftkv.WatchEvent]:
     found = [await anext(watch) for _ in range(count)]
-    waiting = asyncio.create_task(anext(watch))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(anext(watch))
     await asyncio.sleep(0)
     waiting.cancel()
     return found
