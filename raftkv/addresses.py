@@ -9,7 +9,7 @@ may follow. A name whose last label is a number must be an IPv4 address of four 
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 
 from raftkv.errors import ConfigError
@@ -45,6 +45,15 @@ class Address(NamedTuple):
             address = IPv6Address(self.host)
             return (address.ipv4_mapped or address).is_unspecified
         return self.host == "0.0.0.0"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches it, as far as its text tells."""
+        if self.is_name:
+            return self.host == "localhost" or self.host.endswith(".localhost")
+        address = ip_address(self.host)
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return (mapped or address).is_loopback
 
     @property
     def is_name(self) -> bool:

@@ -43,6 +43,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def write_private(path: Path, text: str) -> None:
+    """:func:`write_atomically`, and nobody but the owner may read the file. Raises OSError."""
+    with replacing(path) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text.encode())
+
+
 def _keep(number: int, old: os.stat_result) -> None:
     new = os.fstat(number)
     if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):

@@ -226,6 +226,7 @@ class SimNode:
             worker=self._workers[0],
             background=self._workers[1],
             network=network,
+            secret=None,
             clock=self.clock,
             rng=random.Random(self._rng.getrandbits(64)),
             on_fatal=lambda problem: self._on_fatal(process, problem),

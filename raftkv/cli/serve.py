@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,8 @@ from raftkv.errors import ConfigError
 from raftkv.node import signals
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from raftkv.node.config import NodeConfig
 
 _FILE = FilePath()
@@ -65,6 +67,13 @@ _FILE = FilePath()
     help="With --join: where it listens for nodes.",
 )
 @click.option(
+    "--secret-file",
+    type=_FILE,
+    metavar="FILE",
+    help="With --join: holds the cluster's secret, which nodes prove to each other.",
+)
+@click.option("--insecure", is_flag=True, help="Let other machines reach the node although nothing is encrypted.")
+@click.option(
     "--log-file",
     type=_FILE,
     metavar="FILE",
@@ -78,6 +87,8 @@ def serve(
     peer_address: str | None,
     listen: str | None,
     peer_listen: str | None,
+    secret_file: Path | None,
+    insecure: bool,
     log_file: Path | None,
 ) -> int:
     """Run one node in the foreground: that of a configuration, or a new one that joins a running cluster.
@@ -97,15 +108,27 @@ def serve(
     places = (address, peer_address, listen, peer_listen)
     if (config is None) == (join is None):
         raise click.UsageError("give either --config or --join")
-    if join is None and (data_dir is not None or any(places)):
-        raise click.UsageError("--data-dir and addresses go with --join; with --config, the file has them")
+    if join is None and (data_dir is not None or any((*places, secret_file))):
+        raise click.UsageError(
+            "--data-dir, --secret-file and addresses go with --join; with --config, the file has them"
+        )
     if join is not None and data_dir is None:
         raise click.UsageError("--join needs --data-dir")
-    settings = load_config(config) if config is not None else _joined(join or "", data_dir or Path(), *places)
+    security: dict[str, Any] = {"insecure": True} if insecure else {}
+    if secret_file is not None:
+        security["secret_file"] = str(secret_file.absolute())
+    if config is not None:
+        source, settings = config, load_config(config)
+    else:
+        assert join is not None
+        assert data_dir is not None
+        source, settings = data_dir / CONFIG, _joined(join, data_dir, security, *places)
     from raftkv.node.main import serve as serve_node
 
-    source = config if config is not None else (data_dir or Path()) / CONFIG
-    return serve_node(_logging_to(log_file, settings), lambda: _logging_to(log_file, read_again(source)))
+    def chosen(read: NodeConfig) -> NodeConfig:
+        return _with(read, log_file, security)
+
+    return serve_node(chosen(settings), lambda: chosen(read_again(source)))
 
 
 def read_again(source: Path) -> NodeConfig:
@@ -118,19 +141,22 @@ def read_again(source: Path) -> NodeConfig:
     return load_config(source)
 
 
-def _logging_to(file: Path | None, config: NodeConfig) -> NodeConfig:
-    """``config``, but for the log file if one was given."""
-    if file is None:
-        return config
-    return config.model_copy(update={"node": config.node.model_copy(update={"log_file": str(file)})})
+def _with(config: NodeConfig, log_file: Path | None, security: Mapping[str, Any]) -> NodeConfig:
+    """``config``, but for what was given on the command line."""
+    node = {} if log_file is None else {"log_file": str(log_file)}
+    sections = {
+        "node": config.node.model_copy(update=node),
+        "security": config.security.model_copy(update=dict(security)),
+    }
+    return config.model_copy(update=sections)
 
 
-def _joined(endpoints: str, folder: Path, *places: str | None) -> NodeConfig:
+def _joined(endpoints: str, folder: Path, security: Mapping[str, Any], *places: str | None) -> NodeConfig:
     from raftkv.local.joining import CONFIG, Places
     from raftkv.local.joining import join as join_cluster
 
     before = (folder / CONFIG).exists()
-    config = join_cluster(endpoints, folder, Places(*places))
+    config = join_cluster(endpoints, folder, Places(*places), security=security)
     if not before:
         complain(f"joined cluster {config.cluster.id} as node {config.node.id}; configuration: {folder / CONFIG}")
     return config

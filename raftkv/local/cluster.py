@@ -1,13 +1,15 @@
 """A cluster of node processes on this machine.
 
-Its folder holds ``cluster.json`` (its shape, fixed when it is made) and, for each node, ``node-<id>`` with
-``node.toml``, ``node.log``, ``node.pid`` and the node's ``data``.
+Its folder holds ``cluster.json`` (its shape, fixed when it is made), ``peer.secret`` (what its nodes prove to each
+other that they know) and, for each node, ``node-<id>`` with ``node.toml``, ``node.log``, ``node.pid`` and the node's
+``data``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import secrets
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +20,7 @@ import msgpack
 
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError
-from raftkv.files import write_atomically
+from raftkv.files import write_atomically, write_private
 from raftkv.local.node import STOP_TIMEOUT, Launch, LocalError, LocalNode, check_ports
 from raftkv.local.process import pause
 from raftkv.local.shape import Place, Shape
@@ -31,6 +33,7 @@ from shards.map import ShardMap
 READY_TIMEOUT: Final = 60.0
 """Seconds until nodes that were started must serve; a node replays up to a few hundred MiB of log before."""
 _POLL: Final = 0.05
+_SECRET_BYTES: Final = 32
 _USUAL: Final = Launch()
 
 
@@ -57,6 +60,11 @@ class LocalProcesses:
     def endpoints(self) -> str:
         """Client addresses of all nodes, separated by commas."""
         return ",".join(node.address for node in self.nodes)
+
+    @property
+    def secret_file(self) -> Path:
+        """What the cluster's nodes prove to each other that they know."""
+        return self.folder / "peer.secret"
 
     @staticmethod
     def shape_file(folder: Path) -> Path:
@@ -101,6 +109,8 @@ class LocalProcesses:
             options = {**(node_options or {}), **own}
             configs.append(cluster._config(place, options, raft_options or {}, dial or {}))
         try:
+            cluster.folder.mkdir(parents=True, exist_ok=True)
+            write_private(cluster.secret_file, secrets.token_urlsafe(_SECRET_BYTES) + "\n")
             for node, config in zip(cluster.nodes, configs, strict=True):
                 node.folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(node.config, render(config))
@@ -118,6 +128,7 @@ class LocalProcesses:
         dials = {b: address for (a, b), address in dial.items() if a == place.id}
         cluster = {"id": shape.cluster_id, "slots": shape.slots, "groups": shape.groups, "replicas": shape.replicas}
         raw = {"cluster": cluster, "node": {"id": place.id, "data_dir": "data", **node}, "raft": dict(raft)}
+        raw["security"] = {"secret_file": f"../{self.secret_file.name}"}
         return parse_config({**raw, "dial": dials, "nodes": peers}, f"node {place.id}")
 
     def adopt(self, place: Place) -> LocalNode:

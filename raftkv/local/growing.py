@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from raftkv.addresses import parse_listen_address
@@ -38,7 +39,8 @@ def add_node(
     address, peer_address, monitor = _free_addresses(cluster)
     places = Places() if has_begun(data) else places or Places(address, peer_address)
     options = {**(node_options or {}), **({"metrics": monitor} if metrics else {})}
-    config = join(cluster.endpoints, data, places, timeout, node_options=options, dial=dial)
+    security = {"secret_file": str(cluster.secret_file)}
+    config = join(cluster.endpoints, data, places, timeout, node_options=options, dial=dial, security=security)
     place = Place(config.node.id, config.node.address, config.node.peer_address)
     try:
         write_atomically(folder / "node.toml", render(_moved(config, options, dial or {})))
@@ -63,5 +65,6 @@ def _free_addresses(cluster: LocalProcesses) -> list[str]:
 def _moved(config: NodeConfig, node_options: Mapping[str, Any], dial: Mapping[int, str]) -> NodeConfig:
     """The configuration as a local cluster keeps it: beside the data folder."""
     raw = {**config.model_dump(), "dial": dict(dial)}
+    raw["security"] = {"secret_file": f"../{Path(config.security.secret_file or '').name}"}
     raw["node"] = {**raw["node"], "data_dir": "data", **node_options}
     return parse_config(raw, f"node {config.node.id}")

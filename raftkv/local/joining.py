@@ -37,6 +37,7 @@ from raftkv.files import write_atomically
 from raftkv.local.ports import port_problem
 from raftkv.local.shape import PEER_PORT_OFFSET
 from raftkv.node.config import NodeConfig, load_config, parse_config, render
+from raftkv.node.credentials import check_exposure, peer_secret
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import OsFileSystem
 from shards.map import ShardMap
@@ -85,11 +86,13 @@ def join(
     *,
     node_options: Mapping[str, Any] | None = None,
     dial: Mapping[int, str] | None = None,
+    security: Mapping[str, Any] | None = None,
 ) -> NodeConfig:
     """Make ``folder`` a node's of the cluster at ``endpoints``, unless it is one already; its configuration.
 
-    ``node_options``: keys of the configuration's section ``node``; ``dial``: its section of that name. All that this
-    machine can tell is checked before the cluster is asked, so that what cannot serve does not become a member.
+    ``node_options``: keys of the configuration's section ``node``; ``dial``, ``security``: its sections of these names.
+    All that this machine can tell is checked before the cluster is asked, so that what cannot serve does not become a
+    member.
 
     Raises ConfigError for wrong arguments, JoinError, Unavailable if no node answers within ``timeout`` seconds,
     DataFolderInUse if the same is being done for this folder.
@@ -105,7 +108,7 @@ def join(
             return _joined(endpoints, folder, places)
         cluster_id = _begun_with(folder)
         known = _noted(folder)
-        plan = _Plan(_note(known, places), places, node_options or {}, dial or {})
+        plan = _Plan(_note(known, places), places, node_options or {}, dial or {}, security or {})
         plan.check()
         if plan.note != known:
             _write_note(folder, plan.note)
@@ -225,6 +228,7 @@ class _Plan:
     places: Places
     node_options: Mapping[str, Any]
     dial: Mapping[int, str]
+    security: Mapping[str, Any]
 
     def check(self) -> None:
         """Raises ConfigError or JoinError if no cluster could make a node of this that serves."""
@@ -233,7 +237,10 @@ class _Plan:
                 f"--peer-address {self.note.peer_address} is also --address: nodes need a port of their own"
             )
         alone = [{"id": 1, "address": self.note.address, "peer_address": self.note.peer_address}]
-        node = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join").node
+        config = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join")
+        peer_secret(config)
+        check_exposure(config)
+        node = config.node
         for address in (node.listen, node.peer_listen, node.metrics):
             if address is not None and (problem := port_problem(address)):
                 raise JoinError(f"cannot listen at {address}: {problem}")
@@ -252,8 +259,8 @@ class _Plan:
             "peer_listen": self.places.peer_listen or self.note.peer_address,
             **self.node_options,
         }
-        raw = {"cluster": cluster, "node": section, "raft": raft, "dial": dict(self.dial), "nodes": nodes}
-        return parse_config(raw, where)
+        raw = {"cluster": cluster, "node": section, "raft": raft, "security": dict(self.security)}
+        return parse_config({**raw, "dial": dict(self.dial), "nodes": nodes}, where)
 
 
 def _take_in(endpoints: str, folder: Path, note: _Note, cluster_id: str, timeout: float) -> Joined:

@@ -20,6 +20,8 @@ DEFAULT_GROUPS: Final = 3
 DEFAULT_REPLICAS: Final = 3
 MIN_SLOTS: Final = 256
 MAX_SLOTS: Final = 16384
+_FILES: Final = ("secret_file",)
+"""Keys of the section ``security`` that are paths."""
 
 
 def _reachable(value: str) -> str:
@@ -122,6 +124,14 @@ class RaftSection(_Section):
         return self
 
 
+class SecuritySection(_Section):
+    """How nodes prove who they are. ``secret_file``: holds a secret that all nodes of the cluster know. ``insecure``:
+    this node may be reached from other machines although nothing is encrypted."""
+
+    secret_file: Annotated[str, Field(min_length=1), AfterValidator(_path)] | None = None
+    insecure: bool = False
+
+
 class PeerSection(_Section):
     """One node of the cluster."""
 
@@ -140,6 +150,7 @@ class NodeConfig(_Section):
     cluster: ClusterSection
     node: NodeSection
     raft: RaftSection = RaftSection()
+    security: SecuritySection = SecuritySection()
     dial: dict[NodeKey, Address] = {}
     nodes: Annotated[tuple[PeerSection, ...], Field(strict=False, min_length=1)]
 
@@ -254,7 +265,12 @@ def load_config(path: str | Path) -> NodeConfig:
         raise ConfigError(f"{path}: node.data_dir: {error}") from None
     if node.log_file is not None:
         paths["log_file"] = str(folder / node.log_file)
-    return config.model_copy(update={"node": node.model_copy(update=paths)})
+    security = config.security
+    files = {
+        name: str(folder / path) for name, path in security.model_dump(exclude_none=True).items() if name in _FILES
+    }
+    update = {"node": node.model_copy(update=paths), "security": security.model_copy(update=files)}
+    return config.model_copy(update=update)
 
 
 def _toml(value: str | float) -> str:
@@ -268,7 +284,7 @@ def _toml(value: str | float) -> str:
 def render(config: NodeConfig) -> str:
     """Write ``config`` as TOML; :func:`load_config` reads the same configuration back."""
     lines: list[str] = []
-    for name in ("cluster", "node", "raft"):
+    for name in ("cluster", "node", "raft", "security"):
         section: _Section = getattr(config, name)
         values = section.model_dump(exclude_none=True)
         lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in values.items()]

@@ -20,6 +20,7 @@ from raftkv.frontend.grpc.server import GrpcServer
 from raftkv.frontend.resources import Resources
 from raftkv.node import signals
 from raftkv.node.config import NodeConfig
+from raftkv.node.credentials import check_exposure, peer_secret
 from raftkv.node.descriptors import Descriptors, raise_limit
 from raftkv.node.logs import NodeLog
 from raftkv.node.node import RaftNode
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from raftkv.clock import Clock
     from raftkv.frontend.http.monitor import Monitor
+    from raftkv.peer.handshake import Secret
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,9 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
     faulthandler.register(signal.SIGQUIT, chain=True)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
-        return uvloop.run(_serve(config, load, output, clock))
+        secret = peer_secret(config)
+        check_exposure(config)
+        return uvloop.run(_serve(config, load, output, clock, secret))
     except Exception as problem:
         # The caller prints the message on stderr, which may be elsewhere, without the traceback of unexpected errors.
         if config.node.log_file is not None or not isinstance(problem, RaftKVError | OSError):
@@ -76,7 +80,9 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
         output.close()
 
 
-async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: NodeLog, clock: Clock) -> int:
+async def _serve(
+    config: NodeConfig, load: Callable[[], NodeConfig], output: NodeLog, clock: Clock, secret: Secret
+) -> int:
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
     problems: list[BaseException] = []
@@ -102,6 +108,7 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         worker=worker,
         background=background,
         network=TcpNetwork(),
+        secret=secret,
         clock=clock,
         rng=random.Random(),
         on_fatal=fail,

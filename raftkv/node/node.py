@@ -40,6 +40,7 @@ from raftkv.node.room import Room
 from raftkv.node.router import Router
 from raftkv.node.space import Space
 from raftkv.node.stats import MeasuredWorker, StatsCollector
+from raftkv.peer.handshake import Secret
 from raftkv.peer.hello import Identity
 from raftkv.peer.links import Links
 from raftkv.peer.network import Network
@@ -91,6 +92,7 @@ _USUAL: Final = Sizes()
 class RaftNode:
     """A node with its replicas, links and router; serves the front end's port.
 
+    ``secret``: what its peers know too; None where ``network`` proves who is at the other end of a connection.
     ``on_fatal`` is called once when the node must stop at once. The constructor raises DataFolderInUse, CorruptData or
     StorageError.
     """
@@ -103,6 +105,7 @@ class RaftNode:
         worker: Worker,
         background: Worker,
         network: Network,
+        secret: Secret | None,
         clock: Clock,
         rng: random.Random,
         on_fatal: Callable[[BaseException], None],
@@ -119,12 +122,14 @@ class RaftNode:
         self.id = config.node.id
         self._folder = DataFolder.open(fs, config.node.data_dir, config.cluster.id, self.id, rng)
         try:
-            self._compose(worker, background, network, rng)
+            self._compose(worker, background, network, secret, rng)
         except BaseException:
             self._folder.close()
             raise
 
-    def _compose(self, worker: Worker, background: Worker, network: Network, rng: random.Random) -> None:
+    def _compose(
+        self, worker: Worker, background: Worker, network: Network, secret: Secret | None, rng: random.Random
+    ) -> None:
         config, fs, folder = self._config, self._fs, self._folder
         measured = MeasuredWorker(worker, self._clock)
         self._wal = Wal.open(
@@ -144,6 +149,7 @@ class RaftNode:
             network,
             self._clock,
             identity,
+            secret,
             config.node.peer_listen,
             config.dial_addresses(),
             lambda hello: self._neighbours.admit(hello),

@@ -14,8 +14,9 @@ from raftkv.clock import Timer
 from raftkv.errors import RaftKVError
 from raftkv.log_limit import limited
 from raftkv.peer.clocks import PeerClock, Reading
-from raftkv.peer.frames import Decoder, ProtocolViolation
-from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, HelloRefused, check_answer, hello_frame
+from raftkv.peer.frames import CHECKSUM, Decoder, ProtocolViolation, Seal
+from raftkv.peer.handshake import Dialling
+from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, HelloRefused
 from raftkv.peer.wiring import (
     HANDSHAKE_TIMEOUT,
     MAX_REDIAL,
@@ -180,7 +181,7 @@ class DialledLink:
         if packed and self._attempt is not None:
             self._packed = []
             self._bytes = 0
-            self._attempt.write(self._wiring.encoder.frame(packed))
+            self._attempt.write(packed)
         return self.up
 
     @property
@@ -214,8 +215,10 @@ class _Attempt(asyncio.Protocol):
         self._link = link
         self._wiring = wiring
         self._transport: asyncio.Transport | None = None
-        # Only the answer and pongs come back on this connection.
+        self._handshake = Dialling(wiring.identity, link.node, wiring.secret)
+        # Only answers and pongs come back on this connection.
         self._decoder = Decoder(MAX_HANDSHAKE_BYTES)
+        self._seal: Seal = CHECKSUM
         self._problem = ""
         self._failed = False
         self._unanswered: deque[tuple[int, float]] = deque()
@@ -256,11 +259,12 @@ class _Attempt(asyncio.Protocol):
     def unsent(self) -> int:
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
-    def write(self, frame: bytearray) -> None:
+    def write(self, packed: list[bytes]) -> None:
+        """Send these messages as one frame."""
         transport = self._transport
         if transport is None or self._failed:
             return
-        transport.write(frame)
+        transport.write(self._wiring.encoder.frame(packed, self._seal))
         waiting = transport.get_write_buffer_size()
         if waiting > limits.MAX_PEER_BUFFER_BYTES:
             self.fail(f"{waiting} bytes wait to be sent, the limit is {limits.MAX_PEER_BUFFER_BYTES}")
@@ -291,11 +295,24 @@ class _Attempt(asyncio.Protocol):
         if self._failed:
             transport.abort()
             return
-        transport.write(self._wiring.encoder.frame_of(hello_frame(self._wiring.identity, self._link.node)))
+        problem = self._doubt(transport)
+        if problem:
+            self.fail(problem)
+        else:
+            transport.write(self._wiring.encoder.frame_of(self._handshake.hello))
+
+    def _doubt(self, transport: asyncio.Transport) -> str:
+        wiring = self._wiring
+        if wiring.secret is not None:
+            return ""
+        return wiring.network.doubt(transport, wiring.identity.cluster_id, self._link.node)
 
     def data_received(self, data: bytes) -> None:
         try:
-            for frame in self._decoder.feed(data):
+            frames = self._decoder.feed(data)
+            if not self.welcome_seen and len(frames) > 1:
+                raise ProtocolViolation("it sent more than an answer to the hello")
+            for frame in frames:
                 if self._failed:
                     return
                 if self.welcome_seen:
@@ -310,11 +327,17 @@ class _Attempt(asyncio.Protocol):
 
     def _answer(self, frame: list[Any]) -> None:
         try:
-            self.boot = check_answer(frame)
+            reply = self._handshake.answer(frame)
         except HelloRefused as refusal:
             self.fail(f"refused: {refusal}")
             self._wiring.on_refused(self._link.node, refusal)
             return
+        if reply is not None:
+            assert self._transport is not None
+            self._transport.write(self._wiring.encoder.frame_of(reply))
+            return
+        self._seal, self._decoder.seal = self._handshake.seals()
+        self.boot = self._handshake.boot
         self.stop_deadline()
         self.welcome_seen = True
         self.number = self._link.number + 1

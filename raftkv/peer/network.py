@@ -47,6 +47,9 @@ class Network(Protocol):
         Raises :class:`CannotListen` or BadAddress.
         """
 
+    def doubt(self, connection: asyncio.BaseTransport, cluster_id: str, node: int) -> str:
+        """Why it is not certain that ``node`` of that cluster is at the other end; "" if the network proves it."""
+
 
 class TcpListener:
     """A listening TCP socket of the running loop."""
@@ -90,6 +93,9 @@ class TcpNetwork:
                 raise AddressInUse(f"peer address {address} is in use by another process") from error
             raise CannotListen(f"cannot listen at peer address {address}: {error.strerror or error}") from error
         return TcpListener(server)
+
+    def doubt(self, connection: asyncio.BaseTransport, cluster_id: str, node: int) -> str:
+        return "a plain connection does not prove who is at its other end"
 
 
 async def _connect(hosts: list[str], port: int, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import raftkv
-from faults.abuse.peer import identity_of
+from faults.abuse.peer import Impostor, identity_of, secret_of
 from raftkv import limits
 from raftkv.commands.base import Command
 from raftkv.commands.meta import ChangeCluster
@@ -22,8 +22,7 @@ from raftkv.commands.moving import ImportChunk
 from raftkv.commands.records import Cas, Put
 from raftkv.commands.results import Result
 from raftkv.node.messages import answer, ask
-from raftkv.peer.frames import HEADER, Decoder, Encoder
-from raftkv.peer.hello import hello_frame
+from raftkv.peer.frames import Encoder
 from raftkv.storage.format import FORMAT
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE
@@ -49,10 +48,10 @@ class Peer:
         identity = identity_of(cluster.cluster_id, PRETENDED, cluster.data_dir(PRETENDED))
         host, port = cluster.peer_address(node).split(":")
         self.connection = socket.create_connection((host, int(port)), timeout=PATIENCE)
-        self.encoder = Encoder()
-        self.decoder = Decoder()
-        self.connection.sendall(self.encoder.frame_of(hello_frame(identity, node)))
-        assert self.read()[0][0] == "welcome"
+        self.impostor = Impostor(identity, node, secret_of(cluster.folder))
+        self.connection.sendall(self.impostor.begin())
+        while not self.impostor.welcomed:
+            self.connection.sendall(self.impostor.shake(self.connection.recv(65536)))
 
     def read(self) -> list[list[Any]]:
         """The next frames, [] once the node has closed the connection."""
@@ -63,16 +62,16 @@ class Peer:
                 return []
             if not data:
                 return []
-            if frames := self.decoder.feed(data):
+            if frames := self.impostor.read(data):
                 return frames
 
     def send(self, *messages: Any) -> None:
-        self.connection.sendall(self.encoder.frame_of(messages))
+        self.connection.sendall(self.impostor.say(*messages))
 
     def closed_by(self, body: bytes) -> bool:
         """Whether a frame of this body ends the connection."""
         try:
-            self.connection.sendall(HEADER.pack(len(body), zlib.crc32(body)) + body)
+            self.connection.sendall(self.impostor.frame(body))
         except ConnectionError:
             return True
         return self.read() == []
@@ -158,7 +157,7 @@ def test_results_and_sizes_of_no_node_end_the_connection(cluster: LocalCluster) 
     for message in messages:
         for node in (1, 2):
             with peer(cluster, node) as connection:
-                assert connection.closed_by(bytes(encoder.frame_of([message]))[HEADER.size :])
+                assert connection.closed_by(b"\x91" + encoder.pack(message))
     _serves(cluster)
 
 

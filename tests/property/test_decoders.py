@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import zlib
 from typing import Any
 
 import msgpack
@@ -19,7 +18,7 @@ from raftkv.commands.registry import encode
 from raftkv.commands.results import Result
 from raftkv.errors import CorruptData, StorageError
 from raftkv.node import messages
-from raftkv.peer.frames import HEADER, Decoder, ProtocolViolation
+from raftkv.peer.frames import Decoder, ProtocolViolation, framed
 from raftkv.raft.messages import Type, check
 from raftkv.storage import wal_format
 from raftkv.storage.wal_recovery import recover
@@ -91,7 +90,7 @@ def test_frames_are_read_or_refused(message: Any, junk: bytes, at: int) -> None:
     body = msgpack.packb([message])
     body = body[:at] + junk + body[at:]
     try:
-        Decoder().feed(HEADER.pack(len(body), zlib.crc32(body)) + body)
+        Decoder().feed(framed(body))
     except ProtocolViolation:
         pass
 

@@ -304,7 +304,7 @@ def test_a_group_needs_nodes(world: World, admin: Admin) -> None:
 
 def test_how_to_join_is_shown(world: World, admin: Admin) -> None:
     assert admin("node add") == 0
-    assert admin.out == f"raftkv serve --join {world.endpoints} --data-dir DIR --address HOST:PORT\n"
+    assert admin.out == f"raftkv serve --join {world.endpoints} --data-dir DIR --address HOST:PORT --secret-file FILE\n"
 
 
 def test_a_node_gets_its_share(four: World, admin: Admin) -> None:

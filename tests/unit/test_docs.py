@@ -26,7 +26,15 @@ from raftkv.cli.main import cli
 from raftkv.commands.group import Check
 from raftkv.commands.registry import COMMANDS
 from raftkv.errors import OUTCOMES, Code, NotApplied, OutcomeUnknown
-from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSection, RaftSection, parse_config
+from raftkv.node.config import (
+    ClusterSection,
+    NodeConfig,
+    NodeSection,
+    PeerSection,
+    RaftSection,
+    SecuritySection,
+    parse_config,
+)
 from raftkv.peer.hello import Reason
 from raftkv.raft.messages import Type
 from raftkv.storage import wal_format
@@ -136,6 +144,7 @@ def test_the_table_of_the_configuration_names_every_key_and_its_default() -> Non
         **defaults("cluster", ClusterSection),
         **defaults("node", NodeSection),
         **defaults("raft", RaftSection),
+        **defaults("security", SecuritySection),
         "dial": NodeConfig.model_fields["dial"],
         **defaults("nodes", PeerSection),
     }

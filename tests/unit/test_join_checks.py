@@ -16,8 +16,15 @@ from raftkv.errors import ConfigError
 from raftkv.local.joining import CONFIG, JoinError, Places, join
 from raftkv.local.ports import free_ports
 from raftkv.node.config import load_config
+from raftkv.node.credentials import VARIABLE
 from shards.map import Node
 from tests.admin_world import World, world_of
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nodes prove to each other that they know."""
+    monkeypatch.setenv(VARIABLE, "known to all nodes")
 
 
 @pytest.fixture

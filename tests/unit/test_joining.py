@@ -19,10 +19,17 @@ from raftkv.local.joining import CONFIG, JoinError, Places, join
 from raftkv.local.ports import free_ports
 from raftkv.local.shape import Place, new_shape
 from raftkv.node.config import NodeConfig, load_config
+from raftkv.node.credentials import VARIABLE
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import OsFileSystem
 from shards.map import ShardMap
 from tests.admin_world import CLUSTER, SLOTS, World, world_of
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nodes prove to each other that they know."""
+    monkeypatch.setenv(VARIABLE, "known to all nodes")
 
 
 @pytest.fixture

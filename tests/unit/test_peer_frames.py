@@ -15,7 +15,7 @@ from raftkv import limits
 from raftkv.commands.records import Delete
 from raftkv.commands.results import Result
 from raftkv.node import messages
-from raftkv.peer.frames import HEADER, Decoder, Encoder, MessageTooLong, ProtocolViolation
+from raftkv.peer.frames import LENGTH, Decoder, Encoder, MessageTooLong, ProtocolViolation, framed
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=40) | st.text(max_size=20),
@@ -23,11 +23,6 @@ _VALUES = st.recursive(
     max_leaves=10,
 )
 _FRAMES = st.lists(st.lists(st.lists(_VALUES, max_size=4), max_size=4), min_size=1, max_size=5)
-
-
-def framed(body: bytes) -> bytes:
-    """A frame with an honest header around any body."""
-    return HEADER.pack(len(body), zlib.crc32(body)) + body
 
 
 def pieces(stream: bytes, cuts: list[int]) -> Iterator[bytes]:
@@ -101,7 +96,7 @@ def test_a_flipped_bit_is_never_delivered(position: int, bit: int) -> None:
 
 def test_an_over_long_announcement_is_refused_before_its_bytes_arrive() -> None:
     with pytest.raises(ProtocolViolation, match="limit"):
-        Decoder().feed(HEADER.pack(limits.MAX_FRAME_BYTES + 1, 0))
+        Decoder().feed(LENGTH.pack(limits.MAX_FRAME_BYTES + 1))
 
 
 def test_the_limit_can_be_raised_after_the_handshake() -> None:
@@ -115,7 +110,7 @@ def test_the_limit_can_be_raised_after_the_handshake() -> None:
 
 def test_a_wrong_checksum_is_refused() -> None:
     with pytest.raises(ProtocolViolation, match="checksum"):
-        Decoder().feed(HEADER.pack(1, zlib.crc32(b"\x90") ^ 1) + b"\x90")
+        Decoder().feed(LENGTH.pack(1) + (zlib.crc32(b"\x90") ^ 1).to_bytes(4, "big") + b"\x90")
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_strangers_are_bounded_and_the_oldest_goes() -> None:
         await rest()
         assert [n for n, s in enumerate(strangers) if s.closed] == [0]
         await strangers[-1].hello()
-        assert strangers[-1].frames == [["welcome", "boot"]]
+        assert strangers[-1].frames == [["welcome", "boot", b""]]
 
     run(scenario)
 

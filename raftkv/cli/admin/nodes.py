@@ -73,7 +73,7 @@ def add(nodes: tuple[int, ...], wait: bool, wait_timeout: float) -> None:
     """
     if not nodes:
         endpoints = settings().endpoints
-        line = f"raftkv serve --join {shlex.quote(endpoints)} --data-dir DIR --address HOST:PORT"
+        line = f"raftkv serve --join {shlex.quote(endpoints)} --data-dir DIR --address HOST:PORT --secret-file FILE"
         emit({"command": line}, lambda _: [line])
         complain("run this on the new machine; when it serves, `raftkv-admin node add ITS-ID` brings replicas to it")
         return
