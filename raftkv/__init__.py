@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from raftkv.client.aio import AsyncClient
     from raftkv.client.arguments import slot_of
     from raftkv.client.sync import Client
+    from raftkv.client.tls import TLS
     from raftkv.client.types import ABSENT, CasResult, Consistency, EndpointStatus, Record, WriteResult
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ABSENT",
+    "TLS",
     "AsyncClient",
     "CasResult",
     "Client",
@@ -73,6 +75,7 @@ _LAZY = {
     "Consistency": "raftkv.client.types",
     "EndpointStatus": "raftkv.client.types",
     "Record": "raftkv.client.types",
+    "TLS": "raftkv.client.tls",
     "WriteResult": "raftkv.client.types",
     "slot_of": "raftkv.client.arguments",
 }

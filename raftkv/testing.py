@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from raftkv.client.tls import TLS
 from raftkv.clock import SystemClock
 from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses
 from raftkv.local.growing import add_node
@@ -44,7 +45,8 @@ class LocalCluster:
     ``addresses``: where each node listens, for clients and for nodes; without either, free ports are found.
     ``node`` and ``raft``: keys of those sections of a node's configuration, for instance ``node={"reads": "quorum"}``.
     ``dial[a, b]``: address at which node a reaches node b, which may join later, so that a proxy can stand between
-    them. ``metrics``: the nodes serve metrics and probes (:meth:`metrics_address`).
+    them. ``metrics``: the nodes serve metrics and probes (:meth:`metrics_address`). ``secure``: all is encrypted, nodes
+    and clients have certificates (:attr:`tls`), as of ``raftkv up --secure``.
     ``main``: the module that is run as a node, to run one with faults planted or instrumented; it gets the arguments of
     the command ``raftkv``. ``environment``: variables of the nodes' processes besides those of this one. Both hold for
     all starts by this object; the folder does not remember them. Raises ConfigError for options that do not fit
@@ -65,6 +67,7 @@ class LocalCluster:
         raft: Mapping[str, Any] | None = None,
         dial: Mapping[tuple[int, int], str] | None = None,
         metrics: bool = False,
+        secure: bool = False,
         main: str = MAIN,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -83,6 +86,7 @@ class LocalCluster:
                 dial=dial,
                 metrics=monitors if metrics else None,
                 launch=launch,
+                secure=secure,
             )
         except BaseException:
             self._clean()
@@ -108,6 +112,11 @@ class LocalCluster:
     def endpoints(self) -> str:
         """Addresses for clients, separated by commas."""
         return self._processes.endpoints
+
+    @property
+    def tls(self) -> TLS | None:
+        """What clients of a ``secure`` cluster need, for ``raftkv.Client(cluster.endpoints, tls=cluster.tls)``."""
+        return self._processes.tls
 
     @property
     def nodes(self) -> list[int]:

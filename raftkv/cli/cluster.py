@@ -48,6 +48,11 @@ _DATA = click.option(
     show_default=True,
     help="Longest time until all nodes serve.",
 )
+@click.option(
+    "--secure",
+    is_flag=True,
+    help="Encrypt everything: make a CA, and certificates for all nodes and for a client.",
+)
 @_DATA
 @output_option
 def up(
@@ -56,13 +61,14 @@ def up(
     replicas: int | None,
     port: int | None,
     timeout: float,
+    secure: bool,
     data_dir: Path,
     output: str,
 ) -> None:
     """Start a local cluster, or its stopped nodes, and wait until it serves.
 
     Node i listens for clients at port PORT+i-1 and for the other nodes 100 above it. The data folder remembers number
-    of nodes, groups, replicas and ports from the first start on; they cannot be changed by starting it again.
+    of nodes, groups, replicas, ports and --secure from the first start on; they cannot be changed by starting it again.
 
     \b
     Example:
@@ -76,9 +82,13 @@ def up(
             shape = shape or _new_shape(nodes, groups, replicas, port)
             # Before the folder remembers ports that this cluster can never have.
             check_ports(shape.places)
-            cluster = LocalProcesses.create(data_dir, shape)
+            cluster = LocalProcesses.create(data_dir, shape, secure=secure)
         else:
             _same_shape(cluster.shape, data_dir, nodes, groups, replicas, port)
+            if secure and cluster.tls is None:
+                raise LocalError(
+                    f"{data_dir} holds a cluster made without --secure: use another --data-dir for another cluster"
+                )
         started = cluster.start_missing()
         if output == "table":
             ids = ", ".join(str(node.id) for node in started)
@@ -91,9 +101,16 @@ def up(
     _show(status)
     command = _command()
     which = "" if cluster.endpoints == DEFAULT_ENDPOINTS else f" --endpoints {shlex.quote(cluster.endpoints)}"
+    if cluster.tls is not None:
+        files = (("ca", cluster.tls.ca), ("cert", cluster.tls.cert), ("key", cluster.tls.key))
+        options = "".join(f" --tls-{name} {shlex.quote(str(path))}" for name, path in files)
+        add = f"{command} context add local {shlex.quote(cluster.endpoints)}{options}"
+        which = " --context local"
     click.echo(f"\nendpoints  {cluster.endpoints}")
     click.echo(f"data       {cluster.folder}")
     click.echo(f"logs       {cluster.folder}/node-*/node.log")
+    if cluster.tls is not None:
+        click.echo(f"\nname it    {add}")
     click.echo(f"\ntry        {command} put hello world{which}\n           {command} get hello{which}")
     click.echo(f"stop it    {command} down --data-dir {shlex.quote(str(data_dir))}")
 

@@ -9,14 +9,15 @@ import click
 import raftkv
 from raftkv.cli.common import (
     Exit,
+    Target,
     argument_bytes,
     complain,
-    endpoints_option,
     field,
     output_option,
     print_json,
     run,
     stdout_is_terminal,
+    targeted,
     timeout_option,
 )
 from raftkv.cli.parameters import Duration
@@ -32,10 +33,10 @@ from raftkv.limits import MAX_TTL, MAX_VALUE_BYTES
     show_default=True,
     help="Consistency of the read.",
 )
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
-def get(key: str, consistency: raftkv.Consistency, endpoints: str, timeout: float, output: str) -> int:
+def get(key: str, consistency: raftkv.Consistency, target: Target, timeout: float, output: str) -> int:
     """Write the value of KEY to stdout, byte for byte. Exits with 4 if there is no such key.
 
     \b
@@ -44,7 +45,7 @@ def get(key: str, consistency: raftkv.Consistency, endpoints: str, timeout: floa
     """
 
     async def ask() -> raftkv.Record | None:
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
             return await client.get(argument_bytes(key), consistency=consistency)
 
     record = run(ask())
@@ -66,7 +67,7 @@ def get(key: str, consistency: raftkv.Consistency, endpoints: str, timeout: floa
 @click.option("--ttl", type=Duration(MAX_TTL), help="Remove it after this time: 90, 30s, 5m, 1h, 7d.")
 @click.option("--if-version", type=click.IntRange(min=1), metavar="N", help="Only if the record has this version.")
 @click.option("--if-absent", is_flag=True, help="Only if there is no such key.")
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
 def put(
@@ -75,7 +76,7 @@ def put(
     ttl: float | None,
     if_version: int | None,
     if_absent: bool,
-    endpoints: str,
+    target: Target,
     timeout: float,
     output: str,
 ) -> None:
@@ -91,7 +92,7 @@ def put(
     data = sys.stdin.buffer.read(MAX_VALUE_BYTES + 1) if value == "-" else argument_bytes(value)
 
     async def ask() -> raftkv.WriteResult:
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
             return await client.put(argument_bytes(key), data, ttl=ttl, if_version=condition)
 
     version = run(ask()).version
@@ -104,10 +105,10 @@ def put(
 @click.command()
 @click.argument("key")
 @click.option("--if-version", type=click.IntRange(min=1), metavar="N", help="Only if the record has this version.")
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
-def delete(key: str, if_version: int | None, endpoints: str, timeout: float, output: str) -> int:
+def delete(key: str, if_version: int | None, target: Target, timeout: float, output: str) -> int:
     """Remove KEY. Exits with 4 if there was no such key or the condition is not met.
 
     \b
@@ -116,7 +117,7 @@ def delete(key: str, if_version: int | None, endpoints: str, timeout: float, out
     """
 
     async def ask() -> bool:
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
             return await client.delete(argument_bytes(key), if_version=if_version)
 
     existed = run(ask())

@@ -30,6 +30,7 @@ _COMMANDS = {
     "delete": "raftkv.cli.kv",
     "load": "raftkv.cli.transfer",
     "dump": "raftkv.cli.transfer",
+    "context": "raftkv.cli.context",
 }
 
 

@@ -17,6 +17,7 @@ from raftkv.node import signals
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from raftkv.client.tls import TLS
     from raftkv.node.config import NodeConfig
 
 _FILE = FilePath()
@@ -72,6 +73,16 @@ _FILE = FilePath()
     metavar="FILE",
     help="With --join: holds the cluster's secret, which nodes prove to each other.",
 )
+@click.option(
+    "--tls-ca", type=_FILE, metavar="FILE", help="With --join: TLS, with the CAs (PEM) that vouch for all nodes."
+)
+@click.option(
+    "--tls-cert",
+    type=_FILE,
+    metavar="FILE",
+    help="With --join and --tls-ca: the node's certificate, which may be made once it has its id.",
+)
+@click.option("--tls-key", type=_FILE, metavar="FILE", help="With --join and --tls-ca: the key of --tls-cert.")
 @click.option("--insecure", is_flag=True, help="Let other machines reach the node although nothing is encrypted.")
 @click.option(
     "--log-file",
@@ -88,6 +99,9 @@ def serve(
     listen: str | None,
     peer_listen: str | None,
     secret_file: Path | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     insecure: bool,
     log_file: Path | None,
 ) -> int:
@@ -108,15 +122,16 @@ def serve(
     places = (address, peer_address, listen, peer_listen)
     if (config is None) == (join is None):
         raise click.UsageError("give either --config or --join")
-    if join is None and (data_dir is not None or any((*places, secret_file))):
-        raise click.UsageError(
-            "--data-dir, --secret-file and addresses go with --join; with --config, the file has them"
-        )
+    if join is None and (data_dir is not None or any((*places, secret_file, tls_ca, tls_cert, tls_key))):
+        raise click.UsageError("--data-dir, secret, TLS and addresses go with --join; with --config, the file has them")
+    if len({tls_ca is None, tls_cert is None, tls_key is None}) > 1:
+        raise click.UsageError("TLS needs all of --tls-ca, --tls-cert and --tls-key")
     if join is not None and data_dir is None:
         raise click.UsageError("--join needs --data-dir")
-    security: dict[str, Any] = {"insecure": True} if insecure else {}
-    if secret_file is not None:
-        security["secret_file"] = str(secret_file.absolute())
+    files = {"secret_file": secret_file, "ca_file": tls_ca, "cert_file": tls_cert, "key_file": tls_key}
+    security: dict[str, Any] = {name: str(path.absolute()) for name, path in files.items() if path is not None}
+    if insecure:
+        security["insecure"] = True
     if config is not None:
         source, settings = config, load_config(config)
     else:
@@ -151,12 +166,28 @@ def _with(config: NodeConfig, log_file: Path | None, security: Mapping[str, Any]
     return config.model_copy(update=sections)
 
 
+def _own(security: Mapping[str, Any]) -> dict[str, Any]:
+    """What a new node's configuration says: with TLS it asks clients for certificates, until somebody changes that."""
+    return {**security, "client_certs": True} if "ca_file" in security else dict(security)
+
+
+def _asking(security: Mapping[str, Any]) -> TLS | None:
+    """How to ask to join. Who has an id has a certificate, and a client of the cluster may have lent its own."""
+    if "ca_file" not in security:
+        return None
+    from raftkv.client.tls import TLS
+
+    cert, key = security["cert_file"], security["key_file"]
+    there = Path(cert).exists() and Path(key).exists()
+    return TLS(security["ca_file"], cert, key) if there else TLS(security["ca_file"])
+
+
 def _joined(endpoints: str, folder: Path, security: Mapping[str, Any], *places: str | None) -> NodeConfig:
     from raftkv.local.joining import CONFIG, Places
     from raftkv.local.joining import join as join_cluster
 
     before = (folder / CONFIG).exists()
-    config = join_cluster(endpoints, folder, Places(*places), security=security)
+    config = join_cluster(endpoints, folder, Places(*places), security=_own(security), tls=_asking(security))
     if not before:
         complain(f"joined cluster {config.cluster.id} as node {config.node.id}; configuration: {folder / CONFIG}")
     return config
@@ -174,13 +205,14 @@ def health(config: Path, ready: bool) -> int:
     Example:
       raftkv health --config node.toml --ready
     """
-    from raftkv.local.status import probe
+    from raftkv.local.status import own_tls, probe
     from raftkv.node.config import load_config
 
-    address = parse_listen_address(load_config(config).node.listen)
+    settings = load_config(config)
+    address = parse_listen_address(settings.node.listen)
     if address.wildcard:
         address = address._replace(host="::1" if ":" in address.host else "127.0.0.1")
-    status = probe(str(address), timeout=3.0)
+    status = probe(str(address), timeout=3.0, tls=own_tls(settings))
     if status is None:
         complain("the node does not answer")
         return Exit.UNREACHABLE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -13,7 +14,9 @@ from raftkv.api.messages import digests_of, map_of, read, state_of, status_of
 from raftkv.api.status import ClusterSettings, ClusterState, Digests, Joined, NodeStatus, SlotStats
 from raftkv.client.arguments import check_timeout
 from raftkv.client.routing import parse_endpoints
-from raftkv.client.transport import FAILURES, connect, failure
+from raftkv.client.tls import TLS
+from raftkv.client.transport import FAILURES, failure
+from raftkv.client.transport import connect as channel_to
 from raftkv.clock import Clock, SystemClock, sleep
 from raftkv.errors import OUTCOMES, Code, DeadlineExceeded, RaftKVError, Unavailable
 from raftkv.limits import DEFAULT_TIMEOUT
@@ -44,9 +47,10 @@ _ONE_NODE: Final = 2.0
 class AdminClient:
     """Asks the nodes at ``endpoints`` in turn, and those of the map once one has answered.
 
-    ``timeout``: seconds for each call, all attempts included. Calls raise the errors of :mod:`raftkv.errors`:
-    Unavailable if no node answered in time, ConditionFailed with the reason if the cluster refuses a change,
-    DeadlineExceeded if it is not known whether a change was made. A change is made once, however often it is tried.
+    ``timeout``: seconds for each call, all attempts included. ``tls`` as of :class:`raftkv.AsyncClient`. Calls raise
+    the errors of :mod:`raftkv.errors`: Unavailable if no node answered in time, ConditionFailed with the reason if the
+    cluster refuses a change, DeadlineExceeded if it is not known whether a change was made. A change is made once,
+    however often it is tried.
     """
 
     def __init__(
@@ -54,13 +58,14 @@ class AdminClient:
         endpoints: str,
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        tls: TLS | None = None,
         clock: Clock | None = None,
-        connect: Callable[[str], aio.Channel] = connect,
+        connect: Callable[[str], aio.Channel] | None = None,
     ) -> None:
         self._addresses = list(parse_endpoints(endpoints))
         self._timeout = check_timeout(timeout)
         self._clock = clock or SystemClock()
-        self._connect = connect
+        self._connect = connect or partial(channel_to, tls=tls)
         self._channels: dict[str, aio.Channel] = {}
 
     async def __aenter__(self) -> Self:

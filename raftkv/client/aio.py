@@ -14,8 +14,10 @@ from raftkv.client.call import Call
 from raftkv.client.engine import Engine
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.scan import record_pages
-from raftkv.client.transport import GrpcTransport, Transport
+from raftkv.client.tls import TLS
+from raftkv.client.transport import GrpcTransport, Transport, connect
 from raftkv.client.types import CasResult, Consistency, EndpointStatus, Record, WriteResult
+from raftkv.client.urls import parse_url
 from raftkv.clock import Clock, SystemClock
 from raftkv.errors import Code
 from raftkv.limits import DEFAULT_TIMEOUT
@@ -36,7 +38,7 @@ class AsyncClient:
 
     ``endpoints``: host:port of some nodes, as a sequence or separated by commas. ``timeout``: seconds that a call may
     take in all, retries included, unless it names another; from 0.001 to 600. Keys and values are bytes, or str taken
-    as UTF-8.
+    as UTF-8. ``tls``: how nodes prove who they are; without it nothing is encrypted.
 
     Calls raise NotApplied errors if the operation surely did not take effect (InvalidArgument, TooLarge,
     ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, UsageError) and OutcomeUnknown errors
@@ -57,16 +59,25 @@ class AsyncClient:
         endpoints: str | Sequence[str],
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        tls: TLS | None = None,
         transport: Transport | None = None,
         clock: Clock | None = None,
         rng: Random | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._timeout = check_timeout(timeout)
-        self._engine = Engine(
-            parse_endpoints(endpoints), transport or GrpcTransport(), self._clock, rng or SystemRandom()
-        )
+        network = transport or GrpcTransport(partial(connect, tls=tls))
+        self._engine = Engine(parse_endpoints(endpoints), network, self._clock, rng or SystemRandom())
         self._watched = transport is None
+
+    @classmethod
+    def from_url(cls, url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Self:
+        """A client of the cluster at ``url``: ``raftkv://host:port,host:port``, or with TLS
+        ``raftkvs://host:port,host:port?ca=FILE``, where ``cert``, ``key`` and ``server_name`` may follow, as
+        :class:`raftkv.TLS` has them. Raises InvalidArgument or ConfigError.
+        """
+        endpoints, tls = parse_url(url)
+        return cls(endpoints, timeout=timeout, tls=tls)
 
     async def __aenter__(self) -> Self:
         self._engine.check_usable()

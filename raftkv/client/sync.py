@@ -13,7 +13,9 @@ from weakref import WeakSet
 from raftkv.client.aio import AsyncClient
 from raftkv.client.background import Background
 from raftkv.client.process import MADE_BEFORE, forks
+from raftkv.client.tls import TLS
 from raftkv.client.types import CasResult, Consistency, EndpointStatus, Record, WriteResult
+from raftkv.client.urls import parse_url
 from raftkv.errors import UsageError
 from raftkv.limits import DEFAULT_TIMEOUT
 
@@ -39,15 +41,23 @@ class Client:
     were registered after ``import raftkv``.
     """
 
-    def __init__(self, endpoints: str | Sequence[str], *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self, endpoints: str | Sequence[str], *, timeout: float = DEFAULT_TIMEOUT, tls: TLS | None = None
+    ) -> None:
         if _ended_by:
             raise UsageError("the interpreter is ending")
-        self._client = AsyncClient(endpoints, timeout=timeout)
+        self._client = AsyncClient(endpoints, timeout=timeout, tls=tls)
         self._client.disown()
         self._forks = forks()
         self._closed = False
         self._background = Background("raftkv-client", self._client.close)
         _clients.add(self)
+
+    @classmethod
+    def from_url(cls, url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Self:
+        """As :meth:`raftkv.AsyncClient.from_url`."""
+        endpoints, tls = parse_url(url)
+        return cls(endpoints, timeout=timeout, tls=tls)
 
     def __enter__(self) -> Self:
         self._check()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
     from raftkv.api.status import NodeStatus
+    from raftkv.client.tls import TLS
 
     Call = aio.StreamStreamCall[kv_pb2.PipelineRequest, kv_pb2.PipelineResponse]
 
@@ -108,19 +109,22 @@ class Transport(Protocol):
         """``address`` is host:port. Connects when it is first used."""
 
 
-def connect(address: str) -> aio.Channel:
+def connect(address: str, tls: TLS | None = None) -> aio.Channel:
     """A channel to the node at ``address``, with this client's settings; it connects when it is first used.
 
-    Raises UsageError if gRPC cannot be used in this process.
+    Raises UsageError if gRPC cannot be used in this process, ConfigError if a file of ``tls`` cannot be read.
     """
     check_process()
-    channel = aio.insecure_channel(address, options=_OPTIONS)
+    if tls is None:
+        channel = aio.insecure_channel(address, options=_OPTIONS)
+    else:
+        channel = aio.secure_channel(address, tls.credentials(), options=(*_OPTIONS, *tls.options()))
     keep_after_fork(channel, channel=True)
     return channel
 
 
 class GrpcTransport:
-    """Plain gRPC. ``connect`` makes the channel to an address; it connects when it is first used.
+    """gRPC. ``connect`` makes the channel to an address; it connects when it is first used.
 
     Raises UsageError if gRPC cannot be used in this process.
     """

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import msgpack
 
+from raftkv.addresses import parse_address
+from raftkv.client.tls import TLS
 from raftkv.clock import SystemClock
 from raftkv.errors import ConfigError
 from raftkv.files import write_atomically, write_private
@@ -33,6 +35,7 @@ from shards.map import ShardMap
 READY_TIMEOUT: Final = 60.0
 """Seconds until nodes that were started must serve; a node replays up to a few hundred MiB of log before."""
 _POLL: Final = 0.05
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _SECRET_BYTES: Final = 32
 _USUAL: Final = Launch()
 
@@ -60,6 +63,17 @@ class LocalProcesses:
     def endpoints(self) -> str:
         """Client addresses of all nodes, separated by commas."""
         return ",".join(node.address for node in self.nodes)
+
+    @property
+    def certificates(self) -> Path:
+        """The folder of the cluster's CA and of its certificates, if it has any."""
+        return self.folder / "tls"
+
+    @property
+    def tls(self) -> TLS | None:
+        """How clients of this cluster speak to it."""
+        folder = self.certificates
+        return TLS(folder / "ca.pem", folder / "client.pem", folder / "client.key") if folder.exists() else None
 
     @property
     def secret_file(self) -> Path:
@@ -93,9 +107,10 @@ class LocalProcesses:
         dial: Mapping[tuple[int, int], str] | None = None,
         launch: Launch = _USUAL,
         metrics: Mapping[int, str] | None = None,
+        secure: bool = False,
     ) -> LocalProcesses:
         """Write the folder of a new cluster. ``dial[a, b]``: address at which node a reaches node b. ``metrics[a]``:
-        where node a serves metrics and probes.
+        where node a serves metrics and probes. ``secure``: nodes and clients have certificates, of a CA that is made.
 
         Raises ConfigError if the options do not fit together; nothing is written then.
         """
@@ -107,10 +122,13 @@ class LocalProcesses:
         for place in shape.places:
             own = {"metrics": metrics[place.id]} if metrics and place.id in metrics else {}
             options = {**(node_options or {}), **own}
-            configs.append(cluster._config(place, options, raft_options or {}, dial or {}))
+            configs.append(cluster._config(place, options, raft_options or {}, dial or {}, secure))
         try:
             cluster.folder.mkdir(parents=True, exist_ok=True)
-            write_private(cluster.secret_file, secrets.token_urlsafe(_SECRET_BYTES) + "\n")
+            if secure:
+                _certify(cluster)
+            else:
+                write_private(cluster.secret_file, secrets.token_urlsafe(_SECRET_BYTES) + "\n")
             for node, config in zip(cluster.nodes, configs, strict=True):
                 node.folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(node.config, render(config))
@@ -121,15 +139,30 @@ class LocalProcesses:
         return cluster
 
     def _config(
-        self, place: Place, node: Mapping[str, Any], raft: Mapping[str, Any], dial: Mapping[tuple[int, int], str]
+        self,
+        place: Place,
+        node: Mapping[str, Any],
+        raft: Mapping[str, Any],
+        dial: Mapping[tuple[int, int], str],
+        secure: bool,
     ) -> NodeConfig:
         shape = self.shape
         peers = [{"id": p.id, "address": p.address, "peer_address": p.peer_address} for p in shape.places]
         dials = {b: address for (a, b), address in dial.items() if a == place.id}
         cluster = {"id": shape.cluster_id, "slots": shape.slots, "groups": shape.groups, "replicas": shape.replicas}
         raw = {"cluster": cluster, "node": {"id": place.id, "data_dir": "data", **node}, "raft": dict(raft)}
-        raw["security"] = {"secret_file": f"../{self.secret_file.name}"}
+        raw["security"] = self.security(place.id, Path(".."), secure=secure)
         return parse_config({**raw, "dial": dials, "nodes": peers}, f"node {place.id}")
+
+    def security(self, node: int, folder: Path, *, secure: bool) -> dict[str, Any]:
+        """The section ``security`` of a node's configuration; ``folder``: that of the cluster, as seen from there."""
+        if not secure:
+            return {"secret_file": str(folder / self.secret_file.name)}
+        paths = {"ca_file": "ca.pem", "cert_file": f"node-{node}.pem", "key_file": f"node-{node}.key"}
+        return {
+            **{key: str(folder / self.certificates.name / name) for key, name in paths.items()},
+            "client_certs": True,
+        }
 
     def adopt(self, place: Place) -> LocalNode:
         """Remember a node that has joined; its folder and configuration exist. Raises LocalError."""
@@ -170,11 +203,12 @@ class LocalProcesses:
         end = clock.now() + timeout
         removed = self.removed()
         waiting = [node for node in self.nodes if node.id not in removed] if nodes is None else list(nodes)
+        tls = self.tls
         while waiting:
             for node in waiting:
                 if node.process() is None:
                     raise LocalError(f"node {node.id} ended while starting; the end of {node.log}:\n{node.log_tail()}")
-            states = {node.id: probe(node.address) for node in waiting}
+            states = {node.id: probe(node.address, tls=tls) for node in waiting}
             waiting = [node for node in waiting if not (status := states[node.id]) or not status.ready]
             if waiting and clock.now() >= end:
                 reasons = "\n".join(f"  node {n.id}: {why_not_ready(states[n.id])}; log: {n.log}" for n in waiting)
@@ -209,7 +243,7 @@ class LocalProcesses:
             "data_dir": str(self.folder),
             "endpoints": self.endpoints,
         }
-        return {**about, **cluster_status(self.nodes, self.removed())}
+        return {**about, **cluster_status(self.nodes, self.removed(), self.tls)}
 
     def leader(self, group: int) -> int | None:
         """The node that leads ``group`` according to the newest term that any node reports, None if none does."""
@@ -218,6 +252,25 @@ class LocalProcesses:
                 leader: int | None = entry["leader"]
                 return leader
         return None
+
+
+def _certify(cluster: LocalProcesses) -> None:
+    """Make the CA of a new cluster, and the certificates of its nodes and of a client."""
+    # Only who makes certificates waits until their library is loaded.
+    from raftkv.local.certificates import Authority
+
+    authority = Authority.create(cluster.certificates)
+    authority.client("client")
+    for place in cluster.shape.places:
+        certify_node(cluster, place)
+
+
+def certify_node(cluster: LocalProcesses, place: Place) -> None:
+    """Make the certificate of a node of a cluster that has a CA. Raises CertificateError."""
+    from raftkv.local.certificates import Authority
+
+    hosts = [parse_address(address).host for address in (place.address, place.peer_address)]
+    Authority.open(cluster.certificates).node(cluster.shape.cluster_id, place.id, [*hosts, *LOOPBACK])
 
 
 @contextlib.contextmanager

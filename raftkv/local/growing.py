@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from raftkv.addresses import parse_listen_address
 from raftkv.files import write_atomically
-from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses
+from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses, certify_node
 from raftkv.local.joining import CONFIG, Places, has_begun, join
 from raftkv.local.node import LocalError, LocalNode
 from raftkv.local.ports import free_ports
@@ -39,11 +39,25 @@ def add_node(
     address, peer_address, monitor = _free_addresses(cluster)
     places = Places() if has_begun(data) else places or Places(address, peer_address)
     options = {**(node_options or {}), **({"metrics": monitor} if metrics else {})}
-    security = {"secret_file": str(cluster.secret_file)}
-    config = join(cluster.endpoints, data, places, timeout, node_options=options, dial=dial, security=security)
+    secure = cluster.tls is not None
+    # Who it is, and so its certificate, it does not know yet: for the time of joining it speaks as a client.
+    security = {} if secure else cluster.security(0, cluster.folder, secure=False)
+    config = join(
+        cluster.endpoints,
+        data,
+        places,
+        timeout,
+        node_options=options,
+        dial=dial,
+        security=security,
+        tls=cluster.tls,
+    )
     place = Place(config.node.id, config.node.address, config.node.peer_address)
     try:
-        write_atomically(folder / "node.toml", render(_moved(config, options, dial or {})))
+        if secure:
+            certify_node(cluster, place)
+        own = cluster.security(place.id, Path(".."), secure=secure)
+        write_atomically(folder / "node.toml", render(_moved(config, options, dial or {}, own)))
         (data / CONFIG).unlink()
         folder.replace(cluster.folder / f"node-{place.id}")
     except OSError as error:
@@ -62,9 +76,10 @@ def _free_addresses(cluster: LocalProcesses) -> list[str]:
     return [f"127.0.0.1:{port}" for port in found[:3]]
 
 
-def _moved(config: NodeConfig, node_options: Mapping[str, Any], dial: Mapping[int, str]) -> NodeConfig:
+def _moved(
+    config: NodeConfig, node_options: Mapping[str, Any], dial: Mapping[int, str], security: Mapping[str, Any]
+) -> NodeConfig:
     """The configuration as a local cluster keeps it: beside the data folder."""
-    raw = {**config.model_dump(), "dial": dict(dial)}
-    raw["security"] = {"secret_file": f"../{Path(config.security.secret_file or '').name}"}
+    raw = {**config.model_dump(), "dial": dict(dial), "security": dict(security)}
     raw["node"] = {**raw["node"], "data_dir": "data", **node_options}
     return parse_config(raw, f"node {config.node.id}")

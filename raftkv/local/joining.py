@@ -23,6 +23,7 @@ import msgpack
 from raftkv.addresses import Address, BadAddress, parse_address
 from raftkv.api.status import Joined
 from raftkv.client.admin import AdminClient
+from raftkv.client.tls import TLS
 from raftkv.errors import (
     ConditionFailed,
     ConfigError,
@@ -87,11 +88,13 @@ def join(
     node_options: Mapping[str, Any] | None = None,
     dial: Mapping[int, str] | None = None,
     security: Mapping[str, Any] | None = None,
+    tls: TLS | None = None,
 ) -> NodeConfig:
     """Make ``folder`` a node's of the cluster at ``endpoints``, unless it is one already; its configuration.
 
     ``node_options``: keys of the configuration's section ``node``; ``dial``, ``security``: its sections of these names.
-    All that this machine can tell is checked before the cluster is asked, so that what cannot serve does not become a
+    ``tls``: how the cluster is spoken to. The node's own certificate can be made once its id is known. All that this
+    machine can tell is checked before the cluster is asked, so that what cannot serve does not become a
     member.
 
     Raises ConfigError for wrong arguments, JoinError, Unavailable if no node answers within ``timeout`` seconds,
@@ -105,15 +108,15 @@ def join(
         raise JoinError(f"{folder}: this data folder cannot be used: {error.strerror or error}") from None
     try:
         if (folder / CONFIG).exists():
-            return _joined(endpoints, folder, places)
+            return _joined(endpoints, folder, places, tls)
         cluster_id = _begun_with(folder)
         known = _noted(folder)
-        plan = _Plan(_note(known, places), places, node_options or {}, dial or {}, security or {})
+        plan = _Plan(_note(known, places), places, node_options or {}, dial or {}, security or {}, tls)
         plan.check()
         if plan.note != known:
             _write_note(folder, plan.note)
         try:
-            answer = _take_in(endpoints, folder, plan.note, cluster_id, timeout)
+            answer = _take_in(endpoints, folder, plan, cluster_id, timeout)
         except JoinError:
             # What was refused must not be asked for again.
             if known is None:
@@ -135,7 +138,7 @@ def has_begun(folder: Path) -> bool:
     return (folder / _NOTE).exists()
 
 
-def _joined(endpoints: str, folder: Path, places: Places) -> NodeConfig:
+def _joined(endpoints: str, folder: Path, places: Places, tls: TLS | None) -> NodeConfig:
     """The configuration of a folder that has joined. Other addresses than then are refused."""
     config = load_config(folder / CONFIG)
     for name, given in asdict(places).items():
@@ -144,7 +147,7 @@ def _joined(endpoints: str, folder: Path, places: Places) -> NodeConfig:
             option = name.replace("_", "-")
             raise ConfigError(f"{folder}: node {config.node.id} joined with --{option} {kept}, not {given}")
     try:
-        state = _ask(endpoints, _GLANCE, lambda client: client.known())
+        state = _ask(endpoints, _GLANCE, tls, lambda client: client.known())
     except (Unavailable, DeadlineExceeded):
         # The node finds its cluster by itself; whom it should have asked for need not live any more.
         return config
@@ -229,6 +232,7 @@ class _Plan:
     node_options: Mapping[str, Any]
     dial: Mapping[int, str]
     security: Mapping[str, Any]
+    tls: TLS | None
 
     def check(self) -> None:
         """Raises ConfigError or JoinError if no cluster could make a node of this that serves."""
@@ -238,8 +242,9 @@ class _Plan:
             )
         alone = [{"id": 1, "address": self.note.address, "peer_address": self.note.peer_address}]
         config = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join")
-        peer_secret(config)
-        check_exposure(config)
+        if self.tls is None:
+            peer_secret(config)
+            check_exposure(config)
         node = config.node
         for address in (node.listen, node.peer_listen, node.metrics):
             if address is not None and (problem := port_problem(address)):
@@ -263,14 +268,16 @@ class _Plan:
         return parse_config({**raw, "dial": dict(self.dial), "nodes": nodes}, where)
 
 
-def _take_in(endpoints: str, folder: Path, note: _Note, cluster_id: str, timeout: float) -> Joined:
+def _take_in(endpoints: str, folder: Path, plan: _Plan, cluster_id: str, timeout: float) -> Joined:
+    note = plan.note
+
     async def ask(client: AdminClient) -> Joined:
         # A cluster of another version must not get a member that cannot work with it: this finds that out.
         await client.state()
         return await client.join(note.address, note.peer_address, note.incarnation, cluster_id)
 
     try:
-        return _ask(endpoints, timeout, ask)
+        return _ask(endpoints, timeout, plan.tls, ask)
     except (ConditionFailed, InvalidArgument, WrongVersion) as error:
         raise JoinError(f"the cluster refuses this node: {error}") from None
     except WrongCluster as error:
@@ -324,9 +331,9 @@ def _entries(shard_map: ShardMap, own: int) -> list[dict[str, Any]]:
     return [entry for _, entry in sorted(found.items())]
 
 
-def _ask(endpoints: str, timeout: float, question: Callable[[AdminClient], Awaitable[T]]) -> T:
+def _ask(endpoints: str, timeout: float, tls: TLS | None, question: Callable[[AdminClient], Awaitable[T]]) -> T:
     async def main() -> T:
-        async with AdminClient(endpoints, timeout=timeout) as client:
+        async with AdminClient(endpoints, timeout=timeout, tls=tls) as client:
             return await question(client)
 
     return asyncio.run(main())

@@ -20,7 +20,7 @@ DEFAULT_GROUPS: Final = 3
 DEFAULT_REPLICAS: Final = 3
 MIN_SLOTS: Final = 256
 MAX_SLOTS: Final = 16384
-_FILES: Final = ("secret_file",)
+_FILES: Final = ("ca_file", "cert_file", "key_file", "secret_file")
 """Keys of the section ``security`` that are paths."""
 
 
@@ -64,6 +64,7 @@ def _id_from_key(value: object) -> object:
 
 Address = Annotated[str, AfterValidator(_reachable)]
 ListenAddress = Annotated[str, AfterValidator(_listenable)]
+FileName = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 NodeId = Annotated[int, Field(ge=1, le=65535)]
 NodeKey = Annotated[NodeId, BeforeValidator(_id_from_key)]
 
@@ -99,7 +100,7 @@ class NodeSection(_Section):
     metrics: ListenAddress | None = None
     reads: Literal["lease", "quorum"] = "lease"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_file: Annotated[str, Field(min_length=1), AfterValidator(_path)] | None = None
+    log_file: FileName | None = None
     log_max_bytes: Annotated[int, Field(ge=0)] = 16 * 1024 * 1024
     log_backups: Annotated[int, Field(ge=1, le=1000)] = 3
     memory: Annotated[int, Field(ge=0)] | None = None
@@ -125,11 +126,32 @@ class RaftSection(_Section):
 
 
 class SecuritySection(_Section):
-    """How nodes prove who they are. ``secret_file``: holds a secret that all nodes of the cluster know. ``insecure``:
-    this node may be reached from other machines although nothing is encrypted."""
+    """How nodes prove who they are. ``ca_file``, ``cert_file``, ``key_file``: TLS, for all that the node says and
+    hears. ``client_certs``: clients need certificates too. ``secret_file``: without TLS, holds a secret that all nodes
+    of the cluster know. ``insecure``: without TLS, this node may be reached from other machines all the same.
+    """
 
-    secret_file: Annotated[str, Field(min_length=1), AfterValidator(_path)] | None = None
+    ca_file: FileName | None = None
+    cert_file: FileName | None = None
+    key_file: FileName | None = None
+    client_certs: bool = False
+    secret_file: FileName | None = None
     insecure: bool = False
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = {"ca_file": self.ca_file, "cert_file": self.cert_file, "key_file": self.key_file}
+        missing = [name for name, path in given.items() if path is None]
+        if missing and (len(missing) < len(given) or self.client_certs):
+            raise ValueError(f"{missing[0]} is missing: TLS needs CAs, a certificate and its key")
+        if not missing and self.insecure:
+            raise ValueError("insecure means nothing with TLS: leave it out")
+        return self
+
+    @property
+    def tls(self) -> bool:
+        """Whether all connections are encrypted."""
+        return self.cert_file is not None
 
 
 class PeerSection(_Section):

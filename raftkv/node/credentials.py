@@ -1,16 +1,20 @@
-"""What a node proves itself with, and whether it may be reached as it is configured."""
+"""What a node proves itself with: certificates, or a secret of its cluster; and whether it may be reached as it is
+configured."""
 
 from __future__ import annotations
 
 import logging
 import os
+import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from random import SystemRandom
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.addresses import parse_listen_address
 from raftkv.errors import ConfigError
 from raftkv.peer.handshake import MIN_SECRET_BYTES, Secret
+from raftkv.tls import TlsFiles, certificate_of, listening, names_of, node_name
 
 if TYPE_CHECKING:
     from raftkv.node.config import NodeConfig
@@ -22,8 +26,75 @@ FILE_VARIABLE: Final = "RAFTKV_PEER_SECRET_FILE"
 """Variables with the cluster's secret, and with the path of a file that has it."""
 
 
+class Certificates:
+    """The certificate of a node, its key and the CAs that it trusts, as they were when they last fitted together.
+
+    The constructor raises ConfigError if they do not, or if the certificate does not name the node.
+    """
+
+    def __init__(self, files: TlsFiles, cluster_id: str, node: int, *, ask_clients: bool) -> None:
+        self.ask_clients = ask_clients
+        """Whether clients need a certificate too."""
+        self._files = files
+        self._name = node_name(cluster_id, node)
+        self._seen = files.stamps()
+        self._load()
+        self.peers = listening(lambda: self._accepting)
+        """For the listener at which nodes arrive."""
+        self.visitors = listening(lambda: self._visited)
+        """For the listener of metrics and probes: a certificate is checked if it is shown."""
+
+    def _load(self) -> None:
+        certificate = certificate_of(self._files)
+        if self._name not in names_of(certificate):
+            found = ", ".join(sorted(names_of(certificate))) or "no DNS name"
+            raise ConfigError(
+                f"{self._files.cert}: the certificate names {found}, not {self._name}, which is this node"
+            )
+        accepting, visited = self._files.context(server=True), self._files.context(server=True)
+        visited.verify_mode = ssl.CERT_OPTIONAL
+        dialling, pem = self._files.context(server=False), self._files.read()
+        self._accepting, self._visited = accepting, visited
+        self.dialling = dialling
+        """For the next connection to a node."""
+        self.pem = pem
+        """CAs, certificate and key."""
+        self.until = str(certificate.get("notAfter", ""))
+
+    def look(self) -> None:
+        """Take over what has changed. Files that do not fit together, yet, change nothing."""
+        stamps = self._files.stamps()
+        if stamps == self._seen:
+            return
+        self._seen = stamps
+        try:
+            self._load()
+        except ConfigError as problem:
+            log.warning("certificates not reloaded, keeping the old ones: %s", problem)
+        else:
+            log.info("certificates reloaded; %s is valid until %s", self._name, self.until)
+
+    @staticmethod
+    def doubt(certificate: Mapping[str, Any] | None, cluster_id: str, node: int) -> str:
+        """Why ``certificate``, which a CA has vouched for, is not that of ``node``; "" if it is."""
+        names = names_of(certificate)
+        if node_name(cluster_id, node) in names:
+            return ""
+        shown = ", ".join(sorted(names)) or "nobody"
+        return f"its certificate does not name node {node} of cluster {cluster_id}, but {shown}"[:400]
+
+
+def certificates(config: NodeConfig) -> Certificates | None:
+    """Those of the node, None if it has no TLS. Raises ConfigError."""
+    security = config.security
+    if security.ca_file is None or security.cert_file is None or security.key_file is None:
+        return None
+    files = TlsFiles(security.ca_file, security.cert_file, security.key_file)
+    return Certificates(files, config.cluster.id, config.node.id, ask_clients=security.client_certs)
+
+
 def peer_secret(config: NodeConfig) -> Secret:
-    """The secret of the node's cluster. Raises ConfigError that says where one is looked for."""
+    """The secret of the cluster of a node without TLS. Raises ConfigError that says where one is looked for."""
     path = config.security.secret_file or os.environ.get(FILE_VARIABLE)
     if path:
         source = f"security.secret_file: {path}" if config.security.secret_file else f"{FILE_VARIABLE}: {path}"
@@ -35,8 +106,8 @@ def peer_secret(config: NodeConfig) -> Secret:
         source, key = VARIABLE, os.fsencode(os.environ[VARIABLE]).strip()
     else:
         raise ConfigError(
-            "security.secret_file is missing: nodes prove to each other that they know the cluster's secret, which is "
-            f"in that file or in the variables {FILE_VARIABLE} or {VARIABLE}; the same on all nodes"
+            "security.secret_file is missing: nodes without TLS prove to each other that they know the cluster's "
+            f"secret, which is in that file or in the variables {FILE_VARIABLE} or {VARIABLE}; the same on all nodes"
         )
     if len(key) < MIN_SECRET_BYTES:
         raise ConfigError(f"{source}: the secret has {len(key)} bytes, the least is {MIN_SECRET_BYTES}")
@@ -44,7 +115,7 @@ def peer_secret(config: NodeConfig) -> Secret:
 
 
 def check_exposure(config: NodeConfig) -> None:
-    """Raises ConfigError if other machines could reach the node and nobody has said that this is meant."""
+    """Raises ConfigError if other machines could reach a node without TLS and nobody has said that this is meant."""
     node = config.node
     named = {"listen": node.listen, "peer_listen": node.peer_listen, "metrics": node.metrics}
     exposed = {name: at for name, at in named.items() if at is not None and not parse_listen_address(at).loopback}
@@ -53,7 +124,8 @@ def check_exposure(config: NodeConfig) -> None:
     if not config.security.insecure:
         name, address = next(iter(exposed.items()))
         raise ConfigError(
-            f"node.{name}: {address} may be reached from other machines, and nothing is encrypted: listen at a "
-            "loopback address, or say that this is meant with security.insecure = true or --insecure"
+            f"node.{name}: {address} may be reached from other machines, and nothing is encrypted: give the node "
+            "certificates (security.ca_file, cert_file, key_file), listen at a loopback address, or say that this is "
+            "meant with security.insecure = true or --insecure"
         )
     log.warning("insecure: nothing is encrypted, and other machines may reach %s", ", ".join(exposed.values()))

@@ -20,7 +20,7 @@ from raftkv.frontend.grpc.server import GrpcServer
 from raftkv.frontend.resources import Resources
 from raftkv.node import signals
 from raftkv.node.config import NodeConfig
-from raftkv.node.credentials import check_exposure, peer_secret
+from raftkv.node.credentials import Certificates, certificates, check_exposure, peer_secret
 from raftkv.node.descriptors import Descriptors, raise_limit
 from raftkv.node.logs import NodeLog
 from raftkv.node.node import RaftNode
@@ -47,6 +47,9 @@ _GRACE: Final = 3.0
 _SWEEP: Final = 5.0
 """Seconds between looks for lines that were left out of the log."""
 
+_CERTIFICATES: Final = 1.0
+"""Seconds between looks for certificates that were replaced."""
+
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
 """New containers per collection of the youngest generation, and collections per collection of the next one."""
 
@@ -67,9 +70,12 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
     faulthandler.register(signal.SIGQUIT, chain=True)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
-        secret = peer_secret(config)
-        check_exposure(config)
-        return uvloop.run(_serve(config, load, output, clock, secret))
+        tls = certificates(config)
+        secret = None
+        if tls is None:
+            secret = peer_secret(config)
+            check_exposure(config)
+        return uvloop.run(_serve(config, load, output, clock, tls, secret))
     except Exception as problem:
         # The caller prints the message on stderr, which may be elsewhere, without the traceback of unexpected errors.
         if config.node.log_file is not None or not isinstance(problem, RaftKVError | OSError):
@@ -81,7 +87,12 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
 
 
 async def _serve(
-    config: NodeConfig, load: Callable[[], NodeConfig], output: NodeLog, clock: Clock, secret: Secret
+    config: NodeConfig,
+    load: Callable[[], NodeConfig],
+    output: NodeLog,
+    clock: Clock,
+    tls: Certificates | None,
+    secret: Secret | None,
 ) -> int:
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -107,7 +118,7 @@ async def _serve(
         fs=OsFileSystem(),
         worker=worker,
         background=background,
-        network=TcpNetwork(),
+        network=TcpNetwork(tls),
         secret=secret,
         clock=clock,
         rng=random.Random(),
@@ -116,10 +127,10 @@ async def _serve(
     )
     reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure), clock)
     resources = Resources(clock)
-    server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients)
+    server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients, tls=tls)
     for source in (descriptors.problems, resources.problems):
         node.add_problems(source)
-    monitor = _monitor(node, resources, config.node.metrics)
+    monitor = _monitor(node, resources, config.node.metrics, tls)
     try:
         if monitor is not None:
             await monitor.start()
@@ -134,6 +145,9 @@ async def _serve(
         if monitor is not None:
             log.info("serving metrics and probes at %s", config.node.metrics)
         _sweep(output, clock)
+        if tls is not None:
+            log.info("all connections are encrypted; the certificate is valid until %s", tls.until)
+            _look(tls, clock)
         await stop.wait()
         if monitor is not None:
             monitor.stopping()
@@ -183,10 +197,18 @@ def _sweep(output: NodeLog, clock: Clock) -> None:
     clock.call_later(_SWEEP, lambda: _sweep(output, clock))
 
 
-def _monitor(node: RaftNode, resources: Resources, address: str | None) -> Monitor | None:
+def _look(tls: Certificates, clock: Clock) -> None:
+    tls.look()
+    clock.call_later(_CERTIFICATES, lambda: _look(tls, clock))
+
+
+def _monitor(node: RaftNode, resources: Resources, address: str | None, tls: Certificates | None) -> Monitor | None:
     if address is None:
         return None
     # Its libraries take time and memory to import, so only if it is configured.
     from raftkv.frontend.http.monitor import Monitor
 
-    return Monitor(node, resources.counters, *parse_listen_address(address), resources.clock)
+    host, port = parse_listen_address(address)
+    if tls is None:
+        return Monitor(node, resources.counters, host, port, resources.clock)
+    return Monitor(node, resources.counters, host, port, resources.clock, tls.visitors, ask_clients=tls.ask_clients)

@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Callable
-from typing import Protocol
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 from raftkv.addresses import Address, parse_address, parse_listen_address
 from raftkv.errors import ConfigError
 from raftkv.lookups import Lookups
 
 _BACKLOG = 128
+
+TLS_TIMEOUT: Final = 2.0
+"""Seconds for the handshake of TLS: a stranger holds a connection no longer without having proven anything."""
 
 
 class CannotListen(ConfigError):
@@ -67,16 +71,30 @@ class TcpListener:
         self._server.close()
 
 
-class TcpNetwork:
-    """Real connections on the running asyncio loop, without Nagle's delay."""
+class PeerTls(Protocol):
+    """TLS between nodes, both of which have certificates."""
 
-    def __init__(self) -> None:
+    peers: ssl.SSLContext
+    """For the listener, whose connections have the latest certificates."""
+
+    dialling: ssl.SSLContext
+    """For the next connection to a node. It checks no names: :meth:`doubt` does."""
+
+    def doubt(self, certificate: Mapping[str, Any] | None, cluster_id: str, node: int) -> str:
+        """Why ``certificate`` is not that of ``node``; "" if it is."""
+
+
+class TcpNetwork:
+    """Real connections on the running asyncio loop, without Nagle's delay; with ``tls``, encrypted."""
+
+    def __init__(self, tls: PeerTls | None = None) -> None:
+        self._tls = tls
         self._lookups = Lookups()
 
     async def dial(self, address: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
         parsed = parse_address(address)
         hosts = await self._lookups.addresses(parsed.host) if parsed.is_name else [parsed.host]
-        transport = await _connect(hosts, parsed.port, factory)
+        transport = await self._connect(hosts, parsed.port, factory)
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -87,7 +105,7 @@ class TcpNetwork:
         loop = asyncio.get_running_loop()
         try:
             # asyncio and uvloop switch Nagle's delay off for accepted connections themselves.
-            server = await loop.create_server(factory, host, port, backlog=_BACKLOG)
+            server = await loop.create_server(factory, host, port, backlog=_BACKLOG, **self._listening())
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise AddressInUse(f"peer address {address} is in use by another process") from error
@@ -95,14 +113,24 @@ class TcpNetwork:
         return TcpListener(server)
 
     def doubt(self, connection: asyncio.BaseTransport, cluster_id: str, node: int) -> str:
-        return "a plain connection does not prove who is at its other end"
+        if self._tls is None:
+            return "a plain connection does not prove who is at its other end"
+        return self._tls.doubt(connection.get_extra_info("peercert"), cluster_id, node)
 
+    def _listening(self) -> dict[str, Any]:
+        return {} if self._tls is None else {"ssl": self._tls.peers, "ssl_handshake_timeout": TLS_TIMEOUT}
 
-async def _connect(hosts: list[str], port: int, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
-    """A connection to the first of ``hosts`` that takes one."""
-    *others, last = hosts
-    loop = asyncio.get_running_loop()
-    for host in others:
-        with contextlib.suppress(OSError):
+    async def _connect(self, hosts: list[str], port: int, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        """A connection to the first of ``hosts`` that takes one."""
+        *others, last = hosts
+        for host in others:
+            with contextlib.suppress(OSError):
+                return await self._open(host, port, factory)
+        return await self._open(last, port, factory)
+
+    async def _open(self, host: str, port: int, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        loop = asyncio.get_running_loop()
+        if self._tls is None:
             return (await loop.create_connection(factory, host, port))[0]
-    return (await loop.create_connection(factory, last, port))[0]
+        tls: dict[str, Any] = {"ssl": self._tls.dialling, "ssl_handshake_timeout": TLS_TIMEOUT}
+        return (await loop.create_connection(factory, host, port, **tls))[0]

@@ -131,7 +131,7 @@ def test_the_lines_after_up_can_be_copied(
     where = tmp_path / "my data"
     monkeypatch.setattr(LocalProcesses, "start_missing", lambda _: [])
     monkeypatch.setattr(LocalProcesses, "wait_ready", lambda *_: None)
-    monkeypatch.setattr("raftkv.local.status.probe", lambda _: None)
+    monkeypatch.setattr("raftkv.local.status.probe", lambda _, **__: None)
     (port,) = free_ports(1)
     assert run(["up", "--nodes", "1", "--port", str(port), "--data-dir", str(where)]) == Exit.DONE
     shown = capsys.readouterr().out
@@ -320,7 +320,7 @@ def test_completion_of_raftkv(shell: str, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("words", "found"),
-    [("raftkv de", ["delete"]), ("raftkv get --con", ["--consistency"]), ("raftkv get -o j", ["json"])],
+    [("raftkv de", ["delete"]), ("raftkv get --cons", ["--consistency"]), ("raftkv get -o j", ["json"])],
 )
 def test_words_of_raftkv_are_completed(words: str, found: list[str]) -> None:
     asked = {"_RAFTKV_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}

@@ -32,6 +32,7 @@ _COMMANDS = {
     "leader": "raftkv.cli.admin.leaders",
     "check": "raftkv.cli.admin.checks",
     "backup": "raftkv.cli.admin.backup",
+    "cert": "raftkv.cli.admin.certs",
 }
 
 

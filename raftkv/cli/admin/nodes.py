@@ -72,7 +72,7 @@ def add(nodes: tuple[int, ...], wait: bool, wait_timeout: float) -> None:
       raftkv-admin node add 4 --wait
     """
     if not nodes:
-        endpoints = settings().endpoints
+        endpoints = settings().target.endpoints
         line = f"raftkv serve --join {shlex.quote(endpoints)} --data-dir DIR --address HOST:PORT --secret-file FILE"
         emit({"command": line}, lambda _: [line])
         complain("run this on the new machine; when it serves, `raftkv-admin node add ITS-ID` brings replicas to it")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
@@ -78,12 +79,49 @@ def _remarkable(record: logging.LogRecord) -> bool:
     return not isinstance(problem, aio.InternalError) or _MISUSED in str(problem)
 
 
+class ServerTls(Protocol):
+    """The server's certificates. ``pem``: CAs, certificate and key as they are now; ``ask_clients``: whether clients
+    need certificates."""
+
+    pem: tuple[bytes, bytes, bytes]
+    ask_clients: bool
+
+
+def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    """Those of a server whose every new connection has the certificates of that time."""
+    used = tls.pem
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        ca, cert, key = used
+        return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=ca)
+
+    # None means: the same as before, which the stubs do not know.
+    def fetch() -> Any:
+        nonlocal used
+        if tls.pem is used:
+            return None
+        used = tls.pem
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), fetch, tls.ask_clients)
+
+
 class GrpcServer:
-    """Serves ``node`` at ``listen`` (host:port; port 0 = any free one), to so many ``connections`` at a time."""
+    """Serves ``node`` at ``listen`` (host:port; port 0 = any free one), to so many ``connections`` at a time.
+
+    ``tls``: the certificates of each new connection, without it nothing is encrypted.
+    """
 
     def __init__(
-        self, node: AdminPort, listen: str, resources: Resources, *, connections: int = MAX_CONNECTIONS
+        self,
+        node: AdminPort,
+        listen: str,
+        resources: Resources,
+        *,
+        connections: int = MAX_CONNECTIONS,
+        tls: ServerTls | None = None,
     ) -> None:
+        self._tls = tls
         self._connections = connections
         self._listen = listen
         self.resources = resources
@@ -113,7 +151,10 @@ class GrpcServer:
         servicer = _async.ReflectionServicer(names)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, others)
         try:
-            port = server.add_insecure_port(self._listen)
+            if self._tls is None:
+                port = server.add_insecure_port(self._listen)
+            else:
+                port = server.add_secure_port(self._listen, _credentials(self._tls))
         except RuntimeError as error:
             port = 0
             cause: Exception | None = error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -58,12 +59,27 @@ _http_log.addFilter(_no_fault_of_the_client)
 
 
 class Monitor:
-    """Serves ``/metrics``, ``/livez`` and ``/readyz`` of ``node`` at ``host:port``; port 0 = any free one."""
+    """Serves ``/metrics``, ``/livez`` and ``/readyz`` of ``node`` at ``host:port``; port 0 = any free one.
 
-    def __init__(self, node: MonitoredNode, counters: Counters, host: str, port: int, clock: Clock) -> None:
+    ``tls``: of the listener, by default none. ``ask_clients``: metrics are for clients with a certificate only.
+    """
+
+    def __init__(
+        self,
+        node: MonitoredNode,
+        counters: Counters,
+        host: str,
+        port: int,
+        clock: Clock,
+        tls: ssl.SSLContext | None = None,
+        *,
+        ask_clients: bool = False,
+    ) -> None:
         self._node = node
         self._clock = clock
         self._host = host
+        self._tls = tls
+        self._ask_clients = ask_clients
         self._stopping = False
         self._scrapes_due = 0.0
         self._seen: NodeStats | None = None
@@ -93,7 +109,13 @@ class Monitor:
         """Listen and serve. Raises ListenError if the address cannot be listened on."""
         await self._runner.setup()
         try:
-            listener = await asyncio.get_running_loop().create_server(self._visit, self._host, self.port)
+            listener = await asyncio.get_running_loop().create_server(
+                self._visit,
+                self._host,
+                self.port,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else PATIENCE,
+            )
         except OSError as error:
             await self._runner.cleanup()
             raise ListenError(
@@ -136,6 +158,9 @@ class Monitor:
         return response
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        transport = request.transport
+        if self._ask_clients and (transport is None or transport.get_extra_info("peercert") is None):
+            raise web.HTTPForbidden
         since = self._clock.now()
         if self._scrapes_due > since:
             raise web.HTTPTooManyRequests

@@ -1,0 +1,45 @@
+"""Addresses of clusters as URLs: ``raftkv://host:port,host:port``, and ``raftkvs://`` for TLS."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from raftkv.client.routing import parse_endpoints
+from raftkv.client.tls import TLS
+from raftkv.errors import InvalidArgument
+from raftkv.text import shown
+
+_PLAIN: Final = "raftkv"
+_ENCRYPTED: Final = "raftkvs"
+_FILES: Final = ("ca", "cert", "key", "server_name")
+
+
+def parse_url(url: str) -> tuple[tuple[str, ...], TLS | None]:
+    """Endpoints and TLS of ``url``.
+
+    ``raftkvs://`` needs ``?ca=FILE``, and may have ``cert``, ``key`` and ``server_name``, as :class:`TLS` has them.
+    Raises InvalidArgument, or ConfigError for a certificate without its key.
+    """
+    try:
+        parts = urlsplit(url)
+        given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidArgument(f"{shown(url)} is not a URL") from None
+    if parts.scheme not in (_PLAIN, _ENCRYPTED):
+        raise InvalidArgument(f"a cluster's URL begins with {_PLAIN}:// or {_ENCRYPTED}://, unlike {shown(url)}")
+    if parts.path not in ("", "/") or parts.fragment:
+        raise InvalidArgument(f"a cluster's URL has no path: {shown(url)}")
+    endpoints = parse_endpoints(unquote(parts.netloc))
+    names = [name for name, _ in given]
+    for name in names:
+        if name not in _FILES or names.count(name) > 1:
+            raise InvalidArgument(f"a cluster's URL has {', '.join(_FILES)}, once each: {shown(name)}")
+    values = {name: value for name, value in given if value}
+    if parts.scheme == _PLAIN:
+        if given:
+            raise InvalidArgument(f"{_PLAIN}:// has no TLS: {_ENCRYPTED}:// takes {', '.join(_FILES)}")
+        return endpoints, None
+    if "ca" not in values:
+        raise InvalidArgument(f"{_ENCRYPTED}:// needs ?ca=FILE, the CAs that vouch for the nodes")
+    return endpoints, TLS(values["ca"], values.get("cert"), values.get("key"), values.get("server_name"))
