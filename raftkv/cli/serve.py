@@ -188,9 +188,7 @@ def _asking(security: Mapping[str, Any]) -> TLS | None:
     return TLS(security["ca_file"], cert, key) if there else TLS(security["ca_file"])
 
 
-def _joined(
-    endpoints: str, folder: Path, security: Mapping[str, Any], *places: str | None
-) -> tuple[NodeConfig, Path]:
+def _joined(endpoints: str, folder: Path, security: Mapping[str, Any], *places: str | None) -> tuple[NodeConfig, Path]:
     """The configuration of a node that has joined, and its file."""
     from raftkv.local.joining import CONFIG, Places
     from raftkv.local.joining import join as join_cluster
