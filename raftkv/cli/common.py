@@ -15,10 +15,11 @@ from typing import Any, Final, TextIO, TypeVar
 import click
 from click.core import ParameterSource
 
+from raftkv.cli.files import STANDARD
 from raftkv.cli.parameters import Duration, duration_text
 from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, RaftKVError, Unavailable
-from raftkv.limits import MAX_TIMEOUT, MIN_TIMEOUT
+from raftkv.limits import MAX_TIMEOUT, MAX_VALUE_BYTES, MIN_TIMEOUT
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -151,6 +152,11 @@ def field(name: str, data: bytes) -> dict[str, str]:
 def argument_bytes(text: str) -> bytes:
     """The bytes that the shell gave, whatever the locale and whether or not they are text in it."""
     return os.fsencode(text)
+
+
+def argument_value(text: str) -> bytes:
+    """A value given as an argument, or on stdin if that is ``-``; one byte too many if that has more than a value."""
+    return sys.stdin.buffer.read(MAX_VALUE_BYTES + 1) if text == STANDARD else argument_bytes(text)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -168,7 +168,7 @@ def _bar(total: int) -> Progress:
 @endpoints_option
 @timeout(30.0)
 def dump(out: str, endpoints: str, timeout: float) -> None:
-    """Write all records as JSON Lines, in no particular order; `raftkv load` reads them back.
+    """Write all records as JSON Lines, in key order; `raftkv load` reads them back.
 
     A key or value that is not UTF-8 comes as key_b64 or value_b64. Each record is read linearizably; writes that
     happen during the dump may or may not be in it.
@@ -182,7 +182,7 @@ def dump(out: str, endpoints: str, timeout: float) -> None:
         count, size = 0, 0
         lines: list[bytes] = []
         async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
-            async for record in client.records():
+            async for record in client.scan():
                 lines.append(dump_line(*record))
                 size += len(lines[-1])
                 count += 1
