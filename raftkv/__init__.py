@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftkv.errors import (
     BatchError,
+    CodecError,
     ConditionFailed,
     ConfigError,
     CounterOverflow,
@@ -34,8 +35,10 @@ from raftkv.errors import (
 )
 
 if TYPE_CHECKING:
+    from raftkv import codecs as codecs
     from raftkv.client.aio import AsyncClient
     from raftkv.client.arguments import slot_of
+    from raftkv.client.retry import RetryPolicy
     from raftkv.client.sync import Client
     from raftkv.client.transaction import AsyncTransaction, Transaction
     from raftkv.client.types import (
@@ -59,6 +62,7 @@ __all__ = [
     "BatchError",
     "CasResult",
     "Client",
+    "CodecError",
     "ConditionFailed",
     "ConfigError",
     "Consistency",
@@ -74,6 +78,7 @@ __all__ = [
     "Overloaded",
     "RaftKVError",
     "Record",
+    "RetryPolicy",
     "SessionExpired",
     "TooLarge",
     "Transaction",
@@ -84,6 +89,7 @@ __all__ = [
     "WrongCluster",
     "WrongVersion",
     "__version__",
+    "codecs",
     "slot_of",
 ]
 
@@ -97,6 +103,7 @@ _LAZY = {
     "Consistency": "raftkv.client.types",
     "EndpointStatus": "raftkv.client.types",
     "Record": "raftkv.client.types",
+    "RetryPolicy": "raftkv.client.retry",
     "Transaction": "raftkv.client.transaction",
     "TransactionResult": "raftkv.client.types",
     "WriteResult": "raftkv.client.types",
@@ -106,10 +113,12 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     home = _LAZY.get(name)
-    if home is None:
-        raise AttributeError(f"module 'raftkv' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "codecs":
+        return import_module("raftkv.codecs")
+    if home is None:
+        raise AttributeError(f"module 'raftkv' has no attribute {name!r}")
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

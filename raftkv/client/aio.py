@@ -5,18 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from raftkv.client.arguments import KeyRange, check_timeout, key_range, limit_of, mode_of, slot_of
 from raftkv.client.engine import Engine
 from raftkv.client.keys import KeyCalls
+from raftkv.client.retry import DEFAULT_POLICY, RetryPolicy
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.scan import Scan
-from raftkv.client.transport import GrpcTransport, Transport
+from raftkv.client.transport import GrpcTransport, Transport, connect
 from raftkv.client.types import Consistency, EndpointStatus, Record
+from raftkv.client.values import Decode, decoder_of, encoder_of
 from raftkv.clock import Clock, SystemClock
+from raftkv.codecs import BYTES, Codec, V, W
 from raftkv.commands.ranges import Content
 from raftkv.errors import BatchError, InvalidArgument
 from raftkv.limits import DEFAULT_TIMEOUT
@@ -25,12 +29,12 @@ _REMOVED_AT_ONCE: Final = 512
 """Records that a prefix's removal removes within one time-out."""
 
 
-class AsyncClient(KeyCalls):
+class AsyncClient(KeyCalls[W, V]):
     """A client of one cluster, for one event loop. Safe for any number of concurrent calls.
 
     ``endpoints``: host:port of some nodes, as a sequence or separated by commas. ``timeout``: seconds that a call may
-    take in all, retries included, unless it names another; from 0.001 to 600. Keys and values are bytes, or str taken
-    as UTF-8.
+    take in all, retries included, unless it names another; from 0.001 to 600. Keys are bytes, or str taken as UTF-8;
+    so are values, unless ``codec`` says what they are: see :mod:`raftkv.codecs`.
 
     Calls raise NotApplied errors if the operation surely did not take effect (InvalidArgument, TooLarge,
     ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, UsageError) and OutcomeUnknown errors
@@ -43,6 +47,9 @@ class AsyncClient(KeyCalls):
     A client that nobody closed is closed as its event loop ends or as it is collected, with a ResourceWarning. A
     process that is to be forked closes its clients first. ``docs/client.md`` tells the rest about loops and processes.
 
+    ``retry``: when failed calls are tried again. ``interceptors``: of ``grpc.aio``, for all RPCs of this client; calls
+    on keys travel in the stream-stream RPC Pipeline, many in a message.
+
     ``transport``, ``clock`` and ``rng`` replace network, clock and randomness in tests and simulations.
     """
 
@@ -50,15 +57,24 @@ class AsyncClient(KeyCalls):
         self,
         endpoints: str | Sequence[str],
         *,
+        codec: Codec[W, V] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
+        retry: RetryPolicy = DEFAULT_POLICY,
+        interceptors: Sequence[Any] = (),
         transport: Transport | None = None,
         clock: Clock | None = None,
         rng: Random | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._timeout = check_timeout(timeout)
+        values: Codec[Any, Any] = BYTES if codec is None else codec
+        self._encode, self._decode = encoder_of(values), decoder_of(values)
         self._engine = Engine(
-            parse_endpoints(endpoints), transport or GrpcTransport(), self._clock, rng or SystemRandom()
+            parse_endpoints(endpoints),
+            transport or GrpcTransport(partial(connect, interceptors=interceptors)),
+            self._clock,
+            rng or SystemRandom(),
+            retry,
         )
         self._watched = transport is None
 
@@ -100,7 +116,7 @@ class AsyncClient(KeyCalls):
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
-    ) -> AsyncGenerator[Record, None]:
+    ) -> AsyncGenerator[Record[V], None]:
         """Records in key order: those whose keys begin with ``prefix`` and lie from ``start`` to before ``end``.
 
         All of the cluster by default. ``limit``: at most so many. ``reverse``: from the last key to the first.
@@ -120,7 +136,8 @@ class AsyncClient(KeyCalls):
         """
         keys, most = key_range(prefix, start, end), limit_of(limit)
         content = Content.KEYS if keys_only else Content.RECORDS
-        return _flat(self._scan(keys, consistency, timeout, content=content, limit=most, reverse=reverse))
+        scan = self._scan(keys, consistency, timeout, content=content, limit=most, reverse=reverse)
+        return _flat(scan, None if keys_only else self._decode)
 
     async def count(
         self,
@@ -210,8 +227,8 @@ class AsyncClient(KeyCalls):
         return await self._engine.status(self._timeout if timeout is None else check_timeout(timeout))
 
 
-async def _flat(scan: Scan) -> AsyncGenerator[Record, None]:
+async def _flat(scan: Scan, decode: Decode | None) -> AsyncGenerator[Record[Any], None]:
     async with aclosing(scan.batches()) as batches:
         async for batch in batches:
             for record in batch:
-                yield record
+                yield record if decode is None else record._replace(value=decode(record.key, record.value))

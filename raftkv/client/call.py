@@ -46,6 +46,8 @@ class Call:
     """Bytes besides the key."""
     session: ClientSession | None = None
     seq = 0
+    resolve = False
+    """While its outcome is unknown it is tried on."""
 
     def __init__(self, kind: kv_pb2.Kind.ValueType, key: bytes, mode: int = 0) -> None:
         self.kind = kind

@@ -7,14 +7,24 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 from weakref import WeakSet
 
 from raftkv.client.aio import AsyncClient
 from raftkv.client.background import Background
 from raftkv.client.process import MADE_BEFORE, forks
-from raftkv.client.transaction import Transaction
-from raftkv.client.types import AppendResult, CasResult, Consistency, EndpointStatus, Record, WriteResult
+from raftkv.client.retry import DEFAULT_POLICY, RetryPolicy
+from raftkv.client.transaction import Transaction, TransactionBuilder
+from raftkv.client.types import (
+    AppendResult,
+    CasResult,
+    Consistency,
+    EndpointStatus,
+    Record,
+    TransactionResult,
+    WriteResult,
+)
+from raftkv.codecs import Codec, V, W
 from raftkv.errors import UsageError
 from raftkv.limits import DEFAULT_TIMEOUT, SCAN_PAGE_BYTES
 
@@ -26,24 +36,27 @@ _AT_EXIT: Final = 2.0
 _AT_ONCE: Final = 512
 """Records of a scan that one switch between threads brings."""
 
-_clients: WeakSet[Client] = WeakSet()
+_DECODED_BYTES: Final = 4096
+"""What counts for a value whose size nobody knows any more, since a codec made it."""
+
+_clients: WeakSet[Client[Any, Any]] = WeakSet()
 _ended_by = 0
 """The thread that ends the interpreter, from then on."""
 
 
-async def _some(records: AsyncGenerator[Record, None]) -> list[Record]:
+async def _some(records: AsyncGenerator[Record[V], None]) -> list[Record[V]]:
     """The next ones, as many as are worth a switch between threads; none at the end."""
-    found: list[Record] = []
+    found: list[Record[V]] = []
     size = 0
     async for record in records:
         found.append(record)
-        size += len(record.key) + len(record.value)
+        size += len(record.key) + (len(record.value) if isinstance(record.value, bytes | str) else _DECODED_BYTES)
         if len(found) == _AT_ONCE or size >= SCAN_PAGE_BYTES:
             break
     return found
 
 
-class Client:
+class Client(Generic[W, V]):
     """As :class:`raftkv.AsyncClient`, without await. Safe to use from any number of threads.
 
     Raises the same errors. Not usable in a process forked after it was made. A client that nobody closed is closed as
@@ -51,10 +64,18 @@ class Client:
     were registered after ``import raftkv``.
     """
 
-    def __init__(self, endpoints: str | Sequence[str], *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        endpoints: str | Sequence[str],
+        *,
+        codec: Codec[W, V] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        retry: RetryPolicy = DEFAULT_POLICY,
+        interceptors: Sequence[Any] = (),
+    ) -> None:
         if _ended_by:
             raise UsageError("the interpreter is ending")
-        self._client = AsyncClient(endpoints, timeout=timeout)
+        self._client = AsyncClient(endpoints, codec=codec, timeout=timeout, retry=retry, interceptors=interceptors)
         self._client.disown()
         self._forks = forks()
         self._closed = False
@@ -100,86 +121,122 @@ class Client:
 
     def get(
         self, key: bytes | str, *, consistency: Consistency = "linearizable", timeout: float | None = None
-    ) -> Record | None:
+    ) -> Record[V] | None:
         """See AsyncClient.get."""
         return self._run(self._client.get(key, consistency=consistency, timeout=timeout))
 
     def put(
         self,
         key: bytes | str,
-        value: bytes | str,
+        value: W,
         *,
         ttl: float | None = None,
         if_version: int | None = None,
         timeout: float | None = None,
+        resolve: bool = False,
     ) -> WriteResult:
         """See AsyncClient.put."""
-        return self._run(self._client.put(key, value, ttl=ttl, if_version=if_version, timeout=timeout))
+        return self._run(self._client.put(key, value, ttl=ttl, if_version=if_version, timeout=timeout, resolve=resolve))
 
     def create(
-        self, key: bytes | str, value: bytes | str, *, ttl: float | None = None, timeout: float | None = None
+        self,
+        key: bytes | str,
+        value: W,
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+        resolve: bool = False,
     ) -> WriteResult:
         """See AsyncClient.create."""
-        return self._run(self._client.create(key, value, ttl=ttl, timeout=timeout))
+        return self._run(self._client.create(key, value, ttl=ttl, timeout=timeout, resolve=resolve))
 
     def update(
         self,
         key: bytes | str,
-        value: bytes | str,
+        value: W,
         *,
         version: int,
         ttl: float | None = None,
         timeout: float | None = None,
+        resolve: bool = False,
     ) -> WriteResult:
         """See AsyncClient.update."""
-        return self._run(self._client.update(key, value, version=version, ttl=ttl, timeout=timeout))
+        return self._run(self._client.update(key, value, version=version, ttl=ttl, timeout=timeout, resolve=resolve))
 
     def delete(
         self,
         key: bytes | str,
         *,
         if_version: int | None = None,
-        if_value: bytes | str | None = None,
+        if_value: W | None = None,
         timeout: float | None = None,
+        resolve: bool = False,
     ) -> bool:
         """See AsyncClient.delete."""
-        return self._run(self._client.delete(key, if_version=if_version, if_value=if_value, timeout=timeout))
+        return self._run(
+            self._client.delete(key, if_version=if_version, if_value=if_value, timeout=timeout, resolve=resolve)
+        )
 
     def cas(
         self,
         key: bytes | str,
-        expected: bytes | str | None,
+        expected: W | None,
+        value: W,
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+        resolve: bool = False,
+    ) -> CasResult:
+        """See AsyncClient.cas."""
+        return self._run(self._client.cas(key, expected, value, ttl=ttl, timeout=timeout, resolve=resolve))
+
+    def incr(
+        self,
+        key: bytes | str,
+        delta: int = 1,
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+        resolve: bool = False,
+    ) -> int:
+        """See AsyncClient.incr."""
+        return self._run(self._client.incr(key, delta, ttl=ttl, timeout=timeout, resolve=resolve))
+
+    def append(
+        self,
+        key: bytes | str,
         value: bytes | str,
         *,
         ttl: float | None = None,
         timeout: float | None = None,
-    ) -> CasResult:
-        """See AsyncClient.cas."""
-        return self._run(self._client.cas(key, expected, value, ttl=ttl, timeout=timeout))
-
-    def incr(self, key: bytes | str, delta: int = 1, *, ttl: float | None = None, timeout: float | None = None) -> int:
-        """See AsyncClient.incr."""
-        return self._run(self._client.incr(key, delta, ttl=ttl, timeout=timeout))
-
-    def append(
-        self, key: bytes | str, value: bytes | str, *, ttl: float | None = None, timeout: float | None = None
+        resolve: bool = False,
     ) -> AppendResult:
         """See AsyncClient.append."""
-        return self._run(self._client.append(key, value, ttl=ttl, timeout=timeout))
+        return self._run(self._client.append(key, value, ttl=ttl, timeout=timeout, resolve=resolve))
 
     def touch(
-        self, key: bytes | str, ttl: float, *, if_version: int | None = None, timeout: float | None = None
+        self,
+        key: bytes | str,
+        ttl: float,
+        *,
+        if_version: int | None = None,
+        timeout: float | None = None,
+        resolve: bool = False,
     ) -> bool:
         """See AsyncClient.touch."""
-        return self._run(self._client.touch(key, ttl, if_version=if_version, timeout=timeout))
+        return self._run(self._client.touch(key, ttl, if_version=if_version, timeout=timeout, resolve=resolve))
 
-    def persist(self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None) -> bool:
+    def persist(
+        self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None, resolve: bool = False
+    ) -> bool:
         """See AsyncClient.persist."""
-        return self._run(self._client.persist(key, if_version=if_version, timeout=timeout))
+        return self._run(self._client.persist(key, if_version=if_version, timeout=timeout, resolve=resolve))
 
-    def get_and_delete(self, key: bytes | str, *, timeout: float | None = None) -> Record | None:
+    def get_and_delete(
+        self, key: bytes | str, *, timeout: float | None = None, resolve: bool = False
+    ) -> Record[V] | None:
         """See AsyncClient.get_and_delete."""
-        return self._run(self._client.get_and_delete(key, timeout=timeout))
+        return self._run(self._client.get_and_delete(key, timeout=timeout, resolve=resolve))
 
     def get_many(
         self,
@@ -187,28 +244,36 @@ class Client:
         *,
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
-    ) -> list[Record | None]:
+    ) -> list[Record[V] | None]:
         """See AsyncClient.get_many."""
         return self._run(self._client.get_many(keys, consistency=consistency, timeout=timeout))
 
     def put_many(
         self,
-        items: Mapping[Any, bytes | str] | Iterable[tuple[bytes | str, bytes | str]],
+        items: Mapping[Any, W] | Iterable[tuple[bytes | str, W]],
         *,
         ttl: float | None = None,
         timeout: float | None = None,
+        resolve: bool = False,
     ) -> list[WriteResult]:
         """See AsyncClient.put_many."""
-        return self._run(self._client.put_many(items, ttl=ttl, timeout=timeout))
+        return self._run(self._client.put_many(items, ttl=ttl, timeout=timeout, resolve=resolve))
 
-    def delete_many(self, keys: Iterable[bytes | str], *, timeout: float | None = None) -> list[bool]:
+    def delete_many(
+        self, keys: Iterable[bytes | str], *, timeout: float | None = None, resolve: bool = False
+    ) -> list[bool]:
         """See AsyncClient.delete_many."""
-        return self._run(self._client.delete_many(keys, timeout=timeout))
+        return self._run(self._client.delete_many(keys, timeout=timeout, resolve=resolve))
 
-    def txn(self) -> Transaction:
+    def txn(self) -> Transaction[W]:
         """See AsyncClient.txn."""
-        send = self._client.txn().send
-        return Transaction(lambda txn, timeout: self._run(send(txn, timeout)))
+        txn = self._client.txn()
+        send = txn.send
+
+        def run(txn: TransactionBuilder[W], timeout: float | None, resolve: bool) -> TransactionResult:
+            return self._run(send(txn, timeout, resolve))
+
+        return Transaction(run, txn.encode)
 
     def scan(
         self,
@@ -221,7 +286,7 @@ class Client:
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
-    ) -> Iterator[Record]:
+    ) -> Iterator[Record[V]]:
         """See AsyncClient.scan."""
         return self._iterate(
             self._client.scan(
@@ -254,7 +319,7 @@ class Client:
         """See AsyncClient.delete_prefix."""
         return self._run(self._client.delete_prefix(prefix, timeout=timeout))
 
-    def _iterate(self, records: AsyncGenerator[Record, None]) -> Iterator[Record]:
+    def _iterate(self, records: AsyncGenerator[Record[V], None]) -> Iterator[Record[V]]:
         try:
             while some := self._run(_some(records)):
                 yield from some

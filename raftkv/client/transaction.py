@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
-from raftkv.client.arguments import delta_of, encode_key, encode_value, expect_of, ttl_ms_of
+from raftkv.client.arguments import delta_of, encode_key, expect_of, ttl_ms_of
 from raftkv.client.types import Record, TransactionResult, WriteResult
+from raftkv.client.values import Decode, Encode
+from raftkv.codecs import W
 from raftkv.commands.results import Result, TransactionAnswer
 from raftkv.commands.transactions import Transact
 from raftkv.errors import InvalidArgument, UsageError
@@ -16,10 +18,11 @@ if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 
-class TransactionBuilder:
+class TransactionBuilder(Generic[W]):
     """What :class:`AsyncTransaction` and :class:`Transaction` share. Methods return the transaction itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, encode: Encode) -> None:
+        self.encode = encode
         self.request = kv_pb2.TransactRequest()
         self._steps: RepeatedCompositeFieldContainer[kv_pb2.Step] = self.request.transaction.steps
         self._otherwise = False
@@ -30,7 +33,7 @@ class TransactionBuilder:
         key: bytes | str,
         *,
         version: int | None = None,
-        value: bytes | str | None = None,
+        value: W | None = None,
         absent: bool = False,
     ) -> Self:
         """Only if the record of ``key`` has this version, or this value, or if there is none: one of the three."""
@@ -40,14 +43,14 @@ class TransactionBuilder:
             raise InvalidArgument("checks stand before otherwise()")
         name = encode_key(key)
         if value is not None:
-            self.request.transaction.checks.add(key=name, value=encode_value(value))
+            self.request.transaction.checks.add(key=name, value=self.encode(value))
         else:
             self.request.transaction.checks.add(key=name, version=expect_of(0 if absent else version))
         return self
 
-    def put(self, key: bytes | str, value: bytes | str, *, ttl: float | None = None) -> Self:
+    def put(self, key: bytes | str, value: W, *, ttl: float | None = None) -> Self:
         """Write a record. ``ttl``: seconds until it expires."""
-        return self._add(kv_pb2.KIND_PUT, key, value=encode_value(value), ttl_ms=ttl_ms_of(ttl))
+        return self._add(kv_pb2.KIND_PUT, key, value=self.encode(value), ttl_ms=ttl_ms_of(ttl))
 
     def delete(self, key: bytes | str) -> Self:
         """Remove a record, if there is one."""
@@ -81,17 +84,17 @@ class TransactionBuilder:
         self._sent = True
         return command
 
-    def result(self, result: Result, wall: float) -> TransactionResult:
-        """What the caller gets; ``wall``: Unix time in seconds."""
+    def result(self, result: Result, wall: float, decode: Decode | None) -> TransactionResult:
+        """What the caller gets; ``wall``: Unix time in seconds. Raises CodecError."""
         answer = result.answer
         assert isinstance(answer, TransactionAnswer)
         txn = self.request.transaction
         steps = txn.steps if answer.succeeded else txn.otherwise
-        told = tuple(_told(step, *row, wall) for step, row in zip(steps, answer.results, strict=True))
+        told = tuple(_told(step, *row, wall, decode) for step, row in zip(steps, answer.results, strict=True))
         return TransactionResult(answer.succeeded, told, answer.number)
 
 
-def _told(step: kv_pb2.Step, version: int, value: bytes | None, ttl: int, wall: float) -> Any:
+def _told(step: kv_pb2.Step, version: int, value: bytes | None, ttl: int, wall: float, decode: Decode | None) -> Any:
     match step.kind:
         case kv_pb2.KIND_PUT:
             return WriteResult(version)
@@ -101,34 +104,42 @@ def _told(step: kv_pb2.Step, version: int, value: bytes | None, ttl: int, wall: 
             return int(value or b"0")
     if not version:
         return None
-    return Record(step.key, value or b"", version, None if ttl < 0 else wall + ttl / 1000)
+    read = value or b""
+    return Record(
+        step.key, read if decode is None else decode(step.key, read), version, None if ttl < 0 else wall + ttl / 1000
+    )
 
 
-class AsyncTransaction(TransactionBuilder):
+class AsyncTransaction(TransactionBuilder[W]):
     """A transaction within a slot: made by :meth:`raftkv.AsyncClient.txn`, gathered, committed once."""
 
     def __init__(
-        self, send: Callable[[TransactionBuilder, float | None], Coroutine[Any, Any, TransactionResult]]
+        self,
+        send: Callable[[TransactionBuilder[W], float | None, bool], Coroutine[Any, Any, TransactionResult]],
+        encode: Encode,
     ) -> None:
-        super().__init__()
+        super().__init__(encode)
         self.send = send
 
-    async def commit(self, *, timeout: float | None = None) -> TransactionResult:
+    async def commit(self, *, timeout: float | None = None, resolve: bool = False) -> TransactionResult:
         """Do all of it, or nothing.
 
         Raises CrossSlot, before anything is sent, if the keys are of several slots; NotANumber, CounterOverflow or
-        TooLarge if an operation cannot be done, and then none of them was.
+        TooLarge if an operation cannot be done, and then none of them was. ``resolve`` as of
+        :meth:`raftkv.AsyncClient.put`.
         """
-        return await self.send(self, timeout)
+        return await self.send(self, timeout, resolve)
 
 
-class Transaction(TransactionBuilder):
+class Transaction(TransactionBuilder[W]):
     """As :class:`AsyncTransaction`, without await; made by :meth:`raftkv.Client.txn`."""
 
-    def __init__(self, send: Callable[[TransactionBuilder, float | None], TransactionResult]) -> None:
-        super().__init__()
+    def __init__(
+        self, send: Callable[[TransactionBuilder[W], float | None, bool], TransactionResult], encode: Encode
+    ) -> None:
+        super().__init__(encode)
         self._send = send
 
-    def commit(self, *, timeout: float | None = None) -> TransactionResult:
+    def commit(self, *, timeout: float | None = None, resolve: bool = False) -> TransactionResult:
         """See AsyncTransaction.commit."""
-        return self._send(self, timeout)
+        return self._send(self, timeout, resolve)
