@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 from raftkv.client.arguments import KeyRange, check_timeout, key_range, limit_of, mode_of, slot_of
 from raftkv.client.engine import Engine
 from raftkv.client.keys import KeyCalls
+from raftkv.client.observed import ObservedEngine, Telemetry
 from raftkv.client.retry import DEFAULT_POLICY, RetryPolicy
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.scan import Scan
@@ -48,9 +49,16 @@ class AsyncClient(KeyCalls[W, V]):
     process that is to be forked closes its clients first. ``docs/client.md`` tells the rest about loops and processes.
 
     ``retry``: when failed calls are tried again. ``interceptors``: of ``grpc.aio``, for all RPCs of this client; calls
-    on keys travel in the stream-stream RPC Pipeline, many in a message.
+    on keys travel in the stream-stream RPC Pipeline, many in a message. ``telemetry``: a
+    :class:`raftkv.otel.Telemetry`, for spans and metrics.
 
     ``transport``, ``clock`` and ``rng`` replace network, clock and randomness in tests and simulations.
+
+    >>> async with raftkv.AsyncClient(endpoints, timeout=5.0, codec=raftkv.codecs.JSON) as kv:
+    ...     await kv.put("user:1", {"name": "Ada"})
+    ...     await kv.get("user:1")
+    WriteResult(version=1)
+    Record(key=b'user:1', value={'name': 'Ada'}, version=1, expires_at=None)
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class AsyncClient(KeyCalls[W, V]):
         timeout: float = DEFAULT_TIMEOUT,
         retry: RetryPolicy = DEFAULT_POLICY,
         interceptors: Sequence[Any] = (),
+        telemetry: Telemetry | None = None,
         transport: Transport | None = None,
         clock: Clock | None = None,
         rng: Random | None = None,
@@ -69,13 +78,14 @@ class AsyncClient(KeyCalls[W, V]):
         self._timeout = check_timeout(timeout)
         values: Codec[Any, Any] = BYTES if codec is None else codec
         self._encode, self._decode = encoder_of(values), decoder_of(values)
-        self._engine = Engine(
+        parts = (
             parse_endpoints(endpoints),
             transport or GrpcTransport(partial(connect, interceptors=interceptors)),
             self._clock,
             rng or SystemRandom(),
             retry,
         )
+        self._engine = Engine(*parts) if telemetry is None else ObservedEngine(*parts, telemetry=telemetry)
         self._watched = transport is None
 
     async def __aenter__(self) -> Self:

@@ -142,6 +142,9 @@ def slot_of(key: bytes | str, slots: int) -> int:
 
     Keys with the same hash tag (what stands between the first ``{`` and the next ``}``) have the same slot. Raises
     InvalidArgument or TooLarge.
+
+    >>> raftkv.slot_of("{user:7}name", 1024) == raftkv.slot_of("{user:7}mail", 1024)
+    True
     """
     if isinstance(slots, bool) or not isinstance(slots, int) or not shards.slots.is_slot_count(slots):
         bounds = f"from {shards.slots.MIN_SLOTS} to {shards.slots.MAX_SLOTS}"

@@ -48,6 +48,9 @@ class Call:
     seq = 0
     resolve = False
     """While its outcome is unknown it is tried on."""
+    attempts = 1
+    hints = 0
+    """How often a node named another one as the leader."""
 
     def __init__(self, kind: kv_pb2.Kind.ValueType, key: bytes, mode: int = 0) -> None:
         self.kind = kind

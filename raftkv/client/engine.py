@@ -196,6 +196,7 @@ class Engine:
             result = await self._attempt(call, self._now(), timeout, progress)
         while True:
             if result.hint:
+                call.hints += 1
                 routing.hint(routing.slot(call.key), result.hint)
             if not result.code or result.code == accept:
                 if not result.hint and call.mode != _STALE:
@@ -205,6 +206,7 @@ class Engine:
             now = await self._after(call, result, progress, call.deadline, timeout)
             if result.code not in (Code.NOT_LEADER, Code.MOVED):
                 progress.fail(call.address)
+            call.attempts += 1
             result = await self._attempt(call, now, timeout, progress)
 
     def _attempt(self, call: Call, now: float, timeout: float, progress: Attempts) -> asyncio.Future[Result]:
@@ -215,17 +217,24 @@ class Engine:
         budget, patience = attempt_span(timeout, call.deadline - now, progress.short, needed)
         return self._channel(address).send(call, budget, now, patience)
 
-    async def page(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
-        """A page of a scan, within ``timeout`` seconds. Its slots are those of :meth:`slots`."""
+    async def page(self, request: kv_pb2.ScanRequest, timeout: float, call: Call | None = None) -> kv_pb2.ScanResponse:
+        """A page of a scan, within ``timeout`` seconds. Its slots are those of :meth:`slots`.
+
+        ``call``: notes the attempts.
+        """
         self.check_usable()
         progress = self._reading()
         slot, stale = request.slot, request.consistency == _STALE
-        call = Call(_GET, request.start, request.consistency)
+        call = call or Call(_GET, request.start, request.consistency)
         now = self._clock.now()
         deadline = now + timeout
         while True:
             address = self._routing.pick(slot, now, stale, progress.failed)
-            call.started, call.budget = now, attempt_timeout(timeout, deadline - now, progress.short)
+            call.address, call.started, call.budget = (
+                address,
+                now,
+                attempt_timeout(timeout, deadline - now, progress.short),
+            )
             call.limit = now + call.budget
             try:
                 page = await self._channel(address).endpoint.scan(request, call.budget)
@@ -236,10 +245,12 @@ class Engine:
             except TransportError as error:
                 progress.fail(address)
                 if error.result.hint:
+                    call.hints += 1
                     self._routing.hint(slot, error.result.hint)
                 elif error.result.code == Code.UNKNOWN:
                     self._routing.failed(address, self._clock.now())
                 now = await self._after(call, error.result, progress, deadline, timeout)
+                call.attempts += 1
 
     def owners(self) -> tuple[int, ...]:
         """By slot, the group that has it as far as is known; needs :meth:`slots`."""

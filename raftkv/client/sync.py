@@ -6,15 +6,18 @@ import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from random import Random
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 from weakref import WeakSet
 
 from raftkv.client.aio import AsyncClient
 from raftkv.client.background import Background
+from raftkv.client.observed import Telemetry
 from raftkv.client.process import MADE_BEFORE, forks
 from raftkv.client.retry import DEFAULT_POLICY, RetryPolicy
 from raftkv.client.transaction import Transaction, TransactionBuilder
+from raftkv.client.transport import Transport
 from raftkv.client.types import (
     AppendResult,
     CasResult,
@@ -24,8 +27,9 @@ from raftkv.client.types import (
     TransactionResult,
     WriteResult,
 )
+from raftkv.clock import Clock
 from raftkv.codecs import Codec, V, W
-from raftkv.errors import UsageError
+from raftkv.errors import RaftKVError, UsageError
 from raftkv.limits import DEFAULT_TIMEOUT, SCAN_PAGE_BYTES
 
 T = TypeVar("T")
@@ -44,16 +48,19 @@ _ended_by = 0
 """The thread that ends the interpreter, from then on."""
 
 
-async def _some(records: AsyncGenerator[Record[V], None]) -> list[Record[V]]:
-    """The next ones, as many as are worth a switch between threads; none at the end."""
+async def _some(records: AsyncGenerator[Record[V], None]) -> tuple[list[Record[V]], RaftKVError | None]:
+    """The next ones, as many as are worth a switch between threads, none at the end; and why no more can come."""
     found: list[Record[V]] = []
     size = 0
-    async for record in records:
-        found.append(record)
-        size += len(record.key) + (len(record.value) if isinstance(record.value, bytes | str) else _DECODED_BYTES)
-        if len(found) == _AT_ONCE or size >= SCAN_PAGE_BYTES:
-            break
-    return found
+    try:
+        async for record in records:
+            found.append(record)
+            size += len(record.key) + (len(record.value) if isinstance(record.value, bytes | str) else _DECODED_BYTES)
+            if len(found) == _AT_ONCE or size >= SCAN_PAGE_BYTES:
+                break
+    except RaftKVError as error:
+        return found, error
+    return found, None
 
 
 class Client(Generic[W, V]):
@@ -72,10 +79,24 @@ class Client(Generic[W, V]):
         timeout: float = DEFAULT_TIMEOUT,
         retry: RetryPolicy = DEFAULT_POLICY,
         interceptors: Sequence[Any] = (),
+        telemetry: Telemetry | None = None,
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+        rng: Random | None = None,
     ) -> None:
         if _ended_by:
             raise UsageError("the interpreter is ending")
-        self._client = AsyncClient(endpoints, codec=codec, timeout=timeout, retry=retry, interceptors=interceptors)
+        self._client = AsyncClient(
+            endpoints,
+            codec=codec,
+            timeout=timeout,
+            retry=retry,
+            interceptors=interceptors,
+            telemetry=telemetry,
+            transport=transport,
+            clock=clock,
+            rng=rng,
+        )
         self._client.disown()
         self._forks = forks()
         self._closed = False
@@ -321,8 +342,13 @@ class Client(Generic[W, V]):
 
     def _iterate(self, records: AsyncGenerator[Record[V], None]) -> Iterator[Record[V]]:
         try:
-            while some := self._run(_some(records)):
+            while True:
+                some, error = self._run(_some(records))
                 yield from some
+                if error is not None:
+                    raise error
+                if not some:
+                    return
         finally:
             # Not waited for: an iterator that is given up is collected anywhere, even as the interpreter ends.
             if not self._closed and forks() == self._forks:

@@ -36,7 +36,15 @@ class TransactionBuilder(Generic[W]):
         value: W | None = None,
         absent: bool = False,
     ) -> Self:
-        """Only if the record of ``key`` has this version, or this value, or if there is none: one of the three."""
+        """Only if the record of ``key`` has this version, or this value, or if there is none: one of the three.
+
+        >>> await kv.put("{order}state", "open")
+        WriteResult(version=1)
+        >>> await kv.txn().check("{order}state", value="open").put("{order}state", "paid").commit()
+        TransactionResult(succeeded=True, results=(WriteResult(version=2),), number=2)
+        >>> bool(await kv.txn().check("{order}state", version=1).delete("{order}state").commit())
+        False
+        """
         if (version is not None) + (value is not None) + bool(absent) != 1:
             raise InvalidArgument("a check names a version, a value or absent=True: one of them")
         if self._otherwise:
@@ -49,23 +57,44 @@ class TransactionBuilder(Generic[W]):
         return self
 
     def put(self, key: bytes | str, value: W, *, ttl: float | None = None) -> Self:
-        """Write a record. ``ttl``: seconds until it expires."""
+        """Write a record. ``ttl``: seconds until it expires.
+
+        >>> await kv.txn().put("{order}state", "open").put("{order}by", "Ada", ttl=3600).commit()
+        TransactionResult(succeeded=True, results=(WriteResult(version=1), WriteResult(version=2)), number=2)
+        """
         return self._add(kv_pb2.KIND_PUT, key, value=self.encode(value), ttl_ms=ttl_ms_of(ttl))
 
     def delete(self, key: bytes | str) -> Self:
-        """Remove a record, if there is one."""
+        """Remove a record, if there is one; its result says whether there was.
+
+        >>> (await kv.txn().put("{order}state", "open").delete("{order}by").commit()).results
+        (WriteResult(version=1), False)
+        """
         return self._add(kv_pb2.KIND_DELETE, key)
 
     def incr(self, key: bytes | str, delta: int = 1, *, ttl: float | None = None) -> Self:
-        """Add to a counter, as :meth:`raftkv.AsyncClient.incr`."""
+        """Add to a counter, as :meth:`raftkv.AsyncClient.incr`; its result is the counter.
+
+        >>> (await kv.txn().incr("{order}items").incr("{order}cents", 995).commit()).results
+        (1, 995)
+        """
         return self._add(kv_pb2.KIND_INCREMENT, key, delta=delta_of(delta), ttl_ms=ttl_ms_of(ttl))
 
     def get(self, key: bytes | str) -> Self:
-        """Read a record, as it is after the operations that stand before this one."""
+        """Read a record, as it is after the operations that stand before this one.
+
+        >>> (await kv.txn().incr("{order}items").get("{order}items").get("{order}by").commit()).results
+        (1, Record(key=b'{order}items', value=b'1', version=1, expires_at=None), None)
+        """
         return self._add(kv_pb2.KIND_GET, key)
 
     def otherwise(self) -> Self:
-        """What is added from here on is done instead if a check does not hold."""
+        """What is added from here on is done instead if a check does not hold.
+
+        >>> txn = kv.txn().check("{order}by", absent=True).put("{order}by", "Ada").otherwise().get("{order}by")
+        >>> await txn.commit()
+        TransactionResult(succeeded=True, results=(WriteResult(version=1),), number=1)
+        """
         if self._otherwise:
             raise InvalidArgument("otherwise() stands once in a transaction")
         self._otherwise = True
@@ -127,6 +156,10 @@ class AsyncTransaction(TransactionBuilder[W]):
         Raises CrossSlot, before anything is sent, if the keys are of several slots; NotANumber, CounterOverflow or
         TooLarge if an operation cannot be done, and then none of them was. ``resolve`` as of
         :meth:`raftkv.AsyncClient.put`.
+
+        >>> done = await kv.txn().incr("{order}items").commit(timeout=2.0, resolve=True)
+        >>> done.succeeded, done.results, done.number
+        (True, (1,), 1)
         """
         return await self.send(self, timeout, resolve)
 
