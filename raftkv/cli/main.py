@@ -38,6 +38,7 @@ _COMMANDS = {
     "delete-prefix": "raftkv.cli.ranges",
     "load": "raftkv.cli.transfer",
     "dump": "raftkv.cli.transfer",
+    "shell": "raftkv.cli.shell",
 }
 
 
