@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import click
 
-from bench import disturbance, grow, machine, svg
+from bench import disturbance, folders, grow, machine, svg
+from bench.folders import data_option, out_option, overwrite_option
 from bench.grow import CURVES, GrowOptions
 from bench.markdown import escaped, table
 from bench.progress import ProgressBar
@@ -21,7 +22,6 @@ from bench.svg import Line, Panel
 from raftkv.cli.console import Section, display
 
 MARKDOWN: Final = "grow.md"
-_FOLDER: Final = Path("bench-results")
 _HEADINGS: Final = (
     "ops/s", "p50 ms", "p99 ms", "nodes us/op", "busiest us/op", "client us/op", "MiB of a node", "failed",
 )  # fmt: skip
@@ -43,19 +43,9 @@ _SPREAD: Final = 20
     help="Per curve; what would take longer is left out.",
 )
 @click.option("--seed", type=click.IntRange(0), default=1, help="Seed of keys and values.")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
-    help="Folder on the disk that clusters are to write to.",
-    show_default="that of temporary files",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=f"a new one in {_FOLDER}/",
-    help="Folder for result.json, grow.md and the pictures.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace what an earlier run left in that folder.")
+@data_option
+@out_option("result.json, grow.md and the pictures")
+@overwrite_option
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json prints result.json.")
 def command(
     curve: tuple[str, ...],
@@ -88,9 +78,7 @@ def command(
     if quick:
         seconds, warmup = min(seconds, 0.2), min(warmup, 0.05)
     options = GrowOptions(seconds, warmup, minutes, quick, seed, data)
-    folder = out or _FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-grow"
-    if not overwrite and folder.exists() and any(folder.iterdir()):
-        raise click.UsageError(f"{folder} is not empty: name a new folder with --out, or say --overwrite")
+    folder = folders.chosen(out, datetime.now(UTC), "-grow", overwrite=overwrite)
     # Ends as with Ctrl-C: the processes of clusters and generators are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     told = {**dataclasses.asdict(options), "data": None if data is None else str(data)}

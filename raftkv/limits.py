@@ -186,6 +186,10 @@ MAX_TXN_STEPS: Final = 128
 MAX_TXN_BYTES: Final = 2 * 1024 * 1024
 """Keys and values of a transaction: it must fit into an entry beside others."""
 
+STEP_OVERHEAD: Final = MAX_BATCH_BYTES // MAX_BATCH_OPS
+"""Bytes that a check or an operation of a transaction counts for besides its payload, where operations are counted in
+bytes: so a message, an entry of the log or a node holds no more of them than of operations by themselves."""
+
 MAX_TXN_RESULT_BYTES: Final = 64 * 1024
 """What a transaction answers: its result is recorded whole, for each of its retries."""
 
@@ -202,5 +206,5 @@ assert MAX_BATCH_BYTES + 79 * MAX_BATCH_OPS < MAX_MESSAGE_BYTES
 assert 6 * (MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES) < MAX_HELD_BYTES
 assert MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_MESSAGE_BYTES
 assert SESSION_IDLE > MAX_TIMEOUT
-assert MAX_TXN_BYTES + 3 * MAX_TXN_STEPS * OP_OVERHEAD < MAX_BATCH_BYTES
+assert MAX_TXN_BYTES + 3 * MAX_TXN_STEPS * STEP_OVERHEAD < MAX_BATCH_BYTES
 assert MAX_TXN_RESULT_BYTES < MAX_KEPT_BYTES // 2

@@ -7,17 +7,17 @@ import json
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
+from bench import folders
+from bench.folders import data_option, out_option, overwrite_option
 from bench.machine import facts
 from bench.peers import comparison, tables
 from bench.peers.comparison import WORKLOADS
 from bench.peers.contestants import CONTESTANTS, Contestant
 from raftkv.cli.console import Section, console, display
-
-_FOLDER: Final = Path("bench-results")
 
 
 @click.command("compare")
@@ -45,19 +45,9 @@ _FOLDER: Final = Path("bench-results")
 @click.option("--minutes", type=click.FloatRange(min=0), default=9.0, help="No round begins that would end later.")
 @click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Number of distinct keys.")
 @click.option("--seed", type=click.IntRange(0), default=1, help="Seed of keys and values.")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
-    help="Folder on the disk that servers are to write to.",
-    show_default="that of temporary files",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=f"a new one in {_FOLDER}/",
-    help="Folder for result.json, compare.md and the pictures.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace what an earlier run left in that folder.")
+@data_option
+@out_option("result.json, compare.md and the pictures")
+@overwrite_option
 @click.option("-o", "--output", type=click.Choice(["text", "markdown", "json"]), default="text")
 def compare_command(
     listing: bool,
@@ -92,9 +82,7 @@ def compare_command(
         chosen = [_without_tools(one) for one in chosen]
     workloads = [comparison.with_workers(WORKLOADS[name], workers) for name in dict.fromkeys(workload)]
     started = datetime.now(UTC)
-    folder = out or _FOLDER / f"{started:%Y%m%d-%H%M%S}-compare"
-    if not overwrite and folder.exists() and any(folder.iterdir()):
-        raise click.UsageError(f"{folder} is not empty: name a new folder with --out, or say --overwrite")
+    folder = folders.chosen(out, started, "-compare", overwrite=overwrite)
     options = comparison.ComparisonOptions(seconds or 0.0, warmup, repeat, minutes, keys, seed, data)
     if seconds is None:
         options = dataclasses.replace(options, seconds=comparison.fitting_seconds(chosen, workloads, options))

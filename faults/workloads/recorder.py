@@ -52,10 +52,11 @@ class Recorder:
         self._listener = listener
         self._scans = scans
 
-    async def get(self, key: str, consistency: Consistency = "linearizable") -> Operation:
+    async def get(self, key: str, consistency: Consistency = "linearizable", timeout: float | None = None) -> Operation:
+        """``timeout``: seconds, None = the client's."""
         operation = self._begin(Kind.GET, key)
         operation.stale = consistency == "stale"
-        return await self._read(operation, self.client.get(key, consistency=consistency))
+        return await self._read(operation, self.client.get(key, consistency=consistency, timeout=timeout))
 
     async def scan(self, key: str) -> Operation:
         """A get by another way: a scan of one key."""

@@ -31,7 +31,8 @@ def fill(txn: TransactionBuilder, text: str) -> None:
     if text.lstrip().startswith("{"):
         _fill_json(txn, text)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines(): that cuts values at characters which end no line in a shell.
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             words = shlex.split(line, comments=True)
             if words:

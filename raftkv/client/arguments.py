@@ -58,8 +58,11 @@ def keys_of(keys: Iterable[bytes | str], *, once: bool = False) -> list[bytes]:
         raise InvalidArgument("one key where several are wanted: put it into a list")
     names = [encode_key(key) for key in keys]
     if once and len(set(names)) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise InvalidArgument(f"key {shown(twice)} is given twice")
+        seen: set[bytes] = set()
+        for name in names:
+            if name in seen:
+                raise InvalidArgument(f"key {shown(name)} is given twice")
+            seen.add(name)
     return names
 
 

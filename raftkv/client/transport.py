@@ -218,9 +218,15 @@ class _GrpcEndpoint:
 
     async def scan(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
         try:
-            return await self._kv.Scan(request, timeout=timeout)
+            page = await self._kv.Scan(request, timeout=timeout)
         except FAILURES as error:
             raise TransportError(failure(error)) from error
+        at, bit = divmod(request.slot, 8)
+        if not page.slots[at : at + 1] or not page.slots[at] >> bit & 1:
+            # Earlier versions scan a single slot, and know nothing of the rest of the request.
+            detail = f"{self._address}: the page is not of the slot asked for: the node is of another version"
+            raise TransportError(Result(int(Code.WRONG_VERSION), detail=detail))
+        return page
 
     async def close(self) -> None:
         if not self._life.ag_running:  # type: ignore[attr-defined]  # else it is being closed

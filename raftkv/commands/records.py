@@ -97,7 +97,7 @@ class Put(KeyWrite, frozen=True, tag=1):
         return len(self.key) + len(self.value)
 
     def refusal(self) -> Result | None:
-        return TOO_LARGE if len(self.value) > MAX_VALUE_BYTES else super().refusal()
+        return TOO_LARGE if len(self.value) > MAX_VALUE_BYTES else KeyWrite.refusal(self)
 
     def execute(self, store: Store, slot: Slot) -> int:
         old = slot.records.get(self.key)

@@ -31,7 +31,7 @@ from raftkv.limits import (
     MAX_TXN_RESULT_BYTES,
     MAX_TXN_STEPS,
     MAX_VALUE_BYTES,
-    OP_OVERHEAD,
+    STEP_OVERHEAD,
 )
 from raftkv.text import shown
 from shards.slots import slot_of
@@ -90,7 +90,7 @@ class _Part(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_field
     key: Key
 
     def size(self) -> int:
-        return OP_OVERHEAD + len(self.key)
+        return STEP_OVERHEAD + len(self.key)
 
     def fits(self) -> bool:
         """Whether it keeps the bounds that its type does not tell."""
@@ -193,6 +193,7 @@ class Transact(Write, frozen=True, tag=65):
 
     rpc: ClassVar[str] = "Transact"
     tells: ClassVar[bool] = True
+    shows: ClassVar[bool] = True
 
     checks: Annotated[tuple[Check, ...], Meta(max_length=MAX_TXN_STEPS)]
     steps: Steps
@@ -228,6 +229,13 @@ class Transact(Write, frozen=True, tag=65):
         if any(written_twice(steps) is not None for steps in (self.steps, self.otherwise)):
             return MALFORMED
         return super().refusal()
+
+    def shown_bytes(self, store: Store) -> int:
+        slot = store.slot(self.slot)
+        if slot is None:
+            return 0
+        read = (step.key for step in (*self.steps, *self.otherwise) if not step.writes)
+        return min(sum(len(slot.records.get(key, b"")) for key in read), MAX_TXN_RESULT_BYTES)
 
     def execute(self, store: Store, slot: Slot) -> Result:
         plan = Plan(store, slot)
@@ -278,7 +286,7 @@ class Transact(Write, frozen=True, tag=65):
 
 
 def _payload(parts: Iterable[_Part]) -> int:
-    return sum(part.size() - OP_OVERHEAD for part in parts)
+    return sum(part.size() - STEP_OVERHEAD for part in parts)
 
 
 def written_twice(steps: Sequence[Step]) -> bytes | None:

@@ -168,6 +168,11 @@ class GetAndDelete(KeyWrite, frozen=True, tag=63):
 
     rpc: ClassVar[str] = "GetAndDelete"
     tells: ClassVar[bool] = True
+    shows: ClassVar[bool] = True
+
+    def shown_bytes(self, store: Store) -> int:
+        slot = store.slot(self.slot)
+        return 0 if slot is None else len(slot.records.get(self.key, b""))
 
     def execute(self, store: Store, slot: Slot) -> int | Result:
         value, version, expires = store.found(slot, self.key)

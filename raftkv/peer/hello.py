@@ -16,7 +16,7 @@ from raftkv.peer.frames import ProtocolViolation
 from shards.slots import SLOT_RULE, rule_refusal
 
 MAGIC: Final = "raftkv"
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 MAX_HANDSHAKE_BYTES: Final = 4096
 """Longest frame before a link is welcomed: a stranger cannot make a node buffer more."""
 _MAX_TEXT: Final = 500

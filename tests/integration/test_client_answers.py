@@ -15,7 +15,7 @@ from raftkv.client.aio import AsyncClient
 from raftkv.client.transport import Endpoint, TransportError
 from raftkv.client.types import CasResult
 from raftkv.commands.results import Result
-from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, Unavailable
+from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, Overloaded, Unavailable
 from shards.slots import slot_of
 from tests.rpc_fakes import SLOTS, FakeCluster, calls, started
 from tests.store_helpers import bits
@@ -121,7 +121,9 @@ def test_a_small_budget_is_kept(operation: str, timeout: float, monkeypatch: pyt
             for front in cluster.frontends:
                 front.script = lambda op: None
             kv._timeout = timeout
-            with pytest.raises(Unavailable if operation == "get" else (DeadlineExceeded, Unavailable)) as caught:
+            # A node that reads the message too late, on a busy machine, says that it is overloaded.
+            unknown = () if operation == "get" else (DeadlineExceeded,)
+            with pytest.raises((Unavailable, Overloaded, *unknown)) as caught:
                 await calls(kv)[operation]()
             assert f"(timeout {timeout:g} s" in str(caught.value)
             # The node is no worse for it, and a late answer does no harm.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from random import Random
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shards import Group, Node, ShardMap, initial_map
 from shards.planner import PlanError, balance_nodes, drain_node, meta_members, place_group
+from tests.plans import held, replanned, shuffled
 
 Plan = Mapping[int, tuple[int, ...]]
 
@@ -65,23 +65,6 @@ def fewest(nodes: Iterable[Node], voters: int) -> int:
     return sum(count * (count - 1) // 2 for count in on.values())
 
 
-def loads(shard_map: ShardMap) -> dict[int, int]:
-    held = Counter(node for group in shard_map.data_groups() for node in group.voters)
-    return {node.id: held[node.id] for node in shard_map.nodes}
-
-
-def replanned(shard_map: ShardMap, plan: Plan) -> ShardMap:
-    groups = (replace(one, voters=plan.get(one.id, one.voters), learners=()) for one in shard_map.groups)
-    return replace(shard_map, groups=tuple(groups))
-
-
-def shuffled(shard_map: ShardMap, seed: int) -> ShardMap:
-    nodes, groups = list(shard_map.nodes), list(shard_map.groups)
-    Random(seed).shuffle(nodes)
-    Random(seed).shuffle(groups)
-    return replace(shard_map, nodes=tuple(nodes), groups=tuple(groups))
-
-
 @settings(max_examples=150, deadline=None)
 @given(machines(), st.integers(1, 20), st.integers(1, 5))
 def test_a_new_cluster_keeps_replicas_apart(nodes: tuple[Node, ...], groups: int, replicas: int) -> None:
@@ -100,12 +83,12 @@ def test_hosts_that_are_alike_are_filled_evenly_by_a_new_cluster_and_one_by_one(
 ) -> None:
     assume(replicas <= len(nodes))
     made = initial_map("c", nodes, groups, 256, replicas)
-    assert max(loads(made).values()) - min(loads(made).values()) <= 1
+    assert max(held(made).values()) - min(held(made).values()) <= 1
     assert balance_nodes(made) == {}
     grown = initial_map("c", nodes, 1, 256, replicas)
     for group in range(2, groups + 1):
         grown = grown.with_group(Group(group, place_group(grown, replicas)))
-    assert max(loads(grown).values()) - min(loads(grown).values()) <= 1
+    assert max(held(grown).values()) - min(held(grown).values()) <= 1
     assert balance_nodes(grown) == {}
 
 
@@ -149,14 +132,14 @@ def test_levelling_parts_what_can_be_parted_and_then_levels(shard_map: ShardMap,
     for group in after.data_groups():
         assert len(set(group.voters)) == len(shard_map.group(group.id).voters)
         assert shared(after.nodes, group.voters) == fewest(after.nodes, len(group.voters))
-    held = loads(after)
+    loads = held(after)
     for group in after.data_groups():
         for full in group.voters:
-            for empty in set(held) - set(group.voters):
+            for empty in set(loads) - set(group.voters):
                 # No single move makes numbers more even without bringing voters together.
                 moved = [empty if voter == full else voter for voter in group.voters]
                 assert (
-                    held[full] - held[empty] <= 1
+                    loads[full] - loads[empty] <= 1
                     or shared(after.nodes, moved) > shared(after.nodes, group.voters)
                 )  # fmt: skip
     assert balance_nodes(after) == {}
@@ -194,5 +177,5 @@ def test_a_second_and_a_third_machine_take_their_share() -> None:
     after = replanned(grown, plan)
     # Three voters on three machines: nodes 4 and 5 alone on theirs have all groups.
     assert all({4, 5} < set(group.voters) for group in after.data_groups())
-    assert sorted(loads(after).values()) == [1, 1, 1, 3, 3]
+    assert sorted(held(after).values()) == [1, 1, 1, 3, 3]
     assert {4, 5} < set(meta_members(grown))

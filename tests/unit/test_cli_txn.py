@@ -105,6 +105,15 @@ def test_what_is_wrong_is_told(said: Any, arguments: list[str], why: str) -> Non
     assert why in " ".join(err.split())
 
 
+def test_only_line_ends_end_lines() -> None:
+    txn = TransactionBuilder()
+    fill(txn, "put a '1\u2028\x0c2'\r\nget a\n\n")
+    assert [(step.kind, step.value) for step in txn.request.transaction.steps] == [
+        (kv_pb2.KIND_PUT, "1\u2028\x0c2".encode()),
+        (kv_pb2.KIND_GET, b""),
+    ]
+
+
 def test_json_has_bytes_of_any_kind() -> None:
     txn = TransactionBuilder(encode_value)
     fill(

@@ -13,14 +13,15 @@ from faults.sim.clock import SimClock
 from faults.sim.loop import SimLoop, SimProcess, simulate
 from faults.sim.network import MemoryNetwork
 from faults.sim.transport import SimChannel, SimServer
-from raftkv import AsyncClient, Record, WriteResult
+from raftkv import AsyncClient, Record, TransactionResult, WriteResult
 from raftkv.client.transport import GrpcTransport
 from raftkv.commands.base import Command
 from raftkv.commands.records import Put
-from raftkv.commands.results import Result
+from raftkv.commands.results import Result, TransactionAnswer
+from raftkv.commands.transactions import Transact
 from raftkv.errors import BatchError, Code, DeadlineExceeded, InvalidArgument, NoSpace, Unavailable, UsageError
 from raftkv.frontend.port import AdminPort
-from raftkv.limits import MAX_BATCH_OPS
+from raftkv.limits import MAX_BATCH_OPS, MAX_TXN_STEPS
 from shards.map import Group, Node, ShardMap
 from shards.slots import slot_of
 from tests.rpc_fakes import CLUSTER, SLOTS, FakeFrontend, Shared, calls, failed
@@ -175,6 +176,29 @@ def test_bad_arguments_never_leave_the_client() -> None:
                 kv.txn().check("a", **wrong)  # type: ignore[arg-type]
         assert [*await kv.get_many([]), *await kv.put_many({}), *await kv.delete_many([])] == []
         assert [op for front in fronts for op in front.ops] == []
+
+    with_two_leaders(work)
+
+
+def test_transactions_with_many_steps_leave_in_several_messages() -> None:
+    async def work(kv: AsyncClient, fronts: list[FakeFrontend]) -> None:
+        def told(op: Command) -> Result:
+            assert isinstance(op, Transact)
+            return Result(0, answer=TransactionAnswer(True, tuple((0, None, -1) for _ in op.steps), 0))
+
+        for front in fronts:
+            front.script = told
+
+        def asked() -> Awaitable[TransactionResult]:
+            txn = kv.txn()
+            for number in range(MAX_TXN_STEPS):
+                txn.get(f"{{one}}{number}")
+            return txn.commit()
+
+        # More steps than a node takes in one message.
+        many = 2 * MAX_BATCH_OPS // MAX_TXN_STEPS
+        assert all(await asyncio.gather(*(asked() for _ in range(many))))
+        assert sum(len(front.ops) for front in fronts) == many
 
     with_two_leaders(work)
 
