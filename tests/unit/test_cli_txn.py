@@ -106,7 +106,7 @@ def test_what_is_wrong_is_told(said: Any, arguments: list[str], why: str) -> Non
 
 
 def test_only_line_ends_end_lines() -> None:
-    txn = TransactionBuilder()
+    txn = TransactionBuilder(encode_value)
     fill(txn, "put a '1\u2028\x0c2'\r\nget a\n\n")
     assert [(step.kind, step.value) for step in txn.request.transaction.steps] == [
         (kv_pb2.KIND_PUT, "1\u2028\x0c2".encode()),
