@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftkv.errors import (
     BatchError,
+    CodecError,
     ConditionFailed,
     ConfigError,
     CounterOverflow,
@@ -34,8 +35,10 @@ from raftkv.errors import (
 )
 
 if TYPE_CHECKING:
+    from raftkv import codecs as codecs
     from raftkv.client.aio import AsyncClient
     from raftkv.client.arguments import slot_of
+    from raftkv.client.retry import RetryPolicy
     from raftkv.client.sync import Client
     from raftkv.client.tls import TLS
     from raftkv.client.transaction import AsyncTransaction, Transaction
@@ -61,6 +64,7 @@ __all__ = [
     "BatchError",
     "CasResult",
     "Client",
+    "CodecError",
     "ConditionFailed",
     "ConfigError",
     "Consistency",
@@ -76,6 +80,7 @@ __all__ = [
     "Overloaded",
     "RaftKVError",
     "Record",
+    "RetryPolicy",
     "SessionExpired",
     "TooLarge",
     "Transaction",
@@ -86,6 +91,7 @@ __all__ = [
     "WrongCluster",
     "WrongVersion",
     "__version__",
+    "codecs",
     "slot_of",
 ]
 
@@ -99,6 +105,7 @@ _LAZY = {
     "Consistency": "raftkv.client.types",
     "EndpointStatus": "raftkv.client.types",
     "Record": "raftkv.client.types",
+    "RetryPolicy": "raftkv.client.retry",
     "TLS": "raftkv.client.tls",
     "Transaction": "raftkv.client.transaction",
     "TransactionResult": "raftkv.client.types",
@@ -109,10 +116,12 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     home = _LAZY.get(name)
-    if home is None:
-        raise AttributeError(f"module 'raftkv' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "codecs":
+        return import_module("raftkv.codecs")
+    if home is None:
+        raise AttributeError(f"module 'raftkv' has no attribute {name!r}")
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

@@ -135,6 +135,20 @@ class BatchError(RaftKVError):
         self.errors = dict(errors or {})
 
 
+class CodecError(RaftKVError, ValueError):
+    """The value of ``key`` is there and is not what the client's codec reads; ``data`` has its bytes.
+
+    What was asked for was done: of a ``get_and_delete`` the record is gone, and ``data`` is what it held.
+    """
+
+    code = Code.OK
+
+    def __init__(self, message: str = "", *, key: bytes = b"", data: bytes = b"") -> None:
+        super().__init__(message)
+        self.key = key
+        self.data = data
+
+
 class Unavailable(NotApplied, ConnectionError, TimeoutError):
     """No replica could serve the operation before the deadline, and none executed it.
 

@@ -39,6 +39,7 @@ _COMMANDS = {
     "load": "raftkv.cli.transfer",
     "dump": "raftkv.cli.transfer",
     "context": "raftkv.cli.context",
+    "shell": "raftkv.cli.shell",
 }
 
 

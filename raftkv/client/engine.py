@@ -17,7 +17,7 @@ from raftkv.api.patience import Patience
 from raftkv.client.call import Call
 from raftkv.client.channel import Channel
 from raftkv.client.process import MADE_BEFORE, forks, keep_after_fork
-from raftkv.client.retry import Attempts, NextStep, attempt_span, attempt_timeout, first_span
+from raftkv.client.retry import Attempts, NextStep, RetryPolicy, attempt_span, attempt_timeout, first_span
 from raftkv.client.routing import Routing, View
 from raftkv.client.session import Sessions
 from raftkv.client.transport import TransportError
@@ -26,7 +26,7 @@ from raftkv.clock import sleep, wait
 from raftkv.commands.bounds import Mode
 from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
-from raftkv.errors import Code, RaftKVError, UsageError
+from raftkv.errors import Code, RaftKVError, Unavailable, UsageError
 from raftkv.limits import MAX_BATCH_OPS
 from raftkv.v1 import kv_pb2
 from shards.slots import slot_of
@@ -48,10 +48,13 @@ _MAP_TIMEOUT: Final = 1.0
 class Engine:
     """The state of a client: routing, session, channels. All of it belongs to one event loop of one process."""
 
-    def __init__(self, seeds: Sequence[str], transport: Transport, clock: Clock, rng: Random) -> None:
+    def __init__(
+        self, seeds: Sequence[str], transport: Transport, clock: Clock, rng: Random, policy: RetryPolicy
+    ) -> None:
         self._transport = transport
         self._clock = clock
         self._rng = rng
+        self._policy = policy
         self._routing = Routing(seeds, rng)
         self._channels: dict[str, Channel] = {}
         self._patience = Patience()
@@ -119,14 +122,14 @@ class Engine:
         self.check_usable()
         deadline = self._now() + timeout
         if self._routing.view is None:
-            await self._first_view(deadline, timeout, Attempts(write=False))
+            await self._first_view(deadline, timeout, self._reading())
         found: list[Result | RaftKVError] = []
         for start in range(0, len(calls), MAX_BATCH_OPS):
             found += await self._run_part(calls[start : start + MAX_BATCH_OPS], deadline, timeout)
         return found
 
     async def _run_part(self, calls: Sequence[Call], deadline: float, timeout: float) -> list[Result | RaftKVError]:
-        first, now = Attempts(write=False), self._now()
+        first, now = self._reading(), self._now()
         if now >= deadline:
             return [self._late(first, deadline, timeout)] * len(calls)
         sent: list[Call] = []
@@ -184,7 +187,7 @@ class Engine:
     async def _run_on(self, call: Call, timeout: float, accept: int, result: Result | None) -> Result:
         """As :meth:`run`, after a first attempt that ended in ``result`` or before any."""
         routing = self._routing
-        progress = Attempts(call.kind not in CLIENT_READS)
+        progress = Attempts(call.kind not in CLIENT_READS, self._policy, resolve=call.resolve)
         if result is None:
             if routing.view is None:
                 await self._first_view(call.deadline, timeout, progress)
@@ -193,6 +196,7 @@ class Engine:
             result = await self._attempt(call, self._now(), timeout, progress)
         while True:
             if result.hint:
+                call.hints += 1
                 routing.hint(routing.slot(call.key), result.hint)
             if not result.code or result.code == accept:
                 if not result.hint and call.mode != _STALE:
@@ -202,6 +206,7 @@ class Engine:
             now = await self._after(call, result, progress, call.deadline, timeout)
             if result.code not in (Code.NOT_LEADER, Code.MOVED):
                 progress.fail(call.address)
+            call.attempts += 1
             result = await self._attempt(call, now, timeout, progress)
 
     def _attempt(self, call: Call, now: float, timeout: float, progress: Attempts) -> asyncio.Future[Result]:
@@ -212,17 +217,24 @@ class Engine:
         budget, patience = attempt_span(timeout, call.deadline - now, progress.short, needed)
         return self._channel(address).send(call, budget, now, patience)
 
-    async def page(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
-        """A page of a scan, within ``timeout`` seconds. Its slots are those of :meth:`slots`."""
+    async def page(self, request: kv_pb2.ScanRequest, timeout: float, call: Call | None = None) -> kv_pb2.ScanResponse:
+        """A page of a scan, within ``timeout`` seconds. Its slots are those of :meth:`slots`.
+
+        ``call``: notes the attempts.
+        """
         self.check_usable()
-        progress = Attempts(write=False)
+        progress = self._reading()
         slot, stale = request.slot, request.consistency == _STALE
-        call = Call(_GET, request.start, request.consistency)
+        call = call or Call(_GET, request.start, request.consistency)
         now = self._clock.now()
         deadline = now + timeout
         while True:
             address = self._routing.pick(slot, now, stale, progress.failed)
-            call.started, call.budget = now, attempt_timeout(timeout, deadline - now, progress.short)
+            call.address, call.started, call.budget = (
+                address,
+                now,
+                attempt_timeout(timeout, deadline - now, progress.short),
+            )
             call.limit = now + call.budget
             try:
                 page = await self._channel(address).endpoint.scan(request, call.budget)
@@ -233,10 +245,12 @@ class Engine:
             except TransportError as error:
                 progress.fail(address)
                 if error.result.hint:
+                    call.hints += 1
                     self._routing.hint(slot, error.result.hint)
                 elif error.result.code == Code.UNKNOWN:
                     self._routing.failed(address, self._clock.now())
                 now = await self._after(call, error.result, progress, deadline, timeout)
+                call.attempts += 1
 
     def owners(self) -> tuple[int, ...]:
         """By slot, the group that has it as far as is known; needs :meth:`slots`."""
@@ -247,7 +261,7 @@ class Engine:
         """Number of slots of the cluster."""
         self.check_usable()
         if self._routing.view is None:
-            await self._first_view(self._clock.now() + timeout, timeout, Attempts(write=False))
+            await self._first_view(self._clock.now() + timeout, timeout, self._reading())
         assert self._routing.view is not None
         return self._routing.view.slots
 
@@ -324,6 +338,9 @@ class Engine:
         if now >= deadline:
             raise self._late(progress, deadline, timeout)
         return now
+
+    def _reading(self) -> Attempts:
+        return Attempts(False, self._policy)
 
     def _late(self, progress: Attempts, deadline: float, timeout: float) -> RaftKVError:
         return progress.deadline_error(timeout - (deadline - self._clock.now()), timeout)
@@ -409,6 +426,8 @@ class Engine:
             raise error_of(failure)
         progress.last = failure
         progress.attempts += 1
+        if progress.over(Code.UNAVAILABLE):
+            raise Unavailable(f"no node was reached: {failure.detail}")
         delay = progress.delay(self._rng)
         if self._clock.now() + delay >= deadline:
             raise self._late(progress, deadline, timeout)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import grpc
 from grpc import aio
@@ -25,7 +25,7 @@ from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from shards.slots import SLOT_RULE, rule_refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
     from raftkv.api.pipeline import Answers, Batch
     from raftkv.api.status import NodeStatus
@@ -111,16 +111,17 @@ class Transport(Protocol):
         """``address`` is host:port. Connects when it is first used."""
 
 
-def connect(address: str, credentials: Credentials | None = None) -> aio.Channel:
+def connect(address: str, credentials: Credentials | None = None, interceptors: Sequence[Any] = ()) -> aio.Channel:
     """A channel to the node at ``address``, with this client's settings; it connects when it is first used.
 
     ``credentials``: of TLS. Raises UsageError if gRPC cannot be used in this process.
     """
     check_process()
     if credentials is None:
-        channel = aio.insecure_channel(address, options=_OPTIONS)
+        channel = aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors)
     else:
-        channel = aio.secure_channel(address, credentials.of_channel(), options=(*_OPTIONS, *credentials.options()))
+        options = (*_OPTIONS, *credentials.options())
+        channel = aio.secure_channel(address, credentials.of_channel(), options=options, interceptors=interceptors)
     keep_after_fork(channel, channel=True)
     return channel
 

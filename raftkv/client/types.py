@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeAlias
+
+from raftkv.codecs import V
 
 if TYPE_CHECKING:
     from raftkv.api.status import NodeStatus
@@ -18,14 +20,14 @@ ABSENT: Final = 0
 """``if_version=ABSENT``: only if there is no record of the key."""
 
 
-class Record(NamedTuple):
-    """A record as it was read.
+class Record(NamedTuple, Generic[V]):
+    """A record as it was read; ``value``: bytes, or what the client's codec makes of them.
 
     ``version`` is never reused for the key. ``expires_at``: Unix time in seconds by this machine's clock, None = never.
     """
 
     key: bytes
-    value: bytes
+    value: V
     version: int
     expires_at: float | None = None
 
