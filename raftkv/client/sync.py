@@ -356,6 +356,7 @@ class Client(Generic[W, V]):
                 some, error = self._run(_some(records))
                 yield from some
                 if error is not None:
+                    _stop_if_ending()
                     raise error
                 if not some:
                     return
@@ -393,10 +394,14 @@ class Client(Generic[W, V]):
                 raise
             return self._background.run(work)
         except BaseException:
-            if _ended_by and threading.get_ident() != _ended_by:
-                # A daemon thread: the interpreter stops it where it is, in a moment. An error would only be printed.
-                threading.Event().wait()
+            _stop_if_ending()
             raise
+
+
+def _stop_if_ending() -> None:
+    """In a daemon thread of an interpreter that ends: wait to be stopped, in a moment. An error would only be printed."""
+    if _ended_by and threading.get_ident() != _ended_by:
+        threading.Event().wait()
 
 
 def close_at_exit() -> None:
