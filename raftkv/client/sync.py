@@ -399,7 +399,7 @@ class Client(Generic[W, V]):
 
 
 def _stop_if_ending() -> None:
-    """In a daemon thread of an interpreter that ends: wait to be stopped, in a moment. An error would only be printed."""
+    """In a daemon thread, as the interpreter ends: wait to be stopped, in a moment. An error would only be printed."""
     if _ended_by and threading.get_ident() != _ended_by:
         threading.Event().wait()
 
