@@ -40,7 +40,7 @@ class Codec(Generic[W, V]):
     event loop, and must be quick.
 
     >>> shout = raftkv.codecs.Codec("shout", lambda text: text.upper().encode(), bytes.decode)
-    >>> async with raftkv.AsyncClient(endpoints, codec=shout) as kv:
+    >>> async with raftkv.testing.FakeAsyncClient(codec=shout) as kv:
     ...     await kv.put("greeting", "hello")
     ...     await kv.get("greeting")
     WriteResult(version=1)
@@ -69,7 +69,7 @@ STR: Final[Codec[str, str]] = Codec("str", _text, bytes.decode)
 def json_of(kind: type[T]) -> Codec[T, T]:
     """JSON of one type.
 
-    >>> async with raftkv.AsyncClient(endpoints, codec=raftkv.codecs.json_of(list[int])) as kv:
+    >>> async with raftkv.testing.FakeAsyncClient(codec=raftkv.codecs.json_of(list[int])) as kv:
     ...     await kv.put("primes", [2, 3, 5])
     ...     (await kv.get("primes")).value
     WriteResult(version=1)
@@ -82,7 +82,7 @@ def json_of(kind: type[T]) -> Codec[T, T]:
 def msgpack_of(kind: type[T]) -> Codec[T, T]:
     """msgpack of one type.
 
-    >>> async with raftkv.AsyncClient(endpoints, codec=raftkv.codecs.msgpack_of(dict[str, float])) as kv:
+    >>> async with raftkv.testing.FakeAsyncClient(codec=raftkv.codecs.msgpack_of(dict[str, float])) as kv:
     ...     await kv.put("place", {"north": 52.5, "east": 13.4})
     ...     (await kv.get("place")).value["north"]
     WriteResult(version=1)

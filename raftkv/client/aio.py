@@ -57,7 +57,7 @@ class AsyncClient(KeyCalls[W, V]):
 
     ``transport``, ``clock`` and ``rng`` replace network, clock and randomness in tests and simulations.
 
-    >>> async with raftkv.AsyncClient(endpoints, timeout=5.0, codec=raftkv.codecs.JSON) as kv:
+    >>> async with raftkv.AsyncClient(endpoints, timeout=60.0, codec=raftkv.codecs.JSON) as kv:
     ...     await kv.put("user:1", {"name": "Ada"})
     ...     await kv.get("user:1")
     WriteResult(version=1)

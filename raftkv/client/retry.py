@@ -96,8 +96,8 @@ class RetryPolicy:
     overloaded may ask for more. ``errors``: those after which a call is tried again: some of Unavailable, Overloaded,
     OutcomeUnknown and NoSpace. A write never takes effect twice, whatever is tried again. Raises InvalidArgument.
 
-    >>> impatient = raftkv.RetryPolicy(attempts=3, max_delay=0.1, errors=(raftkv.Unavailable, raftkv.Overloaded))
-    >>> async with raftkv.AsyncClient(endpoints, retry=impatient) as kv:
+    >>> eager = raftkv.RetryPolicy(attempts=100, max_delay=0.1)
+    >>> async with raftkv.AsyncClient(endpoints, timeout=60.0, retry=eager) as kv:
     ...     await kv.put("a", "1")
     WriteResult(version=1)
     """

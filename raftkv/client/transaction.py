@@ -157,7 +157,7 @@ class AsyncTransaction(TransactionBuilder[W]):
         TooLarge if an operation cannot be done, and then none of them was. ``resolve`` as of
         :meth:`raftkv.AsyncClient.put`.
 
-        >>> done = await kv.txn().incr("{order}items").commit(timeout=2.0, resolve=True)
+        >>> done = await kv.txn().incr("{order}items").commit(timeout=60.0, resolve=True)
         >>> done.succeeded, done.results, done.number
         (True, (1,), 1)
         """

@@ -22,7 +22,7 @@ from raftkv.commands.base import Read, Write
 from raftkv.commands.group import Genesis
 from raftkv.commands.ranges import Scan
 from raftkv.errors import InvalidArgument
-from raftkv.limits import DEFAULT_TIMEOUT, MAX_TTL
+from raftkv.limits import MAX_TTL
 from raftkv.store.records import Store
 from raftkv.text import shown
 from raftkv.v1 import kv_pb2
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _ADDRESS: Final = "127.0.0.1:1"
 """Of the only node. Nothing is sent there."""
 _GROUP: Final = 1
+_TIMEOUT: Final = 60.0
+"""Seconds: nothing but a slow machine is waited for."""
 
 
 class FakeCluster:
@@ -61,7 +63,7 @@ class FakeCluster:
         self._store = Store()
         self._store.apply(0, [Genesis(tuple(range(slots)))])
 
-    def client(self, *, codec: Codec[W, V] | None = None, timeout: float = DEFAULT_TIMEOUT) -> FakeClient[W, V]:
+    def client(self, *, codec: Codec[W, V] | None = None, timeout: float = _TIMEOUT) -> FakeClient[W, V]:
         """A further client of this cluster.
 
         >>> cluster = raftkv.testing.FakeCluster()
@@ -71,9 +73,7 @@ class FakeCluster:
         """
         return FakeClient(self, codec=codec, timeout=timeout)
 
-    def async_client(
-        self, *, codec: Codec[W, V] | None = None, timeout: float = DEFAULT_TIMEOUT
-    ) -> FakeAsyncClient[W, V]:
+    def async_client(self, *, codec: Codec[W, V] | None = None, timeout: float = _TIMEOUT) -> FakeAsyncClient[W, V]:
         """A further client of this cluster, for asyncio.
 
         >>> cluster = raftkv.testing.FakeCluster()
@@ -143,7 +143,7 @@ class FakeAsyncClient(AsyncClient[W, V], Generic[W, V]):
         cluster: FakeCluster | None = None,
         *,
         codec: Codec[W, V] | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float = _TIMEOUT,
     ) -> None:
         self.cluster = cluster or FakeCluster()
         super().__init__(_ADDRESS, codec=codec, timeout=timeout, transport=self.cluster)
@@ -162,7 +162,7 @@ class FakeClient(Client[W, V], Generic[W, V]):
         cluster: FakeCluster | None = None,
         *,
         codec: Codec[W, V] | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float = _TIMEOUT,
     ) -> None:
         self.cluster = cluster or FakeCluster()
         super().__init__(_ADDRESS, codec=codec, timeout=timeout, transport=self.cluster)

@@ -15,12 +15,22 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="module")
+def raftkv_session_cluster(raftkv_module_cluster: LocalCluster) -> LocalCluster:
+    """Else it would be up until the last test of all files has ended."""
+    return raftkv_module_cluster
+
+
 class TestSharing:
     """The tests of one class run in their order, on one cluster."""
 
     seen: ClassVar[list[str]] = []
+    clusters: ClassVar[list[LocalCluster]] = []
 
-    def test_a_client_and_a_prefix(self, raftkv_client: Client, raftkv_namespace: str) -> None:
+    def test_a_client_and_a_prefix(
+        self, raftkv_client: Client, raftkv_namespace: str, raftkv_module_cluster: LocalCluster
+    ) -> None:
+        self.clusters.append(raftkv_module_cluster)
         raftkv_client.put(f"{raftkv_namespace}k", b"v")
         self.seen.append(raftkv_namespace)
         assert raftkv_client.count(prefix=raftkv_namespace) == 1
@@ -29,6 +39,7 @@ class TestSharing:
     async def test_what_one_left_is_gone_for_the_next(
         self, raftkv_async_client: AsyncClient, raftkv_namespace: str, raftkv_session_cluster: LocalCluster
     ) -> None:
+        assert self.clusters == [raftkv_session_cluster], "tests of a module share it"
         assert len(raftkv_session_cluster.nodes) == 3
         assert raftkv_namespace not in self.seen
         assert [record async for record in raftkv_async_client.scan(prefix=self.seen[0])] == []

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from raftkv import AsyncClient, Client, ConditionFailed, OutcomeUnknown, RetryPolicy
+from raftkv.clock import SystemClock
 from raftkv.commands.results import Result
 from raftkv.errors import BatchError, Code
 from raftkv.otel import Telemetry
@@ -61,8 +62,17 @@ class Flaky(FakeCluster):
         return self.failures.pop(0)
 
 
+class Still(SystemClock):
+    """No attempt takes too long, however slow the machine is."""
+
+    def now(self) -> float:
+        return 0.0
+
+
 def ask(seen: Seen, cluster: FakeCluster, **options: Any) -> AsyncClient:
-    return AsyncClient("127.0.0.1:1", timeout=PATIENCE, transport=cluster, telemetry=seen.telemetry, **options)
+    return AsyncClient(
+        "127.0.0.1:1", timeout=PATIENCE, transport=cluster, telemetry=seen.telemetry, clock=Still(), **options
+    )
 
 
 def test_an_operation_is_a_span_and_a_measurement() -> None:
