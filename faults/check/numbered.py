@@ -84,11 +84,14 @@ def effect(asked: Asked, before: Records) -> Effect:
 
 
 class _Placed(NamedTuple):
-    """An operation that was answered: it found the count ``before`` and left ``after``."""
+    """An operation that was answered: it found the count ``before`` and left ``after``. ``asked``, ``told``: of a
+    transaction; ``asked`` is None of others."""
 
     operation: Operation
     before: int
     after: int
+    asked: Asked | None = None
+    told: Sequence[Any] = ()
 
     @property
     def writes(self) -> int:
@@ -118,7 +121,7 @@ def _place(one: Operation) -> _Placed:
     writes = sum(
         step[0] in ("put", "incr") or (step[0] == "delete" and there) for step, there in zip(steps, told, strict=True)
     )
-    return _Placed(one, after - writes, after)
+    return _Placed(one, after - writes, after, asked, told)
 
 
 def _out_of_time(placed: Sequence[_Placed]) -> tuple[Operation, Operation] | None:
@@ -155,12 +158,9 @@ class _Search:
         self._steps = 0
         self._failed: _Met = set()
         # What stands before an operation began before it and all behind it ended.
-        self._until: list[float] = []
-        # What stands behind an operation was done after it and all before it began.
+        self._until = [*accumulate((one.operation.ended for one in reversed(placed)), min)][::-1]
+        # It was done after all before it began.
         self._since = [-inf, *accumulate((one.operation.began for one in placed), max)]
-        for one in reversed(placed):
-            self._until.append(min(one.operation.ended, self._until[-1] if self._until else one.operation.ended))
-        self._until.reverse()
 
     def run(self) -> Finding:
         best = (0, _Step({}, 0, frozenset(), ()))
@@ -191,26 +191,20 @@ class _Search:
         candidates = [
             number
             for number, other in enumerate(self._unanswered)
-            if number not in at.used and other.began <= self._until[index] and other.answered >= since
+            if other.began <= self._until[index] and other.answered >= since
         ]
         for filled, left in self._filled(at, one.before - at.floor, candidates, set()):
             if self._steps > self._budget:
                 return
             # A counter counts nothing else.
-            if left and one.operation.kind is not Kind.TXN:
+            if left and one.asked is None:
                 continue
-            records = self._explained(one.operation, filled.records)
+            records = self._explained(one, filled.records)
             if records is not None:
                 yield _Step(records, one.after, filled.used, (*filled.order, one.operation.number))
         self._failed.add(seen)
 
-    def _filled(
-        self,
-        at: _Step,
-        gap: int,
-        candidates: list[int],
-        met: _Met,
-    ) -> Iterator[tuple[_Step, int]]:
+    def _filled(self, at: _Step, gap: int, candidates: list[int], met: _Met) -> Iterator[tuple[_Step, int]]:
         """Unanswered operations take the missing numbers, as many as possible first; and how many are left.
 
         ``met``: what another order of the same operations has come to, with the same records.
@@ -243,10 +237,10 @@ class _Search:
         return done.records, done.writes
 
     @staticmethod
-    def _explained(one: Operation, records: Records) -> Records | None:
+    def _explained(one: _Placed, records: Records) -> Records | None:
         """The records behind an operation that was answered; None if its answer cannot be."""
-        if one.kind is not Kind.TXN:
+        if one.asked is None:
             return records
-        done = effect(Asked.of(one), records)
-        same = done.succeeded == one.done and done.told == json.loads(one.found or "[]")
+        done = effect(one.asked, records)
+        same = done.succeeded == one.operation.done and done.told == one.told
         return done.records if same else None

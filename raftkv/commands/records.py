@@ -77,10 +77,7 @@ class Get(Read, frozen=True, tag=0):
 
     def respond(self, result: Result, response: kv_pb2.GetResponse) -> None:
         if result.version:
-            record = response.record
-            record.key, record.value, record.version = self.key, result.value or b"", result.version
-            if result.ttl >= 0:
-                record.ttl_ms = result.ttl
+            fill_record(response.record, self.key, result)
 
 
 class Put(KeyWrite, frozen=True, tag=1):
@@ -223,3 +220,10 @@ def expect_of(asked: kv_pb2.Operation | kv_pb2.PutRequest | kv_pb2.DeleteRequest
         return ANY_VERSION
     check_version(asked.if_version)
     return asked.if_version
+
+
+def fill_record(message: kv_pb2.Record, key: bytes, result: Result) -> None:
+    """Write a record that a command found into an empty message."""
+    message.key, message.value, message.version = key, result.value or b"", result.version
+    if result.ttl >= 0:
+        message.ttl_ms = result.ttl

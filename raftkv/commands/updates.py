@@ -17,7 +17,7 @@ from raftkv.commands.bounds import (
     check_ttl,
     check_value,
 )
-from raftkv.commands.records import expect_of
+from raftkv.commands.records import expect_of, fill_record
 from raftkv.commands.results import TOO_LARGE, Result
 from raftkv.errors import Code, InvalidArgument
 from raftkv.limits import MAX_VALUE_BYTES
@@ -190,10 +190,7 @@ class GetAndDelete(KeyWrite, frozen=True, tag=63):
 
     def respond(self, result: Result, response: kv_pb2.GetAndDeleteResponse) -> None:
         if result.version:
-            record = response.record
-            record.key, record.value, record.version = self.key, result.value or b"", result.version
-            if result.ttl >= 0:
-                record.ttl_ms = result.ttl
+            fill_record(response.record, self.key, result)
 
 
 class CompareAndDelete(KeyWrite, frozen=True, tag=64):
