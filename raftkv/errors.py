@@ -31,6 +31,8 @@ class Code(IntEnum):
     WRONG_CLUSTER = 14
     INTERNAL = 15
     WRONG_VERSION = 16
+    UNAUTHENTICATED = 17
+    PERMISSION_DENIED = 18
 
 
 class RaftKVError(Exception):
@@ -129,6 +131,19 @@ class WrongVersion(NotApplied):
     code = Code.WRONG_VERSION
 
 
+class Unauthenticated(NotApplied):
+    """The cluster serves its users only, and the client has not shown that it is one: it has no token, or an unknown
+    one."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class PermissionDenied(NotApplied, PermissionError):
+    """The user's roles do not allow it."""
+
+    code = Code.PERMISSION_DENIED
+
+
 class SessionExpired(OutcomeUnknown):
     """A retry came after its request's dedupe record had gone; whether an earlier attempt took effect is not known."""
 
@@ -206,4 +221,9 @@ OUTCOMES: Final[dict[Code, CodeOutcome]] = {
     Code.WRONG_CLUSTER: CodeOutcome(True, False, "FAILED_PRECONDITION", WrongCluster),
     Code.INTERNAL: CodeOutcome(False, False, "INTERNAL", OutcomeUnknown),
     Code.WRONG_VERSION: CodeOutcome(True, False, "FAILED_PRECONDITION", WrongVersion),
+    Code.UNAUTHENTICATED: CodeOutcome(True, False, "UNAUTHENTICATED", Unauthenticated),
+    Code.PERMISSION_DENIED: CodeOutcome(True, False, "PERMISSION_DENIED", PermissionDenied),
 }
+
+NO_USER: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
+"""Refusals for what the user is, at whichever node."""

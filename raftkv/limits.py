@@ -167,6 +167,10 @@ MAX_EXPIRED_PER_ENTRY: Final = 1000
 MAX_FREED_PER_ENTRY: Final = 1000
 """Items of slots that moved away whose memory is given back while one entry is applied: as MAX_EXPIRED_PER_ENTRY."""
 
+AUTH_GRACE: Final = 30.0
+"""Seconds for which a node serves users although the meta group's leader does not confirm who they are: longer than its
+elections take, and as long as somebody who was removed may still be served where a node is cut off."""
+
 assert MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_BATCH_BYTES <= MAX_ENTRY_BYTES
 assert MAX_MESSAGE_BYTES + 64 * MAX_BATCH_OPS < MAX_PROPOSAL_BYTES < MAX_COMMAND_BYTES // 3 * 2
 assert MAX_INFLIGHT_APPEND_BYTES + MAX_BATCH_BYTES < MAX_FRAME_BYTES

@@ -45,7 +45,7 @@ def get(key: str, consistency: raftkv.Consistency, target: Target, timeout: floa
     """
 
     async def ask() -> raftkv.Record | None:
-        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
+        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, token=target.token, timeout=timeout) as client:
             return await client.get(argument_bytes(key), consistency=consistency)
 
     record = run(ask())
@@ -92,7 +92,7 @@ def put(
     data = sys.stdin.buffer.read(MAX_VALUE_BYTES + 1) if value == "-" else argument_bytes(value)
 
     async def ask() -> raftkv.WriteResult:
-        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
+        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, token=target.token, timeout=timeout) as client:
             return await client.put(argument_bytes(key), data, ttl=ttl, if_version=condition)
 
     version = run(ask()).version
@@ -117,7 +117,7 @@ def delete(key: str, if_version: int | None, target: Target, timeout: float, out
     """
 
     async def ask() -> bool:
-        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
+        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, token=target.token, timeout=timeout) as client:
             return await client.delete(argument_bytes(key), if_version=if_version)
 
     existed = run(ask())

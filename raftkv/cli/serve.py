@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raftkv.addresses import parse_address, parse_listen_address
-from raftkv.cli.common import Exit, checked, complain
+from raftkv.cli.common import Exit, checked, complain, token_option
 from raftkv.cli.parameters import FilePath, LaterDefault
 from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConfigError
@@ -83,6 +83,7 @@ _FILE = FilePath()
     help="With --join and --tls-ca: the node's certificate, which may be made once it has its id.",
 )
 @click.option("--tls-key", type=_FILE, metavar="FILE", help="With --join and --tls-ca: the key of --tls-cert.")
+@token_option()
 @click.option("--insecure", is_flag=True, help="Let other machines reach the node although nothing is encrypted.")
 @click.option(
     "--log-file",
@@ -102,6 +103,7 @@ def serve(
     tls_ca: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    token: str | None,
     insecure: bool,
     log_file: Path | None,
 ) -> int:
@@ -137,7 +139,7 @@ def serve(
     else:
         assert join is not None
         assert data_dir is not None
-        source, settings = data_dir / CONFIG, _joined(join, data_dir, security, *places)
+        source, settings = data_dir / CONFIG, _joined(join, data_dir, security, token, *places)
     from raftkv.node.main import serve as serve_node
 
     def chosen(read: NodeConfig) -> NodeConfig:
@@ -182,12 +184,16 @@ def _asking(security: Mapping[str, Any]) -> TLS | None:
     return TLS(security["ca_file"], cert, key) if there else TLS(security["ca_file"])
 
 
-def _joined(endpoints: str, folder: Path, security: Mapping[str, Any], *places: str | None) -> NodeConfig:
+def _joined(
+    endpoints: str, folder: Path, security: Mapping[str, Any], token: str | None, *places: str | None
+) -> NodeConfig:
     from raftkv.local.joining import CONFIG, Places
     from raftkv.local.joining import join as join_cluster
 
     before = (folder / CONFIG).exists()
-    config = join_cluster(endpoints, folder, Places(*places), security=_own(security), tls=_asking(security))
+    config = join_cluster(
+        endpoints, folder, Places(*places), security=_own(security), tls=_asking(security), token=token
+    )
     if not before:
         complain(f"joined cluster {config.cluster.id} as node {config.node.id}; configuration: {folder / CONFIG}")
     return config
@@ -205,19 +211,19 @@ def health(config: Path, ready: bool) -> int:
     Example:
       raftkv health --config node.toml --ready
     """
-    from raftkv.local.status import own_tls, probe
+    from raftkv.local.status import own_tls, pulse
     from raftkv.node.config import load_config
 
     settings = load_config(config)
     address = parse_listen_address(settings.node.listen)
     if address.wildcard:
         address = address._replace(host="::1" if ":" in address.host else "127.0.0.1")
-    status = probe(str(address), timeout=3.0, tls=own_tls(settings))
-    if status is None:
+    serves = pulse(str(address), timeout=3.0, tls=own_tls(settings))
+    if serves is None:
         complain("the node does not answer")
         return Exit.UNREACHABLE
-    if ready and not status.ready:
+    if ready and not serves:
         complain("the node answers but does not serve")
         return Exit.UNREACHABLE
-    click.echo("ready" if status.ready else "alive")
+    click.echo("ready" if serves else "alive")
     return Exit.DONE

@@ -73,7 +73,7 @@ def load(
 
     async def transfer() -> tuple[Loader, float, RaftKVError | None]:
         clock = SystemClock()
-        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
+        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, token=target.token, timeout=timeout) as client:
             progress = ProgressFile(source.path, _about(source, await _cluster_id(client))) if source.lasts else None
             if progress is not None and restart:
                 progress.remove()
@@ -181,7 +181,7 @@ def dump(out: str, target: Target, timeout: float) -> None:
     async def transfer(file: BinaryIO) -> int:
         count, size = 0, 0
         lines: list[bytes] = []
-        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
+        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, token=target.token, timeout=timeout) as client:
             async for record in client.records():
                 lines.append(dump_line(*record))
                 size += len(lines[-1])

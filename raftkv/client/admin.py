@@ -7,15 +7,16 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from raftkv.api.credentials import check_credentials
 from raftkv.api.failures import error_of, known_code
 from raftkv.api.messages import digests_of, map_of, read, state_of, status_of
 from raftkv.api.status import ClusterSettings, ClusterState, Digests, Joined, NodeStatus, SlotStats
 from raftkv.client.arguments import check_timeout
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.tls import TLS
-from raftkv.client.transport import FAILURES, failure
+from raftkv.client.transport import FAILURES, Showing, failure
 from raftkv.client.transport import connect as channel_to
 from raftkv.clock import Clock, SystemClock, sleep
 from raftkv.errors import OUTCOMES, Code, DeadlineExceeded, RaftKVError, Unavailable
@@ -47,10 +48,10 @@ _ONE_NODE: Final = 2.0
 class AdminClient:
     """Asks the nodes at ``endpoints`` in turn, and those of the map once one has answered.
 
-    ``timeout``: seconds for each call, all attempts included. ``tls`` as of :class:`raftkv.AsyncClient`. Calls raise
-    the errors of :mod:`raftkv.errors`: Unavailable if no node answered in time, ConditionFailed with the reason if the
-    cluster refuses a change, DeadlineExceeded if it is not known whether a change was made. A change is made once,
-    however often it is tried.
+    ``timeout``: seconds for each call, all attempts included. ``tls``, ``token`` as of :class:`raftkv.AsyncClient`.
+    Calls raise the errors of :mod:`raftkv.errors`: Unavailable if no node answered in time, ConditionFailed with the
+    reason if the cluster refuses a change, DeadlineExceeded if it is not known whether a change was made. A change is
+    made once, however often it is tried.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class AdminClient:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         tls: TLS | None = None,
+        token: str | None = None,
         clock: Clock | None = None,
         connect: Callable[[str], aio.Channel] | None = None,
     ) -> None:
         self._addresses = list(parse_endpoints(endpoints))
         self._timeout = check_timeout(timeout)
         self._clock = clock or SystemClock()
+        self._token = None if token is None else check_credentials(token)
         self._connect = connect or partial(channel_to, tls=tls)
         self._channels: dict[str, aio.Channel] = {}
 
@@ -132,6 +135,22 @@ class AdminClient:
         answer = await self._any(lambda stub, left: stub.Join(request, timeout=left))
         return Joined(answer.node, map_of(answer.map), read(ClusterSettings, answer))
 
+    async def users(self) -> admin_pb2.GetUsersResponse:
+        """All users and roles."""
+        return await self._any(lambda stub, left: stub.GetUsers(admin_pb2.GetUsersRequest(), timeout=left))
+
+    async def change_users(self, request: admin_pb2.ChangeUsersRequest) -> None:
+        """Change users or roles."""
+        if not request.token:
+            request.token = secrets.token_bytes(_TOKEN_BYTES)
+        await self._any(lambda stub, left: stub.ChangeUsers(request, timeout=left), changes=True)
+
+    async def bootstrap(self, name: str, digest: bytes) -> None:
+        """Make the first user, who may do everything; ``digest``: SHA-256 of the token. Of a node on this machine."""
+        request = admin_pb2.BootstrapRequest(token=secrets.token_bytes(_TOKEN_BYTES), name=name, digest=digest)
+        # Without a look at the node first, which wants a user once there is one.
+        await self._any(lambda stub, left: stub.Bootstrap(request, timeout=left))
+
     # Questions to one node, which gets two seconds at most
 
     async def status(self, address: str) -> NodeStatus:
@@ -149,6 +168,11 @@ class AdminClient:
         """What the replica of ``group`` at ``address`` noted for ``check``, None: nothing (yet)."""
         request = admin_pb2.GetDigestsRequest(group=group, check=check)
         return digests_of(await self._one(address, lambda stub, left: stub.GetDigests(request, timeout=left)))
+
+    async def audit(self, address: str, lines: int) -> list[str]:
+        """The latest lines of the audit trail of the node at ``address``, the oldest first."""
+        request = admin_pb2.ReadAuditRequest(lines=lines)
+        return list((await self._one(address, lambda stub, left: stub.ReadAudit(request, timeout=left))).lines)
 
     async def read_snapshot(self, address: str, group: int) -> AsyncIterator[bytes]:
         """The chunks of a group's state as of now; ``address`` is its leader's. The time-out is for each chunk."""
@@ -178,7 +202,8 @@ class AdminClient:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = self._connect(address)
-        stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(channel)
+        showing: Any = Showing(channel, self._token)
+        stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(showing)
         return stub
 
     async def _one(self, address: str, ask: Callable[[admin_pb2_grpc.AdminAsyncStub, float], Awaitable[T]]) -> T:

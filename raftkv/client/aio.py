@@ -9,6 +9,7 @@ from random import Random, SystemRandom
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
+from raftkv.api.credentials import check_credentials
 from raftkv.client.arguments import check_timeout, encode_key, encode_value, expect_of, mode_of, slot_of, ttl_ms_of
 from raftkv.client.call import Call
 from raftkv.client.engine import Engine
@@ -38,12 +39,13 @@ class AsyncClient:
 
     ``endpoints``: host:port of some nodes, as a sequence or separated by commas. ``timeout``: seconds that a call may
     take in all, retries included, unless it names another; from 0.001 to 600. Keys and values are bytes, or str taken
-    as UTF-8. ``tls``: how nodes prove who they are; without it nothing is encrypted.
+    as UTF-8. ``tls``: how nodes prove who they are; without it nothing is encrypted. ``token``: of a user, or
+    ``NAME:PASSWORD``, for a cluster that has users.
 
     Calls raise NotApplied errors if the operation surely did not take effect (InvalidArgument, TooLarge,
-    ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, UsageError) and OutcomeUnknown errors
-    (DeadlineExceeded, SessionExpired) if a write may have; reads never raise the latter. A write takes effect at most
-    once, however often it is retried. Cancelling a call is safe; a cancelled write may take effect.
+    ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, Unauthenticated, PermissionDenied, UsageError) and
+    OutcomeUnknown errors (DeadlineExceeded, SessionExpired) if a write may have; reads never raise the latter. A write
+    takes effect at most once, however often it is retried. Cancelling a call is safe; such a write may take effect.
 
     A call whose time is up raises a TimeoutError: DeadlineExceeded if it is a write that may have taken effect, else
     Unavailable, which is a ConnectionError too, or Overloaded.
@@ -60,13 +62,15 @@ class AsyncClient:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         tls: TLS | None = None,
+        token: str | None = None,
         transport: Transport | None = None,
         clock: Clock | None = None,
         rng: Random | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._timeout = check_timeout(timeout)
-        network = transport or GrpcTransport(partial(connect, tls=tls))
+        shown = None if token is None else check_credentials(token)
+        network = transport or GrpcTransport(partial(connect, tls=tls), shown)
         self._engine = Engine(parse_endpoints(endpoints), network, self._clock, rng or SystemRandom())
         self._watched = transport is None
 
@@ -74,10 +78,11 @@ class AsyncClient:
     def from_url(cls, url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Self:
         """A client of the cluster at ``url``: ``raftkv://host:port,host:port``, or with TLS
         ``raftkvs://host:port,host:port?ca=FILE``, where ``cert``, ``key`` and ``server_name`` may follow, as
-        :class:`raftkv.TLS` has them. Raises InvalidArgument or ConfigError.
+        :class:`raftkv.TLS` has them. A user stands before the hosts: ``TOKEN@`` or ``NAME:PASSWORD@``. Raises
+        InvalidArgument or ConfigError.
         """
-        endpoints, tls = parse_url(url)
-        return cls(endpoints, timeout=timeout, tls=tls)
+        endpoints, tls, token = parse_url(url)
+        return cls(endpoints, timeout=timeout, tls=tls, token=token)
 
     async def __aenter__(self) -> Self:
         self._engine.check_usable()

@@ -42,11 +42,16 @@ class Client:
     """
 
     def __init__(
-        self, endpoints: str | Sequence[str], *, timeout: float = DEFAULT_TIMEOUT, tls: TLS | None = None
+        self,
+        endpoints: str | Sequence[str],
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        tls: TLS | None = None,
+        token: str | None = None,
     ) -> None:
         if _ended_by:
             raise UsageError("the interpreter is ending")
-        self._client = AsyncClient(endpoints, timeout=timeout, tls=tls)
+        self._client = AsyncClient(endpoints, timeout=timeout, tls=tls, token=token)
         self._client.disown()
         self._forks = forks()
         self._closed = False
@@ -56,8 +61,8 @@ class Client:
     @classmethod
     def from_url(cls, url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Self:
         """As :meth:`raftkv.AsyncClient.from_url`."""
-        endpoints, tls = parse_url(url)
-        return cls(endpoints, timeout=timeout, tls=tls)
+        endpoints, tls, token = parse_url(url)
+        return cls(endpoints, timeout=timeout, tls=tls, token=token)
 
     def __enter__(self) -> Self:
         self._check()

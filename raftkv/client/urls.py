@@ -1,10 +1,11 @@
-"""Addresses of clusters as URLs: ``raftkv://host:port,host:port``, and ``raftkvs://`` for TLS."""
+"""Addresses of clusters as URLs: ``raftkv://token@host:port,host:port``, and ``raftkvs://`` for TLS."""
 
 from __future__ import annotations
 
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from raftkv.api.credentials import check_credentials
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.tls import TLS
 from raftkv.errors import InvalidArgument
@@ -15,22 +16,27 @@ _ENCRYPTED: Final = "raftkvs"
 _FILES: Final = ("ca", "cert", "key", "server_name")
 
 
-def parse_url(url: str) -> tuple[tuple[str, ...], TLS | None]:
-    """Endpoints and TLS of ``url``.
+def parse_url(url: str) -> tuple[tuple[str, ...], TLS | None, str | None]:
+    """Endpoints, TLS and token of ``url``.
 
-    ``raftkvs://`` needs ``?ca=FILE``, and may have ``cert``, ``key`` and ``server_name``, as :class:`TLS` has them.
-    Raises InvalidArgument, or ConfigError for a certificate without its key.
+    Before the endpoints may stand ``TOKEN@`` or ``NAME:PASSWORD@``, percent-encoded. ``raftkvs://`` needs ``?ca=FILE``,
+    and may have ``cert``, ``key`` and ``server_name``, as :class:`TLS` has them. Raises InvalidArgument, or ConfigError
+    for a certificate without its key.
     """
     try:
         parts = urlsplit(url)
         given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
     except (ValueError, AttributeError, TypeError):
-        raise InvalidArgument(f"{shown(url)} is not a URL") from None
+        raise InvalidArgument("a cluster's URL cannot be read") from None
+    user, at, hosts = parts.netloc.rpartition("@")
+    # What is told of it must not tell the token.
+    told = shown(url.replace(f"{user}@", "", 1) if at else url)
     if parts.scheme not in (_PLAIN, _ENCRYPTED):
-        raise InvalidArgument(f"a cluster's URL begins with {_PLAIN}:// or {_ENCRYPTED}://, unlike {shown(url)}")
+        raise InvalidArgument(f"a cluster's URL begins with {_PLAIN}:// or {_ENCRYPTED}://, unlike {told}")
     if parts.path not in ("", "/") or parts.fragment:
-        raise InvalidArgument(f"a cluster's URL has no path: {shown(url)}")
-    endpoints = parse_endpoints(unquote(parts.netloc))
+        raise InvalidArgument(f"a cluster's URL has no path: {told}")
+    endpoints = parse_endpoints(unquote(hosts))
+    token = check_credentials(unquote(user)) if at else None
     names = [name for name, _ in given]
     for name in names:
         if name not in _FILES or names.count(name) > 1:
@@ -39,7 +45,8 @@ def parse_url(url: str) -> tuple[tuple[str, ...], TLS | None]:
     if parts.scheme == _PLAIN:
         if given:
             raise InvalidArgument(f"{_PLAIN}:// has no TLS: {_ENCRYPTED}:// takes {', '.join(_FILES)}")
-        return endpoints, None
+        return endpoints, None, token
     if "ca" not in values:
         raise InvalidArgument(f"{_ENCRYPTED}:// needs ?ca=FILE, the CAs that vouch for the nodes")
-    return endpoints, TLS(values["ca"], values.get("cert"), values.get("key"), values.get("server_name"))
+    tls = TLS(values["ca"], values.get("cert"), values.get("key"), values.get("server_name"))
+    return endpoints, tls, token

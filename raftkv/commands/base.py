@@ -9,6 +9,7 @@ from msgspec import Struct
 from raftkv import limits
 from raftkv.commands.bounds import CLIENT_BYTES, Client, Count, Key, Mode, ReadMode, SlotNumber
 from raftkv.commands.results import MALFORMED, TOO_LARGE, Result
+from raftkv.commands.rights import Right
 
 if TYPE_CHECKING:
     from raftkv.store.meta import MetaStore
@@ -32,6 +33,13 @@ class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fie
     """It changes nothing, and never stands in the log."""
     grows: ClassVar[bool] = False
     """It may bring new data: refused while there is no space for any."""
+    needs: ClassVar[Right | None] = Right.ADMIN
+    """The rights that a user must have who asks for it; None: who asks need not be a user."""
+
+    @property
+    def only_key(self) -> bytes | None:
+        """The key that it is about, if it is about one and no other."""
+        return None
 
     @property
     def stale(self) -> bool:
@@ -89,6 +97,7 @@ class Read(SlotCommand, frozen=True, kw_only=True):
     """It reads records."""
 
     reads: ClassVar[bool] = True
+    needs: ClassVar[Right | None] = Right.READ
 
     mode: ReadMode = 0
 
@@ -104,6 +113,10 @@ class Read(SlotCommand, frozen=True, kw_only=True):
 class _Keyed(SlotCommand, frozen=True):
     key: Key
 
+    @property
+    def only_key(self) -> bytes | None:
+        return self.key
+
 
 class Write(_Keyed, frozen=True, kw_only=True):
     """It changes a record.
@@ -111,6 +124,8 @@ class Write(_Keyed, frozen=True, kw_only=True):
     Those of one client are executed once: ``client``, ``seq``, ``first``: request id (16 bytes, number, first number
     that the client still waits for). ``client`` empty: the node names it.
     """
+
+    needs: ClassVar[Right | None] = Right.WRITE
 
     client: Client = b""
     seq: Count = 0

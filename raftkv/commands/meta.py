@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
 from raftkv.commands.base import Command, GroupCommand, GroupRead
 from raftkv.commands.results import Result
+from raftkv.commands.rights import Right
 
 if TYPE_CHECKING:
     from raftkv.store.meta import MetaStore
@@ -41,3 +42,5 @@ class ChangeCluster(GroupCommand, frozen=True, tag=21):
 
 class ReadCluster(GroupRead, frozen=True, tag=22):
     """The whole state: a :class:`raftkv.commands.results.ClusterReport`."""
+
+    needs: ClassVar[Right | None] = Right.NONE

@@ -24,6 +24,7 @@ from raftkv.commands.bounds import (
     check_version,
 )
 from raftkv.commands.results import TOO_LARGE, Result, ScanPage
+from raftkv.commands.rights import DATA, Right
 from raftkv.errors import Code, InvalidArgument
 from raftkv.limits import MAX_KEY_BYTES, MAX_SCAN_PAGE_BYTES, MAX_VALUE_BYTES, SCAN_PAGE_BYTES
 from shards.slots import slot_of
@@ -40,6 +41,10 @@ class Get(Read, frozen=True, tag=0):
     rpc: ClassVar[str] = "Get"
 
     key: Key
+
+    @property
+    def only_key(self) -> bytes | None:
+        return self.key
 
     def size(self) -> int:
         return len(self.key)
@@ -165,6 +170,8 @@ class Cas(Write, frozen=True, tag=3):
     rpc: ClassVar[str] = "CompareAndSwap"
     answers: ClassVar[tuple[int, ...]] = (Code.CONDITION_FAILED,)
     grows: ClassVar[bool] = True
+    needs: ClassVar[Right | None] = DATA
+    """It tells whether a value is there."""
 
     value: bytes
     expected: bytes | None = None

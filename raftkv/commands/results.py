@@ -110,6 +110,20 @@ class MembersReport(Answer, frozen=True, tag=6):
     leader: int
 
 
+class UsersReport(Answer, frozen=True, tag=8):
+    """The users and roles, encoded: what :func:`raftkv.store.users.decode` reads. ``users`` is empty if the revision is
+    the one that was told."""
+
+    revision: int
+    users: bytes
+
+    def size(self) -> int:
+        return len(self.users)
+
+
+Report = ScanPage | ClusterReport | MoveReport | ExportPage | MoveSummary | MembersReport | CopyReport | UsersReport
+
+
 class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """Outcome of one command. Each field means one thing, whatever the command.
 
@@ -131,7 +145,7 @@ class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fiel
     retry_ms: _LargeOrNone = -1
     new_id_ms: _Large = 0
     number: _Large = 0
-    answer: ScanPage | ClusterReport | MoveReport | ExportPage | MoveSummary | MembersReport | CopyReport | None = None
+    answer: Report | None = None
 
     def size(self) -> int:
         """Bytes of its payload."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from zlib import crc32
 
 from shards.slots import DEFAULT_SLOTS
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from raftkv.api.status import ClusterSettings, Digests, NodeStatus, ReplicaStatus, SlotStats
     from raftkv.commands.base import Command
     from raftkv.commands.results import Result
+    from raftkv.commands.rights import Right
     from raftkv.frontend.counters import Durations
+    from raftkv.store.users import Permit
     from shards.map import ShardMap
 
 
@@ -25,19 +27,26 @@ class Caller:
     """On whose behalf operations are executed: a client's stream or call, another node, or the node itself.
 
     ``gone``: nobody waits for the answers any more; set once, by whoever made it. ``source``: a number of 32 bits that
-    callers on one connection share; sources take turns. 0: the node itself.
+    callers on one connection share; sources take turns. 0: the node itself. ``peer``: where it comes from, for people.
+    ``user``: its name, "" if it has shown none, None if it is no client but a node. ``proof``: what it has shown.
+    ``permit``: what the user may do, kept by the node, as of the ``rules`` of that time.
     """
 
-    __slots__ = ("__weakref__", "gone", "source")
+    __slots__ = ("__weakref__", "gone", "peer", "permit", "proof", "rules", "source", "user")
 
-    def __init__(self, source: int = 0) -> None:
+    def __init__(self, source: int = 0, peer: str = "", user: str | None = None, proof: bytes = b"") -> None:
         self.gone = False
         self.source = source
+        self.peer = peer
+        self.user = user
+        self.proof = proof
+        self.permit: Permit | None = None
+        self.rules: object = None
 
     @classmethod
-    def at(cls, peer: str) -> Self:
-        """A caller on the connection from ``peer``."""
-        return cls(crc32(peer.encode()) | 1)
+    def at(cls, peer: str, proof: bytes = b"") -> Self:
+        """A client on the connection from ``peer``."""
+        return cls(crc32(peer.encode()) | 1, peer, "", proof)
 
 
 NODE: Final = Caller()
@@ -153,6 +162,51 @@ class AdminPort(NodePort, Protocol):
 
     def read_snapshot(self, group: int) -> AsyncIterator[bytes]:
         """The chunks of a group's state as of now. Raises NotApplied if this node cannot vouch for it."""
+
+
+class Door(Protocol):
+    """Who comes in, what they may ask for beside operations, and what is noted of it.
+
+    ``closed``: the cluster has users, and serves nobody else.
+    """
+
+    @property
+    def closed(self) -> bool: ...
+
+    async def enter(self, peer: str, authorization: str | None) -> Caller:
+        """The client at ``peer`` with what it has shown, in the words of HTTP's header.
+
+        While the door is open, whatever it shows is taken, and looked at once that is closed. Raises Unauthenticated,
+        Overloaded, or Unavailable if the node does not know who the users are now.
+        """
+
+    def check(self, caller: Caller, right: Right, action: str) -> None:
+        """Raises PermissionDenied unless the caller has ``right`` for everything, as ``action`` needs it, or
+        :meth:`enter`'s errors."""
+
+    def note(self, caller: Caller, action: str, arguments: Mapping[str, Any], outcome: str) -> None:
+        """Leave a line in the node's audit trail. ``arguments`` hold no secrets."""
+
+    async def notes(self, lines: int) -> list[str]:
+        """The latest ``lines`` of the audit trail, the oldest first."""
+
+
+class OpenDoor:
+    """That of a node that knows no users."""
+
+    closed = False
+
+    async def enter(self, peer: str, authorization: str | None) -> Caller:
+        return Caller.at(peer)
+
+    def check(self, caller: Caller, right: Right, action: str) -> None:
+        return
+
+    def note(self, caller: Caller, action: str, arguments: Mapping[str, Any], outcome: str) -> None:
+        return
+
+    async def notes(self, lines: int) -> list[str]:
+        return []
 
 
 async def answer_to(submit: Submit, op: Command, timeout: float, caller: Caller = NODE) -> Result:

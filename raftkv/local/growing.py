@@ -51,6 +51,7 @@ def add_node(
         dial=dial,
         security=security,
         tls=cluster.tls,
+        token=cluster.token,
     )
     place = Place(config.node.id, config.node.address, config.node.peer_address)
     try:

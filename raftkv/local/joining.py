@@ -30,6 +30,7 @@ from raftkv.errors import (
     DeadlineExceeded,
     InvalidArgument,
     RaftKVError,
+    Unauthenticated,
     Unavailable,
     WrongCluster,
     WrongVersion,
@@ -89,12 +90,13 @@ def join(
     dial: Mapping[int, str] | None = None,
     security: Mapping[str, Any] | None = None,
     tls: TLS | None = None,
+    token: str | None = None,
 ) -> NodeConfig:
     """Make ``folder`` a node's of the cluster at ``endpoints``, unless it is one already; its configuration.
 
     ``node_options``: keys of the configuration's section ``node``; ``dial``, ``security``: its sections of these names.
-    ``tls``: how the cluster is spoken to. The node's own certificate can be made once its id is known. All that this
-    machine can tell is checked before the cluster is asked, so that what cannot serve does not become a
+    ``tls``, ``token``: how the cluster is spoken to. The node's own certificate can be made once its id is known. All
+    that this machine can tell is checked before the cluster is asked, so that what cannot serve does not become a
     member.
 
     Raises ConfigError for wrong arguments, JoinError, Unavailable if no node answers within ``timeout`` seconds,
@@ -108,10 +110,10 @@ def join(
         raise JoinError(f"{folder}: this data folder cannot be used: {error.strerror or error}") from None
     try:
         if (folder / CONFIG).exists():
-            return _joined(endpoints, folder, places, tls)
+            return _joined(endpoints, folder, places, tls, token)
         cluster_id = _begun_with(folder)
         known = _noted(folder)
-        plan = _Plan(_note(known, places), places, node_options or {}, dial or {}, security or {}, tls)
+        plan = _Plan(_note(known, places), places, node_options or {}, dial or {}, security or {}, tls, token)
         plan.check()
         if plan.note != known:
             _write_note(folder, plan.note)
@@ -138,7 +140,7 @@ def has_begun(folder: Path) -> bool:
     return (folder / _NOTE).exists()
 
 
-def _joined(endpoints: str, folder: Path, places: Places, tls: TLS | None) -> NodeConfig:
+def _joined(endpoints: str, folder: Path, places: Places, tls: TLS | None, token: str | None) -> NodeConfig:
     """The configuration of a folder that has joined. Other addresses than then are refused."""
     config = load_config(folder / CONFIG)
     for name, given in asdict(places).items():
@@ -147,8 +149,8 @@ def _joined(endpoints: str, folder: Path, places: Places, tls: TLS | None) -> No
             option = name.replace("_", "-")
             raise ConfigError(f"{folder}: node {config.node.id} joined with --{option} {kept}, not {given}")
     try:
-        state = _ask(endpoints, _GLANCE, tls, lambda client: client.known())
-    except (Unavailable, DeadlineExceeded):
+        state = _ask(endpoints, _GLANCE, tls, token, lambda client: client.known())
+    except (Unavailable, DeadlineExceeded, Unauthenticated):
         # The node finds its cluster by itself; whom it should have asked for need not live any more.
         return config
     if state.map.cluster_id != config.cluster.id:
@@ -233,6 +235,7 @@ class _Plan:
     dial: Mapping[int, str]
     security: Mapping[str, Any]
     tls: TLS | None
+    token: str | None
 
     def check(self) -> None:
         """Raises ConfigError or JoinError if no cluster could make a node of this that serves."""
@@ -277,7 +280,7 @@ def _take_in(endpoints: str, folder: Path, plan: _Plan, cluster_id: str, timeout
         return await client.join(note.address, note.peer_address, note.incarnation, cluster_id)
 
     try:
-        return _ask(endpoints, timeout, plan.tls, ask)
+        return _ask(endpoints, timeout, plan.tls, plan.token, ask)
     except (ConditionFailed, InvalidArgument, WrongVersion) as error:
         raise JoinError(f"the cluster refuses this node: {error}") from None
     except WrongCluster as error:
@@ -331,9 +334,15 @@ def _entries(shard_map: ShardMap, own: int) -> list[dict[str, Any]]:
     return [entry for _, entry in sorted(found.items())]
 
 
-def _ask(endpoints: str, timeout: float, tls: TLS | None, question: Callable[[AdminClient], Awaitable[T]]) -> T:
+def _ask(
+    endpoints: str,
+    timeout: float,
+    tls: TLS | None,
+    token: str | None,
+    question: Callable[[AdminClient], Awaitable[T]],
+) -> T:
     async def main() -> T:
-        async with AdminClient(endpoints, timeout=timeout, tls=tls) as client:
+        async with AdminClient(endpoints, timeout=timeout, tls=tls, token=token) as client:
             return await question(client)
 
     return asyncio.run(main())

@@ -12,6 +12,7 @@ from raftkv.commands.members import ChangeMembers, Members, Transfer
 from raftkv.commands.meta import ChangeCluster, ReadCluster
 from raftkv.commands.moving import Copying, MoveState
 from raftkv.commands.results import DONE, MALFORMED, MembersReport, Result
+from raftkv.commands.users import ReadUsers
 from raftkv.errors import Code
 from raftkv.node.replicas import Replicas
 from raftkv.raft import RaftGroup
@@ -60,6 +61,8 @@ class GroupOperations:
             done(self._members(group))
         elif isinstance(op, ReadCluster):
             done(self._replicas.meta.describe() if group.group == META_GROUP else MALFORMED)
+        elif isinstance(op, ReadUsers):
+            done(self._replicas.meta.read_users(op.revision) if group.group == META_GROUP else MALFORMED)
         elif replica is None:
             done(MALFORMED)
         elif isinstance(op, MoveState):

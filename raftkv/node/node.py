@@ -18,6 +18,7 @@ from raftkv.clock import Clock, Timer
 from raftkv.commands.base import Command
 from raftkv.errors import RaftKVError
 from raftkv.frontend.port import NODE, Caller, NodeStats
+from raftkv.log_limit import limited
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.clocks import Clocks
 from raftkv.node.config import NodeConfig
@@ -35,11 +36,12 @@ from raftkv.node.memory import Memory, ProcessMemory
 from raftkv.node.neighbours import Neighbours
 from raftkv.node.problems import Problems, Source, lost_entries
 from raftkv.node.replicas import Replicas
-from raftkv.node.requests import Reply
+from raftkv.node.requests import Reply, without
 from raftkv.node.room import Room
 from raftkv.node.router import Router
 from raftkv.node.space import Space
 from raftkv.node.stats import MeasuredWorker, StatsCollector
+from raftkv.node.users import UserCopy
 from raftkv.peer.handshake import Secret
 from raftkv.peer.hello import Identity
 from raftkv.peer.links import Links
@@ -181,6 +183,7 @@ class RaftNode:
         self._clocks = Clocks(self._links, self._clock, raft.lease_share)
         ask = asker(self.submit)
         self._copier = Copier(self._replicas, ask, self._clock)
+        self.users = UserCopy(self.submit, self._clock, limits.AUTH_GRACE, folder.knows_users, self._remember_users)
         self._router = Router(
             self.id,
             data=self._replicas.data,
@@ -188,6 +191,7 @@ class RaftNode:
             peers=self._links,
             clock=self._clock,
             ids=ClientIds(self._clocks.time, rng),
+            users=self.users,
             quorum_reads=config.node.reads == "quorum",
             leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
@@ -307,6 +311,7 @@ class RaftNode:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.users.close()
         for driver in (self._mover, self._copier, self._membership, self._replica_gc):
             driver.close()
         if not self._failed:
@@ -314,6 +319,14 @@ class RaftNode:
         await self._links.close()
         self._wal.close()
         self._folder.close()
+
+    def _remember_users(self) -> bool:
+        try:
+            self._folder.mark_users()
+        except OSError as problem:
+            log.warning("that the cluster has users cannot be noted yet: %s", problem, extra=limited("users"))
+            return False
+        return True
 
     def _fatal(self, problem: BaseException) -> None:
         if not self._failed:
@@ -360,6 +373,8 @@ class RaftNode:
     # -- the front end's port
 
     def submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
+        if self.users.on and caller.user is not None and (refused := self.users.refusals(caller, ops)):
+            ops, reply = without(ops, refused, reply)
         self._router.submit(ops, timeout, reply, caller)
 
     def cluster_map(self) -> ShardMap | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from raftkv.commands.base import Command, GroupCommand, SlotCommand, Write
 from raftkv.commands.results import Result
@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from raftkv.raft import RaftGroup
     from shards.map import ShardMap
 
+T = TypeVar("T", bound=Command)
 Reply = Callable[[int, Result], None]
+
+
+def without(ops: Sequence[T], refused: Mapping[int, Result], reply: Reply) -> tuple[list[T], Reply]:
+    """Answer the operations that are ``refused``, by their index; the others, and how they are answered."""
+    for index, refusal in refused.items():
+        reply(index, refusal)
+    taken = [index for index in range(len(ops)) if index not in refused]
+    return [ops[index] for index in taken], lambda at, result: reply(taken[at], result)
 
 
 class GroupPort(Protocol):

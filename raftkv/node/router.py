@@ -22,10 +22,11 @@ from raftkv.node.admission import Admission, no_group, no_leader, refusal_of
 from raftkv.node.answers import bounded_answers
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.execution import Execution
-from raftkv.node.forwarding import SETTLED, Forwarding
+from raftkv.node.forwarding import SETTLED, Forwarding, Users
 from raftkv.node.leaders import Leaders, Peers
+from raftkv.node.messages import User
 from raftkv.node.replicas import Replica
-from raftkv.node.requests import GroupPort, Reply, Request, WriteBatch, group_of
+from raftkv.node.requests import GroupPort, Reply, Request, WriteBatch, group_of, without
 from raftkv.node.retries import Retries
 from shards.map import ShardMap
 
@@ -56,9 +57,11 @@ class Router:
         peers: Peers,
         clock: Clock,
         ids: ClientIds,
+        users: Users,
         quorum_reads: bool,
         leaderless: float,
     ) -> None:
+        self._users = users
         self._node = node
         self._data = data
         self._clock = clock
@@ -71,12 +74,13 @@ class Router:
         self._open: dict[Request, None] = {}
         self._writes: dict[WriteBatch, None] = {}
         self._admission = Admission()
-        self._peers_callers: WeakValueDictionary[tuple[int, int], Caller] = WeakValueDictionary()
+        self._peers_callers: WeakValueDictionary[tuple[int, int, User | None], Caller] = WeakValueDictionary()
         self._leaders = Leaders(node, groups, peers)
         self._retries = Retries(clock, self._leaders, self._route, self._refuse, leaderless)
         self._forwarding = Forwarding(
             leaders=self._leaders,
             peers=peers,
+            users=users,
             clock=clock,
             # Random, since answers to what was forwarded before the last start may still come.
             first_number=int.from_bytes(ids.own[-8:]) >> 2,
@@ -98,21 +102,17 @@ class Router:
         """See :meth:`raftkv.frontend.port.NodePort.submit`."""
         self._submit(ops, timeout, reply, caller, local=False)
 
-    def on_forwarded(self, peer: int, number: int, timeout: int, source: int, ops: list[Command]) -> None:
+    def on_forwarded(
+        self, peer: int, number: int, timeout: int, source: int, ops: list[Command], user: User | None = None
+    ) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
-        caller = self._peers_callers.setdefault((peer, source), Caller(source))
+        caller = self._peers_callers.setdefault((peer, source, user), Caller(source))
         answers = self._forwarding
-        answer = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
-        refused = {index: refusal for index, op in enumerate(ops) if (refusal := op.refusal()) is not None}
+        answer: Reply = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
+        refused = {} if user is None else dict(self._users.refusals_for(user, ops))
+        refused.update((index, refusal) for index, op in enumerate(ops) if (refusal := op.refusal()) is not None)
         if refused:
-            for index, refusal in refused.items():
-                answer(index, refusal)
-            taken = [index for index in range(len(ops)) if index not in refused]
-            whole, ops = answer, [ops[index] for index in taken]
-
-            def answer(at: int, result: Result) -> None:
-                whole(taken[at], result)
-
+            ops, answer = without(ops, refused, answer)
         self._submit(ops, timeout / 1000, answer, caller, local=True)
 
     def _submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller, *, local: bool) -> None:

@@ -8,17 +8,20 @@ may be a leader no more, or repeat what it said before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final
 
 from raftkv.commands.base import Command
 from raftkv.commands.bounds import MAX_GROUP_TIME
 from raftkv.commands.meta import ChangeCluster
-from raftkv.commands.results import DONE, ClusterReport, Result
-from raftkv.errors import Code, StorageError
+from raftkv.commands.results import DONE, ClusterReport, Result, UsersReport
+from raftkv.commands.users import UserCommand
+from raftkv.errors import Code, ConditionFailed, StorageError
 from raftkv.store.codec import binary, pack, text, unpack, whole
 from raftkv.store.meta_commands import check, execute
 from raftkv.store.meta_state import MetaState, Refused
+from raftkv.store.users import encode
 from shards.map import MapError, ShardMap
 
 _NAME: Final = "raftkv meta"
@@ -95,8 +98,7 @@ class MetaStore:
         """A repeated token gets the first answer again."""
         token = command.token
         if token in self._tokens:
-            number, reason = self._tokens[token]
-            return Result(Code.CONDITION_FAILED, detail=reason) if reason else Result(Code.OK, number=number)
+            return self._first_answer(token)
         try:
             self.state, number = execute(self.state, self.time, command.verb, _arguments(command))
         except Refused as refusal:
@@ -106,6 +108,27 @@ class MetaStore:
             return Result(Code.INVALID_ARGUMENT, detail=f"{command.verb}: {problem}"[:400])
         self._remember(token, number, "")
         return Result(Code.OK, number=number)
+
+    def change_users(self, command: UserCommand) -> Result:
+        """A repeated token gets the first answer again."""
+        if command.token in self._tokens:
+            return self._first_answer(command.token)
+        try:
+            self.state = replace(self.state, users=command.change(self.state.users))
+        except ConditionFailed as refusal:
+            self._remember(command.token, 0, str(refusal))
+            return Result(Code.CONDITION_FAILED, detail=str(refusal))
+        self._remember(command.token, 0, "")
+        return DONE
+
+    def read_users(self, known: int) -> Result:
+        """All users and roles, unless those of revision ``known`` are the latest: a UsersReport."""
+        users = self.state.users
+        return Result(Code.OK, answer=UsersReport(users.revision, b"" if users.revision == known else encode(users)))
+
+    def _first_answer(self, token: bytes) -> Result:
+        number, reason = self._tokens[token]
+        return Result(Code.CONDITION_FAILED, detail=reason) if reason else Result(Code.OK, number=number)
 
     def _remember(self, token: bytes, number: int, reason: str) -> None:
         self._tokens[token] = (number, reason)

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from raftkv.api.status import FinishedMove, Job, Move, PlannedMove
 from raftkv.errors import RaftKVError
-from raftkv.store.codec import whole
+from raftkv.store.codec import binary, whole
+from raftkv.store.users import NO_USERS, Users, decode, encode
 from shards.map import ShardMap
 from shards.moves import Phase
 
@@ -26,7 +27,7 @@ class MetaState:
 
     ``wanted``: group -> voters that it is to have. ``draining``: nodes that get no further replicas.
     ``garbage``: (group, node) of replicas that are no longer members, until their nodes have dropped them.
-    ``noted``: group -> its commit index as of which its voters were noted last.
+    ``noted``: group -> its commit index as of which its voters were noted last. ``users``: who may do what.
     """
 
     map: ShardMap | None = None
@@ -41,6 +42,7 @@ class MetaState:
     draining: tuple[int, ...] = ()
     garbage: frozenset[tuple[int, int]] = frozenset()
     noted: Mapping[int, int] = field(default_factory=dict)
+    users: Users = NO_USERS
 
     def to_wire(self) -> list[Any]:
         """Plain values for msgpack. Equal states give equal forms."""
@@ -58,12 +60,16 @@ class MetaState:
             self.draining,
             sorted(self.garbage),
             [[group, index] for group, index in sorted(self.noted.items())],
+            # As before there were any: what has none is written as it was.
+            *([encode(self.users)] if self.users.revision else []),
         ]
 
     @staticmethod
     def from_wire(wire: Any) -> MetaState:
         """What :meth:`to_wire` encoded. Raises ValueError or TypeError for anything else."""
-        shard_map, last, moves, job, finished, wanted, draining, garbage, noted = wire
+        shard_map, last, moves, job, finished, wanted, draining, garbage, noted, *users = wire
+        if len(users) > 1:
+            raise ValueError("more than a state")
         last_group, last_node, last_move, last_job = _numbers(last)
         return MetaState(
             None if shard_map is None else ShardMap.from_wire(shard_map),
@@ -81,6 +87,7 @@ class MetaState:
             _numbers(draining),
             frozenset((whole(group), whole(node)) for group, node in garbage),
             {whole(group): whole(index) for group, index in noted},
+            decode(binary(users[0])) if users else NO_USERS,
         )
 
 

@@ -40,6 +40,8 @@ class _CodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Code.ValueType],
     CODE_WRONG_CLUSTER: _Code.ValueType  # 14
     CODE_INTERNAL: _Code.ValueType  # 15
     CODE_WRONG_VERSION: _Code.ValueType  # 16
+    CODE_UNAUTHENTICATED: _Code.ValueType  # 17
+    CODE_PERMISSION_DENIED: _Code.ValueType  # 18
 
 class Code(_Code, metaclass=_CodeEnumTypeWrapper): ...
 
@@ -60,6 +62,8 @@ CODE_DEADLINE_EXCEEDED: Code.ValueType  # 13
 CODE_WRONG_CLUSTER: Code.ValueType  # 14
 CODE_INTERNAL: Code.ValueType  # 15
 CODE_WRONG_VERSION: Code.ValueType  # 16
+CODE_UNAUTHENTICATED: Code.ValueType  # 17
+CODE_PERMISSION_DENIED: Code.ValueType  # 18
 Global___Code: _TypeAlias = Code  # noqa: Y015
 
 @_typing.final

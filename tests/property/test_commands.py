@@ -39,7 +39,7 @@ def test_operations_of_pipelines(asked: dict[str, Any], client: bytes, first: in
         return
     assert op is not None
     assert op.refusal() is None
-    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
+    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op], None)
     if isinstance(op, Write):
         assert again([op]) == [op]
 
@@ -59,6 +59,6 @@ def test_requests(asked: dict[str, Any], client: bytes, sequence: int, first: in
     except InvalidArgument:
         return
     assert op.refusal() is None
-    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
+    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op], None)
     if isinstance(op, Write):
         assert again([op]) == [op]

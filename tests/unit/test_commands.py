@@ -92,7 +92,7 @@ def test_an_entry_of_the_log_is_what_it_was() -> None:
 
 @pytest.mark.parametrize("op", SOME, ids=lambda op: op.name)
 def test_nodes_ask_each_other_for_commands_of_slots_and_groups(op: Command) -> None:
-    assert messages.operations(messages.ask(1, 2, 3, [op])) == (1, 2, 3, [op])
+    assert messages.operations(messages.ask(1, 2, 3, [op])) == (1, 2, 3, [op], None)
 
 
 @pytest.mark.parametrize("op", [Tick(), Genesis((1,)), FormCluster(b"map")], ids=lambda op: op.name)

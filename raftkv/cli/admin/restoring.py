@@ -60,7 +60,8 @@ async def restore_all(
     clock = StandingClock()
     start = clock.now()
     failure: RaftKVError | None = None
-    async with raftkv.AsyncClient(settings().target.endpoints, tls=settings().target.tls, timeout=_WRITE_TIMEOUT) as kv:
+    target = settings().target
+    async with raftkv.AsyncClient(target.endpoints, tls=target.tls, token=target.token, timeout=_WRITE_TIMEOUT) as kv:
         with progress_bar("restoring") as bar:
 
             def show(done: int) -> None:

@@ -14,9 +14,9 @@ from raftkv.commands.base import SlotCommand
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError
-from raftkv.frontend.grpc.guard import abort, budget_of, on_end
+from raftkv.frontend.grpc.guard import abort, budget_of, caller, on_end
 from raftkv.frontend.grpc.pipeline import PipelineStream
-from raftkv.frontend.port import Caller, answer_to, slots_of
+from raftkv.frontend.port import answer_to, slots_of
 from raftkv.frontend.shares import Shares
 from raftkv.limits import MAX_STREAMS
 from raftkv.log_limit import limited
@@ -62,7 +62,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         status = self._node.status()
         # Sent before the first message is read: a client that has not seen it knows that nothing was executed.
         await context.send_initial_metadata(((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node))))
-        stream = PipelineStream(self._node, self.resources, peer)
+        stream = PipelineStream(self._node, self.resources, peer, caller())
         self._streams[stream] = None
         reader = asyncio.create_task(stream.run(_requests(context)))
         try:
@@ -104,15 +104,15 @@ class KVService(kv_pb2_grpc.KVServicer):
         self._counters.take((op.number,))
         since, timeout = self._clock.now(), budget_of(context)
         until = since + timeout
-        caller = Caller.at(context.peer())
+        asking = caller()
         try:
-            result = await answer_to(self._node.submit, op, timeout, caller)
+            result = await answer_to(self._node.submit, op, timeout, asking)
             while result.code == _OVERLOADED and not result.retry_ms and (left := until - self._clock.now()) > _AGAIN:
                 # Another node had too many large answers for this one at that moment.
                 await sleep(self._clock, _AGAIN)
-                result = await answer_to(self._node.submit, op, left, caller)
+                result = await answer_to(self._node.submit, op, left, asking)
         except asyncio.CancelledError:
-            caller.gone = True
+            asking.gone = True
             raise
         if result.code:
             self._counters.failed[op.number, result.code] += 1
