@@ -8,12 +8,13 @@ import json
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from bench import generators, results, series
+from bench import folders, generators, results, series
 from bench.arrivals import SPACINGS, Spacing
+from bench.folders import data_option, out_option
 from bench.keys import DISTRIBUTIONS, Distribution
 from bench.load import LoadPlan
 from bench.machine import facts
@@ -25,8 +26,6 @@ from bench.workload import OPERATIONS, Operation
 from raftkv.cli.common import endpoints_option
 from raftkv.cli.console import Section, console, display, print_table
 from raftkv.testing import LocalCluster
-
-_FOLDER: Final = Path("bench-results")
 
 
 @click.command("load")
@@ -118,18 +117,8 @@ def load_command(
 @click.option("--processes", type=click.IntRange(1, 64), default=1, help="Generators that share workers and clients.")
 @click.option("--nodes", type=click.IntRange(1, 9), default=3, help="Nodes of the clusters.")
 @click.option("--seed", type=click.IntRange(0), default=1, help="Seed of keys, arrivals and values.")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
-    help="Folder on the disk that clusters are to write to.",
-    show_default="that of temporary files",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=f"a new one in {_FOLDER}/",
-    help="Folder for result.json, report.html, report.md and the plots.",
-)
+@data_option
+@out_option("result.json, report.html, report.md and the plots")
 @click.option(
     "-o",
     "--output",
@@ -169,9 +158,7 @@ def run_command(
         except ValueError as error:
             raise click.UsageError(str(error)) from None
     started = datetime.now(UTC)
-    folder = out or _FOLDER / f"{started:%Y%m%d-%H%M%S}"
-    if folder.exists() and any(folder.iterdir()):
-        raise click.UsageError(f"{folder} is not empty: name a new folder with --out")
+    folder = folders.chosen(out, started)
     # Ends as with Ctrl-C: the processes of clusters and generators are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = {"format": results.FORMAT, "machine": facts(), "options": results.options(options), "scenarios": []}

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from raftkv.api.credentials import check_credentials
 from raftkv.api.failures import error_of, known_code
@@ -16,7 +16,7 @@ from raftkv.api.status import ClusterSettings, ClusterState, Digests, Joined, No
 from raftkv.client.arguments import check_timeout
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.tls import TLS
-from raftkv.client.transport import FAILURES, Showing, failure
+from raftkv.client.transport import FAILURES, failure, showing
 from raftkv.client.transport import connect as channel_to
 from raftkv.clock import Clock, SystemClock, sleep
 from raftkv.errors import OUTCOMES, Code, DeadlineExceeded, RaftKVError, Unavailable
@@ -202,8 +202,7 @@ class AdminClient:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = self._connect(address)
-        showing: Any = Showing(channel, self._token)
-        stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(showing)
+        stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(showing(channel, self._token))
         return stub
 
     async def _one(self, address: str, ask: Callable[[admin_pb2_grpc.AdminAsyncStub, float], Awaitable[T]]) -> T:

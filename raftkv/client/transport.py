@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from raftkv.api.credentials import METADATA, authorization
 from raftkv.api.grpc_status import CLUSTER_KEY, result_of
 from raftkv.api.messages import status_of
+from raftkv.api.pipeline import PACKED_KEY, answers_of, request_of
 from raftkv.client.process import check_process, keep_after_fork
 from raftkv.client.routing import View, view_of
 from raftkv.commands.results import Result
@@ -28,6 +29,7 @@ from shards.slots import SLOT_RULE, rule_refusal
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
+    from raftkv.api.pipeline import Answers, Batch
     from raftkv.api.status import NodeStatus
     from raftkv.client.tls import TLS
 
@@ -75,11 +77,11 @@ class Stream(Protocol):
 
     cluster_id: str
 
-    async def write(self, request: kv_pb2.PipelineRequest) -> None:
-        """Raises TransportError if the stream is broken."""
+    async def write(self, batch: Batch) -> None:
+        """Ask for ``batch``. Raises TransportError if the stream is broken."""
 
-    async def read(self) -> kv_pb2.PipelineResponse | None:
-        """The next message, None at the end of the stream. Raises TransportError if it is broken."""
+    async def read(self) -> Answers | None:
+        """The next answers, None at the end of the stream. Raises TransportError if it is broken."""
 
     def cancel(self) -> None:
         """Break the stream."""
@@ -125,12 +127,10 @@ def connect(address: str, tls: TLS | None = None) -> aio.Channel:
     return channel
 
 
-class Showing:
-    """A channel for stubs that show with every call who makes it: ``token``, as of :class:`raftkv.AsyncClient`."""
-
-    def __init__(self, channel: aio.Channel, token: str | None) -> None:
+class _Showing:
+    def __init__(self, channel: aio.Channel, token: str) -> None:
         self._channel = channel
-        self._metadata = None if token is None else ((METADATA, authorization(token)),)
+        self._metadata = ((METADATA, authorization(token)),)
 
     def unary_unary(self, *args: Any, **named: Any) -> Any:
         return partial(self._channel.unary_unary(*args, **named), metadata=self._metadata)
@@ -140,6 +140,11 @@ class Showing:
 
     def stream_stream(self, *args: Any, **named: Any) -> Any:
         return partial(self._channel.stream_stream(*args, **named), metadata=self._metadata)
+
+
+def showing(channel: aio.Channel, token: str | None) -> aio.Channel:
+    """``channel`` for stubs whose every call shows ``token``, as of :class:`raftkv.AsyncClient`."""
+    return channel if token is None else cast("aio.Channel", _Showing(channel, token))
 
 
 class GrpcTransport:
@@ -159,22 +164,28 @@ class GrpcTransport:
 
 
 class _GrpcStream:
-    def __init__(self, call: Call, cluster_id: str) -> None:
+    def __init__(self, call: Call, cluster_id: str, *, packed: bool) -> None:
         self._call = call
         self.cluster_id = cluster_id
+        self._packed = packed
 
-    async def write(self, request: kv_pb2.PipelineRequest) -> None:
+    async def write(self, batch: Batch) -> None:
         try:
-            await self._call.write(request)
+            await self._call.write(request_of(batch, packed=self._packed))
         except FAILURES as error:
             raise TransportError(failure(error)) from error
 
-    async def read(self) -> kv_pb2.PipelineResponse | None:
+    async def read(self) -> Answers | None:
         try:
             message = await self._call.read()
         except FAILURES as error:
             raise TransportError(failure(error)) from error
-        return message if isinstance(message, kv_pb2.PipelineResponse) else None
+        if not isinstance(message, kv_pb2.PipelineResponse):
+            return None
+        try:
+            return answers_of(message)
+        except ValueError as error:
+            raise TransportError(Result(int(Code.UNKNOWN), detail=f"malformed answers: {error}")) from error
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -184,9 +195,8 @@ class _GrpcEndpoint:
     def __init__(self, address: str, channel: aio.Channel, token: str | None) -> None:
         self._address = address
         self._channel = channel
-        showing: Any = Showing(channel, token)
-        self._kv: kv_pb2_grpc.KVAsyncStub = kv_pb2_grpc.KVStub(showing)
-        self._admin: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(showing)
+        self._kv = kv_pb2_grpc.KVStub(showing(channel, token))
+        self._admin = admin_pb2_grpc.AdminStub(showing(channel, token))
         # A loop that ends does so to its asynchronous generators first: so an endpoint that nobody closed is closed.
         self._life = self._live()
         with suppress(StopIteration):
@@ -196,11 +206,9 @@ class _GrpcEndpoint:
         try:
             call = self._kv.Pipeline(None)
             try:
-                cluster_id = dict(cast("Iterable[tuple[str, str]]", await call.initial_metadata() or ())).get(
-                    CLUSTER_KEY
-                )
-                if cluster_id is not None:
-                    return _GrpcStream(call, cluster_id)
+                about = dict(cast("Iterable[tuple[str, str]]", await call.initial_metadata() or ()))
+                if CLUSTER_KEY in about:
+                    return _GrpcStream(call, about[CLUSTER_KEY], packed=about.get(PACKED_KEY) == "1")
                 # It ended before it began, and the status says why; or this is no node of raftkv.
                 refusal = await _refusal(call) if call.done() else None
                 text = "not a raftkv node" if refusal is None else refusal.detail

@@ -150,7 +150,6 @@ async def _serve(
         access.start()
         await server.start()
         # What exists now lives as long as the process, and records are not cyclic garbage: look at both rarely.
-        gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         log.info("%s", descriptors)

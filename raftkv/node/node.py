@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from raftkv import limits
 from raftkv.api.status import ClusterSettings, Digests, NodeStatus, SlotStats
 from raftkv.clock import Clock, Timer
@@ -183,7 +185,9 @@ class RaftNode:
         self._clocks = Clocks(self._links, self._clock, raft.lease_share)
         ask = asker(self.submit)
         self._copier = Copier(self._replicas, ask, self._clock)
-        self.users = UserCopy(self.submit, self._clock, limits.AUTH_GRACE, folder.knows_users, self._remember_users)
+        self.users = UserCopy(
+            self.submit, self._clock, config.security.auth_grace, folder.knows_users, self._remember_users
+        )
         self._router = Router(
             self.id,
             data=self._replicas.data,
@@ -195,6 +199,7 @@ class RaftNode:
             quorum_reads=config.node.reads == "quorum",
             leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
+        self._replicas.on_turn.append(self._router.look_for_leaders)
         self._room = Room(self.id, lambda: self._links.peers, self._links.send)
         maps = Maps(self._clock.now)
         self._map_copy = MapCopy(
@@ -293,7 +298,7 @@ class RaftNode:
         """Take over from ``config`` how reads are served, the limit of memory, and where nodes are reached."""
         self._memory.configure(config.node.memory)
         self._router.execution.quorum_reads = config.node.reads == "quorum"
-        self._config = self._config.model_copy(update={"dial": config.dial})
+        self._config = replace(self._config, dial=config.dial)
         known = self._config.nodes if self._router.map is None else self._router.map.nodes
         for node in known:
             if node.id in self._links.peers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raftkv import limits
@@ -45,6 +45,13 @@ class NoGroups:
         raise AssertionError("this node has no groups")
 
 
+class NoUsers:
+    revision = 0
+
+    def refusals_for(self, user: messages.User, ops: Sequence[Command]) -> dict[int, Result]:
+        return {}
+
+
 class _Life:
     """Node 2, which has no replica, from one start to its end."""
 
@@ -59,6 +66,7 @@ class _Life:
             peers=self.peers,
             clock=self.clock,
             ids=ClientIds(self.clock.wall, random.Random(seed)),
+            users=NoUsers(),
             quorum_reads=False,
             leaderless=3.0,
         )
@@ -70,8 +78,8 @@ class _Life:
         self.router.submit([op], 5.0, lambda index, result: self.results.append((index, result)))
         await self.clock.advance(0.0)
         node, message = self.peers.sent[-1]
-        number, _, _, ops = messages.operations(message)
-        assert (node, message[0], ops) == (1, "op", [op])
+        number, _, _, ops, user = messages.operations(message)
+        assert (node, message[0], ops, user) == (1, "op", [op], None)
         return number
 
 

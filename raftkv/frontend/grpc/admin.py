@@ -23,7 +23,7 @@ from raftkv.commands.users import ReadUsers, UserCommand
 from raftkv.errors import Code, InvalidArgument, RaftKVError
 from raftkv.frontend.grpc.guard import abort, budget_of, caller
 from raftkv.frontend.grpc.users import first_user, is_local, users_command, users_message
-from raftkv.frontend.port import answer_to
+from raftkv.frontend.port import OpenDoor, answer_to
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import MetaState
 from raftkv.store.users import NO_USERS, decode
@@ -68,9 +68,9 @@ _SECRET: Final = frozenset({"token", "digest", "password", "incarnation"})
 class AdminService(admin_pb2_grpc.AdminServicer):
     """Any node answers for the whole cluster, but for GetStatus, GetSlots and GetDigests, which are its own."""
 
-    def __init__(self, node: AdminPort, door: Door) -> None:
+    def __init__(self, node: AdminPort, door: Door | None = None) -> None:
         self._node = node
-        self._door = door
+        self._door = door or OpenDoor()
         self._map_answer = _MapAnswer()
         self._state_wire = b""
         self._state = MetaState()

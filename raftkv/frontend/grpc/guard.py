@@ -18,7 +18,7 @@ from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.commands.rights import Right
 from raftkv.errors import Code, RaftKVError
-from raftkv.frontend.port import Caller
+from raftkv.frontend.port import Caller, OpenDoor
 from raftkv.limits import DEFAULT_TIMEOUT, LEAST_HELD_BYTES, MAX_TIMEOUT
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _caller: Final[ContextVar[Caller]] = ContextVar("caller")
 
 
 def caller() -> Caller:
-    """Who asks for the RPC that this task serves."""
+    """Who asks for the RPC that this task serves, but for a Pipeline."""
     return _caller.get()
 
 
@@ -54,6 +54,15 @@ async def abort(context: Context, result: Result) -> NoReturn:
     status, text, metadata = grpc_status_of(with_retry(result))
     await context.abort(status, text, metadata)
     raise grpc.RpcError(text)  # never reached: abort raises
+
+
+async def enter(door: Door, context: Context) -> Caller:
+    """Who asks for the RPC, if the door lets it in."""
+    shown = (value for key, value in context.invocation_metadata() or () if key == METADATA and isinstance(value, str))
+    try:
+        return await door.enter(context.peer(), next(shown, None))
+    except RaftKVError as error:
+        await abort(context, failure_of(error))
 
 
 def budget_of(context: Context) -> float:
@@ -117,8 +126,9 @@ class Guard:
     ``calls`` and ``answers`` are shared by the connections; answers are counted until their RPC is over. A method is
     called again when its answer was too large for what was free, so an answer must not be large if its RPC changes
     something.
-    The Pipeline gets its requests as bytes and keeps to its shares by itself.
-    ``door`` knows who may call methods. ``needs``: the rights for those that need any; None: nobody has to be a user.
+    The Pipeline gets its requests as bytes, and looks at its shares and at who asks by itself.
+    ``door`` knows who may call methods, by default everybody. ``needs``: the rights for those that need any; None: nobody
+    has to be a user.
     """
 
     def __init__(
@@ -127,11 +137,11 @@ class Guard:
         calls: Shares,
         answers: Shares,
         clock: Clock,
-        door: Door,
-        needs: Callable[[str, str], Right | None],
+        door: Door | None = None,
+        needs: Callable[[str, str], Right | None] = lambda *_: Right.NONE,
     ) -> None:
         self._server = server
-        self._door = door
+        self._door = door or OpenDoor()
         self._needs = needs
         self._calls = calls
         self.answers = answers
@@ -152,8 +162,7 @@ class Guard:
     def _guarded(self, service: str, name: str, handler: Any) -> Any:
         need = self._needs(service, name)
         if name == "Pipeline":
-            method = self._stream(handler.stream_stream)
-            return handler._replace(request_deserializer=None, stream_stream=method)
+            return handler._replace(request_deserializer=None)
         read = handler.request_deserializer
 
         def deserialize(data: bytes) -> Any:
@@ -171,34 +180,13 @@ class Guard:
             changed["stream_stream"] = self._both_streaming(handler.stream_stream, name, need)
         return handler._replace(**changed)
 
-    def _stream(
-        self, method: Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]
-    ) -> Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]:
-        """A Pipeline: what its client has shown may be looked at later, too."""
-
-        async def call(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            await self._identify(context, _authorization(context))
-            async for answer in method(requests, context):
-                yield answer
-
-        return call
-
-    async def _identify(self, context: Context, authorization: str | None) -> Caller:
-        try:
-            found = await self._door.enter(context.peer(), authorization)
-        except RaftKVError as error:
-            await abort(context, failure_of(error))
-        _caller.set(found)
-        return found
-
     async def _admit(self, context: Context, name: str, need: Right | None) -> None:
         """Let the call in, if its caller may make it."""
-        closed = self._door.closed and need is not None
-        if not closed:
-            # Its operations are looked at as they are taken.
+        if need is None or not self._door.closed:
             _caller.set(Caller.at(context.peer()))
             return
-        found = await self._identify(context, _authorization(context))
+        found = await enter(self._door, context)
+        _caller.set(found)
         if need:
             try:
                 self._door.check(found, need, name)
@@ -293,11 +281,3 @@ class Guard:
                 yield answer
 
         return call
-
-
-def _authorization(context: Context) -> str | None:
-    """What the client has shown."""
-    for key, value in context.invocation_metadata() or ():
-        if key == METADATA:
-            return value if isinstance(value, str) else None
-    return None

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from raftkv.api.failures import failure_of, overloaded
 from raftkv.api.grpc_status import CLUSTER_KEY, NODE_KEY
+from raftkv.api.pipeline import PACKED_KEY
 from raftkv.clock import sleep
 from raftkv.commands.base import SlotCommand
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError
-from raftkv.frontend.grpc.guard import abort, budget_of, caller, on_end
+from raftkv.frontend.grpc.guard import abort, budget_of, caller, enter, on_end
 from raftkv.frontend.grpc.pipeline import PipelineStream
-from raftkv.frontend.port import answer_to, slots_of
+from raftkv.frontend.port import OpenDoor, answer_to, slots_of
 from raftkv.frontend.shares import Shares
 from raftkv.limits import MAX_STREAMS
 from raftkv.log_limit import limited
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from grpc import aio
 
-    from raftkv.frontend.port import NodePort
+    from raftkv.frontend.port import Door, NodePort
     from raftkv.frontend.resources import Resources
 
     Context = aio.ServicerContext[Any, Any]
@@ -40,8 +41,9 @@ _AGAIN = 0.01
 class KVService(kv_pb2_grpc.KVServicer):
     """Unary RPCs, one for each command that has one, and the Pipeline, whose requests come as bytes."""
 
-    def __init__(self, node: NodePort, resources: Resources) -> None:
+    def __init__(self, node: NodePort, resources: Resources, door: Door | None = None) -> None:
         self._node = node
+        self._door = door or OpenDoor()
         self.resources = resources
         self._clock = resources.clock
         self._counters = resources.counters
@@ -55,14 +57,16 @@ class KVService(kv_pb2_grpc.KVServicer):
         if self._draining:
             await abort(context, Result(int(Code.UNAVAILABLE), detail="the node is stopping"))
         peer = context.peer()
+        asking = await enter(self._door, context)
         if self._shares.room(peer) <= 0:
             await abort(context, overloaded("too many streams on this connection or on the node"))
         self._shares.take(peer, 1)
         on_end(context, lambda: self._shares.take(peer, -1))
         status = self._node.status()
         # Sent before the first message is read: a client that has not seen it knows that nothing was executed.
-        await context.send_initial_metadata(((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node))))
-        stream = PipelineStream(self._node, self.resources, peer, caller())
+        about = ((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node)), (PACKED_KEY, "1"))
+        await context.send_initial_metadata(about)
+        stream = PipelineStream(self._node, self.resources, peer, asking)
         self._streams[stream] = None
         reader = asyncio.create_task(stream.run(_requests(context)))
         try:

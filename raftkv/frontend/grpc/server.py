@@ -137,7 +137,7 @@ class GrpcServer:
         self._listen = listen
         self.resources = resources
         self._clock = clock = resources.clock
-        self._kv = KVService(node, resources)  # type: ignore[abstract]  # Its RPCs come from the registry.
+        self._kv = KVService(node, resources, self._door)  # type: ignore[abstract]  # Its RPCs come from the registry.
         self._guards: list[Guard] = []
         self._timer: Timer | None = None
         self._admin = AdminService(node, self._door)
