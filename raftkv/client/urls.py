@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -27,14 +28,12 @@ def parse_url(url: str) -> tuple[tuple[str, ...], TLS | None, str | None]:
         parts = urlsplit(url)
         given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
     except (ValueError, AttributeError, TypeError):
-        raise InvalidArgument("a cluster's URL cannot be read") from None
+        raise InvalidArgument(f"{_told(url)} is not a URL") from None
     user, at, hosts = parts.netloc.rpartition("@")
-    # What is told of it must not tell the token.
-    told = shown(url.replace(f"{user}@", "", 1) if at else url)
     if parts.scheme not in (_PLAIN, _ENCRYPTED):
-        raise InvalidArgument(f"a cluster's URL begins with {_PLAIN}:// or {_ENCRYPTED}://, unlike {told}")
+        raise InvalidArgument(f"a cluster's URL begins with {_PLAIN}:// or {_ENCRYPTED}://, unlike {_told(url)}")
     if parts.path not in ("", "/") or parts.fragment:
-        raise InvalidArgument(f"a cluster's URL has no path: {told}")
+        raise InvalidArgument(f"a cluster's URL has no path: {_told(url)}")
     endpoints = parse_endpoints(unquote(hosts))
     token = check_credentials(unquote(user)) if at else None
     names = [name for name, _ in given]
@@ -50,3 +49,8 @@ def parse_url(url: str) -> tuple[tuple[str, ...], TLS | None, str | None]:
         raise InvalidArgument(f"{_ENCRYPTED}:// needs ?ca=FILE, the CAs that vouch for the nodes")
     tls = TLS(values["ca"], values.get("cert"), values.get("key"), values.get("server_name"))
     return endpoints, tls, token
+
+
+def _told(url: object) -> str:
+    """What may be said of ``url``, without its token."""
+    return shown(re.sub(r"//.*@", "//", url, count=1, flags=re.DOTALL) if isinstance(url, str) else url)

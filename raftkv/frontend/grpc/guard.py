@@ -46,7 +46,7 @@ _caller: Final[ContextVar[Caller]] = ContextVar("caller")
 
 def caller() -> Caller:
     """Who asks for the RPC that this task serves, but for a Pipeline."""
-    return _caller.get()
+    return _caller.get(None) or Caller.at("")
 
 
 async def abort(context: Context, result: Result) -> NoReturn:
@@ -127,8 +127,8 @@ class Guard:
     called again when its answer was too large for what was free, so an answer must not be large if its RPC changes
     something.
     The Pipeline gets its requests as bytes, and looks at its shares and at who asks by itself.
-    ``door`` knows who may call methods, by default everybody. ``needs``: the rights for those that need any; None: nobody
-    has to be a user.
+    ``door`` knows who may call methods, by default everybody. ``needs``: the rights for those that need any; None:
+    nobody has to be a user.
     """
 
     def __init__(
