@@ -102,8 +102,9 @@ def test_who_is_no_user_is_served_nothing_but_health(cluster: LocalCluster) -> N
         for token, code in ((None, Code.UNAUTHENTICATED), (cluster.token, Code.OK)):
             answers = reflection.ServerReflectionInfo(iter([asked]), timeout=PATIENCE, metadata=metadata(token))
             assert code_of(lambda: list(answers)) == code  # noqa: B023
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
-        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        health = health_pb2_grpc.HealthStub(channel)
+        serving = health_pb2.HealthCheckResponse.SERVING
+        until(lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE).status == serving)
 
 
 def test_metrics_want_a_user_and_probes_do_not(cluster: LocalCluster) -> None:
@@ -127,7 +128,7 @@ def test_a_prefix_is_not_escaped(cluster: LocalCluster, admin: Admin) -> None:
     admin("role grant orders read write --prefix a/")
     with raftkv.Client(cluster.endpoints, token=admin.user("orders", "orders"), timeout=PATIENCE) as client:
         client.put("a/1", b"x")
-        assert client.cas("a/1", b"x", b"y").swapped
+        assert client.cas("a/1", b"x", b"y").succeeded
         for key in ("ab", "a", "b/a/", "/a/", "A/1"):
             for call in (
                 lambda: client.get(key),  # noqa: B023
