@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import quote, urlencode
 
 from raftkv.client.tls import TLS
 from raftkv.clock import SystemClock
@@ -125,6 +126,16 @@ class LocalCluster:
     def token(self) -> str | None:
         """Of the first user of a cluster with ``users``, who may do everything."""
         return self._processes.token
+
+    @property
+    def url(self) -> str:
+        """The cluster for :meth:`raftkv.Client.from_url`: with TLS if it is ``secure``, with its token if it has
+        ``users``."""
+        tls, token = self.tls, self.token
+        where = self.endpoints if token is None else f"{quote(token, safe='')}@{self.endpoints}"
+        if tls is None:
+            return f"raftkv://{where}"
+        return f"raftkvs://{where}?{urlencode({'ca': tls.ca, 'cert': tls.cert, 'key': tls.key})}"
 
     @property
     def nodes(self) -> list[int]:

@@ -68,7 +68,7 @@ class AdminClient:
         self._timeout = check_timeout(timeout)
         self._clock = clock or SystemClock()
         self._token = None if token is None else check_credentials(token)
-        self._connect = connect or partial(channel_to, tls=tls)
+        self._connect = connect or partial(channel_to, credentials=None if tls is None else tls.read())
         self._channels: dict[str, aio.Channel] = {}
 
     async def __aenter__(self) -> Self:

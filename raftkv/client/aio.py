@@ -70,7 +70,8 @@ class AsyncClient:
         self._clock = clock or SystemClock()
         self._timeout = check_timeout(timeout)
         shown = None if token is None else check_credentials(token)
-        network = transport or GrpcTransport(partial(connect, tls=tls), shown)
+        channels = partial(connect, credentials=None if tls is None else tls.read())
+        network = transport or GrpcTransport(channels, shown)
         self._engine = Engine(parse_endpoints(endpoints), network, self._clock, rng or SystemRandom())
         self._watched = transport is None
 

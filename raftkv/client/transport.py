@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from raftkv.api.pipeline import Answers, Batch
     from raftkv.api.status import NodeStatus
-    from raftkv.client.tls import TLS
+    from raftkv.client.tls import Credentials
 
     Call = aio.StreamStreamCall[kv_pb2.PipelineRequest, kv_pb2.PipelineResponse]
 
@@ -113,16 +113,16 @@ class Transport(Protocol):
         """``address`` is host:port. Connects when it is first used."""
 
 
-def connect(address: str, tls: TLS | None = None) -> aio.Channel:
+def connect(address: str, credentials: Credentials | None = None) -> aio.Channel:
     """A channel to the node at ``address``, with this client's settings; it connects when it is first used.
 
-    Raises UsageError if gRPC cannot be used in this process, ConfigError if a file of ``tls`` cannot be read.
+    ``credentials``: of TLS. Raises UsageError if gRPC cannot be used in this process.
     """
     check_process()
-    if tls is None:
+    if credentials is None:
         channel = aio.insecure_channel(address, options=_OPTIONS)
     else:
-        channel = aio.secure_channel(address, tls.credentials(), options=(*_OPTIONS, *tls.options()))
+        channel = aio.secure_channel(address, credentials.of_channel(), options=(*_OPTIONS, *credentials.options()))
     keep_after_fork(channel, channel=True)
     return channel
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from raftkv.api.credentials import check_credentials
 from raftkv.client.routing import parse_endpoints
@@ -24,24 +23,29 @@ def parse_url(url: str) -> tuple[tuple[str, ...], TLS | None, str | None]:
     and may have ``cert``, ``key`` and ``server_name``, as :class:`TLS` has them. Raises InvalidArgument, or ConfigError
     for a certificate without its key.
     """
-    try:
-        parts = urlsplit(url)
-        given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
-    except (ValueError, AttributeError, TypeError):
-        raise InvalidArgument(f"{_told(url)} is not a URL") from None
-    user, at, hosts = parts.netloc.rpartition("@")
-    if parts.scheme not in (_PLAIN, _ENCRYPTED):
+    # Not urlsplit: some versions of it know at most one host, and no IPv6 address but the first.
+    if not isinstance(url, str) or "://" not in url:
         raise InvalidArgument(f"a cluster's URL begins with {_PLAIN}:// or {_ENCRYPTED}://, unlike {_told(url)}")
-    if parts.path not in ("", "/") or parts.fragment:
+    place, _, query = url.partition("?")
+    scheme, _, hosts = place.partition("://")
+    if scheme.lower() not in (_PLAIN, _ENCRYPTED):
+        raise InvalidArgument(f"a cluster's URL begins with {_PLAIN}:// or {_ENCRYPTED}://, unlike {_told(url)}")
+    user, at, hosts = hosts.rpartition("@")
+    hosts = hosts.removesuffix("/")
+    if "/" in hosts or "#" in url:
         raise InvalidArgument(f"a cluster's URL has no path: {_told(url)}")
-    endpoints = parse_endpoints(unquote(hosts))
+    try:
+        given = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+    except ValueError:
+        raise InvalidArgument(f"{_told(url)} is not a URL") from None
+    endpoints = parse_endpoints(hosts)
     token = check_credentials(unquote(user)) if at else None
     names = [name for name, _ in given]
     for name in names:
         if name not in _FILES or names.count(name) > 1:
             raise InvalidArgument(f"a cluster's URL has {', '.join(_FILES)}, once each: {shown(name)}")
     values = {name: value for name, value in given if value}
-    if parts.scheme == _PLAIN:
+    if scheme.lower() == _PLAIN:
         if given:
             raise InvalidArgument(f"{_PLAIN}:// has no TLS: {_ENCRYPTED}:// takes {', '.join(_FILES)}")
         return endpoints, None, token
@@ -52,5 +56,5 @@ def parse_url(url: str) -> tuple[tuple[str, ...], TLS | None, str | None]:
 
 
 def _told(url: object) -> str:
-    """What may be said of ``url``, without its token."""
-    return shown(re.sub(r"//.*@", "//", url, count=1, flags=re.DOTALL) if isinstance(url, str) else url)
+    """What may be said of ``url``: without all that stands before an @, which may be a secret."""
+    return shown(url.rpartition("@")[2] if isinstance(url, str) else url)

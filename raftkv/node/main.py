@@ -114,7 +114,7 @@ async def _serve(
         reloading.ask()
 
     signals.handle(loop, end, reload)
-    descriptors = Descriptors(raise_limit(), len(config.nodes) - 1)
+    descriptors = Descriptors(raise_limit(), len(config.nodes) - 1, tls=tls is not None)
     worker, background = ThreadWorker(loop, "raftkv-wal"), ThreadWorker(loop, "raftkv-files")
     node = RaftNode(
         config,
@@ -142,6 +142,8 @@ async def _serve(
     server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients, tls=tls, door=access)
     for source in (descriptors.problems, resources.problems):
         node.add_problems(source)
+    if tls is not None:
+        node.add_problems(lambda: tls.problems(clock.wall()))
     monitor = _monitor(node, resources, config.node.metrics, tls, access)
     try:
         if monitor is not None:
@@ -212,8 +214,8 @@ def _sweep(output: NodeLog, clock: Clock) -> None:
 
 
 def _look(tls: Certificates, clock: Clock) -> None:
-    tls.look()
     clock.call_later(_CERTIFICATES, lambda: _look(tls, clock))
+    tls.look()
 
 
 def _monitor(
@@ -228,5 +230,5 @@ def _monitor(
     if tls is None:
         return Monitor(node, resources.counters, host, port, resources.clock, door)
     return Monitor(
-        node, resources.counters, host, port, resources.clock, door, tls.visitors, ask_clients=tls.ask_clients
+        node, resources.counters, host, port, resources.clock, door, lambda: tls.visited, ask_clients=tls.ask_clients
     )

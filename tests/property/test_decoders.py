@@ -21,6 +21,8 @@ from raftkv.commands.results import Result
 from raftkv.errors import CorruptData, InvalidArgument, StorageError
 from raftkv.node import messages
 from raftkv.peer.frames import Decoder, ProtocolViolation, framed
+from raftkv.peer.handshake import Accepting, Dialling, Secret
+from raftkv.peer.hello import HelloRefused, Identity, Reason, hello_frame
 from raftkv.raft.messages import Type, check
 from raftkv.storage import wal_format
 from raftkv.storage.wal_recovery import recover
@@ -87,6 +89,44 @@ def test_messages_of_peers_are_read_or_refused(message: Any) -> None:
             return
     elif type(message[0]) is int:
         assert check(message) in (True, False)
+
+
+ONE, TWO = Identity("c", 1, "i", "b"), Identity("c", 2, "i", "b")
+SHAKING = [
+    hello_frame(ONE, 2, b"n" * 16),
+    hello_frame(ONE, 2),
+    ["challenge", b"n" * 16],
+    ["proof", b"p" * 32],
+    ["welcome", "b", b"p" * 32],
+    ["refuse", 4, "removed", b"p" * 32],
+]
+
+
+@given(st.lists(st.one_of(changed(SHAKING), st.sampled_from(SHAKING)), max_size=3), st.booleans())
+@settings(max_examples=300)
+def test_no_frames_but_the_right_ones_shake_hands(frames: list[Any], secret: bool) -> None:
+    """Nobody has proven anything where there is a secret; and where there is none, the network has to tell."""
+    known = Secret(b"0123456789abcdef", random.Random(0)) if secret else None
+    accepting, dialling = Accepting(TWO, known), Dialling(ONE, 2, known)
+    frames = [frame for frame in frames if isinstance(frame, list)]
+    taken = []
+    try:
+        for frame in frames:
+            taken.append(accepting.take(frame))
+            if not secret:
+                break
+    except HelloRefused:
+        pass
+    assert None not in taken or not secret
+    try:
+        for frame in frames:
+            dialling.answer(frame)
+            if dialling.welcomed:
+                break
+    except (HelloRefused, ProtocolViolation) as refused:
+        fatal = getattr(refused, "reason", 0) in (Reason.REMOVED, Reason.REPLACED_FOLDER)
+        assert not (fatal and secret)
+    assert not (dialling.welcomed and secret)
 
 
 ASKED = unpack(
