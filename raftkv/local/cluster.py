@@ -93,7 +93,7 @@ class LocalProcesses:
             return None
 
     def bootstrap(self) -> None:
-        """Make the first user, ``admin``, of a cluster that runs; once there is one, nobody else is served.
+        """Make the first user, ``admin``, of a cluster that runs; afterwards nobody else is served.
 
         Nothing is done if there are users. Raises Unavailable, or OSError if the token cannot be kept.
         """
@@ -113,6 +113,9 @@ class LocalProcesses:
             # With the same token, it was made before.
             if known is None:
                 self.token_file.unlink()
+        # A node hears of it within a second.
+        while any(probe(node.address, tls=self.tls) for node in self.nodes):
+            pause(_POLL)
 
     @property
     def secret_file(self) -> Path:

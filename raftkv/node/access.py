@@ -11,10 +11,10 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
-from raftkv.api.credentials import digest_of, hashed, shown, verified
+from raftkv.api.credentials import digest_of, shown, verified
 from raftkv.api.failures import error_of, overloaded
 from raftkv.commands.results import Result
-from raftkv.commands.rights import Right
+from raftkv.commands.rights import PASSWORD_BYTES, Right
 from raftkv.errors import Code
 from raftkv.frontend.port import Caller
 from raftkv.node.audit import membership, place
@@ -67,7 +67,7 @@ class Access:
         self._key = secrets.token_bytes(32)
         self._right: dict[bytes, None] = {}
         # As costly to check as any other, so that the time tells nobody who is a user.
-        self._nobody = hashed(secrets.token_hex())
+        self._nobody = secrets.token_bytes(PASSWORD_BYTES)
         self._timer: Timer | None = None
         users.refused = self._on_refused
 
@@ -107,10 +107,9 @@ class Access:
         caller = Caller.at(peer, proof)
         if self._users.on:
             permit = self._users.permit(caller)
-            if permit in (STRANGER, UNKNOWN):
-                # A new user may be newer than what this node knows.
-                await self._latest()
-                permit = self._users.permit(caller)
+            if permit is STRANGER:
+                # Its user may be newer than what this node knows.
+                permit = self._users.permit(caller) if await self._latest() else UNKNOWN
             if isinstance(permit, Result):
                 self._refuse(caller, "enter", {}, permit)
         return caller
@@ -119,18 +118,19 @@ class Access:
         kept = self._kept(name)
         if not await self._is_right(password, kept):
             # What is not right may be newer than what this node knows.
-            await self._latest()
+            latest = await self._latest()
             before, kept = kept, self._kept(name)
             if kept == before or not await self._is_right(password, kept):
-                self._refuse(Caller(peer=peer, user=name), "enter", {}, UNKNOWN if self._users.unknown else STRANGER)
+                self._refuse(Caller(peer=peer, user=name), "enter", {}, STRANGER if latest else UNKNOWN)
         return password_proof(name, kept)
 
-    async def _latest(self) -> None:
+    async def _latest(self) -> bool:
+        """Wait for a copy of the users of now. False if the node got none."""
         if self._waiting >= _MAX_WAITING:
             raise error_of(overloaded("too many clients with unknown tokens"))
         self._waiting += 1
         try:
-            await self._users.latest()
+            return await self._users.latest()
         finally:
             self._waiting -= 1
 

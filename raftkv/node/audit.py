@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from raftkv.log_limit import LogLimit, limited
-from raftkv.node.logs import LogFile
+from raftkv.node.logs import AUDIT_LOG, LogFile
 
 if TYPE_CHECKING:
     from raftkv.clock import Clock
@@ -43,7 +43,7 @@ class Audit:
     """``folder``: of the node's data. Raises OSError if the file cannot be written."""
 
     def __init__(self, folder: str | Path, clock: Clock) -> None:
-        self.path = Path(folder) / "audit.log"
+        self.path = Path(folder) / AUDIT_LOG
         self._limit = LogLimit(clock.now)
         self._file = LogFile(str(self.path), MAX_BYTES, BACKUPS)
         self._file.setFormatter(_Json())

@@ -96,17 +96,12 @@ class UserCopy:
         self._asked: float | None = None
         self._confirmed = float("-inf")
         self._stale = True
-        self._waiting: list[tuple[float, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[float, asyncio.Future[bool]]] = []
 
     @property
     def revision(self) -> int:
         """Of the copy; 0: there are no users."""
         return self.directory.users.revision
-
-    @property
-    def unknown(self) -> bool:
-        """Whether there are users, and this node has not heard for too long who they are."""
-        return self.on and self._stale
 
     # -- how it is kept up to date
 
@@ -153,7 +148,7 @@ class UserCopy:
             self._stale = False
         for since, waiter in self._waiting:
             if since <= asked:
-                _release(waiter)
+                _release(waiter, True)
         if self._asked is None and any(not waiter.done() for _, waiter in self._waiting):
             # Whoever came while this question was under way waits for the next.
             self._clock.call_later(0.0, self._ask_again)
@@ -162,13 +157,13 @@ class UserCopy:
         if self._asked is None:
             self._ask(self._clock.now())
 
-    async def latest(self) -> None:
-        """Wait, for some seconds at most, until the copy is at least as new as this call."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def latest(self) -> bool:
+        """Wait, for some seconds at most, until the copy is at least as new as this call. Whether it is."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((self._clock.now(), waiter))
-        timer = self._clock.call_later(_FRESH, lambda: _release(waiter))
+        timer = self._clock.call_later(_FRESH, lambda: _release(waiter, False))
         try:
-            await waiter
+            return await waiter
         finally:
             timer.cancel()
 
@@ -213,9 +208,9 @@ class UserCopy:
         return _refusals(permit, ops)
 
 
-def _release(waiter: asyncio.Future[None]) -> None:
+def _release(waiter: asyncio.Future[bool], confirmed: bool) -> None:
     if not waiter.done():
-        waiter.set_result(None)
+        waiter.set_result(confirmed)
 
 
 def denied(permit: Permit, needs: Right, what: str) -> Result:

@@ -384,6 +384,10 @@ def test_a_new_user_is_let_in_at_once_and_a_stranger_after_a_look(tmp_path: Path
             with pytest.raises(Unauthenticated):
                 await door.enter(wrong)
         door.leads = False
+        assert (await door.enter(TOKEN)).user == "admin"
+        for perhaps in ("rkv-newer", "app:x"):
+            with pytest.raises(Unavailable):
+                await door.enter(perhaps)
         await door.clock.advance(40.0)
         for any_one in (TOKEN, "rkv-none"):
             with pytest.raises(Unavailable):
