@@ -110,7 +110,7 @@ class MembersReport(Answer, frozen=True, tag=6):
     leader: int
 
 
-class UsersReport(Answer, frozen=True, tag=8):
+class UsersReport(Answer, frozen=True, tag=9):
     """The users and roles, encoded: what :func:`raftkv.store.users.decode` reads. ``users`` is empty if the revision is
     the one that was told."""
 
