@@ -83,6 +83,8 @@ _FILE = FilePath()
     help="With --join and --tls-ca: the node's certificate, which may be made once it has its id.",
 )
 @click.option("--tls-key", type=_FILE, metavar="FILE", help="With --join and --tls-ca: the key of --tls-cert.")
+@click.option("--token", metavar="TOKEN", help="With --join: lets one node join; `raftkv-admin node add` prints it.")
+@click.option("--token-file", type=_FILE, metavar="FILE", help="With --join: holds the token.")
 @click.option("--insecure", is_flag=True, help="Let other machines reach the node although nothing is encrypted.")
 @click.option(
     "--log-file",
@@ -102,6 +104,8 @@ def serve(
     tls_ca: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    token: str | None,
+    token_file: Path | None,
     insecure: bool,
     log_file: Path | None,
 ) -> int:
@@ -124,6 +128,8 @@ def serve(
         raise click.UsageError("give either --config or --join")
     if join is None and (data_dir is not None or any((*places, secret_file, tls_ca, tls_cert, tls_key))):
         raise click.UsageError("--data-dir, secret, TLS and addresses go with --join; with --config, the file has them")
+    if (join is None and (token or token_file)) or (token and token_file):
+        raise click.UsageError("--token or --token-file, one of them, goes with --join")
     if len({tls_ca is None, tls_cert is None, tls_key is None}) > 1:
         raise click.UsageError("TLS needs all of --tls-ca, --tls-cert and --tls-key")
     if join is not None and data_dir is None:
@@ -137,7 +143,7 @@ def serve(
     else:
         assert join is not None
         assert data_dir is not None
-        source, settings = data_dir / CONFIG, _joined(join, data_dir, security, *places)
+        source, settings = data_dir / CONFIG, _joined(join, data_dir, security, token or token_file, *places)
     from raftkv.node.main import serve as serve_node
 
     def chosen(read: NodeConfig) -> NodeConfig:
@@ -182,15 +188,30 @@ def _asking(security: Mapping[str, Any]) -> TLS | None:
     return TLS(security["ca_file"], cert, key) if there else TLS(security["ca_file"])
 
 
-def _joined(endpoints: str, folder: Path, security: Mapping[str, Any], *places: str | None) -> NodeConfig:
+def _joined(
+    endpoints: str, folder: Path, security: Mapping[str, Any], token: str | Path | None, *places: str | None
+) -> NodeConfig:
     from raftkv.local.joining import CONFIG, Places
     from raftkv.local.joining import join as join_cluster
 
     before = (folder / CONFIG).exists()
-    config = join_cluster(endpoints, folder, Places(*places), security=_own(security), tls=_asking(security))
+    if before or token is None:
+        token = ""
+    elif isinstance(token, Path):
+        token = _read_token(token)
+    config = join_cluster(
+        endpoints, folder, Places(*places), security=_own(security), tls=_asking(security), token=token
+    )
     if not before:
         complain(f"joined cluster {config.cluster.id} as node {config.node.id}; configuration: {folder / CONFIG}")
     return config
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--token-file {path}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from msgspec import Struct
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from raftkv.store.records import Store
     from raftkv.store.slot import Slot
     from raftkv.v1.kv_pb2 import Operation
+
+
+class Sender(IntEnum):
+    """On whose behalf a command is sent. Each may ask for what those before it may."""
+
+    CLIENT = 0
+    OPERATOR = 1
+    NODE = 2
 
 
 class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -37,6 +46,11 @@ class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fie
     def stale(self) -> bool:
         """Whether any replica may answer."""
         return False
+
+    @property
+    def sender(self) -> Sender:
+        """Who may ask for it."""
+        return Sender.NODE
 
     def size(self) -> int:
         """Bytes of its payload."""
@@ -66,6 +80,10 @@ class SlotCommand(Command, frozen=True):
     answers: ClassVar[tuple[int, ...]] = ()
 
     slot: SlotNumber
+
+    @property
+    def sender(self) -> Sender:
+        return Sender.CLIENT
 
     @classmethod
     def decode(cls, message: Operation, client: bytes, first: int, slots: int) -> Self | None:  # noqa: ARG003 - overridden
@@ -135,7 +153,7 @@ class Write(_Keyed, frozen=True, kw_only=True):
 
 
 class GroupCommand(Command, frozen=True):
-    """A node's command, about a group as a whole: its leader executes it."""
+    """A command about a group as a whole: its leader executes it. Nodes ask for it, operators for some."""
 
     group: Count
 

@@ -110,6 +110,15 @@ class MembersReport(Answer, frozen=True, tag=6):
     leader: int
 
 
+class MapReport(Answer, frozen=True, tag=8):
+    """The shard map in effect, encoded; empty if it is the one that was asked about."""
+
+    map: bytes
+
+    def size(self) -> int:
+        return len(self.map)
+
+
 class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """Outcome of one command. Each field means one thing, whatever the command.
 
@@ -131,7 +140,9 @@ class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fiel
     retry_ms: _LargeOrNone = -1
     new_id_ms: _Large = 0
     number: _Large = 0
-    answer: ScanPage | ClusterReport | MoveReport | ExportPage | MoveSummary | MembersReport | CopyReport | None = None
+    answer: (
+        ScanPage | ClusterReport | MoveReport | ExportPage | MoveSummary | MembersReport | CopyReport | MapReport | None
+    ) = None
 
     def size(self) -> int:
         """Bytes of its payload."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 from zlib import crc32
 
+from raftkv.commands.base import Sender
 from shards.slots import DEFAULT_SLOTS
 
 if TYPE_CHECKING:
@@ -21,23 +22,38 @@ if TYPE_CHECKING:
     from shards.map import ShardMap
 
 
+class Origin(NamedTuple):
+    """What a node tells another of a caller for whom it asks.
+
+    ``source``: a number of 32 bits that callers on one connection share; sources take turns. 0: the node itself.
+    ``sender``: what it may ask for. ``user``: its name, "" = none.
+    """
+
+    source: int = 0
+    sender: Sender = Sender.NODE
+    user: str = ""
+
+
+_NODE: Final = Origin()
+
+
 class Caller:
     """On whose behalf operations are executed: a client's stream or call, another node, or the node itself.
 
-    ``gone``: nobody waits for the answers any more; set once, by whoever made it. ``source``: a number of 32 bits that
-    callers on one connection share; sources take turns. 0: the node itself.
+    ``gone``: nobody waits for the answers any more; set once, by whoever made it.
     """
 
-    __slots__ = ("__weakref__", "gone", "source")
+    __slots__ = ("__weakref__", "gone", "origin", "source")
 
-    def __init__(self, source: int = 0) -> None:
+    def __init__(self, origin: Origin = _NODE) -> None:
         self.gone = False
-        self.source = source
+        self.origin = origin
+        self.source = origin.source
 
     @classmethod
-    def at(cls, peer: str) -> Self:
+    def at(cls, peer: str, sender: Sender = Sender.CLIENT) -> Self:
         """A caller on the connection from ``peer``."""
-        return cls(crc32(peer.encode()) | 1)
+        return cls(Origin(crc32(peer.encode()) | 1, sender))
 
 
 NODE: Final = Caller()

@@ -89,13 +89,14 @@ def join(
     dial: Mapping[int, str] | None = None,
     security: Mapping[str, Any] | None = None,
     tls: TLS | None = None,
+    token: str = "",
 ) -> NodeConfig:
     """Make ``folder`` a node's of the cluster at ``endpoints``, unless it is one already; its configuration.
 
     ``node_options``: keys of the configuration's section ``node``; ``dial``, ``security``: its sections of these names.
-    ``tls``: how the cluster is spoken to. The node's own certificate can be made once its id is known. All that this
-    machine can tell is checked before the cluster is asked, so that what cannot serve does not become a
-    member.
+    ``tls``: how the cluster is spoken to. The node's own certificate can be made once its id is known. ``token``: lets
+    one folder join, see :func:`join_token`. All that this machine can tell is checked before the cluster is asked, so
+    that what cannot serve does not become a member.
 
     Raises ConfigError for wrong arguments, JoinError, Unavailable if no node answers within ``timeout`` seconds,
     DataFolderInUse if the same is being done for this folder.
@@ -116,7 +117,7 @@ def join(
         if plan.note != known:
             _write_note(folder, plan.note)
         try:
-            answer = _take_in(endpoints, folder, plan, cluster_id, timeout)
+            answer = _take_in(endpoints, folder, plan, cluster_id, token, timeout)
         except JoinError:
             # What was refused must not be asked for again.
             if known is None:
@@ -131,6 +132,11 @@ def join(
         raise JoinError(f"{folder}: cannot write there: {error.strerror or error}") from None
     finally:
         lock.release()
+
+
+def join_token(endpoints: str, timeout: float, tls: TLS | None = None) -> str:
+    """A token with which one node may join the cluster at ``endpoints``. Raises as AdminClient does."""
+    return _ask(endpoints, timeout, tls, lambda client: client.add_join_token())
 
 
 def has_begun(folder: Path) -> bool:
@@ -268,13 +274,13 @@ class _Plan:
         return parse_config({**raw, "dial": dict(self.dial), "nodes": nodes}, where)
 
 
-def _take_in(endpoints: str, folder: Path, plan: _Plan, cluster_id: str, timeout: float) -> Joined:
+def _take_in(endpoints: str, folder: Path, plan: _Plan, cluster_id: str, token: str, timeout: float) -> Joined:
     note = plan.note
 
     async def ask(client: AdminClient) -> Joined:
         # A cluster of another version must not get a member that cannot work with it: this finds that out.
         await client.state()
-        return await client.join(note.address, note.peer_address, note.incarnation, cluster_id)
+        return await client.join(note.address, note.peer_address, note.incarnation, cluster_id, token)
 
     try:
         return _ask(endpoints, timeout, plan.tls, ask)

@@ -201,6 +201,8 @@ class RaftNode:
             router=self._router,
             links=self._links,
             maps=maps,
+            ask=ask,
+            clock=self._clock,
             dial=lambda node: self._config.dial_address(node.id, node.peer_address),
             removed=lambda: self._refused(f"this node, {self.id}, has been removed from the cluster"),
         )
@@ -307,7 +309,7 @@ class RaftNode:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for driver in (self._mover, self._copier, self._membership, self._replica_gc):
+        for driver in (self._mover, self._copier, self._membership, self._replica_gc, self._map_copy):
             driver.close()
         if not self._failed:
             self._map_copy.try_to_save()
@@ -337,13 +339,14 @@ class RaftNode:
             self._ticks += 1
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._map_copy.look_at_meta()
+                self._map_copy.run()
                 self._clocks.look()
                 self._replicas.doubt_leases(self._clocks.fast_peers())
                 self._neighbours.tell_leads()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._space.look_at_memory()
                 self._router.no_space = self._space.look()
-                self._maintenance.run(self._router.map)
+                self._maintenance.run(self._map_copy.confirmed)
                 self._mover.run()
                 self._membership.run()
                 self._replica_gc.run()
@@ -363,7 +366,8 @@ class RaftNode:
         self._router.submit(ops, timeout, reply, caller)
 
     def cluster_map(self) -> ShardMap | None:
-        return self._router.map
+        # Clients keep the latest map that they were told.
+        return self._map_copy.confirmed or self._map_copy.current
 
     def leaders(self) -> dict[int, int]:
         shard_map = self._router.map

@@ -177,6 +177,8 @@ class Replicas:
         self._groups[group] = replica
         if isinstance(store, Store):
             self.data[group] = Replica(replica, store)
+        else:
+            store.entry = lambda: replica.applying
         self._wake(group)
 
     def get(self, group: int) -> RaftGroup | None:

@@ -16,9 +16,9 @@ from raftkv.clock import Clock
 from raftkv.commands.base import Command, GroupCommand, Read, Write
 from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, Code
-from raftkv.frontend.port import NODE, Caller
+from raftkv.frontend.port import NODE, Caller, Origin
 from raftkv.limits import OP_OVERHEAD
-from raftkv.node.admission import Admission, no_group, no_leader, refusal_of
+from raftkv.node.admission import Admission, no_group, no_leader, refusal_of, sender_refusal
 from raftkv.node.answers import bounded_answers
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.execution import Execution
@@ -71,7 +71,7 @@ class Router:
         self._open: dict[Request, None] = {}
         self._writes: dict[WriteBatch, None] = {}
         self._admission = Admission()
-        self._peers_callers: WeakValueDictionary[tuple[int, int], Caller] = WeakValueDictionary()
+        self._peers_callers: WeakValueDictionary[tuple[int, Origin], Caller] = WeakValueDictionary()
         self._leaders = Leaders(node, groups, peers)
         self._retries = Retries(clock, self._leaders, self._route, self._refuse, leaderless)
         self._forwarding = Forwarding(
@@ -98,9 +98,9 @@ class Router:
         """See :meth:`raftkv.frontend.port.NodePort.submit`."""
         self._submit(ops, timeout, reply, caller, local=False)
 
-    def on_forwarded(self, peer: int, number: int, timeout: int, source: int, ops: list[Command]) -> None:
+    def on_forwarded(self, peer: int, number: int, timeout: int, origin: Origin, ops: list[Command]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
-        caller = self._peers_callers.setdefault((peer, source), Caller(source))
+        caller = self._peers_callers.setdefault((peer, origin), Caller(origin))
         answers = self._forwarding
         answer = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
         refused = {index: refusal for index, op in enumerate(ops) if (refusal := op.refusal()) is not None}
@@ -185,7 +185,7 @@ class Router:
 
     def _admit(self, request: Request, shard_map: ShardMap) -> None:
         op = request.op
-        refusal = refusal_of(op, shard_map, self.no_space)
+        refusal = refusal_of(op, shard_map, self.no_space) or sender_refusal(op, request.caller)
         if refusal is None:
             request.group = group = group_of(op, shard_map)
             reserve = request.local or isinstance(op, GroupCommand)
@@ -314,10 +314,13 @@ class Router:
             result = Result(Code.DEADLINE_EXCEEDED, detail=result.detail)
         request.reply(request.index, result)
 
-    def on_map(self, shard_map: ShardMap) -> None:
-        """There is a newer map: what was refused for its slot's sake is asked for again at once."""
+    def on_map(self, shard_map: ShardMap, confirmed: ShardMap | None) -> None:
+        """There is another map: what was refused for its slot's sake is asked for again at once.
+
+        ``confirmed``: the latest one that surely is the meta group's, by which that group can be found in any case.
+        """
         self.map = shard_map
-        self._leaders.on_map(shard_map)
+        self._leaders.on_map(shard_map, confirmed)
         self._retries.at_once()
 
     def sweep(self) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from raftkv.commands.base import Write
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.errors import InvalidArgument
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.v1 import kv_pb2
 from tests.store_helpers import again
@@ -39,7 +40,7 @@ def test_operations_of_pipelines(asked: dict[str, Any], client: bytes, first: in
         return
     assert op is not None
     assert op.refusal() is None
-    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
+    assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
     if isinstance(op, Write):
         assert again([op]) == [op]
 
@@ -59,6 +60,6 @@ def test_requests(asked: dict[str, Any], client: bytes, sequence: int, first: in
     except InvalidArgument:
         return
     assert op.refusal() is None
-    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
+    assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
     if isinstance(op, Write):
         assert again([op]) == [op]

@@ -52,7 +52,7 @@ def changed(draw: st.DrawFn, rows: list[Any]) -> Any:
 OPS = unpack(encode([Put(3, b"k", b"v", client=b"c" * 16, seq=1, first=1), Cas(3, b"k", b"v", b"x"), Members(1)]))
 RESULTS = unpack(encode([[1, 0, Result(0, 5, b"v")], [1, 1, Result(2, detail="no")]]))
 MESSAGES: list[Any] = [
-    ["op", 1, 1000, 1, OPS],
+    ["op", 1, 1000, 1, 0, "user", OPS],
     ["re", RESULTS],
     ["epoch", 3],
     ["leads", [1, 2]],

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Iterable
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.api.failures import failure_of
 from raftkv.api.messages import fields_of, leaders_over_of, map_message, state_message, status_message
 from raftkv.api.status import ClusterState
-from raftkv.commands.base import GroupCommand
+from raftkv.commands.base import GroupCommand, Sender
 from raftkv.commands.group import Check
 from raftkv.commands.members import Transfer
 from raftkv.commands.meta import ChangeCluster, ReadCluster
 from raftkv.commands.results import ClusterReport, Result
 from raftkv.errors import Code, RaftKVError
 from raftkv.frontend.grpc.guard import abort, budget_of
-from raftkv.frontend.port import answer_to
+from raftkv.frontend.port import Caller, answer_to
+from raftkv.log_limit import limited
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import MetaState
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
@@ -31,11 +34,14 @@ if TYPE_CHECKING:
 
     Context = aio.ServicerContext[Any, Any]
 
+log = logging.getLogger(__name__)
+
 _ONE_ARGUMENT: Final[dict[str, str]] = {
     "pause": "pause",
     "remove_group": "remove group",
     "undrain_node": "undrain",
     "remove_node": "remove node",
+    "add_join_token": "add join token",
 }
 _TOKEN_BYTES: Final = 16
 _SLOTS_AT_ONCE: Final = 512
@@ -102,14 +108,25 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if not request.incarnation:
             await abort(context, Result(int(Code.INVALID_ARGUMENT), detail="the data folder's incarnation is missing"))
         # A folder joins once, however often it asks.
-        arguments = pack([request.address, request.peer_address, request.incarnation])
+        digest = sha256(request.token.encode()).digest() if request.token else b""
+        arguments = pack([request.address, request.peer_address, request.incarnation, digest])
         joining = ChangeCluster(META_GROUP, secrets.token_bytes(_TOKEN_BYTES), "add node", arguments)
-        result = await self._ask(context, joining)
+        result = await self._submit(context, joining)
+        if result.code != Code.OK:
+            peer = context.peer()
+            log.warning(
+                "refused to let the node at %.200r join, asked by %s: %s",
+                request.address,
+                peer,
+                result.detail,
+                extra=limited(peer.rpartition(":")[0]),
+            )
+            await abort(context, result)
         _, state = await self._meta_state(context)
         assert state.map is not None
         return admin_pb2.JoinResponse(
             node=result.number,
-            map=self._map_message(state.map),
+            map=map_message(state.map, self._node.leaders(), to_member=True),
             **fields_of(self._node.settings()),
         )
 
@@ -160,10 +177,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return report.time, self._state
 
     async def _ask(self, context: Context, op: GroupCommand) -> Result:
-        result = await answer_to(self._node.submit, op, budget_of(context))
+        result = await self._submit(context, op)
         if result.code != Code.OK:
             await abort(context, result)
         return result
+
+    async def _submit(self, context: Context, op: GroupCommand) -> Result:
+        caller = Caller.at(context.peer(), Sender.OPERATOR)
+        return await answer_to(self._node.submit, op, budget_of(context), caller)
 
 
 async def _check_rule(
