@@ -1,17 +1,15 @@
-"""Plots of a scenario: latency by percentile, along what its cases differ by, and throughput against latency."""
+"""The pictures of a scenario and of a comparison, as SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from bench import svg
+from bench.svg import Bar, Colour, Line, Panel
 
-_DPI: Final = 110
 _AXES: Final = {
     "clients": "clients (connections)",
     "groups": "shard groups",
@@ -22,138 +20,147 @@ _AXES: Final = {
     "processes": "generator processes",
     "rate": "operations that arrive per second",
 }
-_LEGEND: Final = 6
-"""Lines whose names fit into the plot."""
 _LOAD: Final = ("workers", "rate")
 """Axes along which the load grows: throughput against latency says more than each by itself."""
+_NINES: Final = (
+    (1.0, "0%"), (2.0, "50%"), (10.0, "90%"), (100.0, "99%"), (1e3, "99.9%"), (1e4, "99.99%"), (1e5, "99.999%"),
+)  # fmt: skip
+_SPREAD: Final = 20.0
+"""Values that differ by this factor are drawn on a logarithmic axis."""
+_OPS: Final = {"get": "GET", "set": "SET"}
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot as a file."""
+    """A picture as a file."""
 
     title: str
     path: Path
 
 
 def draw(scenario: dict[str, Any], folder: Path) -> list[Plot]:
-    """The plots of ``scenario``, a member of ``result.json``, as PNG in ``folder``. Raises OSError."""
+    """The pictures of ``scenario``, a member of ``result.json``, in ``folder``. Raises OSError."""
     name, axis = scenario["name"], scenario["axis"]
     rows = [row for row in scenario["rows"] if row["operations"]]
     if not rows:
         return []
-    drawn = [_save(folder / f"{name}-percentiles.png", f"{name}: latency by percentile", rows, _percentiles)]
-    lines = [row for row in rows if axis in row]
-    if axis and lines:
+    what = f"{name}: {scenario['what']}"
+    drawn = [_save(folder / f"{name}-percentiles.svg", what, svg.lines(what, [_percentiles(rows)]))]
+    along = [row for row in rows if axis in row]
+    if axis and along:
         title = f"{name}: rate and latency along {_AXES[axis]}"
-        drawn.append(_save(folder / f"{name}-along.png", title, lines, lambda figure, some: _along(figure, some, axis)))
-    if axis in _LOAD:
-        title = f"{name}: throughput against latency"
-        drawn.append(_save(folder / f"{name}-throughput.png", title, lines, _throughput))
+        drawn.append(_save(folder / f"{name}-along.svg", title, svg.lines(title, _along(along, axis))))
+    if axis in _LOAD and along:
+        title = f"{name}: latency against throughput"
+        panel = Panel("ms", "operations per second", _latencies(along, "per_second"), log_y=True)
+        drawn.append(_save(folder / f"{name}-throughput.svg", title, svg.lines(title, [panel])))
     return drawn
 
 
 def compared(title: str, rows: list[dict[str, Any]], path: Path) -> Plot | None:
-    """Rates of a comparison as bars, one panel for each operation. None if there is nothing to draw. Raises OSError."""
+    """Rates of a comparison as bars, gets and sets on one scale. None if there is nothing to draw. Raises OSError."""
     measured = [row for row in rows if "per_second" in row]
-    return _save(path, title, measured, _bars) if measured else None
+    if not measured:
+        return None
+    sections = [(_OPS[op], [_bar(row) for row in measured if row["op"] == op]) for op in ("get", "set")]
+    return _save(path, title, svg.bars(title, "operations per second", sections))
 
 
-def _bars(figure: Figure, rows: list[dict[str, Any]]) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(row["contestant"] for row in rows))}
-    groups = list(_by_op(rows))
-    figure.set_figheight(1.5 + 0.4 * len(rows))
-    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(some) for _, _, some in groups])
-    for (axes,), (_, op, some) in zip(panels, groups, strict=True):
-        names = [", ".join(filter(None, (row["contestant"], row["client"], row["note"]))) for row in some]
-        values = [row["per_second"] for row in some]
-        # By place: two rows may have the same name.
-        drawn = axes.barh(range(len(some)), values, color=[colors[row["contestant"]] for row in some])
-        axes.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=3)
-        axes.set_yticks(range(len(some)), names)
-        axes.invert_yaxis()
-        axes.margins(x=0.15)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_title(f"{op}: operations per second", loc="left", fontsize="medium")
+def worth(title: str, rows: list[dict[str, Any]], order: Iterable[str], path: Path) -> Plot | None:
+    """Writes per second by what an acknowledgement is worth, as ``order`` names it. As :func:`compared`."""
+    writes = [row for row in rows if has_worth(row)]
+    if not writes:
+        return None
+    sections = [
+        (f"acknowledged: on {one}" if one != "memory" else "acknowledged: in memory", sorted(some, key=_slowest_last))
+        for one in order
+        if (some := [_bar(row) for row in writes if row["worth"] == one])
+    ]
+    return _save(
+        path, title, svg.bars(title, "writes per second, by where a write is when it is acknowledged", sections)
+    )
 
 
-def _save(
-    path: Path, title: str, rows: list[dict[str, Any]], fill: Callable[[Figure, list[dict[str, Any]]], None]
-) -> Plot:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def has_worth(row: dict[str, Any]) -> bool:
+    """Whether ``row`` is of writes of a store, and was measured."""
+    return "per_second" in row and row["op"] == "set" and bool(row["worth"])
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    fill(figure, rows)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=_DPI)
+
+def _slowest_last(bar: Bar) -> float:
+    return -(bar.value or 0.0)
+
+
+def _bar(row: dict[str, Any]) -> Bar:
+    name = f"{row['label']}: {row['client']}"
+    p99 = row["latency_ms"]["p99"]
+    notes = (row["note"], "" if p99 is None else f"p99 {p99:.3g} ms")
+    return Bar(name, row["per_second"], store_of(row["contestant"]), "; ".join(filter(None, notes)))
+
+
+def store_of(contestant: str) -> Colour:
+    """The colour of a store: its kind counts, not how it was set up."""
+    kind = contestant.partition("-")[0]
+    return kind if kind in ("raftkv", "etcd", "valkey", "echo") else "get"  # type: ignore[return-value]
+
+
+def _save(path: Path, title: str, picture: str) -> Plot:
+    path.write_text(picture, encoding="utf-8")
     return Plot(title, path)
 
 
-def _percentiles(figure: Figure, rows: list[dict[str, Any]]) -> None:
-    axes = figure.subplots()
-    for row in rows:
+def _percentiles(rows: list[dict[str, Any]]) -> Panel:
+    drawn = []
+    for number, row in enumerate(rows):
         # 99% and 99.9% are as far apart as 90% and 99%, as is usual with HdrHistograms.
-        left = [1 / (1 - at / 100) for at, _ in row["percentiles"]]
-        axes.plot(left, [value for _, value in row["percentiles"]], label=row["label"])
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    nines = [(1, "0%"), (2, "50%"), (10, "90%"), (100, "99%"), (1e3, "99.9%"), (1e4, "99.99%"), (1e5, "99.999%")]
+        points = [(1 / (1 - at / 100), value) for at, value in row["percentiles"]]
+        drawn.append(Line(row["label"], _apart(row["op"], number, rows), points))
     last = max(1 / (1 - row["percentiles"][-1][0] / 100) for row in rows)
-    shown = [one for one in nines if one[0] <= max(last, 10)]
-    axes.set_xticks([at for at, _ in shown], [text for _, text in shown])
-    axes.minorticks_off()
-    _finish(axes, "percentile", "ms")
-    if len(rows) > _LEGEND:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    ticks = [one for one in _NINES if one[0] <= max(last, 10)]
+    return Panel("ms", "percentile of the operations", drawn, ticks, log_x=True, log_y=True)
 
 
-def _along(figure: Figure, rows: list[dict[str, Any]], axis: str) -> None:
-    rate, latency = figure.subplots(1, 2)
-    for color, op, some in _by_op(rows):
-        at = [row[axis] for row in some]
-        rate.plot(at, [row["per_second"] for row in some], color=color, marker="o", label=op)
-        _latencies(latency, color, op, at, some)
+def _along(rows: list[dict[str, Any]], axis: str) -> list[Panel]:
     values = sorted({row[axis] for row in rows})
-    for axes, label in ((rate, "operations per second"), (latency, "ms")):
-        if values[-1] >= 20 * values[0]:
-            axes.set_xscale("log")
-        if axis != "rate":
-            axes.set_xticks(values, [f"{value:,}" for value in values], rotation=30)
-            axes.minorticks_off()
-        axes.set_ylim(bottom=0)
-        _finish(axes, _AXES[axis], label)
+    log = values[-1] >= _SPREAD * max(values[0], 1)
+    ticks = [] if axis == "rate" else svg.ticks(_AXES[axis], values)
+    rates = [
+        Line(_name(op), _colour(op, number), [(row[axis], row["per_second"]) for row in some])
+        for number, op, some in _by_op(rows)
+    ]
+    return [
+        Panel("operations per second", _AXES[axis], rates, ticks, log_x=log),
+        Panel("ms", _AXES[axis], _latencies(rows, axis), ticks, log_x=log, log_y=True),
+    ]
 
 
-def _throughput(figure: Figure, rows: list[dict[str, Any]]) -> None:
-    axes = figure.subplots()
-    for color, op, some in _by_op(rows):
-        _latencies(axes, color, op, [row["per_second"] for row in some], some)
-    axes.set_yscale("log")
-    axes.set_xlim(left=0)
-    _finish(axes, "operations per second", "ms")
+def _latencies(rows: list[dict[str, Any]], axis: str) -> list[Line]:
+    return [
+        Line(
+            f"{_name(op)} {name}",
+            _colour(op, number),
+            sorted((row[axis], row["latency_ms"][name]) for row in some),
+            dashed=name == "p50",
+        )
+        for number, op, some in _by_op(rows)
+        for name in ("p50", "p99")
+    ]
 
 
-def _latencies(axes: Axes, color: str, op: str, at: list[float], rows: list[dict[str, Any]]) -> None:
-    for name, style in (("p50", ":"), ("p99", "-")):
-        values = [row["latency_ms"][name] for row in rows]
-        axes.plot(at, values, style, color=color, marker="o", label=f"{op} {name}")
-
-
-def _by_op(rows: list[dict[str, Any]]) -> Iterable[tuple[str, str, list[dict[str, Any]]]]:
-    """A colour, an operation, its rows."""
+def _by_op(rows: list[dict[str, Any]]) -> Iterable[tuple[int, str, list[dict[str, Any]]]]:
+    """A number, an operation, its rows."""
     for number, op in enumerate(dict.fromkeys(row["op"] for row in rows)):
-        yield f"C{number}", op, [row for row in rows if row["op"] == op]
+        yield number, op, [row for row in rows if row["op"] == op]
 
 
-def _finish(axes: Axes, across: str, up: str) -> None:
-    from matplotlib.ticker import FuncFormatter
+def _apart(op: str, number: int, rows: list[dict[str, Any]]) -> Colour:
+    """By operation where there are both; else the lines are only to be told apart."""
+    ops = {row["op"] for row in rows}
+    return _colour(op, number) if len(ops) > 1 else svg.APART[number % len(svg.APART)]
 
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.grid(alpha=0.3)
-    axes.legend()
+
+def _name(op: str) -> str:
+    return _OPS.get(op, op)
+
+
+def _colour(op: str, number: int) -> Colour:
+    return op if op in _OPS else svg.APART[number % len(svg.APART)]  # type: ignore[return-value]

@@ -9,11 +9,15 @@ import click
 from bench.check import command as check_command
 from bench.echo import measure as measure_echo
 from bench.failover import measure as measure_failover
+from bench.growth import command as grow_command
+from bench.load import LoadPlan
 from bench.memory import command as memory_command
 from bench.peers.command import compare_command
 from bench.rebalance import measure as measure_rebalance
 from bench.running import load_command, run_command
 from bench.slow import command as slow_command
+from bench.targets import Api
+from bench.workload import Operation
 from raftkv.cli.common import complain, describe, exit_code, run
 from raftkv.errors import RaftKVError
 from raftkv.testing import LocalCluster
@@ -39,6 +43,7 @@ bench.add_command(check_command)
 bench.add_command(memory_command)
 bench.add_command(slow_command)
 bench.add_command(compare_command)
+bench.add_command(grow_command)
 
 
 @bench.command()
@@ -85,24 +90,25 @@ def rebalance(nodes: int, groups: int, records: int, workers: int, calm: float) 
 
 
 @bench.command()
-@click.option("--batch", type=click.IntRange(1, 10_000), default=50, help="Operations per message.")
-@click.option("--bytes", "size", type=click.IntRange(1, 1024 * 1024), default=160, help="Bytes per operation.")
-@click.option("--connections", type=click.IntRange(1, 1000), default=1, help="Each with one message in flight.")
+@click.option("--op", type=click.Choice(["get", "set"]), default="get")
+@click.option("--api", type=click.Choice(["pipeline", "unary"]), default="pipeline")
+@click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Operations in flight.")
+@click.option("--clients", type=click.IntRange(1, 1000), default=1, help="Connections that the workers share.")
+@click.option("--value-size", type=click.IntRange(0, 1024 * 1024), default=128, help="Bytes.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
-def echo(batch: int, size: int, connections: int, seconds: float, output: str) -> None:
-    """Measure a bare gRPC stream echo: the ceiling of the front end on this machine at this moment.
+def echo(op: Operation, api: Api, workers: int, clients: int, value_size: int, seconds: float, output: str) -> None:
+    """Measure the same messages over bare gRPC, whose handlers do nothing: the ceiling of the front end at this moment.
 
     \b
     Example:
-      python -m bench echo --batch 50
+      python -m bench echo --op set --workers 50
     """
-    rate = measure_echo(batch * size, seconds, connections)
+    if clients > workers:
+        raise click.UsageError(f"{clients} connections share {workers} workers: each needs one")
+    plan = LoadPlan("", op, api, workers, clients, value_size=value_size, seconds=seconds, warmup=min(0.5, seconds))
+    found = measure_echo(plan)
     if output == "json":
-        click.echo(
-            json.dumps(
-                {"round_trips_per_second": rate, "per_second": rate * batch, "batch": batch, "connections": connections}
-            )
-        )
+        click.echo(json.dumps({"op": op, "api": api, "workers": workers, "clients": clients, "per_second": found}))
     else:
-        click.echo(f"echo, {batch} operations a message: {rate:,.0f} round trips/s = {rate * batch:,.0f} operations/s")
+        click.echo(f"echo of {op}s, {api}, {workers} workers, {clients} connection(s): {found:,.0f} operations/s")

@@ -17,7 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, process_time
 
 import grpc
 
@@ -29,13 +29,16 @@ from raftkv.errors import RaftKVError
 
 __all__ = ["LoadPlan", "Measured", "Operation", "make_keys", "measure", "prepared", "undisturbed"]
 
+_CONNECTING = 20
+"""Clients that connect at a time."""
+
 _GRACE = 5.0
 """Seconds after the end of an open loop in which operations that have arrived may still begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What to measure. Sizes in bytes, times in seconds.
+    """What to measure. Sizes in bytes, times in seconds. ``endpoints``: addresses or, for a pipeline, a URL.
 
     ``rate``: operations that arrive per second, 0 = a closed loop. ``distribution``: None = what the operation has by
     itself. ``fill``: write all keys beforehand; None = if the operation reads. ``part`` of ``parts``: number of this
@@ -67,7 +70,8 @@ class Measured:
     """Latencies in seconds of the operations that succeeded, time that the measurement took, failures by kind.
 
     ``by_kind``: the same latencies for each kind of operation of a mix. ``waited``: operations of an open loop that
-    found all workers busy. ``scanned``: ``scans`` and the ``records`` that they read.
+    found all workers busy. ``scanned``: ``scans`` and the ``records`` that they read. ``began``: when, by the clock;
+    ``computed``: seconds of processor time of this process since then.
     """
 
     latencies: array[float]
@@ -76,6 +80,8 @@ class Measured:
     by_kind: dict[str, array[float]] = field(default_factory=dict)
     waited: int = 0
     scanned: Counter[str] = field(default_factory=Counter)
+    began: float = 0.0
+    computed: float = 0.0
 
 
 async def measure(plan: LoadPlan, clock: Callable[[], float] = perf_counter) -> Measured:
@@ -99,8 +105,14 @@ async def prepared(
     value = random.Random(plan.seed).randbytes(plan.value_size)
     targets: list[Target] = []
     try:
-        for number in range(plan.clients):
-            targets.append(await connect(plan.api, plan.endpoints, plan.timeout, number))
+        for first in range(0, plan.clients, _CONNECTING):
+            numbers = range(first, min(first + _CONNECTING, plan.clients))
+            connecting = (connect(plan.api, plan.endpoints, plan.timeout, number) for number in numbers)
+            found = await asyncio.gather(*connecting, return_exceptions=True)
+            targets += [one for one in found if not isinstance(one, BaseException)]
+            for one in found:
+                if isinstance(one, BaseException):
+                    raise one
         fill = MIXES[plan.op].reads if plan.fill is None else plan.fill
         if fill:
             await _fill(targets[0], keys, value)
@@ -173,11 +185,13 @@ async def _run(
         end = begin + plan.seconds
         drawn = (plan.rate, plan.spacing, first, begin, end, random.Random(seed - 1), clock)
         arrivals = Arrivals(*drawn) if plan.rate else None
+        computed = _Computed(plan.warmup)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(plan.workers):
                     group.create_task(ask(begin, end) if arrivals is None else serve(arrivals, begin, end))
         finally:
+            used = computed.end()
             if arrivals is not None:
                 arrivals.close()
     # The last operation of an open loop may end before its time is over: nothing has arrived since.
@@ -188,7 +202,24 @@ async def _run(
     for some in workload.latencies.values():
         latencies.extend(some)
     by_kind = {str(kind): some for kind, some in workload.latencies.items()}
-    return Measured(latencies, seconds, errors, by_kind, arrivals.waited if arrivals else 0, workload.scanned)
+    waited = arrivals.waited if arrivals else 0
+    return Measured(latencies, seconds, errors, by_kind, waited, workload.scanned, begin, used)
+
+
+class _Computed:
+    """Processor time of this process from a moment ``delay`` seconds from now on."""
+
+    def __init__(self, delay: float) -> None:
+        self._from = process_time()
+        self._timer = asyncio.get_running_loop().call_later(delay, self._begin)
+
+    def _begin(self) -> None:
+        self._from = process_time()
+
+    def end(self) -> float:
+        """Seconds."""
+        self._timer.cancel()
+        return process_time() - self._from
 
 
 @contextlib.contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
+import sysconfig
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +20,10 @@ _LIBRARIES: Final = ("grpcio", "protobuf", "uvloop", "pysyncobj")
 
 
 def facts() -> dict[str, Any]:
-    """Machine, versions, commit ("+": with changes that are not committed; "" outside of a repository) and date."""
+    """Machine, how its Python was built, versions, date, and commit.
+
+    "+": with changes that are not committed; "" outside of a repository.
+    """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -27,8 +33,37 @@ def facts() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "python_build": build(),
         **{name: version(name) for name in _LIBRARIES},
     }
+
+
+def build(variable: Callable[[str], Any] = sysconfig.get_config_var) -> str:
+    """How the interpreter was optimised: its code needs a tenth less of a processor's time with a profile."""
+    configured, flags = (
+        " ".join(str(variable(name) or "") for name in names)
+        for names in (("CONFIG_ARGS",), ("PY_CFLAGS", "PY_CORE_CFLAGS", "PY_CORE_LDFLAGS", "LDFLAGS"))
+    )
+    if not configured:
+        return "not known"
+    level = re.findall(r"(?<!\S)-O(\w+)", flags)
+    profiled = "--enable-optimizations" in configured or "-fprofile-use" in flags
+    linked = "--with-lto" in configured or "-flto" in flags
+    return ", ".join(
+        (
+            f"-O{level[-1]}" if level else "no -O",
+            f"{'with' if profiled else 'without'} PGO",
+            f"{'with' if linked else 'without'} LTO",
+        )
+    )
+
+
+def line(told: Mapping[str, Any]) -> str:
+    """What counts of :func:`facts`, in a line."""
+    return (
+        f"{told['cores']} cores, {told['processor']}, Python {told['python']} ({told['python_build']}), "
+        f"commit {told['commit']}"
+    )
 
 
 def _processor() -> str:

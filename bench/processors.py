@@ -39,9 +39,10 @@ class Computed:
 
 
 class Processors:
-    """Samples the processor time of processes while it is entered."""
+    """Samples the processor time of processes while it is entered, every ``period`` seconds."""
 
-    def __init__(self, pids: Sequence[int]) -> None:
+    def __init__(self, pids: Sequence[int], period: float = _PERIOD) -> None:
+        self._period = period
         self._pids = (*pids, os.getpid())
         self._times: list[float] = []
         self._used: list[tuple[float, ...]] = []
@@ -68,5 +69,5 @@ class Processors:
         while True:
             self._used.append((_machine(), *(used(pid) for pid in self._pids)))
             self._times.append(perf_counter())
-            if self._over.wait(_PERIOD):
+            if self._over.wait(self._period):
                 return

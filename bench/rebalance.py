@@ -88,10 +88,13 @@ class AdminFailed(RaftKVError):
     """A command of raftkv-admin did not exit with 0."""
 
 
-async def measure(cluster: LocalCluster, records: int, workers: int, calm: float, say: Callable[[str], None]) -> Run:
+async def measure(
+    cluster: LocalCluster, records: int, workers: int, calm: float, say: Callable[[str], None], pause: float = 0.0
+) -> Run:
     """Grow the running ``cluster`` to twice its nodes and groups and shrink it again.
 
-    ``calm``: seconds of work before anything changes, between growing and shrinking, and after it. Raises AdminFailed.
+    ``calm``: seconds of work before anything changes, between growing and shrinking, and after it. ``pause``: seconds
+    between two operations of a worker. Raises AdminFailed.
     """
     run, clock, history = Run(records), SystemClock(), History()
     # The history only grows: looking through it for garbage would stall the clients, not the cluster.
@@ -101,7 +104,7 @@ async def measure(cluster: LocalCluster, records: int, workers: int, calm: float
         over = asyncio.Event()
         recorder = Recorder(client, "w", history, clock.now)
         await _load(recorder, records)
-        working = [asyncio.create_task(_work(number, recorder, over, run, records)) for number in range(workers)]
+        working = [asyncio.create_task(_work(number, recorder, over, run, records, pause)) for number in range(workers)]
 
         def begin(name: str) -> None:
             say(name)
@@ -161,7 +164,7 @@ def _key(number: int) -> str:
     return f"record-{number:07}"
 
 
-async def _work(number: int, recorder: Recorder, over: asyncio.Event, run: Run, records: int) -> None:
+async def _work(number: int, recorder: Recorder, over: asyncio.Event, run: Run, records: int, pause: float) -> None:
     rng = random.Random(number)
     written = 0
     while not over.is_set():
@@ -173,6 +176,8 @@ async def _work(number: int, recorder: Recorder, over: asyncio.Event, run: Run, 
             done = await recorder.put(key, f"{number}.{written}".ljust(_VALUE_BYTES))
         run.latencies.append((done.answered, done.answered - done.began))
         run.outcomes[str(done.outcome)] += 1
+        if pause:
+            await asyncio.sleep(pause)
 
 
 async def _rebalance(admin: AdminClient, run: Run, seeds: str, emptied: Sequence[int]) -> None:

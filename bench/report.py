@@ -19,7 +19,8 @@ PERCENTILES: Final = (50.0, 95.0, 99.0)
 class LoadStats:
     """What was measured, with latencies as histograms: small enough to be sent, and several of them make one.
 
-    ``longest``: seconds by kind of operation, which a histogram would round.
+    ``longest``: seconds by kind of operation, which a histogram would round. ``began``: by :func:`time.perf_counter`,
+    which all processes of a machine share; ``computed``: seconds of processor time of the generators since then.
     """
 
     latencies: dict[str, Histogram]
@@ -28,6 +29,8 @@ class LoadStats:
     errors: Counter[str] = field(default_factory=Counter)
     waited: int = 0
     scanned: Counter[str] = field(default_factory=Counter)
+    began: float = 0.0
+    computed: float = 0.0
 
     def packed(self) -> dict[str, Any]:
         """For :meth:`unpacked` of another process, as JSON."""
@@ -38,6 +41,8 @@ class LoadStats:
             "errors": self.errors,
             "waited": self.waited,
             "scanned": self.scanned,
+            "began": self.began,
+            "computed": self.computed,
         }
 
     @classmethod
@@ -49,6 +54,8 @@ class LoadStats:
             Counter(packed["errors"]),
             packed["waited"],
             Counter(packed["scanned"]),
+            packed["began"],
+            packed["computed"],
         )
 
     def all_latencies(self) -> Histogram:
@@ -66,6 +73,8 @@ def stats_of(plan: LoadPlan, measured: Measured) -> LoadStats:
         measured.errors,
         measured.waited,
         measured.scanned,
+        measured.began,
+        measured.computed,
     )
 
 
@@ -78,6 +87,8 @@ def together(several: Sequence[LoadStats], seconds: float) -> LoadStats:
         sum((one.errors for one in several), Counter()),
         sum(one.waited for one in several),
         sum((one.scanned for one in several), Counter()),
+        max(one.began for one in several),
+        sum(one.computed for one in several),
     )
 
 

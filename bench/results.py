@@ -1,4 +1,4 @@
-"""What ``python -m bench run`` leaves: ``result.json``, ``report.html``, ``report.md`` and plots as PNG.
+"""What ``python -m bench run`` leaves: ``result.json``, ``report.html``, ``report.md`` and pictures as SVG.
 
 ``result.json`` is one object. Rates are operations per second, latencies milliseconds, sizes bytes, times seconds.
 
@@ -12,14 +12,15 @@ field          content
 =============  =========================================================================================================
 
 Of a scenario: ``name``; ``what`` it is; ``axis``, the field by which its rows differ, or ""; ``beside``: ``fsync``,
-durable writes of 4 KiB one after the other in the folder of the clusters' data, and ``echo``, messages of ``batch``
-operations and ``bytes`` through a bare gRPC stream, both taken before the scenario; ``rows``, one for each case.
+durable writes of 4 KiB one after the other in the folder of the clusters' data, and ``echo``, gets of 50 workers over
+bare gRPC (:mod:`bench.echo`), both taken before the scenario; ``rows``, one for each case.
 
 ====================  =================================================================================================
 field of a row        content
 ====================  =================================================================================================
 ``label``             names the case
 ``nodes``             of the cluster; with ``groups`` and ``reads``, "lease" or "quorum"
+``delay_ms``          that messages between nodes are delayed by
 ``op``                "get", "set" or a mix of :mod:`bench.workload`
 ``api``               "pipeline" or "unary"
 ``workers``           operations under way at a time, at most; of all processes together, as are ``clients``
@@ -33,7 +34,9 @@ field of a row        content
 ``rate``              open loop: arrivals per second; their ``spacing``; ``waited``: those that found all workers busy
 ``kinds``             mixes: ``operations`` and ``latency_ms`` of each kind of operation, over all rounds
 ``records_per_scan``  of mixes that scan
-``runs``              ``per_second``, ``latency_ms`` and ``errors`` of each round
+``runs``              ``per_second``, ``latency_ms``, ``errors``, ``others`` and ``stolen`` of each round
+``others``            share of the processors that other processes used, ``stolen``: that the host did not give: the
+                      worst round's (:mod:`bench.disturbance`)
 ``percentiles``       [percentile, milliseconds] over all rounds, to 99.9999% if there were so many operations
 ``histogram``         all latencies in microseconds: an HdrHistogram, V2, compressed, base64
 ====================  =================================================================================================
@@ -41,17 +44,18 @@ field of a row        content
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+from markupsafe import Markup
 from rich import box
 from rich.table import Table
 
-from bench import charts
+from bench import charts, disturbance
 from bench.markdown import table as as_markdown
 from bench.series import Options
 
@@ -85,12 +89,27 @@ def write(folder: Path, result: dict[str, Any]) -> None:
 
 
 def page(result: dict[str, Any], drawn: dict[str, list[charts.Plot]]) -> str:
-    """One file that needs nothing else: the plots are in it."""
-    plots = {
-        name: [(one.title, base64.b64encode(one.path.read_bytes()).decode()) for one in some]
-        for name, some in drawn.items()
-    }
-    return _PAGES.get_template("report.html").render(result=result, plots=plots, columns=_COLUMNS, cells=cells)
+    """One file that needs nothing else: the pictures are in it."""
+    plots = {name: [_inline(one) for one in some] for name, some in drawn.items()}
+    template = _PAGES.get_template("report.html")
+    return template.render(result=result, plots=plots, columns=_COLUMNS, cells=cells, headline=headline(result))
+
+
+def _inline(plot: charts.Plot) -> Markup:
+    # A page of HTML knows what svg is, and names no address.
+    return Markup(re.sub(r' xmlns(:\w+)?="[^"]*"', "", plot.path.read_text(encoding="utf-8")))  # noqa: S704 - ours, escaped
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The fastest get and the fastest set, in a sentence; "" without them."""
+    rows = [row for one in result["scenarios"] for row in one["rows"] if row["operations"]]
+    said = []
+    for op in ("get", "set"):
+        best = max((row for row in rows if row["op"] == op), key=lambda row: row["per_second"], default=None)
+        if best:
+            p99 = best["latency_ms"]["p99"]
+            said.append(f"{op.upper()} up to {best['per_second']:,.0f}/s, p99 {p99:.1f} ms ({best['label']})")
+    return "; ".join(said)
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -141,10 +160,11 @@ def _latencies(row: dict[str, Any]) -> list[str]:
 def beside(scenario: dict[str, Any]) -> str:
     """What the machine did by itself."""
     synced, echoed = scenario["beside"]["fsync"], scenario["beside"]["echo"]
+    disturbed = disturbance.remark((row["label"], row) for row in scenario["rows"])
     return (
         f"beside it: fsync {synced['per_second']:,.0f}/s, "
         f"p50 {synced['p50_ms']:.2f} ms, p99 {synced['p99_ms']:.2f} ms; "
-        f"gRPC echo {echoed['round_trips_per_second']:,.0f} round trips/s = {echoed['per_second']:,.0f} operations/s"
+        f"echo of gets {echoed['per_second']:,.0f}/s{f'; {disturbed}' if disturbed else ''}"
     )
 
 

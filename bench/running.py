@@ -8,12 +8,13 @@ import json
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from bench import generators, results, series
+from bench import folders, generators, results, series
 from bench.arrivals import SPACINGS, Spacing
+from bench.folders import data_option, out_option
 from bench.keys import DISTRIBUTIONS, Distribution
 from bench.load import LoadPlan
 from bench.machine import facts
@@ -21,12 +22,10 @@ from bench.progress import ProgressBar
 from bench.report import as_text, summary_of
 from bench.scenarios import SCENARIOS, Reads, Scenario
 from bench.targets import Api
-from bench.workload import OPERATIONS, Operation
+from bench.workload import MIXES, OPERATIONS, Operation
 from raftkv.cli.common import endpoints_option
 from raftkv.cli.console import Section, console, display, print_table
 from raftkv.testing import LocalCluster
-
-_FOLDER: Final = Path("bench-results")
 
 
 @click.command("load")
@@ -34,6 +33,7 @@ _FOLDER: Final = Path("bench-results")
 @click.option("--cluster", type=click.IntRange(1, 9), help="Start a cluster of so many nodes for this measurement.")
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of that cluster.")
 @click.option("--reads", type=click.Choice(["lease", "quorum"]), default="lease", help="How that cluster serves reads.")
+@click.option("--secure", is_flag=True, help="That cluster has TLS, and clients certificates.")
 @click.option("--op", type=click.Choice(OPERATIONS), default="set", help="One kind of operation, or a mix of YCSB.")
 @click.option("--api", type=click.Choice(["pipeline", "unary"]), default="pipeline")
 @click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Maximum operations in flight.")
@@ -56,6 +56,7 @@ def load_command(
     cluster: int | None,
     groups: int,
     reads: Reads,
+    secure: bool,
     op: Operation,
     api: Api,
     workers: int,
@@ -78,6 +79,8 @@ def load_command(
     Example:
       python -m bench load --cluster 3 --op get --seconds 5
     """
+    if secure and (cluster is None or api != "pipeline" or "scan" in MIXES[op].shares):
+        raise click.UsageError("--secure goes with --cluster and pipelines, without scans")
     plan = LoadPlan(
         endpoints,
         op,
@@ -101,11 +104,11 @@ def load_command(
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         if cluster is not None:
-            local = stack.enter_context(LocalCluster(cluster, groups, node={"reads": reads}))
-            plan = dataclasses.replace(plan, endpoints=local.endpoints)
+            local = stack.enter_context(LocalCluster(cluster, groups, node={"reads": reads}, secure=secure))
+            plan = dataclasses.replace(plan, endpoints=local.url if secure else local.endpoints)
         summary: dict[str, Any] = summary_of(plan, generators.measure(plan))
     if cluster is not None:
-        summary.update(cluster=cluster, groups=groups, reads=reads)
+        summary.update(cluster=cluster, groups=groups, reads=reads, secure=secure)
     click.echo(json.dumps(summary) if output == "json" else as_text(summary))
 
 
@@ -118,18 +121,8 @@ def load_command(
 @click.option("--processes", type=click.IntRange(1, 64), default=1, help="Generators that share workers and clients.")
 @click.option("--nodes", type=click.IntRange(1, 9), default=3, help="Nodes of the clusters.")
 @click.option("--seed", type=click.IntRange(0), default=1, help="Seed of keys, arrivals and values.")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
-    help="Folder on the disk that clusters are to write to.",
-    show_default="that of temporary files",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=f"a new one in {_FOLDER}/",
-    help="Folder for result.json, report.html, report.md and the plots.",
-)
+@data_option
+@out_option("result.json, report.html, report.md and the plots")
 @click.option(
     "-o",
     "--output",
@@ -169,9 +162,7 @@ def run_command(
         except ValueError as error:
             raise click.UsageError(str(error)) from None
     started = datetime.now(UTC)
-    folder = out or _FOLDER / f"{started:%Y%m%d-%H%M%S}"
-    if folder.exists() and any(folder.iterdir()):
-        raise click.UsageError(f"{folder} is not empty: name a new folder with --out")
+    folder = folders.chosen(out, started)
     # Ends as with Ctrl-C: the processes of clusters and generators are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = {"format": results.FORMAT, "machine": facts(), "options": results.options(options), "scenarios": []}

@@ -8,17 +8,23 @@ from typing import Any, Final, Literal, TypeAlias
 
 from bench.load import LoadPlan
 from bench.workload import Operation
+from shards.map import LeadersOver
 
 Reads: TypeAlias = Literal["lease", "quorum"]
 
 
 @dataclass(frozen=True, slots=True)
 class BenchShape:
-    """A cluster: nodes, shard groups, and how it confirms linearizable reads."""
+    """A cluster: nodes, shard groups, how it confirms linearizable reads, and over what its leaders are spread.
+
+    ``delay_ms``: how long what a node sends to another one is on its way, besides what the machine takes.
+    """
 
     nodes: int = 3
     groups: int = 3
     reads: Reads = "lease"
+    leaders: LeadersOver = LeadersOver.HOSTS
+    delay_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,19 @@ _ALL: Final = (
             for op in _OPS
         ),
         "groups",
+    ),
+    Scenario(
+        "far",
+        "writes of nodes that are 0 to 200 ms from each other, one group; 50 workers, and enough to hide the way",
+        tuple(
+            Case(
+                f"set at {delay} ms, {workers:,} workers",
+                _plan("set", workers=workers, clients=clients, timeout=30.0),
+                BenchShape(groups=1, delay_ms=delay),
+            )
+            for workers, clients in ((50, 10), (4000, 10))
+            for delay in (0, 10, 25, 50, 100, 200)
+        ),
     ),
     Scenario("key-size", "keys of 16 to 1,024 bytes", _along("key_size", (16, 64, 256, 1024)), "key_size"),
     Scenario(

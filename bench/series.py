@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any, Final, Protocol, Self, TypeAlias
 
 from bench import disk, echo, generators, histogram
+from bench.clusters import cluster
+from bench.disturbance import Disturbance, Watch, worst
 from bench.load import LoadPlan
 from bench.progress import ProgressBar
 from bench.report import PERCENTILES, LoadStats, as_text, summary_of, together
 from bench.scenarios import BenchShape, Case, Scenario
 from bench.workload import MIXES, Operation
-from raftkv.testing import LocalCluster
 
-_BATCH: Final = 50
-"""Operations that a message of the echo stands for: those of the default number of workers."""
+_ECHOED: Final = 50
+"""Operations of the echo that are under way: those of the default number of workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,6 @@ Measure: TypeAlias = Callable[[LoadPlan], LoadStats]
 Start: TypeAlias = Callable[[BenchShape, Path], contextlib.AbstractContextManager[Running]]
 
 
-def start_cluster(shape: BenchShape, folder: Path) -> contextlib.AbstractContextManager[Running]:
-    """A cluster of node processes that keep their data in ``folder``."""
-    return LocalCluster(shape.nodes, shape.groups, folder=folder, node={"reads": shape.reads})
-
-
 def check(scenario: Scenario, options: Options) -> None:
     """Raises ValueError if a case of ``scenario`` cannot be measured with ``options``."""
     for case in scenario.cases:
@@ -74,7 +70,7 @@ def measure(
     options: Options,
     watcher: ProgressBar,
     run: Measure = generators.measure,
-    start: Start = start_cluster,
+    start: Start = cluster,
 ) -> dict[str, Any]:
     """Measure every case of ``scenario``; the result as documented in :mod:`bench.results`.
 
@@ -82,6 +78,7 @@ def measure(
     """
     check(scenario, options)
     several: list[list[LoadStats]] = [[] for _ in scenario.cases]
+    disturbed: list[list[Disturbance]] = [[] for _ in scenario.cases]
     plans: list[LoadPlan] = [case.plan for case in scenario.cases]
     reached: dict[Operation, float] = {}
     watcher.doing("disk and echo")
@@ -94,7 +91,9 @@ def measure(
                 endpoints, new = clusters.endpoints(shape, case.plan)
                 rate = case.fraction * reached[case.plan.op] if case.fraction else case.plan.rate
                 plan = dataclasses.replace(_plan_of(case, options), endpoints=endpoints, rate=round(rate, 1), fill=new)
+                watch = Watch()
                 stats = run(plan)
+                disturbed[at].append(watch.so_far())
                 summary = summary_of(plan, stats)
                 # That of the first round, so that all rounds are at the same rates.
                 if not case.fraction:
@@ -102,7 +101,7 @@ def measure(
                 several[at].append(stats)
                 plans[at] = plan
                 watcher.found(f"{case.label}: {as_text(summary)}")
-    rows = [_row(*one, options) for one in zip(scenario.cases, plans, several, strict=True)]
+    rows = [_row(*one, options) for one in zip(scenario.cases, plans, several, disturbed, strict=True)]
     return {"name": scenario.name, "what": scenario.what, "axis": scenario.axis, "beside": beside, "rows": rows}
 
 
@@ -154,27 +153,31 @@ def _folder(options: Options) -> Iterator[Path]:
 def _beside(scenario: Scenario, options: Options) -> dict[str, Any]:
     """What disk and gRPC alone can do at this moment, while no cluster runs."""
     seconds = min(1.0, options.seconds)
-    plan = scenario.cases[0].plan
-    size = _BATCH * (plan.key_size + plan.value_size + echo.FRAME_BYTES)
+    first = scenario.cases[0].plan
+    plan = LoadPlan(
+        "",
+        "get",
+        workers=_ECHOED,
+        key_size=first.key_size,
+        value_size=first.value_size,
+        seconds=seconds,
+        warmup=seconds / 4,
+    )
     with _folder(options) as folder:
         synced = disk.measure(folder, seconds)
-    trips = echo.measure(size, seconds)
     return {
         "fsync": {
             "per_second": round(synced.per_second, 1),
             "p50_ms": round(synced.p50_ms, 3),
             "p99_ms": round(synced.p99_ms, 3),
         },
-        "echo": {
-            "round_trips_per_second": round(trips, 1),
-            "per_second": round(trips * _BATCH, 1),
-            "batch": _BATCH,
-            "bytes": size,
-        },
+        "echo": {"per_second": round(echo.measure(plan), 1)},
     }
 
 
-def _row(case: Case, plan: LoadPlan, several: Sequence[LoadStats], options: Options) -> dict[str, Any]:
+def _row(
+    case: Case, plan: LoadPlan, several: Sequence[LoadStats], disturbed: Sequence[Disturbance], options: Options
+) -> dict[str, Any]:
     runs = [summary_of(plan, one) for one in several]
     total = together(several, sum(one.seconds for one in several))
     everything = total.all_latencies()
@@ -188,8 +191,13 @@ def _row(case: Case, plan: LoadPlan, several: Sequence[LoadStats], options: Opti
         "nodes": options.nodes,
         "groups": case.shape.groups,
         "reads": case.shape.reads,
+        "delay_ms": case.shape.delay_ms,
         **row,
-        "runs": [{name: one[name] for name in ("per_second", "latency_ms", "errors")} for one in runs],
+        **worst(disturbed).told(),
+        "runs": [
+            {**{name: one[name] for name in ("per_second", "latency_ms", "errors")}, **disturbance.told()}
+            for one, disturbance in zip(runs, disturbed, strict=True)
+        ],
         "percentiles": [[round(at, 5), round(value, 3)] for at, value in histogram.curve(everything)],
         "histogram": histogram.encoded(everything),
     }

@@ -5,17 +5,23 @@ Other stores are called through :mod:`bench.peers.clients`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Final, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import grpc
 
 import raftkv
 from bench.peers import clients
+from raftkv.errors import RaftKVError
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from shards.slots import SLOT_RULE, slot_of
 
-Api: TypeAlias = Literal["pipeline", "unary", "etcd", "etcd-serializable", "redis", "redis-wait"]
+Api: TypeAlias = Literal["pipeline", "unary", "etcd", "valkey", "valkey-wait"]
+
+
+_ASKED_FIRST: Final = 8
+"""Keys that a client reads when it connects: some of most groups, so that it knows their leaders."""
 
 
 class Target(Protocol):
@@ -48,8 +54,17 @@ class PipelineTarget:
 
     @classmethod
     async def connect(cls, endpoints: str, timeout: float) -> Self:
-        client = raftkv.AsyncClient(endpoints, timeout=timeout)
+        """With streams that are open, as other stores' clients have connections. Raises RaftKVError."""
+        if "://" in endpoints:
+            client = raftkv.AsyncClient.from_url(endpoints, timeout=timeout)
+        else:
+            client = raftkv.AsyncClient(endpoints, timeout=timeout)
         await client.__aenter__()
+        try:
+            await asyncio.gather(*(client.get(b"%d" % number) for number in range(_ASKED_FIRST)))
+        except RaftKVError:
+            await client.close()
+            raise
         return cls(client, endpoints)
 
     async def scan(self, key: bytes, size: int) -> int:

@@ -15,7 +15,7 @@ MAX_VALUE_BYTES: Final = 1024 * 1024
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """Payload of one client batch; also gRPC's own default message limit."""
 
-MAX_MESSAGE_BYTES: Final = MAX_BATCH_BYTES + 256 * 1024
+MAX_MESSAGE_BYTES: Final = MAX_BATCH_BYTES + 320 * 1024
 """gRPC message limit: a full batch and its framing."""
 
 MAX_BATCH_OPS: Final = 4096
@@ -113,8 +113,14 @@ MAX_INFLIGHT_APPEND_BYTES: Final = 2 * MAX_ENTRY_BYTES
 MAX_UNSYNCED_BYTES: Final = MAX_INFLIGHT_APPEND_BYTES
 """Per group: entries of a leader that its own disk lacks; its followers alone could commit any number of them."""
 
-MAX_INFLIGHT_APPENDS: Final = 64
-"""Per follower: messages sent before the first acknowledgement."""
+MAX_INFLIGHT_APPENDS: Final = 256
+"""Per follower: messages sent before the first acknowledgement; on a far link every open entry is one."""
+
+MAX_OPEN_ENTRIES: Final = MAX_INFLIGHT_APPENDS
+"""Per group: entries of a leader's clients that are proposed and not yet applied, on the farthest link."""
+
+MAX_OPEN_BYTES: Final = MAX_ENTRY_BYTES
+"""Per group: bytes of open entries from which on no further one is opened: what comes next waits."""
 
 MAX_PENDING_OPS: Final = 20_000
 """Operations accepted by a node and not yet answered; beyond it, Overloaded."""
@@ -170,7 +176,7 @@ MAX_FREED_PER_ENTRY: Final = 1000
 assert MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_BATCH_BYTES <= MAX_ENTRY_BYTES
 assert MAX_MESSAGE_BYTES + 64 * MAX_BATCH_OPS < MAX_PROPOSAL_BYTES < MAX_COMMAND_BYTES // 3 * 2
 assert MAX_INFLIGHT_APPEND_BYTES + MAX_BATCH_BYTES < MAX_FRAME_BYTES
-assert MAX_BATCH_BYTES + 56 * MAX_BATCH_OPS < MAX_MESSAGE_BYTES
+assert MAX_BATCH_BYTES + 79 * MAX_BATCH_OPS < MAX_MESSAGE_BYTES
 assert 6 * (MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES) < MAX_HELD_BYTES
 assert MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_MESSAGE_BYTES
 assert SESSION_IDLE > MAX_TIMEOUT

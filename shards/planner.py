@@ -3,16 +3,17 @@
 Pure: a plan follows from the map and the arguments alone, whatever their order, and a map that already is as a plan
 wants it gives an empty plan. Applying a plan is the caller's.
 
-Plans of nodes name the wanted voters, first the one preferred as leader. A learner is a member half-way in or out: it
-counts as no load, but a node that has the log already as a learner is taken first, so that a change which was cut short
-goes on the same way.
+Plans of nodes name the wanted voters, first the one preferred as leader. No two voters of a group are on one host when
+there is a choice: its voters are spread over the hosts as evenly as these have nodes. A learner is a member half-way in
+or out: it counts as no load, but a node that has the log already as a learner is taken first, so that a change which
+was cut short goes on the same way.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from typing import Final
 
 from shards.leaders import LeaderLoad, LeaderPlaces, Voters, led_by
 from shards.map import META_GROUP, Group, ShardMap
-from shards.placement import meta_voters
+from shards.placement import ReplicaLoad, apart, meta_voters
 
 MIN_WEIGHT: Final = 1e-6
 MAX_WEIGHT: Final = 1e6
@@ -179,11 +180,11 @@ def _targets(slots: int, have: Mapping[int, int], shares: Mapping[int, Fraction]
 
 
 def place_group(shard_map: ShardMap, replicas: int, among: Iterable[int] | None = None) -> Voters:
-    """Voters for a new data group: the ``replicas`` (>= 1) least loaded nodes, preferred leader first.
+    """Voters for a new data group: ``replicas`` (>= 1) nodes of different hosts, preferred leader first; least loaded.
 
-    Least loaded: fewest replicas of data groups, then first voter of fewest groups, then lowest id. Leaders are spread
-    as the map says. ``among``: ids of the nodes to choose from, all if None. Raises PlanError if there are too few, or
-    one is unknown.
+    Least loaded: fewest replicas of data groups, then on a host with the fewest for each of its nodes, then first voter
+    of fewest groups, then lowest id. Leaders are spread as the map says. ``among``: ids of the nodes to choose from,
+    all if None. Raises PlanError if there are too few, or one is unknown.
     """
     nodes = _eligible(shard_map, among)
     if replicas < 1:
@@ -191,17 +192,18 @@ def place_group(shard_map: ShardMap, replicas: int, among: Iterable[int] | None 
     if replicas > len(nodes):
         raise PlanError(f"{replicas} replicas need as many nodes, there are {len(nodes)}")
     load = _Load(shard_map)
-    chosen = sorted(nodes, key=load.rank)[:replicas]
+    chosen = apart(nodes, replicas, load.hosts, load.rank)
     return led_by(min(chosen, key=lambda node: (load.leads.rank(node), load.rank(node))), chosen)
 
 
 def drain_node(shard_map: ShardMap, node: int, among: Iterable[int] | None = None) -> dict[int, Voters]:
     """Voters, without ``node``, of every group that has a replica on it.
 
-    In its place comes the least loaded other node that is not a voter of the group (see :func:`place_group`), out of
-    ``among`` if given. If ``node`` was the first voter, one follows it as for a new group. The meta group goes without
-    a substitute if fewer nodes want fewer voters; a group with no more than a learner on ``node`` keeps its voters.
-    Raises PlanError that names the groups for which no node is left, or if a node is unknown.
+    In its place comes the least loaded other node that is not a voter of the group (see :func:`place_group`), on a host
+    with as few of its voters as possible, out of ``among`` if given. If ``node`` was the first voter, one follows it as
+    for a new group. The meta group goes without a substitute if fewer nodes want fewer voters; a group with no more
+    than a learner on ``node`` keeps its voters. Raises PlanError that names the groups for which no node is left, or if
+    a node is unknown.
     """
     _known(shard_map, node)
     others = [other for other in _eligible(shard_map, among) if other != node]
@@ -212,8 +214,8 @@ def drain_node(shard_map: ShardMap, node: int, among: Iterable[int] | None = Non
         if node not in group.voters:
             plan[group.id] = group.voters
         elif len(group.voters) > (size := _size_without_node(shard_map, group)):
-            plan[group.id] = _shrunk(group, node, size, others)
-        elif (substitute := load.substitute(group, others)) is None:
+            plan[group.id] = _shrunk(group, node, size, others, load.hosts)
+        elif (substitute := load.substitute(group, node, others)) is None:
             short.append(group.id)
         else:
             plan[group.id] = _exchanged(group.voters, node, substitute)
@@ -244,64 +246,100 @@ def replace_node(shard_map: ShardMap, old: int, new: int) -> dict[int, Voters]:
 def balance_nodes(shard_map: ShardMap, among: Iterable[int] | None = None) -> dict[int, Voters]:
     """Voters of the data groups to change, so that the nodes' numbers of replicas of data groups differ by one at most.
 
-    The fewest replicas move; first learners that are there already, then ones of groups that change least, then ones
-    that are not the first voter. Places of voters are kept. ``among``: the nodes to level, all if None; the others
-    neither give nor get. Raises PlanError if one is unknown.
+    First voters that share a host without need part, then numbers are levelled without bringing any together; so nodes
+    of unequal hosts may differ by more. The fewest replicas move; first learners that are there already, then ones of
+    groups that change least, then ones that are not the first voter. Places of voters are kept. ``among``: the nodes to
+    level, all if None; the others neither give nor get. Raises PlanError if one is unknown.
     """
     nodes = _eligible(shard_map, among)
+    hosts = _hosts(shard_map)
     groups = {group.id: group for group in _by_id(shard_map.data_groups())}
     voters = {group.id: group.voters for group in groups.values()}
     held = {node: {group.id for group in groups.values() if node in group.voters} for node in nodes}
     moved: Counter[int] = Counter()
-    while nodes:
-        # From the fullest to the emptiest, so no node both gives and gets. The fuller one always has a group that the
-        # emptier one has not, so no move needs a second one to make room for it.
-        full = min(nodes, key=lambda node: (-len(held[node]), node))
-        empty = min(nodes, key=lambda node: (len(held[node]), node))
-        if len(held[full]) - len(held[empty]) <= 1:
-            break
+
+    def move(group: int, old: int, new: int) -> None:
+        voters[group] = _exchanged(voters[group], old, new)
+        held[old].remove(group)
+        held[new].add(group)
+        moved[group] += 1
+
+    def best(full: int, empty: int) -> int | None:
+        """The group to go from ``full`` to ``empty``; None if each would have more voters on one host."""
         ranks = [
             (empty not in groups[group].learners, moved[group], voters[group][0] == full, group)
             for group in held[full] - held[empty]
+            if _crowding(voters[group], full, empty, hosts) <= 0
         ]
-        group = min(ranks)[-1]
-        voters[group] = _exchanged(voters[group], full, empty)
-        held[full].remove(group)
-        held[empty].add(group)
-        moved[group] += 1
+        return min(ranks)[-1] if ranks else None
+
+    for one in groups.values():
+        while exchange := _parting(one, voters[one.id], nodes, hosts, lambda node: len(held[node])):
+            move(one.id, *exchange)
+    # From the fullest to the emptiest: where hosts do not stand in the way, the fuller one always has a group that the
+    # emptier one has not, no node both gives and gets, and no move needs a second one to make room for it.
+    while change := next(
+        (
+            (group, full, empty)
+            for full in sorted(nodes, key=lambda node: (-len(held[node]), node))
+            for empty in sorted(nodes, key=lambda node: (len(held[node]), node))
+            if len(held[full]) - len(held[empty]) > 1 and (group := best(full, empty)) is not None
+        ),
+        None,
+    ):
+        move(*change)
     return {group: voters[group] for group in voters if moved[group]}
 
 
-def meta_members(shard_map: ShardMap) -> Voters:
+def meta_members(shard_map: ShardMap, among: Iterable[int] | None = None) -> Voters:
     """Wanted voters of the meta group: the present ones and as many others as a new cluster of these nodes would have.
 
-    Never fewer than at present; :func:`shards.placement.meta_voters` states the wanted number.
+    Never fewer than at present; :func:`shards.placement.meta_voters` states the wanted number. Of voters that share a
+    host without need, some give way. ``among``: nodes that may come or give way, all if None. Raises PlanError if one
+    is unknown.
     """
     meta = shard_map.group(META_GROUP)
-    nodes = [node.id for node in shard_map.nodes]
-    others = sorted(set(nodes).difference(meta.voters), key=lambda node: (node not in meta.learners, node))
-    return meta.voters + tuple(others[: max(0, len(meta_voters(nodes)) - len(meta.voters))])
+    nodes, hosts = _eligible(shard_map, among), _hosts(shard_map)
+    voters = meta.voters
+    wanted = len(meta_voters([node.id for node in shard_map.nodes]))
+    while len(voters) < wanted and (others := [node for node in nodes if node not in voters]):
+        on = Counter(hosts[voter] for voter in voters)
+        new = min(others, key=lambda node: (on[hosts[node]], node not in meta.learners, node))
+        voters = (*voters, new)
+    while change := _parting(meta, voters, nodes, hosts, lambda _: 0):
+        voters = _exchanged(voters, *change)
+    return voters
 
 
 class _Load:
     """What each node carries: replicas of data groups, and how many groups' first voter it is. Plans add to it."""
 
     def __init__(self, shard_map: ShardMap) -> None:
-        self.replicas = Counter(node for group in shard_map.data_groups() for node in group.voters)
+        self.hosts = _hosts(shard_map)
+        self._replicas = ReplicaLoad(self.hosts, (node for group in shard_map.data_groups() for node in group.voters))
         places = LeaderPlaces(shard_map.nodes, shard_map.leaders_over)
         self.leads = LeaderLoad(places, (group.voters[0] for group in shard_map.groups))
 
-    def rank(self, node: int) -> tuple[int, int, int]:
+    def rank(self, node: int) -> tuple[int, Fraction, int, int]:
         """The less loaded, the less."""
-        return self.replicas[node], self.leads.of[node], node
+        return *self._replicas.rank(node), self.leads.of[node], node
 
-    def substitute(self, group: Group, nodes: Iterable[int]) -> int | None:
-        """The one of ``nodes`` that can best become a voter of ``group``, now loaded with it; None if none can."""
-        free = [node for node in nodes if node not in group.voters]
+    def substitute(self, group: Group, node: int, nodes: Iterable[int]) -> int | None:
+        """The one of ``nodes`` that can best take the place of ``node`` as a voter of ``group``, now loaded with it.
+
+        None if none can.
+        """
+        free = [other for other in nodes if other not in group.voters]
         if not free:
             return None
-        best = min(free, key=lambda node: (node not in group.learners, self.rank(node)))
-        self.replicas[best] += group.id != META_GROUP
+
+        def rank(other: int) -> tuple[int, bool, tuple[int, Fraction, int, int]]:
+            crowding = _crowding(group.voters, node, other, self.hosts)
+            return crowding, other not in group.learners, self.rank(other)
+
+        best = min(free, key=rank)
+        if group.id != META_GROUP:
+            self._replicas.add(best)
         return best
 
     def led(self, voters: Voters, group: Group) -> Voters:
@@ -318,10 +356,38 @@ def _size_without_node(shard_map: ShardMap, group: Group) -> int:
     return max(1, min(len(group.voters), len(meta_voters(range(len(shard_map.nodes) - 1)))))
 
 
-def _shrunk(group: Group, node: int, size: int, others: list[int]) -> Voters:
-    """``size`` voters of ``group`` without ``node``, rather ones that are in ``others``, then of low ids; in order."""
-    stay = sorted(set(group.voters) - {node}, key=lambda voter: (voter not in others, voter))[:size]
+def _shrunk(group: Group, node: int, size: int, others: list[int], hosts: Mapping[int, str]) -> Voters:
+    """``size`` voters of ``group`` without ``node``, rather ones that are in ``others``, then apart; in order."""
+    fit = [voter for voter in group.voters if voter in others]
+    rest = sorted(set(group.voters) - {node, *fit})
+    stay = apart(fit, min(size, len(fit)), hosts, lambda voter: voter) + rest[: max(0, size - len(fit))]
     return tuple(voter for voter in group.voters if voter in stay)
+
+
+def _hosts(shard_map: ShardMap) -> dict[int, str]:
+    return {node.id: node.host for node in shard_map.nodes}
+
+
+def _crowding(voters: Voters, old: int, new: int, hosts: Mapping[int, str]) -> int:
+    """How many more pairs of voters share a host if ``new`` takes the place of ``old``."""
+    others = Counter(hosts[voter] for voter in voters if voter != old)
+    return others[hosts[new]] - others[hosts[old]]
+
+
+def _parting(
+    group: Group, voters: Voters, nodes: Sequence[int], hosts: Mapping[int, str], load: Callable[[int], int]
+) -> tuple[int, int] | None:
+    """Of ``voters`` of ``group``, one that shares a host, and one of ``nodes`` on another host to take its place.
+
+    The exchange that parts most; None if none parts any.
+    """
+    ranks = [
+        (crowding, new not in group.learners, -load(old), load(new), old == voters[0], old, new)
+        for old in voters
+        for new in nodes
+        if old in nodes and new not in voters and (crowding := _crowding(voters, old, new, hosts)) < 0
+    ]
+    return min(ranks)[-2:] if ranks else None
 
 
 def _exchanged(voters: Voters, old: int, new: int) -> Voters:

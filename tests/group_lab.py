@@ -214,9 +214,7 @@ class GroupReplica(LabReplica):
         self.group.tick()
 
     def take(self, peer: int, message: list[Any]) -> bool:
-        well_formed = self.group.receive(peer, message)
-        self.wake()
-        return well_formed
+        return self.group.receive(peer, message)
 
     def propose(self, ops: Sequence[Command], size: int, done: Done) -> Proposal:
         return self.group.propose(ops, size, done)

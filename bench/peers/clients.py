@@ -1,6 +1,6 @@
 """What a worker calls of a peer: its fastest well-kept Python client.
 
-etcd3aio for etcd: gRPC's own asyncio on uvloop, as raftkv's. Valkey GLIDE for Redis: a core in Rust that sends what
+etcd3aio for etcd: gRPC's own asyncio on uvloop, as raftkv's. Valkey GLIDE for Valkey: a core in Rust that sends what
 many workers ask over one connection. Errors of both become those of raftkv, as a measurement counts them.
 """
 
@@ -19,17 +19,17 @@ class Refused(RaftKVError):
 
 
 class EtcdTarget:
-    """etcd3aio with a connection of its own. ``serializable``: any node answers a get with what it has."""
+    """etcd3aio with a connection of its own."""
 
-    def __init__(self, client: Any, timeout: float, serializable: bool) -> None:
+    def __init__(self, client: Any, timeout: float) -> None:
         from etcd3aio.errors import EtcdError
 
         self._client, self._errors = client, (EtcdError, grpc.aio.AioRpcError, TimeoutError)
         self._get, self._put = client.kv.get, client.kv.put
-        self._timeout, self._serializable = timeout, serializable
+        self._timeout = timeout
 
     @classmethod
-    async def connect(cls, endpoints: str, timeout: float, number: int, serializable: bool) -> Self:
+    async def connect(cls, endpoints: str, timeout: float, number: int) -> Self:
         """Client ``number`` (from 0) asks one of the endpoints, which take turns. Raises Unavailable."""
         from etcd3aio import Etcd3Client
 
@@ -38,7 +38,7 @@ class EtcdTarget:
         # Channels of one process share a connection unless their options differ.
         client._manager.grpc_options.append(("bench.client", number))  # noqa: SLF001 - there is no public way
         await client.connect()
-        target = cls(client, timeout, serializable)
+        target = cls(client, timeout)
         try:
             await target.get(b"0")
         except RaftKVError as error:
@@ -48,7 +48,7 @@ class EtcdTarget:
 
     async def get(self, key: bytes) -> None:
         try:
-            await self._get(key, serializable=self._serializable, timeout=self._timeout)
+            await self._get(key, timeout=self._timeout)
         except self._errors as error:
             raise _translated(error) from None
 
@@ -62,7 +62,7 @@ class EtcdTarget:
         await self._client.close()
 
 
-class RedisTarget:
+class ValkeyTarget:
     """A client of Valkey GLIDE. ``replicas``: a write waits until so many of them have it in memory."""
 
     def __init__(self, client: Any, timeout: float, replicas: int) -> None:
@@ -85,7 +85,7 @@ class RedisTarget:
                 glide.GlideClientConfiguration([node], request_timeout=int(timeout * 1000))
             )
         except glide.GlideError as error:
-            raise Unavailable(f"Redis at {endpoints}: {error}") from None
+            raise Unavailable(f"Valkey at {endpoints}: {error}") from None
         return cls(client, timeout, replicas)
 
     async def get(self, key: bytes) -> None:
@@ -113,11 +113,11 @@ class RedisTarget:
         await self._client.close()
 
 
-async def connect(api: str, endpoints: str, timeout: float, number: int) -> EtcdTarget | RedisTarget:
+async def connect(api: str, endpoints: str, timeout: float, number: int) -> EtcdTarget | ValkeyTarget:
     """Client ``number`` (from 0) for one of the peers' APIs of :mod:`bench.targets`."""
-    if api.startswith("redis"):
-        return await RedisTarget.connect(endpoints, timeout, replicas=1 if api == "redis-wait" else 0)
-    return await EtcdTarget.connect(endpoints, timeout, number, serializable=api == "etcd-serializable")
+    if api.startswith("valkey"):
+        return await ValkeyTarget.connect(endpoints, timeout, replicas=1 if api == "valkey-wait" else 0)
+    return await EtcdTarget.connect(endpoints, timeout, number)
 
 
 def _translated(error: Exception) -> RaftKVError:

@@ -7,17 +7,17 @@ import json
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
+from bench import folders
+from bench.folders import data_option, out_option, overwrite_option
 from bench.machine import facts
 from bench.peers import comparison, tables
 from bench.peers.comparison import WORKLOADS
 from bench.peers.contestants import CONTESTANTS, Contestant
 from raftkv.cli.console import Section, console, display
-
-_FOLDER: Final = Path("bench-results")
 
 
 @click.command("compare")
@@ -27,30 +27,27 @@ _FOLDER: Final = Path("bench-results")
     "--workload",
     type=click.Choice(list(WORKLOADS)),
     multiple=True,
-    default=("shared",),
+    default=("shared", "own"),
     help="May be repeated.",
 )
 @click.option(
     "--workers", type=click.IntRange(1, 10_000), show_default="those of the workload", help="Operations in flight."
 )
-@click.option("--tools/--no-tools", default=True, help="The peers' own tools too; that of etcd takes a minute.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Per measurement.")
-@click.option("--warmup", type=click.FloatRange(min=0), default=1.0, help="Seconds before each measurement.")
+@click.option("--tools/--no-tools", default=True, help="The peers' own tools too.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    show_default="as many as fit, up to 5",
+    help="Per measurement.",
+)
+@click.option("--warmup", type=click.FloatRange(min=0), default=0.5, help="Seconds before each measurement.")
 @click.option("--repeat", type=click.IntRange(1, 100), default=3, help="Rounds; numbers are medians of them.")
+@click.option("--minutes", type=click.FloatRange(min=0), default=9.0, help="No round begins that would end later.")
 @click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Number of distinct keys.")
 @click.option("--seed", type=click.IntRange(0), default=1, help="Seed of keys and values.")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
-    help="Folder on the disk that servers are to write to.",
-    show_default="that of temporary files",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    show_default=f"a new one in {_FOLDER}/",
-    help="Folder for result.json, compare.md and the plots.",
-)
+@data_option
+@out_option("result.json, compare.md and the pictures")
+@overwrite_option
 @click.option("-o", "--output", type=click.Choice(["text", "markdown", "json"]), default="text")
 def compare_command(
     listing: bool,
@@ -58,13 +55,15 @@ def compare_command(
     workload: tuple[str, ...],
     workers: int | None,
     tools: bool,
-    seconds: float,
+    seconds: float | None,
     warmup: float,
     repeat: int,
+    minutes: float,
     keys: int,
     seed: int,
     data: Path | None,
     out: Path | None,
+    overwrite: bool,
     output: str,
 ) -> None:
     """The same workload on raftkv and its peers, in turn: rates, latencies, ratios, and what each promises.
@@ -82,11 +81,11 @@ def compare_command(
     if not tools:
         chosen = [_without_tools(one) for one in chosen]
     workloads = [comparison.with_workers(WORKLOADS[name], workers) for name in dict.fromkeys(workload)]
-    options = comparison.ComparisonOptions(seconds, warmup, repeat, keys, seed, data)
     started = datetime.now(UTC)
-    folder = out or _FOLDER / f"{started:%Y%m%d-%H%M%S}-compare"
-    if folder.exists() and any(folder.iterdir()):
-        raise click.UsageError(f"{folder} is not empty: name a new folder with --out")
+    folder = folders.chosen(out, started, "-compare", overwrite=overwrite)
+    options = comparison.ComparisonOptions(seconds or 0.0, warmup, repeat, minutes, keys, seed, data)
+    if seconds is None:
+        options = dataclasses.replace(options, seconds=comparison.fitting_seconds(chosen, workloads, options))
     # Ends as with Ctrl-C: servers, generators and tools are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     machine = facts()
@@ -128,7 +127,7 @@ def _without_tools(one: Contestant) -> Contestant:
 
 
 def _list() -> None:
-    found = [(one.name, one.what, one.missing() or one.version() or "yes") for one in CONTESTANTS.values()]
-    contestants = Section("", ("contestant", "what it is", "here"), found)
+    found = [(one.name, one.what, one.version()) for one in CONTESTANTS.values()]
+    contestants = Section("", ("contestant", "what it is", "version"), found)
     loads = Section("", ("workload", "what it is"), [(one.name, one.what) for one in WORKLOADS.values()])
     display([contestants, loads], frames=True)

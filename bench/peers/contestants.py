@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+import uvloop
+
 import raftkv
 from bench import echo, generators
+from bench.clusters import cluster
 from bench.load import LoadPlan
 from bench.peers import servers, tools
+from bench.peers.programs import ETCD, GO_CLIENT, VALKEY
 from bench.peers.tools import ToolResult
-from bench.scenarios import Reads
+from bench.scenarios import BenchShape
 from bench.targets import Api
-from raftkv.testing import LocalCluster
+from shards.map import LeadersOver
 
 
 class Servers(Protocol):
@@ -27,16 +31,21 @@ class Servers(Protocol):
     def endpoints(self) -> str: ...
 
 
+WORTHS: Final = ("memory", "one disk", "a majority's disks")
+"""What an acknowledged write may be worth, the least first; "" = there is no store."""
+
+
 @dataclass(frozen=True, slots=True)
 class Promise:
     """What an answer is worth.
 
-    ``brief``: durability and consistency in a few words. ``write``: where a write is when it is acknowledged;
-    ``consistency`` of the answers. The others: what is lost of
+    ``worth``: where an acknowledged write is, of :data:`WORTHS`; ``brief``: durability and consistency in a few words.
+    ``write``: the first in full; ``consistency`` of the answers. The others: what is lost of
     acknowledged writes when the ``process`` that took them is killed, when its ``machine`` loses power, and when the
     ``majority`` does at the same time, disks being unharmed.
     """
 
+    worth: str
     brief: str
     write: str
     consistency: str
@@ -49,35 +58,40 @@ class Promise:
 class Way:
     """How a contestant is asked: the ``name`` of the client or tool, and what measures a plan with it.
 
-    A ``tool`` has a load of its own: it runs beside the first workload only. ``paced``: at a rate of its own too, which
-    is compared with nothing, and in the first round only, as it takes its time.
-    ``missing``: how to get what is not installed, or "". ``alone``: each worker has a connection, as its commands block
-    it, but no more than 50.
+    A ``tool`` has a load of its own: it runs beside the first workload only. ``missing``: how to get what is not
+    installed, or "". ``alone``: each worker has a connection, as its commands block it, but no more than 50. ``form``:
+    of raftkv's own messages, so that the ceiling for it is the echo of the same form; "" = others.
     """
 
     kind: Literal["python", "go", "tool"]
     name: Callable[[], str]
     measure: Callable[[LoadPlan], ToolResult]
     missing: Callable[[], str] = lambda: ""
-    paced: bool = False
     alone: bool = False
+    form: Literal["", "stream", "unary"] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonCase:
-    """One row. ``note``: what is special about it; ``promise``: in a few words, "" = that of its contestant."""
+    """One row. ``note``: what is special about it; ``promise``: in a few words, "" = that of its contestant.
 
-    op: Literal["get", "set", "echo"]
+    ``once``: beside the first workload only.
+    """
+
+    op: Literal["get", "set"]
     way: Way
     note: str = ""
     promise: str = ""
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """``start``: its servers, with their data in an empty folder; ``missing``: as that of a :class:`Way`."""
+    """``label``: its name in pictures; ``start``: its servers, with their data in an empty folder; ``missing``: as that
+    of a :class:`Way`."""
 
     name: str
+    label: str
     what: str
     promise: Promise
     start: Callable[[Path], contextlib.AbstractContextManager[Servers]]
@@ -112,26 +126,50 @@ def _installed(package: str) -> str:
 
 # --- raftkv
 
-_OWN: Final = Way(
-    "python",
-    lambda: f"raftkv {raftkv.__version__}",
-    lambda plan: tools.of_stats(plan, generators.measure(plan)),
-)
+
+def _own(form: Literal["stream", "unary"]) -> Way:
+    api: Api = "pipeline" if form == "stream" else "unary"
+
+    def measure(plan: LoadPlan) -> ToolResult:
+        chosen = dataclasses.replace(plan, api=api)
+        return tools.of_stats(chosen, generators.measure(chosen))
+
+    name = f"raftkv {raftkv.__version__}" if form == "stream" else "gRPC stubs"
+    return Way("python", lambda: name, measure, form=form)
+
+
 _STRICT: Final = "majority's disks, linearizable"
 _ON_DISKS: Final = "on the disks of a majority"
 _LINEARIZABLE: Final = "linearizable"
 _NOTHING: Final = "nothing"
+_BOTH: Final = (ComparisonCase("get", _own("stream")), ComparisonCase("set", _own("stream")))
+_UNARY: Final = (ComparisonCase("get", _own("unary"), once=True), ComparisonCase("set", _own("unary"), once=True))
 
 
-def _raftkv(name: str, what: str, groups: int, reads: Reads, *cases: ComparisonCase) -> Contestant:
-    by = {"lease": "reads by the leader's lease", "quorum": "a majority confirms each read"}[reads]
+@dataclass(frozen=True, slots=True)
+class _Leader:
+    endpoints: str
+
+
+@contextlib.contextmanager
+def _through_leader(shape: BenchShape, folder: Path) -> Iterator[Servers]:
+    """Only the leader's address is told."""
+    with cluster(shape, folder) as made:
+        yield _Leader(made.address(made.leader(1)))
+
+
+def _raftkv(
+    name: str,
+    label: str,
+    what: str,
+    shape: BenchShape,
+    cases: tuple[ComparisonCase, ...] = _BOTH,
+    start: Callable[[BenchShape, Path], contextlib.AbstractContextManager[Servers]] = cluster,
+) -> Contestant:
+    by = {"lease": "reads by the leader's lease", "quorum": "a majority confirms each read"}[shape.reads]
+    promise = Promise(WORTHS[2], _STRICT, _ON_DISKS, f"{_LINEARIZABLE}; {by}", _NOTHING, _NOTHING, _NOTHING)
     return Contestant(
-        name,
-        what,
-        Promise(_STRICT, _ON_DISKS, f"{_LINEARIZABLE}; {by}", _NOTHING, _NOTHING, _NOTHING),
-        lambda folder: LocalCluster(3, groups, folder=folder, node={"reads": reads}),
-        cases,
-        version=lambda: raftkv.__version__,
+        name, label, what, promise, lambda folder: start(shape, folder), cases, version=lambda: raftkv.__version__
     )
 
 
@@ -141,104 +179,117 @@ def _raftkv(name: str, what: str, groups: int, reads: Reads, *cases: ComparisonC
 def _go(serializable: bool = False) -> Way:
     return Way(
         "go",
-        lambda: f"Go client {tools.go_client_version()}",
+        lambda: f"Go client {GO_CLIENT.version()}",
         lambda plan: tools.measure_go(plan, serializable),
-        tools.go_client_missing,
+        GO_CLIENT.missing,
     )
 
 
-_CHECK: Final = Way(
-    "tool",
-    lambda: "etcdctl check perf",
-    lambda plan: tools.measure_check(plan.endpoints),
-    lambda: servers.absent({"etcdctl": "etcd-client"}),
-    paced=True,
-)
 _SERIALIZABLE: Final = ("serializable", "may be stale: one node answers with what it has")
 _ETCD: Final = Contestant(
     "etcd",
+    "etcd",
     "three nodes, every write synced; the leader is asked",
     Promise(
-        _STRICT, _ON_DISKS, f"{_LINEARIZABLE}; a majority confirms reads, many at a time", _NOTHING, _NOTHING, _NOTHING
+        WORTHS[2],
+        _STRICT,
+        _ON_DISKS,
+        f"{_LINEARIZABLE}; a majority confirms reads, many at a time",
+        _NOTHING,
+        _NOTHING,
+        _NOTHING,
     ),
     servers.etcd,
     (
         ComparisonCase("get", _through("etcd", "etcd3aio")),
-        ComparisonCase("get", _through("etcd-serializable", "etcd3aio"), *_SERIALIZABLE),
         ComparisonCase("set", _through("etcd", "etcd3aio")),
         ComparisonCase("get", _go()),
         ComparisonCase("get", _go(serializable=True), *_SERIALIZABLE),
         ComparisonCase("set", _go()),
-        ComparisonCase(
-            "set", _CHECK, f"load {tools.CHECK_LOAD}: at most {tools.CHECK_RATE:,}/s by its own rule, 1,024 bytes"
-        ),
     ),
-    lambda: servers.absent({"etcd": "etcd-server"}),
-    lambda: tools.version_of(["etcd", "--version"]),
+    ETCD.missing,
+    ETCD.version,
 )
 
 
-# --- Redis
+# --- Valkey
 
 
 def _benchmark(pipeline: int) -> Way:
     return Way(
         "tool",
         lambda: "redis-benchmark",
-        lambda plan: tools.measure_redis(plan, pipeline),
+        lambda plan: tools.measure_benchmark(plan, pipeline),
         lambda: servers.absent({"redis-benchmark": "redis-tools"}),
     )
 
 
-def _benchmarks(promise: str = "") -> tuple[ComparisonCase, ...]:
-    """``promise``: of its writes, which never WAIT."""
-    return tuple(
-        ComparisonCase(
-            op, _benchmark(pipeline), f"-c {tools.REDIS_CONNECTIONS} -P {pipeline}", promise if op == "set" else ""
-        )
-        for pipeline in (1, 50)
-        for op in ("get", "set")
-    )
+_BENCHMARKS: Final = tuple(
+    ComparisonCase(op, _benchmark(pipeline), f"-c {tools.BENCHMARK_CONNECTIONS} -P {pipeline}")
+    for pipeline in (1, 50)
+    for op in ("get", "set")
+)
 
 
-def _redis(name: str, what: str, promise: Promise, fsync: str, cases: tuple[ComparisonCase, ...]) -> Contestant:
+def _valkey(
+    name: str, label: str, what: str, promise: Promise, fsync: str, cases: tuple[ComparisonCase, ...]
+) -> Contestant:
     return Contestant(
-        name,
-        what,
-        promise,
-        lambda folder: servers.redis(folder, fsync),
-        cases,
-        lambda: servers.absent({"redis-server": "redis-server", "redis-cli": "redis-tools"}),
-        lambda: tools.version_of(["redis-server", "--version"]),
+        name, label, what, promise, lambda folder: servers.valkey(folder, fsync), cases, VALKEY.missing, VALKEY.version
     )
 
 
 # --- the ceiling
 
 
-class _Nobody:
-    endpoints = ""
+def _echoed(form: Literal["stream", "unary"]) -> Way:
+    """As many operations under way, on as many connections, as in the workload."""
 
+    def measure(plan: LoadPlan) -> ToolResult:
+        chosen = dataclasses.replace(plan, api="unary" if form == "unary" else "pipeline")
+        rate = uvloop.run(echo.rate(chosen))
+        nothing: dict[str, float | None] = dict.fromkeys(("p50", "p95", "p99", "max"))
+        return ToolResult(round(rate, 1), nothing, int(rate * plan.seconds))
 
-def _echoed(plan: LoadPlan) -> ToolResult:
-    """As many operations under way as in the workload, those of a connection in one message."""
-    batch = plan.workers // plan.clients
-    trips = echo.measure(batch * (plan.key_size + plan.value_size + echo.FRAME_BYTES), plan.seconds, plan.clients)
-    nothing: dict[str, float | None] = dict.fromkeys(("p50", "p95", "p99", "max"))
-    return ToolResult(round(trips * batch, 1), nothing, int(trips * batch * plan.seconds))
+    return Way("python", lambda: f"grpcio {_installed('grpcio')}, {form}", measure, form=form)
 
 
 _ALL: Final = (
-    _raftkv("raftkv", "three nodes, 1 group", 1, "lease", ComparisonCase("get", _OWN), ComparisonCase("set", _OWN)),
-    _raftkv("raftkv-quorum", "the same with reads by quorum", 1, "quorum", ComparisonCase("get", _OWN)),
+    _raftkv("raftkv", "raftkv, 1 group", "three nodes, 1 group", BenchShape(groups=1)),
     _raftkv(
-        "raftkv-groups", "three nodes, 3 groups", 3, "lease", ComparisonCase("get", _OWN), ComparisonCase("set", _OWN)
+        "raftkv-quorum",
+        "raftkv, quorum reads",
+        "the same with reads by quorum",
+        BenchShape(groups=1, reads="quorum"),
+        (ComparisonCase("get", _own("stream")),),
+    ),
+    _raftkv(
+        "raftkv-unary",
+        "raftkv, unary",
+        "the same as raftkv, its leader asked by an RPC for each operation",
+        BenchShape(groups=1),
+        _UNARY,
+        _through_leader,
+    ),
+    _raftkv(
+        "raftkv-groups",
+        "raftkv, 3 groups",
+        "three nodes, 3 groups, all leaders on one node: the default on one machine",
+        BenchShape(),
+    ),
+    _raftkv(
+        "raftkv-spread",
+        "raftkv, 3 groups spread",
+        "three nodes, 3 groups, leaders spread over the nodes",
+        BenchShape(leaders=LeadersOver.NODES),
     ),
     _ETCD,
-    _redis(
-        "redis",
+    _valkey(
+        "valkey",
+        "Valkey",
         "a primary and two replicas, appendfsync everysec, no WAIT",
         Promise(
+            WORTHS[0],
             "memory, then disk in 1 s; no consistency after a failover",
             "in the primary's memory, given to its system to be written",
             "the primary's latest write; none after a failover",
@@ -248,15 +299,17 @@ _ALL: Final = (
         ),
         "everysec",
         (
-            ComparisonCase("get", _through("redis", "valkey-glide")),
-            ComparisonCase("set", _through("redis", "valkey-glide")),
-            *_benchmarks(),
+            ComparisonCase("get", _through("valkey", "valkey-glide")),
+            ComparisonCase("set", _through("valkey", "valkey-glide")),
+            *_BENCHMARKS,
         ),
     ),
-    _redis(
-        "redis-wait",
+    _valkey(
+        "valkey-wait",
+        "Valkey, always",
         "a primary and two replicas, appendfsync always, each write followed by WAIT 1",
         Promise(
+            WORTHS[1],
             "primary's disk, a replica's memory; no consistency after a failover",
             "on the primary's disk, in the memory of one replica",
             "the primary's latest write, acknowledged or not; none after a failover",
@@ -266,22 +319,20 @@ _ALL: Final = (
         ),
         "always",
         (
-            ComparisonCase("get", _through("redis", "valkey-glide")),
-            ComparisonCase("set", _through("redis-wait", "valkey-glide", alone=True), "WAIT 1, up to 50 connections"),
-            *_benchmarks("no WAIT: primary's disk; no consistency after a failover"),
+            ComparisonCase("get", _through("valkey", "valkey-glide")),
+            ComparisonCase("set", _through("valkey-wait", "valkey-glide", alone=True), "WAIT 1, up to 50 connections"),
         ),
     ),
     Contestant(
         "echo",
-        "the ceiling of the front end: a bare gRPC stream on each connection, no store",
-        Promise("nothing", "nowhere", "none", "all", "all", "all"),
-        lambda _: contextlib.nullcontext(_Nobody()),
-        (
-            ComparisonCase(
-                "echo",
-                Way("python", lambda: f"grpcio {_installed('grpcio')}", _echoed),
-                "what a connection has under way is one message",
-            ),
+        "ceiling",
+        "the ceiling of raftkv's front end: the same messages, decoded and encoded by handlers that do nothing",
+        Promise("", "nothing", "nowhere", "none", "all", "all", "all"),
+        lambda _: echo.serving(LoadPlan("", "get").value_size),
+        tuple(
+            ComparisonCase(op, _echoed(form), once=form == "unary")
+            for form in ("stream", "unary")
+            for op in ("get", "set")
         ),
         version=lambda: _installed("grpcio"),
     ),

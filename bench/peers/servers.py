@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 import requests
 
+from bench.peers.programs import ETCD, VALKEY
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.local.ports import free_ports
@@ -69,7 +71,7 @@ def etcd(folder: Path) -> Iterator[Etcd]:
     ]
     commands = {
         name: [
-            "etcd",
+            str(ETCD.path()),
             f"--name={name}",
             f"--data-dir={folder / name}",
             f"--listen-client-urls={url}",
@@ -93,7 +95,7 @@ def etcd(folder: Path) -> Iterator[Etcd]:
         yield made
 
 
-class Redis:
+class Valkey:
     """A primary with two replicas."""
 
     def __init__(self, port: int) -> None:
@@ -102,29 +104,40 @@ class Redis:
 
 
 @contextlib.contextmanager
-def redis(folder: Path, fsync: str) -> Iterator[Redis]:
-    """``fsync``: when the log of writes is synced, as Redis names it. Raises PeerError if it does not start."""
+def valkey(folder: Path, fsync: str) -> Iterator[Valkey]:
+    """``fsync``: when the log of writes is synced, as Valkey names it. Raises PeerError if it does not start."""
     ports = free_ports(_MEMBERS)
     commands = {}
     for number, port in enumerate(ports):
         name = f"replica{number}" if number else "primary"
         (folder / name).mkdir()
         commands[name] = [
-            *("redis-server", "--port", str(port), "--bind", _HOST, "--dir", str(folder / name), "--daemonize", "no"),
+            *(
+                str(VALKEY.path()),
+                "--port",
+                str(port),
+                "--bind",
+                _HOST,
+                "--dir",
+                str(folder / name),
+                "--daemonize",
+                "no",
+            ),
             *("--save", "", "--appendonly", "yes", "--appendfsync", fsync, "--repl-diskless-sync-delay", "0"),
             *(("--replicaof", _HOST, str(ports[0])) if number else ()),
         ]
 
     def ready() -> bool:
-        asked = ["redis-cli", "-h", _HOST, "-p", str(ports[0]), "info", "replication"]
         try:
-            said = subprocess.run(asked, capture_output=True, text=True, timeout=_ANSWER, check=False).stdout
-        except subprocess.TimeoutExpired:
+            with socket.create_connection((_HOST, ports[0]), _ANSWER) as asked:
+                asked.sendall(b"info replication\r\nquit\r\n")
+                said = b"".join(iter(lambda: asked.recv(4096), b""))
+        except OSError:
             return False
-        return said.count("state=online") == _MEMBERS - 1
+        return said.count(b"state=online") == _MEMBERS - 1
 
     with running(folder, commands, ready):
-        yield Redis(ports[0])
+        yield Valkey(ports[0])
 
 
 @contextlib.contextmanager
@@ -157,8 +170,8 @@ def running(folder: Path, commands: Mapping[str, Sequence[str]], ready: Callable
 
 
 def environment() -> dict[str, str]:
-    """That of this process without what configures etcd and its tools."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "ETCDCTL_"))}
+    """That of this process without what configures etcd."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
 
 
 def absent(programs: Mapping[str, str]) -> str:

@@ -1,8 +1,9 @@
-"""A comparison for people: tables for a terminal, the same as Markdown, and a plot for each workload."""
+"""A comparison for people: tables for a terminal, a page of Markdown with the same, and pictures."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,13 +12,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import charts
+from bench import charts, disturbance, machine
 from bench.markdown import escaped, table
+from bench.peers.contestants import WORTHS
 from bench.results import RESULT
 from raftkv.cli.console import print_table
 
 MARKDOWN: Final = "compare.md"
-_HEADINGS: Final = ("who", "through", "ops/s", "p50 ms", "p99 ms", "raftkv is", "of echo", "promises")
+_HEADINGS: Final = ("who", "through", "ops/s", "p50 ms", "p99 ms", "raftkv is", "of ceiling", "promises")
 _PROMISES: Final = {
     "write": "an acknowledged write is",
     "process": "lost when the process is killed",
@@ -25,17 +27,76 @@ _PROMISES: Final = {
     "majority": "lost when most machines fail",
     "consistency": "answers are",
 }
-_OPS: Final = {"get": "GET", "set": "SET", "echo": "ceiling"}
+_OPS: Final = {"get": "GET", "set": "SET"}
 _NUMBERS: Final = range(2, 7)
+_PROMISED: Final = "What each promises"
+_SAID: Final = "How it was measured"
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
-    """``result.json``, ``compare.md`` and the plots, over what an earlier call left there. Raises OSError."""
+    """``result.json``, ``compare.md`` and the pictures, over what an earlier call left there. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
-    (folder / MARKDOWN).write_text(markdown(result), encoding="utf-8")
     for name, title, rows in _by_workload(result):
-        charts.compared(title, rows, folder / f"compare-{name or 'tools'}.png")
+        charts.compared(title, rows, folder / _picture_of(name))
+    title, rows = _first(result)
+    charts.worth(title, rows, WORTHS, folder / _picture_of("worth"))
+    (folder / MARKDOWN).write_text(markdown(result), encoding="utf-8")
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """A page, with the pictures that :func:`write` draws."""
+    titles = [title for _, title, _ in _by_workload(result)]
+    links = " · ".join(f"[{title}](#{_anchor(title)})" for title in (*titles, _PROMISED, _SAID))
+    title, rows = _first(result)
+    parts = ["# raftkv beside other stores", headline(result), links]
+    parts += [f"![{title}]({_picture_of('worth')})"] if any(charts.has_worth(row) for row in rows) else []
+    for (title, heading, lines, numbers), name in zip(_tables(result), (*_names(result), None), strict=True):
+        parts.append(f"## {title}")
+        if name is not None and any("per_second" in row for row in result["rows"] if row["workload"] == name):
+            parts.append(f"![{title}]({_picture_of(name)})")
+        parts.append(table(heading, lines, numbers))
+    parts += [f"## {_SAID}", "\n".join(f"- {escaped(line)}" for line in remarks(result))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _names(result: dict[str, Any]) -> list[str]:
+    return [name for name, _, _ in _by_workload(result)]
+
+
+def _first(result: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """What the picture of writes is called, and its rows: those of the first workload."""
+    first = result["workloads"][0]
+    title = f"Writes by what an acknowledgement is worth: {first['what']}"
+    return title, [row for row in result["rows"] if row["workload"] == first["name"]]
+
+
+def _picture_of(name: str) -> str:
+    return f"compare-{name or 'tools'}.svg"
+
+
+def headline(result: dict[str, Any]) -> str:
+    """What the default cluster did in the first workload, beside etcd: a sentence or two."""
+    first = result["workloads"][0]["name"]
+    own = {row["op"]: row for row in _measured(result, first, "raftkv-groups")}
+    other = {row["op"]: row for row in _measured(result, first, "etcd") if row["kind"] == "go" and not row["note"]}
+    said = []
+    for op, row in own.items():
+        text = f"{row['per_second']:,.0f} {_OPS[op]}/s (p99 {row['latency_ms']['p99']:.1f} ms)"
+        if op in other:
+            text += f", {row['per_second'] / other[op]['per_second']:.1f} times etcd's through its Go client"
+        said.append(text)
+    return f"**{'; '.join(said)}.**" if said else "Nothing to compare with was measured."
+
+
+def _measured(result: dict[str, Any], workload: str, contestant: str) -> list[dict[str, Any]]:
+    wanted = (workload, contestant)
+    return [one for one in result["rows"] if (one["workload"], one["contestant"]) == wanted and one.get("operations")]
+
+
+def _anchor(title: str) -> str:
+    """As GitHub makes one of a heading."""
+    return re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
@@ -52,15 +113,6 @@ def show(console: Console, result: dict[str, Any]) -> None:
         console.print(remark)
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """To be pasted into a page."""
-    parts = []
-    for title, heading, lines, numbers in _tables(result):
-        parts.append(f"{title}\n\n{table(heading, lines, numbers)}")
-    parts.append("\n".join(f"- {escaped(line)}" for line in remarks(result)))
-    return "\n\n".join(parts) + "\n"
-
-
 def remarks(result: dict[str, Any]) -> list[str]:
     """What was reached, what was not measured, and what else there is to say."""
     lines = [
@@ -73,19 +125,20 @@ def remarks(result: dict[str, Any]) -> list[str]:
             lines.append(
                 f"failed operations: {who}: " + ", ".join(f"{n:,} {kind}" for kind, n in row["errors"].items())
             )
-        if row.get("said"):
-            lines.append(f"{who} says: {row['said']}")
     options, synced = result["options"], result["beside"]["fsync"]
     lines.append(
         f"{options['keys']:,} keys of {options['key_size']} bytes, values of {options['value_size']}, closed loop, "
-        f"medians of {options['repeat']} round(s) of {options['seconds']:g} s, one contestant's servers at a time"
+        f"medians of {options['rounds']} round(s) of {options['seconds']:g} s, one contestant's servers at a time"
     )
+    told = [
+        (f"{row['contestant']} {_OPS[row['op']]}, {row['client']}", row) for row in result["rows"] if "others" in row
+    ]
+    lines += [disturbed] if (disturbed := disturbance.remark(told)) else []
     lines.append(
         f"beside it: fsync {synced['per_second']:,.0f}/s, p50 {synced['p50_ms']:.2f} ms, p99 {synced['p99_ms']:.2f} ms"
     )
     if "machine" in result:
-        told = result["machine"]
-        lines.append(f"{told['cores']} cores, {told['processor']}, Python {told['python']}, commit {told['commit']}")
+        lines.append(machine.line(result["machine"]))
     return lines
 
 
@@ -97,7 +150,7 @@ def _tables(result: dict[str, Any]) -> Iterable[tuple[str, Sequence[str], list[l
         [f"{one['name']}: {one['what']}", *(one["promise"][name] for name in _PROMISES)]
         for one in result["contestants"]
     ]
-    yield "What each promises", ("who", *_PROMISES.values()), promises, range(0)
+    yield _PROMISED, ("who", *_PROMISES.values()), promises, range(0)
 
 
 def _cells(row: dict[str, Any], versions: dict[str, str]) -> list[str]:

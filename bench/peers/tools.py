@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
-import os
-import re
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
@@ -17,40 +13,27 @@ from typing import Any, Final
 
 from bench import histogram
 from bench.load import LoadPlan
+from bench.peers.programs import GO_CLIENT
 from bench.peers.servers import PeerError, environment
 from bench.report import LoadStats, summary_of
 from raftkv.addresses import parse_address
 
-_ROOT: Final = Path(__file__).resolve().parents[2]
-_SOURCES: Final = Path(__file__).with_name("go")
-_CACHE: Final = _ROOT / ".cache" / "bench"
-_GO: Final = _ROOT / ".cache" / "go" / "go" / "bin" / "go"
-"""The one that Toxiproxy was built with where the machine has none."""
-_BUILD_TIMEOUT: Final = 600.0
 _SLACK: Final = 60.0
 """Seconds that a tool may take to start, to fill the store and to end, besides those that it measures."""
-REDIS_CONNECTIONS: Final = 50
-_REDIS_TRIAL: Final = 5_000
-_REDIS_SECONDS: Final = 0.5
+BENCHMARK_CONNECTIONS: Final = 50
+_TRIAL: Final = 5_000
+_TRIAL_SECONDS: Final = 0.5
 """redis-benchmark counts requests, not time: trials of so many messages and of so many seconds say what to ask for."""
-CHECK_LOAD: Final = "m"
-CHECK_RATE: Final = 1000
-"""Writes per second that ``etcdctl check perf`` makes at most with that load; the next writes 4 GB in its minute."""
-_CHECK_SECONDS: Final = 60.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a measurement found: rate in operations per second, latencies in milliseconds, failures by kind.
-
-    ``said``: a tool's own words.
-    """
+    """What a measurement found: rate in operations per second, latencies in milliseconds, failures by kind."""
 
     per_second: float
     latency_ms: dict[str, float | None]
     operations: int
     errors: dict[str, int] = dataclasses.field(default_factory=dict)
-    said: str = ""
 
 
 def of_stats(plan: LoadPlan, stats: LoadStats) -> ToolResult:
@@ -61,54 +44,11 @@ def of_stats(plan: LoadPlan, stats: LoadStats) -> ToolResult:
 # --- etcd's Go client
 
 
-def go_client_missing() -> str:
-    """Builds the program of ``bench/peers/go`` unless that was done; why it cannot be, or ""."""
-    if go_program().exists():
-        return ""
-    go = shutil.which("go") or (str(_GO) if os.access(_GO, os.X_OK) else None)
-    if go is None:
-        return "not built: there is no Go; apt-get install golang-go"
-    _CACHE.mkdir(parents=True, exist_ok=True)
-    # Of this process only, until it is whole.
-    made = go_program().with_suffix(f".{os.getpid()}")
-    try:
-        done = subprocess.run(
-            [go, "build", "-trimpath", "-buildvcs=false", "-o", str(made), "."],
-            cwd=_SOURCES,
-            capture_output=True,
-            text=True,
-            timeout=_BUILD_TIMEOUT,
-            check=False,
-        )
-        if done.returncode != 0:
-            return f"not built: {_last(done.stderr)}"
-        made.rename(go_program())
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"not built: {error}"
-    finally:
-        made.unlink(missing_ok=True)
-    return ""
-
-
-def go_program() -> Path:
-    """Named by its sources, so that one that is there is the right one."""
-    sources = hashlib.sha256()
-    for name in ("main.go", "go.mod", "go.sum"):
-        sources.update((_SOURCES / name).read_bytes())
-    return _CACHE / f"etcd-go-client-{sources.hexdigest()[:12]}"
-
-
-def go_client_version() -> str:
-    found = re.search(r"go\.etcd\.io/etcd/client/v3 v(\S+)", (_SOURCES / "go.mod").read_text(encoding="utf-8"))
-    assert found is not None
-    return found[1]
-
-
 def measure_go(plan: LoadPlan, serializable: bool) -> ToolResult:
     """``plan`` through etcd's Go client. Raises PeerError."""
     said = _run(
         [
-            str(go_program()),
+            str(GO_CLIENT.path()),
             f"-endpoints={plan.endpoints}",
             f"-op={plan.op}",
             f"-serializable={str(serializable).lower()}",
@@ -145,7 +85,7 @@ def parse_go(plan: LoadPlan, said: str) -> LoadStats:
 # --- redis-benchmark
 
 
-def measure_redis(plan: LoadPlan, pipeline: int) -> ToolResult:
+def measure_benchmark(plan: LoadPlan, pipeline: int) -> ToolResult:
     """``redis-benchmark`` with ``pipeline`` commands a message for about the plan's seconds. Raises PeerError.
 
     Its keys are "key:" and twelve digits: 16 bytes. They are written first, all but a few of them.
@@ -153,19 +93,19 @@ def measure_redis(plan: LoadPlan, pipeline: int) -> ToolResult:
 
     def run(op: str, requests: int, depth: int) -> ToolResult:
         host, port = parse_address(plan.endpoints)
-        asked = {"-h": host, "-p": port, "-t": op, "-c": REDIS_CONNECTIONS, "-P": depth, "-d": plan.value_size}
+        asked = {"-h": host, "-p": port, "-t": op, "-c": BENCHMARK_CONNECTIONS, "-P": depth, "-d": plan.value_size}
         asked |= {"-r": plan.keys, "-n": requests, "--precision": 3}
         command = ["redis-benchmark", "--csv", *(str(one) for pair in asked.items() for one in pair)]
-        return parse_redis(_run(command, plan.seconds), requests)
+        return parse_benchmark(_run(command, plan.seconds), requests)
 
     run("set", 5 * plan.keys, 50)
-    requests = _REDIS_TRIAL * pipeline
-    for seconds in (_REDIS_SECONDS, plan.seconds):
-        requests = max(_REDIS_TRIAL, int(run(plan.op, requests, pipeline).per_second * seconds))
+    requests = _TRIAL * pipeline
+    for seconds in (_TRIAL_SECONDS, plan.seconds):
+        requests = max(_TRIAL, int(run(plan.op, requests, pipeline).per_second * seconds))
     return run(plan.op, requests, pipeline)
 
 
-def parse_redis(said: str, requests: int) -> ToolResult:
+def parse_benchmark(said: str, requests: int) -> ToolResult:
     """The CSV of one test of ``redis-benchmark`` that made ``requests``. Raises PeerError for anything else."""
     lines = said.splitlines()
     at = next((at for at, line in enumerate(lines) if line.startswith('"test"')), len(lines))
@@ -178,40 +118,7 @@ def parse_redis(said: str, requests: int) -> ToolResult:
         raise PeerError(f"redis-benchmark printed no result but: {_last(said)}") from None
 
 
-# --- etcdctl check perf
-
-
-def measure_check(endpoints: str) -> ToolResult:
-    """``etcdctl check perf``: for a minute, 200 clients write 1,024 bytes each at its own rate. Raises PeerError."""
-    command = ["etcdctl", f"--endpoints={endpoints}", "check", "perf", f"--load={CHECK_LOAD}"]
-    # Its exit code says whether the machine is as fast as etcd wishes, which is an answer too.
-    return parse_check(_run(command, _CHECK_SECONDS, answers=(0, 1)))
-
-
-def parse_check(said: str) -> ToolResult:
-    """What ``etcdctl check perf`` printed. Raises PeerError for anything else."""
-    verdicts = re.findall(r"^(?:(?:PASS|FAIL): |Slowest request |Stddev ).*", said, re.MULTILINE)
-    errors = {text: int(count) for text, count in re.findall(r"^FAIL: ERROR\((.*)\) -> (\d+)", said, re.MULTILINE)}
-    rate = re.search(r"[Tt]hroughput(?: is)?(?: too low:)? (\d+) writes/s", said)
-    slowest = re.search(r"[Ss]lowest request took(?: too long:)? (\d+\.\d+)s", said)
-    if rate is None:
-        raise PeerError(f"etcdctl check perf printed no result but: {_last(said)}")
-    latency: dict[str, float | None] = {"p50": None, "p95": None, "p99": None}
-    latency["max"] = float(slowest[1]) * 1000 if slowest else None
-    return ToolResult(float(rate[1]), latency, int(float(rate[1]) * _CHECK_SECONDS), errors, "; ".join(verdicts))
-
-
-def version_of(command: Sequence[str]) -> str:
-    """The first number with dots that ``command`` prints; "" if there is none."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SLACK, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    found = re.search(r"\d+\.\d+\.\d+", done.stdout)
-    return found[0] if found else ""
-
-
-def _run(command: Sequence[str], seconds: float, answers: Sequence[int] = (0,)) -> str:
+def _run(command: Sequence[str], seconds: float) -> str:
     """The output of a tool that works for ``seconds``. Raises PeerError."""
     name = Path(command[0]).name
     options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "env": environment()}
@@ -222,7 +129,7 @@ def _run(command: Sequence[str], seconds: float, answers: Sequence[int] = (0,)) 
         raise PeerError(f"{name} did not end in time") from None
     except OSError as error:
         raise PeerError(f"{name} cannot be run: {error}") from None
-    if done.returncode not in answers:
+    if done.returncode != 0:
         raise PeerError(f"{name} ended with {done.returncode}: {_last(done.stderr or done.stdout)}")
     return str(done.stdout)
 

@@ -23,7 +23,8 @@ from functools import cache
 from itertools import groupby
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from msgspec import DecodeError, Struct, json
+from msgspec.structs import replace
 
 from faults.check.history import History, Kind, Operation, Outcome
 from faults.check.problem import Breach, CheckProblem
@@ -45,11 +46,9 @@ def keys(bank: int) -> tuple[str, ...]:
     return tuple(f"{PREFIX}{bank}}}a{number}" for number in range(_ACCOUNTS))
 
 
-class Account(BaseModel):
+class Account(Struct, frozen=True, forbid_unknown_fields=True):
     """``by``: who wrote it. ``sent``: number of its last transfer; ``to`` and ``amount``: of that, while it is on the
     way. ``got``: source -> number of its last transfer that arrived here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     by: str
     balance: int = _OPENING
@@ -61,29 +60,32 @@ class Account(BaseModel):
     @classmethod
     def read(cls, text: str) -> Account:
         """Raises ValueError."""
-        return cls.model_validate_json(text)
+        try:
+            return _ACCOUNT.decode(text)
+        except (DecodeError, UnicodeError, RecursionError) as error:
+            raise ValueError(str(error)) from None
 
     @property
     def text(self) -> str:
         """What is stored; reading and writing it again gives the same."""
-        return self.model_dump_json()
+        return json.encode(self).decode()
 
     def debited(self, by: str, to: str, amount: int) -> Account:
-        fields = {"by": by, "balance": self.balance - amount, "sent": self.sent + 1, "to": to, "amount": amount}
-        return self.model_copy(update=fields)
+        return replace(self, by=by, balance=self.balance - amount, sent=self.sent + 1, to=to, amount=amount)
 
     def credited(self, by: str, source: str, number: int, amount: int) -> Account:
         got = {**self.got, source: number}
-        return self.model_copy(update={"by": by, "balance": self.balance + amount, "got": got})
+        return replace(self, by=by, balance=self.balance + amount, got=got)
 
     def cleared(self, by: str) -> Account:
-        return self.model_copy(update={"by": by, "to": None, "amount": 0})
+        return replace(self, by=by, to=None, amount=0)
 
     def has_got(self, source: str, number: int) -> bool:
         """Whether the transfer of that number has arrived."""
         return self.got.get(source, 0) >= number
 
 
+_ACCOUNT: Final = json.Decoder(Account)
 _UNOPENED: Final = Account(by="nobody")
 
 

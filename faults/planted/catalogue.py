@@ -406,7 +406,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ("history",),
         ((Slot, "changes_after", moves.forgets_changes), (Summary, "decode", moves.BELIEVED)),
         {},
-        profiles.moving("registers"),
+        profiles.moving("registers", tasks=4),
     ),
     PlantedFault(
         "sessions stay behind",
@@ -415,7 +415,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ("retry", "history"),
         ((moving, "load", moves.leaves_sessions), (Summary, "decode", moves.BELIEVED)),
         {"drop replies": 0.15},
-        profiles.moving("retry", seconds=8.0, moves=0.1),
+        profiles.moving("retry", seconds=5.0, moves=0.1, tasks=4),
     ),
     PlantedFault(
         "the source's time at the target",

@@ -251,13 +251,14 @@ def lease_outlives_a_transfer(lead: Leadership, now: float) -> bool:
 _receive = Consensus.receive
 
 
-def lease_from_receipt(replica: Consensus, peer: int, message: Message, now: float) -> None:
+def lease_from_receipt(replica: Consensus, peer: int, message: Message, now: float) -> bool:
     """Contact counts from when an acknowledgement came, not from when the append was sent."""
     counted = {} if replica.lead is None else replica.lead.counted
     before = counted[peer].acked if peer in counted else 0
-    _receive(replica, peer, message, now)
+    works = _receive(replica, peer, message, now)
     if peer in counted and counted[peer].acked > before:
         counted[peer].contact = now
+    return works
 
 
 def contact_of_one(lead: Leadership, _now: float) -> float:

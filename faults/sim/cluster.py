@@ -159,7 +159,7 @@ class SimNode:
         self._cluster = cluster
         self._rng = rng
         self._workers: list[TimedWorker] = []
-        self._watched = set[RaftGroup]()
+        self._watched: tuple[RaftGroup, ...] = ()
         self._server: SimServer | None = None
 
     @property
@@ -201,9 +201,10 @@ class SimNode:
         except Exception as problem:  # noqa: BLE001 - the process ends with it, as the real one would
             self._end(problem, "refused" if isinstance(problem, RaftKVError) else "failed")
 
-    def replicas(self) -> list[RaftGroup]:
-        """Those of its process, by group. This and the links are all that is known of a node's inside."""
-        return [] if self.node is None else self.node._replicas.all()
+    def replicas(self) -> tuple[RaftGroup, ...]:
+        """Those of its process, by group; the same tuple until one comes or goes. This and the links are all that is
+        known of a node's inside."""
+        return () if self.node is None else self.node._replicas.all()
 
     def replica(self, group: int) -> RaftGroup | None:
         return None if self.node is None else self.node._replicas.get(group)
@@ -234,7 +235,7 @@ class SimNode:
             memory=self.memory,
         )
         self.node = node
-        self._watched = set[RaftGroup]()
+        self._watched = ()
         self._watch_applying()
         self._watch_sending(node._links)
         self._server = SimServer(node, f"{self.name}:{_CLIENT_PORT}", network, self.clock)
@@ -258,10 +259,12 @@ class SimNode:
         cast(Any, links).send = watched
 
     def _watch_applying(self) -> None:
-        for group in self.replicas():
-            if group not in self._watched:
-                self._watched.add(group)
-                cast(Any, group.machine).apply = self._observed(group, group.machine.apply)
+        replicas = self.replicas()
+        if replicas is not self._watched:
+            for group in replicas:
+                if group not in self._watched:
+                    cast(Any, group.machine).apply = self._observed(group, group.machine.apply)
+            self._watched = replicas
 
     def _observed(self, group: RaftGroup, apply: Callable[..., Any]) -> Callable[..., Any]:
         def observed(*entry: Any) -> Any:
@@ -379,8 +382,8 @@ class SimCluster:
         self.network = MemoryNetwork(random.Random(rng.getrandbits(64)), replace(self.settings.conditions))
         self.network.trace = self.trace.mark
         self.network.repeatable = _kinds_of_raft
-        # The bounds of the configuration are for people: a simulation wants smaller numbers.
-        self._cluster = ClusterSection.model_construct(
+        # Not read, so not checked: the bounds of the configuration are for people, and a simulation wants less.
+        self._cluster = ClusterSection(
             id=str(uuid.UUID(int=rng.getrandbits(128))), slots=slots, groups=groups, replicas=replicas
         )
         listening = {one: f"n{one}:{_CLIENT_PORT}" for one in range(1, nodes + 1)}
@@ -394,7 +397,7 @@ class SimCluster:
     def config(self, node: int) -> NodeConfig:
         """What a node is told."""
         settings, peer = self.settings, self._peers[node - 1]
-        return NodeConfig.model_construct(
+        return NodeConfig(
             cluster=self._cluster,
             node=NodeSection(
                 id=node,
@@ -405,7 +408,7 @@ class SimCluster:
                 peer_listen=peer.peer_address,
                 reads=settings.reads,
             ),
-            raft=RaftSection.model_construct(
+            raft=RaftSection(
                 election_min=settings.election_min,
                 election_max=settings.election_max,
                 heartbeat=settings.heartbeat,

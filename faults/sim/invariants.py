@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, NamedTuple, cast
 
@@ -79,7 +78,7 @@ class Invariants:
         self._voters: dict[tuple[int, int], tuple[tuple[int, ...], int]] = {}
         self._seen: dict[tuple[int, int, int], _Seen] = {}
         self._held: dict[tuple[int, int], int] = {}
-        self._present: dict[tuple[int, int], AbstractSet[int]] = {}
+        self._present: dict[tuple[int, int], tuple[RaftGroup, ...]] = {}
         cluster.on_turn.append(self._look)
         cluster.on_applied.append(self._applied)
 
@@ -94,13 +93,10 @@ class Invariants:
     # -- replicas
 
     def _look(self, node: SimNode) -> None:
-        groups = {group.group: group for group in node.replicas()}
-        for number in self._present.get(life := (node.id, node.starts), groups.keys()) - groups.keys():
-            # It was dropped: it owes nothing any more, but for its votes.
-            self._held.pop((node.id, number), None)
-            self._seen.pop((*life, number), None)
-        self._present[life] = groups.keys()
-        for group in groups.values():
+        replicas, life = node.replicas(), (node.id, node.starts)
+        if replicas is not self._present.get(life):
+            self._note_present(node, replicas)
+        for group in replicas:
             key = (*life, group.group)
             seen = self._seen.get(key)
             if seen is None:
@@ -111,7 +107,7 @@ class Invariants:
                 if lead.term != seen.lead_term:
                     seen.lead_term, seen.lead_since = lead.term, node.clock.now()
                     self._look_at_leader(node, group, lead.term)
-                self._look_at_contact(node, group, seen)
+                self._look_at_contact(node, group, lead, seen)
                 self._look_at_matches(node, group, lead)
             commit = group.core.commit_index()
             if commit != seen.commit:
@@ -119,6 +115,16 @@ class Invariants:
                 self._look_at_voters(node, group, seen.commit, commit)
                 seen.commit = commit
             self._look_at_held(node, group)
+
+    def _note_present(self, node: SimNode, replicas: tuple[RaftGroup, ...]) -> None:
+        """One that was dropped owes nothing any more, but for its votes."""
+        life = (node.id, node.starts)
+        now = {group.group for group in replicas}
+        for group in self._present.get(life, ()):
+            if group.group not in now:
+                self._held.pop((node.id, group.group), None)
+                self._seen.pop((*life, group.group), None)
+        self._present[life] = replicas
 
     def _others(self, node: SimNode, number: int) -> list[tuple[SimNode, RaftGroup]]:
         """The running replicas of a group on other nodes."""
@@ -152,10 +158,10 @@ class Invariants:
                 old = f"{other_node.name} in term {old_lead.term}"
                 self.report("lease", f"{node.name} leads group {number} in term {term} within the lease of {old}")
 
-    def _look_at_contact(self, node: SimNode, group: RaftGroup, seen: _Seen) -> None:
+    def _look_at_contact(self, node: SimNode, group: RaftGroup, lead: Leadership, seen: _Seen) -> None:
         """A leader that no majority answers steps down; what came due during a pause gets its turn first."""
-        contact = max(group.contact(), seen.lead_since)
         now = node.clock.now()
+        contact = max(lead.contact(now), seen.lead_since)
         if now - contact <= self._cluster.settings.election_max + _STEPS_DOWN:
             seen.lonely = 0
         elif now > seen.looked:
@@ -166,16 +172,17 @@ class Invariants:
 
     def _look_at_matches(self, node: SimNode, group: RaftGroup, lead: Leadership) -> None:
         """A follower in the leader's own term holds what the leader counts on."""
-        own, core, term, voters = group.log, group.core, lead.term, group.voters
-        for other, replica in self._others(node, group.group):
-            progress = lead.followers.get(other.id)
-            if progress is None or progress.data_loss or replica.core.term() != term:
-                continue
-            if other.id not in voters:
+        own, core, term, voters, nodes = group.log, group.core, lead.term, group.voters, self._cluster.nodes
+        for peer, progress in lead.followers.items():
+            if peer not in voters:
                 continue  # nothing is built on it
-            if other.id in self.promises.lost_disks:
+            if progress.data_loss or peer in self.promises.lost_disks:
                 continue  # nobody can know yet
-            match, log = core.match_index(other.id), replica.log
+            other = nodes[peer]
+            replica = other.replica(group.group)
+            if replica is None or replica.core.term() != term:
+                continue
+            match, log = core.match_index(peer), replica.log
             if match <= log.base_index:
                 continue
             if match > log.durable_index or (match >= own.base_index and log.term_at(match) != own.term_at(match)):

@@ -325,6 +325,7 @@ class _Pipe:
         self.orphaned = False
         """The sender's machine is gone and the receiver does not know."""
         self._network = network
+        self._loop = asyncio.get_running_loop()
         self._items: deque[tuple[float, Any]] = deque()
         self._arrival = 0.0
         self._scheduled = False
@@ -380,8 +381,7 @@ class _Pipe:
         if self._stalled and not self._network.is_cut(self.source, self.target):
             self._stalled = False
             if self._network.rng is not None and self._network.between(self.source, self.target) is not None:
-                loop = asyncio.get_running_loop()
-                first = loop.time() + self._network.rng.uniform(0.0, 2 * _RETRANSMIT)
+                first = self._loop.time() + self._network.rng.uniform(0.0, 2 * _RETRANSMIT)
                 self._items = deque((max(first, arrival), item) for arrival, item in self._items)
                 self._arrival = max(first, self._arrival)
         self.kick()
@@ -391,17 +391,16 @@ class _Pipe:
         if not self._items or self._scheduled or self._stalled:
             return
         self._scheduled = True
-        loop = asyncio.get_running_loop()
         arrival = self._items[0][0]
         if arrival > 0.0:
-            loop.call_at(arrival, self._deliver, context=self.receiver.context)
+            self._loop.call_at(arrival, self._deliver, context=self.receiver.context)
         else:
-            loop.call_soon(self._deliver, context=self.receiver.context)
+            self._loop.call_soon(self._deliver, context=self.receiver.context)
 
     def _send(self, item: Any) -> None:
         delay = self._network.delay(self.source, self.target)
         if delay:
-            self._arrival = max(self._arrival, asyncio.get_running_loop().time() + delay)
+            self._arrival = max(self._arrival, self._loop.time() + delay)
         self._items.append((self._arrival, item))
         self.kick()
 
@@ -422,7 +421,7 @@ class _Pipe:
             network.count("stalled")
             return
         arrival, item = self._items[0]
-        if arrival > 0.0 and arrival > asyncio.get_running_loop().time():
+        if arrival > 0.0 and arrival > self._loop.time():
             self.kick()  # what was to be delivered now has been replaced
             return
         self._items.popleft()

@@ -86,12 +86,12 @@ def many_segments(storm: Storm) -> Storm:
     return replace(storm, settings=replace(storm.settings, segment_bytes=4096, snapshot_bytes=1024 * 1024))
 
 
-def moving(workload: str, *, seconds: float = 12.0, moves: float = 0.2) -> Callable[[Storm], Storm]:
+def moving(workload: str, *, seconds: float = 12.0, moves: float = 0.2, tasks: int = 1) -> Callable[[Storm], Storm]:
     """Slots move all the time, and this work goes on."""
 
     def change(storm: Storm) -> Storm:
         calm = busy(storm, groups=3, delay=0.004, sync=0.004, seconds=seconds, workloads=(workload,))
-        return replace(calm, moves=moves)
+        return replace(calm, moves=moves, tasks=tasks)
 
     return change
 

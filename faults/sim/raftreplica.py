@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from faults.sim.persisted import LabError, Persisted
 from raftkv.commands.base import Command
@@ -420,13 +421,23 @@ class LabReplica:
         if not check(message):
             return False
         if message[1] not in OF_SNAPSHOTS:
-            self.raft.receive(peer, message, self.now())
+            if not self.raft.receive(peer, message, self.now()):
+                self._rest()
+                return True
         elif message[1] == Type.SNAPSHOT_CHUNK:
             self._on_chunk(peer, message[3], message[5])
         elif self.raft.membership.knows(peer):
             self._on_pull(peer, message[3])
         self.wake()
         return True
+
+    def _rest(self) -> None:
+        """The consensus says that a step would lead to nothing: see whether it does."""
+        lead = self.raft.lead
+        if not self._turn_due and (lead is None or not lead.heartbeat_due()):
+            ready = self.raft.step(self.now())
+            if any(astuple(ready)):
+                raise LabError(f"node {self.node} had something to do and did not say so: {ready}")
 
     def propose(self, ops: Sequence[Command], size: int, done: Done) -> Proposal:
         proposal = Proposal(ops, size, done)

@@ -57,6 +57,8 @@ class RaftStorm:
             fifo=rng.random() < 0.7,
             fate=self.fate,
         )
+        self.far = random.Random(f"far {seed}").choice((0.0, 0.0, 0.02, 0.1))
+        """Seconds that every message takes at least."""
         self.loss = rng.choice((0.0, 0.01, 0.05))
         self.repeats = rng.choice((0.0, 0.02))
         for replica in self.lab.nodes.values():
@@ -76,7 +78,7 @@ class RaftStorm:
         delays = [] if rng.random() < self.loss else [rng.uniform(0.001, 0.003 if self.lab.fifo else 0.03)]
         if rng.random() < self.repeats:
             delays.append(rng.uniform(0.001, 2.0))
-        return delays
+        return [self.far + delay for delay in delays]
 
     def run(self) -> None:
         end = self.lab.now + _SECONDS

@@ -56,6 +56,9 @@ FASTEST_WILD: Final = 4.0
 MOVING: Final = 1_000_000
 """Seeds from here on draw storms in which slots, groups and members move."""
 
+_FAR: Final = 0.2
+"""Of the storms but gentle ones: their nodes and clients are far from each other."""
+
 _SHARE: Final = 0.35
 """Of the kinds of faults in one storm."""
 
@@ -140,6 +143,12 @@ class Storm:
             storm = cls._draw_moving(seed)
         else:
             storm = cls.draw_gentle(seed) if seed % 10 == 0 else cls._draw_wild(seed)
+        far = random.Random(f"far {seed}")
+        if far.random() < _FAR and not storm.gentle:
+            # A vote and an append still come in time, but many entries of a leader are on their way at once.
+            base = _logarithmic(far, 0.02, 0.2) * storm.settings.election_min
+            conditions = replace(storm.settings.conditions, base=base, spread=0.2)
+            storm = replace(storm, settings=replace(storm.settings, conditions=conditions))
         one_machine = random.Random(f"machines {seed}").random() < 0.5
         return replace(storm, settings=replace(storm.settings, one_machine=one_machine))
 

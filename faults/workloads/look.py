@@ -20,6 +20,9 @@ _ATTEMPTS: Final = 3
 """Writes of the last look until one is known to have happened: one packet may take two seconds without any fault too,
 and what it carried is not told a second time if a session's record has gone within tight bounds."""
 
+_HOPELESS: Final = 1.0
+"""Seconds for each read once a call has failed: the run has failed too, and a group that is dead has many keys."""
+
 
 async def look_at_everything(
     last: Recorder,
@@ -33,6 +36,7 @@ async def look_at_everything(
 
     ``fresh``: keys to write to. What abusers wrote is left out. ``at_once``: keys that are read at the same time.
     """
+    patience = LAST_TIMEOUT
     for key in fresh:
         for _ in range(_ATTEMPTS):
             written = await last.put(key, "fresh")
@@ -40,14 +44,16 @@ async def look_at_everything(
                 break
         if written.outcome is not Outcome.OK:
             report("liveness", f"no write after the storm: {written.describe()}")
+            patience = _HOPELESS
     await asyncio.sleep(max(workload.settle for workload in workloads))
     reads: dict[str, Operation] = {}
     keys = history.all_keys()
     for start in range(0, len(keys), at_once):
-        for one in await asyncio.gather(*(last.get(key) for key in keys[start : start + at_once])):
+        for one in await asyncio.gather(*(last.get(key, timeout=patience) for key in keys[start : start + at_once])):
             reads[one.key] = one
             if one.outcome is not Outcome.OK:
                 report("liveness", f"no read after the storm: {one.describe()}")
+                patience = _HOPELESS
     found: dict[str, Record] = {}
     async for record in last.client.records():
         if not record.key.startswith(PREFIX.encode()):

@@ -50,10 +50,11 @@ class Recorder:
         self._slots = slots
         self._listener = listener
 
-    async def get(self, key: str, consistency: Consistency = "linearizable") -> Operation:
+    async def get(self, key: str, consistency: Consistency = "linearizable", timeout: float | None = None) -> Operation:
+        """``timeout``: seconds, None = the client's."""
         operation = self._begin(Kind.GET, key)
         operation.stale = consistency == "stale"
-        return await self._read(operation, self.client.get(key, consistency=consistency))
+        return await self._read(operation, self.client.get(key, consistency=consistency, timeout=timeout))
 
     async def scan(self, key: str) -> Operation:
         """A get by another way: the first record of a scan that starts just below ``key``."""

@@ -7,7 +7,7 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -150,7 +150,7 @@ def _context_option(**attributes: Any) -> Callable[[F], F]:
         envvar="RAFTKV_CONTEXT",
         show_envvar=True,
         metavar="NAME",
-        help="The cluster with this name (`raftkv context`); other options outdo it.",
+        help="The cluster with this name (`raftkv context`); options that say more outdo it.",
         **attributes,
     )
 
@@ -175,15 +175,19 @@ class Target:
     tls: TLS | None = None
 
     @classmethod
-    def chosen(cls, given: Mapping[str, str | None]) -> Target:
-        """By what was ``given``, by options or the environment: of :data:`TARGET`.
+    def chosen(cls, given: Mapping[str, str | None], variables: Collection[str] = ()) -> Target:
+        """By what was ``given``, by options or ``variables`` of the environment: names of :data:`TARGET`.
 
-        Who gives endpoints and no context means no context, also not the one in use. Raises ConfigError.
+        Who gives endpoints and no context means no context, also not the one in use. A context that an option names is
+        not changed by variables: they may be of another cluster. Raises ConfigError.
         """
-        own = {
-            name.removeprefix("tls_"): value for name, value in given.items() if value is not None and name != "context"
-        }
         name = given.get("context")
+        outdone = variables if name is not None and "context" not in variables else ()
+        own = {
+            key.removeprefix("tls_"): value
+            for key, value in given.items()
+            if value is not None and key != "context" and key not in outdone
+        }
         if name is None and "endpoints" not in own:
             name = contexts.load().current or None
         base = {} if name is None else asdict(contexts.load().get(name))
@@ -201,7 +205,8 @@ def targeted(command: Callable[..., T]) -> Callable[..., T]:
         given = {name: arguments.pop(name) for name in TARGET}
         if context.get_parameter_source("endpoints") is ParameterSource.DEFAULT:
             given["endpoints"] = None
-        return command(target=Target.chosen(given), **arguments)
+        variables = [name for name in TARGET if context.get_parameter_source(name) is ParameterSource.ENVIRONMENT]
+        return command(target=Target.chosen(given, variables), **arguments)
 
     wrapped: Callable[..., T] = with_target
     for option in reversed(target_options()):

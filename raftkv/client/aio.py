@@ -66,7 +66,7 @@ class AsyncClient:
     ) -> None:
         self._clock = clock or SystemClock()
         self._timeout = check_timeout(timeout)
-        network = transport or GrpcTransport(partial(connect, tls=tls))
+        network = transport or GrpcTransport(partial(connect, credentials=None if tls is None else tls.read()))
         self._engine = Engine(parse_endpoints(endpoints), network, self._clock, rng or SystemRandom())
         self._watched = transport is None
 

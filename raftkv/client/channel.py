@@ -15,21 +15,20 @@ from msgspec.structs import replace
 
 from raftkv.api.batcher import Batcher
 from raftkv.api.patience import SLOW, TELLING
-from raftkv.api.results import read_result
+from raftkv.api.pipeline import Batch
 from raftkv.client.transport import TransportError
 from raftkv.clock import wait
-from raftkv.commands.bounds import ANY_VERSION
 from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
-from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
     from raftkv.client.call import Call
     from raftkv.client.session import ClientSession
     from raftkv.client.transport import Endpoint, Stream
     from raftkv.clock import Clock
+    from raftkv.commands.records import Piped
 
 _SETTLED: Final = (int(Code.OK), int(Code.CONDITION_FAILED))
 _CONNECT_TIMEOUT: Final = 2.0
@@ -253,13 +252,13 @@ class Channel:
             if self._batcher.waits(len(self._out), min(share, most, _FULL)):
                 await self._sleep()
                 continue
-            request = self._batch(most)
-            if request is None:
+            batch = self._batch(most)
+            if batch is None:
                 continue
             try:
                 self._batcher.sent()
-                self._batcher.follow(request.operations[0].id)
-                await stream.write(request)
+                self._batcher.follow(batch.ids[0])
+                await stream.write(batch)
             except TransportError as error:
                 if self._lost is None:
                     self._lost = error.result
@@ -267,38 +266,36 @@ class Channel:
 
     async def _read_all(self, stream: Stream) -> None:
         pending = self._pending
-        decode = read_result
         try:
             while True:
-                response = await stream.read()
-                if response is None:
+                answers = await stream.read()
+                if answers is None:
                     self._lost = Result(_UNKNOWN, detail=f"{self.address} ended the stream")
                     return
                 self._heard = self._clock.now()
-                self._due = self._heard + self._budget + _SILENCE if len(pending) > len(response.results) else 0.0
+                self._due = self._heard + self._budget + _SILENCE if len(pending) > len(answers.ids) else 0.0
                 followed = self._batcher.followed
                 call = None
-                for message in response.results:
-                    number = message.id
+                for number, result in zip(answers.ids, answers.results, strict=True):
                     if number == followed:
                         self._batcher.answered()
                     call = pending.pop(number, None)
                     if call is None:
                         continue
                     # An answer to an earlier attempt counts if it settles the matter.
-                    if call.number == number or message.code in _SETTLED:
+                    if call.number == number or result.code in _SETTLED:
                         future = call.future
                         if not future.done():
-                            future.set_result(decode(message) if call.kind in CLIENT_READS else _written(message))
-                if call is not None and message.code in TELLING:
+                            future.set_result(result)
+                if call is not None and result.code in TELLING:
                     self._look_at_time(call, number)
                 if self._batcher.enough > 1:
                     # Less is outstanding: what has gathered may be enough now.
                     self._notify()
                 self._observer.on_state(self.address, True)
-                if response.map_epoch > self._epoch:
-                    self._epoch = response.map_epoch
-                    self._observer.on_epoch(response.map_epoch)
+                if answers.map_epoch > self._epoch:
+                    self._epoch = answers.map_epoch
+                    self._observer.on_epoch(answers.map_epoch)
         except TransportError as error:
             self._lost = error.result
         finally:
@@ -325,16 +322,16 @@ class Channel:
             return MAX_BATCH_OPS
         return min((under_way + 1) // 2, MAX_BATCH_OPS)
 
-    def _batch(self, most: int) -> kv_pb2.PipelineRequest | None:
+    def _batch(self, most: int) -> Batch | None:
         """The next message from what has gathered: bounded in bytes and operations, writes of one session only."""
         out = self._out
-        request = kv_pb2.PipelineRequest()
-        add = request.operations.add
         pending = self._pending
+        ids: list[int] = []
+        commands: list[Piped] = []
         session: ClientSession | None = None
-        size = count = 0
+        size = first = 0
         budget = 0.0
-        while out and count < most:
+        while out and len(ids) < most:
             number = out[0]
             call = pending.get(number)
             if call is None or call.future.done():
@@ -342,47 +339,31 @@ class Channel:
                 out.popleft()
                 pending.pop(number, None)
                 continue
-            kind = call.kind
-            key = call.key
             value = call.value
-            size += len(key)
+            size += len(call.key)
             if value is not None:
                 size += len(value)
                 if call.expected is not None:
                     size += len(call.expected)
-            if size > MAX_BATCH_BYTES and count:
+            if size > MAX_BATCH_BYTES and ids:
                 break
-            if kind not in CLIENT_READS and call.session is not session:
+            if call.session is not session and call.session is not None:
                 if session is not None:
                     break
                 session = call.session
-            message = add()
-            message.id = number
-            message.key = key
-            if kind not in CLIENT_READS:
-                message.kind = kind
-                message.sequence = call.seq
-                if value is not None:
-                    message.value = value
-                _fill_conditions(message, call)
-            elif kind or call.mode:
-                message.kind = kind
-                message.consistency = kv_pb2.Consistency.ValueType(call.mode)
+                first = session.first_incomplete()
+            ids.append(number)
+            commands.append(call.command(first))
             out.popleft()
-            count += 1
             if call.budget > budget:
                 budget = call.budget
-        if not count:
+        if not ids:
             return None
         self._wrote = session is not None
-        request.timeout_ms = max(1, int(budget * 1000))
         self._budget = budget
         if not self._due:
             self._due = self._clock.now() + budget + _SILENCE
-        if session is not None:
-            request.client_id = session.id
-            request.first_incomplete = session.first_incomplete()
-        return request
+        return Batch(ids, commands, max(1, int(budget * 1000)))
 
     def _fail_sent(self, result: Result) -> None:
         unsent = self._first_unsent()
@@ -414,22 +395,6 @@ class Channel:
         wake, self._wake = self._wake, None
         if wake is not None and not wake.done():
             wake.set_result(None)
-
-
-def _written(message: kv_pb2.OperationResult) -> Result:
-    """The result of a write: it has a version and nothing else if it was done."""
-    if message.code:
-        return read_result(message)
-    return Result(0, message.version, hint=message.leader_hint)
-
-
-def _fill_conditions(message: kv_pb2.Operation, call: Call) -> None:
-    if call.expect != ANY_VERSION:
-        message.if_version = call.expect
-    if call.expected is not None:
-        message.expected = call.expected
-    if call.ttl_ms:
-        message.ttl_ms = call.ttl_ms
 
 
 def _finish(call: Call, result: Result) -> None:

@@ -29,6 +29,7 @@ from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError, UsageError
 from raftkv.limits import MAX_KEY_BYTES
 from raftkv.v1 import kv_pb2
+from shards.slots import slot_of
 
 if TYPE_CHECKING:
     from raftkv.client.transport import Transport
@@ -96,7 +97,8 @@ class Engine:
         result: Result | None = None
         try:
             # The ordinary call: its leader is known, is asked and answers. All else takes the general way.
-            channel = self._channels.get(self._routing.route(call.key))
+            slot = call.slot = slot_of(call.key, self._routing.slots)
+            channel = self._channels.get(self._routing.route(slot))
             if channel is not None and call.mode != _STALE and not self._patience.needed:
                 if call.kind not in CLIENT_READS:
                     self._begin(call)
@@ -151,6 +153,7 @@ class Engine:
 
     def _attempt(self, call: Call, now: float, timeout: float, progress: Attempts) -> asyncio.Future[Result]:
         slot, stale = self._routing.slot(call.key), call.mode == _STALE
+        call.slot = slot
         address = self._routing.pick(slot, now, stale, progress.failed)
         needed = 0.0 if stale else self._patience.of(self._routing.group(slot), now)
         budget, patience = attempt_span(timeout, call.deadline - now, progress.short, needed)

@@ -105,7 +105,8 @@ class Routing:
         self._routes: dict[int, str] = {}
         self._turn = 0
         self.view: View | None = None
-        self._slots = DEFAULT_SLOTS
+        self.slots = DEFAULT_SLOTS
+        """Number of the cluster's slots, once there is a view."""
 
     def install(self, view: View) -> bool:
         """Take a newer view, or another one of the same epoch for its leaders. False: it was older."""
@@ -113,7 +114,7 @@ class Routing:
         if old is not None and view.epoch < old.epoch:
             return False
         self.view = view
-        self._slots = view.slots
+        self.slots = view.slots
         self._leaders.update(view.leaders)
         self._routes.clear()
         return True
@@ -121,16 +122,16 @@ class Routing:
     def slot(self, key: bytes) -> int:
         """Slot of ``key``; needs a view."""
         assert self.view is not None
-        return slot_of(key, self.view.slots)
+        return slot_of(key, self.slots)
 
     def group(self, slot: int) -> int:
         """Group that owns ``slot``; needs a view."""
         assert self.view is not None
         return self.view.owners[slot]
 
-    def route(self, key: bytes) -> str:
-        """The leader that :meth:`pick` found for the slot of ``key``; "" if it has to be asked (again)."""
-        return self._routes.get(slot_of(key, self._slots), "")
+    def route(self, slot: int) -> str:
+        """The leader that :meth:`pick` found for ``slot``; "" if it has to be asked (again)."""
+        return self._routes.get(slot, "")
 
     def hint(self, slot: int, node: int) -> None:
         """A node said that ``node`` leads the group of ``slot``."""

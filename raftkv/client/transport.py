@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from raftkv.api.grpc_status import CLUSTER_KEY, result_of
 from raftkv.api.messages import status_of
+from raftkv.api.pipeline import PACKED_KEY, answers_of, request_of
 from raftkv.client.process import check_process, keep_after_fork
 from raftkv.client.routing import View, view_of
 from raftkv.commands.results import Result
@@ -26,8 +27,9 @@ from shards.slots import SLOT_RULE, rule_refusal
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
+    from raftkv.api.pipeline import Answers, Batch
     from raftkv.api.status import NodeStatus
-    from raftkv.client.tls import TLS
+    from raftkv.client.tls import Credentials
 
     Call = aio.StreamStreamCall[kv_pb2.PipelineRequest, kv_pb2.PipelineResponse]
 
@@ -73,11 +75,11 @@ class Stream(Protocol):
 
     cluster_id: str
 
-    async def write(self, request: kv_pb2.PipelineRequest) -> None:
-        """Raises TransportError if the stream is broken."""
+    async def write(self, batch: Batch) -> None:
+        """Ask for ``batch``. Raises TransportError if the stream is broken."""
 
-    async def read(self) -> kv_pb2.PipelineResponse | None:
-        """The next message, None at the end of the stream. Raises TransportError if it is broken."""
+    async def read(self) -> Answers | None:
+        """The next answers, None at the end of the stream. Raises TransportError if it is broken."""
 
     def cancel(self) -> None:
         """Break the stream."""
@@ -109,16 +111,16 @@ class Transport(Protocol):
         """``address`` is host:port. Connects when it is first used."""
 
 
-def connect(address: str, tls: TLS | None = None) -> aio.Channel:
+def connect(address: str, credentials: Credentials | None = None) -> aio.Channel:
     """A channel to the node at ``address``, with this client's settings; it connects when it is first used.
 
-    Raises UsageError if gRPC cannot be used in this process, ConfigError if a file of ``tls`` cannot be read.
+    ``credentials``: of TLS. Raises UsageError if gRPC cannot be used in this process.
     """
     check_process()
-    if tls is None:
+    if credentials is None:
         channel = aio.insecure_channel(address, options=_OPTIONS)
     else:
-        channel = aio.secure_channel(address, tls.credentials(), options=(*_OPTIONS, *tls.options()))
+        channel = aio.secure_channel(address, credentials.of_channel(), options=(*_OPTIONS, *credentials.options()))
     keep_after_fork(channel, channel=True)
     return channel
 
@@ -138,22 +140,28 @@ class GrpcTransport:
 
 
 class _GrpcStream:
-    def __init__(self, call: Call, cluster_id: str) -> None:
+    def __init__(self, call: Call, cluster_id: str, *, packed: bool) -> None:
         self._call = call
         self.cluster_id = cluster_id
+        self._packed = packed
 
-    async def write(self, request: kv_pb2.PipelineRequest) -> None:
+    async def write(self, batch: Batch) -> None:
         try:
-            await self._call.write(request)
+            await self._call.write(request_of(batch, packed=self._packed))
         except FAILURES as error:
             raise TransportError(failure(error)) from error
 
-    async def read(self) -> kv_pb2.PipelineResponse | None:
+    async def read(self) -> Answers | None:
         try:
             message = await self._call.read()
         except FAILURES as error:
             raise TransportError(failure(error)) from error
-        return message if isinstance(message, kv_pb2.PipelineResponse) else None
+        if not isinstance(message, kv_pb2.PipelineResponse):
+            return None
+        try:
+            return answers_of(message)
+        except ValueError as error:
+            raise TransportError(Result(int(Code.UNKNOWN), detail=f"malformed answers: {error}")) from error
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -174,11 +182,9 @@ class _GrpcEndpoint:
         try:
             call = self._kv.Pipeline(None)
             try:
-                cluster_id = dict(cast("Iterable[tuple[str, str]]", await call.initial_metadata() or ())).get(
-                    CLUSTER_KEY
-                )
-                if cluster_id is not None:
-                    return _GrpcStream(call, cluster_id)
+                about = dict(cast("Iterable[tuple[str, str]]", await call.initial_metadata() or ()))
+                if CLUSTER_KEY in about:
+                    return _GrpcStream(call, about[CLUSTER_KEY], packed=about.get(PACKED_KEY) == "1")
                 # It ended before it began, and the status says why; or this is no node of raftkv.
                 text = (await call.details() or (await call.code()).name) if call.done() else "not a raftkv node"
             except asyncio.CancelledError:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from raftkv.store.meta import MetaStore
     from raftkv.store.records import Store
     from raftkv.store.slot import Slot
-    from raftkv.v1.kv_pb2 import Operation
 
 
 class Sender(IntEnum):
@@ -72,8 +71,8 @@ class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fie
 class SlotCommand(Command, frozen=True):
     """A client's command, about the records of a slot: the group that owns it executes it.
 
-    A command of a Pipeline has a :meth:`decode`. One with an RPC of its own names it (``rpc``) and has
-    :meth:`from_request` and :meth:`respond`; ``answers``: codes beside OK that are answers there and no failures.
+    One with an RPC of its own names it (``rpc``) and has :meth:`from_request` and :meth:`respond`; ``answers``: codes
+    beside OK that are answers there and no failures.
     """
 
     rpc: ClassVar[str] = ""
@@ -84,14 +83,6 @@ class SlotCommand(Command, frozen=True):
     @property
     def sender(self) -> Sender:
         return Sender.CLIENT
-
-    @classmethod
-    def decode(cls, message: Operation, client: bytes, first: int, slots: int) -> Self | None:  # noqa: ARG003 - overridden
-        """The command of a Pipeline's message, whose client id and first incomplete request are told.
-
-        ``slots``: how many slots the cluster has. None if a Pipeline does not carry it. Raises InvalidArgument.
-        """
-        return None
 
     @classmethod
     def from_request(cls, request: Any, slots: int) -> Self:
@@ -140,7 +131,7 @@ class Write(_Keyed, frozen=True, kw_only=True):
     def refusal(self) -> Result | None:
         if len(self.key) > limits.MAX_KEY_BYTES:
             return TOO_LARGE
-        if self.client and (len(self.client) != CLIENT_BYTES or not self.first <= self.seq or not self.seq):
+        if self.client and (len(self.client) != CLIENT_BYTES or not 1 <= self.first <= self.seq):
             return MALFORMED
         return None
 

@@ -1,8 +1,13 @@
-"""Commands of clients on records."""
+"""Commands of clients on records.
+
+Those that a Pipeline carries are read from its messages by ``decode(message, client, first, slots)``, with the client
+id and the first incomplete request that the message names, and written by ``fill(message)``. The former raises
+InvalidArgument or TooLarge. Packed messages hold the commands themselves: see :mod:`raftkv.api.pipeline`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeAlias
 
 from msgspec import Meta
 
@@ -59,6 +64,9 @@ class Get(Read, frozen=True, tag=0):
             check_mode(mode)
         return cls(slot_of(key, slots), key, mode=mode)
 
+    def fill(self, message: kv_pb2.Operation) -> None:
+        message.key, message.consistency = self.key, self.mode  # type: ignore[assignment]  # an enumeration's numbers
+
     @classmethod
     def from_request(cls, request: kv_pb2.GetRequest, slots: int) -> Self:
         check_key(request.key)
@@ -111,6 +119,11 @@ class Put(Write, frozen=True, tag=1):
         expect = _expect(message) if message.HasField("if_version") else ANY_VERSION
         return cls(slot_of(key, slots), key, value, expect, ttl, client=client, seq=sequence, first=first)
 
+    def fill(self, message: kv_pb2.Operation) -> None:
+        message.key, message.value, message.ttl_ms, message.sequence = self.key, self.value, self.ttl, self.seq
+        if self.expect != ANY_VERSION:
+            message.if_version = self.expect
+
     @classmethod
     def from_request(cls, request: kv_pb2.PutRequest, slots: int) -> Self:
         check_key(request.key)
@@ -147,6 +160,11 @@ class Delete(Write, frozen=True, tag=2):
         client, seq, first = _named(message, client, first)
         slot = slot_of(message.key, slots)
         return cls(slot, message.key, _expect(message), client=client, seq=seq, first=first)
+
+    def fill(self, message: kv_pb2.Operation) -> None:
+        message.key, message.sequence = self.key, self.seq
+        if self.expect != ANY_VERSION:
+            message.if_version = self.expect
 
     @classmethod
     def from_request(cls, request: kv_pb2.DeleteRequest, slots: int) -> Self:
@@ -189,6 +207,11 @@ class Cas(Write, frozen=True, tag=3):
         check_key(message.key)
         client, seq, first = _named(message, client, first)
         return cls._checked(message, slots, client, seq, first)
+
+    def fill(self, message: kv_pb2.Operation) -> None:
+        message.key, message.value, message.ttl_ms, message.sequence = self.key, self.value, self.ttl, self.seq
+        if self.expected is not None:
+            message.expected = self.expected
 
     @classmethod
     def from_request(cls, request: kv_pb2.CompareAndSwapRequest, slots: int) -> Self:
@@ -249,6 +272,10 @@ class Scan(Read, frozen=True, tag=4):
             row = response.records.add(key=key, value=value, version=version)
             if ttl >= 0:
                 row.ttl_ms = ttl
+
+
+Piped: TypeAlias = Get | Put | Delete | Cas
+"""What a Pipeline carries."""
 
 
 def _expect(asked: kv_pb2.Operation | kv_pb2.PutRequest | kv_pb2.DeleteRequest) -> int:

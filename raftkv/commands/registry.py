@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from operator import or_
-from typing import Any, Final, cast
+from typing import Any, Final, cast, get_args
 
 from msgspec.msgpack import Decoder, Encoder
 
@@ -30,6 +30,9 @@ for _number, _kind in COMMANDS.items():
 
 CLIENT_COMMANDS: Final = {number: kind for number, kind in sorted(COMMANDS.items()) if issubclass(kind, SlotCommand)}
 """What clients may ask for."""
+
+PIPED: Final = {kind.number: kind for kind in get_args(records.Piped)}
+"""What a Pipeline carries."""
 
 CLIENT_READS: Final = frozenset(number for number, kind in CLIENT_COMMANDS.items() if kind.reads)
 

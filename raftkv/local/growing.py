@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import to_builtins
+
 from raftkv.addresses import parse_listen_address
 from raftkv.files import write_atomically
 from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses, certify_node
@@ -81,6 +83,6 @@ def _moved(
     config: NodeConfig, node_options: Mapping[str, Any], dial: Mapping[int, str], security: Mapping[str, Any]
 ) -> NodeConfig:
     """The configuration as a local cluster keeps it: beside the data folder."""
-    raw = {**config.model_dump(), "dial": dict(dial), "security": dict(security)}
+    raw = {**to_builtins(config), "dial": dict(dial), "security": dict(security)}
     raw["node"] = {**raw["node"], "data_dir": "data", **node_options}
     return parse_config(raw, f"node {config.node.id}")

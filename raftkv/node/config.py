@@ -8,12 +8,14 @@ import uuid
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from msgspec import Meta, field
+from msgspec.structs import asdict, replace
 
 from raftkv.addresses import canonical, parse_address, parse_listen_address
 from raftkv.errors import ConfigError
+from raftkv.node.sections import Section, read
 
 DEFAULT_SLOTS: Final = 1024
 DEFAULT_GROUPS: Final = 3
@@ -53,36 +55,22 @@ def _slots(value: int) -> int:
     return value
 
 
-def _id_from_key(value: object) -> object:
-    """Keys of TOML tables are strings."""
-    if not isinstance(value, str):
-        return value
-    if not (value.isascii() and value.isdigit()) or value != str(int(value)):
-        raise ValueError(f"{value!r} is not the id of a node")
-    return int(value)
+Address = Annotated[str, _reachable]
+ListenAddress = Annotated[str, _listenable]
+FilePath = Annotated[str, Meta(min_length=1), _path]
+NodeId = Annotated[int, Meta(ge=1, le=65535)]
 
 
-Address = Annotated[str, AfterValidator(_reachable)]
-ListenAddress = Annotated[str, AfterValidator(_listenable)]
-FileName = Annotated[str, Field(min_length=1), AfterValidator(_path)]
-NodeId = Annotated[int, Field(ge=1, le=65535)]
-NodeKey = Annotated[NodeId, BeforeValidator(_id_from_key)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class ClusterSection(_Section):
+class ClusterSection(Section, frozen=True):
     """What all nodes of a cluster agree on; fixed when the cluster is made."""
 
-    id: Annotated[str, AfterValidator(_uuid)]
-    slots: Annotated[int, Field(ge=MIN_SLOTS, le=MAX_SLOTS), AfterValidator(_slots)] = DEFAULT_SLOTS
-    groups: Annotated[int, Field(ge=1, le=256)] = DEFAULT_GROUPS
-    replicas: Annotated[int, Field(ge=1, le=9)] = DEFAULT_REPLICAS
+    id: Annotated[str, _uuid]
+    slots: Annotated[int, Meta(ge=MIN_SLOTS, le=MAX_SLOTS), _slots] = DEFAULT_SLOTS
+    groups: Annotated[int, Meta(ge=1, le=256)] = DEFAULT_GROUPS
+    replicas: Annotated[int, Meta(ge=1, le=9)] = DEFAULT_REPLICAS
 
 
-class NodeSection(_Section):
+class NodeSection(Section, frozen=True):
     """This node. ``listen`` and ``peer_listen`` differ from the advertised addresses behind a NAT or in a container.
 
     ``metrics``: where it answers HTTP, metrics and probes; without it, nowhere. ``log_file``: where it logs, if not to
@@ -92,7 +80,7 @@ class NodeSection(_Section):
     """
 
     id: NodeId
-    data_dir: Annotated[str, Field(min_length=1), AfterValidator(_path)]
+    data_dir: FilePath
     address: Address
     listen: ListenAddress
     peer_address: Address
@@ -100,53 +88,49 @@ class NodeSection(_Section):
     metrics: ListenAddress | None = None
     reads: Literal["lease", "quorum"] = "lease"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_file: FileName | None = None
-    log_max_bytes: Annotated[int, Field(ge=0)] = 16 * 1024 * 1024
-    log_backups: Annotated[int, Field(ge=1, le=1000)] = 3
-    memory: Annotated[int, Field(ge=0)] | None = None
+    log_file: FilePath | None = None
+    log_max_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
+    log_backups: Annotated[int, Meta(ge=1, le=1000)] = 3
+    memory: Annotated[int, Meta(ge=0)] | None = None
     joined: bool = False
 
 
-class RaftSection(_Section):
+class RaftSection(Section, frozen=True):
     """Times in seconds, sizes in bytes. The time-outs must be the same on all nodes: leases rest on them."""
 
-    election_min: Annotated[float, Field(ge=0.1, le=60)] = 0.5
-    election_max: Annotated[float, Field(ge=0.1, le=120)] = 0.9
-    heartbeat: Annotated[float, Field(ge=0.01, le=10)] = 0.1
-    snapshot_bytes: Annotated[int, Field(ge=64 * 1024)] = 32 * 1024 * 1024
-    snapshot_share: Annotated[float, Field(ge=0, le=100)] = 0.5
+    election_min: Annotated[float, Meta(ge=0.1, le=60)] = 0.5
+    election_max: Annotated[float, Meta(ge=0.1, le=120)] = 0.9
+    heartbeat: Annotated[float, Meta(ge=0.01, le=10)] = 0.1
+    snapshot_bytes: Annotated[int, Meta(ge=64 * 1024)] = 32 * 1024 * 1024
+    snapshot_share: Annotated[float, Meta(ge=0, le=100)] = 0.5
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def check(self) -> None:
         if self.election_max < 1.2 * self.election_min:
             raise ValueError("election_max must be at least 1.2 times election_min")
         if 3 * self.heartbeat >= self.election_min:
             raise ValueError("heartbeat must be less than a third of election_min")
-        return self
 
 
-class SecuritySection(_Section):
+class SecuritySection(Section, frozen=True):
     """How nodes prove who they are. ``ca_file``, ``cert_file``, ``key_file``: TLS, for all that the node says and
     hears. ``client_certs``: clients need certificates too. ``secret_file``: without TLS, holds a secret that all nodes
     of the cluster know. ``insecure``: without TLS, this node may be reached from other machines all the same.
     """
 
-    ca_file: FileName | None = None
-    cert_file: FileName | None = None
-    key_file: FileName | None = None
+    ca_file: FilePath | None = None
+    cert_file: FilePath | None = None
+    key_file: FilePath | None = None
     client_certs: bool = False
-    secret_file: FileName | None = None
+    secret_file: FilePath | None = None
     insecure: bool = False
 
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def check(self) -> None:
         given = {"ca_file": self.ca_file, "cert_file": self.cert_file, "key_file": self.key_file}
         missing = [name for name, path in given.items() if path is None]
         if missing and (len(missing) < len(given) or self.client_certs):
             raise ValueError(f"{missing[0]} is missing: TLS needs CAs, a certificate and its key")
         if not missing and self.insecure:
             raise ValueError("insecure means nothing with TLS: leave it out")
-        return self
 
     @property
     def tls(self) -> bool:
@@ -154,7 +138,7 @@ class SecuritySection(_Section):
         return self.cert_file is not None
 
 
-class PeerSection(_Section):
+class PeerSection(Section, frozen=True):
     """One node of the cluster."""
 
     id: NodeId
@@ -162,7 +146,7 @@ class PeerSection(_Section):
     peer_address: Address
 
 
-class NodeConfig(_Section):
+class NodeConfig(Section, frozen=True, kw_only=True):
     """Everything that one node needs to know to start.
 
     ``dial``: node id -> where this node reaches that node, if not at its ``peer_address``; also for nodes that do not
@@ -173,11 +157,12 @@ class NodeConfig(_Section):
     node: NodeSection
     raft: RaftSection = RaftSection()
     security: SecuritySection = SecuritySection()
-    dial: dict[NodeKey, Address] = {}
-    nodes: Annotated[tuple[PeerSection, ...], Field(strict=False, min_length=1)]
+    dial: dict[NodeId, Address] = field(default_factory=dict)
+    nodes: tuple[PeerSection, ...]
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def check(self) -> None:
+        if not self.nodes:
+            raise ValueError("nodes: there is none")
         ids = [peer.id for peer in self.nodes]
         _unique("nodes: id", ids)
         _unique("nodes: address", [canonical(a) for peer in self.nodes for a in (peer.address, peer.peer_address)])
@@ -191,7 +176,6 @@ class NodeConfig(_Section):
             raise ValueError(f"cluster.replicas: {self.cluster.replicas} replicas need more than {len(ids)} nodes")
         if self.cluster.groups > self.cluster.slots:
             raise ValueError("cluster.groups: more groups than slots")
-        return self
 
     def peer(self, node: int) -> PeerSection:
         """The entry of ``node``; KeyError if there is none."""
@@ -228,7 +212,7 @@ def _unique(what: str, values: Iterable[object]) -> None:
 
 
 def _fill(raw: dict[str, Any]) -> dict[str, Any]:
-    """Defaults that depend on other keys; what else is malformed is left for the models to name."""
+    """Defaults that depend on other keys; what else is malformed is left for :func:`read` to name."""
     node = raw.get("node")
     if not isinstance(node, dict):
         return raw
@@ -253,17 +237,12 @@ def parse_config(raw: dict[str, Any], where: str) -> NodeConfig:
     Raises ConfigError that names origin and key of every problem.
     """
     try:
-        return NodeConfig.model_validate(_fill(raw))
+        config, problems = read(NodeConfig, _fill(raw))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    except ValidationError as error:
-        problems = []
-        for item in error.errors(include_url=False, include_context=False):
-            key = ".".join(str(part) for part in item["loc"])
-            text = {"extra_forbidden": "unknown key", "missing": "is missing"}.get(item["type"], item["msg"])
-            text = text.removeprefix("Value error, ")
-            problems.append(f"{key}: {text}" if key else text)
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from None
+    if problems:
+        raise ConfigError(f"{where}: " + "; ".join(problems))
+    return config
 
 
 def load_config(path: str | Path) -> NodeConfig:
@@ -287,12 +266,9 @@ def load_config(path: str | Path) -> NodeConfig:
         raise ConfigError(f"{path}: node.data_dir: {error}") from None
     if node.log_file is not None:
         paths["log_file"] = str(folder / node.log_file)
-    security = config.security
-    files = {
-        name: str(folder / path) for name, path in security.model_dump(exclude_none=True).items() if name in _FILES
-    }
-    update = {"node": node.model_copy(update=paths), "security": security.model_copy(update=files)}
-    return config.model_copy(update=update)
+    files = {name: getattr(config.security, name) for name in _FILES}
+    absolute = {name: str(folder / file) for name, file in files.items() if file is not None}
+    return replace(config, node=replace(node, **paths), security=replace(config.security, **absolute))
 
 
 def _toml(value: str | float) -> str:
@@ -307,11 +283,10 @@ def render(config: NodeConfig) -> str:
     """Write ``config`` as TOML; :func:`load_config` reads the same configuration back."""
     lines: list[str] = []
     for name in ("cluster", "node", "raft", "security"):
-        section: _Section = getattr(config, name)
-        values = section.model_dump(exclude_none=True)
-        lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in values.items()]
+        values = asdict(getattr(config, name)).items()
+        lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in values if value is not None]
     if config.dial:
         lines += ["", "[dial]"] + [f"{node} = {_toml(address)}" for node, address in sorted(config.dial.items())]
     for peer in config.nodes:
-        lines += ["", "[[nodes]]"] + [f"{key} = {_toml(value)}" for key, value in peer.model_dump().items()]
+        lines += ["", "[[nodes]]"] + [f"{key} = {_toml(value)}" for key, value in asdict(peer).items()]
     return "\n".join(lines[1:]) + "\n"

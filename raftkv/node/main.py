@@ -111,7 +111,7 @@ async def _serve(
         reloading.ask()
 
     signals.handle(loop, end, reload)
-    descriptors = Descriptors(raise_limit(), len(config.nodes) - 1)
+    descriptors = Descriptors(raise_limit(), len(config.nodes) - 1, tls=tls is not None)
     worker, background = ThreadWorker(loop, "raftkv-wal"), ThreadWorker(loop, "raftkv-files")
     node = RaftNode(
         config,
@@ -130,6 +130,8 @@ async def _serve(
     server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients, tls=tls)
     for source in (descriptors.problems, resources.problems):
         node.add_problems(source)
+    if tls is not None:
+        node.add_problems(lambda: tls.problems(clock.wall()))
     monitor = _monitor(node, resources, config.node.metrics, tls)
     try:
         if monitor is not None:
@@ -137,7 +139,6 @@ async def _serve(
         await node.start()
         await server.start()
         # What exists now lives as long as the process, and records are not cyclic garbage: look at both rarely.
-        gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         log.info("%s", descriptors)
@@ -198,8 +199,8 @@ def _sweep(output: NodeLog, clock: Clock) -> None:
 
 
 def _look(tls: Certificates, clock: Clock) -> None:
-    tls.look()
     clock.call_later(_CERTIFICATES, lambda: _look(tls, clock))
+    tls.look()
 
 
 def _monitor(node: RaftNode, resources: Resources, address: str | None, tls: Certificates | None) -> Monitor | None:
@@ -211,4 +212,6 @@ def _monitor(node: RaftNode, resources: Resources, address: str | None, tls: Cer
     host, port = parse_listen_address(address)
     if tls is None:
         return Monitor(node, resources.counters, host, port, resources.clock)
-    return Monitor(node, resources.counters, host, port, resources.clock, tls.visitors, ask_clients=tls.ask_clients)
+    return Monitor(
+        node, resources.counters, host, port, resources.clock, lambda: tls.visited, ask_clients=tls.ask_clients
+    )

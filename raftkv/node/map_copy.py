@@ -51,7 +51,7 @@ class MapCopy:
     """``maps`` compares it with those of other nodes. ``dial``: where a node of the map is reached. ``ask`` reaches the
     meta group's leader.
 
-    ``removed`` is called when a map says that this node is no longer a member.
+    ``removed`` is called when a map says that this node is no longer a member. ``fatal`` stops the node.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class MapCopy:
         clock: Clock,
         dial: Callable[[Node], str],
         removed: Callable[[], None],
+        fatal: Callable[[BaseException], None],
     ) -> None:
         self._node = node
         self._cluster_id = cluster_id
@@ -80,6 +81,7 @@ class MapCopy:
         self._clock = clock
         self._dial = dial
         self._removed = removed
+        self._fatal = fatal
         self._saved = True
         self._told: _Told | None = None
         self._task: asyncio.Task[None] | None = None
@@ -180,9 +182,13 @@ class MapCopy:
             self._due = self._clock.now() + _PATIENCE
             log.info("a shard map is not confirmed yet: %s", failure, extra=limited("the meta group"))
             return
-        self._confirm(answer)
-        if self._told is told:
-            self._deny(told)
+        try:
+            self._confirm(answer)
+            if self._told is told:
+                self._deny(told)
+        except Exception as error:
+            self._fatal(error)
+            raise
 
     def _deny(self, told: _Told) -> None:
         """The meta group's leader has another map, and not a later one."""

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from raftkv import limits
 from raftkv.api.status import ClusterSettings, Digests, NodeStatus, SlotStats
 from raftkv.clock import Clock, Timer
@@ -191,6 +193,7 @@ class RaftNode:
             quorum_reads=config.node.reads == "quorum",
             leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
+        self._replicas.on_turn.append(self._router.look_for_leaders)
         self._room = Room(self.id, lambda: self._links.peers, self._links.send)
         maps = Maps(self._clock.now)
         self._map_copy = MapCopy(
@@ -205,6 +208,7 @@ class RaftNode:
             clock=self._clock,
             dial=lambda node: self._config.dial_address(node.id, node.peer_address),
             removed=lambda: self._refused(f"this node, {self.id}, has been removed from the cluster"),
+            fatal=self._fatal,
         )
         self._neighbours = Neighbours(
             config,
@@ -291,7 +295,7 @@ class RaftNode:
         """Take over from ``config`` how reads are served, the limit of memory, and where nodes are reached."""
         self._memory.configure(config.node.memory)
         self._router.execution.quorum_reads = config.node.reads == "quorum"
-        self._config = self._config.model_copy(update={"dial": config.dial})
+        self._config = replace(self._config, dial=config.dial)
         known = self._config.nodes if self._router.map is None else self._router.map.nodes
         for node in known:
             if node.id in self._links.peers:

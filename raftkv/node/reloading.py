@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import to_builtins
+
 from raftkv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def _changed(before: NodeConfig, after: NodeConfig) -> list[str]:
 def flat(config: NodeConfig) -> dict[str, Any]:
     """The values of ``config`` by their names in docs/operations.md."""
     found: dict[str, Any] = {}
-    for name, value in config.model_dump().items():
+    for name, value in to_builtins(config).items():
         if name in ("dial", "nodes"):
             found[name] = value
         else:

@@ -85,9 +85,12 @@ class Replicas:
         self._turn_due = False
         self._held_up_since: float | None = None
         self._groups: dict[int, RaftGroup] = {}
+        self._all: tuple[RaftGroup, ...] = ()
         self._dropping: dict[int, _Dropping] = {}
         self.data: dict[int, Replica] = {}
         self.meta = MetaStore()
+        self.on_turn: list[Callable[[], None]] = []
+        """Called after the steps of a turn."""
         wal.on_durable.append(self._on_durable)
 
     def recover(self) -> None:
@@ -127,6 +130,7 @@ class Replicas:
         replica = self._groups.pop(group, None)
         if replica is None:
             return
+        self._sort()
         self.data.pop(group, None)
         if group == META_GROUP:
             self.meta = MetaStore(self.meta.on_change)
@@ -175,6 +179,7 @@ class Replicas:
             fatal=self._fatal,
         )
         self._groups[group] = replica
+        self._sort()
         if isinstance(store, Store):
             self.data[group] = Replica(replica, store)
         else:
@@ -184,8 +189,12 @@ class Replicas:
     def get(self, group: int) -> RaftGroup | None:
         return self._groups.get(group)
 
-    def all(self) -> list[RaftGroup]:
-        return [self._groups[group] for group in sorted(self._groups)]
+    def all(self) -> tuple[RaftGroup, ...]:
+        """By group; the same tuple until a replica comes or goes."""
+        return self._all
+
+    def _sort(self) -> None:
+        self._all = tuple(self._groups[group] for group in sorted(self._groups))
 
     def ready(self, groups: Collection[int]) -> bool:
         """Whether those of ``groups`` have a leader and their slots, as far as is known here."""
@@ -224,11 +233,7 @@ class Replicas:
     def receive(self, peer: int, message: list[Any]) -> bool:
         """A Raft message, its first item being the group. Returns False if it is malformed."""
         group = self._groups.get(message[0])
-        if group is None:
-            return True
-        well_formed = group.receive(peer, message)
-        self._wake(message[0])
-        return well_formed
+        return group is None or group.receive(peer, message)
 
     def tick(self) -> None:
         """Called every few milliseconds."""
@@ -264,6 +269,8 @@ class Replicas:
                 group = self._groups.get(number)
                 if group is not None:
                     group.step()
+            for called in self.on_turn:
+                called()
             self._links.flush()
             self._wal.flush()
         except Exception as error:

@@ -95,6 +95,11 @@ class Retries:
         state.scout = now + _SCOUT
         return False
 
+    def look(self) -> None:
+        """Called whenever a leader may have become known: whoever waits for it goes on."""
+        for group in [group for group in self._leaderless if self._leaders.reachable(group)]:
+            self.found(group)
+
     def found(self, group: int) -> None:
         """There is a leader of ``group``."""
         state = self._leaderless.pop(group, None)
@@ -122,10 +127,8 @@ class Retries:
             request = self._due.popleft()[1]
             if not request.answered:
                 self._route(request)
-        for group, state in list(self._leaderless.items()):
-            if self._leaders.reachable(group):
-                self.found(group)
-                continue
+        self.look()
+        for state in list(self._leaderless.values()):
             if not state.given_up and now > state.since + self._grace:
                 self._give_up(state)
             if state.waiting and now >= state.scout:

@@ -38,6 +38,8 @@ _NOT_ASKED: Final = Result(Code.UNAVAILABLE, detail="no leader was reached befor
 _GONE: Final = Result(Code.UNAVAILABLE, detail="its caller has gone")
 
 _AGAIN: Final = frozenset(code for code, outcome in OUTCOMES.items() if outcome.retry and code != Code.OVERLOADED)
+_ELSEWHERE: Final = frozenset((int(Code.NOT_LEADER), int(Code.UNAVAILABLE)))
+"""What a node says that does not lead the group."""
 
 
 class Router:
@@ -140,7 +142,7 @@ class Router:
                         continue
             elif isinstance(op, Write):
                 group = owners[op.slot] if op.slot < slots else -1
-                if group in data and op.client and op.client <= latest and not refusal_of(op, shard_map, no_space):
+                if group in data and op.client and op.client <= latest and not (no_space and op.grows):
                     if group not in writes:
                         leads = data[group].group.leads()
                         writes[group] = WriteBatch(group, reply, deadline, local, caller) if leads else None
@@ -258,6 +260,11 @@ class Router:
     def on_leads(self, peer: int, groups: Sequence[int]) -> None:
         """``peer`` says that it leads ``groups``."""
         self._leaders.on_leads(peer, groups)
+        self._retries.look()
+
+    def look_for_leaders(self) -> None:
+        """The replicas here have heard something."""
+        self._retries.look()
 
     def on_link_down(self, peer: int) -> None:
         """Whatever was forwarded to ``peer`` may or may not have arrived."""
@@ -284,7 +291,10 @@ class Router:
             self._name(request, op)
             self._retries.later(request)
         elif code in _AGAIN and not request.local:
-            if request.attempt == 1 and result.hint not in (0, self._node):
+            leader = result.hint if request.attempt or code in _ELSEWHERE else 0
+            if not leader and code in _ELSEWHERE:
+                leader = self._leaders.reachable(request.group)
+            if request.attempt <= 1 and leader not in (0, self._node):
                 self._route(request)
             else:
                 assert self.map is not None

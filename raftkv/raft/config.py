@@ -16,8 +16,8 @@ class RaftConfig:
     that run at different rates. ``snapshot_bytes``: log bytes after which a snapshot is taken, if they
     are also at least ``snapshot_share`` of the latest one's. ``keep_entries``, ``keep_bytes``: entries kept in memory
     behind a snapshot for followers that are a little behind, and at most how many bytes of them. ``chunk_bytes``: parts
-    in which a snapshot is sent. ``max_open_entries``: entries proposed and not yet committed while commands gather for
-    the next one.
+    in which a snapshot is sent. ``open_entries``: entries proposed and not yet applied while commands gather for the
+    next one; 0 = as many as the links to the followers are long.
     """
 
     election_min: float = 0.5
@@ -29,7 +29,7 @@ class RaftConfig:
     keep_entries: int = 1000
     keep_bytes: int = limits.MAX_INFLIGHT_APPEND_BYTES
     chunk_bytes: int = limits.SNAPSHOT_PART_BYTES
-    max_open_entries: int = 1
+    open_entries: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < 3 * self.heartbeat < self.election_min < self.election_max:

@@ -194,7 +194,7 @@ class Consensus:
         self.outputs.synced = count
         before = self.log.durable_index
         self.log.on_synced(count)
-        return self.lead is not None and self.log.durable_index != before
+        return self.lead is not None and self.log.durable_index != before and self._has_work(self.lead)
 
     def applied(self, index: int, time: int, now: float) -> bool:
         """Everything up to entry ``index`` is applied. ``time``: the state machine's. Returns as :meth:`tick`."""
@@ -262,11 +262,23 @@ class Consensus:
         self._handed += len(committed)
         return committed
 
+    def _has_work(self, lead: Leadership) -> bool:
+        """Whether a step of this leader leads to anything, after an answer or a sync: most of them change nothing."""
+        return (
+            lead.has_work()
+            or not self.outputs.empty
+            or self._handed < self.core.commit_index()
+            or self.membership.asks
+            or self._may_propose(lead)
+        )
+
+    def _may_propose(self, lead: Leadership) -> bool:
+        ready = lead.open and lead.transfer is None and self.log.syncing_bytes < limits.MAX_UNSYNCED_BYTES
+        return ready and self.proposals.due and self._may_open(lead)
+
     def _propose(self, lead: Leadership, now: float) -> None:
-        if not lead.open or lead.transfer is not None or self.log.syncing_bytes >= limits.MAX_UNSYNCED_BYTES:
-            return
         proposals = self.proposals
-        while proposals.open_entries < self._config.max_open_entries and proposals.due:
+        while self._may_propose(lead):
             time = self.group_time(now)
             entry, ops, taken, malformed = proposals.next_entry(time)
             if malformed:
@@ -274,17 +286,25 @@ class Consensus:
                     text = f"malformed operations are not proposed: {proposal.ops!r:.200}"
                     self.outputs.note(logging.ERROR, text)
                 self.outputs.refuse(malformed, MALFORMED)
-            proposals.opened(OpenEntry(self.core.append(entry), time, ops, taken))
+            proposals.opened(OpenEntry(self.core.append(entry), time, len(entry), ops, taken))
+
+    def _may_open(self, lead: Leadership) -> bool:
+        """Whether the next entry may be proposed now, or what waits is to gather until an open one is applied."""
+        count = self.proposals.open_entries
+        if not count:
+            return True
+        most = self._config.open_entries or lead.worthwhile_entries()
+        return count < most and self.proposals.open_bytes < limits.MAX_OPEN_BYTES
 
     # -- messages
 
-    def receive(self, peer: int, message: list[Any], now: float) -> None:
-        """A message of ``peer`` that has the shape of its type."""
+    def receive(self, peer: int, message: list[Any], now: float) -> bool:
+        """A message of ``peer`` that has the shape of its type. Returns whether there is something to do."""
         core = self.core
         core.now = now
         kind, fields = message[1], message[2:]
         if kind in ANSWERS and not self.membership.knows(peer):
-            return
+            return False
         if kind == APPEND:
             self._on_append(peer, *fields)
         elif kind == ACK:
@@ -309,6 +329,7 @@ class Consensus:
         elif kind == Type.SNAPSHOT_OFFER:
             self._on_offer(peer, *fields)
         self._observe()
+        return kind not in (ACK, Type.HEARD) or self.lead is None or self._has_work(self.lead)
 
     def _on_append(
         self,

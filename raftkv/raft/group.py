@@ -224,8 +224,9 @@ class RaftGroup:
         if message[1] in OF_SNAPSHOTS:
             if self.membership.knows(peer) or message[1] not in ANSWERS:
                 self.snapshots.receive(peer, message)
-        else:
-            self.consensus.receive(peer, message, self._clock.now())
+                self._wake()
+        elif self.consensus.receive(peer, message, self._clock.now()):
+            self._wake()
         return True
 
     def tick(self) -> None:

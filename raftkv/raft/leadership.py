@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from raftkv import limits
 from raftkv.raft import replication
@@ -16,6 +17,12 @@ from raftkv.raft.messages import APPEND, Type
 from raftkv.raft.reads import ReadDone, ReadQueue
 from raftkv.raft.ready import Outputs
 from raftkv.raft.replication import Progress, majority_value
+
+_NEAR: Final = 0.004
+"""Seconds in which a busy follower answers on a short link."""
+
+_ENTRY: Final = 0.001
+"""Seconds that an entry takes a busy leader, about: so many fit into what a round trip takes longer."""
 
 
 @dataclass(slots=True)
@@ -61,6 +68,7 @@ class Leadership:
         self.reads = ReadQueue()
         self.transfer: _Transfer | None = None
         self._round_seq = 0
+        self._round_began = 0.0
         self._lease_off = False
         self._time = 0
         self._opened_at = 0.0
@@ -102,9 +110,23 @@ class Leadership:
         return self.answers(peer, now) and self._core.match_index(peer) < index
 
     def best_target(self, now: float) -> int:
-        """The voter that holds most of the log among those in contact, 0 = none."""
-        live = [(self._core.match_index(peer), peer) for peer in self._core.peers() if self.answers(peer, now)]
-        return max(live)[1] if live else 0
+        """The voter that holds most of the log among those in contact, at a tie the lowest id; 0 = none."""
+        live = [peer for peer in self._core.peers() if self.answers(peer, now)]
+        return max(live, key=lambda peer: (self._core.match_index(peer), -peer), default=0)
+
+    def round_trip(self) -> float:
+        """Seconds to as many followers as a majority needs and back, without what disks and queues add; 0 = unknown."""
+        needed, alive = (len(self.counted) + 1) // 2, self._core.now - self._config.election_max
+        trips = sorted([one.round_trip for one in self.counted.values() if one.contact > alive])
+        return trips[needed - 1] if 0 < needed <= len(trips) else 0.0
+
+    def worthwhile_entries(self) -> int:
+        """How many entries may be open at a time, so that what is proposed waits for none on a far link.
+
+        Where an entry is committed in about the time that it takes to make and apply it, a second one gains nothing and
+        costs as much as the first.
+        """
+        return max(1, int(min((self.round_trip() - _NEAR) / _ENTRY, limits.MAX_OPEN_ENTRIES)))
 
     # -- group time
 
@@ -141,11 +163,29 @@ class Leadership:
     # -- commit and reads
 
     def advance_commit(self) -> None:
-        core = self._core
-        held = [0 if progress.data_loss else core.match_index(peer) for peer, progress in self.counted.items()]
-        index = replication.committable(self._log, held, self.term)
-        if index > core.commit_index():
-            core.set_commit_index(index)
+        index = self._committable()
+        if index > self._core.commit_index():
+            self._core.set_commit_index(index)
+
+    def _committable(self) -> int:
+        match = self._core.match_index
+        held = [0 if progress.data_loss else match(peer) for peer, progress in self.counted.items()]
+        return replication.committable(self._log, held, self.term)
+
+    def has_work(self) -> bool:
+        """Whether a step has something to commit, to send, to read or to hand over. Heartbeats aside."""
+        if len(self.reads) or self.transfer is not None or self._committable() > self._core.commit_index():
+            return True
+        return any(self._lacks(peer, progress) for peer, progress in self.followers.items())
+
+    def _lacks(self, peer: int, progress: Progress) -> bool:
+        """Whether ``peer`` can be sent something that it does not hold."""
+        link_number, first, log = self._link_number(peer), self._core.next_index(peer), self._log
+        if link_number == 0 or progress.data_loss:
+            return False
+        if link_number != progress.link_number:  # what was sent on the former one may be lost
+            return True
+        return first <= log.last_index and (first <= log.base_index or progress.window_open())
 
     def take_reads(self, applied: int, lease: bool) -> list[ReadDone]:
         """The reads to be served once entry ``applied`` is applied. ``lease``: whether the lease allows it then."""
@@ -156,10 +196,8 @@ class Leadership:
     def replicate(self) -> None:
         """Send every follower what it lacks, or a heartbeat that is due."""
         core, log, now = self._core, self._log, self._core.now
-        force = bool(len(self.reads)) and self.reads.wants_round(self._round_seq, self._confirmed())
+        asked = self._ask() if len(self.reads) else ()
         last = log.last_index
-        if force:
-            self._round_seq = self.seq + 1
         parts: dict[int, tuple[list[tuple[int, bytes]], int]] = {}  # most followers lack the same
         for peer, progress in self.followers.items():
             link_number = self._link_number(peer)
@@ -189,8 +227,19 @@ class Leadership:
                 core.set_next_index(peer, first)
                 idle = False
             # A round for reads does not pile up before a follower that answers nothing: heartbeats suffice for it.
-            if idle and (now >= progress.heartbeat_due or (force and progress.window_open())):
+            if idle and (now >= progress.heartbeat_due or (peer in asked and progress.may_ask())):
                 self._send_append(peer, progress, first, [], 0)
+
+    def _ask(self) -> Collection[int]:
+        """Who gets an append for the reads that wait, whatever else there is to send."""
+        confirmed, now = self._confirmed(), self._core.now
+        if self.reads.wants_round(self._round_seq, confirmed):
+            self._round_seq, self._round_began = self.seq + 1, now
+        elif self._round_seq <= confirmed:
+            return ()
+        return replication.to_ask(
+            self.counted, self._link_number, self._round_seq, self._round_began, now, self._config.heartbeat
+        )
 
     def _send_append(
         self, peer: int, progress: Progress, first: int, entries: list[tuple[int, bytes]], size: int
@@ -230,7 +279,7 @@ class Leadership:
         if matches:
             if index - 1 > self._log.last_index:
                 raise BrokenInvariant(f"node {peer} claims entry {index - 1} of {self._log.last_index}")
-            progress.on_ack(seq)
+            progress.on_ack(seq, core.now)
             if index - 1 > core.match_index(peer):
                 core.receive_match(peer, index - 1)
             progress.on_match(seq, at)
@@ -244,13 +293,13 @@ class Leadership:
             elif lost:
                 self._lost.found(peer, progress, core.match_index(peer), last)
                 return
-            progress.on_ack(seq)
+            progress.on_ack(seq, core.now)
             progress.forget_sent(link_number, self.seq + 1)
             core.set_next_index(peer, index)
 
     def on_heard(self, peer: int, term: int, seq: int) -> None:
         if term == self.term and not self.followers[peer].data_loss:
-            self.followers[peer].on_heard(seq)
+            self.followers[peer].on_heard(seq, self._core.now)
 
     # -- transfer
 

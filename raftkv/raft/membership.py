@@ -83,6 +83,11 @@ class Membership:
         """The nodes that were set as learners and are not voters."""
         return tuple(node for node in self._told if node not in self._core.voters())
 
+    @property
+    def asks(self) -> bool:
+        """Whether a change waits for the answer of a newcomer."""
+        return self._asked is not None
+
     def knows(self, node: int) -> bool:
         """Whether ``node`` is a voter or a learner."""
         return node in self._core.voters() or node in self._told

@@ -74,10 +74,11 @@ def _nobody(_: list[Result]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenEntry:
-    """An entry of this leader that is not yet applied. ``time``: group time in ms."""
+    """An entry of this leader that is not yet applied. ``time``: group time in ms; ``size``: of the entry in bytes."""
 
     index: int
     time: int
+    size: int
     ops: list[Command]
     proposals: list[Proposal]
 
@@ -104,6 +105,7 @@ class Proposals:
         self._waiting: FairQueue[Proposal] = FairQueue()
         self._bulk: FairQueue[Proposal] = FairQueue()
         self._open: deque[OpenEntry] = deque()
+        self.open_bytes = 0
         self.bulk_held = False
         """Large writes wait: the node's log is near the bound that would stop all of them."""
 
@@ -161,14 +163,18 @@ class Proposals:
 
     def opened(self, entry: OpenEntry) -> None:
         self._open.append(entry)
+        self.open_bytes += entry.size
 
     def close(self, index: int) -> OpenEntry | None:
         """The open entry ``index``, which is committed; None if it is not this leader's."""
-        return self._open.popleft() if self._open and self._open[0].index == index else None
+        if not self._open or self._open[0].index != index:
+            return None
+        self.open_bytes -= self._open[0].size
+        return self._open.popleft()
 
     def drop_open(self) -> list[Proposal]:
         """The leadership is lost. Returns the proposals of the open entries, whose outcome is unknown here."""
-        entries, self._open = self._open, deque()
+        entries, self._open, self.open_bytes = self._open, deque(), 0
         return [proposal for entry in entries for proposal in entry.proposals]
 
     def drop_waiting(self) -> list[Proposal]:

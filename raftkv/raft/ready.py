@@ -145,6 +145,13 @@ class Outputs:
     def note(self, level: int, text: str) -> None:
         self._notes.append((level, text))
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing for a step to take."""
+        return self.fetch is None and not (
+            self._records or self._messages or self._after or self._answers or self._notes
+        )
+
     def take(self, committed: Sequence[Committed], reads: Sequence[ReadDone], more: bool) -> Ready:
         ready = Ready(
             self._records, self._messages, self._after, committed, reads, self._answers, self.fetch, self._notes, more

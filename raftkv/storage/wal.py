@@ -262,7 +262,7 @@ class Wal:
         """Start writing what has gathered, unless a write is under way: its end starts the next one."""
         if self._busy or not self._parts or self._failure is not None or self._closed:
             return
-        size = fmt.BATCH_HEADER_BYTES + sum(map(len, self._parts))
+        size = self._gathered()
         if self._position + size > self._segments[-1].size:
             self._flush_into_new_segment(size)
             return
@@ -281,11 +281,21 @@ class Wal:
         self._batch.clear()
         return parts, self.durable, self.appended
 
+    def _gathered(self) -> int:
+        """Size of the batch that has gathered."""
+        return fmt.BATCH_HEADER_BYTES + sum(map(len, self._parts))
+
+    def _needed(self, size: int) -> int:
+        """Size of a segment that a batch of ``size`` fits into."""
+        return fmt.SEGMENT_HEADER_BYTES + size + len(self._opening()) + _INDEX_BYTES * len(self._batch)
+
+    def _beyond_limit(self, needed: int) -> bool:
+        return self.total_bytes + max(needed, self._segment_bytes) > self._limit
+
     def _flush_into_new_segment(self, size: int) -> None:
-        spare, needed = self._spare, fmt.SEGMENT_HEADER_BYTES + size + len(self._opening())
-        needed += _INDEX_BYTES * len(self._batch)
+        spare, needed = self._spare, self._needed(size)
         self._waits = True
-        if self.total_bytes + max(needed, self._segment_bytes) > self._limit:
+        if self._beyond_limit(needed):
             return
         if spare is None or spare.size < needed:
             # A batch that fits no usual segment may have grown by the time its own is ready.
@@ -419,7 +429,7 @@ class Wal:
     @property
     def limited(self) -> bool:
         """Whether something waits because of :meth:`limit`."""
-        return self._waits and self.total_bytes + self._segment_bytes > self._limit
+        return self._waits and self._beyond_limit(self._needed(self._gathered()))
 
     def retry(self) -> None:
         """Try again to make the next segment, if that failed for want of room or descriptors; see :attr:`waiting`."""

@@ -445,10 +445,15 @@ class PipelineRequest(_message.Message):
     FIRST_INCOMPLETE_FIELD_NUMBER: _builtins.int
     OPERATIONS_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     client_id: _builtins.bytes
     first_incomplete: _builtins.int
     timeout_ms: _builtins.int
     """Budget of the operations in this message, in milliseconds; 0 = the server's default."""
+    packed: _builtins.bytes
+    """Instead of client_id, first_incomplete and operations, for a node that announces that it takes it: see
+    docs/protocol.md. Answered in the same form.
+    """
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]: ...
     def __init__(
@@ -458,10 +463,11 @@ class PipelineRequest(_message.Message):
         first_incomplete: _builtins.int = ...,
         operations: _abc.Iterable[Global___Operation] | None = ...,
         timeout_ms: _builtins.int = ...,
+        packed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "first_incomplete", b"first_incomplete", "operations", b"operations", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "first_incomplete", b"first_incomplete", "operations", b"operations", "packed", b"packed", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -536,8 +542,11 @@ class PipelineResponse(_message.Message):
 
     RESULTS_FIELD_NUMBER: _builtins.int
     MAP_EPOCH_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     map_epoch: _builtins.int
     """Epoch of the node's copy of the shard map; a client with an older one fetches it."""
+    packed: _builtins.bytes
+    """Instead of results, on a stream whose client asks in this form."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationResult]: ...
     def __init__(
@@ -545,10 +554,11 @@ class PipelineResponse(_message.Message):
         *,
         results: _abc.Iterable[Global___OperationResult] | None = ...,
         map_epoch: _builtins.int = ...,
+        packed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["map_epoch", b"map_epoch", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["map_epoch", b"map_epoch", "packed", b"packed", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 
 from bench.echo import measure
+from bench.load import LoadPlan
 from bench.rebalance import measure as measure_rebalance
+from bench.targets import Api
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE
 
 
-def test_the_echo_measures_round_trips_and_leaves_no_process() -> None:
-    assert measure(1000, 0.3) > 0
-    assert measure(1000, 0.3, connections=3) > 0
+@pytest.mark.parametrize("api", ["pipeline", "unary"])
+def test_the_echo_measures_both_operations_in_both_ways(api: Api) -> None:
+    for op, workers, clients in (("get", 5, 1), ("set", 5, 3), ("get", 2, 2)):
+        assert measure(LoadPlan("", op, api, workers, clients, seconds=0.1, warmup=0.05)) > 0  # type: ignore[arg-type]
 
 
 def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path: Path) -> None:
@@ -45,7 +48,7 @@ def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path
     assert scenario["beside"]["echo"]["per_second"] > 0
     assert "2/2 get: GET" in result.stderr
     assert sorted(path.name for path in out.iterdir()) == [
-        "get-percentiles.png",
+        "get-percentiles.svg",
         "report.html",
         "report.md",
         "result.json",
@@ -57,7 +60,7 @@ def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path
 def test_a_cluster_grows_to_twice_its_size_and_shrinks_again_under_load() -> None:
     said: list[str] = []
     with LocalCluster(3, 3, slots=256) as cluster:
-        found = asyncio.run(measure_rebalance(cluster, 1000, 8, 0.5, said.append))
+        found = asyncio.run(measure_rebalance(cluster, 1000, 8, 0.5, said.append, pause=0.01))
         assert cluster.nodes == [1, 2, 3, 4, 5, 6]
         assert [node["state"] for node in cluster.status()["nodes"]] == ["ready"] * 3 + ["removed"] * 3
     assert said[0] == "before"

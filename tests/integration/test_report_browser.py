@@ -15,6 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from bench import results
 from faults.report.writing import write_report
 from tests.chaos_runs import FAULTS, PROOFS, believable
 from tests.needs import need
@@ -247,4 +248,36 @@ def test_the_page_above_several_runs_leads_to_each(reader: Reader, tmp_path: Pat
     reader.wait("document.documentElement.dataset.charts === 'drawn'")
     assert reader.text("h1") == "calm"
     assert reader.text(".verdict").startswith("passed")
+    assert reader.complaints() == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_report_of_measurements_has_its_pictures_in_it_and_fits_a_phone(
+    reader: Reader, tmp_path: Path, dark: bool
+) -> None:
+    percentiles = [(50.0, 1.0), (90.0, 2.0), (99.0, 5.0)]
+    rows = [
+        {
+            "label": f"{op} workers {workers}", "op": op, "workers": workers, "operations": 1000, "per_second": rate,
+            "latency_ms": {"p50": 1.0, "p95": 2.0, "p99": 5.0, "max": 9.0}, "percentiles": percentiles, "errors": {},
+            "others": 0.0, "stolen": 0.0,
+        }
+        for op, rate in (("get", 100_000.0), ("set", 20_000.0)) for workers in (1, 50)
+    ]  # fmt: skip
+    beside = {"fsync": {"per_second": 1.0, "p50_ms": 1.0, "p99_ms": 1.0}, "echo": {"per_second": 1.0}}
+    scenario = {"name": "workers", "what": HOSTILE, "axis": "workers", "beside": beside, "rows": rows}
+    results.write(tmp_path, {"format": 1, "machine": {"cores": 2}, "options": {}, "scenarios": [scenario]})
+    page = tmp_path / results.PAGE
+    reader.open(page, width=400, dark=dark)
+    assert reader.requests() == [page.as_uri()]
+    assert reader.text(".headline").startswith("GET up to 100,000/s, p99 5.0 ms")
+    assert reader.ask("document.documentElement.scrollWidth") <= 400
+    assert reader.ask("document.querySelectorAll('svg use').length") > 10
+    assert reader.ask("[...document.querySelectorAll('svg')].every((one) => one.getBoundingClientRect().width > 300)")
+    inks = "[...document.querySelectorAll('svg text')].map((one) => getComputedStyle(one).fill)"
+    paper = reader.ask("getComputedStyle(document.querySelector('svg path')).fill")
+    assert (brightness(paper) < 60) is dark
+    # Every text stands out from the paper.
+    assert all(abs(brightness(ink) - brightness(paper)) > 70 for ink in reader.ask(inks))
+    assert reader.ask("window.hacked") is None
     assert reader.complaints() == []

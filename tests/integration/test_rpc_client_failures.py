@@ -6,18 +6,24 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from raftkv.api.pipeline import Batch
 from raftkv.client.aio import AsyncClient
 from raftkv.client.transport import GrpcTransport, TransportError
+from raftkv.commands.base import Write
 from raftkv.commands.results import Result
 from raftkv.errors import (
     Code,
+    ConditionFailed,
     InvalidArgument,
     NoSpace,
     OutcomeUnknown,
     SessionExpired,
     Unavailable,
 )
+from raftkv.frontend.grpc import kv as service
+from raftkv.frontend.grpc import pipeline
 from raftkv.v1 import kv_pb2
 from tests.rpc_fakes import FakeCluster, calls, failed, started
 from tests.waiting import becomes
@@ -84,6 +90,41 @@ def test_a_silent_node_is_left_for_another() -> None:
     asyncio.run(main())
 
 
+def test_nodes_without_packed_messages_are_asked_in_the_other_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[bool] = []
+
+    def parse(message: pipeline._Message) -> int:
+        units = read(message)
+        packed.append(message.packed)
+        return units
+
+    read = pipeline._Message.parse
+    monkeypatch.setattr(pipeline._Message, "parse", parse)
+
+    async def use() -> list[Any]:
+        async with started() as (cluster, kv):
+            version = (await kv.put("k", b"v", ttl=9.0)).version
+            assert (await kv.cas("k", b"v", b"w")).version == version + 1
+            with pytest.raises(ConditionFailed):
+                await kv.put("k", b"x", if_version=version)
+            with pytest.raises(ConditionFailed):
+                await kv.delete("k", if_version=version)
+            assert not await kv.cas("k", None, b"y")
+            record = await kv.get("k", consistency="quorum")
+            assert record is not None
+            assert (record.value, record.version) == (b"w", version + 1)
+            assert await kv.delete("k")
+            return [replace(op, client=b"") if isinstance(op, Write) else op for op in cluster.frontends[0].ops]
+
+    new = asyncio.run(use())
+    assert all(packed)
+    packed.clear()
+    monkeypatch.setattr(service, "PACKED_KEY", "raftkv-something-else")
+    assert asyncio.run(use()) == new, "both forms carry the same commands"
+    assert packed
+    assert not any(packed)
+
+
 def test_a_broken_stream_does_not_look_like_a_cancelled_task() -> None:
     async def main() -> None:
         async with FakeCluster() as cluster:
@@ -96,7 +137,7 @@ def test_a_broken_stream_does_not_look_like_a_cancelled_task() -> None:
             with pytest.raises(TransportError):
                 await reading
             with pytest.raises(TransportError):
-                await stream.write(kv_pb2.PipelineRequest())
+                await stream.write(Batch([], [], 1))
             scanning = asyncio.create_task(endpoint.scan(kv_pb2.ScanRequest(), 5.0))
             await becomes(lambda: cluster.frontends[0].held)
             await endpoint.close()

@@ -11,8 +11,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from raftkv.api.grpc_status import CLUSTER_KEY, NODE_KEY, result_of
+from raftkv.api.pipeline import PACKED_KEY, Batch, answers_of, request_of
 from raftkv.clock import SystemClock
-from raftkv.commands.records import Put
+from raftkv.commands.records import Cas, Delete, Get, Piped, Put, Scan
+from raftkv.commands.registry import encode
 from raftkv.commands.results import Result
 from raftkv.errors import Code, ListenError
 from raftkv.frontend.grpc.server import GrpcServer
@@ -155,6 +157,77 @@ def test_a_message_is_one_batch_and_a_bad_operation_harms_no_other() -> None:
             assert [len(batch) for batch, _ in front.batches] == [2]
             assert 0 < front.batches[0][1] <= 1.5
             assert front.ops[0] == Put(slot_of(b"a", SLOTS), b"a", b"1", client=CLIENT, seq=5, first=4)
+
+    asyncio.run(main())
+
+
+async def exchange_packed(channel: aio.Channel, batch: Batch) -> dict[int, Result]:
+    """Results of one packed message, by id, on a stream of its own."""
+    call = kv_pb2_grpc.KVStub(channel).Pipeline(None)
+    assert dict(await call.initial_metadata())[PACKED_KEY] == "1"
+    await call.write(request_of(batch, packed=True))
+    await call.done_writing()
+    results: dict[int, Result] = {}
+    async for response in call:
+        assert not response.results
+        answers = answers_of(response)
+        results.update(zip(answers.ids, answers.results, strict=True))
+    return results
+
+
+def test_a_packed_message_is_one_batch_and_a_bad_operation_harms_no_other() -> None:
+    async def main() -> None:
+        async with FakeCluster() as cluster, aio.insecure_channel(cluster.endpoints) as channel:
+            a, b = slot_of(b"a", SLOTS), slot_of(b"b", SLOTS)
+            ops: list[Piped] = [
+                Put(a, b"a", b"1", client=CLIENT, seq=5, first=4),
+                Put(a, b"b", b"1"),
+                Put(b, b"b", b"v" * (MAX_VALUE_BYTES + 1)),
+                Put(b, b"b", b"", client=CLIENT, seq=3, first=4),
+                Put(b, b"b", b"", client=b"short", seq=3, first=1),
+                Get(a, b"a"),
+                Delete(b, b"b"),
+                Cas(b, b"b", b"x"),
+            ]
+            results = await exchange_packed(channel, Batch(list(range(1, 9)), ops, 1500))
+            assert [results[number].code for number in range(1, 9)] == [0, 2, Code.TOO_LARGE, 2, 2, 0, 0, 0]
+            assert results[6] == Result(0, 1, b"1")
+            front = cluster.frontends[0]
+            assert front.ops == [ops[0], *ops[5:]]
+            assert [len(batch) for batch, _ in front.batches] == [4]
+            assert 0 < front.batches[0][1] <= 1.5
+            # A node that knows no slots yet says that, whatever slot was named.
+            front.map = None
+            front.script = lambda _: failed(Code.UNAVAILABLE)
+            assert (await exchange_packed(channel, Batch([7], [Get(a, b"b")], 1500)))[7].code == Code.UNAVAILABLE
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        kv_pb2.PipelineRequest(packed=b"garbage"),
+        kv_pb2.PipelineRequest(packed=encode([[1], [Scan(0, b"")]])),
+        kv_pb2.PipelineRequest(packed=encode([[1], [Get(0, b"")]])),
+        kv_pb2.PipelineRequest(packed=encode([[1, 2], [Get(0, b"k")]])),
+        kv_pb2.PipelineRequest(packed=encode([[-1], [Get(0, b"k")]])),
+        kv_pb2.PipelineRequest(packed=encode([[1], [Get(0, b"k")]]), operations=[kv_pb2.Operation(id=1, key=b"k")]),
+        kv_pb2.PipelineRequest(packed=encode([[1] * (MAX_BATCH_OPS + 1), [Get(0, b"k")] * (MAX_BATCH_OPS + 1)])),
+    ],
+    ids=["garbage", "kind", "key", "ids", "id", "both forms", "many"],
+)
+def test_malformed_packed_messages_end_that_stream_only(message: kv_pb2.PipelineRequest) -> None:
+    async def main() -> None:
+        async with FakeCluster() as cluster, aio.insecure_channel(cluster.endpoints) as channel:
+            call = kv_pb2_grpc.KVStub(channel).Pipeline(None)
+            await call.write(message)
+            with pytest.raises(aio.AioRpcError) as caught:
+                await call.read()
+            assert result_of(caught.value).code == Code.INVALID_ARGUMENT
+            results = await exchange_packed(channel, Batch([1], [Get(slot_of(b"k", SLOTS), b"k")], 1000))
+            assert results == {1: Result(0)}
+            assert len(cluster.frontends[0].ops) == 1
 
     asyncio.run(main())
 

@@ -18,6 +18,7 @@ from raftkv.client.admin import AdminClient
 from raftkv.errors import OUTCOMES, Code, WrongVersion
 from raftkv.local.joining import JoinError, Places, join
 from raftkv.local.ports import free_ports
+from raftkv.node.credentials import VARIABLE
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
 from shards.slots import SLOT_RULE
 from tests.rpc_fakes import FakeCluster
@@ -74,7 +75,8 @@ def test_a_client_of_another_rule_gets_no_map(rule: int) -> None:
     assert (outcome.definite, outcome.retry, outcome.grpc_status) == (True, False, "FAILED_PRECONDITION")
 
 
-def test_a_node_of_version_0_1_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_node_of_version_0_1_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "known to all nodes")
     first, second = free_ports(2)
     places = Places(f"127.0.0.1:{first}", f"127.0.0.1:{second}")
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faults.sim.disk import SimDisk
+from raftkv.api.pipeline import answers_of, read_request
+from raftkv.commands.base import Write
 from raftkv.commands.group import Genesis
 from raftkv.commands.members import Members
 from raftkv.commands.moving import ImportBegin, Track
-from raftkv.commands.records import Cas, Put
+from raftkv.commands.records import Cas, Get, Piped, Put
 from raftkv.commands.registry import encode
 from raftkv.commands.results import Result
-from raftkv.errors import CorruptData, StorageError
+from raftkv.errors import CorruptData, InvalidArgument, StorageError
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.peer.frames import Decoder, ProtocolViolation, framed
+from raftkv.peer.handshake import Accepting, Dialling, Secret
+from raftkv.peer.hello import HelloRefused, Identity, Reason, hello_frame
 from raftkv.raft.messages import Type, check
 from raftkv.storage import wal_format
 from raftkv.storage.wal_recovery import recover
@@ -27,7 +32,9 @@ from raftkv.store.copying import Summary, load
 from raftkv.store.meta import MetaStore
 from raftkv.store.meta_state import MetaState
 from raftkv.store.records import Store
+from raftkv.v1 import kv_pb2
 from shards.map import Group, MapError, Node, ShardMap
+from tests.store_helpers import again
 
 NUMBERS = st.one_of(st.integers(0, 3), st.sampled_from([-1, 127, 2**31, 2**32, 2**62, 2**63, 2**64 - 1, -(2**63)]))
 SCALARS = st.one_of(NUMBERS, st.none(), st.booleans(), st.floats(), st.binary(max_size=20), st.text(max_size=8))
@@ -83,6 +90,73 @@ def test_messages_of_peers_are_read_or_refused(message: Any) -> None:
             return
     elif type(message[0]) is int:
         assert check(message) in (True, False)
+
+
+ONE, TWO = Identity("c", 1, "i", "b"), Identity("c", 2, "i", "b")
+SHAKING = [
+    hello_frame(ONE, 2, b"n" * 16),
+    hello_frame(ONE, 2),
+    ["challenge", b"n" * 16],
+    ["proof", b"p" * 32],
+    ["welcome", "b", b"p" * 32],
+    ["refuse", 4, "removed", b"p" * 32],
+]
+
+
+@given(st.lists(st.one_of(changed(SHAKING), st.sampled_from(SHAKING)), max_size=3), st.booleans())
+@settings(max_examples=300)
+def test_no_frames_but_the_right_ones_shake_hands(frames: list[Any], secret: bool) -> None:
+    """Nobody has proven anything where there is a secret; and where there is none, the network has to tell."""
+    known = Secret(b"0123456789abcdef", random.Random(0)) if secret else None
+    accepting, dialling = Accepting(TWO, known), Dialling(ONE, 2, known)
+    frames = [frame for frame in frames if isinstance(frame, list)]
+    taken = []
+    try:
+        for frame in frames:
+            taken.append(accepting.take(frame))
+            if not secret:
+                break
+    except HelloRefused:
+        pass
+    assert None not in taken or not secret
+    try:
+        for frame in frames:
+            dialling.answer(frame)
+            if dialling.welcomed:
+                break
+    except (HelloRefused, ProtocolViolation) as refused:
+        fatal = getattr(refused, "reason", 0) in (Reason.REMOVED, Reason.REPLACED_FOLDER)
+        assert not (fatal and secret)
+    assert not (dialling.welcomed and secret)
+
+
+ASKED = unpack(
+    encode([[1, 2, 3], [Get(3, b"k"), Put(3, b"k", b"v", client=b"c" * 16, seq=1, first=1), Cas(3, b"k", b"v")]])
+)
+ANSWERED = unpack(encode([[1, 2], [Result(0, 5, b"v"), Result(2, detail="no")]]))
+
+
+@given(changed([ASKED, ANSWERED]), st.binary(max_size=6), st.integers(0, 200))
+@settings(max_examples=300)
+def test_packed_messages_of_pipelines_are_read_or_refused(message: Any, junk: bytes, at: int) -> None:
+    packed = msgpack.packb(message)
+    for data in (packed, packed[:at] + junk + packed[at:], packed[:at], junk):
+        try:
+            _, ids, commands = read_request(kv_pb2.PipelineRequest(packed=data).SerializeToString())
+        except InvalidArgument:
+            pass
+        else:
+            assert len(ids) == len(commands)
+            for op in commands:
+                assert isinstance(op, get_args(Piped))
+                if op.refusal() is None:
+                    assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
+                    assert not isinstance(op, Write) or again([op]) == [op]
+        try:
+            answers = answers_of(kv_pb2.PipelineResponse(packed=data))
+        except ValueError:
+            continue
+        assert len(answers.ids) == len(answers.results)
 
 
 @given(changed(MESSAGES), st.binary(max_size=6), st.integers(0, 200))

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from shards import Group, Node, ShardMap
 from shards.leaders import Succession, balance_leaders
 from shards.map import LeadersOver
+from tests.plans import replanned as planned
+from tests.plans import shuffled
 
 
 @st.composite
@@ -26,8 +28,7 @@ def placed(draw: st.DrawFn, most_groups: int = 12) -> ShardMap:
 
 
 def replanned(shard_map: ShardMap) -> ShardMap:
-    plan = balance_leaders(shard_map)
-    return replace(shard_map, groups=tuple(replace(g, voters=plan.get(g.id, g.voters)) for g in shard_map.groups))
+    return planned(shard_map, balance_leaders(shard_map))
 
 
 def leaders(shard_map: ShardMap) -> list[int]:
@@ -71,10 +72,7 @@ def test_plans_are_stable_and_do_not_depend_on_the_order(shard_map: ShardMap, ov
     assert all(set(voters) == set(shard_map.group(group).voters) for group, voters in plan.items())
     after = replanned(shard_map)
     assert balance_leaders(after) == {}
-    nodes, groups = list(shard_map.nodes), list(shard_map.groups)
-    Random(seed).shuffle(nodes)
-    Random(seed).shuffle(groups)
-    assert balance_leaders(replace(shard_map, nodes=tuple(nodes), groups=tuple(groups))) == plan
+    assert balance_leaders(shuffled(shard_map, seed)) == plan
     if over is LeadersOver.HOSTS and hosts_of(after) == hosts_of(shard_map):
         assert len(set(leaders(after))) < len(set(leaders(shard_map))) or plan == {}
 

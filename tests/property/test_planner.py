@@ -32,6 +32,7 @@ from shards.planner import (
     plan_slots,
     replace_node,
 )
+from tests.plans import held, replanned, shuffled
 
 SIZES = [1024, 2048, 4096, 8192, 16384]
 Plan = Mapping[int, tuple[int, ...]]
@@ -62,27 +63,8 @@ def applied(shard_map: ShardMap, moves: Sequence[Move]) -> ShardMap:
     return replace(shard_map, owners=tuple(owners))
 
 
-def replanned(shard_map: ShardMap, plan: Plan) -> ShardMap:
-    """The map refuses two replicas of a group on one node."""
-    groups = (replace(one, voters=plan.get(one.id, one.voters), learners=()) for one in shard_map.groups)
-    return replace(shard_map, groups=tuple(groups))
-
-
-def shuffled(shard_map: ShardMap, seed: int) -> ShardMap:
-    nodes, groups = list(shard_map.nodes), list(shard_map.groups)
-    Random(seed).shuffle(nodes)
-    Random(seed).shuffle(groups)
-    return replace(shard_map, nodes=tuple(nodes), groups=tuple(groups))
-
-
 def count(moves: Sequence[Move]) -> int:
     return sum(len(move.slots) for move in moves)
-
-
-def held(shard_map: ShardMap) -> dict[int, int]:
-    """Voters of data groups on each node."""
-    found = Counter(one for group in shard_map.data_groups() for one in group.voters)
-    return {one.id: found[one.id] for one in shard_map.nodes}
 
 
 def led(shard_map: ShardMap) -> list[int]:

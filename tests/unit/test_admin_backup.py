@@ -140,7 +140,7 @@ def test_a_damaged_manifest_is_refused(made: Path, admin: Admin, text: str) -> N
 
 def test_no_file_elsewhere_is_read(made: Path) -> None:
     rewrite(made, lambda raw: raw["files"][0].update(name="../group-1.snapshot"))
-    with pytest.raises(BackupError, match=r"files\.0\.name: "):
+    with pytest.raises(BackupError, match=r"files\[0\]\.name: "):
         read_manifest(made)
 
 

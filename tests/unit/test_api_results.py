@@ -7,14 +7,24 @@ from typing import Any
 import pytest
 
 from raftkv.api.failures import error_of, failure_of, known_code
+from raftkv.api.pipeline import Batch, request_of
 from raftkv.api.results import fill_result, read_result
 from raftkv.api.status import Role
 from raftkv.commands.bounds import Mode
-from raftkv.commands.records import Cas, Delete, Get, Put, Scan
-from raftkv.commands.registry import CLIENT_COMMANDS
+from raftkv.commands.records import Cas, Delete, Get, Piped, Put, Scan
+from raftkv.commands.registry import PIPED
 from raftkv.commands.results import Result, ScanPage
 from raftkv.errors import OUTCOMES, Code, InvalidArgument, RaftKVError, TooLarge
-from raftkv.limits import MAX_KEY_BYTES, MAX_SCAN_PAGE_BYTES, MAX_TTL, MAX_VALUE_BYTES, SCAN_PAGE_BYTES
+from raftkv.limits import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_OPS,
+    MAX_KEY_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_SCAN_PAGE_BYTES,
+    MAX_TTL,
+    MAX_VALUE_BYTES,
+    SCAN_PAGE_BYTES,
+)
 from raftkv.v1 import admin_pb2, error_pb2, kv_pb2
 from shards.slots import slot_of
 
@@ -34,7 +44,7 @@ def test_the_numbers_on_the_wire_are_those_of_the_program() -> None:
 
 
 def operation(message: kv_pb2.Operation, client: bytes, first: int, slots: int) -> Any:
-    return CLIENT_COMMANDS[message.kind].decode(message, client, first, slots)
+    return PIPED[message.kind].decode(message, client, first, slots)
 
 
 def test_every_kind_of_operation_arrives_whole() -> None:
@@ -101,6 +111,14 @@ def test_results_survive_the_wire(result: Result) -> None:
     message = kv_pb2.OperationResult(id=9)
     fill_result(message, result)
     assert read_result(kv_pb2.OperationResult.FromString(message.SerializeToString())) == result
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_framing_of_the_largest_batch_fits_its_message(packed: bool) -> None:
+    most, value = 2**62, b"v" * (MAX_BATCH_BYTES // MAX_BATCH_OPS - 1)
+    ops: list[Piped] = [Put(65535, b"k", value, most, MAX_TTL * 1000, client=CLIENT, seq=most, first=most)]
+    batch = Batch([most] * MAX_BATCH_OPS, ops * MAX_BATCH_OPS, 2**32 - 1)
+    assert MAX_BATCH_BYTES < request_of(batch, packed=packed).ByteSize() < MAX_MESSAGE_BYTES
 
 
 def test_unary_requests_become_the_same_operations() -> None:

@@ -38,7 +38,7 @@ class Store:
         self.versions = 0
         self._trouble = trouble
 
-    async def get(self, key: str, *, consistency: str) -> Record | None:
+    async def get(self, key: str, *, consistency: str, timeout: float | None = None) -> Record | None:
         await self._way()
         found = self.read(key)
         await self._way()

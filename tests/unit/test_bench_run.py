@@ -178,21 +178,24 @@ def test_the_page_stands_alone_and_the_files_say_what_was_measured(world: World,
     page = (tmp_path / results.PAGE).read_text()
     # All it shows is in it, and its policy forbids it to load anything.
     assert "default-src 'none'" in page
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert "http:" not in page
     assert "https:" not in page
     assert "<script" not in page
     assert "&lt;i&gt;" in page
-    plots = sorted(path.name for path in tmp_path.glob("*.png"))
+    plots = sorted(path.name for path in tmp_path.glob("*.svg"))
     assert plots == [
-        "b-percentiles.png",
-        "groups-along.png",
-        "groups-percentiles.png",
-        "open-loop-get-along.png",
-        "open-loop-get-percentiles.png",
-        "open-loop-get-throughput.png",
+        "b-percentiles.svg",
+        "groups-along.svg",
+        "groups-percentiles.svg",
+        "open-loop-get-along.svg",
+        "open-loop-get-percentiles.svg",
+        "open-loop-get-throughput.svg",
     ]
-    assert page.count("data:image/png;base64,") == len(plots)
+    assert page.count("<svg ") == len(plots)
+    assert "prefers-color-scheme: dark" in page
+    assert re.search(r'<p class="headline">GET up to [\d,]+/s', page)
+    assert '<a href="#open-loop-get">' in page
     assert "get groups 12" in page
     text = (tmp_path / results.MARKDOWN).read_text()
     assert text.count("| latencies in ms | ops/s |") == len(scenarios)

@@ -6,10 +6,12 @@ import asyncio
 import itertools
 from typing import TYPE_CHECKING, cast
 
+from raftkv.api.pipeline import Answers, Batch
 from raftkv.client.call import Call
 from raftkv.client.channel import Channel
 from raftkv.client.session import ClientSession
 from raftkv.clock import SystemClock
+from raftkv.commands.results import Result
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
@@ -23,17 +25,16 @@ class Node:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
-        self._answers: asyncio.Queue[kv_pb2.PipelineResponse] = asyncio.Queue()
+        self._answers: asyncio.Queue[Answers] = asyncio.Queue()
 
     async def open(self) -> Node:
         return self
 
-    async def write(self, request: kv_pb2.PipelineRequest) -> None:
-        self.sizes.append(len(request.operations))
-        results = [kv_pb2.OperationResult(id=one.id) for one in request.operations]
-        await self._answers.put(kv_pb2.PipelineResponse(results=results))
+    async def write(self, batch: Batch) -> None:
+        self.sizes.append(len(batch.ids))
+        await self._answers.put(Answers(batch.ids, [Result(0) for _ in batch.ids], 0))
 
-    async def read(self) -> kv_pb2.PipelineResponse | None:
+    async def read(self) -> Answers | None:
         return await self._answers.get()
 
     def cancel(self) -> None:
@@ -79,6 +80,7 @@ def sizes(calls: int, share: int, *, writes: bool = False, rounds: int = 1) -> l
             futures = []
             for at in range(calls):
                 call = Call(kv_pb2.KIND_PUT if writes else kv_pb2.KIND_GET, b"%d" % at)
+                call.slot = 0
                 if writes:
                     call.value, call.session, call.seq = b"v", session, session.begin()
                 futures.append(channel.send(call, 1.0, clock.now(), 5.0))

@@ -140,3 +140,33 @@ def test_rendering_and_reading_gives_the_same_configuration(data_dir: str) -> No
     value["dial"] = {"1": "[::1]:9999", "17": "h:1"}
     config = parse_config(value, "x")
     assert parse_config(tomllib.loads(render(config)), "x") == config
+
+
+def test_all_that_is_wrong_is_told_at_once_by_its_key_and_what_is_expected() -> None:
+    wrong = raw()
+    wrong["node"] |= {"reads": "leases", "log_backups": 0, "joined": "yes", "memory": 1.5, "metrics": 7}
+    wrong["raft"] = {"heartbeat": float("nan"), "timeout": 1}
+    wrong["dial"] = {"x": "h:1", "9": 5, "9" * 5000: "h:1"}
+    wrong["nodes"][1] = {"id": 2, "address": "127.0.0.1"}
+    wrong["nodes"].append("h:1")
+    with pytest.raises(ConfigError) as caught:
+        parse_config(wrong, "x")
+    assert str(caught.value).replace("9" * 5000, "9...").split("; ") == [
+        "x: node.address: address '127.0.0.1' is not of the form host:port",
+        "node.listen: address '127.0.0.1' is not of the form host:port",
+        "node.peer_address: is missing",
+        "node.peer_listen: is missing",
+        "node.metrics: expected `str`, got `int`",
+        "node.reads: expected 'lease' or 'quorum'",
+        "node.log_backups: expected `int` >= 1",
+        "node.memory: expected `int`, got `float`",
+        "node.joined: expected `bool`, got `str`",
+        "raft.heartbeat: expected `float` >= 0.01",
+        "raft.timeout: unknown key",
+        "dial.x: 'x' is not the id of a node",
+        "dial.9: expected `str`, got `int`",
+        "dial.9...: '9...' is not the id of a node",
+        "nodes.1.address: address '127.0.0.1' is not of the form host:port",
+        "nodes.1.peer_address: is missing",
+        "nodes.3: expected a table",
+    ]

@@ -6,12 +6,12 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 import yaml
-from pydantic import BaseModel
+from msgspec import NODEFAULT
+from msgspec.structs import FieldInfo, fields
 
 import raftkv
 from bench.cli import bench
@@ -35,6 +35,7 @@ from raftkv.node.config import (
     SecuritySection,
     parse_config,
 )
+from raftkv.node.sections import Section
 from raftkv.peer.hello import Reason
 from raftkv.raft.messages import Type
 from raftkv.storage import wal_format
@@ -135,24 +136,28 @@ def test_the_numbers_of_messages_and_records_are_those_of_the_code(first: str, n
     assert {row[0]: int(row[1]) for row in table(DOCS / "protocol.md", first)} == numbers
 
 
-def defaults(name: str, section: type[BaseModel]) -> dict[str, Any]:
-    return {f"{name}.{key}": field for key, field in section.model_fields.items()}
+def keys(name: str, section: type[Section]) -> dict[str, FieldInfo]:
+    return {f"{name}.{field.name}": field for field in fields(section)}
 
 
 def test_the_table_of_the_configuration_names_every_key_and_its_default() -> None:
-    fields = {
-        **defaults("cluster", ClusterSection),
-        **defaults("node", NodeSection),
-        **defaults("raft", RaftSection),
-        **defaults("security", SecuritySection),
-        "dial": NodeConfig.model_fields["dial"],
-        **defaults("nodes", PeerSection),
+    known = {
+        **keys("cluster", ClusterSection),
+        **keys("node", NodeSection),
+        **keys("raft", RaftSection),
+        **keys("security", SecuritySection),
+        "dial": next(field for field in fields(NodeConfig) if field.name == "dial"),
+        **keys("nodes", PeerSection),
     }
     rows = {row[0]: row[2].strip("`") for row in table(DOCS / "operations.md", "key")}
-    assert list(rows) == list(fields)
-    for key, default in rows.items():
-        if not fields[key].is_required() and fields[key].default is not None:
-            assert default == str(fields[key].default), key
+    assert list(rows) == list(known)
+    for key, text in rows.items():
+        field = known[key]
+        default = None if field.required else field.default
+        if default is NODEFAULT:
+            default = field.default_factory()
+        if default is not None:
+            assert text == str(default), key
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:

@@ -23,7 +23,7 @@ ADDRESSES = dict.fromkeys(("address", "listen", "peer_address", "peer_listen"), 
 
 
 def section(**keys: Any) -> NodeSection:
-    return NodeSection.model_validate({"id": 1, "data_dir": "data", **ADDRESSES, **keys})
+    return NodeSection(**{"id": 1, "data_dir": "data", **ADDRESSES, **keys})
 
 
 class Output:

@@ -14,7 +14,7 @@ from raftkv.raft.leadership import Leadership
 from raftkv.raft.messages import Type
 from raftkv.raft.replication import Progress
 
-PIPELINED = RaftConfig(max_open_entries=64)
+PIPELINED = RaftConfig(open_entries=64)
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
 
 

@@ -443,9 +443,11 @@ def test_h14d_follower_that_missed_its_transfer_stays_calm() -> None:
 
 
 def test_best_target_holds_most_of_the_log() -> None:
-    """Of the followers in contact the one that is furthest is proposed."""
+    """Of the followers in contact the one that is furthest is proposed, at a tie the lowest id."""
     lab = Lab(by_hand=True)
     leader = lab.elect(1)
+    lab.run(0.0)
+    assert leader.lead.best_target(leader.now()) == 2
     leader.put(b"a")
     lab.run(0.0)
     lab.take(1, 2)

@@ -143,7 +143,7 @@ def test_newcomers_are_learners_that_have_caught_up() -> None:
 
 def test_a_learner_that_lags_is_refused() -> None:
     """Neither one that lacks too many entries, nor one that first needs a snapshot."""
-    lab, leader = led(4, (1, 2, 3), (4,), RaftConfig(max_open_entries=10**6))
+    lab, leader = led(4, (1, 2, 3), (4,), RaftConfig(open_entries=10**6))
     for number in range(MAX_LAG + 10):
         leader.put(b"%d" % number)
         leader._turn()

@@ -221,7 +221,7 @@ def test_entries_are_applied_once_each_in_order() -> None:
 )
 def test_h12_entries_of_every_size_replicate(size: int) -> None:
     """No size of an entry up to the limit gets stuck, among others before and behind it."""
-    lab = Lab(config=RaftConfig(max_open_entries=8))
+    lab = Lab(config=RaftConfig(open_entries=8))
     leader = lab.wait_for_leader()
     values = [b"before", b"v" * size, b"behind"]
     outcomes = [lab.commit(leader, value) for value in values]
@@ -230,9 +230,10 @@ def test_h12_entries_of_every_size_replicate(size: int) -> None:
     assert all(replica.commands() == values for replica in lab.nodes.values())
 
 
-def test_entries_stay_below_the_limit() -> None:
+def test_entries_stay_below_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proposals gathered for one entry are split by bytes, and keep their order."""
-    lab = Lab(by_hand=True, config=RaftConfig(max_open_entries=100))
+    monkeypatch.setattr(limits, "MAX_OPEN_BYTES", 4 * limits.MAX_ENTRY_BYTES)
+    lab = Lab(by_hand=True, config=RaftConfig(open_entries=100))
     leader = lab.elect(1)
     lab.pump()
     first = leader.raft.log.last_index + 1
@@ -307,7 +308,7 @@ def test_group_time_never_goes_back() -> None:
 
 def test_restarted_node_catches_up() -> None:
     """A node that was away gets all it missed, in a few messages, and applies it in order."""
-    lab = Lab(config=RaftConfig(max_open_entries=64))
+    lab = Lab(config=RaftConfig(open_entries=64))
     leader = lab.wait_for_leader()
     away = next(replica for replica in lab.nodes.values() if replica is not leader)
     away.kill()

@@ -20,7 +20,7 @@ from raftkv.storage.snapshots import SnapshotStore
 from tests.group_lab import GroupLab, GroupMachine, GroupReplica, LabWal
 
 MUTANT = pytest.mark.parametrize("mutant", [False, True], ids=["fixed", "mutant"])
-EAGER = RaftConfig(snapshot_bytes=1000, keep_entries=0, max_open_entries=64)
+EAGER = RaftConfig(snapshot_bytes=1000, keep_entries=0, open_entries=64)
 _BIG = b"v" * 60_000
 
 
@@ -80,7 +80,7 @@ def test_lagging_follower_gets_a_snapshot(value: bytes) -> None:
 
 def test_h8a_offer_and_chunks_commit_nothing() -> None:
     """Entries that were never committed stay so while a snapshot arrives, and go with its installation."""
-    lab = GroupLab(by_hand=True, config=RaftConfig(keep_entries=0, max_open_entries=64))
+    lab = GroupLab(by_hand=True, config=RaftConfig(keep_entries=0, open_entries=64))
     old = lab.elect(1)
     lab.pump()
     ghosts = [old.put(b"ghost%d" % number) for number in range(3)]
@@ -396,9 +396,7 @@ def test_snapshot_in_use_is_not_replaced(monkeypatch: pytest.MonkeyPatch, mutant
     """Under steady writes a follower can finish a long snapshot and go on behind it (found by reading)."""
     if mutant:
         monkeypatch.setattr(GroupSnapshots, "_in_use", lambda self: False)
-    config = RaftConfig(
-        snapshot_bytes=20_000, snapshot_share=1.0, keep_entries=0, chunk_bytes=2500, max_open_entries=64
-    )
+    config = RaftConfig(snapshot_bytes=20_000, snapshot_share=1.0, keep_entries=0, chunk_bytes=2500, open_entries=64)
     lab = GroupLab(config=config, fate=lambda envelope: (0.05 if envelope.type >= Type.SNAPSHOT_OFFER else 0.001,))
     leader = lab.wait_for_leader()
     slow = next(node for node in lab.nodes if node != leader.node)
@@ -481,7 +479,7 @@ def test_follower_in_a_snapshot_counts_as_contact(monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(Leadership, "_send_append", quiet)
     lab = GroupLab(
-        config=RaftConfig(snapshot_bytes=40_000, keep_entries=0, max_open_entries=64),
+        config=RaftConfig(snapshot_bytes=40_000, keep_entries=0, open_entries=64),
         fate=lambda envelope: (0.3 if envelope.type == Type.SNAPSHOT_CHUNK else 0.001,),
     )
     leader = lab.wait_for_leader()

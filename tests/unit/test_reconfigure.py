@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from faults.sim.cluster import SimCluster
 from faults.sim.loop import SimLoop, simulate
 
@@ -29,10 +31,10 @@ def test_a_node_reaches_its_peers_and_reads_as_the_new_configuration_says() -> N
         await until(lambda: up() == {2: True, 3: True})
         links = node._links
         numbers = {peer: links.link_number(peer) for peer in links.peers}
-        node.reconfigure(config.model_copy(update={"dial": {2: "nowhere:1"}}))
+        node.reconfigure(replace(config, dial={2: "nowhere:1"}))
         await until(lambda: up() == {2: False, 3: True})
-        quorum = config.node.model_copy(update={"reads": "quorum"})
-        node.reconfigure(config.model_copy(update={"node": quorum}))
+        quorum = replace(config.node, reads="quorum")
+        node.reconfigure(replace(config, node=quorum))
         await until(lambda: up() == {2: True, 3: True})
         assert links.link_number(3) == numbers[3], "the other link is not touched"
         assert node._router.execution.quorum_reads

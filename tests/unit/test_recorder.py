@@ -54,8 +54,8 @@ class Scripted:
         self._fails = fails
         self._hangs = hangs
 
-    async def get(self, key: str, *, consistency: str) -> Any:
-        return await self._end("get", key, consistency)
+    async def get(self, key: str, *, consistency: str, timeout: float | None) -> Any:
+        return await self._end("get", key, consistency, timeout)
 
     async def put(self, key: str, value: str, *, ttl: float | None, if_version: int | None) -> Any:
         return await self._end("put", key, value, ttl, if_version)
@@ -122,7 +122,7 @@ def asked(kind: Kind, **more: Any) -> Operation:
 def test_a_get_says_what_it_found() -> None:
     desk = Desk(Scripted(Record(b"k", b"v", 7)))
     assert desk.run(CALLS[Kind.GET]) == asked(Kind.GET, found="v", version=7)
-    assert desk.client.calls == [("get", "k", "linearizable")]
+    assert desk.client.calls == [("get", "k", "linearizable", None)]
 
 
 def test_a_get_that_found_nothing_says_version_0() -> None:
@@ -139,7 +139,7 @@ def test_only_stale_reads_are_marked_as_such() -> None:
     assert desk.run(lambda kv: kv.get("k", "stale")) == asked(Kind.GET, found="v", version=7, stale=True)
     desk = Desk(Scripted(Record(b"k", b"v", 7)))
     assert desk.run(lambda kv: kv.get("k", "quorum")) == asked(Kind.GET, found="v", version=7)
-    assert desk.client.calls == [("get", "k", "quorum")]
+    assert desk.client.calls == [("get", "k", "quorum", None)]
 
 
 def test_a_put_says_what_it_wrote_and_the_version_it_got() -> None:

@@ -158,10 +158,10 @@ def test_a_dropped_group_leaves_nothing_but_its_promises() -> None:
         promised = host.wal.promised(GROUP)
         assert (promised.term, promised.vote, promised.floor) == (term, NODE, end)
         host.start()
-        assert host.replicas.all() == []
+        assert host.replicas.all() == ()
     host.replicas.drop(GROUP)
     host.run()
-    assert host.replicas.all() == []
+    assert host.replicas.all() == ()
 
 
 def test_what_waits_for_a_dropped_group_is_answered() -> None:
@@ -224,7 +224,7 @@ def test_a_group_that_is_dropped_again_stays_away() -> None:
     host.replicas.ensure(GROUP, (NODE,))
     host.replicas.drop(GROUP)
     host.run()
-    assert host.replicas.all() == []
+    assert host.replicas.all() == ()
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -262,7 +262,7 @@ def test_a_snapshot_under_way_does_not_outlive_its_group() -> None:
     host.run()
     assert host.paths() == []
     host.start()
-    assert host.replicas.all() == []
+    assert host.replicas.all() == ()
     host.replicas.ensure(GROUP, (NODE,))
     host.run()
     assert host.group().log.last_index == 1

@@ -8,15 +8,16 @@ from collections.abc import AsyncIterator
 import pytest
 from grpc import aio
 
+from raftkv.api.pipeline import read_request
 from raftkv.commands.base import Command, GroupCommand, Sender
 from raftkv.commands.group import Check, Genesis, Tick
 from raftkv.commands.members import ChangeMembers, Members, Transfer
 from raftkv.commands.meta import OPERATORS_VERBS, ChangeCluster, ConfirmMap, FormCluster, ReadCluster
 from raftkv.commands.moving import ImportDrop, MoveState, Release
 from raftkv.commands.records import Get
-from raftkv.commands.registry import CLIENT_COMMANDS, COMMANDS
+from raftkv.commands.registry import CLIENT_COMMANDS, COMMANDS, encode
 from raftkv.commands.results import Result
-from raftkv.errors import Code
+from raftkv.errors import Code, InvalidArgument
 from raftkv.frontend.grpc.admin import _change_arguments
 from raftkv.frontend.port import NODE, Caller, Origin
 from raftkv.node import messages
@@ -88,6 +89,16 @@ def test_a_pipeline_takes_no_command_of_nodes() -> None:
             assert not cluster.frontends[0].ops
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("op", [*OF_NODES, *OF_OPERATORS, Tick(), Genesis((1,)), FormCluster(b"map")], ids=label)
+def test_nor_does_a_packed_message_of_a_pipeline(op: Command) -> None:
+    """Which holds commands as nodes send them to each other."""
+    good = encode(([1], [Get(1, b"k")]))
+    assert read_request(kv_pb2.PipelineRequest(packed=good).SerializeToString())[2] == [Get(1, b"k")]
+    bad = encode(([1, 2], [Get(1, b"k"), op]))
+    with pytest.raises(InvalidArgument, match="malformed packed operations"):
+        read_request(kv_pb2.PipelineRequest(packed=bad).SerializeToString())
 
 
 def test_no_call_of_the_service_kv_has_a_command_of_nodes() -> None:

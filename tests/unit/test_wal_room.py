@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from tests.wal_world import SMALL, Node, fill
+from tests.wal_world import SMALL, Node, command, fill
 
 
 def fill_up(node: Node) -> int:
@@ -93,3 +93,20 @@ def test_a_log_at_its_limit_waits_until_it_may_grow_or_has_shrunk() -> None:
     assert not node.wal.limited
     assert node.wal.durable == node.wal.appended
     assert node.restart()[1].last_index == 40
+
+
+def test_what_gathered_beyond_the_size_of_a_segment_is_seen_to_wait_for_the_limit() -> None:
+    """As after a stall of the network: one batch of a turn that needs more than there is room for (seed 1000115)."""
+    node = Node(SMALL)
+    fill(node.wal, 1, 1, 8)
+    assert len(node.segments()) == 2
+    node.wal.limit(3 * SMALL)
+    for index in range(9, 30):
+        node.wal.entry(1, index, 1, command(index, 100))
+    node.wal.flush()
+    assert node.wal.durable == 8
+    assert node.wal.limited
+    node.wal.limit(1 << 20)
+    assert not node.wal.limited
+    assert node.wal.durable == node.wal.appended
+    assert node.restart()[1].last_index == 29

@@ -264,7 +264,7 @@ class GoodStore:
     def all(self) -> dict[str, Record]:
         return {key: found for key in sorted(self._records) if (found := self._live(key)) is not None}
 
-    async def get(self, key: str, *, consistency: str) -> Record | None:
+    async def get(self, key: str, *, consistency: str, timeout: float | None = None) -> Record | None:
         return self._live(key)
 
     async def scan_slot(self, slot: int, after: bytes, *, limit_bytes: int = 0) -> tuple[list[Record], bool]:

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
-from pydantic import Field, TypeAdapter, ValidationError
+from msgspec import DecodeError, Meta
+from msgspec.json import Decoder
 
 from raftkv.cli.admin.text import numbers_of, parse_ranges, ranges_text, shortened
 from raftkv.cli.files import Watched
@@ -34,7 +35,7 @@ _KIND: Final = "raftkv backup"
 _SCHEMA: Final = 1
 _LENGTH_BYTES: Final = 4
 _READ_BYTES: Final = 1024 * 1024
-_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 _OURS: Final = re.compile(r"group-\d+\.snapshot(\.part)?|manifest\.json(\.progress)?(\.\w+\.part)?")
 
 
@@ -49,7 +50,7 @@ class GroupFile:
     ``time_ms``: the group's time, from which the times to live in it count.
     """
 
-    name: Annotated[str, Field(pattern=r"^group-\d+\.snapshot$")]
+    name: Annotated[str, Meta(pattern=r"^group-\d+\.snapshot$")]
     group: _Count
     size: _Count
     sha256: str
@@ -74,7 +75,7 @@ class Manifest:
     cluster_id: str
     raftkv_version: str
     created_at: str
-    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)]
+    slots: Annotated[int, Meta(ge=1, le=MAX_SLOTS)]
     map: Mapping[str, Any]
     files: tuple[GroupFile, ...]
 
@@ -89,8 +90,8 @@ class Manifest:
         return sum(file.bytes for file in self.files)
 
 
-_HEAD: Final = TypeAdapter(_Head)
-_BODY: Final = TypeAdapter(Manifest)
+_HEAD: Final = Decoder(_Head)
+_BODY: Final = Decoder(Manifest)
 
 
 # Writing
@@ -220,16 +221,16 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise BackupError(f"{path}: cannot read it: {error.strerror or error}") from None
     try:
-        head = _HEAD.validate_json(text, strict=True)
+        head = _HEAD.decode(text)
         if head.kind != _KIND:
             raise BackupError(f"{path}: is not the manifest of a backup")
         if head.schema != _SCHEMA:
             raise BackupError(f"{path}: has schema {head.schema}, this version of raftkv reads {_SCHEMA}")
-        manifest = _BODY.validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BackupError(f"{path}: is damaged: {f'{where}: ' if where else ''}{first['msg']}") from None
+        manifest = _BODY.decode(text)
+    except (DecodeError, RecursionError) as error:
+        what, _, key = str(error).partition(" - at `$")
+        where = key.strip(".`")
+        raise BackupError(f"{path}: is damaged: {f'{where}: ' if where else ''}{what}") from None
     for file in manifest.files:
         try:
             ranges = parse_ranges(file.slots) if file.slots else ()

@@ -112,7 +112,8 @@ async def hand_over(client: AdminClient, wanted: Mapping[int, int]) -> dict[int,
 @click.option(
     "--over",
     type=click.Choice([str(over) for over in LeadersOver]),
-    help="From now on: hosts, on each of which as few nodes as possible lead, or nodes.  [default: as before]",
+    show_default="as before",
+    help="From now on: hosts, on each of which as few nodes as possible lead, or nodes.",
 )
 def balance(over: str | None) -> int:
     """Spread the leaderships evenly, with few changes, over hosts or over nodes.

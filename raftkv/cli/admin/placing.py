@@ -76,8 +76,8 @@ def spreading(picture: Picture, nodes: Iterable[int] = ()) -> DesiredVoters:
     shard_map = intended(picture.state)
     desired = balance_nodes(shard_map, fit)
     meta = shard_map.group(META_GROUP).voters
-    members = meta_members(shard_map)
-    if members != meta and set(members).difference(meta).issubset(fit):
+    members = meta_members(shard_map, fit)
+    if members != meta:
         desired[META_GROUP] = members
     return desired
 

@@ -12,33 +12,32 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from google.protobuf.message import DecodeError
-
 from raftkv.api.batcher import Batcher
 from raftkv.api.failures import failure_of, overloaded, with_retry
-from raftkv.api.results import fill_result
+from raftkv.api.pipeline import Answers, read_request, response_of
 from raftkv.commands.base import Command
-from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS
+from raftkv.commands.records import Piped
+from raftkv.commands.registry import CLIENT_READS, PIPED
 from raftkv.commands.results import Result
-from raftkv.errors import Code, InvalidArgument, TooLarge
+from raftkv.errors import Code, InvalidArgument
 from raftkv.frontend.counters import MALFORMED
 from raftkv.frontend.port import Caller, slots_of
 from raftkv.frontend.turns import BYTES_PER_UNIT
 from raftkv.limits import (
     DEFAULT_TIMEOUT,
     MAX_ANSWER_BYTES,
-    MAX_BATCH_OPS,
     MAX_HELD_BYTES,
     MAX_STARTED_OPS,
     MAX_STREAM_BYTES,
     MAX_STREAM_OPS,
     MAX_TIMEOUT,
 )
-from raftkv.v1 import kv_pb2
+from shards.slots import slot_of
 
 if TYPE_CHECKING:
     from raftkv.frontend.port import NodePort
     from raftkv.frontend.resources import Resources
+    from raftkv.v1 import kv_pb2
 
 _SPACING: Final = 0.5
 """Of the time that answers take, between two messages with less than half of them."""
@@ -50,9 +49,10 @@ _LEAST: Final = 64
 """Bytes of a message for each operation in it, about; to guess their number before the message is parsed."""
 _UNNOTICED: Final = 64 * 1024
 """Bytes by which a stream may differ from what is counted for it."""
-_DECODE: Final = {number: kind.decode for number, kind in CLIENT_COMMANDS.items()}
+_DECODE: Final = {number: kind.decode for number, kind in PIPED.items()}
 _OVERLOADED: Final = int(Code.OVERLOADED)
 _TOO_MUCH: Final = overloaded("too many messages queued on this connection")
+_MISPLACED: Final = Result(int(Code.INVALID_ARGUMENT), detail="the slot is not that of the key")
 _TOO_LATE: Final = overloaded("the node was too busy to start the operation before its deadline")
 
 
@@ -88,6 +88,8 @@ class PipelineStream:
         self._wake: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._reading = True
+        self._packed = False
+        """Whether the client asks in packed messages, and so is answered in such."""
         self._caller = Caller.at(peer)
         self.peer = peer
         self.blocked_since: float | None = None
@@ -141,7 +143,7 @@ class PipelineStream:
                 self._mean = max(size // len(batch), self._mean // 2)
                 start = 0
                 while start < len(batch):
-                    response, start, part = self._response(batch, start)
+                    response, start, part = self._response(batch, start, size)
                     if part > BYTES_PER_UNIT:
                         self._turns.spend(self.peer, part // BYTES_PER_UNIT)
                     # What is written exists three times: as results, as a message and as what gRPC sends.
@@ -182,10 +184,10 @@ class PipelineStream:
             return
         self._message = None
         failed = self._counters.failed
-        for operation in message.operations:
-            failed[operation.kind if operation.kind in CLIENT_COMMANDS else MALFORMED, _OVERLOADED] += 1
-            self._ready.append((operation.id, _TOO_MUCH))
-        self._unanswered += len(message.operations)
+        for number, kind in message.kinds():
+            failed[kind if kind in PIPED else MALFORMED, _OVERLOADED] += 1
+            self._ready.append((number, _TOO_MUCH))
+        self._unanswered += message.left
         self._notify()
 
     def _let_go(self) -> None:
@@ -234,7 +236,7 @@ class PipelineStream:
         """See :class:`raftkv.frontend.turns.Work`."""
         waiting = len(self._again)
         if self._message is not None:
-            waiting += len(self._message.operations) or 1 + self._message.size // _LEAST
+            waiting += self._message.left or 1 + self._message.size // _LEAST
         return waiting
 
     def step(self, most: int) -> tuple[int, bool]:
@@ -280,44 +282,66 @@ class PipelineStream:
         return len(ops)
 
     def _step_message(self, message: _Message, count: int, most: int) -> int:
-        units = 0
-        if message.request is None:
-            units = message.parse()
-        request = message.request
-        assert request is not None
-        client_id = request.client_id
-        first = request.first_incomplete
-        left = message.operations
-        if count < len(left):
-            left, message.operations = left[:count], left[count:]
+        units = message.parse()
+        self._packed = message.packed
+        count = min(count, message.left)
+        if message.packed:
+            ids, ops, refused = self._look_at(*message.take(count))
         else:
+            ids, ops, refused = self._decode(message, count)
+        if not message.left:
             self._message = None
-        ids: list[int] = []
-        ops: list[Command] = []
-        payload = 0
-        slots = slots_of(self._node)
-        for operation in left:
-            try:
-                decode = _DECODE.get(operation.kind)
-                if decode is None or (op := decode(operation, client_id, first, slots)) is None:
-                    raise InvalidArgument(f"unknown kind of operation {operation.kind}")
-            except InvalidArgument as error:
-                failure = failure_of(error)
+        if refused:
+            for _, failure in refused:
                 self._counters.malformed(failure.code)
-                self._unanswered += 1
-                self._ready.append((operation.id, failure))
-                self._notify()
-                continue
-            ids.append(operation.id)
-            ops.append(op)
-            payload += op.size()
+            self._unanswered += len(refused)
+            self._ready += refused
+            self._notify()
+        payload = sum([op.size() for op in ops])
         if ops:
             self._unanswered += len(ops)
             self._batcher.follow(ids[0])
             self._submit(ids, ops, message.deadline, self._clock.now(), payload + _OVERHEAD * len(ops))
-        return units + len(left) + payload // BYTES_PER_UNIT
+        return units + count + payload // BYTES_PER_UNIT
 
-    def _submit(self, ids: list[int], ops: list[Command], deadline: float, now: float, size: int) -> None:
+    def _look_at(
+        self, ids: Sequence[int], ops: Sequence[Piped]
+    ) -> tuple[Sequence[int], Sequence[Piped], list[tuple[int, Result]]]:
+        """Those of the packed operations ``ops`` that are taken, and why the others are not."""
+        known = self._node.cluster_map()
+        slots = 0 if known is None else known.slots
+        refused: dict[int, Result] = {}
+        for index, op in enumerate(ops):
+            # A node without a map takes nothing, and says so.
+            refusal = op.refusal() if not slots or op.slot == slot_of(op.key, slots) else _MISPLACED
+            if refusal is not None:
+                refused[index] = refusal
+        if not refused:
+            return ids, ops, []
+        taken = [index for index in range(len(ops)) if index not in refused]
+        failures = [(ids[index], refusal) for index, refusal in refused.items()]
+        return [ids[index] for index in taken], [ops[index] for index in taken], failures
+
+    def _decode(self, message: _Message, count: int) -> tuple[list[int], list[Piped], list[tuple[int, Result]]]:
+        """The next ``count`` operations of a message that is not packed: what is taken, and why the others are not."""
+        request = message.request
+        client_id, first, slots = request.client_id, request.first_incomplete, slots_of(self._node)
+        ids: list[int] = []
+        ops: list[Piped] = []
+        refused: list[tuple[int, Result]] = []
+        for operation in message.take_plain(count):
+            try:
+                decode = _DECODE.get(operation.kind)
+                if decode is None:
+                    raise InvalidArgument(f"unknown kind of operation {operation.kind}")
+                ops.append(decode(operation, client_id, first, slots))
+            except InvalidArgument as error:
+                refused.append((operation.id, failure_of(error)))
+                continue
+            ids.append(operation.id)
+        return ids, ops, refused
+
+    def _submit(self, ids: Sequence[int], ops: Sequence[Command], deadline: float, now: float, size: int) -> None:
         kinds = [op.number for op in ops]
         if self._mean > _OVERHEAD:
             size += sum(kind in CLIENT_READS for kind in kinds) * (self._mean - _OVERHEAD)
@@ -332,7 +356,7 @@ class PipelineStream:
                 reply(index, _TOO_LATE)
 
     def _replier(
-        self, ids: list[int], ops: Sequence[Command], kinds: list[int], share: int, deadline: float
+        self, ids: Sequence[int], ops: Sequence[Command], kinds: list[int], share: int, deadline: float
     ) -> Callable[[int, Result], None]:
         failed = self._counters.failed
 
@@ -361,53 +385,79 @@ class PipelineStream:
 
         return reply
 
-    def _response(self, batch: list[tuple[int, Result]], start: int) -> tuple[kv_pb2.PipelineResponse, int, int]:
-        """One message from ``batch[start:]``, where the next one starts, and the bytes of values in it."""
+    def _response(
+        self, batch: list[tuple[int, Result]], start: int, size: int
+    ) -> tuple[kv_pb2.PipelineResponse, int, int]:
+        """One message from ``batch[start:]``, where the next one starts, and the bytes of values in it.
+
+        ``size``: bytes of all values in ``batch``.
+        """
+        stop = len(batch)
+        if size > MAX_ANSWER_BYTES:
+            size = 0
+            for index in range(start, stop):
+                value = batch[index][1].value
+                if value is not None:
+                    if size + len(value) > MAX_ANSWER_BYTES and index > start:
+                        stop = index
+                        break
+                    size += len(value)
+            batch = batch[start:stop]
+        ids, results = zip(*batch, strict=True)
+        if self._batcher.followed in ids:
+            self._counters.latency.observe(self._batcher.answered())
         known = self._node.cluster_map()
-        response = kv_pb2.PipelineResponse(map_epoch=0 if known is None else known.epoch)
-        add = response.results.add
-        fill = fill_result
-        size = 0
-        followed = self._batcher.followed
-        for index in range(start, len(batch)):
-            number, result = batch[index]
-            value = result.value
-            if value is not None:
-                size += len(value)
-                if size > MAX_ANSWER_BYTES and index > start:
-                    return response, index, size - len(value)
-            if number == followed:
-                self._counters.latency.observe(self._batcher.answered())
-            message = add()
-            message.id = number
-            fill(message, result)
-        return response, len(batch), size
+        answers = Answers(ids, results, 0 if known is None else known.epoch)
+        return response_of(answers, packed=self._packed), stop, size
 
 
 class _Message:
-    """A message that was read, and what is left of it."""
+    """A message that was read, and how many operations are ``left`` of it."""
 
-    __slots__ = ("_arrived", "_data", "deadline", "operations", "request", "size")
+    __slots__ = ("_arrived", "_commands", "_data", "_ids", "_taken", "deadline", "left", "packed", "request", "size")
 
     def __init__(self, data: bytes, arrived: float) -> None:
-        self._data = data
+        self._data: bytes | None = data
         self.size = len(data)
         self._arrived = arrived
-        self.request: kv_pb2.PipelineRequest | None = None
-        self.operations: Sequence[kv_pb2.Operation] = ()
+        self._ids: Sequence[int] = ()
+        self._commands: Sequence[Piped] = ()
+        self._taken = 0
+        self.request: kv_pb2.PipelineRequest
+        self.packed = False
+        self.left = 0
         self.deadline = 0.0
 
     def parse(self) -> int:
         """Read the message, once. Returns the units that it took. Raises InvalidArgument if it is none, or TooLarge."""
-        if self.request is not None:
+        if self._data is None:
             return 0
-        data, self._data = self._data, b""
-        try:
-            request = self.request = kv_pb2.PipelineRequest.FromString(data)
-        except DecodeError as error:
-            raise InvalidArgument(f"malformed message: {error}") from None
-        self.operations = request.operations
-        if len(self.operations) > MAX_BATCH_OPS:
-            raise TooLarge(f"a message of {len(self.operations)} operations; the maximum is {MAX_BATCH_OPS}")
+        data, self._data = self._data, None
+        request, self._ids, self._commands = read_request(data)
+        self.request = request
+        self.packed = bool(request.packed)
+        self.left = len(self._ids) if self.packed else len(request.operations)
         self.deadline = self._arrived + min(request.timeout_ms / 1000 or DEFAULT_TIMEOUT, MAX_TIMEOUT)
         return len(data) // (4 * BYTES_PER_UNIT)
+
+    def take(self, count: int) -> tuple[Sequence[int], Sequence[Piped]]:
+        """The next ``count`` operations of a packed message."""
+        start, stop = self._next(count)
+        return self._ids[start:stop], self._commands[start:stop]
+
+    def take_plain(self, count: int) -> Sequence[kv_pb2.Operation]:
+        """The next ``count`` operations of one that is not."""
+        start, stop = self._next(count)
+        return self.request.operations[start:stop]
+
+    def kinds(self) -> list[tuple[int, int]]:
+        """Ids and kinds of all operations."""
+        if self.packed:
+            return [(number, op.number) for number, op in zip(self._ids, self._commands, strict=True)]
+        return [(operation.id, operation.kind) for operation in self.request.operations]
+
+    def _next(self, count: int) -> tuple[int, int]:
+        start = self._taken
+        self._taken += count
+        self.left -= count
+        return start, self._taken
