@@ -10,7 +10,7 @@ import click
 from msgspec.structs import replace
 
 from raftkv.addresses import parse_address, parse_listen_address
-from raftkv.cli.common import Exit, checked, complain, token_option
+from raftkv.cli.common import Exit, checked, complain
 from raftkv.cli.parameters import FilePath, LaterDefault
 from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConfigError
@@ -85,7 +85,8 @@ _FILE = FilePath()
     help="With --join and --tls-ca: the node's certificate, which may be made once it has its id.",
 )
 @click.option("--tls-key", type=_FILE, metavar="FILE", help="With --join and --tls-ca: the key of --tls-cert.")
-@token_option()
+@click.option("--token", metavar="TOKEN", help="With --join: lets one node join; `raftkv-admin node add` prints it.")
+@click.option("--token-file", type=_FILE, metavar="FILE", help="With --join: holds the token.")
 @click.option("--insecure", is_flag=True, help="Let other machines reach the node although nothing is encrypted.")
 @click.option(
     "--log-file",
@@ -106,6 +107,7 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     token: str | None,
+    token_file: Path | None,
     insecure: bool,
     log_file: Path | None,
 ) -> int:
@@ -125,6 +127,8 @@ def serve(
         raise click.UsageError("give either --config or --join")
     if join is None and (data_dir is not None or any((*places, secret_file, tls_ca, tls_cert, tls_key))):
         raise click.UsageError("--data-dir, secret, TLS and addresses go with --join; with --config, the file has them")
+    if (join is None and (token or token_file)) or (token and token_file):
+        raise click.UsageError("--token or --token-file, one of them, goes with --join")
     if len({tls_ca is None, tls_cert is None, tls_key is None}) > 1:
         raise click.UsageError("TLS needs all of --tls-ca, --tls-cert and --tls-key")
     if join is not None and data_dir is None:
@@ -140,7 +144,7 @@ def serve(
     if config is not None:
         settings, source = load_config(config), config
     else:
-        settings, source = _joined(join or "", data_dir or Path(), security, token, *places)
+        settings, source = _joined(join or "", data_dir or Path(), security, token or token_file, *places)
 
     def chosen(read: NodeConfig) -> NodeConfig:
         return _with(read, log_file, security)
@@ -191,7 +195,7 @@ def _asking(security: Mapping[str, Any]) -> TLS | None:
 
 
 def _joined(
-    endpoints: str, folder: Path, security: Mapping[str, Any], token: str | None, *places: str | None
+    endpoints: str, folder: Path, security: Mapping[str, Any], token: str | Path | None, *places: str | None
 ) -> tuple[NodeConfig, Path]:
     """The configuration of a node that has joined, and its file."""
     from raftkv.local.joining import CONFIG, Places
@@ -199,12 +203,23 @@ def _joined(
 
     file = folder / CONFIG
     before = file.exists()
+    if before or token is None:
+        token = ""
+    elif isinstance(token, Path):
+        token = _read_token(token)
     config = join_cluster(
         endpoints, folder, Places(*places), security=_own(security), tls=_asking(security), token=token
     )
     if not before:
         complain(f"joined cluster {config.cluster.id} as node {config.node.id}; configuration: {file}")
     return config, file
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--token-file {path}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
 
 
 @click.command()

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from hashlib import sha256
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -34,6 +35,7 @@ T = TypeVar("T")
 _MAP: Final = admin_pb2.GetMapRequest(slot_rule=SLOT_RULE)
 _STATE: Final = admin_pb2.GetStateRequest(slot_rule=SLOT_RULE)
 _TOKEN_BYTES: Final = 16
+_JOIN_TOKEN_BYTES: Final = 32
 _PAUSE: Final = 0.2
 """Seconds before all nodes are asked again."""
 
@@ -123,14 +125,26 @@ class AdminClient:
         request = admin_pb2.StartCheckRequest(group=group)
         return (await self._any(lambda stub, left: stub.StartCheck(request, timeout=left))).check
 
-    async def join(self, address: str, peer_address: str, incarnation: str, cluster_id: str = "") -> Joined:
-        """Make the data folder ``incarnation`` a node of the cluster. Asked again, it has the same outcome."""
+    async def add_join_token(self) -> str:
+        """A token with which one node may join, within an hour. The cluster gets to know its SHA-256 only."""
+        token = secrets.token_urlsafe(_JOIN_TOKEN_BYTES)
+        await self.change(admin_pb2.ChangeRequest(add_join_token=sha256(token.encode()).digest()))
+        return token
+
+    async def join(
+        self, address: str, peer_address: str, incarnation: str, cluster_id: str = "", token: str = ""
+    ) -> Joined:
+        """Make the data folder ``incarnation`` a node of the cluster. Asked again, it has the same outcome.
+
+        ``token``: of :meth:`add_join_token`; a folder that has joined needs none.
+        """
         request = admin_pb2.JoinRequest(
             address=address,
             peer_address=peer_address,
             incarnation=incarnation,
             cluster_id=cluster_id,
             slot_rule=SLOT_RULE,
+            token=token,
         )
         answer = await self._any(lambda stub, left: stub.Join(request, timeout=left))
         return Joined(answer.node, map_of(answer.map), read(ClusterSettings, answer))

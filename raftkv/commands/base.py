@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from msgspec import Struct
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from raftkv.store.meta import MetaStore
     from raftkv.store.records import Store
     from raftkv.store.slot import Slot
+
+
+class Sender(IntEnum):
+    """On whose behalf a command is sent. Each may ask for what those before it may."""
+
+    CLIENT = 0
+    OPERATOR = 1
+    NODE = 2
 
 
 class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -32,8 +41,6 @@ class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fie
     """It changes nothing, and never stands in the log."""
     grows: ClassVar[bool] = False
     """It may bring new data: refused while there is no space for any."""
-    needs: ClassVar[Right | None] = Right.ADMIN
-    """The rights that a user must have who asks for it; None: who asks need not be a user."""
 
     @property
     def only_key(self) -> bytes | None:
@@ -44,6 +51,16 @@ class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fie
     def stale(self) -> bool:
         """Whether any replica may answer."""
         return False
+
+    @property
+    def sender(self) -> Sender:
+        """Who may ask for it."""
+        return Sender.NODE
+
+    @property
+    def needs(self) -> Right | None:
+        """The rights that a user must have who asks for it; None: who asks need not be a user."""
+        return Right.ADMIN
 
     def size(self) -> int:
         """Bytes of its payload."""
@@ -74,6 +91,10 @@ class SlotCommand(Command, frozen=True):
 
     slot: SlotNumber
 
+    @property
+    def sender(self) -> Sender:
+        return Sender.CLIENT
+
     @classmethod
     def from_request(cls, request: Any, slots: int) -> Self:
         """The command of its RPC's request. Raises InvalidArgument or TooLarge."""
@@ -88,9 +109,12 @@ class Read(SlotCommand, frozen=True, kw_only=True):
     """It reads records."""
 
     reads: ClassVar[bool] = True
-    needs: ClassVar[Right | None] = Right.READ
 
     mode: ReadMode = 0
+
+    @property
+    def needs(self) -> Right | None:
+        return Right.READ
 
     @property
     def stale(self) -> bool:
@@ -116,11 +140,13 @@ class Write(_Keyed, frozen=True, kw_only=True):
     that the client still waits for). ``client`` empty: the node names it.
     """
 
-    needs: ClassVar[Right | None] = Right.WRITE
-
     client: Client = b""
     seq: Count = 0
     first: Count = 0
+
+    @property
+    def needs(self) -> Right | None:
+        return Right.WRITE
 
     def size(self) -> int:
         return len(self.key)
@@ -141,7 +167,7 @@ class Write(_Keyed, frozen=True, kw_only=True):
 
 
 class GroupCommand(Command, frozen=True):
-    """A node's command, about a group as a whole: its leader executes it."""
+    """A command about a group as a whole: its leader executes it. Nodes ask for it, operators for some."""
 
     group: Count
 

@@ -188,12 +188,15 @@ class Cas(Write, frozen=True, tag=3):
     rpc: ClassVar[str] = "CompareAndSwap"
     answers: ClassVar[tuple[int, ...]] = (Code.CONDITION_FAILED,)
     grows: ClassVar[bool] = True
-    needs: ClassVar[Right | None] = DATA
-    """It tells whether a value is there."""
 
     value: bytes
     expected: bytes | None = None
     ttl: Ttl = 0
+
+    @property
+    def needs(self) -> Right | None:
+        # It tells whether a value is there.
+        return DATA
 
     def size(self) -> int:
         return len(self.key) + len(self.value) + len(self.expected or b"")

@@ -121,7 +121,26 @@ class UsersReport(Answer, frozen=True, tag=9):
         return len(self.users)
 
 
-Report = ScanPage | ClusterReport | MoveReport | ExportPage | MoveSummary | MembersReport | CopyReport | UsersReport
+class MapReport(Answer, frozen=True, tag=8):
+    """The shard map in effect, encoded; empty if it is the one that was asked about."""
+
+    map: bytes
+
+    def size(self) -> int:
+        return len(self.map)
+
+
+Report = (
+    ScanPage
+    | ClusterReport
+    | MoveReport
+    | ExportPage
+    | MoveSummary
+    | MembersReport
+    | CopyReport
+    | MapReport
+    | UsersReport
+)
 
 
 class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
 from raftkv import limits
-from raftkv.commands.base import GroupCommand, GroupRead
+from raftkv.commands.base import GroupCommand, GroupRead, Sender
 from raftkv.commands.bounds import Count
 from raftkv.commands.results import Result
 from raftkv.commands.rights import ALL, MAX_ROLES_OF_USER, Digest, Name, Password, Right
@@ -25,6 +25,10 @@ class UserCommand(GroupCommand, frozen=True):
 
     token: Annotated[bytes, Meta(min_length=16, max_length=16)]
 
+    @property
+    def sender(self) -> Sender:
+        return Sender.OPERATOR
+
     def change(self, users: Users) -> Users:
         """What it makes of ``users``. Raises ConditionFailed with the reason if it must not be done."""
         raise NotImplementedError
@@ -36,10 +40,12 @@ class UserCommand(GroupCommand, frozen=True):
 class Bootstrap(UserCommand, frozen=True, tag=60):
     """The first user, who may do everything. From then on nobody is served who is not a user."""
 
-    needs: ClassVar[Right | None] = None
-
     user: Name
     digest: Digest
+
+    @property
+    def needs(self) -> Right | None:
+        return None
 
     def change(self, users: Users) -> Users:
         return users.with_first(self.user, self.digest)
@@ -130,3 +136,7 @@ class ReadUsers(GroupRead, frozen=True, tag=70):
     """All users and roles: a :class:`raftkv.commands.results.UsersReport`. ``revision``: of those that are known."""
 
     revision: Count
+
+    @property
+    def sender(self) -> Sender:
+        return Sender.OPERATOR

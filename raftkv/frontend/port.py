@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 from zlib import crc32
 
+from raftkv.commands.base import Sender
 from shards.slots import DEFAULT_SLOTS
 
 if TYPE_CHECKING:
@@ -23,30 +24,50 @@ if TYPE_CHECKING:
     from shards.map import ShardMap
 
 
+class Origin(NamedTuple):
+    """What a node tells another of a caller for whom it asks.
+
+    ``source``: a number of 32 bits that callers on one connection share; sources take turns. 0: the node itself.
+    ``sender``: what it may ask for. ``user``: its name, "" = none, as of the ``revision`` of the users.
+    """
+
+    source: int = 0
+    sender: Sender = Sender.NODE
+    user: str = ""
+    revision: int = 0
+
+
+_NODE: Final = Origin()
+
+
 class Caller:
     """On whose behalf operations are executed: a client's stream or call, another node, or the node itself.
 
-    ``gone``: nobody waits for the answers any more; set once, by whoever made it. ``source``: a number of 32 bits that
-    callers on one connection share; sources take turns. 0: the node itself. ``peer``: where it comes from, for people.
-    ``user``: its name, "" if it has shown none, None if it is no client but a node. ``proof``: what it has shown.
-    ``permit``: what the user may do, kept by the node, as of the ``rules`` of that time.
+    ``gone``: nobody waits for the answers any more; set once, by whoever made it. ``peer``: where it comes from, for
+    people. ``proof``: what it has shown. ``permit``: what its user may do, kept by the node, as of the ``rules`` of
+    that time.
     """
 
-    __slots__ = ("__weakref__", "gone", "peer", "permit", "proof", "rules", "source", "user")
+    __slots__ = ("__weakref__", "gone", "origin", "peer", "permit", "proof", "rules", "source")
 
-    def __init__(self, source: int = 0, peer: str = "", user: str | None = None, proof: bytes = b"") -> None:
+    def __init__(self, origin: Origin = _NODE, peer: str = "", proof: bytes = b"") -> None:
         self.gone = False
-        self.source = source
+        self.origin = origin
+        self.source = origin.source
         self.peer = peer
-        self.user = user
         self.proof = proof
         self.permit: Permit | None = None
         self.rules: object = None
 
     @classmethod
-    def at(cls, peer: str, proof: bytes = b"") -> Self:
-        """A client on the connection from ``peer``."""
-        return cls(crc32(peer.encode()) | 1, peer, "", proof)
+    def at(cls, peer: str, sender: Sender = Sender.CLIENT, *, proof: bytes = b"") -> Self:
+        """A client, or an operator, on the connection from ``peer``."""
+        return cls(Origin(crc32(peer.encode()) | 1, sender), peer, proof)
+
+    def operator(self) -> Self:
+        """As an operator from now on."""
+        self.origin = self.origin._replace(sender=Sender.OPERATOR)
+        return self
 
 
 NODE: Final = Caller()

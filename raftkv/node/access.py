@@ -16,7 +16,7 @@ from raftkv.api.failures import error_of, overloaded
 from raftkv.commands.results import Result
 from raftkv.commands.rights import PASSWORD_BYTES, Right
 from raftkv.errors import Code
-from raftkv.frontend.port import Caller
+from raftkv.frontend.port import Caller, Origin
 from raftkv.node.audit import membership, place
 from raftkv.node.users import STRANGER, UNKNOWN, denied, password_proof, token_proof
 
@@ -104,7 +104,7 @@ class Access:
             proof = token_proof(digest_of(found.secret))
         else:
             proof = await self._password_proof(peer, found.name, found.secret)
-        caller = Caller.at(peer, proof)
+        caller = Caller.at(peer, proof=proof)
         if self._users.on:
             permit = self._users.permit(caller)
             if permit is STRANGER:
@@ -121,7 +121,7 @@ class Access:
             latest = await self._latest()
             before, kept = kept, self._kept(name)
             if kept == before or not await self._is_right(password, kept):
-                self._refuse(Caller(peer=peer, user=name), "enter", {}, STRANGER if latest else UNKNOWN)
+                self._refuse(Caller(Origin(user=name), peer), "enter", {}, STRANGER if latest else UNKNOWN)
         return password_proof(name, kept)
 
     async def _latest(self) -> bool:
@@ -172,10 +172,9 @@ class Access:
         # Strangers and those who may do nothing can ask as often as they like.
         refused = outcome in (Code.UNAUTHENTICATED.name, Code.PERMISSION_DENIED.name)
         address = place(caller.peer)
-        source = f"{caller.user or ''}@{address.rpartition(':')[0]}" if refused else ""
-        self._audit.write(
-            action, outcome, source=source, user=caller.user or None, address=address, arguments=dict(arguments)
-        )
+        user = caller.origin.user
+        source = f"{user}@{address.rpartition(':')[0]}" if refused else ""
+        self._audit.write(action, outcome, source=source, user=user or None, address=address, arguments=dict(arguments))
 
     async def notes(self, lines: int) -> list[str]:
         return await _done(self._reader, lambda: self._audit.tail(lines))

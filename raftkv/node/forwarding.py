@@ -6,35 +6,25 @@ attempt was made meanwhile; the second attempt only costs some work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
 from raftkv import limits
 from raftkv.api.patience import LEAST, TELLING, Patience
 from raftkv.clock import Clock
-from raftkv.commands.base import Command
 from raftkv.commands.results import Result
 from raftkv.errors import Code
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.node.leaders import Leaders, Peers
-from raftkv.node.messages import User
 from raftkv.node.requests import Request
 from shards.map import ShardMap
 
 SETTLED: Final = (Code.OK, Code.CONDITION_FAILED)
 _NO_ANSWER: Final = Result(Code.UNKNOWN, detail="no answer from the group's leader")
-
-
-class Users(Protocol):
-    """The node's copy of the cluster's users, as forwarding needs it."""
-
-    @property
-    def revision(self) -> int: ...
-
-    def refusals_for(self, user: User, ops: Sequence[Command]) -> Mapping[int, Result]: ...
 
 
 class _Attempt(NamedTuple):
@@ -68,19 +58,17 @@ class Forwarding:
         *,
         leaders: Leaders,
         peers: Peers,
-        users: Users,
         clock: Clock,
         first_number: int,
         ended: Callable[[Request, Result], None],
     ) -> None:
         self._leaders = leaders
         self._peers = peers
-        self._users = users
         self._clock = clock
         self._ended = ended
         self._number = first_number
         self._batches: dict[int, _Batch] = {}
-        self._next: dict[tuple[int, int, str | None], list[_Attempt]] = {}
+        self._next: dict[tuple[int, Origin], list[_Attempt]] = {}
         self._due = False
         self._patience = Patience()
         self._answers: dict[int, list[tuple[int, int, Result]]] = {}
@@ -90,9 +78,9 @@ class Forwarding:
     # -- asking
 
     def ask(self, request: Request, group: int, target: int) -> None:
-        """Have ``target`` execute the request of ``group``; all of this turn, source and user go together."""
+        """Have ``target`` execute the request of ``group``; all of this turn and origin go together."""
         attempt = _Attempt(request, request.attempt, group)
-        self._next.setdefault((target, request.caller.source, request.caller.user), []).append(attempt)
+        self._next.setdefault((target, request.caller.origin), []).append(attempt)
         if not self._due:
             self._due = True
             self._clock.call_later(0.0, self._send)
@@ -101,8 +89,7 @@ class Forwarding:
         self._due = False
         batches, self._next = self._next, {}
         now = self._clock.now()
-        for (target, source, name), attempts in batches.items():
-            user = None if name is None else (name, self._users.revision)
+        for (target, origin), attempts in batches.items():
             live = [attempt for attempt in attempts if not attempt.request.answered]
             for start, stop in _bounded([attempt.request.size for attempt in live]):
                 part = live[start:stop]
@@ -113,7 +100,7 @@ class Forwarding:
                 self._batches[self._number] = _Batch(target, now, now + patience, part, len(part))
                 timeout = max(1, int((min(attempt.request.deadline for attempt in part) - now) * 1000))
                 ops = [attempt.request.op for attempt in part]
-                self._peers.send(target, messages.ask(self._number, timeout, source, ops, user))
+                self._peers.send(target, messages.ask(self._number, timeout, origin, ops))
 
     def on_answers(self, peer: int, answers: Sequence[tuple[int, int, Result]]) -> None:
         """Results of operations that ``peer`` was asked to execute."""

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from raftkv import limits
 from raftkv.api.status import ClusterSettings, Digests, NodeStatus, SlotStats
 from raftkv.clock import Clock, Timer
-from raftkv.commands.base import Command
+from raftkv.commands.base import Command, Sender
 from raftkv.errors import RaftKVError
 from raftkv.frontend.port import NODE, Caller, NodeStats
 from raftkv.log_limit import limited
@@ -210,8 +210,11 @@ class RaftNode:
             router=self._router,
             links=self._links,
             maps=maps,
+            ask=ask,
+            clock=self._clock,
             dial=lambda node: self._config.dial_address(node.id, node.peer_address),
             removed=lambda: self._refused(f"this node, {self.id}, has been removed from the cluster"),
+            fatal=self._fatal,
         )
         self._neighbours = Neighbours(
             config,
@@ -317,7 +320,7 @@ class RaftNode:
             self._timer.cancel()
             self._timer = None
         self.users.close()
-        for driver in (self._mover, self._copier, self._membership, self._replica_gc):
+        for driver in (self._mover, self._copier, self._membership, self._replica_gc, self._map_copy):
             driver.close()
         if not self._failed:
             self._map_copy.try_to_save()
@@ -355,13 +358,14 @@ class RaftNode:
             self._ticks += 1
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._map_copy.look_at_meta()
+                self._map_copy.run()
                 self._clocks.look()
                 self._replicas.doubt_leases(self._clocks.fast_peers())
                 self._neighbours.tell_leads()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._space.look_at_memory()
                 self._router.no_space = self._space.look()
-                self._maintenance.run(self._router.map)
+                self._maintenance.run(self._map_copy.confirmed)
                 self._mover.run()
                 self._membership.run()
                 self._replica_gc.run()
@@ -378,12 +382,13 @@ class RaftNode:
     # -- the front end's port
 
     def submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
-        if self.users.on and caller.user is not None and (refused := self.users.refusals(caller, ops)):
+        if self.users.on and caller.origin.sender is not Sender.NODE and (refused := self.users.refusals(caller, ops)):
             ops, reply = without(ops, refused, reply)
         self._router.submit(ops, timeout, reply, caller)
 
     def cluster_map(self) -> ShardMap | None:
-        return self._router.map
+        # Clients keep the latest map that they were told.
+        return self._map_copy.confirmed or self._map_copy.current
 
     def leaders(self) -> dict[int, int]:
         shard_map = self._router.map

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from raftkv import limits
@@ -16,15 +16,14 @@ from raftkv.clock import Clock
 from raftkv.commands.base import Command, GroupCommand, Read, Write
 from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, Code
-from raftkv.frontend.port import NODE, Caller
+from raftkv.frontend.port import NODE, Caller, Origin
 from raftkv.limits import OP_OVERHEAD
-from raftkv.node.admission import Admission, no_group, no_leader, refusal_of
+from raftkv.node.admission import Admission, no_group, no_leader, refusal_of, sender_refusal
 from raftkv.node.answers import bounded_answers
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.execution import Execution
-from raftkv.node.forwarding import SETTLED, Forwarding, Users
+from raftkv.node.forwarding import SETTLED, Forwarding
 from raftkv.node.leaders import Leaders, Peers
-from raftkv.node.messages import User
 from raftkv.node.replicas import Replica
 from raftkv.node.requests import GroupPort, Reply, Request, WriteBatch, group_of, without
 from raftkv.node.retries import Retries
@@ -41,6 +40,12 @@ _GONE: Final = Result(Code.UNAVAILABLE, detail="its caller has gone")
 _AGAIN: Final = frozenset(code for code, outcome in OUTCOMES.items() if outcome.retry and code != Code.OVERLOADED)
 _ELSEWHERE: Final = frozenset((int(Code.NOT_LEADER), int(Code.UNAVAILABLE)))
 """What a node says that does not lead the group."""
+
+
+class Users(Protocol):
+    """The node's copy of the cluster's users, as the router needs it."""
+
+    def refusals_for(self, origin: Origin, ops: Sequence[Command]) -> Mapping[int, Result]: ...
 
 
 class Router:
@@ -76,13 +81,12 @@ class Router:
         self._open: dict[Request, None] = {}
         self._writes: dict[WriteBatch, None] = {}
         self._admission = Admission()
-        self._peers_callers: WeakValueDictionary[tuple[int, int, User | None], Caller] = WeakValueDictionary()
+        self._peers_callers: WeakValueDictionary[tuple[int, Origin], Caller] = WeakValueDictionary()
         self._leaders = Leaders(node, groups, peers)
         self._retries = Retries(clock, self._leaders, self._route, self._refuse, leaderless)
         self._forwarding = Forwarding(
             leaders=self._leaders,
             peers=peers,
-            users=users,
             clock=clock,
             # Random, since answers to what was forwarded before the last start may still come.
             first_number=int.from_bytes(ids.own[-8:]) >> 2,
@@ -104,14 +108,12 @@ class Router:
         """See :meth:`raftkv.frontend.port.NodePort.submit`."""
         self._submit(ops, timeout, reply, caller, local=False)
 
-    def on_forwarded(
-        self, peer: int, number: int, timeout: int, source: int, ops: list[Command], user: User | None = None
-    ) -> None:
+    def on_forwarded(self, peer: int, number: int, timeout: int, origin: Origin, ops: list[Command]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
-        caller = self._peers_callers.setdefault((peer, source, user), Caller(source))
+        caller = self._peers_callers.setdefault((peer, origin), Caller(origin))
         answers = self._forwarding
         answer: Reply = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
-        refused = {} if user is None else dict(self._users.refusals_for(user, ops))
+        refused = dict(self._users.refusals_for(origin, ops))
         refused.update((index, refusal) for index, op in enumerate(ops) if (refusal := op.refusal()) is not None)
         if refused:
             ops, answer = without(ops, refused, answer)
@@ -187,7 +189,7 @@ class Router:
 
     def _admit(self, request: Request, shard_map: ShardMap) -> None:
         op = request.op
-        refusal = refusal_of(op, shard_map, self.no_space)
+        refusal = refusal_of(op, shard_map, self.no_space) or sender_refusal(op, request.caller)
         if refusal is None:
             request.group = group = group_of(op, shard_map)
             reserve = request.local or isinstance(op, GroupCommand)
@@ -324,10 +326,13 @@ class Router:
             result = Result(Code.DEADLINE_EXCEEDED, detail=result.detail)
         request.reply(request.index, result)
 
-    def on_map(self, shard_map: ShardMap) -> None:
-        """There is a newer map: what was refused for its slot's sake is asked for again at once."""
+    def on_map(self, shard_map: ShardMap, confirmed: ShardMap | None) -> None:
+        """There is another map: what was refused for its slot's sake is asked for again at once.
+
+        ``confirmed``: the latest one that surely is the meta group's, by which that group can be found in any case.
+        """
         self.map = shard_map
-        self._leaders.on_map(shard_map)
+        self._leaders.on_map(shard_map, confirmed)
         self._retries.at_once()
 
     def sweep(self) -> None:

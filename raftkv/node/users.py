@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from raftkv.commands.base import SlotCommand
+from raftkv.commands.base import Sender, SlotCommand
 from raftkv.commands.results import Result, UsersReport
 from raftkv.commands.rights import DATA, Right, right_names
 from raftkv.commands.users import ReadUsers
@@ -23,8 +23,7 @@ from shards.map import META_GROUP
 if TYPE_CHECKING:
     from raftkv.clock import Clock, Timer
     from raftkv.commands.base import Command
-    from raftkv.frontend.port import Caller, Submit
-    from raftkv.node.messages import User as Named
+    from raftkv.frontend.port import Caller, Origin, Submit
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +175,7 @@ class UserCopy:
         if caller.rules is not self.directory:
             caller.rules, caller.permit = self.directory, self.directory.shown(caller.proof)
             if caller.permit is not None:
-                caller.user = caller.permit.name
+                caller.origin = caller.origin._replace(user=caller.permit.name, revision=self.revision)
         return caller.permit or (STRANGER if caller.proof else NOBODY)
 
     def refusals(self, caller: Caller, ops: Sequence[Command]) -> Mapping[int, Result]:
@@ -193,18 +192,19 @@ class UserCopy:
             self.refused(caller, ops[index], result)
         return refused
 
-    def refusals_for(self, user: Named, ops: Sequence[Command]) -> Mapping[int, Result]:
-        """As :meth:`refusals`, of a client that another node speaks for."""
-        name, revision = user
+    def refusals_for(self, origin: Origin, ops: Sequence[Command]) -> Mapping[int, Result]:
+        """As :meth:`refusals`, of a caller that another node speaks for."""
         permit: Permit | Result
-        if revision > self.revision:
+        if origin.sender is Sender.NODE:
+            return {}
+        if origin.revision > self.revision:
             permit = _BEHIND
         elif not self.on:
             return {}
         elif self._stale:
             permit = UNKNOWN
         else:
-            permit = self.directory.permit(name) or (STRANGER if name else NOBODY)
+            permit = self.directory.permit(origin.user) or (STRANGER if origin.user else NOBODY)
         return _refusals(permit, ops)
 
 
@@ -220,13 +220,16 @@ def denied(permit: Permit, needs: Right, what: str) -> Result:
 
 
 def _refusals(permit: Permit | Result, ops: Sequence[Command]) -> Mapping[int, Result]:
-    if isinstance(permit, Result):
-        return {index: permit for index, op in enumerate(ops) if op.needs is not None}
-    return {
-        index: denied(permit, op.needs, _what(op, op.needs))
-        for index, op in enumerate(ops)
-        if op.needs is not None and not permit.allows(op.needs, op.only_key)
-    }
+    refused: dict[int, Result] = {}
+    for index, op in enumerate(ops):
+        needs = op.needs
+        if needs is None:
+            continue
+        if isinstance(permit, Result):
+            refused[index] = permit
+        elif not permit.allows(needs, op.only_key):
+            refused[index] = denied(permit, needs, _what(op, needs))
+    return refused
 
 
 def _what(op: Command, needs: Right) -> str:

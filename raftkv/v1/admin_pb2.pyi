@@ -124,7 +124,7 @@ class NodeInfo(_message.Message):
     """Address for clients, host:port."""
     peer_address: _builtins.str
     incarnation: _builtins.str
-    """Names the life of its data folder."""
+    """Names the life of its data folder; told to nodes that join, and to nobody else."""
     def __init__(
         self,
         *,
@@ -216,6 +216,7 @@ class GetMapResponse(_message.Message):
     REMOVED_FIELD_NUMBER: _builtins.int
     SLOT_RULE_FIELD_NUMBER: _builtins.int
     LEADERS_OVER_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     epoch: _builtins.int
     slots: _builtins.int
@@ -223,6 +224,8 @@ class GetMapResponse(_message.Message):
     """The rule by which keys get their slots; absent: 1, of version 0.1."""
     leaders_over: Global___LeadersOver.ValueType
     """What preferred leaders are to be spread over."""
+    index: _builtins.int
+    """Of the entry in the meta group's log that made this map."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeInfo]: ...
     @_builtins.property
@@ -245,10 +248,11 @@ class GetMapResponse(_message.Message):
         removed: _abc.Iterable[_builtins.int] | None = ...,
         slot_rule: _builtins.int = ...,
         leaders_over: Global___LeadersOver.ValueType = ...,
+        index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "groups", b"groups", "leaders_over", b"leaders_over", "nodes", b"nodes", "ranges", b"ranges", "removed", b"removed", "slot_rule", b"slot_rule", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "groups", b"groups", "index", b"index", "leaders_over", b"leaders_over", "nodes", b"nodes", "ranges", b"ranges", "removed", b"removed", "slot_rule", b"slot_rule", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -899,6 +903,7 @@ class ChangeRequest(_message.Message):
     UNDRAIN_NODE_FIELD_NUMBER: _builtins.int
     REMOVE_NODE_FIELD_NUMBER: _builtins.int
     SPREAD_LEADERS_FIELD_NUMBER: _builtins.int
+    ADD_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     """16 random bytes: a repeated request has the outcome of the first. Empty = the node draws them."""
     pause: _builtins.bool
@@ -906,6 +911,8 @@ class ChangeRequest(_message.Message):
     remove_group: _builtins.int
     undrain_node: _builtins.int
     remove_node: _builtins.int
+    add_join_token: _builtins.bytes
+    """SHA-256 of a token with which one node may join, within an hour."""
     @_builtins.property
     def start_plan(self) -> Global___StartPlan: ...
     @_builtins.property
@@ -933,12 +940,13 @@ class ChangeRequest(_message.Message):
         undrain_node: _builtins.int = ...,
         remove_node: _builtins.int = ...,
         spread_leaders: Global___SpreadLeaders | None = ...,
+        add_join_token: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "spread_leaders", b"spread_leaders", "start_plan", b"start_plan", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "add_join_token", b"add_join_token", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "spread_leaders", b"spread_leaders", "start_plan", b"start_plan", "undrain_node", b"undrain_node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "spread_leaders", b"spread_leaders", "start_plan", b"start_plan", "token", b"token", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "add_join_token", b"add_join_token", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "spread_leaders", b"spread_leaders", "start_plan", b"start_plan", "token", b"token", "undrain_node", b"undrain_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["start_plan", "pause", "cancel", "pace", "add_group", "remove_group", "change_voters", "drain_node", "undrain_node", "remove_node", "spread_leaders"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["start_plan", "pause", "cancel", "pace", "add_group", "remove_group", "change_voters", "drain_node", "undrain_node", "remove_node", "spread_leaders", "add_join_token"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
@@ -973,6 +981,7 @@ class JoinRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     SLOT_RULE_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     peer_address: _builtins.str
     incarnation: _builtins.str
@@ -981,6 +990,8 @@ class JoinRequest(_message.Message):
     """Refused if the cluster is another one; empty = any."""
     slot_rule: _builtins.int
     """As of GetMapRequest."""
+    token: _builtins.str
+    """That of add_join_token. A folder that has joined needs none."""
     def __init__(
         self,
         *,
@@ -989,10 +1000,11 @@ class JoinRequest(_message.Message):
         incarnation: _builtins.str = ...,
         cluster_id: _builtins.str = ...,
         slot_rule: _builtins.int = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "peer_address", b"peer_address", "slot_rule", b"slot_rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "peer_address", b"peer_address", "slot_rule", b"slot_rule", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

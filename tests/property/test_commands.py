@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from raftkv.commands.base import Write
 from raftkv.commands.registry import CLIENT_COMMANDS, PIPED
 from raftkv.errors import InvalidArgument
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.v1 import kv_pb2
 from tests.store_helpers import again
@@ -38,7 +39,7 @@ def test_operations_of_pipelines(asked: dict[str, Any], client: bytes, first: in
     except InvalidArgument:
         return
     assert op.refusal() is None
-    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op], None)
+    assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
     if isinstance(op, Write):
         assert again([op]) == [op]
 
@@ -58,6 +59,6 @@ def test_requests(asked: dict[str, Any], client: bytes, sequence: int, first: in
     except InvalidArgument:
         return
     assert op.refusal() is None
-    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op], None)
+    assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
     if isinstance(op, Write):
         assert again([op]) == [op]

@@ -15,6 +15,7 @@ from raftkv.commands.moving import Complete, Copy, Freeze, ImportBegin, ImportCh
 from raftkv.commands.records import Cas, Delete, Get, Put, Scan
 from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS, COMMANDS, PIPED, decode_entry, encode_entry
 from raftkv.frontend.grpc.kv import KVService
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.v1 import kv_pb2
 
@@ -92,13 +93,13 @@ def test_an_entry_of_the_log_is_what_it_was() -> None:
 
 @pytest.mark.parametrize("op", SOME, ids=lambda op: op.name)
 def test_nodes_ask_each_other_for_commands_of_slots_and_groups(op: Command) -> None:
-    assert messages.operations(messages.ask(1, 2, 3, [op])) == (1, 2, 3, [op], None)
+    assert messages.operations(messages.ask(1, 2, Origin(3), [op])) == (1, 2, Origin(3), [op])
 
 
 @pytest.mark.parametrize("op", [Tick(), Genesis((1,)), FormCluster(b"map")], ids=lambda op: op.name)
 def test_what_leaders_propose_nobody_may_ask_for(op: Command) -> None:
     with pytest.raises(messages.Malformed):
-        messages.operations(messages.ask(1, 2, 3, [op]))
+        messages.operations(messages.ask(1, 2, Origin(3), [op]))
 
 
 @pytest.mark.parametrize("op", [op for op in SOME if op.reads], ids=lambda op: op.name)

@@ -12,6 +12,7 @@ from raftkv.commands.moving import ImportChunk
 from raftkv.commands.records import Cas, Delete, Get, Put, Scan
 from raftkv.commands.results import Result
 from raftkv.errors import Code
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.peer.frames import Encoder
 from raftkv.raft.messages import Type, check
@@ -69,7 +70,7 @@ def test_the_limits_of_operations(op: Command, taken: bool) -> None:
 @pytest.mark.parametrize("length", [17, 2**20])
 def test_client_ids_of_another_length_are_malformed(length: int) -> None:
     with pytest.raises(messages.Malformed):
-        messages.operations(messages.ask(1, 1, 1, [Put(0, b"k", b"v", client=b"c" * length, seq=1, first=1)]))
+        messages.operations(messages.ask(1, 1, Origin(1), [Put(0, b"k", b"v", client=b"c" * length, seq=1, first=1)]))
 
 
 @pytest.mark.parametrize(

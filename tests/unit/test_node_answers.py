@@ -12,7 +12,7 @@ from raftkv.node.answers import bounded_answers
 from raftkv.node.forwarding import Forwarding
 from raftkv.node.leaders import Leaders
 from tests.peer_world import ManualClock
-from tests.unit.test_node_router import NoGroups, NoUsers, RecordingPeers
+from tests.unit.test_node_router import NoGroups, RecordingPeers
 
 VALUE = Result(Code.OK, 1, b"x" * limits.MAX_VALUE_BYTES)
 GETS = [Get(7, b"k") for _ in range(5)]
@@ -42,7 +42,6 @@ def test_answers_of_one_turn_count_before_they_are_sent() -> None:
         forwarding = Forwarding(
             leaders=leaders,
             peers=peers,
-            users=NoUsers(),
             clock=clock,
             first_number=1,
             ended=lambda request, result: None,

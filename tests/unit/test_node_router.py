@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raftkv import limits
-from raftkv.commands.base import Command, GroupCommand
+from raftkv.commands.base import Command, GroupCommand, Sender
 from raftkv.commands.records import Cas, Get, Put, Scan
 from raftkv.commands.results import Result
 from raftkv.errors import Code
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.router import Router
@@ -46,9 +47,7 @@ class NoGroups:
 
 
 class NoUsers:
-    revision = 0
-
-    def refusals_for(self, user: messages.User, ops: Sequence[Command]) -> dict[int, Result]:
+    def refusals_for(self, origin: Origin, ops: Sequence[Command]) -> dict[int, Result]:
         return {}
 
 
@@ -71,15 +70,15 @@ class _Life:
             leaderless=3.0,
         )
         nodes = tuple(Node(one, f"n{one}:7401", f"n{one}:7501", f"life {one}") for one in (1, 2))
-        self.router.on_map(ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1,))), (1,) * 256))
+        self.router.on_map(ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1,))), (1,) * 256), None)
 
     async def forward(self, op: Command) -> int:
         """The number under which ``op`` went to node 1."""
         self.router.submit([op], 5.0, lambda index, result: self.results.append((index, result)))
         await self.clock.advance(0.0)
         node, message = self.peers.sent[-1]
-        number, _, _, ops, user = messages.operations(message)
-        assert (node, message[0], ops, user) == (1, "op", [op], None)
+        number, _, _, ops = messages.operations(message)
+        assert (node, message[0], ops) == (1, "op", [op])
         return number
 
 
@@ -108,7 +107,7 @@ async def _too_large() -> None:
     life = _Life(1)
     large = b"x" * (limits.MAX_VALUE_BYTES + 1)
     ops: list[Command] = [Put(7, b"k", large), Scan(999, b"k"), Cas(7, b"k", b"v", expected=large), Scan(998, b"k")]
-    life.router.on_forwarded(1, 5, 1000, 7, ops)
+    life.router.on_forwarded(1, 5, 1000, Origin(7, Sender.CLIENT), ops)
     await life.clock.advance(0.0)
     node, message = life.peers.sent[-1]
     assert (node, message[0]) == (1, "re")

@@ -21,7 +21,7 @@ from raftkv.api.credentials import (
     verified,
 )
 from raftkv.client.urls import parse_url
-from raftkv.commands.base import Command
+from raftkv.commands.base import Command, Sender
 from raftkv.commands.records import Cas, Get, Put, Scan
 from raftkv.commands.registry import check
 from raftkv.commands.results import DONE, Result, UsersReport
@@ -29,7 +29,7 @@ from raftkv.commands.rights import ALL, DATA, MAX_GRANTS, Right, parse_right
 from raftkv.commands.users import AddUser, Bootstrap, ReadUsers
 from raftkv.errors import Code, ConditionFailed, InvalidArgument, Overloaded, Unauthenticated, Unavailable
 from raftkv.frontend.grpc.users import is_local
-from raftkv.frontend.port import NODE, Caller
+from raftkv.frontend.port import NODE, Caller, Origin
 from raftkv.node.access import Access
 from raftkv.node.audit import Audit, place
 from raftkv.node.users import UserCopy, token_proof
@@ -215,7 +215,7 @@ class World:
 
     def refusals(self, token: str | None, *ops: Command) -> list[int]:
         """Codes of the operations of a client with ``token``."""
-        caller = Caller.at("ipv4:127.0.0.1:1", b"" if token is None else token_proof(digest_of(token)))
+        caller = Caller.at("ipv4:127.0.0.1:1", proof=b"" if token is None else token_proof(digest_of(token)))
         refused = self.copy.refusals(caller, ops)
         return [refused[index].code if index in refused else 0 for index in range(len(ops))]
 
@@ -251,9 +251,9 @@ def test_a_change_holds_for_who_is_there_already() -> None:
     async def main() -> None:
         world = World(users=some_users())
         world.copy.start()
-        caller = Caller.at("ipv4:127.0.0.1:1", token_proof(digest_of(OTHER)))
+        caller = Caller.at("ipv4:127.0.0.1:1", proof=token_proof(digest_of(OTHER)))
         assert world.copy.refusals(caller, [GET]) == {}
-        assert caller.user == "app"
+        assert caller.origin.user == "app"
         world.users = world.users.with_grant("a", Right.READ, b"a/", granted=False)
         await world.clock.advance(0.3)
         (refused,) = world.copy.refusals(caller, [GET]).values()
@@ -303,26 +303,31 @@ def test_a_leader_looks_itself_at_who_asks_through_another_node() -> None:
     async def main() -> None:
         world = World(users=some_users())
         refusals = world.copy.refusals_for
-        assert refusals(("", 0), [PUT]) == {}, "no users yet, as far as both know"
-        assert [one.code for one in refusals(("app", 4), [GET]).values()] == [Code.UNAVAILABLE], "it is behind"
+
+        def of(user: str, revision: int) -> Origin:
+            return Origin(7, Sender.OPERATOR, user, revision)
+
+        assert refusals(of("", 0), [PUT]) == {}, "no users yet, as far as both know"
+        assert [one.code for one in refusals(of("app", 4), [GET]).values()] == [Code.UNAVAILABLE], "it is behind"
         world.copy.start()
-        assert refusals(("app", 4), [GET]) == {}
-        assert {at: one.code for at, one in refusals(("app", 4), [GET, PUT]).items()} == {1: Code.PERMISSION_DENIED}
-        assert [one.code for one in refusals(("", 0), [GET]).values()] == [Code.UNAUTHENTICATED]
-        assert [one.code for one in refusals(("gone", 4), [GET]).values()] == [Code.UNAUTHENTICATED]
-        assert refusals(("admin", 4), [ReadUsers(META_GROUP, 0), PUT]) == {}
-        assert list(refusals(("app", 4), [ReadUsers(META_GROUP, 0)])) == [0]
+        assert refusals(of("app", 4), [GET]) == {}
+        assert {at: one.code for at, one in refusals(of("app", 4), [GET, PUT]).items()} == {1: Code.PERMISSION_DENIED}
+        assert [one.code for one in refusals(of("", 0), [GET]).values()] == [Code.UNAUTHENTICATED]
+        assert [one.code for one in refusals(of("gone", 4), [GET]).values()] == [Code.UNAUTHENTICATED]
+        assert refusals(of("admin", 4), [ReadUsers(META_GROUP, 0), PUT]) == {}
+        assert list(refusals(of("app", 4), [ReadUsers(META_GROUP, 0)])) == [0]
+        assert refusals(Origin(), [ReadUsers(META_GROUP, 0), PUT]) == {}, "the node itself asks"
         first = Bootstrap(META_GROUP, b"t" * 16, "x", b"d" * 32)
-        assert refusals(("", 0), [first]) == {}, "the meta group refuses it, and says why"
+        assert refusals(of("", 0), [first]) == {}, "the meta group refuses it, and says why"
         world.leads = False
         await world.clock.advance(40.0)
-        assert [one.code for one in refusals(("admin", 4), [GET]).values()] == [Code.UNAVAILABLE]
+        assert [one.code for one in refusals(of("admin", 4), [GET]).values()] == [Code.UNAVAILABLE]
 
     run(main)
 
 
 def test_to_compare_a_value_is_to_read_it() -> None:
-    assert Cas.needs == DATA
+    assert Cas(1, b"k", b"v").needs == DATA
     assert Scan(1, b"").only_key is None
     permit = some_users().permit(some_users().user("app"))
     assert not permit.allows(DATA, b"a/1")
@@ -377,14 +382,14 @@ class Door(World):
 def test_a_new_user_is_let_in_at_once_and_a_stranger_after_a_look(tmp_path: Path) -> None:
     async def main() -> None:
         door = Door(tmp_path, some_users())
-        assert (await door.enter(OTHER)).user == "app"
+        assert (await door.enter(OTHER)).origin.user == "app"
         door.users = door.users.with_user("new", digest_of("rkv-new"), [])
-        assert (await door.enter("rkv-new")).user == "new"
+        assert (await door.enter("rkv-new")).origin.user == "new"
         for wrong in ("rkv-none", None, "app:", "app:x", "nobody:x"):
             with pytest.raises(Unauthenticated):
                 await door.enter(wrong)
         door.leads = False
-        assert (await door.enter(TOKEN)).user == "admin"
+        assert (await door.enter(TOKEN)).origin.user == "admin"
         for perhaps in ("rkv-newer", "app:x"):
             with pytest.raises(Unavailable):
                 await door.enter(perhaps)
@@ -419,14 +424,14 @@ def test_a_password_is_checked_once_and_beside_the_loop(tmp_path: Path) -> None:
             return now
 
         door.worker.work = counted  # type: ignore[method-assign]
-        assert (await door.enter("app:s3cret")).user == "app"
-        assert (await door.enter("app:s3cret")).user == "app"
+        assert (await door.enter("app:s3cret")).origin.user == "app"
+        assert (await door.enter("app:s3cret")).origin.user == "app"
         assert done == 1
         door.users = door.users.with_password("app", hashed("other"))
         await door.clock.advance(0.3)
         with pytest.raises(Unauthenticated):
             await door.enter("app:s3cret")
-        assert (await door.enter("app:other")).user == "app"
+        assert (await door.enter("app:other")).origin.user == "app"
         header = authorization("app:guess")
         waiting = [asyncio.ensure_future(door.access.enter("ipv4:127.0.0.1:7", header)) for _ in range(16)]
         await rest()
@@ -440,7 +445,7 @@ def test_a_password_is_checked_once_and_beside_the_loop(tmp_path: Path) -> None:
         door.worker.jobs, jobs = [], door.worker.jobs
         for _, ended in jobs:
             ended(False, None)
-        assert (await door.enter("app:other")).user == "app"
+        assert (await door.enter("app:other")).origin.user == "app"
         door.access.close()
 
     run(main)
@@ -449,7 +454,7 @@ def test_a_password_is_checked_once_and_beside_the_loop(tmp_path: Path) -> None:
 def test_the_trail_is_bounded_and_strangers_do_not_fill_it(tmp_path: Path) -> None:
     async def main() -> None:
         door = Door(tmp_path, some_users())
-        caller = Caller.at("ipv6:%5B::1%5D:9", token_proof(digest_of(OTHER)))
+        caller = Caller.at("ipv6:%5B::1%5D:9", proof=token_proof(digest_of(OTHER)))
         for _ in range(500):
             door.copy.refused(caller, PUT, Result(Code.PERMISSION_DENIED))
         door.access.note(Caller.at("ipv4:10.0.0.1:5"), "add_group", {"voters": [1] * 5000}, "OK")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.json_format import MessageToDict
@@ -23,7 +25,8 @@ from raftkv.commands.users import ReadUsers, UserCommand
 from raftkv.errors import Code, InvalidArgument, RaftKVError
 from raftkv.frontend.grpc.guard import abort, budget_of, caller
 from raftkv.frontend.grpc.users import first_user, is_local, users_command, users_message
-from raftkv.frontend.port import OpenDoor, answer_to
+from raftkv.frontend.port import NODE, Caller, OpenDoor, answer_to
+from raftkv.log_limit import limited
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import MetaState
 from raftkv.store.users import NO_USERS, decode
@@ -39,11 +42,14 @@ if TYPE_CHECKING:
 
     Context = aio.ServicerContext[Any, Any]
 
+log = logging.getLogger(__name__)
+
 _ONE_ARGUMENT: Final[dict[str, str]] = {
     "pause": "pause",
     "remove_group": "remove group",
     "undrain_node": "undrain",
     "remove_node": "remove node",
+    "add_join_token": "add join token",
 }
 _TOKEN_BYTES: Final = 16
 _SLOTS_AT_ONCE: Final = 512
@@ -57,11 +63,13 @@ NEEDS: Final[dict[str, Right | None]] = {
     "GetStatus": Right.NONE,
     "GetState": Right.NONE,
     "ReadSnapshot": Right.BACKUP,
+    # It has a token for that.
+    "Join": None,
     "Bootstrap": None,
 }
 """The rights that the methods need, None: their callers need not be users. All others need ADMIN."""
 
-_SECRET: Final = frozenset({"token", "digest", "password", "incarnation"})
+_SECRET: Final = frozenset({"token", "digest", "password", "incarnation", "add_join_token"})
 """Fields that the audit trail does not hold."""
 
 
@@ -127,14 +135,25 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if not request.incarnation:
             await abort(context, Result(int(Code.INVALID_ARGUMENT), detail="the data folder's incarnation is missing"))
         # A folder joins once, however often it asks.
-        arguments = pack([request.address, request.peer_address, request.incarnation])
+        digest = sha256(request.token.encode()).digest() if request.token else b""
+        arguments = pack([request.address, request.peer_address, request.incarnation, digest])
         joining = ChangeCluster(META_GROUP, secrets.token_bytes(_TOKEN_BYTES), "add node", arguments)
-        result = await self._do(context, "join", request, joining)
-        _, state = await self._meta_state(context)
+        result = await self._note(context, "join", request, joining)
+        if result.code != Code.OK:
+            peer = context.peer()
+            log.warning(
+                "refused to let the node at %.200r join, asked by %s: %s",
+                request.address,
+                peer,
+                result.detail,
+                extra=limited(peer.rpartition(":")[0]),
+            )
+            await abort(context, result)
+        _, state = await self._meta_state(context, NODE)
         assert state.map is not None
         return admin_pb2.JoinResponse(
             node=result.number,
-            map=self._map_message(state.map),
+            map=map_message(state.map, self._node.leaders(), to_member=True),
             **fields_of(self._node.settings()),
         )
 
@@ -218,27 +237,32 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         await self._do(context, action, request, command)
 
     async def _do(self, context: Context, action: str, request: Message, op: GroupCommand) -> Result:
-        """As :meth:`_ask`, for what changes something: it is noted, whatever becomes of it."""
-        outcome = Code.UNKNOWN.name
-        try:
-            result = await answer_to(self._node.submit, op, budget_of(context), caller())
-            outcome = known_code(result.code).name
-        finally:
-            self._door.note(caller(), action, _arguments(request), outcome)
+        """As :meth:`_ask`, for what changes something."""
+        result = await self._note(context, action, request, op)
         if result.code != Code.OK:
             await abort(context, result)
         return result
 
-    async def _meta_state(self, context: Context) -> tuple[int, MetaState]:
-        result = await self._ask(context, ReadCluster(META_GROUP))
+    async def _note(self, context: Context, action: str, request: Message, op: GroupCommand) -> Result:
+        """What becomes of a change, which is noted in any case."""
+        outcome = Code.UNKNOWN.name
+        try:
+            result = await answer_to(self._node.submit, op, budget_of(context), caller().operator())
+            outcome = known_code(result.code).name
+        finally:
+            self._door.note(caller(), action, _arguments(request), outcome)
+        return result
+
+    async def _meta_state(self, context: Context, asking: Caller | None = None) -> tuple[int, MetaState]:
+        result = await self._ask(context, ReadCluster(META_GROUP), asking)
         report = result.answer
         assert isinstance(report, ClusterReport)
         if report.state != self._state_wire:
             self._state, self._state_wire = MetaState.from_wire(unpack(report.state)), report.state
         return report.time, self._state
 
-    async def _ask(self, context: Context, op: GroupCommand) -> Result:
-        result = await answer_to(self._node.submit, op, budget_of(context), caller())
+    async def _ask(self, context: Context, op: GroupCommand, asking: Caller | None = None) -> Result:
+        result = await answer_to(self._node.submit, op, budget_of(context), asking or caller().operator())
         if result.code != Code.OK:
             await abort(context, result)
         return result
