@@ -130,7 +130,9 @@ async def _no_room() -> None:
     one(store, Put(7, b"k", b"v"))
     life = _Life(1, {1: SimpleNamespace(store=store, group=SimpleNamespace(leads=lambda: False))})
     life.peers.waiting = limits.MAX_UNSENT_ANSWER_BYTES + 1
-    life.router.on_forwarded(1, 5, 1000, 7, [GetAndDelete(7, b"k"), GetAndDelete(7, b"none"), Put(7, b"k", b"v")])
+    life.router.on_forwarded(
+        1, 5, 1000, Origin(7, Sender.CLIENT), [GetAndDelete(7, b"k"), GetAndDelete(7, b"none"), Put(7, b"k", b"v")]
+    )
     await life.clock.advance(0.0)
     answers = messages.answers(life.peers.sent[-1][1])
     assert {index: result.code for _, index, result in answers} == {
