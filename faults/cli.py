@@ -21,11 +21,11 @@ from faults.report.journal import JournalError
 from faults.sim.nemesis import EFFECTS
 from faults.sim.run import Report, run
 from faults.sim.soak import RunSummary, Total, cores, soak
-from faults.sim.storm import MOVING, Storm
+from faults.sim.storm import MOVING, TRANSACTING, Storm
 from faults.verdict import FASTEST
 from raftkv.cli.console import Section, display, make_progress
 
-FIXED: Final = (*range(1, 61), *range(MOVING + 1, MOVING + 21))
+FIXED: Final = (*range(1, 61), *range(MOVING + 1, MOVING + 21), *range(TRANSACTING + 1, TRANSACTING + 7))
 """Seeds of ``make sim`` and of the test suite."""
 
 _SHOWN_LINES: Final = 400

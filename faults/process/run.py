@@ -26,7 +26,7 @@ from faults.process.admin import ProcessAdmin
 from faults.process.nemesis import FAULTS, SICK_DISKS
 from faults.process.scenarios import ChaosScenario
 from faults.process.toxiproxy import ToxiproxyError, find_server
-from faults.process.world import SLOTS, World, WorldShape
+from faults.process.world import World, WorldShape
 from faults.report.journal import Journal
 from raftkv.api.status import ClusterState
 from raftkv.cli.parameters import duration_text
@@ -187,7 +187,6 @@ class _Run:
             _TIMEOUT,
             _PAUSE,
             _CANCELS,
-            SLOTS,
             plan.late,
             plan.operations,
         )

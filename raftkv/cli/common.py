@@ -19,12 +19,14 @@ import click
 from click.core import ParameterSource
 
 from raftkv.cli import contexts
+from raftkv.cli.files import STANDARD
 from raftkv.cli.parameters import Duration, duration_text
 from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, RaftKVError, Unavailable
-from raftkv.limits import MAX_TIMEOUT, MIN_TIMEOUT
+from raftkv.limits import MAX_TIMEOUT, MAX_VALUE_BYTES, MIN_TIMEOUT
 
 if TYPE_CHECKING:
+    from raftkv.client.aio import AsyncClient
     from raftkv.client.tls import TLS
 
 T = TypeVar("T")
@@ -189,6 +191,12 @@ class Target:
     tls: TLS | None = None
     token: str | None = dataclasses.field(default=None, repr=False)
 
+    def client(self, timeout: float) -> AsyncClient:
+        """A client of it; ``timeout``: seconds for each of its calls. Raises ConfigError."""
+        import raftkv
+
+        return raftkv.AsyncClient(self.endpoints, tls=self.tls, token=self.token, timeout=timeout)
+
     @classmethod
     def chosen(cls, given: Mapping[str, str | None], variables: Collection[str] = ()) -> Target:
         """By what was ``given``, by options or ``variables`` of the environment: names of :data:`TARGET`.
@@ -282,6 +290,11 @@ def field(name: str, data: bytes) -> dict[str, str]:
 def argument_bytes(text: str) -> bytes:
     """The bytes that the shell gave, whatever the locale and whether or not they are text in it."""
     return os.fsencode(text)
+
+
+def argument_value(text: str) -> bytes:
+    """A value given as an argument, or on stdin if that is ``-``; one byte too many if that has more than a value."""
+    return sys.stdin.buffer.read(MAX_VALUE_BYTES + 1) if text == STANDARD else argument_bytes(text)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

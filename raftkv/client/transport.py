@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from raftkv.api.credentials import METADATA, authorization
 from raftkv.api.grpc_status import CLUSTER_KEY, result_of
 from raftkv.api.messages import status_of
-from raftkv.api.pipeline import PACKED_KEY, answers_of, request_of
+from raftkv.api.pipeline import PACKED_FORM, PACKED_KEY, answers_of, request_of
 from raftkv.client.process import check_process, keep_after_fork
 from raftkv.client.routing import View, view_of
 from raftkv.commands.results import Result
@@ -208,7 +208,7 @@ class _GrpcEndpoint:
             try:
                 about = dict(cast("Iterable[tuple[str, str]]", await call.initial_metadata() or ()))
                 if CLUSTER_KEY in about:
-                    return _GrpcStream(call, about[CLUSTER_KEY], packed=about.get(PACKED_KEY) == "1")
+                    return _GrpcStream(call, about[CLUSTER_KEY], packed=about.get(PACKED_KEY) == PACKED_FORM)
                 # It ended before it began, and the status says why; or this is no node of raftkv.
                 refusal = await _refusal(call) if call.done() else None
                 text = "not a raftkv node" if refusal is None else refusal.detail
@@ -248,9 +248,15 @@ class _GrpcEndpoint:
 
     async def scan(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
         try:
-            return await self._kv.Scan(request, timeout=timeout)
+            page = await self._kv.Scan(request, timeout=timeout)
         except FAILURES as error:
             raise TransportError(failure(error)) from error
+        at, bit = divmod(request.slot, 8)
+        if not page.slots[at : at + 1] or not page.slots[at] >> bit & 1:
+            # Earlier versions scan a single slot, and know nothing of the rest of the request.
+            detail = f"{self._address}: the page is not of the slot asked for: the node is of another version"
+            raise TransportError(Result(int(Code.WRONG_VERSION), detail=detail))
+        return page
 
     async def close(self) -> None:
         if not self._life.ag_running:  # type: ignore[attr-defined]  # else it is being closed

@@ -8,14 +8,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from msgspec import Struct
 
 from raftkv import limits
-from raftkv.commands.bounds import CLIENT_BYTES, Client, Count, Key, Mode, ReadMode, SlotNumber
+from raftkv.commands.bounds import (
+    CLIENT_BYTES,
+    Client,
+    Count,
+    Key,
+    Mode,
+    ReadMode,
+    SlotNumber,
+    check_request_id,
+)
 from raftkv.commands.results import MALFORMED, TOO_LARGE, Result
-from raftkv.commands.rights import Right
+from raftkv.commands.rights import DATA, Right
+from shards.slots import slot_of
 
 if TYPE_CHECKING:
     from raftkv.store.meta import MetaStore
     from raftkv.store.records import Store
     from raftkv.store.slot import Slot
+    from raftkv.v1.kv_pb2 import Operation
 
 
 class Sender(IntEnum):
@@ -39,12 +50,15 @@ class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fie
     """For counters and messages."""
     reads: ClassVar[bool] = False
     """It changes nothing, and never stands in the log."""
-    grows: ClassVar[bool] = False
-    """It may bring new data: refused while there is no space for any."""
 
     @property
-    def only_key(self) -> bytes | None:
-        """The key that it is about, if it is about one and no other."""
+    def grows(self) -> bool:
+        """Whether it may bring new data: refused while there is no space for any."""
+        return False
+
+    @property
+    def keys(self) -> tuple[bytes, ...] | None:
+        """The keys that it is about, if they are known: of others it tells and changes nothing."""
         return None
 
     @property
@@ -125,20 +139,17 @@ class Read(SlotCommand, frozen=True, kw_only=True):
         raise NotImplementedError
 
 
-class _Keyed(SlotCommand, frozen=True):
-    key: Key
-
-    @property
-    def only_key(self) -> bytes | None:
-        return self.key
-
-
-class Write(_Keyed, frozen=True, kw_only=True):
-    """It changes a record.
+class Write(SlotCommand, frozen=True, kw_only=True):
+    """It changes records.
 
     Those of one client are executed once: ``client``, ``seq``, ``first``: request id (16 bytes, number, first number
     that the client still waits for). ``client`` empty: the node names it.
+
+    ``tells``: its result is more than a version. ``shows``: that may be much, as it has values of records.
     """
+
+    tells: ClassVar[bool] = False
+    shows: ClassVar[bool] = False
 
     client: Client = b""
     seq: Count = 0
@@ -146,24 +157,77 @@ class Write(_Keyed, frozen=True, kw_only=True):
 
     @property
     def needs(self) -> Right | None:
-        return Right.WRITE
+        # What tells more than a version tells of what was there.
+        return DATA if self.tells else Right.WRITE
+
+    @classmethod
+    def of(cls, asked: Any, slots: int, client: bytes, seq: int, first: int) -> Self:
+        """The command that a Pipeline's message or an RPC's request asks for, under this request id.
+
+        Raises InvalidArgument or TooLarge.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def decode(cls, message: Operation, client: bytes, first: int, slots: int) -> Self:
+        """The command of a Pipeline's message. Raises InvalidArgument or TooLarge."""
+        if not message.sequence:
+            return cls.of(message, slots, b"", 0, 0)
+        check_request_id(client, message.sequence, first)
+        return cls.of(message, slots, client, message.sequence, first)
+
+    @classmethod
+    def from_request(cls, request: Any, slots: int) -> Self:
+        if not request.HasField("request_id"):
+            return cls.of(request, slots, b"", 0, 0)
+        name = request.request_id
+        check_request_id(name.client_id, name.sequence, name.first_incomplete)
+        return cls.of(request, slots, name.client_id, name.sequence, name.first_incomplete)
+
+    def fill(self, message: Operation) -> None:
+        """Write into a Pipeline's message what :meth:`decode` reads there."""
+        message.sequence = self.seq
+
+    def refusal(self) -> Result | None:
+        if self.client and (len(self.client) != CLIENT_BYTES or not 1 <= self.first <= self.seq):
+            return MALFORMED
+        return None
+
+    def shown_bytes(self, store: Store) -> int:
+        """About how many bytes of values its result would have, as the store is now."""
+        return 0
+
+    def apply(self, store: Store) -> Result:
+        return store.write(self)
+
+    def execute(self, store: Store, slot: Slot) -> int | Result:
+        """Execute it. Returns its outcome if that is a version, or a condition that failed, as of
+        :mod:`raftkv.store.sessions`; else its result."""
+        raise NotImplementedError
+
+
+class KeyWrite(Write, frozen=True):
+    """It changes the record of one key."""
+
+    key: Key
+
+    @property
+    def keys(self) -> tuple[bytes, ...] | None:
+        return (self.key,)
+
+    def placed(self, slots: int) -> bool:
+        """Whether its slot is that of its key."""
+        return self.slot == slot_of(self.key, slots)
+
+    def fill(self, message: Operation) -> None:
+        message.key, message.sequence = self.key, self.seq
 
     def size(self) -> int:
         return len(self.key)
 
     def refusal(self) -> Result | None:
-        if len(self.key) > limits.MAX_KEY_BYTES:
-            return TOO_LARGE
-        if self.client and (len(self.client) != CLIENT_BYTES or not 1 <= self.first <= self.seq):
-            return MALFORMED
-        return None
-
-    def apply(self, store: Store) -> Result:
-        return store.write(self)
-
-    def execute(self, store: Store, slot: Slot) -> int:
-        """Execute it, and return its outcome, as of :mod:`raftkv.store.sessions`."""
-        raise NotImplementedError
+        # Not by super(), which takes longer than all of it.
+        return TOO_LARGE if len(self.key) > limits.MAX_KEY_BYTES else Write.refusal(self)
 
 
 class GroupCommand(Command, frozen=True):

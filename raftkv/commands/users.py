@@ -37,7 +37,7 @@ class UserCommand(GroupCommand, frozen=True):
         return meta.change_users(self)
 
 
-class Bootstrap(UserCommand, frozen=True, tag=60):
+class Bootstrap(UserCommand, frozen=True, tag=80):
     """The first user, who may do everything. From then on nobody is served who is not a user."""
 
     user: Name
@@ -51,7 +51,7 @@ class Bootstrap(UserCommand, frozen=True, tag=60):
         return users.with_first(self.user, self.digest)
 
 
-class AddUser(UserCommand, frozen=True, tag=61):
+class AddUser(UserCommand, frozen=True, tag=81):
     """``digest``: SHA-256 of the user's token."""
 
     user: Name
@@ -62,7 +62,7 @@ class AddUser(UserCommand, frozen=True, tag=61):
         return users.with_user(self.user, self.digest, self.roles)
 
 
-class RemoveUser(UserCommand, frozen=True, tag=62):
+class RemoveUser(UserCommand, frozen=True, tag=82):
     """The user's token and password are worth nothing from then on."""
 
     user: Name
@@ -71,7 +71,7 @@ class RemoveUser(UserCommand, frozen=True, tag=62):
         return users.without_user(self.user)
 
 
-class SetToken(UserCommand, frozen=True, tag=63):
+class SetToken(UserCommand, frozen=True, tag=83):
     """Another token in the place of the user's; ``digest``: its SHA-256."""
 
     user: Name
@@ -81,7 +81,7 @@ class SetToken(UserCommand, frozen=True, tag=63):
         return users.with_token(self.user, self.digest)
 
 
-class SetPassword(UserCommand, frozen=True, tag=64):
+class SetPassword(UserCommand, frozen=True, tag=84):
     """``password``: salt and scrypt's result; None: the user has none any more."""
 
     user: Name
@@ -91,7 +91,7 @@ class SetPassword(UserCommand, frozen=True, tag=64):
         return users.with_password(self.user, self.password or b"")
 
 
-class AssignRole(UserCommand, frozen=True, tag=65):
+class AssignRole(UserCommand, frozen=True, tag=85):
     """A further role of a user, or one less."""
 
     user: Name
@@ -102,7 +102,7 @@ class AssignRole(UserCommand, frozen=True, tag=65):
         return users.with_role_of(self.user, self.role, assigned=self.assigned)
 
 
-class AddRole(UserCommand, frozen=True, tag=66):
+class AddRole(UserCommand, frozen=True, tag=86):
     """A role that allows nothing yet."""
 
     role: Name
@@ -111,7 +111,7 @@ class AddRole(UserCommand, frozen=True, tag=66):
         return users.with_role(self.role)
 
 
-class RemoveRole(UserCommand, frozen=True, tag=67):
+class RemoveRole(UserCommand, frozen=True, tag=87):
     """Its users lose it."""
 
     role: Name
@@ -120,7 +120,7 @@ class RemoveRole(UserCommand, frozen=True, tag=67):
         return users.without_role(self.role)
 
 
-class GrantRights(UserCommand, frozen=True, tag=68):
+class GrantRights(UserCommand, frozen=True, tag=88):
     """A role allows ``rights`` for keys that begin with ``prefix``, or does so no more (``granted``)."""
 
     role: Name
@@ -132,7 +132,7 @@ class GrantRights(UserCommand, frozen=True, tag=68):
         return users.with_grant(self.role, Right(self.rights), self.prefix, granted=self.granted)
 
 
-class ReadUsers(GroupRead, frozen=True, tag=70):
+class ReadUsers(GroupRead, frozen=True, tag=90):
     """All users and roles: a :class:`raftkv.commands.results.UsersReport`. ``revision``: of those that are known."""
 
     revision: Count

@@ -187,8 +187,8 @@ class Access:
 
     def _on_refused(self, caller: Caller, op: Command, result: Result) -> None:
         if result.code != Code.UNAVAILABLE:
-            key = op.only_key
-            arguments = {} if key is None else {"key": key[:256].decode(errors="backslashreplace")}
+            key = b" ".join(op.keys or ())
+            arguments = {"key": key[:256].decode(errors="backslashreplace")} if key else {}
             self.note(caller, op.name, arguments, Code(result.code).name)
 
 

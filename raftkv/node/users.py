@@ -227,7 +227,7 @@ def _refusals(permit: Permit | Result, ops: Sequence[Command]) -> Mapping[int, R
             continue
         if isinstance(permit, Result):
             refused[index] = permit
-        elif not permit.allows(needs, op.only_key):
+        elif not permit.allows(needs, op.keys):
             refused[index] = denied(permit, needs, _what(op, needs))
     return refused
 
@@ -236,4 +236,8 @@ def _what(op: Command, needs: Right) -> str:
     what = op.name.replace("_", " ")
     if not needs & DATA:
         return what
-    return f"a {what} of this key" if op.only_key is not None else f"a {what}, of all keys,"
+    return (
+        f"a {what}, of all keys,"
+        if op.keys is None
+        else f"a {what} of {'this key' if len(op.keys) == 1 else 'these keys'}"
+    )

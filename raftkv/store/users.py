@@ -49,16 +49,17 @@ class Permit(Struct, frozen=True, gc=False):
     read: tuple[bytes, ...]
     write: tuple[bytes, ...]
 
-    def allows(self, needs: Right, key: bytes | None) -> bool:
-        """Whether it may be done: to ``key``, or to any key if that is None."""
+    def allows(self, needs: Right, keys: tuple[bytes, ...] | None) -> bool:
+        """Whether it may be done: to ``keys``, or to any keys if they are None."""
         missing = needs & ~self.everywhere
         if not missing:
             return True
-        if key is None or missing & ~DATA:
+        if keys is None or missing & ~DATA:
             return False
-        return not (
+        return not any(
             (missing & Right.READ and not key.startswith(self.read))
             or (missing & Right.WRITE and not key.startswith(self.write))
+            for key in keys
         )
 
 

@@ -77,7 +77,7 @@ def code_of(call: Any) -> int:
 def test_who_is_no_user_is_served_nothing_but_health(cluster: LocalCluster) -> None:
     for token in (None, "rkv-unknown", "admin:guess"):
         with raftkv.Client(cluster.endpoints, token=token, timeout=PATIENCE) as client:
-            for call in (lambda: client.get("k"), lambda: client.put("k", b"v"), lambda: list(client.scan_slot(1))):
+            for call in (lambda: client.get("k"), lambda: client.put("k", b"v"), lambda: list(client.scan())):
                 with refusal(Code.UNAUTHENTICATED):
                     call()
     with grpc.insecure_channel(cluster.address(1)) as channel:
@@ -142,7 +142,7 @@ def test_a_prefix_is_not_escaped(cluster: LocalCluster, admin: Admin) -> None:
                 with refusal(Code.PERMISSION_DENIED):
                     call()
         with refusal(Code.PERMISSION_DENIED):
-            client.scan_slot(1)
+            list(client.scan())
     with raftkv.Client(cluster.endpoints, token=cluster.token, timeout=PATIENCE) as client:
         assert client.get("ab") is None
 

@@ -15,9 +15,11 @@ from raftkv.commands.base import Write
 from raftkv.commands.group import Genesis
 from raftkv.commands.members import Members
 from raftkv.commands.moving import ImportBegin, Track
-from raftkv.commands.records import Cas, Get, Piped, Put
-from raftkv.commands.registry import encode
+from raftkv.commands.records import Cas, Get, Put
+from raftkv.commands.registry import Piped, encode
 from raftkv.commands.results import Result
+from raftkv.commands.transactions import Check, GetStep, PutStep, Transact
+from raftkv.commands.updates import Increment
 from raftkv.errors import CorruptData, InvalidArgument, StorageError
 from raftkv.frontend.port import Origin
 from raftkv.node import messages
@@ -130,13 +132,15 @@ def test_no_frames_but_the_right_ones_shake_hands(frames: list[Any], secret: boo
     assert not (dialling.welcomed and secret)
 
 
+TRANSACT = Transact(3, (Check(b"k", 1),), (PutStep(b"k", b"v"),), (GetStep(b"k"),), client=b"c" * 16, seq=1, first=1)
 ASKED = unpack(
     encode([[1, 2, 3], [Get(3, b"k"), Put(3, b"k", b"v", client=b"c" * 16, seq=1, first=1), Cas(3, b"k", b"v")]])
 )
+ASKED_MORE = unpack(encode([[1, 2], [Increment(3, b"k", -1), TRANSACT]]))
 ANSWERED = unpack(encode([[1, 2], [Result(0, 5, b"v"), Result(2, detail="no")]]))
 
 
-@given(changed([ASKED, ANSWERED]), st.binary(max_size=6), st.integers(0, 200))
+@given(changed([ASKED, ASKED_MORE, ANSWERED]), st.binary(max_size=6), st.integers(0, 200))
 @settings(max_examples=300)
 def test_packed_messages_of_pipelines_are_read_or_refused(message: Any, junk: bytes, at: int) -> None:
     packed = msgpack.packb(message)
@@ -149,6 +153,7 @@ def test_packed_messages_of_pipelines_are_read_or_refused(message: Any, junk: by
             assert len(ids) == len(commands)
             for op in commands:
                 assert isinstance(op, get_args(Piped))
+                assert op.placed(1024) in (True, False)
                 if op.refusal() is None:
                     assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
                     assert not isinstance(op, Write) or again([op]) == [op]

@@ -225,6 +225,27 @@ def test_a_node_that_has_lost_its_map_hosts_nothing_before_the_map_is_confirmed(
     play(scene)
 
 
+def test_a_node_whose_known_meta_voters_have_all_gone_is_not_locked_out() -> None:
+    async def scene(cluster: SimCluster, admin: SimAdmin) -> None:
+        known = true_map(cluster)
+        node = node_of(cluster, OUTSIDE)
+        copy = node._map_copy
+        gone = Node(9, "n9:7401", "n9:7501", "a life")
+        groups = tuple(Group(0, (9,)) if group.id == 0 else group for group in known.groups)
+        old = replace(known, index=0, nodes=(*known.nodes, gone), groups=groups)
+        copy.confirmed = None
+        copy._told = None
+        node._router.map = None
+        copy._confirm(old)
+        node._router._leaders._hints.clear()
+        assert copy.current == copy.confirmed == old
+        push(cluster, known, OUTSIDE, by=1)
+        await becomes(lambda: copy.current == known)
+        await becomes(lambda: copy.confirmed == known)
+
+    play(scene)
+
+
 def test_one_question_at_a_time_is_asked() -> None:
     async def scene(cluster: SimCluster, admin: SimAdmin) -> None:
         known = true_map(cluster)

@@ -22,7 +22,8 @@ from raftkv.api.credentials import (
 )
 from raftkv.client.urls import parse_url
 from raftkv.commands.base import Command, Sender
-from raftkv.commands.records import Cas, Get, Put, Scan
+from raftkv.commands.ranges import Scan
+from raftkv.commands.records import Cas, Get, Put
 from raftkv.commands.registry import check
 from raftkv.commands.results import DONE, Result, UsersReport
 from raftkv.commands.rights import ALL, DATA, MAX_GRANTS, Right, parse_right
@@ -39,7 +40,7 @@ from shards.map import META_GROUP
 from tests.peer_world import ManualClock, rest
 
 TOKEN, OTHER = "rkv-first", "rkv-other"
-GET, PUT, SCAN = Get(1, b"a/1"), Put(1, b"a/1", b"v"), Scan(1, b"")
+GET, PUT, SCAN = Get(1, b"a/1"), Put(1, b"a/1", b"v"), Scan(1, b"", b"", b"\xff" * 128)
 
 
 def some_users() -> Users:
@@ -328,11 +329,11 @@ def test_a_leader_looks_itself_at_who_asks_through_another_node() -> None:
 
 def test_to_compare_a_value_is_to_read_it() -> None:
     assert Cas(1, b"k", b"v").needs == DATA
-    assert Scan(1, b"").only_key is None
+    assert SCAN.keys is None
     permit = some_users().permit(some_users().user("app"))
-    assert not permit.allows(DATA, b"a/1")
+    assert not permit.allows(DATA, (b"a/1",))
     assert permit.allows(Right.NONE, None)
-    assert not permit.allows(Right.ADMIN, b"a/1")
+    assert not permit.allows(Right.ADMIN, (b"a/1",))
 
 
 # -- the door

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from raftkv.api.credentials import METADATA
 from raftkv.api.failures import failure_of, overloaded, with_retry
 from raftkv.api.grpc_status import grpc_status_of
+from raftkv.commands.base import Write
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.commands.rights import Right
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
 
 _SMALL: Final = 16 * 1024
 """Bytes of an answer that are not counted."""
-_READS: Final = frozenset(kind.rpc for kind in CLIENT_COMMANDS.values() if kind.reads)
+_WRITES: Final = frozenset(kind.rpc for kind in CLIENT_COMMANDS.values() if not kind.reads)
+_SHOWING: Final = frozenset(
+    kind.rpc for kind in CLIENT_COMMANDS.values() if kind.reads or (issubclass(kind, Write) and kind.shows)
+)
 _UNKNOWN: Final = LEAST_HELD_BYTES
-"""Bytes held for the answer to a read until its size is known: so few are under way that large ones can be borne."""
+"""Bytes held for an answer with records until its size is known: so few are under way that large ones can be borne."""
 _REMEMBERED: Final = 1024
 """Connections whose sizes of answers are remembered."""
 _COPIES: Final = 3
@@ -123,9 +127,9 @@ class _Held:
 class Guard:
     """Stands where services register for the server, and passes their methods on.
 
-    ``calls`` and ``answers`` are shared by the connections; answers are counted until their RPC is over. A method is
-    called again when its answer was too large for what was free, so an answer must not be large if its RPC changes
-    something.
+    ``calls`` and ``answers`` are shared by the connections; answers are counted until their RPC is over. A method that
+    reads is called again when its answer was too large for what was free. A client's write is not: its answer is taken
+    as it is. No other RPC that changes something may have a large one.
     The Pipeline gets its requests as bytes, and looks at its shares and at who asks by itself.
     ``door`` knows who may call methods, by default everybody. ``needs``: the rights for those that need any; None:
     nobody has to be a user.
@@ -209,7 +213,7 @@ class Guard:
     def _unary(
         self, method: Callable[[Any, Context], Awaitable[Any]], name: str, need: Right | None
     ) -> Callable[[Any, Context], Awaitable[Any]]:
-        least = _UNKNOWN if name in _READS else 0
+        least, once = _UNKNOWN if name in _SHOWING else 0, name in _WRITES
 
         async def call(request: Any, context: Context) -> Any:
             if type(request) is _Malformed:
@@ -224,7 +228,7 @@ class Guard:
                     await abort(context, overloaded("too many unread responses on this connection"))
                 answer = await method(request, context)
                 size: int = answer.ByteSize() * _COPIES
-                if size <= max(_SMALL, held.size) or held.grow(size):
+                if once or size <= max(_SMALL, held.size) or held.grow(size):
                     break
                 # It is read again when there is room, so that none waits in memory that is not counted.
                 del answer
