@@ -23,10 +23,12 @@ from raftkv.api.credentials import (
 from raftkv.client.urls import parse_url
 from raftkv.commands.base import Command, Sender
 from raftkv.commands.ranges import Scan
-from raftkv.commands.records import Cas, Get, Put
+from raftkv.commands.records import Cas, Delete, Get, Put
 from raftkv.commands.registry import check
 from raftkv.commands.results import DONE, Result, UsersReport
 from raftkv.commands.rights import ALL, DATA, MAX_GRANTS, Right, parse_right
+from raftkv.commands.transactions import Check, GetStep, PutStep, Transact
+from raftkv.commands.updates import CompareAndDelete, GetAndDelete, Increment, Touch
 from raftkv.commands.users import AddUser, Bootstrap, ReadUsers
 from raftkv.errors import Code, ConditionFailed, InvalidArgument, Overloaded, Unauthenticated, Unavailable
 from raftkv.frontend.grpc.users import is_local
@@ -327,8 +329,30 @@ def test_a_leader_looks_itself_at_who_asks_through_another_node() -> None:
     run(main)
 
 
-def test_to_compare_a_value_is_to_read_it() -> None:
-    assert Cas(1, b"k", b"v").needs == DATA
+def test_to_be_told_of_a_value_is_to_read_it() -> None:
+    telling = (
+        Cas(1, b"k", b"v"),
+        CompareAndDelete(1, b"k", b"v"),
+        GetAndDelete(1, b"k"),
+        Increment(1, b"k", 1),
+        Transact(1, (), (PutStep(b"k", b"v"),)),
+    )
+    assert {command.needs for command in telling} == {DATA}
+    assert {command.needs for command in (PUT, Delete(1, b"k"), Touch(1, b"k", 0))} == {Right.WRITE}
+
+
+def test_a_transaction_is_about_all_its_keys() -> None:
+    checks, steps = (Check(b"a/1"),), (PutStep(b"a/2", b"v"),)
+    users = some_users().with_grant("a", DATA, b"a/", granted=True)
+    permit = users.permit(users.user("app"))
+    for otherwise, allowed in (((), True), ((GetStep(b"a/3"),), True), ((GetStep(b"ab"),), False)):
+        transaction = Transact(1, checks, steps, otherwise)
+        assert transaction.needs is not None
+        assert permit.allows(transaction.needs, transaction.keys) is allowed
+    assert not permit.allows(DATA, Transact(1, (Check(b"b"),), steps).keys)
+
+
+def test_rights_for_some_keys() -> None:
     assert SCAN.keys is None
     permit = some_users().permit(some_users().user("app"))
     assert not permit.allows(DATA, (b"a/1",))
