@@ -35,6 +35,8 @@ class Code(IntEnum):
     NOT_A_NUMBER = 17
     OUT_OF_RANGE = 18
     CROSS_SLOT = 19
+    UNAUTHENTICATED = 20
+    PERMISSION_DENIED = 21
 
 
 class RaftKVError(Exception):
@@ -182,6 +184,19 @@ class WrongVersion(NotApplied):
     code = Code.WRONG_VERSION
 
 
+class Unauthenticated(NotApplied):
+    """The cluster serves its users only, and the client has not shown that it is one: it has no token, or an unknown
+    one."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class PermissionDenied(NotApplied, PermissionError):
+    """The user's roles do not allow it."""
+
+    code = Code.PERMISSION_DENIED
+
+
 class SessionExpired(OutcomeUnknown):
     """A retry came after its request's dedupe record had gone; whether an earlier attempt took effect is not known."""
 
@@ -262,8 +277,13 @@ OUTCOMES: Final[dict[Code, CodeOutcome]] = {
     Code.NOT_A_NUMBER: CodeOutcome(True, False, "FAILED_PRECONDITION", NotANumber),
     Code.OUT_OF_RANGE: CodeOutcome(True, False, "OUT_OF_RANGE", CounterOverflow),
     Code.CROSS_SLOT: CodeOutcome(True, False, "INVALID_ARGUMENT", CrossSlot),
+    Code.UNAUTHENTICATED: CodeOutcome(True, False, "UNAUTHENTICATED", Unauthenticated),
+    Code.PERMISSION_DENIED: CodeOutcome(True, False, "PERMISSION_DENIED", PermissionDenied),
 }
 
 SETTLED: Final = frozenset({Code.OK, Code.CONDITION_FAILED, Code.NOT_A_NUMBER, Code.OUT_OF_RANGE, Code.TOO_LARGE})
 """These settle a request, whatever became of its other attempts: what an execution came to is recorded and told to
 each of them, and what is too large is so in all of them."""
+
+NO_USER: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
+"""Refusals for what the user is, at whichever node."""

@@ -225,6 +225,9 @@ class _ServerCall(_Wire):
         self._status = (code.value[0], details, trailing_metadata)
         raise _Aborted
 
+    def invocation_metadata(self) -> Metadata:
+        return ()
+
     def time_remaining(self) -> float | None:
         return None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
 

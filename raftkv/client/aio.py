@@ -10,6 +10,7 @@ from random import Random, SystemRandom
 from types import TracebackType
 from typing import Any, Final, Self
 
+from raftkv.api.credentials import check_credentials
 from raftkv.client.arguments import KeyRange, check_timeout, key_range, limit_of, mode_of, slot_of
 from raftkv.client.engine import Engine
 from raftkv.client.keys import KeyCalls
@@ -38,12 +39,12 @@ class AsyncClient(KeyCalls[W, V]):
     ``endpoints``: host:port of some nodes, as a sequence or separated by commas. ``timeout``: seconds that a call may
     take in all, retries included, unless it names another; from 0.001 to 600. Keys are bytes, or str taken as UTF-8;
     so are values, unless ``codec`` says what they are: see :mod:`raftkv.codecs`. ``tls``: how nodes prove who they are;
-    without it nothing is encrypted.
+    without it nothing is encrypted. ``token``: of a user, or ``NAME:PASSWORD``, for a cluster that has users.
 
     Calls raise NotApplied errors if the operation surely did not take effect (InvalidArgument, TooLarge,
-    ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, UsageError) and OutcomeUnknown errors
-    (DeadlineExceeded, SessionExpired) if a write may have; reads never raise the latter. A write takes effect at most
-    once, however often it is retried. Cancelling a call is safe; a cancelled write may take effect.
+    ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, Unauthenticated, PermissionDenied, UsageError) and
+    OutcomeUnknown errors (DeadlineExceeded, SessionExpired) if a write may have; reads never raise the latter. A write
+    takes effect at most once, however often it is retried. Cancelling a call is safe; such a write may take effect.
 
     A call whose time is up raises a TimeoutError: DeadlineExceeded if it is a write that may have taken effect, else
     Unavailable, which is a ConnectionError too, or Overloaded.
@@ -71,6 +72,7 @@ class AsyncClient(KeyCalls[W, V]):
         codec: Codec[W, V] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         tls: TLS | None = None,
+        token: str | None = None,
         retry: RetryPolicy = DEFAULT_POLICY,
         interceptors: Sequence[Any] = (),
         telemetry: Telemetry | None = None,
@@ -82,16 +84,10 @@ class AsyncClient(KeyCalls[W, V]):
         self._timeout = check_timeout(timeout)
         values: Codec[Any, Any] = BYTES if codec is None else codec
         self._encode, self._decode = encoder_of(values), decoder_of(values)
-        parts = (
-            parse_endpoints(endpoints),
-            transport
-            or GrpcTransport(
-                partial(connect, credentials=None if tls is None else tls.read(), interceptors=interceptors)
-            ),
-            self._clock,
-            rng or SystemRandom(),
-            retry,
-        )
+        shown = None if token is None else check_credentials(token)
+        channels = partial(connect, credentials=None if tls is None else tls.read(), interceptors=interceptors)
+        network = transport or GrpcTransport(channels, shown)
+        parts = (parse_endpoints(endpoints), network, self._clock, rng or SystemRandom(), retry)
         self._engine = Engine(*parts) if telemetry is None else ObservedEngine(*parts, telemetry=telemetry)
         self._watched = transport is None
 
@@ -99,13 +95,14 @@ class AsyncClient(KeyCalls[W, V]):
     def from_url(cls, url: str, **options: Any) -> Self:
         """A client of the cluster at ``url``: ``raftkv://host:port,host:port``, or with TLS
         ``raftkvs://host:port,host:port?ca=FILE``, where ``cert``, ``key`` and ``server_name`` may follow, as
-        :class:`raftkv.TLS` has them. ``options``: the others of the constructor. Raises InvalidArgument or ConfigError.
+        :class:`raftkv.TLS` has them. A user stands before the hosts: ``TOKEN@`` or ``NAME:PASSWORD@``. ``options``: the
+        others of the constructor. Raises InvalidArgument or ConfigError.
 
         >>> async with raftkv.AsyncClient.from_url(f"raftkv://{endpoints}", timeout=60.0) as kv:
         ...     await kv.get("nothing")
         """
-        endpoints, tls = parse_url(url)
-        return cls(endpoints, tls=tls, **options)
+        endpoints, tls, token = parse_url(url)
+        return cls(endpoints, tls=tls, token=token, **options)
 
     async def __aenter__(self) -> Self:
         self._engine.check_usable()

@@ -26,7 +26,7 @@ from raftkv.clock import sleep, wait
 from raftkv.commands.bounds import Mode
 from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
-from raftkv.errors import Code, RaftKVError, Unavailable, UsageError
+from raftkv.errors import NO_USER, Code, RaftKVError, Unavailable, UsageError
 from raftkv.limits import MAX_BATCH_OPS
 from raftkv.v1 import kv_pb2
 from shards.slots import slot_of
@@ -43,6 +43,8 @@ _SHORT: Final = 10 * _SWEEP
 """Seconds below which a call has a timer of its own: the sweep would come too late for it."""
 _ASKED_AT_ONCE: Final = 3
 _MAP_TIMEOUT: Final = 1.0
+_FINAL: Final = frozenset({Code.WRONG_VERSION, *NO_USER})
+"""Refusals of the map that will not change while a call waits."""
 
 
 class Engine:
@@ -422,7 +424,7 @@ class Engine:
                 await self._after_no_view(failure, deadline, timeout, progress)
 
     async def _after_no_view(self, failure: Result, deadline: float, timeout: float, progress: Attempts) -> None:
-        if failure.code == Code.WRONG_VERSION:
+        if failure.code in _FINAL:
             raise error_of(failure)
         progress.last = failure
         progress.attempts += 1
@@ -453,7 +455,7 @@ class Engine:
                     for task in answered:
                         answer = task.result()
                         if isinstance(answer, Result):
-                            failure = answer
+                            failure = answer if failure is None or failure.code not in _FINAL else failure
                         elif self._install(answer):
                             return None
             finally:

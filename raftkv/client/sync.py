@@ -80,6 +80,7 @@ class Client(Generic[W, V]):
         codec: Codec[W, V] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         tls: TLS | None = None,
+        token: str | None = None,
         retry: RetryPolicy = DEFAULT_POLICY,
         interceptors: Sequence[Any] = (),
         telemetry: Telemetry | None = None,
@@ -94,6 +95,7 @@ class Client(Generic[W, V]):
             codec=codec,
             timeout=timeout,
             tls=tls,
+            token=token,
             retry=retry,
             interceptors=interceptors,
             telemetry=telemetry,
@@ -110,8 +112,8 @@ class Client(Generic[W, V]):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """As :meth:`raftkv.AsyncClient.from_url`."""
-        endpoints, tls = parse_url(url)
-        return cls(endpoints, tls=tls, **options)
+        endpoints, tls, token = parse_url(url)
+        return cls(endpoints, tls=tls, token=token, **options)
 
     def __enter__(self) -> Self:
         self._check()

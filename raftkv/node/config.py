@@ -115,6 +115,7 @@ class SecuritySection(Section, frozen=True):
     """How nodes prove who they are. ``ca_file``, ``cert_file``, ``key_file``: TLS, for all that the node says and
     hears. ``client_certs``: clients need certificates too. ``secret_file``: without TLS, holds a secret that all nodes
     of the cluster know. ``insecure``: without TLS, this node may be reached from other machines all the same.
+    ``auth_grace``: seconds for which users are served although the meta group's leader does not confirm who they are.
     """
 
     ca_file: FilePath | None = None
@@ -123,6 +124,7 @@ class SecuritySection(Section, frozen=True):
     client_certs: bool = False
     secret_file: FilePath | None = None
     insecure: bool = False
+    auth_grace: Annotated[float, Meta(ge=1, le=86400)] = 30.0
 
     def check(self) -> None:
         given = {"ca_file": self.ca_file, "cert_file": self.cert_file, "key_file": self.key_file}

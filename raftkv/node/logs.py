@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO, TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from raftkv.errors import ConfigError
 from raftkv.log_limit import LogLimit
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from raftkv.node.config import NodeSection
+
+AUDIT_LOG: Final = "audit.log"
+"""The audit trail, in the data folder."""
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +107,8 @@ def _check_place(path: str, data_dir: str) -> None:
     file, folder = Path(os.path.realpath(path)), Path(os.path.realpath(data_dir))
     if file.is_relative_to(folder) and not (file.parent == folder and file.suffix == ".log"):
         raise ConfigError(f"node.log_file: {path} is in the data folder, where it may only be {folder}/NAME.log")
+    if file == folder / AUDIT_LOG:
+        raise ConfigError(f"node.log_file: {path} is the node's audit trail")
 
 
 def _opened(path: str, flags: int) -> int:

@@ -19,6 +19,8 @@ from raftkv.errors import RaftKVError
 from raftkv.frontend.grpc.server import GrpcServer
 from raftkv.frontend.resources import Resources
 from raftkv.node import signals
+from raftkv.node.access import Access
+from raftkv.node.audit import Audit
 from raftkv.node.config import NodeConfig
 from raftkv.node.credentials import Certificates, certificates, check_exposure, peer_secret
 from raftkv.node.descriptors import Descriptors, raise_limit
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from raftkv.clock import Clock
     from raftkv.frontend.http.monitor import Monitor
+    from raftkv.frontend.port import Door
     from raftkv.peer.handshake import Secret
 
 log = logging.getLogger(__name__)
@@ -127,16 +130,26 @@ async def _serve(
     )
     reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure), clock)
     resources = Resources(clock)
-    server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients, tls=tls)
+    passwords = ThreadWorker(loop, "raftkv-passwords")
+    access = Access(
+        node.users,
+        Audit(config.node.data_dir, clock),
+        clock,
+        worker=passwords,
+        reader=background,
+        known_map=node.cluster_map,
+    )
+    server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients, tls=tls, door=access)
     for source in (descriptors.problems, resources.problems):
         node.add_problems(source)
     if tls is not None:
         node.add_problems(lambda: tls.problems(clock.wall()))
-    monitor = _monitor(node, resources, config.node.metrics, tls)
+    monitor = _monitor(node, resources, config.node.metrics, tls, access)
     try:
         if monitor is not None:
             await monitor.start()
         await node.start()
+        access.start()
         await server.start()
         # What exists now lives as long as the process, and records are not cyclic garbage: look at both rarely.
         gc.freeze()
@@ -159,7 +172,9 @@ async def _serve(
     finally:
         if monitor is not None:
             await monitor.stop()
+        access.close()
         await node.close()
+        passwords.close()
         worker.close()
         background.close()
     if not problems:
@@ -203,7 +218,9 @@ def _look(tls: Certificates, clock: Clock) -> None:
     tls.look()
 
 
-def _monitor(node: RaftNode, resources: Resources, address: str | None, tls: Certificates | None) -> Monitor | None:
+def _monitor(
+    node: RaftNode, resources: Resources, address: str | None, tls: Certificates | None, door: Door
+) -> Monitor | None:
     if address is None:
         return None
     # Its libraries take time and memory to import, so only if it is configured.
@@ -211,7 +228,7 @@ def _monitor(node: RaftNode, resources: Resources, address: str | None, tls: Cer
 
     host, port = parse_listen_address(address)
     if tls is None:
-        return Monitor(node, resources.counters, host, port, resources.clock)
+        return Monitor(node, resources.counters, host, port, resources.clock, door)
     return Monitor(
-        node, resources.counters, host, port, resources.clock, lambda: tls.visited, ask_clients=tls.ask_clients
+        node, resources.counters, host, port, resources.clock, door, lambda: tls.visited, ask_clients=tls.ask_clients
     )

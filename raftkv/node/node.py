@@ -17,9 +17,10 @@ from msgspec.structs import replace
 from raftkv import limits
 from raftkv.api.status import ClusterSettings, Digests, NodeStatus, SlotStats
 from raftkv.clock import Clock, Timer
-from raftkv.commands.base import Command
+from raftkv.commands.base import Command, Sender
 from raftkv.errors import RaftKVError
 from raftkv.frontend.port import NODE, Caller, NodeStats
+from raftkv.log_limit import limited
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.clocks import Clocks
 from raftkv.node.config import NodeConfig
@@ -37,11 +38,12 @@ from raftkv.node.memory import Memory, ProcessMemory
 from raftkv.node.neighbours import Neighbours
 from raftkv.node.problems import Problems, Source, lost_entries
 from raftkv.node.replicas import Replicas
-from raftkv.node.requests import Reply
+from raftkv.node.requests import Reply, without
 from raftkv.node.room import Room
 from raftkv.node.router import Router
 from raftkv.node.space import Space
 from raftkv.node.stats import MeasuredWorker, StatsCollector
+from raftkv.node.users import UserCopy
 from raftkv.peer.handshake import Secret
 from raftkv.peer.hello import Identity
 from raftkv.peer.links import Links
@@ -183,6 +185,9 @@ class RaftNode:
         self._clocks = Clocks(self._links, self._clock, raft.lease_share)
         ask = asker(self.submit)
         self._copier = Copier(self._replicas, ask, self._clock)
+        self.users = UserCopy(
+            self.submit, self._clock, config.security.auth_grace, folder.knows_users, self._remember_users
+        )
         self._router = Router(
             self.id,
             data=self._replicas.data,
@@ -190,6 +195,7 @@ class RaftNode:
             peers=self._links,
             clock=self._clock,
             ids=ClientIds(self._clocks.time, rng),
+            users=self.users,
             quorum_reads=config.node.reads == "quorum",
             leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
@@ -204,8 +210,11 @@ class RaftNode:
             router=self._router,
             links=self._links,
             maps=maps,
+            ask=ask,
+            clock=self._clock,
             dial=lambda node: self._config.dial_address(node.id, node.peer_address),
             removed=lambda: self._refused(f"this node, {self.id}, has been removed from the cluster"),
+            fatal=self._fatal,
         )
         self._neighbours = Neighbours(
             config,
@@ -310,13 +319,22 @@ class RaftNode:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for driver in (self._mover, self._copier, self._membership, self._replica_gc):
+        self.users.close()
+        for driver in (self._mover, self._copier, self._membership, self._replica_gc, self._map_copy):
             driver.close()
         if not self._failed:
             self._map_copy.try_to_save()
         await self._links.close()
         self._wal.close()
         self._folder.close()
+
+    def _remember_users(self) -> bool:
+        try:
+            self._folder.mark_users()
+        except OSError as problem:
+            log.warning("that the cluster has users cannot be noted yet: %s", problem, extra=limited("users"))
+            return False
+        return True
 
     def _fatal(self, problem: BaseException) -> None:
         if not self._failed:
@@ -340,13 +358,14 @@ class RaftNode:
             self._ticks += 1
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._map_copy.look_at_meta()
+                self._map_copy.run()
                 self._clocks.look()
                 self._replicas.doubt_leases(self._clocks.fast_peers())
                 self._neighbours.tell_leads()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._space.look_at_memory()
                 self._router.no_space = self._space.look()
-                self._maintenance.run(self._router.map)
+                self._maintenance.run(self._map_copy.confirmed)
                 self._mover.run()
                 self._membership.run()
                 self._replica_gc.run()
@@ -363,10 +382,13 @@ class RaftNode:
     # -- the front end's port
 
     def submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
+        if self.users.on and caller.origin.sender is not Sender.NODE and (refused := self.users.refusals(caller, ops)):
+            ops, reply = without(ops, refused, reply)
         self._router.submit(ops, timeout, reply, caller)
 
     def cluster_map(self) -> ShardMap | None:
-        return self._router.map
+        # Clients keep the latest map that they were told.
+        return self._map_copy.confirmed or self._map_copy.current
 
     def leaders(self) -> dict[int, int]:
         shard_map = self._router.map

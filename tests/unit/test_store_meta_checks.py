@@ -52,7 +52,7 @@ BAD = [
 def test_no_node_joins_at_what_is_no_address(address: str, peer_address: str) -> None:
     # The second one is a leader's that has not applied its log yet.
     for store in (made(), MetaStore()):
-        refusal = store.check(change("add node", address, peer_address, LIFE))
+        refusal = store.check(change("add node", address, peer_address, LIFE), 1)
         assert refusal is not None
         assert refusal.code == Code.INVALID_ARGUMENT
         assert refusal.detail.startswith("address ")
@@ -70,19 +70,20 @@ def test_no_node_joins_at_what_is_no_address(address: str, peer_address: str) ->
     ],
 )
 def test_nodes_have_an_address_each_for_clients_and_for_nodes(address: str, peer_address: str, told: str) -> None:
-    refusal = made().check(change("add node", address, peer_address, LIFE))
+    refusal = made().check(change("add node", address, peer_address, LIFE), 1)
     assert refusal is not None
     assert (refusal.code, told in refusal.detail) == (Code.CONDITION_FAILED, True)
 
 
 def test_what_is_right_is_left_to_the_state_machine() -> None:
     store = made()
-    assert store.check(change("add node", "h:1", "h:2", LIFE)) is None
-    assert store.check(change("remove node", 9)) is None
-    assert MetaStore().check(change("add node", "h:1", "h:2", LIFE)) is None, "there is no map yet: apply decides"
+    assert store.check(change("remove node", 9), 1) is None
+    joining = change("add node", "h:1", "h:2", LIFE, b"d" * 32)
+    assert store.check(joining, None) is None, "the leader may not know the token yet: apply decides"
+    assert MetaStore().check(joining, None) is None, "there is no map yet: apply decides"
     bare = [ChangeCluster(0, b"t" * 16, "add node", arguments) for arguments in (b"", b"\xc1", pack(7), pack([]))]
     for malformed in (*bare, change("add node", 1, 2, 3)):
-        refusal = store.check(malformed)
+        refusal = store.check(malformed, 1)
         assert refusal is not None
         assert refusal.code == Code.INVALID_ARGUMENT
 
@@ -105,6 +106,6 @@ def test_a_log_of_an_earlier_version_leads_to_the_same_state_as_ever() -> None:
     restoring.finish()
     assert restored.digest() == store.digest()
     # It is in the map under its incarnation: asked again, it has the same outcome.
-    assert store.check(change("add node", "same:1", "same:1", LIFE)) is None
+    assert store.check(change("add node", "same:1", "same:1", LIFE), 1) is None
     # And it can be removed.
     assert apply(store, "remove node", store.state.last_node, token=b"r" * 16).code == Code.OK
