@@ -92,6 +92,7 @@ _FILE = FilePath()
     metavar="FILE",
     help="Log there, not to stderr; rotated as the configuration says, reopened on SIGHUP.",
 )
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Lines for people, or one JSON object a line.")
 def serve(
     config: Path | None,
     join: str | None,
@@ -106,11 +107,13 @@ def serve(
     tls_key: Path | None,
     insecure: bool,
     log_file: Path | None,
+    log_format: str | None,
 ) -> int:
     """Run one node in the foreground: that of a configuration, or a new one that joins a running cluster.
 
     On SIGTERM or SIGINT the node transfers its leaderships, finishes what is in flight and exits 0; on SIGHUP it
     reopens its log and reloads its configuration. The same command with --join starts a node that has joined before.
+    Options come before variables such as RAFTKV_NODE_LOG_LEVEL, and these before what is in the file.
 
     \b
     Example:
@@ -140,8 +143,12 @@ def serve(
     else:
         settings, source = _joined(join or "", data_dir or Path(), security, *places)
 
+    logging = {} if log_file is None else {"log_file": str(log_file)}
+    if log_format is not None:
+        logging["log_format"] = log_format
+
     def chosen(read: NodeConfig) -> NodeConfig:
-        return _with(read, log_file, security)
+        return _with(read, logging, security)
 
     return serve_node(chosen(settings), lambda: chosen(read_again(source)))
 
@@ -166,10 +173,11 @@ def read_again(source: Path) -> NodeConfig:
     return load_config(source)
 
 
-def _with(config: NodeConfig, log_file: Path | None, security: Mapping[str, Any]) -> NodeConfig:
+def _with(config: NodeConfig, node: Mapping[str, Any], security: Mapping[str, Any]) -> NodeConfig:
     """``config``, but for what was given on the command line."""
-    node = config.node if log_file is None else replace(config.node, log_file=str(log_file))
-    return replace(config, node=node, security=replace(config.security, **security))
+    if "secret_file" in security:
+        security = {**security, "secret": None}
+    return replace(config, node=replace(config.node, **node), security=replace(config.security, **security))
 
 
 def _own(security: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,9 +196,7 @@ def _asking(security: Mapping[str, Any]) -> TLS | None:
     return TLS(security["ca_file"], cert, key) if there else TLS(security["ca_file"])
 
 
-def _joined(
-    endpoints: str, folder: Path, security: Mapping[str, Any], *places: str | None
-) -> tuple[NodeConfig, Path]:
+def _joined(endpoints: str, folder: Path, security: Mapping[str, Any], *places: str | None) -> tuple[NodeConfig, Path]:
     """The configuration of a node that has joined, and its file."""
     from raftkv.local.joining import CONFIG, Places
     from raftkv.local.joining import join as join_cluster

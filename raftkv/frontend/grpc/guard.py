@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc import aio
 
 from raftkv.api.failures import overloaded, with_retry
 from raftkv.api.grpc_status import grpc_status_of
@@ -15,14 +17,15 @@ from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.limits import DEFAULT_TIMEOUT, LEAST_HELD_BYTES, MAX_TIMEOUT
+from raftkv.log_limit import limited
 
 if TYPE_CHECKING:
-    from grpc import aio
-
     from raftkv.clock import Clock
     from raftkv.frontend.shares import Shares
 
     Context = aio.ServicerContext[Any, Any]
+
+log = logging.getLogger(__name__)
 
 _SMALL: Final = 16 * 1024
 """Bytes of an answer that are not counted."""
@@ -31,6 +34,7 @@ _UNKNOWN: Final = LEAST_HELD_BYTES
 """Bytes held for the answer to a read until its size is known: so few are under way that large ones can be borne."""
 _REMEMBERED: Final = 1024
 """Connections whose sizes of answers are remembered."""
+_FAILED: Final = Result(int(Code.INTERNAL), detail="the call failed: see the node's log")
 _COPIES: Final = 3
 """How often an answer exists while it is sent: as a result, as a message, and as what gRPC sends."""
 
@@ -40,6 +44,15 @@ async def abort(context: Context, result: Result) -> NoReturn:
     status, text, metadata = grpc_status_of(with_retry(result))
     await context.abort(status, text, metadata)
     raise grpc.RpcError(text)  # never reached: abort raises
+
+
+def request_id_of(request: Any) -> str:
+    """What names the request of a call, for the log: ``client id/sequence`` of a write, the token of a change."""
+    named = getattr(request, "request_id", None)
+    if named is not None and named.client_id:
+        return f"{named.client_id.hex()}/{named.sequence}"
+    token: bytes = getattr(request, "token", b"")
+    return token.hex()
 
 
 def budget_of(context: Context) -> float:
@@ -137,7 +150,7 @@ class Guard:
 
         changed: dict[str, Any] = {"request_deserializer": deserialize}
         if handler.unary_unary is not None:
-            changed["unary_unary"] = self._unary(handler.unary_unary, _UNKNOWN if name in _READS else 0)
+            changed["unary_unary"] = self._unary(name, handler.unary_unary, _UNKNOWN if name in _READS else 0)
         elif handler.unary_stream is not None:
             changed["unary_stream"] = self._streaming(handler.unary_stream)
         elif handler.stream_stream is not None:
@@ -158,7 +171,7 @@ class Guard:
         return peer
 
     def _unary(
-        self, method: Callable[[Any, Context], Awaitable[Any]], least: int
+        self, name: str, method: Callable[[Any, Context], Awaitable[Any]], least: int
     ) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
             if type(request) is _Malformed:
@@ -170,7 +183,14 @@ class Guard:
             while True:
                 if expected > _SMALL and not await held.reserve(expected, budget_of(context)):
                     await abort(context, overloaded("too many unread responses on this connection"))
-                answer = await method(request, context)
+                try:
+                    answer = await method(request, context)
+                except aio.BaseError:
+                    raise
+                except Exception:
+                    source = limited(peer.rpartition(":")[0], request_id_of(request))
+                    log.exception("%s failed", name, extra=source)
+                    await abort(context, _FAILED)
                 size: int = answer.ByteSize() * _COPIES
                 if size <= max(_SMALL, held.size) or held.grow(size):
                     break

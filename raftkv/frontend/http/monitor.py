@@ -152,7 +152,11 @@ class Monitor:
         except web.HTTPException as refusal:
             response = web.Response(status=refusal.status, text=f"{refusal.reason}\n")
         except Exception:
-            log.exception("%s cannot be answered", request.path, extra=limited(request.path))
+            log.exception(
+                "%s cannot be answered",
+                request.path,
+                extra=limited(request.path, request.headers.get("X-Request-ID", "")),
+            )
             response = web.Response(status=500, text="internal error: see the node's log\n")
         response.force_close()
         return response
