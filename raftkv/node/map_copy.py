@@ -124,7 +124,7 @@ class MapCopy:
         self._saved = False
         if before is None or (before.nodes, before.groups) != (shard_map.nodes, shard_map.groups):
             self.try_to_save()
-        self._meet(shard_map)
+        self._meet(before, shard_map)
         for group in shard_map.groups_on(self._node):
             self._replicas.ensure(group.id, group.founders)
         for group in shard_map.groups:
@@ -135,11 +135,16 @@ class MapCopy:
         self._links.send_to_all(self.message() if self.meta_state() is not None else ["epoch", *self._maps.own])
         log.info("shard map of epoch %d in use", shard_map.epoch)
 
-    def _meet(self, shard_map: ShardMap) -> None:
-        """Have links to the nodes of the map and to no removed one."""
+    def _meet(self, before: ShardMap | None, shard_map: ShardMap) -> None:
+        """Have links to the nodes of the map, where it has moved them, and to no removed one."""
+        known = {} if before is None else {node.id: node.peer_address for node in before.nodes}
         for node in shard_map.nodes:
-            if node.id != self._node and node.id not in self._links.peers:
+            if node.id == self._node:
+                continue
+            if node.id not in self._links.peers:
                 self._links.add_peer(node.id, self._dial(node))
+            elif known.get(node.id) != node.peer_address:
+                self._links.set_dial(node.id, self._dial(node))
         for peer in self._links.peers:
             if peer in shard_map.removed:
                 self._links.remove_peer(peer)

@@ -3,8 +3,9 @@
 ``["op", number, timeout in ms, source, operations]`` asks the receiver to execute operations of one source;
 ``["re", results]`` brings results; ``["epoch", epoch, digest]`` says which map the sender has;
 ``["map", map]`` brings one; ``["leads", [group, ...]]`` says which
-groups the sender leads; ``["room", disk, memory]`` which of its disk and memory are full; ``["left"]`` reminds the
-receiver of replicas that it has to drop.
+groups the sender leads; ``["room", disk, memory]`` which of its disk and memory are full; ``["address", address,
+peer address]`` where the sender is reached, while its map says something else; ``["left"]`` reminds the receiver of
+replicas that it has to drop.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from msgspec import Meta
 from msgspec.msgpack import Decoder
 
 from raftkv import limits
+from raftkv.addresses import BadAddress, parse_address
 from raftkv.commands.base import Command
 from raftkv.commands.registry import SENT, encode
 from raftkv.commands.results import Result
@@ -81,6 +83,18 @@ def room(message: list[Any]) -> tuple[bool, bool]:
     if len(message) == 3 and type(message[1]) is bool and type(message[2]) is bool:
         return message[1], message[2]
     raise Malformed("malformed room")
+
+
+def addresses(message: list[Any]) -> tuple[str, str]:
+    """Where clients and nodes reach the sender, of an "address" message. Raises Malformed."""
+    if [type(item) for item in message[1:]] == [str, str]:
+        try:
+            for text in message[1:]:
+                parse_address(text)
+        except BadAddress as problem:
+            raise Malformed(f"malformed address: {problem}") from None
+        return message[1], message[2]
+    raise Malformed("malformed address")
 
 
 def groups(message: list[Any]) -> list[int]:
