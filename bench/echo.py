@@ -25,7 +25,8 @@ import uvloop
 from bench.load import LoadPlan
 from raftkv.api.pipeline import Answers, Batch, answers_of, read_request, request_of, response_of
 from raftkv.clock import Clock, SystemClock
-from raftkv.commands.records import Get, Piped, Put
+from raftkv.commands.records import Get, Put
+from raftkv.commands.registry import Piped
 from raftkv.commands.results import Result
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 

@@ -169,8 +169,7 @@ _ALL: Final = (
     _ycsb("d", "95% reads of the latest records, 5% inserts"),
     _ycsb(
         "e",
-        "95% scans, 5% inserts, zipfian keys; a scan asks for up to 100 records and reads a page of one slot, as keys "
-        "have no order over slots",
+        "95% scans of up to 100 records, 5% inserts, zipfian keys",
         100_000,
     ),
     _ycsb("f", "half reads, half reads that are followed by a write of the same key, zipfian keys"),

@@ -14,8 +14,7 @@ import grpc
 import raftkv
 from bench.peers import clients
 from raftkv.errors import RaftKVError
-from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
-from shards.slots import SLOT_RULE, slot_of
+from raftkv.v1 import kv_pb2, kv_pb2_grpc
 
 Api: TypeAlias = Literal["pipeline", "unary", "etcd", "valkey", "valkey-wait"]
 
@@ -38,47 +37,39 @@ class Target(Protocol):
 class Scanner(Protocol):
     """A target that also reads several records at a time."""
 
-    async def scan(self, key: bytes, size: int, /) -> int:
-        """Read records that follow ``key``, about ``size`` bytes of them; how many there were."""
+    async def scan(self, key: bytes, records: int, /) -> int:
+        """Read so many records from ``key`` on; how many there were."""
 
 
 class PipelineTarget:
     """raftkv.AsyncClient."""
 
-    def __init__(self, client: raftkv.AsyncClient, endpoints: str) -> None:
+    def __init__(self, client: raftkv.AsyncClient) -> None:
         self._client = client
-        self._endpoints = endpoints
-        self._slots = 0
         self.get: Callable[[bytes], Awaitable[object]] = client.get
         self.set: Callable[[bytes, bytes], Awaitable[object]] = client.put
 
     @classmethod
     async def connect(cls, endpoints: str, timeout: float) -> Self:
         """With streams that are open, as other stores' clients have connections. Raises RaftKVError."""
-        client = raftkv.AsyncClient(endpoints, timeout=timeout)
+        if "://" in endpoints:
+            client = raftkv.AsyncClient.from_url(endpoints, timeout=timeout)
+        else:
+            client = raftkv.AsyncClient(endpoints, timeout=timeout)
         await client.__aenter__()
         try:
             await asyncio.gather(*(client.get(b"%d" % number) for number in range(_ASKED_FIRST)))
         except RaftKVError:
             await client.close()
             raise
-        return cls(client, endpoints)
+        return cls(client)
 
-    async def scan(self, key: bytes, size: int) -> int:
-        """One page of the slot of ``key``: keys have no order over all slots."""
-        if not self._slots:
-            self._slots = await _slots_of(self._endpoints)
-        records, _ = await self._client.scan_slot(slot_of(key, self._slots), key, limit_bytes=size)
-        return len(records)
+    async def scan(self, key: bytes, records: int) -> int:
+        """Over all slots, in the order of the keys."""
+        return len([record async for record in self._client.scan(start=key, limit=records)])
 
     async def close(self) -> None:
         await self._client.close()
-
-
-async def _slots_of(endpoints: str) -> int:
-    async with grpc.aio.insecure_channel(endpoints.split(",", 1)[0].strip()) as channel:
-        answer = await admin_pb2_grpc.AdminStub(channel).GetMap(admin_pb2.GetMapRequest(slot_rule=SLOT_RULE))
-    return int(answer.slots)
 
 
 class UnaryTarget:

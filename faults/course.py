@@ -32,7 +32,7 @@ class ClientWork:
 
     ``tasks``: of each client, which share it. ``timeout``: of its calls; ``late``: by how much they may outlast it.
     ``pause``: usual time between two steps of a task. ``cancels``: share of the writes that are given up by cancelling
-    them. ``slots``: of the cluster. ``operations``: after so many the work is done.
+    them. ``operations``: after so many the work is done.
     """
 
     seed: int
@@ -41,7 +41,6 @@ class ClientWork:
     timeout: float
     pause: float
     cancels: float
-    slots: int
     late: float = LATE
     operations: float = float("inf")
 
@@ -89,7 +88,7 @@ class Course:
         def patience() -> float | None:
             return rng.uniform(0.0, 0.5) if rng.random() < work.cancels else None
 
-        recorder = self._recorder(client, label, patience)
+        recorder = self._recorder(client, label, patience, work.timeout)
         while not self.over and len(self._history.operations) < work.operations:
             await workload.step(recorder, rng)
             await asyncio.sleep(rng.expovariate(1.0 / work.pause))
@@ -119,9 +118,13 @@ class Course:
             self._report("client", f"{len(open_)} clients do not close")
 
     def _recorder(
-        self, client: AsyncClient, name: str, patience: Callable[[], float | None] = lambda: None
+        self,
+        client: AsyncClient,
+        name: str,
+        patience: Callable[[], float | None] = lambda: None,
+        scans: float | None = None,
     ) -> Recorder:
-        return Recorder(client, name, self._history, self._now, patience, self._work.slots, self._listener)
+        return Recorder(client, name, self._history, self._now, patience, self._listener, scans)
 
     # -- after the faults
 

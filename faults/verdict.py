@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from faults.check.history import OPEN_END, History, Kind, Outcome
-from faults.check.linearizability import BUDGET, Finding, Verdict, check, check_stale
+from faults.check.linearizability import BUDGET, Finding, Verdict, check_stale
+from faults.check.numbered import check_key
 from faults.check.problem import Breach, CheckProblem
 from faults.check.register import Register
 from faults.workloads.kinds import WORKLOADS, Workload
@@ -73,7 +74,7 @@ def judge(
     found = Judgement()
     model = Register(fastest_clock)
     for key, operations in history.by_key():
-        finding = check(operations, model, budget)
+        finding = check_key(operations, model, budget)
         found.checked += 1
         found.steps += finding.steps
         if finding.verdict is not Verdict.LINEARIZABLE:

@@ -12,11 +12,15 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from raftkv.errors import (
+    BatchError,
     ConditionFailed,
     ConfigError,
+    CounterOverflow,
+    CrossSlot,
     DeadlineExceeded,
     InvalidArgument,
     NoSpace,
+    NotANumber,
     NotApplied,
     OutcomeUnknown,
     Overloaded,
@@ -34,23 +38,39 @@ if TYPE_CHECKING:
     from raftkv.client.arguments import slot_of
     from raftkv.client.sync import Client
     from raftkv.client.tls import TLS
-    from raftkv.client.types import ABSENT, CasResult, Consistency, EndpointStatus, Record, WriteResult
+    from raftkv.client.transaction import AsyncTransaction, Transaction
+    from raftkv.client.types import (
+        ABSENT,
+        AppendResult,
+        CasResult,
+        Consistency,
+        EndpointStatus,
+        Record,
+        TransactionResult,
+        WriteResult,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ABSENT",
     "TLS",
+    "AppendResult",
     "AsyncClient",
+    "AsyncTransaction",
+    "BatchError",
     "CasResult",
     "Client",
     "ConditionFailed",
     "ConfigError",
     "Consistency",
+    "CounterOverflow",
+    "CrossSlot",
     "DeadlineExceeded",
     "EndpointStatus",
     "InvalidArgument",
     "NoSpace",
+    "NotANumber",
     "NotApplied",
     "OutcomeUnknown",
     "Overloaded",
@@ -58,6 +78,8 @@ __all__ = [
     "Record",
     "SessionExpired",
     "TooLarge",
+    "Transaction",
+    "TransactionResult",
     "Unavailable",
     "UsageError",
     "WriteResult",
@@ -69,13 +91,17 @@ __all__ = [
 
 _LAZY = {
     "ABSENT": "raftkv.client.types",
+    "AppendResult": "raftkv.client.types",
     "AsyncClient": "raftkv.client.aio",
+    "AsyncTransaction": "raftkv.client.transaction",
     "CasResult": "raftkv.client.types",
     "Client": "raftkv.client.sync",
     "Consistency": "raftkv.client.types",
     "EndpointStatus": "raftkv.client.types",
     "Record": "raftkv.client.types",
     "TLS": "raftkv.client.tls",
+    "Transaction": "raftkv.client.transaction",
+    "TransactionResult": "raftkv.client.types",
     "WriteResult": "raftkv.client.types",
     "slot_of": "raftkv.client.arguments",
 }

@@ -6,9 +6,10 @@ client, history recorder and checker read the same table, :data:`OUTCOMES`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 
 class Code(IntEnum):
@@ -31,6 +32,9 @@ class Code(IntEnum):
     WRONG_CLUSTER = 14
     INTERNAL = 15
     WRONG_VERSION = 16
+    NOT_A_NUMBER = 17
+    OUT_OF_RANGE = 18
+    CROSS_SLOT = 19
 
 
 class RaftKVError(Exception):
@@ -78,11 +82,29 @@ class TooLarge(InvalidArgument):
     code = Code.TOO_LARGE
 
 
-class ConditionFailed(NotApplied):
-    """The record of ``key`` has not the version asked for, or the cluster refuses a change as it is now.
+class CrossSlot(InvalidArgument):
+    """The keys of a transaction belong to several slots; the message names keys and slots. Nothing was sent."""
 
-    ``expected``: the version asked for, 0 (ABSENT) = no record. ``version``: the record's version at that moment, 0 if
-    there was none. ``key`` and ``expected`` are None where no record is concerned.
+    code = Code.CROSS_SLOT
+
+
+class NotANumber(NotApplied, ValueError):
+    """What is to be incremented is not a signed 64-bit integer as decimal text; nothing was changed."""
+
+    code = Code.NOT_A_NUMBER
+
+
+class CounterOverflow(NotApplied, OverflowError):
+    """The counter would leave the range of signed 64-bit integers; nothing was changed."""
+
+    code = Code.OUT_OF_RANGE
+
+
+class ConditionFailed(NotApplied):
+    """The record of ``key`` is not the one asked for, or the cluster refuses a change as it is now.
+
+    ``expected``: the version asked for, 0 (ABSENT) = no record; None: a value was asked for. ``version``: the record's
+    version at that moment, 0 if there was none. ``key`` is None where no record is concerned.
     """
 
     code = Code.CONDITION_FAILED
@@ -94,6 +116,23 @@ class ConditionFailed(NotApplied):
         self.key = key
         self.expected = expected
         self.version = version
+
+
+class BatchError(RaftKVError):
+    """Some operations of a batch have failed; those of other keys took effect. None of them hangs together with others.
+
+    ``results``: of each key in the order of the call: what the operation returned, or its error. ``errors``: key ->
+    error of those that failed; each says whether its own operation surely had no effect.
+    """
+
+    code = Code.UNKNOWN
+
+    def __init__(
+        self, message: str = "", results: Sequence[Any] = (), errors: Mapping[bytes, RaftKVError] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.results = list(results)
+        self.errors = dict(errors or {})
 
 
 class Unavailable(NotApplied, ConnectionError, TimeoutError):
@@ -206,4 +245,11 @@ OUTCOMES: Final[dict[Code, CodeOutcome]] = {
     Code.WRONG_CLUSTER: CodeOutcome(True, False, "FAILED_PRECONDITION", WrongCluster),
     Code.INTERNAL: CodeOutcome(False, False, "INTERNAL", OutcomeUnknown),
     Code.WRONG_VERSION: CodeOutcome(True, False, "FAILED_PRECONDITION", WrongVersion),
+    Code.NOT_A_NUMBER: CodeOutcome(True, False, "FAILED_PRECONDITION", NotANumber),
+    Code.OUT_OF_RANGE: CodeOutcome(True, False, "OUT_OF_RANGE", CounterOverflow),
+    Code.CROSS_SLOT: CodeOutcome(True, False, "INVALID_ARGUMENT", CrossSlot),
 }
+
+SETTLED: Final = frozenset({Code.OK, Code.CONDITION_FAILED, Code.NOT_A_NUMBER, Code.OUT_OF_RANGE, Code.TOO_LARGE})
+"""These settle a request, whatever became of its other attempts: what an execution came to is recorded and told to
+each of them, and what is too large is so in all of them."""

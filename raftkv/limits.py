@@ -9,6 +9,9 @@ from typing import Final
 MAX_KEY_BYTES: Final = 8 * 1024
 """Keys live in memory on every replica and in every index of a slot; long keys belong into values."""
 
+MAX_BOUND_BYTES: Final = MAX_KEY_BYTES + 1
+"""Of a range of keys: right behind the longest key is one that is a byte longer."""
+
 MAX_VALUE_BYTES: Final = 1024 * 1024
 """One value must fit many times into a frame, a log window and a snapshot chunk."""
 
@@ -71,6 +74,9 @@ SCAN_PAGE_BYTES: Final = 256 * 1024
 
 MAX_SCAN_PAGE_BYTES: Final = 2 * 1024 * 1024
 """Largest page of a scan; with one more record of the largest size it still fits a message."""
+
+MAX_SCAN_KEYS: Final = 2048
+"""Keys that a page of a scan looks at, those of slots that are not asked for included: a few milliseconds of work."""
 
 MAX_ENTRY_BYTES: Final = MAX_BATCH_BYTES
 """Commands gathered into one log entry stop here; one more command starts the next entry."""
@@ -167,11 +173,31 @@ MAX_RESULTS_PER_SESSION: Final = MAX_PENDING_OPS
 """Results kept for one client in one slot: more than a node lets be outstanding, so only a client that never raises its
 first incomplete number loses the oldest."""
 
+MAX_KEPT_BYTES: Final = 1024 * 1024
+"""Recorded results of one slot that are more than a version, with KEPT_OVERHEAD for each. Beyond it the oldest go, down
+to half, and late retries of their requests get SessionExpired. They also go after MAX_TIMEOUT of group time."""
+
+KEPT_OVERHEAD: Final = 128
+"""Bytes that such a result takes besides its own."""
+
+MAX_TXN_STEPS: Final = 128
+"""Checks of a transaction, and operations of each of its two lists: a tenth of a millisecond of the loop."""
+
+MAX_TXN_BYTES: Final = 2 * 1024 * 1024
+"""Keys and values of a transaction: it must fit into an entry beside others."""
+
+STEP_OVERHEAD: Final = MAX_BATCH_BYTES // MAX_BATCH_OPS
+"""Bytes that a check or an operation of a transaction counts for besides its payload, where operations are counted in
+bytes: so a message, an entry of the log or a node holds no more of them than of operations by themselves."""
+
+MAX_TXN_RESULT_BYTES: Final = 64 * 1024
+"""What a transaction answers: its result is recorded whole, for each of its retries."""
+
 MAX_EXPIRED_PER_ENTRY: Final = 1000
 """Records removed for their expiry while one entry is applied: bounds the time an entry takes."""
 
-MAX_FREED_PER_ENTRY: Final = 1000
-"""Items of slots that moved away whose memory is given back while one entry is applied: as MAX_EXPIRED_PER_ENTRY."""
+MAX_FREED_PER_ENTRY: Final = 250
+"""Items of slots that moved away whose memory is given back while one entry is applied: under a millisecond."""
 
 assert MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_BATCH_BYTES <= MAX_ENTRY_BYTES
 assert MAX_MESSAGE_BYTES + 64 * MAX_BATCH_OPS < MAX_PROPOSAL_BYTES < MAX_COMMAND_BYTES // 3 * 2
@@ -180,3 +206,5 @@ assert MAX_BATCH_BYTES + 79 * MAX_BATCH_OPS < MAX_MESSAGE_BYTES
 assert 6 * (MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES) < MAX_HELD_BYTES
 assert MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_MESSAGE_BYTES
 assert SESSION_IDLE > MAX_TIMEOUT
+assert MAX_TXN_BYTES + 3 * MAX_TXN_STEPS * STEP_OVERHEAD < MAX_BATCH_BYTES
+assert MAX_TXN_RESULT_BYTES < MAX_KEPT_BYTES // 2

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlencode
 
 from raftkv.client.tls import TLS
 from raftkv.clock import SystemClock
@@ -117,6 +118,14 @@ class LocalCluster:
     def tls(self) -> TLS | None:
         """What clients of a ``secure`` cluster need, for ``raftkv.Client(cluster.endpoints, tls=cluster.tls)``."""
         return self._processes.tls
+
+    @property
+    def url(self) -> str:
+        """The cluster for :meth:`raftkv.Client.from_url`, with TLS if it is ``secure``."""
+        tls = self.tls
+        if tls is None:
+            return f"raftkv://{self.endpoints}"
+        return f"raftkvs://{self.endpoints}?{urlencode({'ca': tls.ca, 'cert': tls.cert, 'key': tls.key})}"
 
     @property
     def nodes(self) -> list[int]:

@@ -6,15 +6,20 @@ also names the hosts at which the node is reached.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from raftkv.addresses import Address, crowded
 from raftkv.errors import ConfigError
 from raftkv.log_limit import limited
+
+if TYPE_CHECKING:
+    import socket
 
 log: Final = logging.getLogger(__name__)
 
@@ -57,25 +62,37 @@ class TlsFiles:
         return tuple(_stamp(path) for path in (self.ca, self.cert, self.key))
 
     def context(self, *, server: bool) -> ssl.SSLContext:
-        """For one side of a connection of which both have a certificate. Checks CAs, dates and purposes, no names.
+        """For one side of a connection between nodes: both have a certificate. Raises ConfigError."""
+        return context(self.ca, self.cert, self.key, server=server)
 
-        Raises ConfigError.
-        """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_verify_locations(self.ca)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"{self.ca}: no certificates of CAs: {_reason(error)}") from None
-        try:
-            # A password that is asked for would stop the node at its start.
-            context.load_cert_chain(self.cert, self.key, password=_no_password)
-        except (OSError, ssl.SSLError, ValueError) as error:
-            text = f"{self.cert} and {self.key}: no certificate and its key: {_reason(error)}"
-            raise ConfigError(text) from None
-        return context
+
+def context(
+    ca: str | Path, cert: str | Path | None = None, key: str | Path | None = None, *, server: bool
+) -> ssl.SSLContext:
+    """For one side of a connection of TLS 1.3. Checks CAs, dates and purposes of the other's certificate, no names.
+
+    Raises ConfigError.
+    """
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    made.check_hostname = False
+    made.verify_mode = ssl.CERT_REQUIRED
+    made.minimum_version = ssl.TLSVersion.TLSv1_3
+    # No session is resumed: each connection has proven anew, by certificates that are good now.
+    made.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
+    if server:
+        made.num_tickets = 0
+    try:
+        made.load_verify_locations(ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{ca}: no certificates of CAs: {_reason(error)}") from None
+    if cert is None:
+        return made
+    try:
+        # A password that is asked for would stop the node at its start.
+        made.load_cert_chain(cert, key, password=_no_password)
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise ConfigError(f"{cert} and {key}: no certificate and its key: {_reason(error)}") from None
+    return made
 
 
 def _no_password() -> str:
@@ -125,32 +142,83 @@ def _step(side: ssl.SSLObject) -> bool:
     return True
 
 
-class _Told(ssl.SSLObject):
-    """The server's side of a connection: says in the log why a handshake failed. The loops do not."""
+class Arrivals:
+    """The protocol factory of a plain listener: lets each connection shake hands, and hands it over to ``factory``.
 
-    def do_handshake(self) -> None:
+    ``latest``: the context of the next one. Each has ``patience`` seconds, and ``most`` do it at a time: another one
+    ends the oldest of the host that has most, so that strangers hold little of a node, and do not keep others out.
+    """
+
+    def __init__(
+        self,
+        latest: Callable[[], ssl.SSLContext],
+        factory: Callable[[], asyncio.BaseProtocol],
+        *,
+        most: int,
+        patience: float,
+    ) -> None:
+        self._latest = latest
+        self._factory = factory
+        self._most = most
+        self._patience = patience
+        self._open: dict[asyncio.Task[None], str] = {}
+
+    def __call__(self) -> asyncio.BaseProtocol:
+        return _Arrival(self)
+
+    def close(self) -> None:
+        """End all that have not shaken hands yet."""
+        for task in self._open:
+            task.cancel()
+
+    def arrived(self, connection: socket.socket, name: object) -> None:
+        """Somebody has connected, from what ``socket.getpeername`` says."""
+        address = str(Address(*name[:2])) if isinstance(name, tuple) and len(name) >= 2 else str(name)
+        host = address.rpartition(":")[0] or address
+        if len(self._open) >= self._most:
+            oldest = crowded(self._open)
+            host_of_oldest = self._open.pop(oldest)
+            oldest.cancel()
+            log.warning(
+                "refused a TLS connection from %s: too many without a handshake",
+                host_of_oldest,
+                extra=limited(host_of_oldest),
+            )
+        task = asyncio.get_running_loop().create_task(self._shake_hands(connection, address, host))
+        self._open[task] = host
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._open.pop(task, None)
+            if task.cancelled():  # perhaps before it began, so that nobody else closes it
+                connection.close()
+
+        task.add_done_callback(ended)
+
+    async def _shake_hands(self, connection: socket.socket, address: str, host: str) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            super().do_handshake()
-        except ssl.SSLWantReadError:
-            raise
-        except ssl.SSLError as error:
-            log.warning("refused a TLS connection: %s", _reason(error), extra=limited("TLS"))
-            raise
+            await loop.connect_accepted_socket(
+                self._factory, connection, ssl=self._latest(), ssl_handshake_timeout=self._patience
+            )
+        except (ssl.SSLError, ConnectionAbortedError) as error:
+            problem = _reason(error) if isinstance(error, ssl.SSLError) else f"no handshake within {self._patience} s"
+            log.warning("refused a TLS connection from %s: %s", address, problem, extra=limited(host))
+        except OSError:
+            pass  # It has hung up.
 
 
-def listening(latest: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """A context for a listener, whose every new connection has the context that is ``latest`` then."""
-    # The listener keeps one context for good; OpenSSL lets a connection change it once its first bytes have come.
-    stable = latest()
+class _Arrival(asyncio.Protocol):
+    """Gives the socket of a plain connection away before anything is read from it."""
 
-    def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        connection.context = latest()
+    def __init__(self, arrivals: Arrivals) -> None:
+        self._arrivals = arrivals
 
-    first = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    first.check_hostname = False
-    first.verify_mode = stable.verify_mode
-    first.minimum_version = stable.minimum_version
-    first.num_tickets = 0
-    first.sslobject_class = _Told
-    first.sni_callback = renew
-    return first
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        name = transport.get_extra_info("peername")
+        try:
+            self._arrivals.arrived(transport.get_extra_info("socket").dup(), name)
+        except OSError as error:
+            log.warning("cannot take a connection: %s", error, extra=limited("TLS"))
+        finally:
+            # Not an isinstance check: the transports of uvloop only look like asyncio's.
+            cast(asyncio.Transport, transport).abort()

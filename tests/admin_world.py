@@ -23,7 +23,7 @@ from raftkv.commands.group import Check, Genesis, Tick
 from raftkv.commands.members import Transfer
 from raftkv.commands.meta import ChangeCluster, FormCluster, ReadCluster
 from raftkv.commands.records import Put
-from raftkv.commands.results import Result, ScanPage
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.frontend.grpc.server import GrpcServer
 from raftkv.frontend.port import NODE, Caller
@@ -33,6 +33,7 @@ from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
 from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import initial_map
+from tests.store_helpers import content
 from tests.waiting import PATIENCE
 
 CLUSTER = "4d4f7c52-9a3e-4a8e-8c0f-0a3a1b2c3d4e"
@@ -153,9 +154,7 @@ class World:
         found: dict[bytes, bytes] = {}
         for group, store in self.stores.items():
             for slot in self.map.slots_of(group):
-                page = store.scan(slot, b"", 0).answer
-                assert isinstance(page, ScanPage)
-                found.update({key: value for key, value, _, _ in page.records})
+                found.update({key: result.value or b"" for key, result in content(store, slot) if result.version})
         return found
 
     def command(self, verb: str, *arguments: Any) -> int:
@@ -221,7 +220,11 @@ class World:
             for move in list(self.meta.state.moves.values()):
                 tell("commit", move.id)
                 for slot in move.slots:
-                    self.stores[move.target]._slots[slot] = self.stores[move.source]._slots.pop(slot)
+                    source, target = self.stores[move.source]._slots, self.stores[move.target]._slots
+                    target[slot] = source.pop(slot)
+                    for key in target[slot].records:
+                        source.order.remove(key)
+                        target.order.add(key)
                 tell("finish", move.id, 10 * len(move.slots), 1000 * len(move.slots), 5 + move.id % 10)
         for group, voters in list(self.meta.state.wanted.items()):
             for node in voters:

@@ -12,15 +12,18 @@ import raftkv
 from raftkv.api.status import ClusterSettings, Digests, NodeStatus, PeerStatus, Problem, ReplicaStatus, Role, SlotStats
 from raftkv.client.aio import AsyncClient
 from raftkv.clock import SystemClock
-from raftkv.commands.base import Command, Write
+from raftkv.commands.base import Command, KeyWrite
 from raftkv.commands.bounds import ANY_VERSION
-from raftkv.commands.records import Cas, Delete, Get, Put, Scan
-from raftkv.commands.results import Result, ScanPage
+from raftkv.commands.group import Genesis
+from raftkv.commands.ranges import Scan
+from raftkv.commands.records import Cas, Delete, Get, Put
+from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.frontend.counters import Durations
 from raftkv.frontend.grpc.server import GrpcServer
 from raftkv.frontend.port import NODE, Caller, NodeStats, ReplicaStats
 from raftkv.frontend.resources import Resources
+from raftkv.store.records import Store
 from shards.map import Group, Node, ShardMap
 from shards.slots import slot_of
 from tests.waiting import PATIENCE
@@ -50,7 +53,7 @@ class Shared:
         if isinstance(op, Get):
             value, version = self.records.get(op.key, (None, 0))
             return Result(0, version, value)
-        assert isinstance(op, Write)
+        assert isinstance(op, KeyWrite)
         name = (op.client, op.seq)
         if op.client and name in self.done:
             return self.done[name]
@@ -59,7 +62,7 @@ class Shared:
             self.done[name] = result
         return result
 
-    def _write(self, op: Write) -> Result:
+    def _write(self, op: KeyWrite) -> Result:
         self.applied.append(op)
         value, version = self.records.get(op.key, (None, 0))
         assert isinstance(op, Put | Delete | Cas)
@@ -75,16 +78,11 @@ class Shared:
         return Result(0, self.version)
 
     def _scan(self, op: Scan) -> Result:
-        keys = sorted(key for key in self.records if key > op.after and slot_of(key, SLOTS) == op.slot)
-        rows: list[tuple[bytes, bytes, int, int]] = []
-        size = 0
-        for key in keys:
-            value, version = self.records[key]
-            size += len(key) + len(value)
-            rows.append((key, value, version, -1))
-            if size >= op.limit_bytes:
-                break
-        return Result(0, answer=ScanPage(tuple(rows), len(rows) < len(keys)))
+        """As a store does."""
+        store = Store()
+        store.apply(1, [Genesis(tuple(range(SLOTS)))])
+        store.apply(1, [Put(slot_of(key, SLOTS), key, value) for key, (value, _) in self.records.items()])
+        return store.scan(op)
 
 
 class FakeFrontend:
@@ -214,7 +212,19 @@ def calls(kv: AsyncClient) -> dict[str, Callable[[], Awaitable[object]]]:
         "put": lambda: kv.put("k", b"v"),
         "delete": lambda: kv.delete("k"),
         "cas": lambda: kv.cas("k", None, b"v"),
-        "scan": lambda: kv.scan_slot(0),
+        "scan": kv.count,
+        "create": lambda: kv.create("k", b"v"),
+        "update": lambda: kv.update("k", b"v", version=1),
+        "compare and delete": lambda: kv.delete("k", if_value=b"v"),
+        "incr": lambda: kv.incr("k"),
+        "append": lambda: kv.append("k", b"v"),
+        "touch": lambda: kv.touch("k", 1.0),
+        "persist": lambda: kv.persist("k"),
+        "get and delete": lambda: kv.get_and_delete("k"),
+        "get many": lambda: kv.get_many(["k", "l"]),
+        "put many": lambda: kv.put_many({"k": b"v", "l": b"w"}),
+        "delete many": lambda: kv.delete_many(["k", "l"]),
+        "txn": lambda: kv.txn().check("k", absent=True).put("k", b"v").commit(),
     }
 
 

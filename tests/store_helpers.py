@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from raftkv.commands.base import Command
 from raftkv.commands.group import Genesis
 from raftkv.commands.moving import Freeze, ImportBegin, ImportChunk, ImportFinal, Track
+from raftkv.commands.ranges import Scan
 from raftkv.commands.records import Put
 from raftkv.commands.registry import decode_entry, encode_entry
 from raftkv.commands.results import ExportPage, MoveReport, MoveSummary, Result, ScanPage
@@ -132,8 +134,35 @@ def again(ops: Sequence[Command]) -> list[Command]:
     return decode_entry(encode_entry(0, ops))[1]
 
 
-def scanned(store: Store, slot: int, after: bytes = b"", limit: int = 0) -> ScanPage:
-    found = store.scan(slot, after, limit).answer
+SLOTS = 256
+"""For which a store is asked when it is scanned: few, and still as many as a cluster may have."""
+
+
+def bits(*slots: int) -> bytes:
+    """These slots as a scan names them."""
+    return sum(1 << slot for slot in slots).to_bytes(SLOTS // 8, "little")
+
+
+def scan_of(slot: int, start: bytes = b"", **more: Any) -> Scan:
+    """A scan of one slot, unless ``more`` names others."""
+    end, slots = more.pop("end", b""), more.pop("slots", None)
+    return Scan(slot, start, end, bits(slot) if slots is None else slots, **more)
+
+
+def content(store: Store, slot: int) -> list[tuple[bytes, Result]]:
+    """What reads of a slot's keys give."""
+    found = store.slot(slot)
+    return [] if found is None else [(key, store.read(slot, key)) for key in sorted(found.records)]
+
+
+def in_order(store: Store) -> bool:
+    """Whether the store knows its keys in order: those of its slots, and of slots that are still being freed."""
+    slots = [*store._slots.values(), *store.moves.trash]
+    return list(store._slots.order) == sorted(key for slot in slots for key in slot.records)
+
+
+def scanned(store: Store, op: Scan) -> ScanPage:
+    found = store.scan(op).answer
     assert isinstance(found, ScanPage)
     return found
 

@@ -21,6 +21,8 @@ class Kind(StrEnum):
     PUT = "put"
     DELETE = "delete"
     CAS = "cas"
+    INCR = "incr"
+    TXN = "txn"
 
 
 class Outcome(StrEnum):
@@ -34,14 +36,16 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class Operation:
-    """One operation of one client.
+    """One operation of one client. The ``key`` of a transaction is the hash tag that its keys begin with.
 
     ``value``: what it writes. ``expect``: the version that a put or delete asks for, 0 = no record, None = any.
     ``expected``: the value that a compare-and-swap asks for, None = no record. ``ttl``: in seconds, None = for ever.
+    ``steps``: what a transaction asks for, as of :class:`faults.check.numbered.Asked`.
 
-    Of the answer: ``done``: the condition held (put, cas), or there was a record (delete). ``found``: the value that a
-    get returned. ``version``: that of the record read or written, or in the way of a condition; 0 = no record, None =
-    not told. ``ended``: when it had surely taken effect or not; ``answered``: when the call returned, whatever it said.
+    Of the answer: ``done``: the condition held (put, cas, txn), or there was a record (delete). ``found``: the value
+    that a get or incr returned, or the results of a transaction, in JSON. ``version``: that of the record read or
+    written, or in the way of a condition; 0 = no record, None = not told; of a transaction its slot's count of
+    mutations. ``ended``: when it had surely taken effect or not; ``answered``: when the call returned.
     """
 
     number: int
@@ -60,6 +64,7 @@ class Operation:
     done: bool = False
     found: str | None = None
     version: int | None = None
+    steps: str | None = None
     error: str = ""
 
     @property
@@ -69,7 +74,7 @@ class Operation:
     @property
     def only_looks(self) -> bool:
         """Whether its answer says that it changed nothing."""
-        return self.kind is Kind.GET or not self.done
+        return self.kind is Kind.GET or (self.kind is not Kind.TXN and not self.done)
 
     def describe(self) -> str:
         """A line for people."""
@@ -85,6 +90,8 @@ class Operation:
             text += f" {self.expected!r} to {self.value!r}"
         elif self.kind is Kind.PUT:
             text += f" {self.value!r}"
+        elif self.kind is Kind.TXN:
+            text += f" {self.steps}"
         if self.expect is not None:
             text += f" if version {self.expect}"
         return text if self.ttl is None else f"{text} for {self.ttl:.3f} s"
@@ -92,6 +99,10 @@ class Operation:
     def _answer(self) -> str:
         if self.outcome is not Outcome.OK:
             return f"{self.outcome} {self.error}".rstrip()
+        if self.kind is Kind.TXN:
+            return f"{'done' if self.done else 'otherwise'}: {self.found} number {self.version}"
+        if self.kind is Kind.INCR:
+            return f"{self.found}"
         if self.kind is Kind.GET:
             return "nothing" if self.found is None else f"{self.found!r} version {self.version}"
         if self.kind is Kind.DELETE and self.expect is None:

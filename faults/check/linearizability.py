@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from faults.check.history import OPEN_END, Kind, Operation, Outcome
 from faults.check.register import EMPTY, Register, RegisterState
@@ -44,7 +44,7 @@ class Finding:
     verdict: Verdict
     steps: int
     order: tuple[int, ...] = ()
-    state: RegisterState = EMPTY
+    state: Any = EMPTY
     stuck: Operation | None = None
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from faults.planted import moves, raft
+from faults.planted import moves, raft, writes
 from faults.planted.fault import PlantedFault, messages_in, messages_out
 from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
 from faults.sim.network import MemoryNetwork
+from raftkv import limits
 from raftkv.client.channel import Channel
 from raftkv.client.retry import Attempts
 from raftkv.commands.moving import Activate
@@ -27,6 +28,7 @@ from raftkv.raft.log import GroupLog
 from raftkv.storage import wal_format
 from raftkv.storage.folder import DataFolder
 from raftkv.store import meta, moving
+from raftkv.store.ageing import Ageing
 from raftkv.store.copying import Summary
 from raftkv.store.records import Store
 from raftkv.store.sessions import Session
@@ -427,6 +429,15 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Consensus, "applied", moves.times_apart),),
     ),
     PlantedFault(
+        "a scan misses a moved slot",
+        "moves",
+        "a page of a scan names the slots that it speaks for, and the others are asked for again",
+        ("history",),
+        ((Store, "scan", moves.claims_all_slots),),
+        {},
+        profiles.moving("scans", seconds=8.0, moves=0.1),
+    ),
+    PlantedFault(
         "all voters at once",
         "members",
         "voters change one by one, and each change is committed before the next",
@@ -452,6 +463,34 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((GroupLog, "__init__", raft.forgets_changes_of_voters),),
         {"kill": 1.0},
         profiles.changing_members,
+    ),
+    PlantedFault(
+        "an outcome not recorded",
+        "promise 3",
+        "what a write came to is recorded whole, by the entry that executes it",
+        ("history",),
+        ((Ageing, "keep", writes.keeps_nothing),),
+        {"drop replies": 0.3},
+        lambda storm: profiles.busy(storm, seconds=6.0, workloads=("transactions",)),
+    ),
+    PlantedFault(
+        "a counter applied twice",
+        "promise 3",
+        "a result that has to go takes the numbers up to its own with it",
+        ("history",),
+        ((Session, "forget", writes.forgets_for_room),),
+        {"drop replies": 0.15},
+        lambda storm: profiles.busy(storm, seconds=6.0, pause=0.01, workloads=("increments",)),
+        ((limits, "MAX_KEPT_BYTES", 300),),
+    ),
+    PlantedFault(
+        "a transaction half applied after a retry",
+        "promise 3",
+        "a retry is answered from the record, and changes nothing",
+        ("history",),
+        ((Store, "write", writes.half_again),),
+        {"drop replies": 0.3},
+        lambda storm: profiles.busy(storm, seconds=6.0, workloads=("transactions",)),
     ),
 )
 

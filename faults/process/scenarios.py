@@ -102,6 +102,20 @@ _SCENARIOS: Final = (
         workloads=("bank",),
         operator=3.0,
     ),
+    ChaosScenario(
+        "scans",
+        "scans over all groups miss nothing that stands and give nothing twice, while slots move and leaders die",
+        ("kill leader", "isolate leader", "pause leader", "one way", "cut client"),
+        workloads=("scans",),
+        operator=1.5,
+    ),
+    ChaosScenario(
+        "transactions",
+        "transactions on keys of one slot and counters, each once, while replies are lost and slots move",
+        ("kill leader", "isolate leader", "pause leader", "lose answers", "cut client", "kill all"),
+        workloads=("increments", "transactions"),
+        operator=3.0,
+    ),
 )
 
 SCENARIOS: Final = {one.name: one for one in _SCENARIOS}

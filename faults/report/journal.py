@@ -21,13 +21,14 @@ EVENTS: Final = "events.jsonl"
 
 _TYPES: Final = {Outcome.OK: "ok", Outcome.REFUSED: "fail", Outcome.UNKNOWN: "info"}
 _OUTCOMES: Final = {name: outcome for outcome, name in _TYPES.items()}
-_ASKED: Final = ("value", "expect", "expected", "ttl")
+_ASKED: Final = ("value", "expect", "expected", "ttl", "steps")
 _TOLD: Final = ("done", "found", "version")
 _KINDS: Final[dict[str, type | tuple[type, ...]]] = {
     "value": str,
     "expect": int,
     "expected": str,
     "ttl": (int, float),
+    "steps": str,
     "found": str,
     "version": int,
 }

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from faults.check.history import History
-from faults.check.linearizability import Verdict, check, check_stale
+from faults.check.linearizability import Verdict, check_stale
+from faults.check.numbered import check_key
 from faults.check.register import Register
 from faults.check.story import timeline
 
@@ -37,7 +38,7 @@ def stories_of(history: History) -> Stories:
     model, found, checked = Register(), list[Story](), 0
     for key, operations in history.by_key():
         checked += 1
-        finding = check(operations, model)
+        finding = check_key(operations, model)
         if finding.verdict is not Verdict.LINEARIZABLE:
             found.append(Story(key, str(finding.verdict), tuple(timeline(operations, finding))))
         if wrong := check_stale(operations):

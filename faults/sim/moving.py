@@ -14,7 +14,8 @@ from enum import StrEnum
 from typing import Any, Final, cast
 
 from faults.check.history import History
-from faults.check.linearizability import BUDGET, Verdict, check
+from faults.check.linearizability import BUDGET, Verdict
+from faults.check.numbered import check_key
 from faults.check.register import Register
 from faults.operator import Operator
 from faults.sim.admin import SimAdmin
@@ -141,7 +142,7 @@ class _Scene:
         async def work(label: str, kind: str) -> None:
             rng = random.Random(f"{label} {self._seed}")
             workload = WORKLOADS[kind]()
-            recorder = Recorder(client, label, self._history, self._loop.time, lambda: None, 256)
+            recorder = Recorder(client, label, self._history, self._loop.time, lambda: None)
             while not self._over:
                 await workload.step(recorder, rng)
                 await asyncio.sleep(rng.expovariate(50.0))
@@ -210,5 +211,5 @@ class _Scene:
         course.problems += [f"{one.process}: {one.message} {one.exception!r}" for one in self._loop.problems]
         course.moved = self._ownership.counts["slots moved"]
         for key, operations in self._history.by_key():
-            if check(operations, model, BUDGET).verdict is not Verdict.LINEARIZABLE:
+            if check_key(operations, model, BUDGET).verdict is not Verdict.LINEARIZABLE:
                 course.problems.append(f"history of {key}")

@@ -126,9 +126,7 @@ class _Run:
         if storm.moves:
             self._driver.ownership = Ownership(self._cluster, self._invariants.report)
         self._nemesis = Nemesis(self._driver, storm)
-        work = ClientWork(
-            storm.seed, storm.workloads, storm.tasks, storm.timeout, storm.pause, storm.cancels, storm.slots
-        )
+        work = ClientWork(storm.seed, storm.workloads, storm.tasks, storm.timeout, storm.pause, storm.cancels)
         self._course = Course(self._driver, work, report.history, loop.time, self._invariants.report)
         rng = random.Random(f"operator {storm.seed}")
         members = {"members": USUAL_MEMBERS} if storm.members else {}

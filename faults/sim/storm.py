@@ -56,6 +56,9 @@ FASTEST_WILD: Final = 4.0
 MOVING: Final = 1_000_000
 """Seeds from here on draw storms in which slots, groups and members move."""
 
+TRANSACTING: Final = 2_000_000
+"""Seeds from here on draw storms of transactions and counters; slots move in half of them."""
+
 _FAR: Final = 0.2
 """Of the storms but gentle ones: their nodes and clients are far from each other."""
 
@@ -70,7 +73,7 @@ class Bounds:
     ``sessions``: of a slot. ``idle``: group time after which a session goes. ``snapshot_chunk``: of the state, between
     two of which others may write. ``apply``: applied in one turn. ``entry``: of one entry, and of what one append
     carries. ``appends``: sent before the first acknowledgement. ``expired``: records and sessions that one entry
-    removes.
+    removes. ``kept``: of the results that a slot keeps. ``scan``: keys that a page of a scan looks at.
     """
 
     sessions: int
@@ -80,6 +83,8 @@ class Bounds:
     entry: int
     appends: int
     expired: int
+    kept: int = limits.MAX_KEPT_BYTES
+    scan: int = limits.MAX_SCAN_KEYS
 
     @contextlib.contextmanager
     def tight(self) -> Iterator[None]:
@@ -94,6 +99,8 @@ class Bounds:
             (limits, "MAX_ENTRY_BYTES", self.entry),
             (limits, "MAX_INFLIGHT_APPENDS", self.appends),
             (limits, "MAX_EXPIRED_PER_ENTRY", self.expired),
+            (limits, "MAX_KEPT_BYTES", self.kept),
+            (limits, "MAX_SCAN_KEYS", self.scan),
         )
         with contextlib.ExitStack() as stack:
             for module, name, value in changes:
@@ -139,7 +146,9 @@ class Storm:
     @classmethod
     def draw(cls, seed: int) -> Storm:
         """The same seed always gives the same storm; every tenth below MOVING is a gentle one."""
-        if seed >= MOVING:
+        if seed >= TRANSACTING:
+            storm = cls._draw_transacting(seed)
+        elif seed >= MOVING:
             storm = cls._draw_moving(seed)
         else:
             storm = cls.draw_gentle(seed) if seed % 10 == 0 else cls._draw_wild(seed)
@@ -186,6 +195,14 @@ class Storm:
             faults = {kind: seconds for kind, seconds in storm.faults.items() if kind not in RUINOUS}
             storm = replace(storm, members=True, nodes=5, replicas=3, faults=faults)
         return storm
+
+    @classmethod
+    def _draw_transacting(cls, seed: int) -> Storm:
+        rng = random.Random(f"transactions {seed}")
+        storm = cls._draw_moving(seed) if rng.random() < 0.5 else cls._draw_wild(seed)
+        workloads = rng.choice((("transactions",), ("transactions",), ("increments", "transactions")))
+        faults = {**storm.faults, "drop replies": round(_logarithmic(rng, 0.3, 3.0), 2)}
+        return replace(storm, workloads=workloads, faults=faults)
 
     @classmethod
     def _draw_wild(cls, seed: int) -> Storm:
@@ -286,6 +303,8 @@ def _bounds(rng: random.Random) -> Bounds | None:
         entry=rng.choice((256, 1024, 8192)),
         appends=rng.choice((1, 4, 64)),
         expired=rng.choice((1, 3, 1000)),
+        kept=rng.choice((400, 2000, limits.MAX_KEPT_BYTES)),
+        scan=rng.choice((5, 50, 2048)),
     )
 
 

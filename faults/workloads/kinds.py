@@ -7,6 +7,7 @@ linearizability, versions and times to live included. A workload adds what only 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,11 +16,15 @@ from typing import ClassVar, Final
 from faults.check import bank
 from faults.check.bank import Account
 from faults.check.history import History, Kind, Operation, Outcome
+from faults.check.numbered import Asked
 from faults.check.problem import Breach, CheckProblem
 from faults.workloads.recorder import Recorder
 from raftkv.client.types import Record
 
 _LONGEST_TTL: Final = 2.5
+_SCANNED: Final = 24
+"""Keys of scans at a time."""
+
 _MAYBE: Final = (Outcome.UNKNOWN, Outcome.OPEN)
 
 
@@ -255,6 +260,26 @@ class Ttl(Workload):
         ]
 
 
+class Scans(Workload):
+    """Scans of keys of all slots, which come and go: each is a get of every key in its range at some moment of it, so
+    none that stood throughout is missed, and none comes that was not there; the recorder looks at their order."""
+
+    name = "scans"
+    prefix = "k"
+    looks_at_end = False
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        keys = [self._key(f"k{number:02}") for number in range(_SCANNED)]
+        chance = rng.random()
+        if chance < 0.4:
+            await kv.put(rng.choice(keys), self._value(kv, rng))
+        elif chance < 0.6:
+            await kv.delete(rng.choice(keys))
+        else:
+            first, last = sorted(rng.sample(range(_SCANNED), 2)) if rng.random() < 0.5 else (0, _SCANNED - 1)
+            await kv.sweep(keys[first : last + 1], reverse=rng.random() < 0.5)
+
+
 class Bank(Workload):
     """Transfers between accounts, in steps that any client finishes: see :mod:`faults.check.bank`. No money comes or
     goes, also in scans of whole banks, no account is overdrawn, each transfer happens once."""
@@ -312,9 +337,66 @@ class Bank(Workload):
         return bank.audit(history, last)
 
 
+class Increments(Workload):
+    """Counters of the store, by all clients: each increment counts once, and each count is told once."""
+
+    name = "increments"
+    prefix = "i"
+    looks_at_end = False
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        key = self._key(f"i{rng.randrange(2)}")
+        if rng.random() < 0.8:
+            await kv.incr(key)
+        else:
+            await kv.get(key)
+
+
+class Transactions(Workload):
+    """Transactions on the keys of a few slots. Each that writes counts too, so that none can happen twice unseen."""
+
+    name = "transactions"
+    prefix = "{x"
+    looks_at_end = False
+
+    _READ: ClassVar = [["get", key, None] for key in ("a", "b", "n", "p")]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: dict[tuple[str, str], str | None] = {}
+        """(client, tag) -> the counter as the client knew it last."""
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        tag = f"{{{self._key(f'x{rng.randrange(2)}')}}}"
+        chance = rng.random()
+        if chance < 0.25:
+            done = await kv.transact(tag, Asked([], self._READ, []))
+        elif chance < 0.6:
+            amount = rng.randint(1, 40)
+            checks = [["n", self._counts.get((kv.name, tag))]] if rng.random() < 0.7 else []
+            moved = [["incr", "a", -amount], ["incr", "b", amount], ["incr", "n", 1], ["get", "p", None]]
+            done = await kv.transact(tag, Asked(checks, moved, [["get", "n", None]]))
+        elif chance < 0.8:
+            done = await kv.transact(tag, Asked([], [["put", "p", self._value(kv, rng)], ["incr", "n", 1]], []))
+        else:
+            there = [["put", "p", self._value(kv, rng)], ["incr", "n", 1]]
+            gone = [["get", "p", None], ["delete", "p", None], ["incr", "n", 1]]
+            done = await kv.transact(tag, Asked([["p", None]], there, gone))
+        if done.outcome is Outcome.OK:
+            self._learn_count(kv, tag, done)
+
+    def _learn_count(self, kv: Recorder, tag: str, done: Operation) -> None:
+        asked = Asked.of(done)
+        steps = asked.steps if done.done else asked.otherwise
+        for (_, key, _), told in zip(steps, json.loads(done.found or "[]"), strict=True):
+            if key == "n":
+                self._counts[kv.name, tag] = None if told is None else str(told)
+
+
 MIXED: Final = ("registers", "unique-set", "counter", "retry", "ttl")
 """Those that run side by side, each for some of the clients; seeds of the simulator choose from them."""
 
 WORKLOADS: Final[dict[str, type[Workload]]] = {
-    one.name: one for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack, Bank)
+    one.name: one
+    for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack, Scans, Bank, Increments, Transactions)
 }

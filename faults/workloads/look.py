@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from faults.check.history import History, Operation, Outcome
+from faults.check.history import History, Kind, Operation, Outcome
+from faults.check.numbered import Asked
 from faults.check.problem import CheckProblem
 from faults.keys import PREFIX
 from faults.workloads.kinds import Workload
@@ -47,7 +49,9 @@ async def look_at_everything(
             patience = _HOPELESS
     await asyncio.sleep(max(workload.settle for workload in workloads))
     reads: dict[str, Operation] = {}
-    keys = history.all_keys()
+    tags = {one.key for one in history.operations if one.kind is Kind.TXN}
+    in_slots = await _read_slots(last, history, tags, report)
+    keys = [key for key in history.all_keys() if key not in tags]
     for start in range(0, len(keys), at_once):
         for one in await asyncio.gather(*(last.get(key, timeout=patience) for key in keys[start : start + at_once])):
             reads[one.key] = one
@@ -55,9 +59,13 @@ async def look_at_everything(
                 report("liveness", f"no read after the storm: {one.describe()}")
                 patience = _HOPELESS
     found: dict[str, Record] = {}
-    async for record in last.client.records():
+    async for record in last.client.scan():
         if not record.key.startswith(PREFIX.encode()):
             found[record.key.decode()] = record
+    for key, value in in_slots.items():
+        there = found.pop(key, None)
+        if (None if there is None else there.value.decode()) != value:
+            report("scan", f"{key} is {value} by a transaction and {there} by scan")
     for key in sorted({*reads, *found}):
         there, read = found.get(key), reads.get(key)
         scanned = None if there is None else (there.value.decode(), there.version)
@@ -66,3 +74,18 @@ async def look_at_everything(
             report("scan", f"{key} is {seen} by get and {scanned} by scan")
     await last.client.close()
     return [(workload.name, problem) for workload in workloads for problem in workload.problems(history, found)]
+
+
+async def _read_slots(
+    last: Recorder, history: History, tags: Iterable[str], report: Callable[[str, str], None]
+) -> dict[str, str | None]:
+    """What transactions were about, each tag by one transaction: key -> value."""
+    found: dict[str, str | None] = {}
+    for tag in sorted(tags):
+        names = sorted(set().union(*(Asked.of(one).keys() for one in history.of(tag))))
+        read = await last.transact(tag, Asked([], [["get", name, None] for name in names], []))
+        if read.outcome is Outcome.OK:
+            found.update(zip((tag + name for name in names), json.loads(read.found or "[]"), strict=True))
+        else:
+            report("liveness", f"no transaction after the storm: {read.describe()}")
+    return found

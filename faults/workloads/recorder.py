@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 from faults.check.history import History, Kind, Operation, Outcome
+from faults.check.numbered import Asked
 from raftkv import AsyncClient
-from raftkv.client.types import CasResult, Consistency, Record
+from raftkv.client.types import CasResult, Consistency, Record, TransactionResult, WriteResult
 from raftkv.errors import ConditionFailed, NotApplied, OutcomeUnknown, RaftKVError
-from shards.slots import DEFAULT_SLOTS, slot_of
 
 T = TypeVar("T")
 
@@ -29,7 +31,7 @@ class Recorder:
     """``name``: the client's name in the history. ``now``: true time in seconds.
 
     ``patience``: seconds after which a write is given up by cancelling it, drawn anew for each; None = never.
-    ``slots``: of the cluster.
+    ``scans``: the same of a scan, whose pages have a time-out each.
     """
 
     def __init__(
@@ -39,16 +41,16 @@ class Recorder:
         history: History,
         now: Callable[[], float],
         patience: Callable[[], float | None] = lambda: None,
-        slots: int = DEFAULT_SLOTS,
         listener: OperationListener | None = None,
+        scans: float | None = None,
     ) -> None:
         self.client = client
         self.name = name
         self._history = history
         self._now = now
         self._patience = patience
-        self._slots = slots
         self._listener = listener
+        self._scans = scans
 
     async def get(self, key: str, consistency: Consistency = "linearizable", timeout: float | None = None) -> Operation:
         """``timeout``: seconds, None = the client's."""
@@ -57,39 +59,41 @@ class Recorder:
         return await self._read(operation, self.client.get(key, consistency=consistency, timeout=timeout))
 
     async def scan(self, key: str) -> Operation:
-        """A get by another way: the first record of a scan that starts just below ``key``."""
-        operation = self._begin(Kind.GET, key)
-        name = key.encode()
-
-        async def first() -> Record | None:
-            below = name[:-1] + bytes([name[-1] - 1]) + b"\xff"
-            page, _ = await self.client.scan_slot(slot_of(name, self._slots), below, limit_bytes=1)
-            return page[0] if page and page[0].key == name else None
-
-        return await self._read(operation, first())
+        """A get by another way: a scan of one key."""
+        (operation,) = await self.sweep([key])
+        return operation
 
     async def look(self, keys: Sequence[str]) -> list[Operation]:
-        """Gets of all ``keys`` at one moment, by one page of a scan. They are sorted and share a hash tag, and there
-        are no others between them in their slot. Raises ValueError if they are too large for a page."""
+        """Gets of all ``keys``, which share a hash tag, at one moment: by a scan that is small enough for one page."""
+        return await self._gets(keys, prefix=keys[0][: keys[0].index("}") + 1])
+
+    async def sweep(self, keys: Sequence[str], *, reverse: bool = False) -> list[Operation]:
+        """Gets of all ``keys``, which are sorted, each at some moment of one scan.
+
+        Raises ValueError if that gives a record twice or out of order.
+        """
+        return await self._gets(keys, start=keys[0], end=f"{keys[-1]}\0", reverse=reverse)
+
+    async def _gets(self, keys: Sequence[str], **asked: Any) -> list[Operation]:
         first, *others = operations = [self._begin(Kind.GET, key) for key in keys]
         for one in others:
             one.began = first.began
             if self._listener is not None:
                 self._listener.invoked(one)
-        name = keys[0].encode()
 
-        async def page() -> dict[str, Record]:
-            below = name[:-1] + bytes([name[-1] - 1]) + b"\xff"
-            found, more = await self.client.scan_slot(slot_of(name, self._slots), below)
-            if more and (not found or found[-1].key < keys[-1].encode()):
-                raise ValueError(f"{keys[0]} to {keys[-1]} do not fit into one page")
+        async def scan() -> dict[str, Record]:
+            async with aclosing(self.client.scan(**asked)) as records:
+                found = [record async for record in records]
+            names = [record.key for record in found]
+            if names != sorted(set(names), reverse=asked.get("reverse", False)):
+                raise ValueError(f"a scan out of order: {names}")
             return {record.key.decode(): record for record in found}
 
         def answer(found: dict[str, Record]) -> None:
             for one in operations:
                 self._tell(one, found.get(one.key))
 
-        await self._run(first, page(), answer)
+        await self._run(first, scan(), answer, self._scans)
         for one in others:
             one.outcome, one.error, one.ended, one.answered = first.outcome, first.error, first.ended, first.answered
             if self._listener is not None:
@@ -132,11 +136,44 @@ class Recorder:
 
         return await self._run(operation, self.client.cas(key, expected, value, ttl=ttl), answer)
 
+    async def incr(self, key: str) -> Operation:
+        def answer(count: int) -> None:
+            operation.done, operation.found = True, str(count)
+
+        operation = self._begin(Kind.INCR, key)
+        return await self._run(operation, self.client.incr(key), answer)
+
+    async def transact(self, tag: str, asked: Asked) -> Operation:
+        """A transaction on keys with this hash tag, whose names in ``asked`` follow it."""
+        operation = self._begin(Kind.TXN, tag)
+        operation.steps = asked.text()
+        txn = self.client.txn()
+        for key, value in asked.checks:
+            txn.check(tag + key, value=value, absent=value is None)
+        for verb, key, argument in asked.steps:
+            getattr(txn, verb)(tag + key, *(() if argument is None else (argument,)))
+        txn.otherwise()
+        for verb, key, argument in asked.otherwise:
+            getattr(txn, verb)(tag + key, *(() if argument is None else (argument,)))
+
+        def answer(result: TransactionResult) -> None:
+            operation.done, operation.version = result.succeeded, result.number
+            operation.found = json.dumps([_plain(told) for told in result.results])
+
+        return await self._run(operation, txn.commit(), answer)
+
     def _begin(self, kind: Kind, key: str) -> Operation:
         return self._history.begin(self.name, kind, key, self._now())
 
-    async def _run(self, operation: Operation, call: Coroutine[Any, Any, T], answer: Callable[[T], None]) -> Operation:
-        patience = self._patience() if operation.write else None
+    async def _run(
+        self,
+        operation: Operation,
+        call: Coroutine[Any, Any, T],
+        answer: Callable[[T], None],
+        patience: float | None = None,
+    ) -> Operation:
+        if operation.write:
+            patience = self._patience()
         if self._listener is not None:
             self._listener.invoked(operation)
         try:
@@ -154,7 +191,8 @@ class Recorder:
         except TimeoutError:
             if not limit.expired():
                 raise  # the client's own, which is none of its errors
-            operation.outcome, operation.error = Outcome.UNKNOWN, f"cancelled after {patience:.3f} s"
+            operation.outcome = Outcome.UNKNOWN if operation.write else Outcome.REFUSED
+            operation.error = f"cancelled after {patience:.3f} s"
         else:
             answer(answered)
             operation.outcome = Outcome.OK
@@ -164,3 +202,10 @@ class Recorder:
         if self._listener is not None:
             self._listener.completed(operation)
         return operation
+
+
+def _plain(told: Any) -> Any:
+    """What a step was told, as :class:`faults.check.numbered.Effect` has it."""
+    if isinstance(told, Record):
+        return told.value.decode()
+    return None if isinstance(told, WriteResult) else told

@@ -9,7 +9,7 @@ asks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -18,15 +18,21 @@ from msgspec.msgpack import Decoder
 
 from raftkv.api.results import fill_result, read_result
 from raftkv.commands.base import Write
-from raftkv.commands.records import Piped
-from raftkv.commands.registry import encode
+from raftkv.commands.registry import Piped, encode
 from raftkv.commands.results import Result
+from raftkv.commands.transactions import Transact
 from raftkv.errors import InvalidArgument, TooLarge
-from raftkv.limits import MAX_BATCH_OPS
+from raftkv.limits import MAX_BATCH_OPS, MAX_MESSAGE_BYTES, STEP_OVERHEAD
 from raftkv.v1 import kv_pb2
 
 PACKED_KEY: Final = "raftkv-packed"
-"""Initial metadata of a Pipeline: "1" if the node takes packed messages."""
+"""Initial metadata of a Pipeline of a node that takes packed messages."""
+PACKED_FORM: Final = "2"
+"""Its value: which commands packed messages may hold. They are asked of nodes that say the same: one that does not know
+a command of a packed message can read none of it."""
+
+_STEP_BYTES: Final = 4
+"""A check or an operation of a transaction takes at least so many in a message."""
 
 _MOST: Final = Meta(max_length=MAX_BATCH_OPS)
 _Ids = Annotated[list[Annotated[int, Meta(ge=0)]], _MOST]
@@ -75,7 +81,10 @@ def read_request(data: bytes) -> tuple[kv_pb2.PipelineRequest, Sequence[int], Se
         raise InvalidArgument(f"malformed message: {error}") from None
     if len(request.operations) > MAX_BATCH_OPS:
         raise TooLarge(f"a message of {len(request.operations)} operations; the maximum is {MAX_BATCH_OPS}")
+    many = len(data) > MAX_BATCH_OPS * _STEP_BYTES
     if not request.packed:
+        if many:
+            _check_transactions(map(_size_of, request.operations))
         return request, (), ()
     try:
         ids, commands = _commands.decode(request.packed)
@@ -85,7 +94,29 @@ def read_request(data: bytes) -> tuple[kv_pb2.PipelineRequest, Sequence[int], Se
         raise InvalidArgument(
             f"{len(ids)} ids, {len(commands)} packed operations and {len(request.operations)} others in one message"
         )
+    if many:
+        _check_transactions(command.size() for command in commands if type(command) is Transact)
     return request, ids, commands
+
+
+def _check_transactions(sizes: Iterable[int]) -> None:
+    """Raises TooLarge for transactions of these sizes that have more steps than a message has operations."""
+    total = 0
+    for size in sizes:
+        total += size
+        if total > MAX_MESSAGE_BYTES:
+            raise TooLarge(
+                f"the transactions of a message come to more than {MAX_MESSAGE_BYTES} bytes, with {STEP_OVERHEAD} for "
+                "each check and operation"
+            )
+
+
+def _size_of(operation: kv_pb2.Operation) -> int:
+    """As of the command, 0 for what is no transaction."""
+    if not operation.HasField("transaction"):
+        return 0
+    txn = operation.transaction
+    return txn.ByteSize() + STEP_OVERHEAD * (len(txn.checks) + len(txn.steps) + len(txn.otherwise))
 
 
 def response_of(answers: Answers, *, packed: bool) -> kv_pb2.PipelineResponse:

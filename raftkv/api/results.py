@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftkv.commands.results import Result
+from raftkv.commands.results import Result, TransactionAnswer
+from raftkv.commands.transactions import fill_transaction, read_transaction
 
 if TYPE_CHECKING:
     from raftkv.v1.kv_pb2 import OperationResult
@@ -22,6 +23,10 @@ def fill_result(message: OperationResult, result: Result) -> None:
         message.leader_hint = result.hint
     if result.number:
         message.number = result.number
+    if result.answer is not None:
+        # No other command of a Pipeline has one.
+        assert isinstance(result.answer, TransactionAnswer)
+        fill_transaction(message.transaction, result.answer)
     if result.code:
         message.code = result.code
         message.detail = result.detail
@@ -40,7 +45,8 @@ def read_result(message: OperationResult) -> Result:
     if not ttl and not message.HasField("ttl_ms"):
         ttl = -1
     if not message.code:
-        return Result(0, message.version, value, ttl, message.leader_hint, number=message.number)
+        answer = read_transaction(message.transaction) if message.HasField("transaction") else None
+        return Result(0, message.version, value, ttl, message.leader_hint, number=message.number, answer=answer)
     return Result(
         message.code,
         message.version,

@@ -7,7 +7,7 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -18,12 +18,14 @@ import click
 from click.core import ParameterSource
 
 from raftkv.cli import contexts
+from raftkv.cli.files import STANDARD
 from raftkv.cli.parameters import Duration, duration_text
 from raftkv.client.routing import parse_endpoints
 from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, RaftKVError, Unavailable
-from raftkv.limits import MAX_TIMEOUT, MIN_TIMEOUT
+from raftkv.limits import MAX_TIMEOUT, MAX_VALUE_BYTES, MIN_TIMEOUT
 
 if TYPE_CHECKING:
+    from raftkv.client.aio import AsyncClient
     from raftkv.client.tls import TLS
 
 T = TypeVar("T")
@@ -150,7 +152,7 @@ def _context_option(**attributes: Any) -> Callable[[F], F]:
         envvar="RAFTKV_CONTEXT",
         show_envvar=True,
         metavar="NAME",
-        help="The cluster with this name (`raftkv context`); other options outdo it.",
+        help="The cluster with this name (`raftkv context`); options that say more outdo it.",
         **attributes,
     )
 
@@ -174,16 +176,26 @@ class Target:
     endpoints: str = DEFAULT_ENDPOINTS
     tls: TLS | None = None
 
-    @classmethod
-    def chosen(cls, given: Mapping[str, str | None]) -> Target:
-        """By what was ``given``, by options or the environment: of :data:`TARGET`.
+    def client(self, timeout: float) -> AsyncClient:
+        """A client of it; ``timeout``: seconds for each of its calls. Raises ConfigError."""
+        import raftkv
 
-        Who gives endpoints and no context means no context, also not the one in use. Raises ConfigError.
+        return raftkv.AsyncClient(self.endpoints, tls=self.tls, timeout=timeout)
+
+    @classmethod
+    def chosen(cls, given: Mapping[str, str | None], variables: Collection[str] = ()) -> Target:
+        """By what was ``given``, by options or ``variables`` of the environment: names of :data:`TARGET`.
+
+        Who gives endpoints and no context means no context, also not the one in use. A context that an option names is
+        not changed by variables: they may be of another cluster. Raises ConfigError.
         """
-        own = {
-            name.removeprefix("tls_"): value for name, value in given.items() if value is not None and name != "context"
-        }
         name = given.get("context")
+        outdone = variables if name is not None and "context" not in variables else ()
+        own = {
+            key.removeprefix("tls_"): value
+            for key, value in given.items()
+            if value is not None and key != "context" and key not in outdone
+        }
         if name is None and "endpoints" not in own:
             name = contexts.load().current or None
         base = {} if name is None else asdict(contexts.load().get(name))
@@ -201,7 +213,8 @@ def targeted(command: Callable[..., T]) -> Callable[..., T]:
         given = {name: arguments.pop(name) for name in TARGET}
         if context.get_parameter_source("endpoints") is ParameterSource.DEFAULT:
             given["endpoints"] = None
-        return command(target=Target.chosen(given), **arguments)
+        variables = [name for name in TARGET if context.get_parameter_source(name) is ParameterSource.ENVIRONMENT]
+        return command(target=Target.chosen(given, variables), **arguments)
 
     wrapped: Callable[..., T] = with_target
     for option in reversed(target_options()):
@@ -262,6 +275,11 @@ def field(name: str, data: bytes) -> dict[str, str]:
 def argument_bytes(text: str) -> bytes:
     """The bytes that the shell gave, whatever the locale and whether or not they are text in it."""
     return os.fsencode(text)
+
+
+def argument_value(text: str) -> bytes:
+    """A value given as an argument, or on stdin if that is ``-``; one byte too many if that has more than a value."""
+    return sys.stdin.buffer.read(MAX_VALUE_BYTES + 1) if text == STANDARD else argument_bytes(text)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

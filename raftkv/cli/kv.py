@@ -11,6 +11,7 @@ from raftkv.cli.common import (
     Exit,
     Target,
     argument_bytes,
+    argument_value,
     complain,
     field,
     output_option,
@@ -21,7 +22,7 @@ from raftkv.cli.common import (
     timeout_option,
 )
 from raftkv.cli.parameters import Duration
-from raftkv.limits import MAX_TTL, MAX_VALUE_BYTES
+from raftkv.limits import MAX_TTL
 
 
 @click.command()
@@ -33,19 +34,24 @@ from raftkv.limits import MAX_TTL, MAX_VALUE_BYTES
     show_default=True,
     help="Consistency of the read.",
 )
+@click.option("--delete", is_flag=True, help="Remove the key: of several who do this, one gets the value.")
 @targeted
 @timeout_option(5.0)
 @output_option
-def get(key: str, consistency: raftkv.Consistency, target: Target, timeout: float, output: str) -> int:
+def get(key: str, consistency: raftkv.Consistency, delete: bool, target: Target, timeout: float, output: str) -> int:
     """Write the value of KEY to stdout, byte for byte. Exits with 4 if there is no such key.
 
     \b
     Example:
       raftkv get user:1
     """
+    if delete and consistency != "linearizable":
+        raise click.UsageError("--delete and --consistency are mutually exclusive")
 
     async def ask() -> raftkv.Record | None:
-        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
+        async with target.client(timeout) as client:
+            if delete:
+                return await client.get_and_delete(argument_bytes(key))
             return await client.get(argument_bytes(key), consistency=consistency)
 
     record = run(ask())
@@ -89,10 +95,10 @@ def put(
     if if_absent and if_version is not None:
         raise click.UsageError("--if-version and --if-absent are mutually exclusive")
     condition = raftkv.ABSENT if if_absent else if_version
-    data = sys.stdin.buffer.read(MAX_VALUE_BYTES + 1) if value == "-" else argument_bytes(value)
+    data = argument_value(value)
 
     async def ask() -> raftkv.WriteResult:
-        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             return await client.put(argument_bytes(key), data, ttl=ttl, if_version=condition)
 
     version = run(ask()).version
@@ -105,10 +111,11 @@ def put(
 @click.command()
 @click.argument("key")
 @click.option("--if-version", type=click.IntRange(min=1), metavar="N", help="Only if the record has this version.")
+@click.option("--if-value", metavar="VALUE", help="Only if the record has this value.")
 @targeted
 @timeout_option(5.0)
 @output_option
-def delete(key: str, if_version: int | None, target: Target, timeout: float, output: str) -> int:
+def delete(key: str, if_version: int | None, if_value: str | None, target: Target, timeout: float, output: str) -> int:
     """Remove KEY. Exits with 4 if there was no such key or the condition is not met.
 
     \b
@@ -116,9 +123,13 @@ def delete(key: str, if_version: int | None, target: Target, timeout: float, out
       raftkv delete user:1 --if-version 7
     """
 
+    if if_version is not None and if_value is not None:
+        raise click.UsageError("--if-version and --if-value are mutually exclusive")
+    value = None if if_value is None else argument_bytes(if_value)
+
     async def ask() -> bool:
-        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
-            return await client.delete(argument_bytes(key), if_version=if_version)
+        async with target.client(timeout) as client:
+            return await client.delete(argument_bytes(key), if_version=if_version, if_value=value)
 
     existed = run(ask())
     if output == "json":

@@ -22,7 +22,7 @@ _DEBUG: Final = "RAFTKV_DEBUG"
 class LazyGroup(click.Group):
     """Imports a command's module when it is asked for: ``serve`` needs no client, ``get`` no server.
 
-    ``homes``: command -> its module, in which it has the command's name and ``suffix``.
+    ``homes``: command -> its module, in which it has the command's name, with ``_`` for ``-``, and ``suffix``.
     """
 
     def __init__(self, *args: Any, homes: Mapping[str, str], suffix: str = "", **attributes: Any) -> None:
@@ -37,7 +37,7 @@ class LazyGroup(click.Group):
         home = self._homes.get(cmd_name)
         if home is None:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(import_module(home), cmd_name + self._suffix)
+        command: click.Command = getattr(import_module(home), cmd_name.replace("-", "_") + self._suffix)
         return command
 
 

@@ -73,7 +73,7 @@ def load(
 
     async def transfer() -> tuple[Loader, float, RaftKVError | None]:
         clock = SystemClock()
-        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             progress = ProgressFile(source.path, _about(source, await _cluster_id(client))) if source.lasts else None
             if progress is not None and restart:
                 progress.remove()
@@ -168,7 +168,7 @@ def _bar(total: int) -> Progress:
 @targeted
 @timeout(30.0)
 def dump(out: str, target: Target, timeout: float) -> None:
-    """Write all records as JSON Lines, in no particular order; `raftkv load` reads them back.
+    """Write all records as JSON Lines, in key order; `raftkv load` reads them back.
 
     A key or value that is not UTF-8 comes as key_b64 or value_b64. Each record is read linearizably; writes that
     happen during the dump may or may not be in it.
@@ -181,8 +181,8 @@ def dump(out: str, target: Target, timeout: float) -> None:
     async def transfer(file: BinaryIO) -> int:
         count, size = 0, 0
         lines: list[bytes] = []
-        async with raftkv.AsyncClient(target.endpoints, tls=target.tls, timeout=timeout) as client:
-            async for record in client.records():
+        async with target.client(timeout) as client:
+            async for record in client.scan():
                 lines.append(dump_line(*record))
                 size += len(lines[-1])
                 count += 1

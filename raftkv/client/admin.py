@@ -65,7 +65,7 @@ class AdminClient:
         self._addresses = list(parse_endpoints(endpoints))
         self._timeout = check_timeout(timeout)
         self._clock = clock or SystemClock()
-        self._connect = connect or partial(channel_to, tls=tls)
+        self._connect = connect or partial(channel_to, credentials=None if tls is None else tls.read())
         self._channels: dict[str, aio.Channel] = {}
 
     async def __aenter__(self) -> Self:

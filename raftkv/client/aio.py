@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Final, Self
 
-from raftkv.client.arguments import check_timeout, encode_key, encode_value, expect_of, mode_of, slot_of, ttl_ms_of
-from raftkv.client.call import Call
+from raftkv.client.arguments import KeyRange, check_timeout, key_range, limit_of, mode_of, slot_of
 from raftkv.client.engine import Engine
+from raftkv.client.keys import KeyCalls
 from raftkv.client.routing import parse_endpoints
-from raftkv.client.scan import record_pages
+from raftkv.client.scan import Scan
 from raftkv.client.tls import TLS
 from raftkv.client.transport import GrpcTransport, Transport, connect
-from raftkv.client.types import CasResult, Consistency, EndpointStatus, Record, WriteResult
+from raftkv.client.types import Consistency, EndpointStatus, Record
 from raftkv.client.urls import parse_url
 from raftkv.clock import Clock, SystemClock
-from raftkv.errors import Code
+from raftkv.commands.ranges import Content
+from raftkv.errors import BatchError, InvalidArgument
 from raftkv.limits import DEFAULT_TIMEOUT
-from raftkv.v1 import kv_pb2
 
-_GET: Final = kv_pb2.KIND_GET
-_PUT: Final = kv_pb2.KIND_PUT
-_DELETE: Final = kv_pb2.KIND_DELETE
-_CAS: Final = kv_pb2.KIND_COMPARE_AND_SWAP
-_CONDITION_FAILED: Final = int(Code.CONDITION_FAILED)
-# A third of the time of calling the class.
-_make_record: Final = cast("Callable[[tuple[Any, ...]], Record]", partial(tuple.__new__, Record))
-_make_written: Final = cast("Callable[[tuple[int]], WriteResult]", partial(tuple.__new__, WriteResult))
+_REMOVED_AT_ONCE: Final = 512
+"""Records that a prefix's removal removes within one time-out."""
 
 
-class AsyncClient:
+class AsyncClient(KeyCalls):
     """A client of one cluster, for one event loop. Safe for any number of concurrent calls.
 
     ``endpoints``: host:port of some nodes, as a sequence or separated by commas. ``timeout``: seconds that a call may
@@ -66,7 +61,7 @@ class AsyncClient:
     ) -> None:
         self._clock = clock or SystemClock()
         self._timeout = check_timeout(timeout)
-        network = transport or GrpcTransport(partial(connect, tls=tls))
+        network = transport or GrpcTransport(partial(connect, credentials=None if tls is None else tls.read()))
         self._engine = Engine(parse_endpoints(endpoints), network, self._clock, rng or SystemRandom())
         self._watched = transport is None
 
@@ -89,7 +84,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """End outstanding calls and close all connections. May be called again."""
+        """End outstanding calls and close all connections. May be called again.
+
+        >>> await kv.close()
+        """
         await self._engine.close()
 
     aclose = close
@@ -103,117 +101,129 @@ class AsyncClient:
         if self.__dict__.get("_watched") and self._engine.abandon():
             _warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
-    async def get(
-        self, key: bytes | str, *, consistency: Consistency = "linearizable", timeout: float | None = None
-    ) -> Record | None:
-        """The record of ``key``, or None."""
-        name = encode_key(key)
-        call = Call(_GET, name, 0 if consistency == "linearizable" else mode_of(consistency))
-        result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
-        if not result.version:
-            return None
-        expires_at = None if result.ttl < 0 else self._clock.wall() + result.ttl / 1000
-        return _make_record((name, result.value or b"", result.version, expires_at))
-
-    async def put(
+    def scan(
         self,
-        key: bytes | str,
-        value: bytes | str,
         *,
-        ttl: float | None = None,
-        if_version: int | None = None,
-        timeout: float | None = None,
-    ) -> WriteResult:
-        """Write a record.
-
-        ``ttl``: seconds until it expires, never earlier. ``if_version``: only if the record has this version, ABSENT:
-        only if there is none; raises ConditionFailed otherwise.
-        """
-        call = Call(_PUT, encode_key(key))
-        call.value = encode_value(value)
-        if ttl is not None:
-            call.ttl_ms = ttl_ms_of(ttl)
-        if if_version is not None:
-            call.expect = expect_of(if_version)
-        result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
-        return _make_written((result.version,))
-
-    async def delete(self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None) -> bool:
-        """Remove the record of ``key``; whether there was one. ``if_version`` as in :meth:`put`."""
-        call = Call(_DELETE, encode_key(key))
-        if if_version is not None:
-            call.expect = expect_of(if_version)
-        result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
-        return result.version > 0
-
-    async def cas(
-        self,
-        key: bytes | str,
-        expected: bytes | str | None,
-        value: bytes | str,
-        *,
-        ttl: float | None = None,
-        timeout: float | None = None,
-    ) -> CasResult:
-        """Write ``value`` if the record's value is ``expected`` (None: if there is no record).
-
-        The result is true if it was written, and tells the record's version in both cases.
-        """
-        call = Call(_CAS, encode_key(key))
-        call.value = encode_value(value)
-        call.expected = None if expected is None else encode_value(expected, "expected value")
-        call.ttl_ms = ttl_ms_of(ttl)
-        result = await self._engine.run(
-            call, self._timeout if timeout is None else check_timeout(timeout), accept=_CONDITION_FAILED
-        )
-        return CasResult(not result.code, result.version)
-
-    async def scan_slot(
-        self,
-        slot: int,
-        after: bytes = b"",
-        *,
-        limit_bytes: int = 0,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
-    ) -> tuple[list[Record], bool]:
-        """One page of a slot's records in key order, those with keys over ``after``; and whether more follow.
-
-        ``limit_bytes``: soft size of the page, 0 = the server's choice. Each page is one linearizable read.
-        """
-        budget = self._timeout if timeout is None else check_timeout(timeout)
-        return await self._engine.scan(slot, after, limit_bytes, mode_of(consistency), budget)
-
-    async def records(
-        self, *, consistency: Consistency = "linearizable", timeout: float | None = None
     ) -> AsyncGenerator[Record, None]:
-        """All records, slot by slot, in key order within a slot.
+        """Records in key order: those whose keys begin with ``prefix`` and lie from ``start`` to before ``end``.
 
-        No snapshot of the whole: each page is a read of its own moment. ``timeout``: seconds for each page.
+        All of the cluster by default. ``limit``: at most so many. ``reverse``: from the last key to the first.
+        ``keys_only``: values are left out, each is b"". ``timeout``: seconds for each page that is read.
+
+        A record that is there all the time comes exactly once, whatever slots move meanwhile; one that is written or
+        removed meanwhile may come or not. A scan is no snapshot: each page is a read of its own moment. Records of one
+        slot are of one moment if they fit into a page of 256 KiB, as those of a short queue: with ``prefix="{q}"``
+        only the slot of that hash tag is read.
+
+        >>> await kv.put_many({"user:1": "Ada", "user:2": "Bob", "visits": "7"})
+        [WriteResult(version=1), WriteResult(version=1), WriteResult(version=1)]
+        >>> [record.value async for record in kv.scan(prefix="user:", limit=100)]
+        [b'Ada', b'Bob']
+        >>> [record.key async for record in kv.scan(start="user:2", reverse=True, keys_only=True)]
+        [b'visits', b'user:2']
         """
-        pages = self.record_pages(consistency=consistency, timeout=timeout)
-        try:
-            async for page in pages:
-                for record in page:
-                    yield record
-        finally:
-            await pages.aclose()
+        keys, most = key_range(prefix, start, end), limit_of(limit)
+        content = Content.KEYS if keys_only else Content.RECORDS
+        return _flat(self._scan(keys, consistency, timeout, content=content, limit=most, reverse=reverse))
 
-    def record_pages(
-        self, *, consistency: Consistency = "linearizable", timeout: float | None = None
-    ) -> AsyncGenerator[list[Record], None]:
-        """:meth:`records` in lists, as they were read."""
+    async def count(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> int:
+        """How many records :meth:`scan` would give; they are counted where they are.
+
+        >>> await kv.put_many({"user:1": "Ada", "user:2": "Bob", "visits": "7"})
+        [WriteResult(version=1), WriteResult(version=1), WriteResult(version=1)]
+        >>> await kv.count(prefix="user:")
+        2
+        """
+        scan = self._scan(key_range(prefix, start, end), consistency, timeout, content=Content.COUNT)
+        async for _ in scan.batches():
+            pass
+        return scan.counted
+
+    async def delete_prefix(self, prefix: bytes | str, *, timeout: float | None = None) -> int:
+        """Remove all records whose keys begin with ``prefix``; how many it removed.
+
+        Not atomic: each is removed by itself. If it raises, some of them are gone, and it may be called again. A record
+        that is written meanwhile may stay. Raises InvalidArgument for an empty prefix. ``timeout``: seconds for each
+        page of keys that is read, and for the removal of up to 512 records.
+
+        >>> await kv.put_many({"user:1": "Ada", "user:2": "Bob", "visits": "7"})
+        [WriteResult(version=1), WriteResult(version=1), WriteResult(version=1)]
+        >>> await kv.delete_prefix("user:")
+        2
+        >>> [record.key async for record in kv.scan()]
+        [b'visits']
+        """
+        span = key_range(prefix, None, None)
+        if not span.start:
+            raise InvalidArgument("the prefix is empty: it would remove all records")
+        removed = 0
+        async with aclosing(self._scan(span, "linearizable", timeout, content=Content.KEYS).batches()) as batches:
+            async for batch in batches:
+                for at in range(0, len(batch), _REMOVED_AT_ONCE):
+                    keys = [record.key for record in batch[at : at + _REMOVED_AT_ONCE]]
+                    try:
+                        removed += sum(await self.delete_many(keys, timeout=timeout))
+                    except BatchError as error:
+                        raise next(iter(error.errors.values())) from error
+        return removed
+
+    def _scan(
+        self,
+        keys: KeyRange,
+        consistency: Consistency,
+        timeout: float | None,
+        *,
+        content: Content,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> Scan:
         budget = self._timeout if timeout is None else check_timeout(timeout)
-        return record_pages(self._engine, mode_of(consistency), budget)
+        mode = mode_of(consistency)
+        return Scan(self._engine, self._clock, keys, mode, budget, content=content, limit=limit, reverse=reverse)
 
     async def slots(self, *, timeout: float | None = None) -> int:
-        """How many slots the cluster has: asked of it once, never changes."""
+        """How many slots the cluster has: asked of it once, never changes.
+
+        >>> await kv.slots() in (256, 512, 1024, 2048, 4096, 8192, 16384)
+        True
+        """
         return await self._engine.slots(self._timeout if timeout is None else check_timeout(timeout))
 
     async def slot_of(self, key: bytes | str, *, timeout: float | None = None) -> int:
-        """The slot of ``key`` in this cluster; needs an answer of the cluster only once. See raftkv.slot_of."""
+        """The slot of ``key`` in this cluster; needs an answer of the cluster only once. See raftkv.slot_of.
+
+        >>> await kv.slot_of("{user:7}name") == await kv.slot_of("{user:7}mail")
+        True
+        """
         return slot_of(key, await self.slots(timeout=timeout))
 
     async def status(self, *, timeout: float | None = None) -> list[EndpointStatus]:
-        """What every known endpoint says about itself: the given ones and, if one answers, all nodes of the map."""
+        """What every known endpoint says about itself: the given ones and, if one answers, all nodes of the map.
+
+        >>> len(await kv.status())
+        1
+        """
         return await self._engine.status(self._timeout if timeout is None else check_timeout(timeout))
+
+
+async def _flat(scan: Scan) -> AsyncGenerator[Record, None]:
+    async with aclosing(scan.batches()) as batches:
+        async for batch in batches:
+            for record in batch:
+                yield record

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 import shards.slots
 from raftkv.client.types import Consistency
-from raftkv.commands.bounds import ANY_VERSION, Mode, check_key, check_ttl, check_value
+from raftkv.commands.bounds import (
+    ANY_VERSION,
+    MAX_DELTA,
+    MIN_DELTA,
+    Mode,
+    check_bound,
+    check_key,
+    check_ttl,
+    check_value,
+)
 from raftkv.errors import InvalidArgument
-from raftkv.limits import MAX_KEY_BYTES, MAX_TIMEOUT, MAX_TTL, MAX_VALUE_BYTES, MIN_TIMEOUT
+from raftkv.limits import MAX_BOUND_BYTES, MAX_KEY_BYTES, MAX_TIMEOUT, MAX_TTL, MAX_VALUE_BYTES, MIN_TIMEOUT
 from raftkv.text import shown
 
 MODES: Final[dict[str, int]] = {mode.name.lower(): int(mode) for mode in Mode}
+
+BEYOND: Final = b"\xff" * MAX_BOUND_BYTES
+"""Greater than every key."""
+
+
+class KeyRange(NamedTuple):
+    """Keys from ``start`` to before ``end``. ``tagged``: a prefix of all of them that says in which slot they are, or
+    empty."""
+
+    start: bytes
+    end: bytes
+    tagged: bytes = b""
 
 
 def encode_key(key: bytes | str) -> bytes:
@@ -28,6 +50,52 @@ def encode_value(value: bytes | str, name: str = "value") -> bytes:
     if len(data) > MAX_VALUE_BYTES:
         check_value(data, name)
     return data
+
+
+def keys_of(keys: Iterable[bytes | str], *, once: bool = False) -> list[bytes]:
+    """Several keys. ``once``: refuses one that is given twice."""
+    if isinstance(keys, str | bytes):
+        raise InvalidArgument("one key where several are wanted: put it into a list")
+    names = [encode_key(key) for key in keys]
+    if once and len(set(names)) < len(names):
+        seen: set[bytes] = set()
+        for name in names:
+            if name in seen:
+                raise InvalidArgument(f"key {shown(name)} is given twice")
+            seen.add(name)
+    return names
+
+
+def items_of(
+    items: Mapping[Any, bytes | str] | Iterable[tuple[bytes | str, bytes | str]],
+) -> tuple[list[bytes], list[bytes]]:
+    """Keys, none of them twice, and their values."""
+    pairs = list(items.items() if isinstance(items, Mapping) else items)
+    return keys_of((key for key, _ in pairs), once=True), [encode_value(value) for _, value in pairs]
+
+
+def key_range(prefix: bytes | str | None, start: bytes | str | None, end: bytes | str | None) -> KeyRange:
+    """The keys that begin with ``prefix`` and lie from ``start`` to before ``end``, where these are not None."""
+    first = b"" if start is None else _encode(start, "start")
+    last = BEYOND if end is None else _encode(end, "end")
+    common = b"" if prefix is None else _encode(prefix, "prefix")
+    for bound in (first, last, common):
+        check_bound(bound)
+    tagged = common if shards.slots.hash_tag(common) != common else b""
+    return KeyRange(max(first, common), min(last, _behind(common)), tagged)
+
+
+def _behind(prefix: bytes) -> bytes:
+    """The first key that is greater than all that begin with ``prefix``."""
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes([head[-1] + 1]) if head else BEYOND
+
+
+def limit_of(limit: int | None) -> int | None:
+    """How many records a scan gives at most."""
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or not 0 < limit < 1 << 32):
+        raise InvalidArgument(f"limit {shown(limit)}; it must be from 1 to {(1 << 32) - 1}")
+    return limit
 
 
 def mode_of(consistency: Consistency) -> int:
@@ -56,6 +124,13 @@ def expect_of(if_version: int | None) -> int:
     if isinstance(if_version, bool) or not isinstance(if_version, int) or not 0 <= if_version < 1 << 63:
         raise InvalidArgument(f"if_version {shown(if_version)} is not a version")
     return if_version
+
+
+def delta_of(delta: int) -> int:
+    """What is to be added to a counter."""
+    if isinstance(delta, bool) or not isinstance(delta, int) or not MIN_DELTA <= delta <= MAX_DELTA:
+        raise InvalidArgument(f"{shown(delta)} is not a signed 64-bit integer")
+    return delta
 
 
 def check_timeout(timeout: float) -> float:

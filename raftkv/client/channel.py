@@ -20,7 +20,7 @@ from raftkv.client.transport import TransportError
 from raftkv.clock import wait
 from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
-from raftkv.errors import Code
+from raftkv.errors import SETTLED, Code
 from raftkv.limits import MAX_BATCH_BYTES, MAX_BATCH_OPS
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from raftkv.client.session import ClientSession
     from raftkv.client.transport import Endpoint, Stream
     from raftkv.clock import Clock
-    from raftkv.commands.records import Piped
+    from raftkv.commands.registry import Piped
 
-_SETTLED: Final = (int(Code.OK), int(Code.CONDITION_FAILED))
+_SETTLED: Final = frozenset(int(code) for code in SETTLED)
 _CONNECT_TIMEOUT: Final = 2.0
 _SILENCE: Final = 2.0
 """Seconds over the node's budget after which a stream without any answer is taken for broken."""
@@ -339,12 +339,7 @@ class Channel:
                 out.popleft()
                 pending.pop(number, None)
                 continue
-            value = call.value
-            size += len(call.key)
-            if value is not None:
-                size += len(value)
-                if call.expected is not None:
-                    size += len(call.expected)
+            size += len(call.key) + call.payload
             if size > MAX_BATCH_BYTES and ids:
                 break
             if call.session is not session and call.session is not None:

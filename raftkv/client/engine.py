@@ -21,13 +21,13 @@ from raftkv.client.retry import Attempts, NextStep, attempt_span, attempt_timeou
 from raftkv.client.routing import Routing, View
 from raftkv.client.session import Sessions
 from raftkv.client.transport import TransportError
-from raftkv.client.types import EndpointStatus, Record
+from raftkv.client.types import EndpointStatus
 from raftkv.clock import sleep, wait
 from raftkv.commands.bounds import Mode
 from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
-from raftkv.errors import Code, InvalidArgument, RaftKVError, UsageError
-from raftkv.limits import MAX_KEY_BYTES
+from raftkv.errors import Code, RaftKVError, UsageError
+from raftkv.limits import MAX_BATCH_OPS
 from raftkv.v1 import kv_pb2
 from shards.slots import slot_of
 
@@ -111,6 +111,59 @@ class Engine:
             if call.session is not None:
                 call.session.end(call.seq)
 
+    async def run_many(self, calls: Sequence[Call], timeout: float) -> list[Result | RaftKVError]:
+        """As :meth:`run` for each of ``calls``, all within ``timeout`` seconds, MAX_BATCH_OPS at a time.
+
+        Those of one node leave together: in one message, or two that overlap.
+        """
+        self.check_usable()
+        deadline = self._now() + timeout
+        if self._routing.view is None:
+            await self._first_view(deadline, timeout, Attempts(write=False))
+        found: list[Result | RaftKVError] = []
+        for start in range(0, len(calls), MAX_BATCH_OPS):
+            found += await self._run_part(calls[start : start + MAX_BATCH_OPS], deadline, timeout)
+        return found
+
+    async def _run_part(self, calls: Sequence[Call], deadline: float, timeout: float) -> list[Result | RaftKVError]:
+        first, now = Attempts(write=False), self._now()
+        if now >= deadline:
+            return [self._late(first, deadline, timeout)] * len(calls)
+        sent: list[Call] = []
+        timer = self._clock.call_later(deadline - now, lambda: self._expire_all(sent))
+        results: list[Result | RaftKVError] = []
+        try:
+            for call in calls:
+                call.deadline = deadline
+                if call.kind not in CLIENT_READS:
+                    self._begin(call)
+                self._attempt(call, now, timeout, first)
+                sent.append(call)
+            for call in sent:
+                results.append(await call.future)
+            # The general way for what the ordinary one has not answered.
+            rest = [at for at, one in enumerate(results) if isinstance(one, Result) and (one.code or one.hint)]
+            answers = await asyncio.gather(
+                *(self._run_on(sent[at], timeout, 0, results[at]) for at in rest),  # type: ignore[arg-type]
+                return_exceptions=True,
+            )
+            for at, answer in zip(rest, answers, strict=True):
+                if isinstance(answer, BaseException) and not isinstance(answer, RaftKVError):
+                    raise answer
+                results[at] = answer
+        finally:
+            timer.cancel()
+            for call in sent:
+                call.future.cancel()
+            for call in calls:
+                if call.session is not None:
+                    call.session.end(call.seq)
+        return results
+
+    def _expire_all(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            self._expire(call)
+
     async def _run_short(self, call: Call, timeout: float, accept: int) -> Result:
         """As :meth:`run`, for a call that the sweep may find too late."""
         self.check_usable()
@@ -159,29 +212,24 @@ class Engine:
         budget, patience = attempt_span(timeout, call.deadline - now, progress.short, needed)
         return self._channel(address).send(call, budget, now, patience)
 
-    async def scan(self, slot: int, after: bytes, limit: int, mode: int, timeout: float) -> tuple[list[Record], bool]:
-        """One page of ``slot``, as AsyncClient.scan_slot."""
+    async def page(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
+        """A page of a scan, within ``timeout`` seconds. Its slots are those of :meth:`slots`."""
         self.check_usable()
-        if not 0 <= limit < 1 << 32:
-            raise InvalidArgument(f"limit_bytes {limit} is out of range")
-        if len(after) > MAX_KEY_BYTES:
-            raise InvalidArgument(f"a key of {len(after)} bytes; the maximum is {MAX_KEY_BYTES}")
-        slots = await self.slots(timeout)
-        if not 0 <= slot < slots:
-            raise InvalidArgument(f"no slot {slot}: there are {slots}")
         progress = Attempts(write=False)
-        call = Call(_GET, after, mode)
-        request = kv_pb2.ScanRequest(
-            slot=slot, after=after, limit_bytes=limit, consistency=kv_pb2.Consistency.ValueType(mode)
-        )
+        slot, stale = request.slot, request.consistency == _STALE
+        call = Call(_GET, request.start, request.consistency)
         now = self._clock.now()
         deadline = now + timeout
         while True:
-            address = self._routing.pick(slot, now, mode == _STALE, progress.failed)
+            address = self._routing.pick(slot, now, stale, progress.failed)
             call.started, call.budget = now, attempt_timeout(timeout, deadline - now, progress.short)
             call.limit = now + call.budget
             try:
                 page = await self._channel(address).endpoint.scan(request, call.budget)
+                if page.slots != request.slots:
+                    # Some of them are on their way, or somewhere else than this map says.
+                    self._refresh()
+                return page
             except TransportError as error:
                 progress.fail(address)
                 if error.result.hint:
@@ -189,13 +237,11 @@ class Engine:
                 elif error.result.code == Code.UNKNOWN:
                     self._routing.failed(address, self._clock.now())
                 now = await self._after(call, error.result, progress, deadline, timeout)
-                continue
-            wall = self._clock.wall()
-            found = [
-                Record(row.key, row.value, row.version, wall + row.ttl_ms / 1000 if row.HasField("ttl_ms") else None)
-                for row in page.records
-            ]
-            return found, page.more
+
+    def owners(self) -> tuple[int, ...]:
+        """By slot, the group that has it as far as is known; needs :meth:`slots`."""
+        assert self._routing.view is not None
+        return self._routing.view.owners
 
     async def slots(self, timeout: float) -> int:
         """Number of slots of the cluster."""

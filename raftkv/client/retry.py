@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Final
 from raftkv.api.failures import error_of, known_code
 from raftkv.api.patience import LEAST, MOST
 from raftkv.client.session import MAX_RENEWALS
+from raftkv.commands.updates import CompareAndDelete
 from raftkv.errors import (
     OUTCOMES,
+    SETTLED,
     Code,
     ConditionFailed,
     DeadlineExceeded,
@@ -138,10 +140,13 @@ class Attempts:
 
     def final_error(self, call: Call, result: Result) -> RaftKVError:
         """The error for a ``result`` of ``call`` after which no attempt follows."""
+        # What settles a request is true even if an earlier attempt's outcome was unknown: the store answers a retry
+        # from its record.
         if result.code == Code.CONDITION_FAILED:
-            # True even if an earlier attempt's outcome was unknown: the store answers a retry from its record.
             return _condition_failed(call, result.version)
         error = error_of(result)
+        if result.code in SETTLED:
+            return error
         if result.code == Code.SESSION_EXPIRED:
             return SessionExpired(str(error)) if self.maybe else Unavailable(f"no session was accepted: {error}")
         if self.maybe and not isinstance(error, OutcomeUnknown):
@@ -175,5 +180,8 @@ class Attempts:
 
 def _condition_failed(call: Call, version: int) -> ConditionFailed:
     found, wanted = (f"version {one}" if one else "no record" for one in (version, call.expect))
+    if isinstance(call.asked, CompareAndDelete):
+        text = f"key {shown(call.key)}: expected the value {shown(call.asked.expected)}, found {found}"
+        return ConditionFailed(text, version, key=call.key)
     text = f"key {shown(call.key)}: expected {wanted}, found {found}"
     return ConditionFailed(text, version, key=call.key, expected=call.expect)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -14,23 +14,35 @@ from raftkv.client.aio import AsyncClient
 from raftkv.client.background import Background
 from raftkv.client.process import MADE_BEFORE, forks
 from raftkv.client.tls import TLS
-from raftkv.client.types import CasResult, Consistency, EndpointStatus, Record, WriteResult
+from raftkv.client.transaction import Transaction
+from raftkv.client.types import AppendResult, CasResult, Consistency, EndpointStatus, Record, WriteResult
 from raftkv.client.urls import parse_url
 from raftkv.errors import UsageError
-from raftkv.limits import DEFAULT_TIMEOUT
+from raftkv.limits import DEFAULT_TIMEOUT, SCAN_PAGE_BYTES
 
 T = TypeVar("T")
 
 _AT_EXIT: Final = 2.0
 """Seconds that the clients which nobody closed may hold up the end of the interpreter."""
 
+_AT_ONCE: Final = 512
+"""Records of a scan that one switch between threads brings."""
+
 _clients: WeakSet[Client] = WeakSet()
 _ended_by = 0
 """The thread that ends the interpreter, from then on."""
 
 
-async def _next(pages: AsyncGenerator[list[Record], None]) -> list[Record] | None:
-    return await anext(pages, None)
+async def _some(records: AsyncGenerator[Record, None]) -> list[Record]:
+    """The next ones, as many as are worth a switch between threads; none at the end."""
+    found: list[Record] = []
+    size = 0
+    async for record in records:
+        found.append(record)
+        size += len(record.key) + len(record.value)
+        if len(found) == _AT_ONCE or size >= SCAN_PAGE_BYTES:
+            break
+    return found
 
 
 class Client:
@@ -114,9 +126,34 @@ class Client:
         """See AsyncClient.put."""
         return self._run(self._client.put(key, value, ttl=ttl, if_version=if_version, timeout=timeout))
 
-    def delete(self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None) -> bool:
+    def create(
+        self, key: bytes | str, value: bytes | str, *, ttl: float | None = None, timeout: float | None = None
+    ) -> WriteResult:
+        """See AsyncClient.create."""
+        return self._run(self._client.create(key, value, ttl=ttl, timeout=timeout))
+
+    def update(
+        self,
+        key: bytes | str,
+        value: bytes | str,
+        *,
+        version: int,
+        ttl: float | None = None,
+        timeout: float | None = None,
+    ) -> WriteResult:
+        """See AsyncClient.update."""
+        return self._run(self._client.update(key, value, version=version, ttl=ttl, timeout=timeout))
+
+    def delete(
+        self,
+        key: bytes | str,
+        *,
+        if_version: int | None = None,
+        if_value: bytes | str | None = None,
+        timeout: float | None = None,
+    ) -> bool:
         """See AsyncClient.delete."""
-        return self._run(self._client.delete(key, if_version=if_version, timeout=timeout))
+        return self._run(self._client.delete(key, if_version=if_version, if_value=if_value, timeout=timeout))
 
     def cas(
         self,
@@ -130,30 +167,111 @@ class Client:
         """See AsyncClient.cas."""
         return self._run(self._client.cas(key, expected, value, ttl=ttl, timeout=timeout))
 
-    def scan_slot(
+    def incr(self, key: bytes | str, delta: int = 1, *, ttl: float | None = None, timeout: float | None = None) -> int:
+        """See AsyncClient.incr."""
+        return self._run(self._client.incr(key, delta, ttl=ttl, timeout=timeout))
+
+    def append(
+        self, key: bytes | str, value: bytes | str, *, ttl: float | None = None, timeout: float | None = None
+    ) -> AppendResult:
+        """See AsyncClient.append."""
+        return self._run(self._client.append(key, value, ttl=ttl, timeout=timeout))
+
+    def touch(
+        self, key: bytes | str, ttl: float, *, if_version: int | None = None, timeout: float | None = None
+    ) -> bool:
+        """See AsyncClient.touch."""
+        return self._run(self._client.touch(key, ttl, if_version=if_version, timeout=timeout))
+
+    def persist(self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None) -> bool:
+        """See AsyncClient.persist."""
+        return self._run(self._client.persist(key, if_version=if_version, timeout=timeout))
+
+    def get_and_delete(self, key: bytes | str, *, timeout: float | None = None) -> Record | None:
+        """See AsyncClient.get_and_delete."""
+        return self._run(self._client.get_and_delete(key, timeout=timeout))
+
+    def get_many(
         self,
-        slot: int,
-        after: bytes = b"",
+        keys: Iterable[bytes | str],
         *,
-        limit_bytes: int = 0,
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
-    ) -> tuple[list[Record], bool]:
-        """See AsyncClient.scan_slot."""
-        return self._run(
-            self._client.scan_slot(slot, after, limit_bytes=limit_bytes, consistency=consistency, timeout=timeout)
+    ) -> list[Record | None]:
+        """See AsyncClient.get_many."""
+        return self._run(self._client.get_many(keys, consistency=consistency, timeout=timeout))
+
+    def put_many(
+        self,
+        items: Mapping[Any, bytes | str] | Iterable[tuple[bytes | str, bytes | str]],
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+    ) -> list[WriteResult]:
+        """See AsyncClient.put_many."""
+        return self._run(self._client.put_many(items, ttl=ttl, timeout=timeout))
+
+    def delete_many(self, keys: Iterable[bytes | str], *, timeout: float | None = None) -> list[bool]:
+        """See AsyncClient.delete_many."""
+        return self._run(self._client.delete_many(keys, timeout=timeout))
+
+    def txn(self) -> Transaction:
+        """See AsyncClient.txn."""
+        send = self._client.txn().send
+        return Transaction(lambda txn, timeout: self._run(send(txn, timeout)))
+
+    def scan(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> Iterator[Record]:
+        """See AsyncClient.scan."""
+        return self._iterate(
+            self._client.scan(
+                prefix=prefix,
+                start=start,
+                end=end,
+                limit=limit,
+                reverse=reverse,
+                keys_only=keys_only,
+                consistency=consistency,
+                timeout=timeout,
+            )
         )
 
-    def records(self, *, consistency: Consistency = "linearizable", timeout: float | None = None) -> Iterator[Record]:
-        """See AsyncClient.records."""
-        pages = self._client.record_pages(consistency=consistency, timeout=timeout)
+    def count(
+        self,
+        *,
+        prefix: bytes | str | None = None,
+        start: bytes | str | None = None,
+        end: bytes | str | None = None,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> int:
+        """See AsyncClient.count."""
+        return self._run(
+            self._client.count(prefix=prefix, start=start, end=end, consistency=consistency, timeout=timeout)
+        )
+
+    def delete_prefix(self, prefix: bytes | str, *, timeout: float | None = None) -> int:
+        """See AsyncClient.delete_prefix."""
+        return self._run(self._client.delete_prefix(prefix, timeout=timeout))
+
+    def _iterate(self, records: AsyncGenerator[Record, None]) -> Iterator[Record]:
         try:
-            while (page := self._run(_next(pages))) is not None:
-                yield from page
+            while some := self._run(_some(records)):
+                yield from some
         finally:
             # Not waited for: an iterator that is given up is collected anywhere, even as the interpreter ends.
             if not self._closed and forks() == self._forks:
-                self._background.start(pages.aclose)
+                self._background.start(records.aclose)
 
     def slots(self, *, timeout: float | None = None) -> int:
         """See AsyncClient.slots."""

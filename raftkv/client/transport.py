@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from raftkv.api.grpc_status import CLUSTER_KEY, result_of
 from raftkv.api.messages import status_of
-from raftkv.api.pipeline import PACKED_KEY, answers_of, request_of
+from raftkv.api.pipeline import PACKED_FORM, PACKED_KEY, answers_of, request_of
 from raftkv.client.process import check_process, keep_after_fork
 from raftkv.client.routing import View, view_of
 from raftkv.commands.results import Result
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from raftkv.api.pipeline import Answers, Batch
     from raftkv.api.status import NodeStatus
-    from raftkv.client.tls import TLS
+    from raftkv.client.tls import Credentials
 
     Call = aio.StreamStreamCall[kv_pb2.PipelineRequest, kv_pb2.PipelineResponse]
 
@@ -111,16 +111,16 @@ class Transport(Protocol):
         """``address`` is host:port. Connects when it is first used."""
 
 
-def connect(address: str, tls: TLS | None = None) -> aio.Channel:
+def connect(address: str, credentials: Credentials | None = None) -> aio.Channel:
     """A channel to the node at ``address``, with this client's settings; it connects when it is first used.
 
-    Raises UsageError if gRPC cannot be used in this process, ConfigError if a file of ``tls`` cannot be read.
+    ``credentials``: of TLS. Raises UsageError if gRPC cannot be used in this process.
     """
     check_process()
-    if tls is None:
+    if credentials is None:
         channel = aio.insecure_channel(address, options=_OPTIONS)
     else:
-        channel = aio.secure_channel(address, tls.credentials(), options=(*_OPTIONS, *tls.options()))
+        channel = aio.secure_channel(address, credentials.of_channel(), options=(*_OPTIONS, *credentials.options()))
     keep_after_fork(channel, channel=True)
     return channel
 
@@ -184,7 +184,7 @@ class _GrpcEndpoint:
             try:
                 about = dict(cast("Iterable[tuple[str, str]]", await call.initial_metadata() or ()))
                 if CLUSTER_KEY in about:
-                    return _GrpcStream(call, about[CLUSTER_KEY], packed=about.get(PACKED_KEY) == "1")
+                    return _GrpcStream(call, about[CLUSTER_KEY], packed=about.get(PACKED_KEY) == PACKED_FORM)
                 # It ended before it began, and the status says why; or this is no node of raftkv.
                 text = (await call.details() or (await call.code()).name) if call.done() else "not a raftkv node"
             except asyncio.CancelledError:
@@ -222,9 +222,15 @@ class _GrpcEndpoint:
 
     async def scan(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
         try:
-            return await self._kv.Scan(request, timeout=timeout)
+            page = await self._kv.Scan(request, timeout=timeout)
         except FAILURES as error:
             raise TransportError(failure(error)) from error
+        at, bit = divmod(request.slot, 8)
+        if not page.slots[at : at + 1] or not page.slots[at] >> bit & 1:
+            # Earlier versions scan a single slot, and know nothing of the rest of the request.
+            detail = f"{self._address}: the page is not of the slot asked for: the node is of another version"
+            raise TransportError(Result(int(Code.WRONG_VERSION), detail=detail))
+        return page
 
     async def close(self) -> None:
         if not self._life.ag_running:  # type: ignore[attr-defined]  # else it is being closed

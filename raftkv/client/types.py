@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from raftkv.api.status import NodeStatus
@@ -44,6 +44,28 @@ class CasResult(NamedTuple):
 
     succeeded: bool
     version: int
+
+    def __bool__(self) -> bool:
+        return self.succeeded
+
+
+class AppendResult(NamedTuple):
+    """``length``: of the value after the append, in bytes. ``version``: that the append gave to the record."""
+
+    length: int
+    version: int
+
+
+class TransactionResult(NamedTuple):
+    """What a transaction came to; true exactly if its checks held.
+
+    ``results``: of the operations that took effect, in their order: a WriteResult of a put, whether there was a record
+    of a delete, the counter after an incr, the Record or None of a get. ``number``: mutations of the slot so far.
+    """
+
+    succeeded: bool
+    results: tuple[Any, ...]
+    number: int
 
     def __bool__(self) -> bool:
         return self.succeeded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl
 
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.tls import TLS
@@ -21,22 +21,30 @@ def parse_url(url: str) -> tuple[tuple[str, ...], TLS | None]:
     ``raftkvs://`` needs ``?ca=FILE``, and may have ``cert``, ``key`` and ``server_name``, as :class:`TLS` has them.
     Raises InvalidArgument, or ConfigError for a certificate without its key.
     """
-    try:
-        parts = urlsplit(url)
-        given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
-    except (ValueError, AttributeError, TypeError):
-        raise InvalidArgument(f"{shown(url)} is not a URL") from None
-    if parts.scheme not in (_PLAIN, _ENCRYPTED):
+    # Not urlsplit: some versions of it know at most one host, and no IPv6 address but the first.
+    if not isinstance(url, str) or "://" not in url:
         raise InvalidArgument(f"a cluster's URL begins with {_PLAIN}:// or {_ENCRYPTED}://, unlike {shown(url)}")
-    if parts.path not in ("", "/") or parts.fragment:
+    place, _, query = url.partition("?")
+    scheme, _, hosts = place.partition("://")
+    if "@" in hosts:
+        # What stands there may be a secret: it is not shown.
+        raise InvalidArgument("a cluster's URL names no user")
+    if scheme.lower() not in (_PLAIN, _ENCRYPTED):
+        raise InvalidArgument(f"a cluster's URL begins with {_PLAIN}:// or {_ENCRYPTED}://, unlike {shown(url)}")
+    hosts = hosts.removesuffix("/")
+    if "/" in hosts or "#" in url:
         raise InvalidArgument(f"a cluster's URL has no path: {shown(url)}")
-    endpoints = parse_endpoints(unquote(parts.netloc))
+    try:
+        given = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+    except ValueError:
+        raise InvalidArgument(f"{shown(url)} is not a URL") from None
+    endpoints = parse_endpoints(hosts)
     names = [name for name, _ in given]
     for name in names:
         if name not in _FILES or names.count(name) > 1:
             raise InvalidArgument(f"a cluster's URL has {', '.join(_FILES)}, once each: {shown(name)}")
     values = {name: value for name, value in given if value}
-    if parts.scheme == _PLAIN:
+    if scheme.lower() == _PLAIN:
         if given:
             raise InvalidArgument(f"{_PLAIN}:// has no TLS: {_ENCRYPTED}:// takes {', '.join(_FILES)}")
         return endpoints, None

@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from msgspec import Struct
 
 from raftkv import limits
-from raftkv.commands.bounds import CLIENT_BYTES, Client, Count, Key, Mode, ReadMode, SlotNumber
+from raftkv.commands.bounds import (
+    CLIENT_BYTES,
+    Client,
+    Count,
+    Key,
+    Mode,
+    ReadMode,
+    SlotNumber,
+    check_request_id,
+)
 from raftkv.commands.results import MALFORMED, TOO_LARGE, Result
+from shards.slots import slot_of
 
 if TYPE_CHECKING:
     from raftkv.store.meta import MetaStore
     from raftkv.store.records import Store
     from raftkv.store.slot import Slot
+    from raftkv.v1.kv_pb2 import Operation
 
 
 class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -29,8 +40,11 @@ class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fie
     """For counters and messages."""
     reads: ClassVar[bool] = False
     """It changes nothing, and never stands in the log."""
-    grows: ClassVar[bool] = False
-    """It may bring new data: refused while there is no space for any."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether it may bring new data: refused while there is no space for any."""
+        return False
 
     @property
     def stale(self) -> bool:
@@ -92,37 +106,86 @@ class Read(SlotCommand, frozen=True, kw_only=True):
         raise NotImplementedError
 
 
-class _Keyed(SlotCommand, frozen=True):
-    key: Key
-
-
-class Write(_Keyed, frozen=True, kw_only=True):
-    """It changes a record.
+class Write(SlotCommand, frozen=True, kw_only=True):
+    """It changes records.
 
     Those of one client are executed once: ``client``, ``seq``, ``first``: request id (16 bytes, number, first number
     that the client still waits for). ``client`` empty: the node names it.
+
+    ``tells``: its result is more than a version. ``shows``: that may be much, as it has values of records.
     """
+
+    tells: ClassVar[bool] = False
+    shows: ClassVar[bool] = False
 
     client: Client = b""
     seq: Count = 0
     first: Count = 0
 
-    def size(self) -> int:
-        return len(self.key)
+    @classmethod
+    def of(cls, asked: Any, slots: int, client: bytes, seq: int, first: int) -> Self:
+        """The command that a Pipeline's message or an RPC's request asks for, under this request id.
+
+        Raises InvalidArgument or TooLarge.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def decode(cls, message: Operation, client: bytes, first: int, slots: int) -> Self:
+        """The command of a Pipeline's message. Raises InvalidArgument or TooLarge."""
+        if not message.sequence:
+            return cls.of(message, slots, b"", 0, 0)
+        check_request_id(client, message.sequence, first)
+        return cls.of(message, slots, client, message.sequence, first)
+
+    @classmethod
+    def from_request(cls, request: Any, slots: int) -> Self:
+        if not request.HasField("request_id"):
+            return cls.of(request, slots, b"", 0, 0)
+        name = request.request_id
+        check_request_id(name.client_id, name.sequence, name.first_incomplete)
+        return cls.of(request, slots, name.client_id, name.sequence, name.first_incomplete)
+
+    def fill(self, message: Operation) -> None:
+        """Write into a Pipeline's message what :meth:`decode` reads there."""
+        message.sequence = self.seq
 
     def refusal(self) -> Result | None:
-        if len(self.key) > limits.MAX_KEY_BYTES:
-            return TOO_LARGE
         if self.client and (len(self.client) != CLIENT_BYTES or not 1 <= self.first <= self.seq):
             return MALFORMED
         return None
 
+    def shown_bytes(self, store: Store) -> int:
+        """About how many bytes of values its result would have, as the store is now."""
+        return 0
+
     def apply(self, store: Store) -> Result:
         return store.write(self)
 
-    def execute(self, store: Store, slot: Slot) -> int:
-        """Execute it, and return its outcome, as of :mod:`raftkv.store.sessions`."""
+    def execute(self, store: Store, slot: Slot) -> int | Result:
+        """Execute it. Returns its outcome if that is a version, or a condition that failed, as of
+        :mod:`raftkv.store.sessions`; else its result."""
         raise NotImplementedError
+
+
+class KeyWrite(Write, frozen=True):
+    """It changes the record of one key."""
+
+    key: Key
+
+    def placed(self, slots: int) -> bool:
+        """Whether its slot is that of its key."""
+        return self.slot == slot_of(self.key, slots)
+
+    def fill(self, message: Operation) -> None:
+        message.key, message.sequence = self.key, self.seq
+
+    def size(self) -> int:
+        return len(self.key)
+
+    def refusal(self) -> Result | None:
+        # Not by super(), which takes longer than all of it.
+        return TOO_LARGE if len(self.key) > limits.MAX_KEY_BYTES else Write.refusal(self)
 
 
 class GroupCommand(Command, frozen=True):

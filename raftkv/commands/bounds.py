@@ -26,6 +26,10 @@ MAX_VERSION: Final = 2**63 - 1
 MAX_SLOT: Final = 65535
 CLIENT_BYTES: Final = 16
 
+MIN_DELTA: Final = -(2**63)
+MAX_DELTA: Final = 2**63 - 1
+"""Of counters and of what is added to them."""
+
 ANY_VERSION: Final = -1
 """``expect`` of an unconditional write."""
 
@@ -48,6 +52,7 @@ Id = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 Key = Annotated[bytes, Meta(min_length=1)]
 Expect = Annotated[int, Meta(ge=ANY_VERSION, le=MAX_VERSION)]
 Ttl = Annotated[int, Meta(ge=0, le=MAX_TTL_MS)]
+Delta = Annotated[int, Meta(ge=MIN_DELTA, le=MAX_DELTA)]
 Client = Annotated[bytes, Meta(max_length=CLIENT_BYTES)]
 ReadMode = Annotated[int, Meta(ge=0, le=2)]
 
@@ -58,6 +63,12 @@ def check_key(key: bytes) -> None:
         raise InvalidArgument("the key is empty")
     if len(key) > limits.MAX_KEY_BYTES:
         raise TooLarge(f"a key of {len(key)} bytes; the maximum is {limits.MAX_KEY_BYTES}")
+
+
+def check_bound(bound: bytes) -> None:
+    """Raises TooLarge for a bound of a range over MAX_BOUND_BYTES."""
+    if len(bound) > limits.MAX_BOUND_BYTES:
+        raise TooLarge(f"a bound of {len(bound)} bytes; the maximum is {limits.MAX_BOUND_BYTES}")
 
 
 def check_value(value: bytes, name: str = "value") -> None:

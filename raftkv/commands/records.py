@@ -1,18 +1,16 @@
-"""Commands of clients on records.
+"""Commands of clients on single records.
 
-Those that a Pipeline carries are read from its messages by ``decode(message, client, first, slots)``, with the client
-id and the first incomplete request that the message names, and written by ``fill(message)``. The former raises
+Those that a Pipeline carries (:data:`raftkv.commands.registry.Piped`) are read from its messages by
+``decode(message, client, first, slots)``, with the client id and the first incomplete request that the message names,
+and written by ``fill(message)``; ``placed(slots)`` tells whether their slot is that of their keys. The former raises
 InvalidArgument or TooLarge. Packed messages hold the commands themselves: see :mod:`raftkv.api.pipeline`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from msgspec import Meta
-
-from raftkv import limits
-from raftkv.commands.base import Read, Write
+from raftkv.commands.base import KeyWrite, Read
 from raftkv.commands.bounds import (
     ANY_VERSION,
     CLIENT_BYTES,
@@ -28,9 +26,9 @@ from raftkv.commands.bounds import (
     check_value,
     check_version,
 )
-from raftkv.commands.results import TOO_LARGE, Result, ScanPage
-from raftkv.errors import Code, InvalidArgument
-from raftkv.limits import MAX_KEY_BYTES, MAX_SCAN_PAGE_BYTES, MAX_VALUE_BYTES, SCAN_PAGE_BYTES
+from raftkv.commands.results import TOO_LARGE, Result
+from raftkv.errors import Code
+from raftkv.limits import MAX_KEY_BYTES, MAX_VALUE_BYTES
 from shards.slots import slot_of
 
 if TYPE_CHECKING:
@@ -45,6 +43,10 @@ class Get(Read, frozen=True, tag=0):
     rpc: ClassVar[str] = "Get"
 
     key: Key
+
+    def placed(self, slots: int) -> bool:
+        """Whether its slot is that of its key."""
+        return self.slot == slot_of(self.key, slots)
 
     def size(self) -> int:
         return len(self.key)
@@ -81,7 +83,7 @@ class Get(Read, frozen=True, tag=0):
                 record.ttl_ms = result.ttl
 
 
-class Put(Write, frozen=True, tag=1):
+class Put(KeyWrite, frozen=True, tag=1):
     """Write a record. ``expect``: the version that it must have. ``ttl``: milliseconds, 0 = for ever."""
 
     rpc: ClassVar[str] = "Put"
@@ -95,13 +97,13 @@ class Put(Write, frozen=True, tag=1):
         return len(self.key) + len(self.value)
 
     def refusal(self) -> Result | None:
-        return TOO_LARGE if len(self.value) > MAX_VALUE_BYTES else super().refusal()
+        return TOO_LARGE if len(self.value) > MAX_VALUE_BYTES else KeyWrite.refusal(self)
 
     def execute(self, store: Store, slot: Slot) -> int:
         old = slot.records.get(self.key)
         if self.expect != ANY_VERSION and self.expect != (version := store.live_version(old)):
             return -1 - version
-        return store.put(slot, self.key, old, self.value, self.ttl)
+        return store.put(slot, self.key, old, self.value, self.ttl and store.time + self.ttl)
 
     @classmethod
     def decode(cls, message: kv_pb2.Operation, client: bytes, first: int, slots: int) -> Self:
@@ -116,7 +118,7 @@ class Put(Write, frozen=True, tag=1):
             check_value(value)
         if ttl > MAX_TTL_MS:
             check_ttl(ttl)
-        expect = _expect(message) if message.HasField("if_version") else ANY_VERSION
+        expect = expect_of(message) if message.HasField("if_version") else ANY_VERSION
         return cls(slot_of(key, slots), key, value, expect, ttl, client=client, seq=sequence, first=first)
 
     def fill(self, message: kv_pb2.Operation) -> None:
@@ -125,20 +127,18 @@ class Put(Write, frozen=True, tag=1):
             message.if_version = self.expect
 
     @classmethod
-    def from_request(cls, request: kv_pb2.PutRequest, slots: int) -> Self:
-        check_key(request.key)
-        check_value(request.value)
-        check_ttl(request.ttl_ms)
-        client, seq, first = _request_id(request)
-        slot = slot_of(request.key, slots)
-        expect = _expect(request)
-        return cls(slot, request.key, request.value, expect, request.ttl_ms, client=client, seq=seq, first=first)
+    def of(cls, asked: kv_pb2.PutRequest, slots: int, client: bytes, seq: int, first: int) -> Self:
+        check_key(asked.key)
+        check_value(asked.value)
+        check_ttl(asked.ttl_ms)
+        slot, expect = slot_of(asked.key, slots), expect_of(asked)
+        return cls(slot, asked.key, asked.value, expect, asked.ttl_ms, client=client, seq=seq, first=first)
 
     def respond(self, result: Result, response: kv_pb2.PutResponse) -> None:
         response.version = result.version
 
 
-class Delete(Write, frozen=True, tag=2):
+class Delete(KeyWrite, frozen=True, tag=2):
     """Remove a record. ``expect``: the version that it must have."""
 
     rpc: ClassVar[str] = "Delete"
@@ -155,29 +155,22 @@ class Delete(Write, frozen=True, tag=2):
         return version
 
     @classmethod
-    def decode(cls, message: kv_pb2.Operation, client: bytes, first: int, slots: int) -> Self:
-        check_key(message.key)
-        client, seq, first = _named(message, client, first)
-        slot = slot_of(message.key, slots)
-        return cls(slot, message.key, _expect(message), client=client, seq=seq, first=first)
+    def of(
+        cls, asked: kv_pb2.Operation | kv_pb2.DeleteRequest, slots: int, client: bytes, seq: int, first: int
+    ) -> Self:
+        check_key(asked.key)
+        return cls(slot_of(asked.key, slots), asked.key, expect_of(asked), client=client, seq=seq, first=first)
 
     def fill(self, message: kv_pb2.Operation) -> None:
-        message.key, message.sequence = self.key, self.seq
+        super().fill(message)
         if self.expect != ANY_VERSION:
             message.if_version = self.expect
-
-    @classmethod
-    def from_request(cls, request: kv_pb2.DeleteRequest, slots: int) -> Self:
-        check_key(request.key)
-        client, seq, first = _request_id(request)
-        slot = slot_of(request.key, slots)
-        return cls(slot, request.key, _expect(request), client=client, seq=seq, first=first)
 
     def respond(self, result: Result, response: kv_pb2.DeleteResponse) -> None:
         response.existed = result.version > 0
 
 
-class Cas(Write, frozen=True, tag=3):
+class Cas(KeyWrite, frozen=True, tag=3):
     """Write a record if its value is ``expected``, None = if there is none. ``ttl``: milliseconds, 0 = for ever."""
 
     rpc: ClassVar[str] = "CompareAndSwap"
@@ -200,28 +193,13 @@ class Cas(Write, frozen=True, tag=3):
         version = store.live_version(old)
         if self.expected != (store.value_of(old) if version and old is not None else None):
             return -1 - version
-        return store.put(slot, self.key, old, self.value, self.ttl)
+        return store.put(slot, self.key, old, self.value, store.expires(self.ttl))
 
     @classmethod
-    def decode(cls, message: kv_pb2.Operation, client: bytes, first: int, slots: int) -> Self:
-        check_key(message.key)
-        client, seq, first = _named(message, client, first)
-        return cls._checked(message, slots, client, seq, first)
-
-    def fill(self, message: kv_pb2.Operation) -> None:
-        message.key, message.value, message.ttl_ms, message.sequence = self.key, self.value, self.ttl, self.seq
-        if self.expected is not None:
-            message.expected = self.expected
-
-    @classmethod
-    def from_request(cls, request: kv_pb2.CompareAndSwapRequest, slots: int) -> Self:
-        check_key(request.key)
-        return cls._checked(request, slots, *_request_id(request))
-
-    @classmethod
-    def _checked(
+    def of(
         cls, asked: kv_pb2.Operation | kv_pb2.CompareAndSwapRequest, slots: int, client: bytes, seq: int, first: int
     ) -> Self:
+        check_key(asked.key)
         check_value(asked.value)
         check_ttl(asked.ttl_ms)
         expected = asked.expected if asked.HasField("expected") else None
@@ -230,74 +208,18 @@ class Cas(Write, frozen=True, tag=3):
         slot = slot_of(asked.key, slots)
         return cls(slot, asked.key, asked.value, expected, asked.ttl_ms, client=client, seq=seq, first=first)
 
+    def fill(self, message: kv_pb2.Operation) -> None:
+        message.key, message.value, message.ttl_ms, message.sequence = self.key, self.value, self.ttl, self.seq
+        if self.expected is not None:
+            message.expected = self.expected
+
     def respond(self, result: Result, response: kv_pb2.CompareAndSwapResponse) -> None:
         response.swapped, response.version = not result.code, result.version
 
 
-class Scan(Read, frozen=True, tag=4):
-    """Records of a slot with keys greater than ``after`` in key order, as much as fits into ``limit_bytes``.
-
-    At least one record, if there is any. Limit 0 means SCAN_PAGE_BYTES; MAX_SCAN_PAGE_BYTES caps it.
-    """
-
-    rpc: ClassVar[str] = "Scan"
-
-    after: bytes
-    limit_bytes: Annotated[int, Meta(ge=0, le=2**32)] = 0
-
-    def size(self) -> int:
-        return len(self.after)
-
-    def refusal(self) -> Result | None:
-        return TOO_LARGE if len(self.after) > limits.MAX_KEY_BYTES else None
-
-    def read(self, store: Store) -> Result:
-        return store.scan(self.slot, self.after, self.limit_bytes)
-
-    @classmethod
-    def from_request(cls, request: kv_pb2.ScanRequest, slots: int) -> Self:
-        if request.slot >= slots:
-            raise InvalidArgument(f"no slot {request.slot}: there are {slots}")
-        if len(request.after) > MAX_KEY_BYTES:
-            check_key(request.after)
-        check_mode(request.consistency)
-        size = min(request.limit_bytes or SCAN_PAGE_BYTES, MAX_SCAN_PAGE_BYTES)
-        return cls(request.slot, request.after, size, mode=request.consistency)
-
-    def respond(self, result: Result, response: kv_pb2.ScanResponse) -> None:
-        page = result.answer
-        assert isinstance(page, ScanPage)
-        response.more = page.more
-        for key, value, version, ttl in page.records:
-            row = response.records.add(key=key, value=value, version=version)
-            if ttl >= 0:
-                row.ttl_ms = ttl
-
-
-Piped: TypeAlias = Get | Put | Delete | Cas
-"""What a Pipeline carries."""
-
-
-def _expect(asked: kv_pb2.Operation | kv_pb2.PutRequest | kv_pb2.DeleteRequest) -> int:
+def expect_of(asked: kv_pb2.Operation | kv_pb2.PutRequest | kv_pb2.DeleteRequest | kv_pb2.TouchRequest) -> int:
+    """``expect`` of a command. Raises InvalidArgument."""
     if not asked.HasField("if_version"):
         return ANY_VERSION
     check_version(asked.if_version)
     return asked.if_version
-
-
-def _named(message: kv_pb2.Operation, client: bytes, first: int) -> tuple[bytes, int, int]:
-    """The request id of a Pipeline's write: client, number, first number that it waits for."""
-    if not message.sequence:
-        return b"", 0, 0
-    check_request_id(client, message.sequence, first)
-    return client, message.sequence, first
-
-
-def _request_id(
-    request: kv_pb2.PutRequest | kv_pb2.DeleteRequest | kv_pb2.CompareAndSwapRequest,
-) -> tuple[bytes, int, int]:
-    if not request.HasField("request_id"):
-        return b"", 0, 0
-    name = request.request_id
-    check_request_id(name.client_id, name.sequence, name.first_incomplete)
-    return name.client_id, name.sequence, name.first_incomplete

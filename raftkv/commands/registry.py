@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from operator import or_
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, TypeAlias, cast, get_args
 
 from msgspec.msgpack import Decoder, Encoder
 
-from raftkv.commands import group, members, meta, moving, records
-from raftkv.commands.base import Command, GroupCommand, SlotCommand
+from raftkv.commands import group, members, meta, moving, ranges, records, transactions, updates
+from raftkv.commands.base import Command, GroupCommand, SlotCommand, Write
 
-FAMILIES: Final = (records, group, meta, moving, members)
+FAMILIES: Final = (records, updates, transactions, ranges, group, meta, moving, members)
 
 
 def _types(family: type[Command]) -> Iterator[type[Command]]:
@@ -31,10 +31,28 @@ for _number, _kind in COMMANDS.items():
 CLIENT_COMMANDS: Final = {number: kind for number, kind in sorted(COMMANDS.items()) if issubclass(kind, SlotCommand)}
 """What clients may ask for."""
 
-PIPED: Final = {kind.number: kind for kind in get_args(records.Piped)}
+Piped: TypeAlias = (
+    records.Get
+    | records.Put
+    | records.Delete
+    | records.Cas
+    | updates.Increment
+    | updates.Append
+    | updates.Touch
+    | updates.GetAndDelete
+    | updates.CompareAndDelete
+    | transactions.Transact
+)
 """What a Pipeline carries."""
 
+PIPED: Final = {kind.number: kind for kind in get_args(Piped)}
+
 CLIENT_READS: Final = frozenset(number for number, kind in CLIENT_COMMANDS.items() if kind.reads)
+
+TELLING_WRITES: Final = frozenset(
+    number for number, kind in CLIENT_COMMANDS.items() if issubclass(kind, Write) and kind.tells
+)
+"""Writes whose results are more than a version."""
 
 _encoder: Final = Encoder()
 encode = _encoder.encode

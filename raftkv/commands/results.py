@@ -22,14 +22,21 @@ class Answer(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fiel
         return 0
 
 
-class ScanPage(Answer, frozen=True, tag=1):
-    """Records in key order: (key, value, version, milliseconds left or -1). ``more``: others follow."""
+class ScanPage(Answer, frozen=True, tag=8):
+    """Records in the order of the scan: (key, value, version, milliseconds left or -1).
+
+    It has all of the keys from the scan's start to ``next``, or in reverse from its end down to ``next``, of the
+    ``slots`` that were served when it was read, a bit for each as in the scan. ``next`` belongs to the following page;
+    None: the scan's range is over. ``count``: how many there are, of a scan that counts and has no records.
+    """
 
     records: tuple[tuple[bytes, bytes, int, int], ...]
-    more: bool
+    slots: bytes
+    next: bytes | None
+    count: _Large = 0
 
     def size(self) -> int:
-        return sum(len(key) + len(value) for key, value, _, _ in self.records)
+        return len(self.slots) + len(self.next or b"") + sum(len(row[0]) + len(row[1]) for row in self.records)
 
 
 class ClusterReport(Answer, frozen=True, tag=2):
@@ -110,16 +117,31 @@ class MembersReport(Answer, frozen=True, tag=6):
     leader: int
 
 
+class TransactionAnswer(Answer, frozen=True, tag=20):
+    """``succeeded``: the checks held. ``results``: of the list that took effect, a step each: (version of the record
+    written, read or removed, 0 = absent; value read or counted, None = none; milliseconds left of a record read, -1 =
+    for ever). ``number``: the slot's counter after it."""
+
+    succeeded: bool
+    results: tuple[tuple[int, bytes | None, int], ...]
+    number: int
+
+    def size(self) -> int:
+        return sum(len(value or b"") for _, value, _ in self.results) + 16 * len(self.results)
+
+
 class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """Outcome of one command. Each field means one thing, whatever the command.
 
     ``version``: of the record written or read, 0 = absent (of a Delete: of the record removed, 0 = there was none; of
     CONDITION_FAILED: of the record that did not match).
-    ``value``: of the record read. ``ttl``: milliseconds that it has left, -1 = for ever.
+    ``value``: of the record read, or of a counter after its increment. ``ttl``: milliseconds that it has left, -1 = for
+    ever.
     ``hint``: node believed to lead the group, 0 = none. ``detail``: for people, of failures.
     ``retry_ms``: of OVERLOADED, until it is worth asking again, -1 = not known, 0 = ask at once for less.
     ``new_id_ms``: of SESSION_EXPIRED, when to draw the next client id, in ms of Unix time, 0 = not told.
-    ``number``: id that a change of the cluster gave, or of the last chunk imported. ``answer``: to a question.
+    ``number``: id that a change of the cluster gave, of the last chunk imported, or the length of what was appended to.
+    ``answer``: to a question, or of a transaction.
     """
 
     code: _Small
@@ -131,7 +153,17 @@ class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fiel
     retry_ms: _LargeOrNone = -1
     new_id_ms: _Large = 0
     number: _Large = 0
-    answer: ScanPage | ClusterReport | MoveReport | ExportPage | MoveSummary | MembersReport | CopyReport | None = None
+    answer: (
+        ScanPage
+        | ClusterReport
+        | MoveReport
+        | ExportPage
+        | MoveSummary
+        | MembersReport
+        | CopyReport
+        | TransactionAnswer
+        | None
+    ) = None
 
     def size(self) -> int:
         """Bytes of its payload."""

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from raftkv.addresses import parse_address
 from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.files import write_atomically, write_private
@@ -55,26 +56,15 @@ class Authority:
     @classmethod
     def create(cls, folder: Path, name: str = "raftkv", days: int = CA_DAYS) -> Authority:
         """Make a new one. Raises CertificateError if there is one already, or the folder cannot be written."""
-        if (folder / "ca.key").exists():
+        if any((folder / name).exists() for name in ("ca.key", "ca.pem")):
             raise CertificateError(
-                f"{folder}: holds a CA already; use another folder, or `cert node` and `cert client`"
+                f"{folder}: holds a CA already, ca.key or ca.pem; use another folder, or `cert node` and `cert client`"
             )
         key = ec.generate_private_key(ec.SECP256R1())
         subject = _subject(name)
         builder = _builder(subject, subject, key, days)
-        usage = x509.KeyUsage(
-            digital_signature=False,
-            content_commitment=False,
-            key_encipherment=False,
-            data_encipherment=False,
-            key_agreement=False,
-            key_cert_sign=True,
-            crl_sign=True,
-            encipher_only=False,
-            decipher_only=False,
-        )
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        builder = builder.add_extension(usage, critical=True)
+        builder = builder.add_extension(_usage(ca=True), critical=True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         authority = cls(folder, key, builder.sign(key, hashes.SHA256()))
         try:
@@ -97,6 +87,8 @@ class Authority:
             raise CertificateError(f"{folder}: ca.pem or ca.key is damaged: {error}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise CertificateError(f"{folder / 'ca.key'}: not a key that `raftkv-admin cert init` made")
+        if key.public_key() != certificate.public_key():
+            raise CertificateError(f"{folder}: ca.key is not the key of ca.pem")
         return cls(folder, key, certificate)
 
     def node(self, cluster_id: str, node: int, hosts: Iterable[str], days: int = DAYS) -> TlsFiles:
@@ -125,6 +117,7 @@ class Authority:
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder = builder.add_extension(_usage(ca=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         builder = builder.add_extension(issuer, critical=False)
@@ -144,6 +137,19 @@ def _subject(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    """What a key may do: sign certificates, or shake hands."""
+    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+        **dict.fromkeys(others, False),
+    )
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
 ) -> x509.CertificateBuilder:
@@ -161,6 +167,6 @@ def _host(host: str) -> GeneralName:
     except ValueError:
         pass
     try:
-        return x509.DNSName(host)
+        return x509.DNSName(parse_address(f"{host}:1").host)
     except ValueError:
         raise CertificateError(f"{host!r} is not the name or address of a host") from None

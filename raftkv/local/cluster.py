@@ -127,6 +127,10 @@ class LocalProcesses:
             cluster.folder.mkdir(parents=True, exist_ok=True)
             if secure:
                 _certify(cluster)
+            elif cluster.certificates.exists():
+                raise LocalError(
+                    f"{cluster.certificates} is of a cluster that was to be secure: remove it, or use --secure"
+                )
             else:
                 write_private(cluster.secret_file, secrets.token_urlsafe(_SECRET_BYTES) + "\n")
             for node, config in zip(cluster.nodes, configs, strict=True):
@@ -259,7 +263,9 @@ def _certify(cluster: LocalProcesses) -> None:
     # Only who makes certificates waits until their library is loaded.
     from raftkv.local.certificates import Authority
 
-    authority = Authority.create(cluster.certificates)
+    folder = cluster.certificates
+    # One that was made before whatever came between did not get as far as the cluster's file.
+    authority = Authority.open(folder) if folder.exists() else Authority.create(folder)
     authority.client("client")
     for place in cluster.shape.places:
         certify_node(cluster, place)

@@ -35,7 +35,8 @@ def _channel(address: str, tls: TLS | None) -> grpc.Channel:
     options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
     if tls is None:
         return grpc.insecure_channel(address, options=options)
-    return grpc.secure_channel(address, tls.credentials(), options=[*options, *tls.options()])
+    credentials = tls.read()
+    return grpc.secure_channel(address, credentials.of_channel(), options=[*options, *credentials.options()])
 
 
 def own_tls(config: NodeConfig) -> TLS | None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, Final
 
 from raftkv.addresses import parse_listen_address
+from raftkv.api.status import Problem
 from raftkv.errors import ConfigError
 from raftkv.node.config import NodeConfig, secret_bytes
 from raftkv.peer.handshake import MIN_SECRET_BYTES, Secret
-from raftkv.tls import TlsFiles, certificate_of, listening, names_of, node_name
+from raftkv.tls import TlsFiles, certificate_of, names_of, node_name
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +23,18 @@ VARIABLE: Final = "RAFTKV_SECURITY_SECRET"
 FILE_VARIABLE: Final = "RAFTKV_SECURITY_SECRET_FILE"
 """Variables with the cluster's secret, and with the path of a file that has it."""
 
+_SOON: Final = 7 * 86400.0
+"""Seconds before a certificate's end, or a tenth of its time if that is less, in which it is a problem."""
+
 
 class Certificates:
     """The certificate of a node, its key and the CAs that it trusts, as they were when they last fitted together.
 
-    The constructor raises ConfigError if they do not, or if the certificate does not name the node.
+    ``accepting``, ``dialling``: contexts of the next connection of a node, and to one; ``visited``: of the next one
+    that asks for metrics or a probe, where a certificate is checked if it is shown. ``pem``: CAs, certificate and key.
+    ``until``: how long the certificate is valid.
+
+    The constructor raises ConfigError if the files do not fit together, or if the certificate does not name the node.
     """
 
     def __init__(self, files: TlsFiles, cluster_id: str, node: int, *, ask_clients: bool) -> None:
@@ -34,29 +42,28 @@ class Certificates:
         """Whether clients need a certificate too."""
         self._files = files
         self._name = node_name(cluster_id, node)
+        self._problem = ""
         self._seen = files.stamps()
         self._load()
-        self.peers = listening(lambda: self._accepting)
-        """For the listener at which nodes arrive."""
-        self.visitors = listening(lambda: self._visited)
-        """For the listener of metrics and probes: a certificate is checked if it is shown."""
 
     def _load(self) -> None:
-        certificate = certificate_of(self._files)
-        if self._name not in names_of(certificate):
-            found = ", ".join(sorted(names_of(certificate))) or "no DNS name"
-            raise ConfigError(
-                f"{self._files.cert}: the certificate names {found}, not {self._name}, which is this node"
-            )
-        accepting, visited = self._files.context(server=True), self._files.context(server=True)
+        files = self._files
+        certificate = certificate_of(files)
+        names = names_of(certificate)
+        if self._name not in names:
+            found = ", ".join(sorted(names)) or "no DNS name"
+            raise ConfigError(f"{files.cert}: the certificate names {found}, not {self._name}, which is this node")
+        accepting, dialling, visited = (files.context(server=server) for server in (True, False, True))
         visited.verify_mode = ssl.CERT_OPTIONAL
-        dialling, pem = self._files.context(server=False), self._files.read()
-        self._accepting, self._visited = accepting, visited
-        self.dialling = dialling
-        """For the next connection to a node."""
-        self.pem = pem
-        """CAs, certificate and key."""
-        self.until = str(certificate.get("notAfter", ""))
+        visited.minimum_version = ssl.TLSVersion.TLSv1_2
+        pem = files.read()
+        if files.stamps() != self._seen:
+            # What was read last need not be what was checked first. The next look is at all of it again.
+            raise ConfigError(f"{files.cert}: the files changed while they were read")
+        self.accepting, self.dialling, self.visited, self.pem = accepting, dialling, visited, pem
+        self.until = str(certificate["notAfter"])
+        self._begins, self._ends = (ssl.cert_time_to_seconds(certificate[name]) for name in ("notBefore", "notAfter"))
+        warn_if_public(files.key)
 
     def look(self) -> None:
         """Take over what has changed. Files that do not fit together, yet, change nothing."""
@@ -67,9 +74,19 @@ class Certificates:
         try:
             self._load()
         except ConfigError as problem:
+            self._problem = str(problem)
             log.warning("certificates not reloaded, keeping the old ones: %s", problem)
         else:
+            self._problem = ""
             log.info("certificates reloaded; %s is valid until %s", self._name, self.until)
+
+    def problems(self, now: float) -> Iterator[Problem]:
+        """``certificate`` if it ends soon, or a new one cannot be used; ``now``: wall clock in seconds."""
+        if now >= self._ends - min(_SOON, (self._ends - self._begins) / 10):
+            text = f"the node's certificate {'has expired' if now >= self._ends else 'expires'}: {self.until}"
+            yield Problem("certificate", f"{text}; {self._problem}" if self._problem else text)
+        elif self._problem:
+            yield Problem("certificate", f"the files have changed and cannot be used: {self._problem}")
 
     @staticmethod
     def doubt(certificate: Mapping[str, Any] | None, cluster_id: str, node: int) -> str:
@@ -103,6 +120,7 @@ def peer_secret(config: NodeConfig) -> Secret:
         )
     try:
         key = Path(path).read_bytes().strip()
+        warn_if_public(path)
     except OSError as error:
         raise ConfigError(f"security.secret_file: {path}: cannot read it: {error.strerror or error}") from None
     if len(key) < MIN_SECRET_BYTES:
@@ -110,6 +128,16 @@ def peer_secret(config: NodeConfig) -> Secret:
             f"security.secret_file: {path}: the secret has {len(key)} bytes, the least is {MIN_SECRET_BYTES}"
         )
     return Secret(key, SystemRandom())
+
+
+def warn_if_public(path: str) -> None:
+    """Say in the log that a file with a secret or a key can be read by everybody on this machine."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return
+    if mode & 0o007:
+        log.warning("%s is open to other users of this machine: `chmod o= %s`", path, path)
 
 
 def check_exposure(config: NodeConfig) -> None:

@@ -16,13 +16,12 @@ from raftkv import limits
 from raftkv.api.patience import LEAST, TELLING, Patience
 from raftkv.clock import Clock
 from raftkv.commands.results import Result
-from raftkv.errors import Code
+from raftkv.errors import SETTLED, Code
 from raftkv.node import messages
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.requests import Request
 from shards.map import ShardMap
 
-SETTLED: Final = (Code.OK, Code.CONDITION_FAILED)
 _NO_ANSWER: Final = Result(Code.UNKNOWN, detail="no answer from the group's leader")
 
 
@@ -166,8 +165,8 @@ class Forwarding:
     def answer(self, peer: int, number: int, index: int, result: Result) -> None:
         """Tell ``peer`` the result of an operation that it asked for; all of this turn go together."""
         self._answers.setdefault(peer, []).append((number, index, result))
-        if result.value is not None:
-            self._answer_bytes[peer] = self._answer_bytes.get(peer, 0) + len(result.value)
+        if result.value is not None or result.answer is not None:
+            self._answer_bytes[peer] = self._answer_bytes.get(peer, 0) + result.size()
         if not self._answers_due:
             self._answers_due = True
             self._clock.call_later(0.0, self._send_answers)

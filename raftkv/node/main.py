@@ -122,7 +122,7 @@ async def _serve(
         reloading.ask()
 
     signals.handle(loop, end, reload)
-    descriptors = Descriptors(raise_limit(), len(config.nodes) - 1)
+    descriptors = Descriptors(raise_limit(), len(config.nodes) - 1, tls=tls is not None)
     worker, background = ThreadWorker(loop, "raftkv-wal"), ThreadWorker(loop, "raftkv-files")
     node = RaftNode(
         config,
@@ -141,6 +141,8 @@ async def _serve(
     server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients, tls=tls)
     for source in (descriptors.problems, resources.problems):
         node.add_problems(source)
+    if tls is not None:
+        node.add_problems(lambda: tls.problems(clock.wall()))
     monitor = _monitor(node, resources, config.node.metrics, tls)
     try:
         if monitor is not None:
@@ -210,8 +212,8 @@ def _sweep(output: NodeLog, clock: Clock) -> None:
 
 
 def _look(tls: Certificates, clock: Clock) -> None:
-    tls.look()
     clock.call_later(_CERTIFICATES, lambda: _look(tls, clock))
+    tls.look()
 
 
 def _monitor(node: RaftNode, resources: Resources, address: str | None, tls: Certificates | None) -> Monitor | None:
@@ -223,4 +225,6 @@ def _monitor(node: RaftNode, resources: Resources, address: str | None, tls: Cer
     host, port = parse_listen_address(address)
     if tls is None:
         return Monitor(node, resources.counters, host, port, resources.clock)
-    return Monitor(node, resources.counters, host, port, resources.clock, tls.visitors, ask_clients=tls.ask_clients)
+    return Monitor(
+        node, resources.counters, host, port, resources.clock, lambda: tls.visited, ask_clients=tls.ask_clients
+    )

@@ -15,18 +15,19 @@ from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.commands.base import Command, GroupCommand, Read, Write
 from raftkv.commands.results import Result
-from raftkv.errors import OUTCOMES, Code
+from raftkv.errors import OUTCOMES, SETTLED, Code
 from raftkv.frontend.port import NODE, Caller
 from raftkv.limits import OP_OVERHEAD
 from raftkv.node.admission import Admission, no_group, no_leader, refusal_of
-from raftkv.node.answers import bounded_answers
+from raftkv.node.answers import bounded_answers, put_off
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.execution import Execution
-from raftkv.node.forwarding import SETTLED, Forwarding
+from raftkv.node.forwarding import Forwarding
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.replicas import Replica
 from raftkv.node.requests import GroupPort, Reply, Request, WriteBatch, group_of
 from raftkv.node.retries import Retries
+from raftkv.store.records import Store
 from shards.map import ShardMap
 
 _IDS_PERIOD: Final = 1.0
@@ -105,7 +106,8 @@ class Router:
         caller = self._peers_callers.setdefault((peer, source), Caller(source))
         answers = self._forwarding
         answer = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
-        refused = {index: refusal for index, op in enumerate(ops) if (refusal := op.refusal()) is not None}
+        refused = put_off(ops, self._store_of, answers.unsent(peer))
+        refused |= {index: refusal for index, op in enumerate(ops) if (refusal := op.refusal()) is not None}
         if refused:
             for index, refusal in refused.items():
                 answer(index, refusal)
@@ -116,6 +118,12 @@ class Router:
                 whole(taken[at], result)
 
         self._submit(ops, timeout / 1000, answer, caller, local=True)
+
+    def _store_of(self, op: Write) -> Store | None:
+        """What this node has of the records of ``op``."""
+        known = self.map
+        replica = None if known is None or op.slot >= known.slots else self._data.get(known.owners[op.slot])
+        return None if replica is None else replica.store
 
     def _submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller, *, local: bool) -> None:
         shard_map = self.map

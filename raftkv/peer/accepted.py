@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from raftkv import limits
+from raftkv.addresses import crowded
 from raftkv.log_limit import limited
 from raftkv.peer.frames import CHECKSUM, Decoder, ProtocolViolation, Seal
 from raftkv.peer.handshake import Accepting
@@ -23,7 +24,7 @@ class Acceptor:
     def __init__(self, wiring: Wiring, on_hello: Callable[[Hello], None]) -> None:
         self._wiring = wiring
         self._on_hello = on_hello
-        self._strangers: dict[AcceptedConnection, None] = {}
+        self._strangers: dict[AcceptedConnection, str] = {}
         self._peers: dict[int, AcceptedConnection] = {}
         self._ended = False
 
@@ -36,8 +37,8 @@ class Acceptor:
             connection.drop("")
             return
         if len(self._strangers) >= MAX_STRANGERS:
-            next(iter(self._strangers)).drop("too many connections without a hello")
-        self._strangers[connection] = None
+            crowded(self._strangers).drop("too many connections without a hello")
+        self._strangers[connection] = connection.host
 
     def introduced(self, connection: AcceptedConnection, hello: Hello) -> None:
         """A connection's dialler has proven what it said. Raises HelloRefused if it is not welcome."""
@@ -91,6 +92,8 @@ class AcceptedConnection(asyncio.Protocol):
         self._handshake = Accepting(wiring.identity, wiring.secret)
         self._decoder = Decoder(MAX_HANDSHAKE_BYTES)
         self._seal: Seal = CHECKSUM
+        self._proven = False
+        """Whether it is the node that its hello names, as far as can be told."""
         self._dead = False
         self._heard = False
         self._last_heard = 0.0
@@ -114,9 +117,14 @@ class AcceptedConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: HelloRefused) -> None:
         """Answer no and close."""
-        hello = self._handshake.hello
-        who = "a dialler" if hello is None else f"node {hello.node}"
-        source = self.host if hello is None else f"{who} at {self.host}"
+        hello, source = self._handshake.hello, self.host
+        if hello is None:
+            who = "a dialler"
+        elif self._proven:
+            who = f"node {hello.node}"
+            source = f"{who} at {self.host}"
+        else:
+            who = f"one that says it is node {hello.node}"
         log.warning("refused %s at %s: %s", who, self.address, refusal, extra=limited(source))
         self._write(self._handshake.refuse(refusal))
         self.close()
@@ -183,6 +191,7 @@ class AcceptedConnection(asyncio.Protocol):
             hello = self._handshake.hello
             assert hello is not None
             self._check_connection(hello)
+            self._proven = True
             self._acceptor.introduced(self, hello)
         except HelloRefused as refusal:
             self._refuse(refusal)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from hashlib import blake2b
 from hmac import compare_digest
 from struct import Struct
 from typing import Any, Final, Protocol
 
 import msgpack
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from raftkv import limits
 from raftkv.errors import RaftKVError
@@ -22,7 +22,7 @@ from raftkv.store.codec import counting
 LENGTH: Final = Struct(">I")
 TAG_BYTES: Final = 16
 _CRC: Final = Struct(">I")
-_NUMBER: Final = Struct(">QI")
+_NONCE_BYTES: Final = 12
 _ARRAY_HEADER_BYTES: Final = 5
 _MAX_MESSAGE_BYTES: Final = limits.MAX_FRAME_BYTES - _ARRAY_HEADER_BYTES
 # msgpack allocates an array when it reads the announced length: a short frame must not reserve gigabytes.
@@ -65,20 +65,21 @@ class Checksum:
 
 
 class Tag:
-    """Keyed BLAKE2b of number, length and body: proves who sent the frame too, and that none is missing before it."""
+    """AES-GCM of nothing but associated data, the body, with the frame's number as nonce (GMAC): proves who sent the
+    frame too, and that none is missing before it. It costs less than the CRC. ``key`` is for this connection and
+    direction alone.
+    """
 
     header_bytes: int = LENGTH.size + TAG_BYTES
 
     def __init__(self, key: bytes) -> None:
-        self._begun = blake2b(key=key, digest_size=TAG_BYTES)
+        self._cipher = AESGCM(key)
         self._number = 0
 
     def of(self, body: memoryview) -> bytes:
-        tag = self._begun.copy()
-        tag.update(_NUMBER.pack(self._number, len(body)))
-        tag.update(body)
+        tag = self._cipher.encrypt(self._number.to_bytes(_NONCE_BYTES, "big"), b"", body)
         self._number += 1
-        return tag.digest()
+        return tag
 
     def matches(self, body: memoryview, seal: memoryview) -> bool:
         return compare_digest(self.of(body), seal)

@@ -13,11 +13,15 @@ from typing import Any, Final, Protocol
 from raftkv.addresses import Address, parse_address, parse_listen_address
 from raftkv.errors import ConfigError
 from raftkv.lookups import Lookups
+from raftkv.tls import Arrivals
 
 _BACKLOG = 128
 
 TLS_TIMEOUT: Final = 2.0
 """Seconds for the handshake of TLS: a stranger holds a connection no longer without having proven anything."""
+
+MAX_HANDSHAKES: Final = 64
+"""Accepted connections that have not finished it."""
 
 
 class CannotListen(ConfigError):
@@ -58,8 +62,9 @@ class Network(Protocol):
 class TcpListener:
     """A listening TCP socket of the running loop."""
 
-    def __init__(self, server: asyncio.Server) -> None:
+    def __init__(self, server: asyncio.Server, arrivals: Arrivals | None = None) -> None:
         self._server = server
+        self._arrivals = arrivals
         host, port = server.sockets[0].getsockname()[:2]
         self._address = str(Address(host, port))
 
@@ -69,16 +74,18 @@ class TcpListener:
 
     def close(self) -> None:
         self._server.close()
+        if self._arrivals is not None:
+            self._arrivals.close()
 
 
 class PeerTls(Protocol):
     """TLS between nodes, both of which have certificates."""
 
-    peers: ssl.SSLContext
-    """For the listener, whose connections have the latest certificates."""
+    accepting: ssl.SSLContext
+    """For the next connection of a node to this one. It checks no names: :meth:`doubt` does."""
 
     dialling: ssl.SSLContext
-    """For the next connection to a node. It checks no names: :meth:`doubt` does."""
+    """For the next connection to a node."""
 
     def doubt(self, certificate: Mapping[str, Any] | None, cluster_id: str, node: int) -> str:
         """Why ``certificate`` is not that of ``node``; "" if it is."""
@@ -103,22 +110,26 @@ class TcpNetwork:
     async def listen(self, address: str, factory: Callable[[], asyncio.Protocol]) -> Listener:
         host, port = parse_listen_address(address, any_port=True)
         loop = asyncio.get_running_loop()
+        arrivals = self._arrivals(factory)
         try:
             # asyncio and uvloop switch Nagle's delay off for accepted connections themselves.
-            server = await loop.create_server(factory, host, port, backlog=_BACKLOG, **self._listening())
+            server = await loop.create_server(arrivals or factory, host, port, backlog=_BACKLOG)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise AddressInUse(f"peer address {address} is in use by another process") from error
             raise CannotListen(f"cannot listen at peer address {address}: {error.strerror or error}") from error
-        return TcpListener(server)
+        return TcpListener(server, arrivals)
 
     def doubt(self, connection: asyncio.BaseTransport, cluster_id: str, node: int) -> str:
         if self._tls is None:
             return "a plain connection does not prove who is at its other end"
         return self._tls.doubt(connection.get_extra_info("peercert"), cluster_id, node)
 
-    def _listening(self) -> dict[str, Any]:
-        return {} if self._tls is None else {"ssl": self._tls.peers, "ssl_handshake_timeout": TLS_TIMEOUT}
+    def _arrivals(self, factory: Callable[[], asyncio.Protocol]) -> Arrivals | None:
+        tls = self._tls
+        if tls is None:
+            return None
+        return Arrivals(lambda: tls.accepting, factory, most=MAX_HANDSHAKES, patience=TLS_TIMEOUT)
 
     async def _connect(self, hosts: list[str], port: int, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
         """A connection to the first of ``hosts`` that takes one."""

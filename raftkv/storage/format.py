@@ -6,10 +6,11 @@ from typing import Final
 
 from raftkv.errors import StorageError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Of all that a data folder holds: identity, shard map, WAL, log entries, snapshot files and the states in them.
 
-1 was that of version 0.1, with keys on slots by another rule and log entries of other commands.
+1 was that of version 0.1, with keys on slots by another rule and log entries of other commands; in 2 all recorded
+outcomes of writes were numbers.
 """
 
 _CARRY_OVER: Final = (
@@ -25,4 +26,5 @@ def other_format(path: str, found: int) -> StorageError:
     text = f"format {found}, this version of raftkv reads and writes format {FORMAT}"
     if found >= FORMAT:
         return StorageError(f"{path}: {text}: {_NEWER}")
-    return StorageError(f"{path}: {text}: it is of raftkv 0.1; {_CARRY_OVER}")
+    writer = "raftkv 0.1" if found == 1 else "an earlier raftkv"
+    return StorageError(f"{path}: {text}: it is of {writer}; {_CARRY_OVER}")

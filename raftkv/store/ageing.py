@@ -1,4 +1,5 @@
-"""Expiry in a data group: expired records and idle sessions are removed at the same entry on all replicas.
+"""Expiry in a data group: expired records, idle sessions and results kept for retries that can no longer come are
+removed at the same entry on all replicas.
 
 An entry removes a bounded number of each, always those due first. So only removals may count towards the bound: which
 stale items a replica's queues hold depends on when it was restored. A frozen slot must not change; what comes due in
@@ -7,25 +8,30 @@ one is held back until it is served again. A slot that is being imported keeps i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
+from typing import Final
 
 from raftkv import limits
 from raftkv.commands.results import Change, Event
 from raftkv.store.expiry import Due, ExpiryQueue
 from raftkv.store.packed import Record, head, value_bytes
-from raftkv.store.sessions import IDLE_MS, Session
-from raftkv.store.slot import Slot, SlotState
+from raftkv.store.sessions import IDLE_MS, Keeps, Kept, Session
+from raftkv.store.slot import Slot, Slots, SlotState
+
+_RETRIED_MS: Final = limits.MAX_TIMEOUT * 1000
 
 
 class Ageing:
     """The queues of the slots in ``slots``, which the owner fills. Not replicated: they follow from the slots."""
 
-    def __init__(self, slots: dict[int, Slot]) -> None:
+    def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self.expiry = ExpiryQueue(self._is_live)
         # (session.queued, slot, client), one for each session; items of removed sessions are stale.
         self._idle: list[tuple[int, int, bytes]] = []
+        # (when it goes, slot, client, seq)
+        self.kept = ExpiryQueue(self._is_kept)
 
     def run(self, now: int, events: list[Event] | None = None) -> None:
         """Remove what is due at ``now`` (group time in ms); ``events``, if given, gets the records."""
@@ -33,11 +39,13 @@ class Ageing:
             self._remove_expired(now, events)
         if self._idle and self._idle[0][0] <= now - IDLE_MS:
             self._remove_idle(now)
+        if self.kept.live:
+            self._remove_kept(now)
 
     def remove(self, slot: Slot, key: bytes, record: Record) -> None:
         """Take a record out of a slot that is not being imported."""
         del slot.records[key]
-        slot.order = None
+        self._slots.order.remove(key)
         slot.bytes -= len(key) + value_bytes(record)
         if head(record)[1]:
             slot.expiring -= 1
@@ -46,26 +54,68 @@ class Ageing:
     def add_session(self, slot: Slot, client: bytes, session: Session) -> None:
         heappush(self._idle, (session.queued, slot.number, client))
 
+    def keep(self, slot: Slot, client: bytes, session: Session, seq: int, kept: Kept) -> None:
+        """Record a result that is more than a version. If the slot keeps too much, the oldest go."""
+        keeps = self._keeps(slot)
+        if keeps.bytes + kept.size > limits.MAX_KEPT_BYTES:
+            # Many at once, so that few writes pay for the search.
+            ages = sorted(
+                (one.time, name, number)
+                for name, other in slot.sessions.items()
+                if other.keeps is not None
+                for number, one in other.kept()
+            )
+            for _, name, number in ages:
+                if keeps.bytes <= limits.MAX_KEPT_BYTES // 2:
+                    break
+                other = slot.sessions[name]
+                # Else another one took it along.
+                if not isinstance(other.find(number) or 0, int):
+                    other.forget(number)
+        session.keeps = keeps
+        keeps.add(kept)
+        session.record(seq, kept)
+        self.kept.push(_goes(slot, client, seq, kept))
+
+    def _keeps(self, slot: Slot) -> Keeps:
+        if slot.keeps is None:
+            slot.keeps = Keeps(self.kept)
+        return slot.keeps
+
+    def _kept_in(self, slot: Slot) -> Iterator[Due]:
+        """What a slot keeps that is new here: counted from now on."""
+        slot.keeps = None
+        for client, session in slot.sessions.items():
+            for seq, kept in session.kept():
+                session.keeps = self._keeps(slot)
+                session.keeps.add(kept)
+                yield _goes(slot, client, seq, kept)
+
     # Slots come, go, freeze
 
     def admit(self, slot: Slot, due: list[Due]) -> None:
         """A slot is served from now on; ``due``: its records that expire."""
         self.expiry.extend(due)
+        self.kept.extend(list(self._kept_in(slot)))
         for client, session in slot.sessions.items():
             self.add_session(slot, client, session)
 
     def retire(self, slot: Slot) -> None:
         """A slot that was served or frozen has gone."""
         self.expiry.live -= slot.expiring
+        if slot.keeps is not None:
+            self.kept.live -= slot.keeps.count
         slot.held.clear()
         slot.held_idle.clear()
+        slot.held_kept.clear()
 
     def resume(self, slot: Slot) -> None:
         """A slot was frozen and is served again."""
         self.expiry.give_back(slot.held)
+        self.kept.give_back(slot.held_kept)
         for item in slot.held_idle:
             heappush(self._idle, item)
-        slot.held, slot.held_idle = [], []
+        slot.held, slot.held_idle, slot.held_kept = [], [], []
 
     def restart(self) -> None:
         """All slots are new."""
@@ -75,6 +125,7 @@ class Ageing:
             (session.queued, slot.number, client) for slot in slots for client, session in slot.sessions.items()
         ]
         heapify(self._idle)
+        self.kept.restart(due for slot in slots for due in self._kept_in(slot))
 
     # Removal
 
@@ -104,6 +155,27 @@ class Ageing:
             if events is not None:
                 events.append(Event(slot.number, due[3], due[2], Change.EXPIRE, None))
 
+    def _is_kept(self, due: Due) -> bool:
+        goes, number, client, seq = due
+        slot = self._slots.get(number)
+        if slot is None or slot.state is SlotState.IMPORTING:
+            return False
+        session = slot.sessions.get(client)
+        found = None if session is None else session.find(seq)
+        return found is not None and not isinstance(found, int) and goes == found.time + _RETRIED_MS
+
+    def _remove_kept(self, now: int) -> None:
+        removed = 0
+        while removed < limits.MAX_EXPIRED_PER_ENTRY and (due := self.kept.pop_due(now)) is not None:
+            slot = self._slots[due[1]]
+            if slot.state is SlotState.FROZEN:
+                slot.held_kept.append(due)
+                continue
+            removed += 1
+            if slot.pins:
+                slot.detach()
+            slot.sessions[due[2]].forget(due[3])
+
     def _remove_idle(self, now: int) -> None:
         """Close idle sessions, the longest idle first; look at a bounded number of them."""
         horizon = now - IDLE_MS
@@ -129,6 +201,10 @@ class Ageing:
                 self.add_session(slot, client, session)
             else:
                 slot.close_session(client)
+
+
+def _goes(slot: Slot, client: bytes, seq: int, kept: Kept) -> Due:
+    return kept.time + _RETRIED_MS, slot.number, client, seq
 
 
 def due_records(slot: Slot) -> Iterable[Due]:

@@ -27,11 +27,10 @@ from raftkv.errors import Code
 from raftkv.store.codec import binary, pack, unpack, whole
 from raftkv.store.digest import DIGEST_BYTES
 from raftkv.store.packed import Record, fields, head, packed, value_bytes
-from raftkv.store.sessions import Session, session_from_row, session_row
+from raftkv.store.sessions import Outcome, Session, row_bytes, session_from_row, session_row
 from raftkv.store.slot import Slot, SlotState
 
 _OVERHEAD: Final = 24
-_FIELD_BYTES: Final = 9
 
 
 @dataclass
@@ -159,7 +158,7 @@ def _sessions(slots: Sequence[Slot], position: _Position, page: _Page) -> bool:
         clients = sorted(slot.sessions)
         for client in clients[bisect_right(clients, after) :]:
             row = session_row(client, slot.sessions[client])
-            if not page.room(_FIELD_BYTES * len(row)):
+            if not page.room(row_bytes(row)):
                 position.session = (place, after)
                 return False
             page.part(slot)[3].append(row)
@@ -238,9 +237,15 @@ def _rows(rows: list[Any]) -> list[tuple[bytes, Session]]:
             raise ValueError("not a session")
         if not all(-MAX_EXPIRES <= time <= MAX_EXPIRES for time in (session.last, session.queued)):
             raise ValueError("times out of range")
-        if not all(0 < seq <= MAX_COUNT and abs(outcome) <= MAX_COUNT + 1 for seq, outcome in session.results()):
+        if not all(0 < seq <= MAX_COUNT and _in_range(outcome) for seq, outcome in session.results()):
             raise ValueError("results out of range")
     return found
+
+
+def _in_range(outcome: Outcome) -> bool:
+    if isinstance(outcome, int):
+        return abs(outcome) <= MAX_COUNT + 1
+    return abs(outcome.time) <= MAX_EXPIRES and outcome.size <= limits.MAX_VALUE_BYTES + limits.MAX_KEPT_BYTES
 
 
 class Summary(NamedTuple):

@@ -25,7 +25,7 @@ from raftkv.store.ageing import Ageing, due_records
 from raftkv.store.copying import Summary, export, load
 from raftkv.store.digest import ContentDigest, content_digest
 from raftkv.store.packed import VALUE_AT, pack_head
-from raftkv.store.slot import Slot, SlotState
+from raftkv.store.slot import Slot, Slots, SlotState
 
 _NEVER: Final = (0, 0)
 _PIECES: Final = 24
@@ -66,7 +66,7 @@ class Moves:
     ``trash``: slots that have gone and whose memory has not; not replicated.
     """
 
-    def __init__(self, slots: dict[int, Slot], ageing: Ageing) -> None:
+    def __init__(self, slots: Slots, ageing: Ageing) -> None:
         self.ended: dict[int, tuple[int, int]] = {}
         self.imports: dict[int, Import] = {}
         self.trash: list[Slot] = []
@@ -79,6 +79,7 @@ class Moves:
         """Replace everything, after the slots."""
         self.ended = ended
         self.imports = {one.move: one for one in imports}
+        self.trash.clear()
         self._forget_digests()
 
     def _forget_digests(self) -> None:
@@ -101,7 +102,7 @@ class Moves:
             slot = self.trash.pop()
             # A snapshot may still be reading it.
             if not slot.pins:
-                left -= slot.free(left)
+                left -= slot.free(left, self._slots.order)
             if slot.pins or not left:
                 kept.append(slot)
         self.trash += kept
@@ -234,14 +235,17 @@ class Moves:
             return MALFORMED
         if start != one.cursor:
             return _refused("the chunk does not begin where the last one ended", one.seq)
+        order = self._slots.order
         for part in parts:
             slot = self._slots[part.slot]
             if slot.pins:
                 slot.detach()
             for key, record in part.records:
-                slot.store(key, record)
+                if slot.store(key, record):
+                    order.add(key)
             for key in part.deleted:
-                slot.discard(key)
+                if slot.discard(key):
+                    order.remove(key)
             slot.sessions.update(part.sessions)
         one.seq, one.cursor = seq, command.cursor
         return Result(Code.OK, number=seq)
@@ -272,6 +276,7 @@ class Moves:
                 slot.detach()
             for key in gone:
                 slot.discard(key)
+                self._slots.order.remove(key)
         one.frozen = summary.frozen
         return DONE
 
@@ -298,8 +303,7 @@ class Moves:
         for expires, _, key, version in due:
             slot.records[key] = pack_head(version, expires) + slot.records[key][VALUE_AT:]
         for session in slot.sessions.values():
-            session.last += shift
-            session.queued += shift
+            session.shift(shift)
         slot.state, slot.move = _OWNED, 0
         self._ageing.admit(slot, due)
 

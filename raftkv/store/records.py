@@ -14,19 +14,19 @@ from raftkv import limits
 from raftkv.commands.base import Command, Write
 from raftkv.commands.bounds import MAX_GROUP_TIME
 from raftkv.commands.client_ids import drawn_at
-from raftkv.commands.results import DONE, Change, Event, Result, ScanPage
+from raftkv.commands.ranges import Scan
+from raftkv.commands.results import DONE, Change, Event, Result
 from raftkv.errors import Code
 from raftkv.store.ageing import Ageing
 from raftkv.store.digest import CheckDigest
 from raftkv.store.moving import Moves
 from raftkv.store.packed import VALUE_AT, Record, fields, head, pack_head
-from raftkv.store.sessions import Session, result_of
-from raftkv.store.slot import Slot, SlotImage, SlotState
+from raftkv.store.scanning import scan_page
+from raftkv.store.sessions import Kept, Session, plain_result, result_of
+from raftkv.store.slot import Slot, SlotImage, Slots, SlotState
 from raftkv.store.snapshot import Rest, StoreRestore, StoreSnapshot, StoreState, store_digest
 
 _EVICTED_AT_ONCE: Final = limits.MAX_SESSIONS_PER_SLOT // 16
-# Not counted against a page of a scan by the records themselves: framing, version, TTL.
-_SCAN_OVERHEAD: Final = 24
 
 _OWNED: Final = SlotState.OWNED
 
@@ -60,7 +60,7 @@ class Store:
         self._genesis = False
         self._events: list[Event] | None = None
         # Shared with ``_ageing`` and ``moves``: never replaced.
-        self._slots: dict[int, Slot] = {}
+        self._slots = Slots()
         self._ageing = Ageing(self._slots)
         self._expiry = self._ageing.expiry
         self.moves = Moves(self._slots, self._ageing)
@@ -121,27 +121,13 @@ class Store:
         left = expires - self.time
         return Result(Code.OK, version, record[VALUE_AT:], left) if left > 0 else _NO_RECORD
 
-    def scan(self, slot: int, after: bytes, limit_bytes: int) -> Result:
-        """Records of ``slot`` with keys greater than ``after`` in key order, as much as fits into ``limit_bytes``.
-
-        See :class:`raftkv.commands.records.Scan`; the answer is a ScanPage.
-        """
-        home = self._slots.get(slot)
+    def scan(self, op: Scan) -> Result:
+        """A page of records of several slots: a ScanPage."""
+        home = self._slots.get(op.slot)
         if home is None or home.state is not _OWNED:
             return _not_served(home)
         home.hits += 1
-        budget = min(limit_bytes, limits.MAX_SCAN_PAGE_BYTES) if limit_bytes > 0 else limits.SCAN_PAGE_BYTES
-        now, records = self.time, home.records
-        page: list[tuple[bytes, bytes, int, int]] = []
-        for key in home.keys_after(after):
-            value, version, expires = fields(records[key])
-            if 0 < expires <= now:
-                continue
-            budget -= len(key) + len(value) + _SCAN_OVERHEAD
-            if budget < 0 and page:
-                return Result(Code.OK, answer=ScanPage(tuple(page), more=True))
-            page.append((key, value, version, expires - now if expires else -1))
-        return Result(Code.OK, answer=ScanPage(tuple(page), more=False))
+        return Result(Code.OK, answer=scan_page(self._slots, op, self.time))
 
     def move_state(self, move: int) -> Result:
         """How far a slot move is here: a MoveReport.
@@ -204,7 +190,8 @@ class Store:
             slot.detach()
         client = command.client
         if not client:
-            return result_of(command.execute(self, slot))
+            done = command.execute(self, slot)
+            return plain_result(done) if isinstance(done, int) else done
         seq, first = command.seq, command.first
         session = slot.sessions.get(client)
         if session is None:
@@ -217,12 +204,15 @@ class Store:
             if seq < session.first:
                 return _EXPIRED_SESSION
             session.last = self.time
-            done = session.find(seq)
-            if done is not None:
-                return result_of(done)
+            recorded = session.find(seq)
+            if recorded is not None:
+                return result_of(recorded)
         outcome = command.execute(self, slot)
-        session.record(seq, outcome)
-        return result_of(outcome)
+        if isinstance(outcome, int):
+            session.record(seq, outcome)
+            return plain_result(outcome)
+        self._ageing.keep(slot, client, session, seq, Kept.of(self.time, outcome))
+        return outcome
 
     # What writes are made of: ``old`` is the record that the slot holds for the key, None = none
 
@@ -237,30 +227,51 @@ class Store:
     def value_of(old: Record) -> bytes:
         return old[VALUE_AT:]
 
-    def put(self, slot: Slot, key: bytes, old: Record | None, value: bytes, ttl: int) -> int:
-        """Write a record that expires in ``ttl`` ms, 0 = never. Returns its version."""
+    def found(self, slot: Slot, key: bytes) -> tuple[bytes | None, int, int]:
+        """(value, version, expires) of ``key``, (None, 0, 0) if there is no record or it has expired."""
+        old = slot.records.get(key)
+        return (None, 0, 0) if old is None or not self.live_version(old) else fields(old)
+
+    def expires(self, ttl: int) -> int:
+        """Group time in ms that is ``ttl`` ms away, 0 = never."""
+        return self.time + ttl if ttl else 0
+
+    def put(self, slot: Slot, key: bytes, old: Record | None, value: bytes, expires: int) -> int:
+        """Write a record that expires at ``expires`` (group time in ms), 0 = never. Returns its version."""
         version = slot.counter = slot.counter + 1
         if old is None:
-            slot.order = None
+            self._slots.order.add(key)
             slot.bytes += len(key) + len(value)
         else:
             slot.bytes += len(value) + VALUE_AT - len(old)
             if head(old)[1]:
                 slot.expiring -= 1
                 self._expiry.live -= 1
-        if ttl:
-            expires = self.time + ttl
-            slot.records[key] = pack_head(version, expires) + value
+        slot.records[key] = pack_head(version, expires) + value
+        if expires:
             slot.expiring += 1
             self._expiry.push((expires, slot.number, key, version))
-        else:
-            slot.records[key] = pack_head(version, 0) + value
         if slot.dirty is not None:
             slot.dirty.pop(key, None)
             slot.dirty[key] = version
         if self._events is not None:
             self._events.append(Event(slot.number, version, key, Change.PUT, value))
         return version
+
+    def touch(self, slot: Slot, key: bytes, old: Record, expires: int) -> None:
+        """Let a record expire at ``expires`` instead, 0 = never. It takes a number and keeps its version."""
+        slot.counter += 1
+        version, before = head(old)
+        slot.records[key] = pack_head(version, expires) + old[VALUE_AT:]
+        if before:
+            slot.expiring -= 1
+            self._expiry.live -= 1
+        if expires:
+            slot.expiring += 1
+            self._expiry.push((expires, slot.number, key, version))
+        if slot.dirty is not None:
+            slot.dirty.pop(key, None)
+            slot.dirty[key] = slot.counter
 
     def remove(self, slot: Slot, key: bytes, old: Record) -> None:
         """Remove a record."""
@@ -337,6 +348,7 @@ class Store:
         self._genesis = state.genesis
         self._slots.clear()
         self._slots.update((slot.number, slot) for slot in state.slots)
+        self._slots.order = state.order
         self._ageing.restart()
         self.moves.install(state.ended, state.imports)
         for check in self.checks.values():

@@ -9,8 +9,9 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from raftkv.store.expiry import Due
+from raftkv.store.index import KeyIndex, new_index
 from raftkv.store.packed import Record, head, value_bytes
-from raftkv.store.sessions import Session
+from raftkv.store.sessions import Keeps, Session
 
 _COUNTER: Final = itemgetter(1)
 
@@ -53,9 +54,10 @@ class Slot:
     ``frozen``: group time (ms) at which it was frozen.
 
     Not replicated: ``pins``: images that share ``records``, ``sessions`` and ``dirty``; while there are any, call
-    :meth:`detach` before changing one of them. ``order``: cache of the sorted keys; whoever adds or removes a key sets
-    it to None. ``walk``: sorted keys as of some counter since the slot is tracked. ``held``, ``held_idle``: items of
-    the queues of expiry and of idle sessions that came due while it was frozen. ``hits``: operations served.
+    :meth:`detach` before changing one of them. ``walk``: sorted keys as of some counter since the slot is tracked.
+    ``keeps``: results kept in sessions, None = there were none. ``held``, ``held_idle``, ``held_kept``: items of the
+    queues of expiry, of idle sessions and of kept results that came due while it was frozen. ``hits``: operations
+    served.
     """
 
     __slots__ = (
@@ -68,10 +70,11 @@ class Slot:
         "frozen",
         "held",
         "held_idle",
+        "held_kept",
         "hits",
+        "keeps",
         "move",
         "number",
-        "order",
         "pins",
         "records",
         "sessions",
@@ -92,11 +95,12 @@ class Slot:
         self.dirty: dict[bytes, int] | None = None
         self.frozen = 0
         self.pins = 0
-        self.order: list[bytes] | None = None
         self.walk: tuple[int, list[bytes]] | None = None
         self._changes: tuple[int, list[tuple[bytes, int]]] = (0, [])
         self.held: list[Due] = []
         self.held_idle: list[tuple[int, int, bytes]] = []
+        self.held_kept: list[Due] = []
+        self.keeps: Keeps | None = None
         self.hits = 0
 
     def image(self) -> SlotImage:
@@ -123,36 +127,43 @@ class Slot:
             self.dirty = dict(self.dirty)
         self.pins = 0
 
-    # Content. Writes of clients do the same in line: see Store._write.
+    # Content. Writes of clients do the same in line: see Store.put. Whoever calls these keeps the order of the keys.
 
-    def store(self, key: bytes, record: Record) -> None:
-        """Put a record in, as it is."""
-        self.discard(key)
+    def store(self, key: bytes, record: Record) -> bool:
+        """Put a record in, as it is. Whether its key is new."""
+        old = self.records.get(key)
+        if old is None:
+            self.bytes += len(key)
+        else:
+            self._uncount(old)
+        # A key that is there stays the object that it is.
         self.records[key] = record
-        self.bytes += len(key) + value_bytes(record)
+        self.bytes += value_bytes(record)
         if head(record)[1]:
             self.expiring += 1
+        return old is None
 
-    def discard(self, key: bytes) -> None:
-        """Take a record out, if there is one."""
+    def discard(self, key: bytes) -> bool:
+        """Take a record out. Whether there was one."""
         record = self.records.pop(key, None)
-        self.order = None
-        if record is not None:
-            self.bytes -= len(key) + value_bytes(record)
-            if head(record)[1]:
-                self.expiring -= 1
+        if record is None:
+            return False
+        self.bytes -= len(key)
+        self._uncount(record)
+        return True
+
+    def _uncount(self, record: Record) -> None:
+        self.bytes -= value_bytes(record)
+        if head(record)[1]:
+            self.expiring -= 1
 
     def close_session(self, client: bytes) -> None:
         """Forget a client and refuse it, and all older ones that are not remembered, from now on."""
-        del self.sessions[client]
+        session = self.sessions.pop(client)
+        if session.keeps is not None:
+            for _, kept in session.kept():
+                session.keeps.drop(kept)
         self.floor = max(self.floor, client)
-
-    def keys_after(self, key: bytes) -> Iterator[bytes]:
-        """Keys greater than ``key``, ascending. Records must not be added or removed while it is read."""
-        order = self.order
-        if order is None:
-            order = self.order = sorted(self.records)
-        return _after(order, key)
 
     # What a move copies
 
@@ -171,8 +182,7 @@ class Slot:
     def begin_walk(self) -> int:
         """Start to walk over all keys. What changes after the counter that it returns may be missed by the walk."""
         if self.walk is None:
-            self.keys_after(b"")
-            self.walk = (self.counter, self.order or [])
+            self.walk = (self.counter, sorted(self.records))
         return self.walk[0]
 
     def walk_after(self, mark: int, key: bytes) -> Iterator[bytes]:
@@ -182,7 +192,9 @@ class Slot:
             self.walk = None
             self.begin_walk()
         assert self.walk is not None
-        return _after(self.walk[1], key)
+        order = self.walk[1]
+        # Not a slice: a page of a large slot must not cost its length.
+        return map(order.__getitem__, range(bisect_right(order, key) if key else 0, len(order)))
 
     def changes_after(self, mark: int) -> Iterator[tuple[bytes, int]]:
         """(key, counter) of keys changed after ``mark``, in the order of their last changes."""
@@ -209,17 +221,26 @@ class Slot:
                     yield key, counter
             mark = changes[-1][1]
 
-    def free(self, most: int) -> int:
-        """Let go of at most ``most`` records, sessions and changes; returns how many. For a slot that is not used."""
-        self.order = self.walk = None
+    def free(self, most: int, order: KeyIndex) -> int:
+        """Let go of at most ``most`` records, sessions and changes; returns how many. For a slot that is not used.
+
+        ``order``: has its keys.
+        """
+        self.walk = None
         left = most
-        for items in (self.records, self.sessions, self.dirty or {}):
+        while self.records and left:
+            order.remove(self.records.popitem()[0])
+            left -= 1
+        for items in (self.sessions, self.dirty or {}):
             while items and left:
                 items.popitem()
                 left -= 1
         return most - left
 
 
-def _after(order: list[bytes], key: bytes) -> Iterator[bytes]:
-    # Not a slice: a page of a large slot must not cost its length.
-    return map(order.__getitem__, range(bisect_right(order, key) if key else 0, len(order)))
+class Slots(dict[int, Slot]):
+    """The slots of a group, by number. ``order``: the keys of all of them; whoever adds or removes one tells it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = new_index()

@@ -19,13 +19,17 @@ from raftkv.commands.bounds import MAX_COUNT, MAX_GROUP_TIME
 from raftkv.errors import StorageError
 from raftkv.store.codec import binary, pack, unpack_all, whole
 from raftkv.store.digest import DIGEST_BYTES
+from raftkv.store.index import KeyIndex, new_index
 from raftkv.store.moving import Ending, Import
 from raftkv.store.packed import head, value_bytes
-from raftkv.store.sessions import session_from_row, session_row
+from raftkv.store.sessions import row_bytes, session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState
 
-FORMAT: Final = "raftkv store 3"
-"""The first item's, which backups begin with too, also those of version 0.1."""
+FORMAT: Final = "raftkv store 4"
+"""The first item's, which backups begin with too."""
+
+_FORMER: Final = "raftkv store 3"
+"""That of backups of version 0.1, which is read too: all outcomes of writes are numbers in it."""
 
 _SLOT: Final = 1
 _RECORDS: Final = 2
@@ -38,7 +42,7 @@ _IMPORT: Final = 7
 _ITEM_BYTES: Final = limits.SNAPSHOT_CHUNK_BYTES // 8
 _RECORD_OVERHEAD: Final = 8
 _CHANGE_OVERHEAD: Final = 24
-_RESULT_BYTES: Final = 12
+_RESULT_OVERHEAD: Final = 3
 
 
 class Rest(NamedTuple):
@@ -56,13 +60,14 @@ class Rest(NamedTuple):
 
 @dataclass
 class StoreState:
-    """A whole state, as restored."""
+    """A whole state, as restored. ``order``: the keys of all slots."""
 
     time: int = 0
     genesis: bool = False
     ended: dict[int, tuple[int, int]] = field(default_factory=dict)
     imports: list[Import] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
+    order: KeyIndex = field(default_factory=new_index)
 
 
 class StoreSnapshot:
@@ -146,7 +151,7 @@ def _items(head: list[Any], parts: Iterable[tuple[list[Any], int]]) -> Iterator[
 def _session_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
     for client, session in image.sessions.items():
         row = session_row(client, session)
-        yield [row], _RESULT_BYTES * len(row)
+        yield [row], row_bytes(row) + _RESULT_OVERHEAD * len(row)
 
 
 def _dirty_parts(image: SlotImage) -> Iterator[tuple[list[Any], int]]:
@@ -189,7 +194,7 @@ class StoreRestore:
             raise ValueError("something follows the end")
         if not self._started:
             name, time, genesis = item
-            if name != FORMAT:
+            if name not in (FORMAT, _FORMER):
                 raise ValueError("unknown format")
             if not 0 <= whole(time) <= MAX_GROUP_TIME or type(genesis) is not bool:
                 raise ValueError("time or genesis out of range")
@@ -259,11 +264,13 @@ class StoreRestore:
 
     def _take_records(self, slot: Slot, item: list[Any]) -> None:
         each = iter(item[2:])
+        add = self._state.order.add
         for key, record in zip(each, each, strict=True):
             slot.records[binary(key)] = binary(record)
             slot.bytes += len(key) + value_bytes(record)
             slot.expiring += head(record)[1] != 0
             self._records += 1
+            add(key)
 
     def _take_dirty(self, slot: Slot, item: list[Any]) -> None:
         if slot.dirty is None:

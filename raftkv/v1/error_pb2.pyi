@@ -40,6 +40,9 @@ class _CodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Code.ValueType],
     CODE_WRONG_CLUSTER: _Code.ValueType  # 14
     CODE_INTERNAL: _Code.ValueType  # 15
     CODE_WRONG_VERSION: _Code.ValueType  # 16
+    CODE_NOT_A_NUMBER: _Code.ValueType  # 17
+    CODE_OUT_OF_RANGE: _Code.ValueType  # 18
+    CODE_CROSS_SLOT: _Code.ValueType  # 19
 
 class Code(_Code, metaclass=_CodeEnumTypeWrapper): ...
 
@@ -60,6 +63,9 @@ CODE_DEADLINE_EXCEEDED: Code.ValueType  # 13
 CODE_WRONG_CLUSTER: Code.ValueType  # 14
 CODE_INTERNAL: Code.ValueType  # 15
 CODE_WRONG_VERSION: Code.ValueType  # 16
+CODE_NOT_A_NUMBER: Code.ValueType  # 17
+CODE_OUT_OF_RANGE: Code.ValueType  # 18
+CODE_CROSS_SLOT: Code.ValueType  # 19
 Global___Code: _TypeAlias = Code  # noqa: Y015
 
 @_typing.final

@@ -42,6 +42,27 @@ CONSISTENCY_STALE: Consistency.ValueType  # 2
 """From any replica that has caught up once since it started; may be old."""
 Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
 
+class _ScanContent:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScanContentEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScanContent.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCAN_CONTENT_RECORDS: _ScanContent.ValueType  # 0
+    SCAN_CONTENT_KEYS: _ScanContent.ValueType  # 1
+    """Without values."""
+    SCAN_CONTENT_COUNT: _ScanContent.ValueType  # 2
+    """Only how many there are."""
+
+class ScanContent(_ScanContent, metaclass=_ScanContentEnumTypeWrapper): ...
+
+SCAN_CONTENT_RECORDS: ScanContent.ValueType  # 0
+SCAN_CONTENT_KEYS: ScanContent.ValueType  # 1
+"""Without values."""
+SCAN_CONTENT_COUNT: ScanContent.ValueType  # 2
+"""Only how many there are."""
+Global___ScanContent: _TypeAlias = ScanContent  # noqa: Y015
+
 class _Kind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -52,6 +73,12 @@ class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Kind.ValueType],
     KIND_PUT: _Kind.ValueType  # 1
     KIND_DELETE: _Kind.ValueType  # 2
     KIND_COMPARE_AND_SWAP: _Kind.ValueType  # 3
+    KIND_INCREMENT: _Kind.ValueType  # 60
+    KIND_APPEND: _Kind.ValueType  # 61
+    KIND_TOUCH: _Kind.ValueType  # 62
+    KIND_GET_AND_DELETE: _Kind.ValueType  # 63
+    KIND_COMPARE_AND_DELETE: _Kind.ValueType  # 64
+    KIND_TRANSACT: _Kind.ValueType  # 65
 
 class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
 
@@ -59,6 +86,12 @@ KIND_GET: Kind.ValueType  # 0
 KIND_PUT: Kind.ValueType  # 1
 KIND_DELETE: Kind.ValueType  # 2
 KIND_COMPARE_AND_SWAP: Kind.ValueType  # 3
+KIND_INCREMENT: Kind.ValueType  # 60
+KIND_APPEND: Kind.ValueType  # 61
+KIND_TOUCH: Kind.ValueType  # 62
+KIND_GET_AND_DELETE: Kind.ValueType  # 63
+KIND_COMPARE_AND_DELETE: Kind.ValueType  # 64
+KIND_TRANSACT: Kind.ValueType  # 65
 Global___Kind: _TypeAlias = Kind  # noqa: Y015
 
 @_typing.final
@@ -332,30 +365,518 @@ class CompareAndSwapResponse(_message.Message):
 Global___CompareAndSwapResponse: _TypeAlias = CompareAndSwapResponse  # noqa: Y015
 
 @_typing.final
+class CompareAndDeleteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    expected: _builtins.bytes
+    @_builtins.property
+    def request_id(self) -> Global___RequestId: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        expected: _builtins.bytes | None = ...,
+        request_id: Global___RequestId | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "expected", b"expected", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "expected", b"expected", "key", b"key", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected: _TypeAlias = _typing.Literal["expected"]  # noqa: Y015
+    _WhichOneofArgType__expected: _TypeAlias = _typing.Literal["_expected", b"_expected"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected) -> _WhichOneofReturnType__expected | None: ...
+
+Global___CompareAndDeleteRequest: _TypeAlias = CompareAndDeleteRequest  # noqa: Y015
+
+@_typing.final
+class CompareAndDeleteResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.bool
+    version: _builtins.int
+    """Version of the record removed, or of the one that did not match (0 = absent)."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.bool = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareAndDeleteResponse: _TypeAlias = CompareAndDeleteResponse  # noqa: Y015
+
+@_typing.final
+class IncrementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    delta: _builtins.int
+    ttl_ms: _builtins.int
+    """Of a counter that is created; 0 = no expiry. One that exists keeps its own."""
+    @_builtins.property
+    def request_id(self) -> Global___RequestId: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        delta: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
+        request_id: Global___RequestId | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "key", b"key", "request_id", b"request_id", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IncrementRequest: _TypeAlias = IncrementRequest  # noqa: Y015
+
+@_typing.final
+class IncrementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    value: _builtins.int
+    """After the increment."""
+    version: _builtins.int
+    def __init__(
+        self,
+        *,
+        value: _builtins.int = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IncrementResponse: _TypeAlias = IncrementResponse  # noqa: Y015
+
+@_typing.final
+class AppendRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    value: _builtins.bytes
+    ttl_ms: _builtins.int
+    """Of a record that is created; 0 = no expiry. One that exists keeps its own."""
+    @_builtins.property
+    def request_id(self) -> Global___RequestId: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        value: _builtins.bytes = ...,
+        ttl_ms: _builtins.int = ...,
+        request_id: Global___RequestId | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request_id", b"request_id", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppendRequest: _TypeAlias = AppendRequest  # noqa: Y015
+
+@_typing.final
+class AppendResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LENGTH_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    length: _builtins.int
+    """Length of the value after it."""
+    version: _builtins.int
+    def __init__(
+        self,
+        *,
+        length: _builtins.int = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["length", b"length", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppendResponse: _TypeAlias = AppendResponse  # noqa: Y015
+
+@_typing.final
+class TouchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    IF_VERSION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    ttl_ms: _builtins.int
+    """From now on; 0 = no expiry."""
+    if_version: _builtins.int
+    @_builtins.property
+    def request_id(self) -> Global___RequestId: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        ttl_ms: _builtins.int = ...,
+        if_version: _builtins.int | None = ...,
+        request_id: Global___RequestId | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_if_version", b"_if_version", "if_version", b"if_version", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_if_version", b"_if_version", "if_version", b"if_version", "key", b"key", "request_id", b"request_id", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__if_version: _TypeAlias = _typing.Literal["if_version"]  # noqa: Y015
+    _WhichOneofArgType__if_version: _TypeAlias = _typing.Literal["_if_version", b"_if_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__if_version) -> _WhichOneofReturnType__if_version | None: ...
+
+Global___TouchRequest: _TypeAlias = TouchRequest  # noqa: Y015
+
+@_typing.final
+class TouchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXISTED_FIELD_NUMBER: _builtins.int
+    existed: _builtins.bool
+    """Whether there is a record."""
+    def __init__(
+        self,
+        *,
+        existed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["existed", b"existed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TouchResponse: _TypeAlias = TouchResponse  # noqa: Y015
+
+@_typing.final
+class GetAndDeleteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    @_builtins.property
+    def request_id(self) -> Global___RequestId: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        request_id: Global___RequestId | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAndDeleteRequest: _TypeAlias = GetAndDeleteRequest  # noqa: Y015
+
+@_typing.final
+class GetAndDeleteResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def record(self) -> Global___Record:
+        """What was removed; absent if there was no such record."""
+
+    def __init__(
+        self,
+        *,
+        record: Global___Record | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_record", b"_record", "record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_record", b"_record", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__record: _TypeAlias = _typing.Literal["record"]  # noqa: Y015
+    _WhichOneofArgType__record: _TypeAlias = _typing.Literal["_record", b"_record"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__record) -> _WhichOneofReturnType__record | None: ...
+
+Global___GetAndDeleteResponse: _TypeAlias = GetAndDeleteResponse  # noqa: Y015
+
+@_typing.final
+class Check(_message.Message):
+    """A condition of a transaction: exactly one of version and value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    version: _builtins.int
+    """0 = the key is absent."""
+    value: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        version: _builtins.int | None = ...,
+        value: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "_version", b"_version", "value", b"value", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "_version", b"_version", "key", b"key", "value", b"value", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+
+Global___Check: _TypeAlias = Check  # noqa: Y015
+
+@_typing.final
+class Step(_message.Message):
+    """An operation of a transaction. A get sees what stands before it in the list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    kind: Global___Kind.ValueType
+    """Get, put, delete or increment."""
+    key: _builtins.bytes
+    value: _builtins.bytes
+    ttl_ms: _builtins.int
+    """Of a put, or of a counter that is created; 0 = no expiry."""
+    delta: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: Global___Kind.ValueType = ...,
+        key: _builtins.bytes = ...,
+        value: _builtins.bytes = ...,
+        ttl_ms: _builtins.int = ...,
+        delta: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "key", b"key", "kind", b"kind", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Step: _TypeAlias = Step  # noqa: Y015
+
+@_typing.final
+class Transaction(_message.Message):
+    """If all checks hold, the steps take effect together, else those of otherwise. All keys belong to one slot. A list writes
+    to a key once at most.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    OTHERWISE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Check]: ...
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]: ...
+    @_builtins.property
+    def otherwise(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]: ...
+    def __init__(
+        self,
+        *,
+        checks: _abc.Iterable[Global___Check] | None = ...,
+        steps: _abc.Iterable[Global___Step] | None = ...,
+        otherwise: _abc.Iterable[Global___Step] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "otherwise", b"otherwise", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transaction: _TypeAlias = Transaction  # noqa: Y015
+
+@_typing.final
+class StepResult(_message.Message):
+    """What a step came to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Of the record written, read or removed; 0 = absent."""
+    value: _builtins.bytes
+    """Of the record read; of a counter the value after the increment."""
+    ttl_ms: _builtins.int
+    """Of the record read: milliseconds until expiry; absent if it does not expire."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        value: _builtins.bytes | None = ...,
+        ttl_ms: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ttl_ms", b"_ttl_ms", "_value", b"_value", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ttl_ms", b"_ttl_ms", "_value", b"_value", "ttl_ms", b"ttl_ms", "value", b"value", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ttl_ms: _TypeAlias = _typing.Literal["ttl_ms"]  # noqa: Y015
+    _WhichOneofArgType__ttl_ms: _TypeAlias = _typing.Literal["_ttl_ms", b"_ttl_ms"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_ms) -> _WhichOneofReturnType__ttl_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___StepResult: _TypeAlias = StepResult  # noqa: Y015
+
+@_typing.final
+class TransactionResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    succeeded: _builtins.bool
+    """Whether the checks held."""
+    number: _builtins.int
+    """The slot's mutation counter after it."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepResult]:
+        """Of the list that took effect, in its order."""
+
+    def __init__(
+        self,
+        *,
+        succeeded: _builtins.bool = ...,
+        results: _abc.Iterable[Global___StepResult] | None = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "results", b"results", "succeeded", b"succeeded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransactionResult: _TypeAlias = TransactionResult  # noqa: Y015
+
+@_typing.final
+class TransactRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transaction(self) -> Global___Transaction: ...
+    @_builtins.property
+    def request_id(self) -> Global___RequestId: ...
+    def __init__(
+        self,
+        *,
+        transaction: Global___Transaction | None = ...,
+        request_id: Global___RequestId | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "transaction", b"transaction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "transaction", b"transaction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransactRequest: _TypeAlias = TransactRequest  # noqa: Y015
+
+@_typing.final
+class TransactResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def result(self) -> Global___TransactionResult: ...
+    def __init__(
+        self,
+        *,
+        result: Global___TransactionResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransactResponse: _TypeAlias = TransactResponse  # noqa: Y015
+
+@_typing.final
 class ScanRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SLOT_FIELD_NUMBER: _builtins.int
-    AFTER_FIELD_NUMBER: _builtins.int
     LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REVERSE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
-    after: _builtins.bytes
-    """Only records whose keys are greater."""
+    """The group that serves this slot is asked."""
     limit_bytes: _builtins.int
-    """Soft limit of a page; 0 = the server's."""
+    """About the size of a page; 0 = the server's."""
     consistency: Global___Consistency.ValueType
+    start: _builtins.bytes
+    """The first key, and the one behind the last; empty = no bound."""
+    end: _builtins.bytes
+    slots: _builtins.bytes
+    """Slots whose records are wanted: slot s is bit s % 8 of byte s / 8, all slots of the cluster have one. Empty = all."""
+    limit: _builtins.int
+    """Records of a page at most; 0 = any number."""
+    reverse: _builtins.bool
+    """From the last key to the first."""
+    content: Global___ScanContent.ValueType
     def __init__(
         self,
         *,
         slot: _builtins.int = ...,
-        after: _builtins.bytes = ...,
         limit_bytes: _builtins.int = ...,
         consistency: Global___Consistency.ValueType = ...,
+        start: _builtins.bytes = ...,
+        end: _builtins.bytes = ...,
+        slots: _builtins.bytes = ...,
+        limit: _builtins.int = ...,
+        reverse: _builtins.bool = ...,
+        content: Global___ScanContent.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "consistency", b"consistency", "limit_bytes", b"limit_bytes", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "content", b"content", "end", b"end", "limit", b"limit", "limit_bytes", b"limit_bytes", "reverse", b"reverse", "slot", b"slot", "slots", b"slots", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -363,25 +884,40 @@ Global___ScanRequest: _TypeAlias = ScanRequest  # noqa: Y015
 
 @_typing.final
 class ScanResponse(_message.Message):
+    """A page has all keys from the request's start to next, in reverse from its end down to next, of the slots that it
+    names, and of no others. So a scan of all slots notes for each of them how far it was read, and asks again for those
+    that a page does not name.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RECORDS_FIELD_NUMBER: _builtins.int
-    MORE_FIELD_NUMBER: _builtins.int
-    more: _builtins.bool
-    """More records follow the last one of this page."""
+    NEXT_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    next: _builtins.bytes
+    """Start of the next page, in reverse its end; absent: there is none."""
+    slots: _builtins.bytes
+    """Those of the wanted slots that the group served when it read the page."""
+    count: _builtins.int
+    """Of SCAN_CONTENT_COUNT: records between start and next."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]: ...
     def __init__(
         self,
         *,
         records: _abc.Iterable[Global___Record] | None = ...,
-        more: _builtins.bool = ...,
+        next: _builtins.bytes | None = ...,
+        slots: _builtins.bytes = ...,
+        count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next", b"_next", "next", b"next"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next", b"_next", "count", b"count", "next", b"next", "records", b"records", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__next: _TypeAlias = _typing.Literal["next"]  # noqa: Y015
+    _WhichOneofArgType__next: _TypeAlias = _typing.Literal["_next", b"_next"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next) -> _WhichOneofReturnType__next | None: ...
 
 Global___ScanResponse: _TypeAlias = ScanResponse  # noqa: Y015
 
@@ -398,6 +934,8 @@ class Operation(_message.Message):
     TTL_MS_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    TRANSACTION_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Chosen by the client, unique among its outstanding operations on this stream."""
     kind: Global___Kind.ValueType
@@ -409,6 +947,12 @@ class Operation(_message.Message):
     sequence: _builtins.int
     """Of writes; 0 = no request id."""
     consistency: Global___Consistency.ValueType
+    delta: _builtins.int
+    """Of increments."""
+    @_builtins.property
+    def transaction(self) -> Global___Transaction:
+        """Of transactions, whose keys stand in it."""
+
     def __init__(
         self,
         *,
@@ -421,10 +965,12 @@ class Operation(_message.Message):
         ttl_ms: _builtins.int = ...,
         sequence: _builtins.int = ...,
         consistency: Global___Consistency.ValueType = ...,
+        delta: _builtins.int = ...,
+        transaction: Global___Transaction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_if_version", b"_if_version", "expected", b"expected", "if_version", b"if_version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_if_version", b"_if_version", "expected", b"expected", "if_version", b"if_version", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_if_version", b"_if_version", "consistency", b"consistency", "expected", b"expected", "id", b"id", "if_version", b"if_version", "key", b"key", "kind", b"kind", "sequence", b"sequence", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_if_version", b"_if_version", "consistency", b"consistency", "delta", b"delta", "expected", b"expected", "id", b"id", "if_version", b"if_version", "key", b"key", "kind", b"kind", "sequence", b"sequence", "transaction", b"transaction", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected: _TypeAlias = _typing.Literal["expected"]  # noqa: Y015
     _WhichOneofArgType__expected: _TypeAlias = _typing.Literal["_expected", b"_expected"]  # noqa: Y015
@@ -487,6 +1033,7 @@ class OperationResult(_message.Message):
     RETRY_MS_FIELD_NUMBER: _builtins.int
     NEW_ID_MS_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
+    TRANSACTION_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     code: _builtins.int
     """0 = done; else a Code of error.proto."""
@@ -502,7 +1049,9 @@ class OperationResult(_message.Message):
     new_id_ms: _builtins.int
     """Of CODE_SESSION_EXPIRED: when to draw the next client id, in milliseconds of Unix time; 0 = not told."""
     number: _builtins.int
-    """What a command that answers a number answers."""
+    """What a command that answers a number answers: an append the length of the value."""
+    @_builtins.property
+    def transaction(self) -> Global___TransactionResult: ...
     def __init__(
         self,
         *,
@@ -516,10 +1065,11 @@ class OperationResult(_message.Message):
         retry_ms: _builtins.int | None = ...,
         new_id_ms: _builtins.int = ...,
         number: _builtins.int = ...,
+        transaction: Global___TransactionResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_ms", b"_retry_ms", "_ttl_ms", b"_ttl_ms", "_value", b"_value", "retry_ms", b"retry_ms", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_ms", b"_retry_ms", "_ttl_ms", b"_ttl_ms", "_value", b"_value", "retry_ms", b"retry_ms", "transaction", b"transaction", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_ms", b"_retry_ms", "_ttl_ms", b"_ttl_ms", "_value", b"_value", "code", b"code", "detail", b"detail", "id", b"id", "leader_hint", b"leader_hint", "new_id_ms", b"new_id_ms", "number", b"number", "retry_ms", b"retry_ms", "ttl_ms", b"ttl_ms", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_ms", b"_retry_ms", "_ttl_ms", b"_ttl_ms", "_value", b"_value", "code", b"code", "detail", b"detail", "id", b"id", "leader_hint", b"leader_hint", "new_id_ms", b"new_id_ms", "number", b"number", "retry_ms", b"retry_ms", "transaction", b"transaction", "ttl_ms", b"ttl_ms", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retry_ms: _TypeAlias = _typing.Literal["retry_ms"]  # noqa: Y015
     _WhichOneofArgType__retry_ms: _TypeAlias = _typing.Literal["_retry_ms", b"_retry_ms"]  # noqa: Y015

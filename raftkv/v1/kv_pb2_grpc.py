@@ -55,6 +55,36 @@ class KVStub:
                 request_serializer=raftkv_dot_v1_dot_kv__pb2.CompareAndSwapRequest.SerializeToString,
                 response_deserializer=raftkv_dot_v1_dot_kv__pb2.CompareAndSwapResponse.FromString,
                 _registered_method=True)
+        self.CompareAndDelete = channel.unary_unary(
+                '/raftkv.v1.KV/CompareAndDelete',
+                request_serializer=raftkv_dot_v1_dot_kv__pb2.CompareAndDeleteRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_kv__pb2.CompareAndDeleteResponse.FromString,
+                _registered_method=True)
+        self.Increment = channel.unary_unary(
+                '/raftkv.v1.KV/Increment',
+                request_serializer=raftkv_dot_v1_dot_kv__pb2.IncrementRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_kv__pb2.IncrementResponse.FromString,
+                _registered_method=True)
+        self.Append = channel.unary_unary(
+                '/raftkv.v1.KV/Append',
+                request_serializer=raftkv_dot_v1_dot_kv__pb2.AppendRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_kv__pb2.AppendResponse.FromString,
+                _registered_method=True)
+        self.Touch = channel.unary_unary(
+                '/raftkv.v1.KV/Touch',
+                request_serializer=raftkv_dot_v1_dot_kv__pb2.TouchRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_kv__pb2.TouchResponse.FromString,
+                _registered_method=True)
+        self.GetAndDelete = channel.unary_unary(
+                '/raftkv.v1.KV/GetAndDelete',
+                request_serializer=raftkv_dot_v1_dot_kv__pb2.GetAndDeleteRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_kv__pb2.GetAndDeleteResponse.FromString,
+                _registered_method=True)
+        self.Transact = channel.unary_unary(
+                '/raftkv.v1.KV/Transact',
+                request_serializer=raftkv_dot_v1_dot_kv__pb2.TransactRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_kv__pb2.TransactResponse.FromString,
+                _registered_method=True)
         self.Scan = channel.unary_unary(
                 '/raftkv.v1.KV/Scan',
                 request_serializer=raftkv_dot_v1_dot_kv__pb2.ScanRequest.SerializeToString,
@@ -95,8 +125,50 @@ class KVServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareAndDelete(self, request, context):
+        """Removes a record if its value is the expected one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Increment(self, request, context):
+        """Adds to a counter: a record whose value is a signed 64-bit integer as decimal text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Append(self, request, context):
+        """Adds bytes to the end of a value.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Touch(self, request, context):
+        """Gives a record another time to live. Its version stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAndDelete(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Transact(self, request, context):
+        """Several operations on keys of one slot as one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Scan(self, request, context):
-        """Records of one slot in key order, a page at a time. Each page is one linearizable read.
+        """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
+        linearizable read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +203,36 @@ def add_KVServicer_to_server(servicer, server):
                     servicer.CompareAndSwap,
                     request_deserializer=raftkv_dot_v1_dot_kv__pb2.CompareAndSwapRequest.FromString,
                     response_serializer=raftkv_dot_v1_dot_kv__pb2.CompareAndSwapResponse.SerializeToString,
+            ),
+            'CompareAndDelete': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareAndDelete,
+                    request_deserializer=raftkv_dot_v1_dot_kv__pb2.CompareAndDeleteRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_kv__pb2.CompareAndDeleteResponse.SerializeToString,
+            ),
+            'Increment': grpc.unary_unary_rpc_method_handler(
+                    servicer.Increment,
+                    request_deserializer=raftkv_dot_v1_dot_kv__pb2.IncrementRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_kv__pb2.IncrementResponse.SerializeToString,
+            ),
+            'Append': grpc.unary_unary_rpc_method_handler(
+                    servicer.Append,
+                    request_deserializer=raftkv_dot_v1_dot_kv__pb2.AppendRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_kv__pb2.AppendResponse.SerializeToString,
+            ),
+            'Touch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Touch,
+                    request_deserializer=raftkv_dot_v1_dot_kv__pb2.TouchRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_kv__pb2.TouchResponse.SerializeToString,
+            ),
+            'GetAndDelete': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAndDelete,
+                    request_deserializer=raftkv_dot_v1_dot_kv__pb2.GetAndDeleteRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_kv__pb2.GetAndDeleteResponse.SerializeToString,
+            ),
+            'Transact': grpc.unary_unary_rpc_method_handler(
+                    servicer.Transact,
+                    request_deserializer=raftkv_dot_v1_dot_kv__pb2.TransactRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_kv__pb2.TransactResponse.SerializeToString,
             ),
             'Scan': grpc.unary_unary_rpc_method_handler(
                     servicer.Scan,
@@ -252,6 +354,168 @@ class KV:
             '/raftkv.v1.KV/CompareAndSwap',
             raftkv_dot_v1_dot_kv__pb2.CompareAndSwapRequest.SerializeToString,
             raftkv_dot_v1_dot_kv__pb2.CompareAndSwapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareAndDelete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.KV/CompareAndDelete',
+            raftkv_dot_v1_dot_kv__pb2.CompareAndDeleteRequest.SerializeToString,
+            raftkv_dot_v1_dot_kv__pb2.CompareAndDeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Increment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.KV/Increment',
+            raftkv_dot_v1_dot_kv__pb2.IncrementRequest.SerializeToString,
+            raftkv_dot_v1_dot_kv__pb2.IncrementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Append(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.KV/Append',
+            raftkv_dot_v1_dot_kv__pb2.AppendRequest.SerializeToString,
+            raftkv_dot_v1_dot_kv__pb2.AppendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Touch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.KV/Touch',
+            raftkv_dot_v1_dot_kv__pb2.TouchRequest.SerializeToString,
+            raftkv_dot_v1_dot_kv__pb2.TouchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAndDelete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.KV/GetAndDelete',
+            raftkv_dot_v1_dot_kv__pb2.GetAndDeleteRequest.SerializeToString,
+            raftkv_dot_v1_dot_kv__pb2.GetAndDeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Transact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.KV/Transact',
+            raftkv_dot_v1_dot_kv__pb2.TransactRequest.SerializeToString,
+            raftkv_dot_v1_dot_kv__pb2.TransactResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,8 +37,21 @@ class KVStub:
     Put: _grpc.UnaryUnaryMultiCallable[_kv_pb2.PutRequest, _kv_pb2.PutResponse]
     Delete: _grpc.UnaryUnaryMultiCallable[_kv_pb2.DeleteRequest, _kv_pb2.DeleteResponse]
     CompareAndSwap: _grpc.UnaryUnaryMultiCallable[_kv_pb2.CompareAndSwapRequest, _kv_pb2.CompareAndSwapResponse]
+    CompareAndDelete: _grpc.UnaryUnaryMultiCallable[_kv_pb2.CompareAndDeleteRequest, _kv_pb2.CompareAndDeleteResponse]
+    """Removes a record if its value is the expected one."""
+    Increment: _grpc.UnaryUnaryMultiCallable[_kv_pb2.IncrementRequest, _kv_pb2.IncrementResponse]
+    """Adds to a counter: a record whose value is a signed 64-bit integer as decimal text."""
+    Append: _grpc.UnaryUnaryMultiCallable[_kv_pb2.AppendRequest, _kv_pb2.AppendResponse]
+    """Adds bytes to the end of a value."""
+    Touch: _grpc.UnaryUnaryMultiCallable[_kv_pb2.TouchRequest, _kv_pb2.TouchResponse]
+    """Gives a record another time to live. Its version stays."""
+    GetAndDelete: _grpc.UnaryUnaryMultiCallable[_kv_pb2.GetAndDeleteRequest, _kv_pb2.GetAndDeleteResponse]
+    Transact: _grpc.UnaryUnaryMultiCallable[_kv_pb2.TransactRequest, _kv_pb2.TransactResponse]
+    """Several operations on keys of one slot as one."""
     Scan: _grpc.UnaryUnaryMultiCallable[_kv_pb2.ScanRequest, _kv_pb2.ScanResponse]
-    """Records of one slot in key order, a page at a time. Each page is one linearizable read."""
+    """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
+    linearizable read.
+    """
     Pipeline: _grpc.StreamStreamMultiCallable[_kv_pb2.PipelineRequest, _kv_pb2.PipelineResponse]
     """Batches of operations in both directions; results come in any order and carry the operation's id."""
 
@@ -51,8 +64,21 @@ class KVAsyncStub(KVStub):
     Put: _aio.UnaryUnaryMultiCallable[_kv_pb2.PutRequest, _kv_pb2.PutResponse]  # type: ignore[assignment]
     Delete: _aio.UnaryUnaryMultiCallable[_kv_pb2.DeleteRequest, _kv_pb2.DeleteResponse]  # type: ignore[assignment]
     CompareAndSwap: _aio.UnaryUnaryMultiCallable[_kv_pb2.CompareAndSwapRequest, _kv_pb2.CompareAndSwapResponse]  # type: ignore[assignment]
+    CompareAndDelete: _aio.UnaryUnaryMultiCallable[_kv_pb2.CompareAndDeleteRequest, _kv_pb2.CompareAndDeleteResponse]  # type: ignore[assignment]
+    """Removes a record if its value is the expected one."""
+    Increment: _aio.UnaryUnaryMultiCallable[_kv_pb2.IncrementRequest, _kv_pb2.IncrementResponse]  # type: ignore[assignment]
+    """Adds to a counter: a record whose value is a signed 64-bit integer as decimal text."""
+    Append: _aio.UnaryUnaryMultiCallable[_kv_pb2.AppendRequest, _kv_pb2.AppendResponse]  # type: ignore[assignment]
+    """Adds bytes to the end of a value."""
+    Touch: _aio.UnaryUnaryMultiCallable[_kv_pb2.TouchRequest, _kv_pb2.TouchResponse]  # type: ignore[assignment]
+    """Gives a record another time to live. Its version stays."""
+    GetAndDelete: _aio.UnaryUnaryMultiCallable[_kv_pb2.GetAndDeleteRequest, _kv_pb2.GetAndDeleteResponse]  # type: ignore[assignment]
+    Transact: _aio.UnaryUnaryMultiCallable[_kv_pb2.TransactRequest, _kv_pb2.TransactResponse]  # type: ignore[assignment]
+    """Several operations on keys of one slot as one."""
     Scan: _aio.UnaryUnaryMultiCallable[_kv_pb2.ScanRequest, _kv_pb2.ScanResponse]  # type: ignore[assignment]
-    """Records of one slot in key order, a page at a time. Each page is one linearizable read."""
+    """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
+    linearizable read.
+    """
     Pipeline: _aio.StreamStreamMultiCallable[_kv_pb2.PipelineRequest, _kv_pb2.PipelineResponse]  # type: ignore[assignment]
     """Batches of operations in both directions; results come in any order and carry the operation's id."""
 
@@ -88,12 +114,61 @@ class KVServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_kv_pb2.CompareAndSwapResponse, _abc.Awaitable[_kv_pb2.CompareAndSwapResponse]]: ...
 
     @_abc_1.abstractmethod
+    def CompareAndDelete(
+        self,
+        request: _kv_pb2.CompareAndDeleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.CompareAndDeleteResponse, _abc.Awaitable[_kv_pb2.CompareAndDeleteResponse]]:
+        """Removes a record if its value is the expected one."""
+
+    @_abc_1.abstractmethod
+    def Increment(
+        self,
+        request: _kv_pb2.IncrementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.IncrementResponse, _abc.Awaitable[_kv_pb2.IncrementResponse]]:
+        """Adds to a counter: a record whose value is a signed 64-bit integer as decimal text."""
+
+    @_abc_1.abstractmethod
+    def Append(
+        self,
+        request: _kv_pb2.AppendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.AppendResponse, _abc.Awaitable[_kv_pb2.AppendResponse]]:
+        """Adds bytes to the end of a value."""
+
+    @_abc_1.abstractmethod
+    def Touch(
+        self,
+        request: _kv_pb2.TouchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.TouchResponse, _abc.Awaitable[_kv_pb2.TouchResponse]]:
+        """Gives a record another time to live. Its version stays."""
+
+    @_abc_1.abstractmethod
+    def GetAndDelete(
+        self,
+        request: _kv_pb2.GetAndDeleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.GetAndDeleteResponse, _abc.Awaitable[_kv_pb2.GetAndDeleteResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Transact(
+        self,
+        request: _kv_pb2.TransactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.TransactResponse, _abc.Awaitable[_kv_pb2.TransactResponse]]:
+        """Several operations on keys of one slot as one."""
+
+    @_abc_1.abstractmethod
     def Scan(
         self,
         request: _kv_pb2.ScanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_pb2.ScanResponse, _abc.Awaitable[_kv_pb2.ScanResponse]]:
-        """Records of one slot in key order, a page at a time. Each page is one linearizable read."""
+        """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
+        linearizable read.
+        """
 
     @_abc_1.abstractmethod
     def Pipeline(

@@ -31,7 +31,7 @@ def fill(endpoints: str) -> None:
 
 def check(endpoints: str) -> None:
     with raftkv.Client(endpoints, timeout=PATIENCE) as kv:
-        assert {record.key: record.value for record in kv.records()} == RECORDS
+        assert {record.key: record.value for record in kv.scan()} == RECORDS
 
 
 def becomes_healthy(admin: Admin) -> None:

@@ -81,7 +81,7 @@ class Writer:
 
 def assert_all_there(endpoints: str) -> None:
     with raftkv.Client(endpoints, timeout=PATIENCE) as kv:
-        assert {record.key: record.value for record in kv.records()} == RECORDS
+        assert {record.key: record.value for record in kv.scan()} == RECORDS
 
 
 def test_status_and_health(cluster: LocalCluster, admin: Admin) -> None:
@@ -229,7 +229,7 @@ def test_a_backup_is_restored_into_another_cluster(cluster: LocalCluster, admin:
         assert admin("backup restore", folder, "--yes", "-o", "json", "--endpoints", target.endpoints) == 0, admin.err
         assert json.loads(admin.out)["written"] == len(RECORDS) + 1
         with raftkv.Client(target.endpoints, timeout=PATIENCE) as kv:
-            found = {record.key: record for record in kv.records()}
+            found = {record.key: record for record in kv.scan()}
         mortal = found.pop(b"mortal")
         assert mortal.expires_at is not None
         assert {key: record.value for key, record in found.items()} == RECORDS

@@ -80,12 +80,12 @@ def client(cluster: LocalCluster) -> Iterator[raftkv.Client]:
 
 
 def empty(client: raftkv.Client) -> None:
-    for record in list(client.records()):
+    for record in list(client.scan()):
         client.delete(record.key)
 
 
 def everything(client: raftkv.Client) -> dict[str, str]:
-    return {record.key.decode(): record.value.decode() for record in client.records()}
+    return {record.key.decode(): record.value.decode() for record in client.scan()}
 
 
 def lines(records: dict[str, str]) -> bytes:
@@ -304,7 +304,7 @@ def test_json_is_utf_8_and_arguments_are_bytes_whatever_the_locale(
     key, other = ODD.encode(), b"\xff\xfe"
     assert run("put", key, key, **locale).returncode == 0
     client.put(other, other)
-    assert {bytes(record.key): bytes(record.value) for record in client.records()} == {key: key, other: other}
+    assert {bytes(record.key): bytes(record.value) for record in client.scan()} == {key: key, other: other}
     got = json.loads(run("get", key, "-o", "json", **locale).stdout.decode())
     assert (got["key"], got["value"]) == (ODD, ODD)
     assert run("get", other, **locale).stdout == other

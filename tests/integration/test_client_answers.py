@@ -15,9 +15,10 @@ from raftkv.client.aio import AsyncClient
 from raftkv.client.transport import Endpoint, TransportError
 from raftkv.client.types import CasResult
 from raftkv.commands.results import Result
-from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, Unavailable
+from raftkv.errors import ConditionFailed, DeadlineExceeded, OutcomeUnknown, Overloaded, Unavailable
 from shards.slots import slot_of
 from tests.rpc_fakes import SLOTS, FakeCluster, calls, started
+from tests.store_helpers import bits
 from tests.waiting import becomes
 
 T = TypeVar("T")
@@ -99,8 +100,9 @@ def test_a_client_tells_slots() -> None:
             ]
             # The record is where it says.
             await kv.put("k", b"v")
-            page, _ = await kv.scan_slot(await kv.slot_of("k"))
-            assert [record.key for record in page] == [b"k"]
+            cluster.frontends[0].batches.clear()
+            assert [record.key async for record in kv.scan(prefix="{user:1}")] == []
+            assert [(op.slot, op.slots) for op in cluster.frontends[0].ops] == [(slot, bits(slot))]
             await cluster.stop(1)
             assert await kv.slots() == SLOTS, "it never changes, so it is asked once"
 
@@ -119,7 +121,9 @@ def test_a_small_budget_is_kept(operation: str, timeout: float, monkeypatch: pyt
             for front in cluster.frontends:
                 front.script = lambda op: None
             kv._timeout = timeout
-            with pytest.raises(Unavailable if operation == "get" else (DeadlineExceeded, Unavailable)) as caught:
+            # A node that reads the message too late, on a busy machine, says that it is overloaded.
+            unknown = () if operation == "get" else (DeadlineExceeded,)
+            with pytest.raises((Unavailable, Overloaded, *unknown)) as caught:
                 await calls(kv)[operation]()
             assert f"(timeout {timeout:g} s" in str(caught.value)
             # The node is no worse for it, and a late answer does no harm.

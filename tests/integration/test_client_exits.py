@@ -25,9 +25,9 @@ kv.put("k", b"v")
 
 SYNC = {
     "left open": "",
-    "in the middle of an iterator": "page = kv.records(); next(page)",
+    "in the middle of an iterator": "page = kv.scan(); next(page)",
     "an iterator that is still running in a thread": """
-threading.Thread(target=lambda: [time.get_clock_info and kv.get("k") for _ in kv.records()], daemon=True).start()
+threading.Thread(target=lambda: [time.get_clock_info and kv.get("k") for _ in kv.scan()], daemon=True).start()
 """,
     "in a function": """
 def f():
@@ -55,7 +55,7 @@ for _ in range(3):
     threading.Thread(target=forever, daemon=True).start()
 kv.get("k")
 """,
-    "sys.exit": "next(kv.records()); print(True); sys.exit(3)",
+    "sys.exit": "next(kv.scan()); print(True); sys.exit(3)",
     "sys.exit in a thread's way": """
 threading.Thread(target=lambda: [kv.get("k") for _ in range(20)]).start()
 sys.exit(3)
@@ -119,7 +119,7 @@ async def main(kept=None, calls=0, page=False):
     for number in range(calls):
         asyncio.ensure_future(kv.put(f"k{number}", b"v"))
     if page:
-        await anext(kv.records())
+        await anext(kv.scan())
     await asyncio.sleep(0)
 """
     for _ in range(3):
@@ -208,7 +208,7 @@ def test_close_ends_the_calls_of_other_threads_with_errors_of_raftkv(endpoints: 
                 try:
                     while True:
                         if number % 4 == 0:
-                            list(kv.records())
+                            list(kv.scan())
                         elif number % 4 == 1:
                             kv.status()
                         elif number % 4 == 2:
@@ -230,7 +230,7 @@ def test_close_ends_the_calls_of_other_threads_with_errors_of_raftkv(endpoints: 
             for thread in closing + threads:
                 thread.join()
         print(dict(told))
-        print(name(lambda: kv.get("k")), name(lambda: next(kv.records())), name(kv.__enter__))
+        print(name(lambda: kv.get("k")), name(lambda: next(kv.scan())), name(kv.__enter__))
         """,
         endpoints,
     )
@@ -246,7 +246,7 @@ def test_close_in_the_loop_ends_its_calls_too(endpoints: str) -> None:
             await kv.put("k", b"v")
             calls = [asyncio.ensure_future(kv.put("k", b"v")) for _ in range(20)]
             calls += [asyncio.ensure_future(kv.get("k")) for _ in range(20)]
-            calls += [asyncio.ensure_future(kv.scan_slot(slot)) for slot in range(5)]
+            calls += [asyncio.ensure_future(kv.count()) for _ in range(5)]
             closing = []
             calls[0].add_done_callback(lambda _: closing.append(asyncio.ensure_future(kv.close())))
             calls[20].add_done_callback(lambda _: closing.append(asyncio.ensure_future(kv.aclose())))

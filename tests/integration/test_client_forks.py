@@ -65,13 +65,13 @@ def test_close_ends_grpc_without_the_garbage_collector(endpoints: str) -> None:
                 kept.append(kv)
                 await kv.get("a")
                 calls = [asyncio.ensure_future(kv.put(f"k{i}", "v")) for i in range(20)]
-                calls += [asyncio.ensure_future(kv.scan_slot(i)) for i in range(4)]
+                calls += [asyncio.ensure_future(kv.count()) for _ in range(4)]
                 await asyncio.sleep(0)
             await asyncio.gather(*calls, return_exceptions=True)
 
         for _ in range(5):
             sync(lambda kv: kv.get("a"))
-            sync(lambda kv: next(kv.records()))
+            sync(lambda kv: next(kv.scan()))
             sync(lambda kv: kv.status(timeout=5))
             assert grpc_ends(), "after close"
             asyncio.run(use_async())
@@ -201,7 +201,7 @@ def test_a_child_that_ends_as_programs_do_harms_nothing(endpoints: str) -> None:
         print(forked(child, hard=False))
         kv = Client(E)
         kv.put("k", b"v")
-        page = kv.records()
+        page = kv.scan()
         next(page)
         for _ in range(5):
             print(forked(lambda: name(lambda: kv.get("k")), hard=False))

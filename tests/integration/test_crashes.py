@@ -119,7 +119,7 @@ def test_kill_9_of_all_nodes_while_writing_loses_no_acknowledged_write(cluster: 
         cluster.restart(node, wait=False)
     cluster.wait_ready(PATIENCE)
     with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
-        found = {record.key: record.value for record in client.records()}
+        found = {record.key: record.value for record in client.scan()}
     lost = [key for key, value in acknowledged.items() if found.get(key) != value]
     assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged writes lost, first {lost[:3]}"
     assert all(attempted.get(key) == value for key, value in found.items())

@@ -311,7 +311,7 @@ def test_a_follower_that_was_away_for_long_takes_a_snapshot_and_agrees() -> None
         until(lambda: _records(cluster) == [expected] * 3, "all have all records")
         cluster.kill(next(node for node in cluster.nodes if node != away))
         with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
-            assert sum(1 for _ in client.records()) == expected
+            assert sum(1 for _ in client.scan()) == expected
 
 
 def _records(cluster: LocalCluster) -> list[int]:

@@ -219,14 +219,15 @@ def test_all_records_are_read_in_pages() -> None:
                 key, value = f"{{{number % 3}}}{number}".encode(), b"v" * 3000
                 cluster.shared.records[key] = (value, number + 1)
                 expected[key] = value
-            found = [record async for record in kv.records()]
+            found = [record async for record in kv.scan()]
             assert len(found) == 300
             assert {record.key: record.value for record in found} == expected
-            page, more = await kv.scan_slot(kv._engine._routing.slot(b"{0}"), limit_bytes=5000)
-            assert (len(page), more) == (2, True)
-            with pytest.raises(InvalidArgument, match="no slot 256"):
-                await kv.scan_slot(256)
-            async for _ in kv.records():
+            assert [record.key for record in found] == sorted(expected)
+            assert [one async for one in kv.scan(reverse=True)] == found[::-1]
+            assert [one async for one in kv.scan(start=found[7].key, limit=250)] == found[7:257]
+            assert {one.value async for one in kv.scan(keys_only=True, prefix="{1}")} == {b""}
+            assert await kv.count(end=found[7].key) == 7
+            async for _ in kv.scan():
                 break
 
     asyncio.run(main())
@@ -237,7 +238,7 @@ def test_scans_are_retried_elsewhere() -> None:
         async with started(2) as (cluster, kv):
             cluster.shared.records[b"k"] = (b"v", 1)
             cluster.frontends[0].script = lambda op: failed(Code.NOT_LEADER, hint=2)
-            assert [record.key async for record in kv.records()] == [b"k"]
+            assert [record.key async for record in kv.scan()] == [b"k"]
 
     asyncio.run(main())
 

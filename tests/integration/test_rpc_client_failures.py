@@ -90,7 +90,12 @@ def test_a_silent_node_is_left_for_another() -> None:
     asyncio.run(main())
 
 
-def test_nodes_without_packed_messages_are_asked_in_the_other_form(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "told"), [("PACKED_KEY", "raftkv-something-else"), ("PACKED_FORM", "1")], ids=["none", "others"]
+)
+def test_nodes_without_the_same_packed_messages_are_asked_in_the_other_form(
+    monkeypatch: pytest.MonkeyPatch, name: str, told: str
+) -> None:
     packed: list[bool] = []
 
     def parse(message: pipeline._Message) -> int:
@@ -119,7 +124,7 @@ def test_nodes_without_packed_messages_are_asked_in_the_other_form(monkeypatch: 
     new = asyncio.run(use())
     assert all(packed)
     packed.clear()
-    monkeypatch.setattr(service, "PACKED_KEY", "raftkv-something-else")
+    monkeypatch.setattr(service, name, told)
     assert asyncio.run(use()) == new, "both forms carry the same commands"
     assert packed
     assert not any(packed)

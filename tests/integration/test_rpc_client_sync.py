@@ -53,8 +53,8 @@ def test_the_synchronous_client_has_the_same_calls() -> None:
             with pytest.raises(ConditionFailed):
                 kv.put("k", b"w", if_version=raftkv.ABSENT)
             assert kv.cas("k", b"v", b"w")
-            assert [record.value for record in kv.records()] == [b"w"]
-            assert kv.scan_slot(0) == ([], False)
+            assert [record.value for record in kv.scan()] == [b"w"]
+            assert (kv.count(), kv.count(prefix="other")) == (1, 0)
             assert kv.status()[0].status is not None
             assert kv.delete("k")
             workers = [threading.Thread(target=kv.put, args=(f"t{i}", b"v")) for i in range(8)]
@@ -62,7 +62,7 @@ def test_the_synchronous_client_has_the_same_calls() -> None:
                 worker.start()
             for worker in workers:
                 worker.join()
-            assert len(list(kv.records())) == 8
+            assert len(list(kv.scan())) == 8
         kv.close()
         with pytest.raises(UsageError, match="closed"):
             kv.get("k")

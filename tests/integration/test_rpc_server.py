@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from grpc import StatusCode, aio
@@ -11,11 +12,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from raftkv.api.grpc_status import CLUSTER_KEY, NODE_KEY, result_of
-from raftkv.api.pipeline import PACKED_KEY, Batch, answers_of, request_of
+from raftkv.api.pipeline import PACKED_FORM, PACKED_KEY, Batch, answers_of, request_of
 from raftkv.clock import SystemClock
-from raftkv.commands.records import Cas, Delete, Get, Piped, Put, Scan
-from raftkv.commands.registry import encode
-from raftkv.commands.results import Result
+from raftkv.commands.ranges import Scan
+from raftkv.commands.records import Cas, Delete, Get, Put
+from raftkv.commands.registry import Piped, encode
+from raftkv.commands.results import Result, TransactionAnswer
+from raftkv.commands.transactions import Check, PutStep, Transact
+from raftkv.commands.updates import Increment
 from raftkv.errors import Code, ListenError
 from raftkv.frontend.grpc.server import GrpcServer
 from raftkv.frontend.resources import Resources
@@ -164,7 +168,7 @@ def test_a_message_is_one_batch_and_a_bad_operation_harms_no_other() -> None:
 async def exchange_packed(channel: aio.Channel, batch: Batch) -> dict[int, Result]:
     """Results of one packed message, by id, on a stream of its own."""
     call = kv_pb2_grpc.KVStub(channel).Pipeline(None)
-    assert dict(await call.initial_metadata())[PACKED_KEY] == "1"
+    assert dict(await call.initial_metadata())[PACKED_KEY] == PACKED_FORM
     await call.write(request_of(batch, packed=True))
     await call.done_writing()
     results: dict[int, Result] = {}
@@ -204,11 +208,36 @@ def test_a_packed_message_is_one_batch_and_a_bad_operation_harms_no_other() -> N
     asyncio.run(main())
 
 
+def test_packed_transactions_are_of_the_slot_that_they_name() -> None:
+    async def main() -> None:
+        async with FakeCluster() as cluster, aio.insecure_channel(cluster.endpoints) as channel:
+            front, slot = cluster.frontends[0], slot_of(b"{a}1", SLOTS)
+            done = Result(0, answer=TransactionAnswer(True, ((3, None, -1), (2, b"5", 70)), 7))
+            front.script = lambda op: done if isinstance(op, Transact) else Result(0, 4, b"-3")
+            name: dict[str, Any] = {"client": CLIENT, "seq": 5, "first": 4}
+            put = PutStep(b"{a}1", b"v")
+            ops: list[Piped] = [
+                Transact(slot, (Check(b"{a}2", 3),), (put,), **name),
+                Transact(slot, (Check(b"elsewhere"),), (put,), **name),
+                Transact(slot + 1, (), (put,)),
+                Transact(slot, (), (put, put)),
+                Transact(slot, (), ()),
+                Increment(slot, b"{a}n", -3, **name),
+            ]
+            results = await exchange_packed(channel, Batch(list(range(1, 7)), ops, 1500))
+            assert results[1] == done
+            assert results[6] == Result(0, 4, b"-3")
+            assert [results[number].code for number in (2, 3, 4, 5)] == [Code.INVALID_ARGUMENT] * 4
+            assert front.ops == [ops[0], ops[5]]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     "message",
     [
         kv_pb2.PipelineRequest(packed=b"garbage"),
-        kv_pb2.PipelineRequest(packed=encode([[1], [Scan(0, b"")]])),
+        kv_pb2.PipelineRequest(packed=encode([[1], [Scan(0, b"", b"", b"\xff" * 32)]])),
         kv_pb2.PipelineRequest(packed=encode([[1], [Get(0, b"")]])),
         kv_pb2.PipelineRequest(packed=encode([[1, 2], [Get(0, b"k")]])),
         kv_pb2.PipelineRequest(packed=encode([[-1], [Get(0, b"k")]])),

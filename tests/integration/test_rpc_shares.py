@@ -137,6 +137,32 @@ def test_unary_reads_that_are_read_all_end_well() -> None:
     asyncio.run(main())
 
 
+def test_a_write_that_tells_much_is_executed_once_however_little_room_its_answer_finds() -> None:
+    async def main() -> None:
+        async with FakeCluster() as cluster, connected(cluster) as channel:
+            cluster.frontends[0].script = Reader()
+            held = cluster.servers[0].resources.held
+            stub = kv_pb2_grpc.KVStub(channel)
+
+            async def take(number: int) -> kv_pb2.GetAndDeleteResponse:
+                return await stub.GetAndDelete(kv_pb2.GetAndDeleteRequest(key=b"%d" % number), timeout=PATIENCE)
+
+            found = await asyncio.gather(*map(take, range(120)))
+            assert all(len(one.record.value) == MAX_VALUE_BYTES for one in found)
+            keys = [op.key for op in cluster.frontends[0].ops]
+            assert sorted(keys) == sorted(b"%d" % number for number in range(120))
+            # Without any room none is begun.
+            held.take("somebody else", 2 * MAX_HELD_BYTES)
+            with pytest.raises(aio.AioRpcError) as caught:
+                await stub.GetAndDelete(kv_pb2.GetAndDeleteRequest(key=b"k"), timeout=0.2)
+            assert caught.value.code() in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED)
+            held.take("somebody else", -2 * MAX_HELD_BYTES)
+            assert len(cluster.frontends[0].ops) == len(keys)
+            assert held.held == 0
+
+    asyncio.run(main())
+
+
 def test_a_connection_over_its_share_is_told_when_to_come_back() -> None:
     async def main() -> None:
         async with FakeCluster() as cluster, connected(cluster) as channel:

@@ -7,8 +7,12 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 import raftkv
@@ -73,7 +77,7 @@ def test_a_stranger_at_the_port_for_nodes_gets_no_answer(
     ):
         assert answer(cluster, client_of(files).wrap_socket) == b""
     assert b"welcome" not in answer(cluster, lambda plain: plain), "no downgrade"
-    assert "refused a TLS connection: " in cluster.log(1, 1000)
+    assert "refused a TLS connection from 127.0.0.1:" in cluster.log(1, 1000)
 
 
 def test_a_node_is_the_one_that_its_certificate_names(cluster: LocalCluster, authority: Authority) -> None:
@@ -82,7 +86,7 @@ def test_a_node_is_the_one_that_its_certificate_names(cluster: LocalCluster, aut
         (refusal,) = Decoder().feed(answer(cluster, client_of(files).wrap_socket))
         assert refusal[:2] == ["refuse", Reason.NOT_PROVEN]
         assert refusal[2].startswith(f"its certificate does not name node 3 of cluster {cluster.cluster_id}, but ")
-    assert "refused node 3 at 127.0.0.1" in cluster.log(1, 1000)
+    assert "refused one that says it is node 3 at 127.0.0.1" in cluster.log(1, 1000)
     assert all(cluster.pid(node) for node in cluster.nodes)
 
 
@@ -105,9 +109,32 @@ def test_clients_are_asked_for_certificates(cluster: LocalCluster, authority: Au
     assert refused(cluster, raftkv.TLS(ca, expired.cert, expired.key))
     assert refused(cluster, raftkv.TLS(stranger.ca, cluster.tls.cert, cluster.tls.key)), "the client checks too"
     assert refused(cluster, raftkv.TLS(ca, cluster.tls.cert, cluster.tls.key, server_name="kv.example"))
-    own = f"raftkvs://{cluster.endpoints}?ca={ca}&cert={cluster.tls.cert}&key={cluster.tls.key}"
-    with raftkv.Client.from_url(f"{own}&server_name=localhost", timeout=PATIENCE) as client:
+    with raftkv.Client.from_url(f"{cluster.url}&server_name=localhost", timeout=PATIENCE) as client:
         client.put("taken", b"x")
+
+
+@pytest.mark.parametrize("node", [False, True])
+def test_a_client_says_nothing_to_one_who_is_no_node(node: bool, cluster: LocalCluster, authority: Authority) -> None:
+    """The certificate of a client is none of a server, whatever the client is called."""
+    files = authority.node(cluster.cluster_id, 9, ["localhost"]) if node else authority.client("localhost")
+    asked: list[str] = []
+
+    class Listening(grpc.GenericRpcHandler[Any, Any]):
+        def service(self, handler_call_details: grpc.HandlerCallDetails) -> None:
+            asked.append(handler_call_details.method)
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Listening()])
+    key, cert = (Path(path).read_bytes() for path in (files.key, files.cert))
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, cert)]))
+    server.start()
+    assert cluster.tls is not None
+    tls = replace(cluster.tls, server_name="localhost")
+    try:
+        with raftkv.Client(f"127.0.0.1:{port}", tls=tls, timeout=1.0) as client, pytest.raises(raftkv.RaftKVError):
+            client.get("k")
+    finally:
+        server.stop(None).wait()
+    assert bool(asked) == node
 
 
 def test_metrics_want_a_certificate_and_probes_do_not(cluster: LocalCluster) -> None:

@@ -15,12 +15,14 @@ from grpc import aio
 import raftkv
 from raftkv.api.grpc_status import result_of
 from raftkv.client.admin import AdminClient
+from raftkv.commands.results import Result, ScanPage
 from raftkv.errors import OUTCOMES, Code, WrongVersion
 from raftkv.local.joining import JoinError, Places, join
 from raftkv.local.ports import free_ports
+from raftkv.node.credentials import VARIABLE
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
 from shards.slots import SLOT_RULE
-from tests.rpc_fakes import FakeCluster
+from tests.rpc_fakes import FakeCluster, started
 from tests.waiting import PATIENCE
 
 OLD_MAP = admin_pb2.GetMapResponse(cluster_id="old", epoch=1, slots=256)
@@ -74,14 +76,26 @@ def test_a_client_of_another_rule_gets_no_map(rule: int) -> None:
     assert (outcome.definite, outcome.retry, outcome.grpc_status) == (True, False, "FAILED_PRECONDITION")
 
 
-def test_a_node_of_version_0_1_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_node_that_scans_single_slots_is_refused() -> None:
+    async def main() -> None:
+        async with started() as (cluster, kv):
+            cluster.frontends[0].script = lambda op: Result(0, answer=ScanPage(((b"k", b"v", 1, -1),), b"", None))
+            for scanned in (kv.count(), anext(kv.scan()), kv.delete_prefix("k")):
+                with pytest.raises(WrongVersion, match="the page is not of the slot asked for"):
+                    await scanned
+
+    asyncio.run(main())
+
+
+def test_a_node_of_version_0_1_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "known to all nodes")
     first, second = free_ports(2)
     places = Places(f"127.0.0.1:{first}", f"127.0.0.1:{second}")
 
     async def main() -> None:
         async with old_node() as address:
             async with raftkv.AsyncClient(address, timeout=PATIENCE) as kv:
-                for call in (lambda: kv.put("k", b"v"), lambda: kv.get("k"), kv.slots, lambda: kv.scan_slot(0)):
+                for call in (lambda: kv.put("k", b"v"), lambda: kv.get("k"), kv.slots, kv.count):
                     with pytest.raises(WrongVersion, match=f"{address}: keys get their slots by rule 2 here, none"):
                         await call()
             async with AdminClient(address, timeout=PATIENCE) as admin:

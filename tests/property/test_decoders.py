@@ -15,12 +15,16 @@ from raftkv.commands.base import Write
 from raftkv.commands.group import Genesis
 from raftkv.commands.members import Members
 from raftkv.commands.moving import ImportBegin, Track
-from raftkv.commands.records import Cas, Get, Piped, Put
-from raftkv.commands.registry import encode
+from raftkv.commands.records import Cas, Get, Put
+from raftkv.commands.registry import Piped, encode
 from raftkv.commands.results import Result
+from raftkv.commands.transactions import Check, GetStep, PutStep, Transact
+from raftkv.commands.updates import Increment
 from raftkv.errors import CorruptData, InvalidArgument, StorageError
 from raftkv.node import messages
 from raftkv.peer.frames import Decoder, ProtocolViolation, framed
+from raftkv.peer.handshake import Accepting, Dialling, Secret
+from raftkv.peer.hello import HelloRefused, Identity, Reason, hello_frame
 from raftkv.raft.messages import Type, check
 from raftkv.storage import wal_format
 from raftkv.storage.wal_recovery import recover
@@ -93,13 +97,53 @@ def test_messages_of_peers_are_read_or_refused(message: Any) -> None:
         assert check(message) in (True, False)
 
 
+ONE, TWO = Identity("c", 1, "i", "b"), Identity("c", 2, "i", "b")
+SHAKING = [
+    hello_frame(ONE, 2, b"n" * 16),
+    hello_frame(ONE, 2),
+    ["challenge", b"n" * 16],
+    ["proof", b"p" * 32],
+    ["welcome", "b", b"p" * 32],
+    ["refuse", 4, "removed", b"p" * 32],
+]
+
+
+@given(st.lists(st.one_of(changed(SHAKING), st.sampled_from(SHAKING)), max_size=3), st.booleans())
+@settings(max_examples=300)
+def test_no_frames_but_the_right_ones_shake_hands(frames: list[Any], secret: bool) -> None:
+    """Nobody has proven anything where there is a secret; and where there is none, the network has to tell."""
+    known = Secret(b"0123456789abcdef", random.Random(0)) if secret else None
+    accepting, dialling = Accepting(TWO, known), Dialling(ONE, 2, known)
+    frames = [frame for frame in frames if isinstance(frame, list)]
+    taken = []
+    try:
+        for frame in frames:
+            taken.append(accepting.take(frame))
+            if not secret:
+                break
+    except HelloRefused:
+        pass
+    assert None not in taken or not secret
+    try:
+        for frame in frames:
+            dialling.answer(frame)
+            if dialling.welcomed:
+                break
+    except (HelloRefused, ProtocolViolation) as refused:
+        fatal = getattr(refused, "reason", 0) in (Reason.REMOVED, Reason.REPLACED_FOLDER)
+        assert not (fatal and secret)
+    assert not (dialling.welcomed and secret)
+
+
+TRANSACT = Transact(3, (Check(b"k", 1),), (PutStep(b"k", b"v"),), (GetStep(b"k"),), client=b"c" * 16, seq=1, first=1)
 ASKED = unpack(
     encode([[1, 2, 3], [Get(3, b"k"), Put(3, b"k", b"v", client=b"c" * 16, seq=1, first=1), Cas(3, b"k", b"v")]])
 )
+ASKED_MORE = unpack(encode([[1, 2], [Increment(3, b"k", -1), TRANSACT]]))
 ANSWERED = unpack(encode([[1, 2], [Result(0, 5, b"v"), Result(2, detail="no")]]))
 
 
-@given(changed([ASKED, ANSWERED]), st.binary(max_size=6), st.integers(0, 200))
+@given(changed([ASKED, ASKED_MORE, ANSWERED]), st.binary(max_size=6), st.integers(0, 200))
 @settings(max_examples=300)
 def test_packed_messages_of_pipelines_are_read_or_refused(message: Any, junk: bytes, at: int) -> None:
     packed = msgpack.packb(message)
@@ -112,6 +156,7 @@ def test_packed_messages_of_pipelines_are_read_or_refused(message: Any, junk: by
             assert len(ids) == len(commands)
             for op in commands:
                 assert isinstance(op, get_args(Piped))
+                assert op.placed(1024) in (True, False)
                 if op.refusal() is None:
                     assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
                     assert not isinstance(op, Write) or again([op]) == [op]

@@ -14,7 +14,7 @@ from faults.sim.storm import MOVING, Storm
 WORK = ("bank",)
 
 
-@pytest.mark.parametrize("seed", [4, 5, 10, 12, MOVING + 3, MOVING + 4])
+@pytest.mark.parametrize("seed", [4, 5, 10, 18, MOVING + 3, MOVING + 4])
 def test_a_storm_costs_nobody_money(seed: int) -> None:
     report = run(replace(Storm.draw(seed), workloads=WORK))
     assert report.problems == []

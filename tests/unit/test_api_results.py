@@ -11,9 +11,10 @@ from raftkv.api.pipeline import Batch, request_of
 from raftkv.api.results import fill_result, read_result
 from raftkv.api.status import Role
 from raftkv.commands.bounds import Mode
-from raftkv.commands.records import Cas, Delete, Get, Piped, Put, Scan
-from raftkv.commands.registry import PIPED
-from raftkv.commands.results import Result, ScanPage
+from raftkv.commands.ranges import Scan
+from raftkv.commands.records import Cas, Delete, Get, Put
+from raftkv.commands.registry import PIPED, Piped
+from raftkv.commands.results import Result, ScanPage, TransactionAnswer
 from raftkv.errors import OUTCOMES, Code, InvalidArgument, RaftKVError, TooLarge
 from raftkv.limits import (
     MAX_BATCH_BYTES,
@@ -105,6 +106,8 @@ def test_a_request_id_needs_a_whole_client_id() -> None:
         Result(int(Code.OVERLOADED), retry_ms=7),
         Result(int(Code.SESSION_EXPIRED), new_id_ms=7),
         Result(0, number=8),
+        Result(0, answer=TransactionAnswer(True, ((3, None, -1), (2, b"5", -1), (0, None, -1), (1, b"", 7)), 9)),
+        Result(0, answer=TransactionAnswer(False, (), 0)),
     ],
 )
 def test_results_survive_the_wire(result: Result) -> None:
@@ -139,10 +142,18 @@ def test_scan_pages_are_bounded() -> None:
     assert Scan.from_request(kv_pb2.ScanRequest(slot=3, limit_bytes=1 << 31), 1024).limit_bytes == MAX_SCAN_PAGE_BYTES
     with pytest.raises(InvalidArgument):
         Scan.from_request(kv_pb2.ScanRequest(slot=256), slots=256)
+    all_slots = b"\xff" * 32
+    asked = kv_pb2.ScanRequest(slot=3, start=b"a", end=b"c", limit=7, reverse=True, content=kv_pb2.SCAN_CONTENT_KEYS)
+    op = Scan.from_request(asked, 256)
+    assert op == Scan(3, b"a", b"c", all_slots, 7, SCAN_PAGE_BYTES, reverse=True, content=1)
+    long = b"k" * (MAX_KEY_BYTES + 2)
+    for wrong in (kv_pb2.ScanRequest(slots=b"\xff" * 31), kv_pb2.ScanRequest(start=long), kv_pb2.ScanRequest(end=long)):
+        with pytest.raises(InvalidArgument):
+            Scan.from_request(wrong, slots=256)
     page = kv_pb2.ScanResponse()
-    found = ScanPage(((b"a", b"1", 4, -1), (b"b", b"2", 5, 77)), more=True)
-    Scan(3, b"").respond(Result(0, answer=found), page)
-    assert page.more
+    found = ScanPage(((b"a", b"1", 4, -1), (b"b", b"2", 5, 77)), all_slots, b"b\0", 9)
+    op.respond(Result(0, answer=found), page)
+    assert (page.next, page.slots, page.count) == (b"b\0", all_slots, 9)
     assert [(row.key, row.value, row.version) for row in page.records] == [(b"a", b"1", 4), (b"b", b"2", 5)]
     assert [row.HasField("ttl_ms") for row in page.records] == [False, True]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import cast
 
 import pytest
@@ -22,7 +22,6 @@ from raftkv import AsyncClient
 from raftkv.client.types import CasResult, Record
 from raftkv.errors import DeadlineExceeded, Unavailable
 
-SLOTS = 1024
 FIRST, SECOND, *_ = bank.keys(0)
 
 
@@ -44,11 +43,12 @@ class Store:
         await self._way()
         return found
 
-    async def scan_slot(self, slot: int, after: bytes) -> tuple[list[Record], bool]:
+    async def scan(self, *, prefix: str) -> AsyncGenerator[Record, None]:
         await self._way()
-        found = await self.page(after)
+        found = await self.page(prefix)
         await self._way()
-        return found, False
+        for record in found:
+            yield record
 
     async def cas(self, key: str, expected: str | None, value: str, *, ttl: float | None) -> CasResult:
         await self._way()
@@ -68,12 +68,8 @@ class Store:
     def read(self, key: str) -> Record | None:
         return self.records.get(key)
 
-    async def page(self, after: bytes) -> list[Record]:
-        return [
-            record
-            for key, record in sorted(self.records.items())
-            if after < key.encode() and key[:6] == after[:6].decode()
-        ]
+    async def page(self, prefix: str) -> list[Record]:
+        return [record for key, record in sorted(self.records.items()) if key.startswith(prefix)]
 
     def swap(self, key: str, expected: str | None, value: str) -> bool:
         was = self.records.get(key)
@@ -114,9 +110,9 @@ class Repeating(Store):
 class Torn(Store):
     """Its scans are of no one moment."""
 
-    async def page(self, after: bytes) -> list[Record]:
+    async def page(self, prefix: str) -> list[Record]:
         found = []
-        for record in await super().page(after):
+        for record in await super().page(prefix):
             there = self.records[record.key.decode()]
             found.append(there)
             await self._way()
@@ -139,7 +135,7 @@ def work(store: Store, clients: int = 6, steps: int = 120) -> History:
     history = History()
 
     async def one(loop: SimLoop, workload: Bank, name: str) -> None:
-        kv = Recorder(cast(AsyncClient, store), name, history, loop.time, slots=SLOTS)
+        kv = Recorder(cast(AsyncClient, store), name, history, loop.time)
         rng = random.Random(name)
         for _ in range(steps):
             await workload.step(kv, rng)

@@ -23,7 +23,7 @@ class Store:
     def __init__(self) -> None:
         self.records: dict[bytes, bytes] = {}
         self.asked: list[tuple[str, bytes]] = []
-        self.sizes: list[int] = []
+        self.scanned: list[int] = []
         self.service = 0.0
         """Seconds that each answer takes."""
 
@@ -37,11 +37,11 @@ class Store:
         self.asked.append(("set" if key in self.records else "insert", key))
         self.records[key] = value
 
-    async def scan(self, key: bytes, size: int) -> int:
+    async def scan(self, key: bytes, records: int) -> int:
         await asyncio.sleep(self.service)
         assert key in self.records
         self.asked.append(("scan", key))
-        self.sizes.append(size)
+        self.scanned.append(records)
         return 7
 
     async def close(self) -> None:
@@ -107,7 +107,7 @@ def test_processes_insert_different_keys() -> None:
 
 
 def test_scans_ask_for_one_to_a_hundred_records() -> None:
-    records = [size / 100 for size in drive("ycsb-e").sizes]
+    records = drive("ycsb-e").scanned
     assert (min(records), max(records)) == (1, LONGEST_SCAN)
     assert sum(records) / len(records) == pytest.approx(50.5, rel=0.05)
 

@@ -69,7 +69,21 @@ def test_fields_of_records(
     assert printed(capsys, "delete", "a") == {"existed": True}
     assert printed(capsys, "delete", "a", code=4) == {"existed": False}
     assert "existed" in COMMANDS["delete"]
+    assert set(printed(capsys, "incr", "n")) == {"value"} <= COMMANDS["incr"]
+    assert set(printed(capsys, "append", "n", "0")) == {"length", "version"} <= COMMANDS["append"]
+    assert printed(capsys, "touch", "n", "1h") == printed(capsys, "persist", "n") == {"existed": True}
+    assert "existed" in COMMANDS["touch"] & COMMANDS["persist"]
+    lines = ("check {n} absent", "put {n} 1", "incr {n}m", "get {n}", "get {n}o", "delete {n}o")
+    done = printed(capsys, "txn", *lines)
+    assert set(done) == {"succeeded", "number", "results"} <= COMMANDS["txn"]
+    assert set().union(*done["results"]) <= PARTS["results"]
     (tmp_path / "few.jsonl").write_text('{"key": "a", "value_b64": "/w=="}\n')
+    printed(capsys, "put", "a", "1")
+    assert set(printed(capsys, "scan", "--limit", "1")) == {"key", "value", "version", "expires_at"} == COMMANDS["scan"]
+    assert set(printed(capsys, "scan", "--keys-only", "--reverse", "--limit", "1")) == COMMANDS["scan"] - {"value"}
+    assert printed(capsys, "count", "--prefix", "a") == {"count": 1}
+    assert printed(capsys, "delete-prefix", "a") == {"removed": 1}
+    assert printed(capsys, "delete-prefix", "a", code=4) == {"removed": 0}
     assert set(printed(capsys, "load", str(tmp_path / "few.jsonl"))) <= COMMANDS["load"]
     assert set(printed(capsys, "get", "a")) - COMMANDS["get"] == {"value_b64"} <= PARTS["records"]
 

@@ -66,7 +66,21 @@ def test_wrong_usage_is_said_on_stderr(arguments: list[str], capsys: pytest.Capt
 def test_help_lists_every_command_and_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == Exit.DONE
     text = capsys.readouterr().out
-    for command in ("up", "down", "status", "serve", "health", "get", "put", "delete", "load", "dump"):
+    for command in (
+        "up",
+        "down",
+        "status",
+        "serve",
+        "health",
+        "get",
+        "put",
+        "delete",
+        "scan",
+        "count",
+        "delete-prefix",
+        "load",
+        "dump",
+    ):
         assert f"\n  {command} " in text
         assert run([command, "--help"]) == Exit.DONE
     for code in Exit:

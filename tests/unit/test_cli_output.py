@@ -320,7 +320,11 @@ def test_completion_of_raftkv(shell: str, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("words", "found"),
-    [("raftkv de", ["delete"]), ("raftkv get --cons", ["--consistency"]), ("raftkv get -o j", ["json"])],
+    [
+        ("raftkv de", ["delete", "delete-prefix"]),
+        ("raftkv get --cons", ["--consistency"]),
+        ("raftkv get -o j", ["json"]),
+    ],
 )
 def test_words_of_raftkv_are_completed(words: str, found: list[str]) -> None:
     asked = {"_RAFTKV_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 
 from raftkv.client.arguments import (
+    BEYOND,
+    KeyRange,
     check_timeout,
     encode_key,
     encode_value,
     expect_of,
+    key_range,
+    limit_of,
     mode_of,
     slot_of,
     ttl_ms_of,
@@ -123,3 +127,40 @@ def test_versions_and_consistencies() -> None:
     for consistency in unknown:
         with pytest.raises(InvalidArgument):
             mode_of(consistency)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ((None, None, None), KeyRange(b"", BEYOND)),
+        (("a", None, None), KeyRange(b"a", b"b")),
+        ((b"a\xff\xff", None, None), KeyRange(b"a\xff\xff", b"b")),
+        ((b"\xff", None, None), KeyRange(b"\xff", BEYOND)),
+        ((None, "b", b"d"), KeyRange(b"b", b"d")),
+        (("user:", "user:7", None), KeyRange(b"user:7", b"user;")),
+        (("user:", "a", "user:3"), KeyRange(b"user:", b"user:3")),
+        (("{q}", None, None), KeyRange(b"{q}", b"{q~", b"{q}")),
+        (("a{q}b", None, None), KeyRange(b"a{q}b", b"a{q}c", b"a{q}b")),
+        (("{q", None, None), KeyRange(b"{q", b"{r")),
+        (("{}q", None, None), KeyRange(b"{}q", b"{}r")),
+        ((None, b"k" * (MAX_KEY_BYTES + 1), None), KeyRange(b"k" * (MAX_KEY_BYTES + 1), BEYOND)),
+    ],
+)
+def test_a_range_is_what_prefix_start_and_end_leave(given: tuple[Any, Any, Any], wanted: KeyRange) -> None:
+    assert key_range(*given) == wanted
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("wrong", [5, "\ud800", b"k" * (MAX_KEY_BYTES + 2)])
+def test_bad_bounds_are_refused(place: int, wrong: Any) -> None:
+    given: list[Any] = [None, None, None]
+    given[place] = wrong
+    with pytest.raises(InvalidArgument):
+        key_range(*given)
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, 1.5, "3", 1 << 32])
+def test_bad_limits_are_refused(limit: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        limit_of(limit)
+    assert [limit_of(1), limit_of(None)] == [1, None]

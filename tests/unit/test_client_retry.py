@@ -9,9 +9,11 @@ import pytest
 from raftkv.client.call import Call
 from raftkv.client.retry import Attempts, NextStep, attempt_span, attempt_timeout, first_span
 from raftkv.client.session import MAX_RENEWALS
+from raftkv.commands.records import Delete
 from raftkv.commands.results import Result
 from raftkv.errors import (
     OUTCOMES,
+    SETTLED,
     Code,
     ConditionFailed,
     DeadlineExceeded,
@@ -55,9 +57,9 @@ def test_after_an_unknown_attempt_no_error_promises_that_nothing_happened(code: 
     progress.judge(result(code))
     assert isinstance(progress.deadline_error(1.0, 1.0), DeadlineExceeded)
     error = progress.final_error(CALL, result(code))
-    if code is Code.CONDITION_FAILED:
+    if code in SETTLED:
         # The store answers a retry from the record of its first execution: the answer is the true one.
-        assert isinstance(error, ConditionFailed)
+        assert type(error) is OUTCOMES[code].error
     else:
         assert isinstance(error, OutcomeUnknown)
 
@@ -96,8 +98,7 @@ def test_what_cannot_succeed_is_not_retried() -> None:
 def test_condition_failed_says_key_expected_and_actual_version(
     key: bytes, expected: int, version: int, text: str
 ) -> None:
-    call = Call(kv_pb2.KIND_DELETE, key)
-    call.expect = expected
+    call = Call.of(Delete(0, key, expected))
     error = Attempts(write=True).final_error(call, result(Code.CONDITION_FAILED, version=version))
     assert isinstance(error, ConditionFailed)
     assert (error.key, error.expected, error.version) == (key, expected, version)

@@ -12,8 +12,12 @@ from raftkv.commands.group import Check, Genesis, Tick
 from raftkv.commands.members import ChangeMembers, Members, Transfer
 from raftkv.commands.meta import ChangeCluster, FormCluster, ReadCluster
 from raftkv.commands.moving import Complete, Copy, Freeze, ImportBegin, ImportChunk, MoveState
-from raftkv.commands.records import Cas, Delete, Get, Put, Scan
+from raftkv.commands.ranges import Scan
+from raftkv.commands.records import Cas, Delete, Get, Put
 from raftkv.commands.registry import CLIENT_COMMANDS, CLIENT_READS, COMMANDS, PIPED, decode_entry, encode_entry
+from raftkv.commands.transactions import Check as TransactionCheck
+from raftkv.commands.transactions import DeleteStep, GetStep, IncrementStep, PutStep, Transact
+from raftkv.commands.updates import Append, CompareAndDelete, GetAndDelete, Increment, Touch
 from raftkv.frontend.grpc.kv import KVService
 from raftkv.node import messages
 from raftkv.v1 import kv_pb2
@@ -23,7 +27,6 @@ NUMBERS = {
     "put": 1,
     "delete": 2,
     "cas": 3,
-    "scan": 4,
     "tick": 10,
     "genesis": 11,
     "form_cluster": 20,
@@ -45,8 +48,15 @@ NUMBERS = {
     "members": 50,
     "change_members": 51,
     "transfer": 52,
+    "increment": 60,
+    "append": 61,
+    "touch": 62,
+    "get_and_delete": 63,
+    "compare_and_delete": 64,
+    "transact": 65,
+    "scan": 70,
 }
-"""Part of the log's format: never changed, never reused."""
+"""Part of the log's format: never changed, never reused. 4 was a scan of one slot."""
 
 CLIENT = b"c" * 16
 SOME = [
@@ -54,7 +64,20 @@ SOME = [
     Put(1, b"k", b"v", 3, 4, client=CLIENT, seq=5, first=2),
     Delete(1, b"k", 3, client=CLIENT, seq=5, first=2),
     Cas(1, b"k", b"v", None, 4),
-    Scan(1, b"", 100, mode=1),
+    Scan(1, b"", b"z", b"\xff" * 128, 5, 100, reverse=True, content=1, mode=1),
+    Increment(1, b"k", -(2**63), 4, client=CLIENT, seq=5, first=2),
+    Append(1, b"k", b"v", 4),
+    Touch(1, b"k", 4, 3),
+    GetAndDelete(1, b"k", client=CLIENT, seq=5, first=2),
+    CompareAndDelete(1, b"k", b"v"),
+    Transact(
+        1,
+        (TransactionCheck(b"k", 3),),
+        (GetStep(b"k"), IncrementStep(b"n", 1)),
+        (DeleteStep(b"k"),),
+        client=CLIENT,
+        seq=5,
+    ),
     ReadCluster(0),
     ChangeCluster(0, b"t" * 16, "plan", b"\x90"),
     ImportBegin(1, 7, (1, 2)),
@@ -81,10 +104,14 @@ def test_an_entry_of_the_log_is_what_it_was() -> None:
         Freeze(2, 7),
         Tick(),
         Genesis((3,)),
+        Transact(
+            1, (TransactionCheck(b"k", 3),), (PutStep(b"k", b"v", 4),), (GetStep(b"k"),), client=b"c", seq=5, first=2
+        ),
     ]
     encoded = bytes.fromhex(
-        "9207 95 9901 01 c4016b c40176 03 04 c40163 05 02 9903 01 c4016b c40176 c0 00 c400 00 00"
+        "9207 96 9901 01 c4016b c40176 03 04 c40163 05 02 9903 01 c4016b c40176 c0 00 c400 00 00"
         "9324 02 07 910a 920b9103"
+        "98 41 01 91 93c4016b03c0 91 9401c4016bc4017604 91 9200c4016b c40163 05 02"
     )
     assert encode_entry(7, ops) == encoded
     assert decode_entry(encoded) == (7, ops)

@@ -88,7 +88,7 @@ def test_the_table_of_errors_is_that_of_the_code() -> None:
 
 
 def test_the_table_of_built_in_errors_is_that_of_the_code() -> None:
-    builtin = (TimeoutError, ConnectionError, ValueError, RuntimeError)
+    builtin = (TimeoutError, ConnectionError, ValueError, RuntimeError, OverflowError)
     rows = {
         name: set(re.findall(r"\w+", bases))
         for names, bases, _ in table(DOCS / "protocol.md", "exception")
@@ -257,7 +257,7 @@ def test_the_readmes_limits_are_those_of_the_code() -> None:
 def test_the_lines_of_a_history_are_documented() -> None:
     """Every field that a call and its answer may have, and what each answer means."""
     page = DOCS / "chaos.md"
-    one = Operation(1, "c1a", Asked.PUT, "k", 1.0, "v", 0, "e", 2.0, True, 1.5, 1.5, Outcome.OK, True, "f", 3)
+    one = Operation(1, "c1a", Asked.PUT, "k", 1.0, "v", 0, "e", 2.0, True, 1.5, 1.5, Outcome.OK, True, "f", 3, "{}")
     shared = {"t", "type", "op", "client"}
     asked = {row[0] for row in table(page, "field")}
     assert asked == set(journal.invocation(one)) - {"t", "type"}

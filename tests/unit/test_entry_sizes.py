@@ -6,15 +6,22 @@ import pytest
 
 from faults.sim.raftlab import Lab
 from raftkv import limits
+from raftkv.api.pipeline import Batch, read_request, request_of
 from raftkv.commands.base import Command
 from raftkv.commands.meta import ChangeCluster
 from raftkv.commands.moving import ImportChunk
-from raftkv.commands.records import Cas, Delete, Get, Put, Scan
+from raftkv.commands.records import Cas, Delete, Get, Put
+from raftkv.commands.registry import Piped
 from raftkv.commands.results import Result
-from raftkv.errors import Code
+from raftkv.commands.transactions import Check, GetStep, Transact
+from raftkv.errors import Code, TooLarge
 from raftkv.node import messages
 from raftkv.peer.frames import Encoder
 from raftkv.raft.messages import Type, check
+from raftkv.raft.proposals import Proposal, Proposals
+from tests.store_helpers import scan_of
+
+SLOT = 7
 
 
 def test_a_proposal_that_fits_into_no_entry_is_refused_whoever_proposes_it() -> None:
@@ -53,7 +60,7 @@ def test_the_longest_entry_fits_into_a_frame() -> None:
         (Put(0, b"k", b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
         (Cas(0, b"k", b"v", expected=b"v" * (limits.MAX_VALUE_BYTES + 1)), False),
         (Get(0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
-        (Scan(0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
+        (scan_of(0, b"k" * (limits.MAX_KEY_BYTES + 2)), False),
         (Delete(0, b"k" * (limits.MAX_KEY_BYTES + 1)), False),
         (Put(0, b"k", b"v", client=b"c" * 16, seq=0), False),
         (Put(0, b"k", b"v", client=b"c" * 16, seq=1, first=2), False),
@@ -64,6 +71,41 @@ def test_the_longest_entry_fits_into_a_frame() -> None:
 )
 def test_the_limits_of_operations(op: Command, taken: bool) -> None:
     assert (op.refusal() is None) is taken
+
+
+def transact(parts: int) -> Transact:
+    """One of so many checks and steps, as small as they can be."""
+    most = limits.MAX_TXN_STEPS
+    checks = tuple(Check(b"k") for _ in range(min(parts, most)))
+    steps = tuple(GetStep(b"k") for _ in range(parts - len(checks)))
+    return Transact(SLOT, checks, steps[:most], steps[most:])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_message_has_no_more_steps_of_transactions_than_operations(packed: bool) -> None:
+    def read(parts: int) -> int:
+        ops: list[Piped] = [transact(parts)] * (limits.MAX_BATCH_OPS // parts)
+        return len(read_request(request_of(Batch(list(range(len(ops))), ops, 1000), packed=packed).SerializeToString()))
+
+    assert read(1) == read(64) == read(3 * limits.MAX_TXN_STEPS) == 3
+    ops: list[Piped] = [transact(3 * limits.MAX_TXN_STEPS)] * 12
+    assert sum(3 * limits.MAX_TXN_STEPS for _ in ops) > limits.MAX_BATCH_OPS
+    with pytest.raises(TooLarge, match="with 1024 for each check and operation"):
+        read_request(request_of(Batch(list(range(len(ops))), ops, 1000), packed=packed).SerializeToString())
+
+
+def test_an_entry_has_no_more_steps_than_a_message() -> None:
+    proposals = Proposals()
+    for parts in (1, 64, 3 * limits.MAX_TXN_STEPS):
+        op = transact(parts)
+        for _ in range(limits.MAX_ENTRY_OPS):
+            assert proposals.add(Proposal([op], limits.OP_OVERHEAD + op.size(), lambda _: None, source=1)) is None
+    entries = []
+    while proposals.due:
+        taken = [op for op in proposals.take()[0] if isinstance(op, Transact)]
+        entries.append(sum(len(op.checks) + len(op.steps) + len(op.otherwise) for op in taken))
+    assert sum(entries) == limits.MAX_ENTRY_OPS * (1 + 64 + 3 * limits.MAX_TXN_STEPS)
+    assert max(entries) <= limits.MAX_BATCH_OPS
 
 
 @pytest.mark.parametrize("length", [17, 2**20])

@@ -39,7 +39,7 @@ class HalfDead:
         await self._answer(key, LAST_TIMEOUT if timeout is None else timeout)
         return None
 
-    async def records(self) -> AsyncIterator[Record]:
+    async def scan(self) -> AsyncIterator[Record]:
         for record in list[Record]():
             yield record
 

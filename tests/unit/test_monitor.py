@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 import raftkv
 from raftkv.api.status import Role
 from raftkv.clock import SystemClock, Timer
-from raftkv.commands.records import Cas, Delete, Get, Put, Scan
+from raftkv.commands.ranges import Scan
+from raftkv.commands.records import Cas, Delete, Get, Put
 from raftkv.errors import Code, ListenError
 from raftkv.frontend.counters import MALFORMED, Counters
 from raftkv.frontend.http import metrics
@@ -161,7 +162,7 @@ def test_operations_of_clients_are_counted_by_kind_and_outcome() -> None:
             await kv.cas("k1", b"other", b"v")
             with pytest.raises(raftkv.ConditionFailed):
                 await kv.put("k1", b"v", if_version=raftkv.ABSENT)
-            await kv.scan_slot(0)
+            await kv.count()
             counters = cluster.servers[0].resources.counters
             kinds = (Get.number, Put.number, Delete.number, Cas.number, Scan.number, MALFORMED)
             assert [counters.taken[kind] for kind in kinds] == [2, 21, 0, 1, 1, 0]

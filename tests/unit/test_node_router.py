@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from raftkv import limits
 from raftkv.commands.base import Command, GroupCommand
-from raftkv.commands.records import Cas, Get, Put, Scan
+from raftkv.commands.records import Cas, Get, Put
 from raftkv.commands.results import Result
+from raftkv.commands.updates import GetAndDelete
 from raftkv.errors import Code
 from raftkv.node import messages
 from raftkv.node.client_ids import ClientIds
@@ -18,6 +20,7 @@ from raftkv.node.router import Router
 from raftkv.raft import RaftGroup
 from shards.map import Group, Node, ShardMap
 from tests.peer_world import ManualClock
+from tests.store_helpers import bits, make, one, scan_of
 
 
 class RecordingPeers:
@@ -46,15 +49,15 @@ class NoGroups:
 
 
 class _Life:
-    """Node 2, which has no replica, from one start to its end."""
+    """Node 2, which has no replica unless it is in ``data``, from one start to its end."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, data: dict[int, Any] | None = None) -> None:
         self.peers = RecordingPeers()
         self.clock = ManualClock()
         self.results: list[tuple[int, Result]] = []
         self.router = Router(
             2,
-            data={},
+            data=data or {},
             groups=NoGroups(),
             peers=self.peers,
             clock=self.clock,
@@ -99,7 +102,12 @@ def test_operations_of_other_nodes_are_held_to_the_limits() -> None:
 async def _too_large() -> None:
     life = _Life(1)
     large = b"x" * (limits.MAX_VALUE_BYTES + 1)
-    ops: list[Command] = [Put(7, b"k", large), Scan(999, b"k"), Cas(7, b"k", b"v", expected=large), Scan(998, b"k")]
+    ops: list[Command] = [
+        Put(7, b"k", large),
+        scan_of(999, slots=bits(7)),
+        Cas(7, b"k", b"v", expected=large),
+        scan_of(998, slots=bits(7)),
+    ]
     life.router.on_forwarded(1, 5, 1000, 7, ops)
     await life.clock.advance(0.0)
     node, message = life.peers.sent[-1]
@@ -109,6 +117,25 @@ async def _too_large() -> None:
         1: Code.INVALID_ARGUMENT,
         2: Code.TOO_LARGE,
         3: Code.INVALID_ARGUMENT,
+    }
+
+
+def test_a_write_whose_answer_finds_no_room_is_not_begun_for_another_node() -> None:
+    asyncio.run(_no_room())
+
+
+async def _no_room() -> None:
+    store = make(7)
+    one(store, Put(7, b"k", b"v"))
+    life = _Life(1, {1: SimpleNamespace(store=store, group=SimpleNamespace(leads=lambda: False))})
+    life.peers.waiting = limits.MAX_UNSENT_ANSWER_BYTES + 1
+    life.router.on_forwarded(1, 5, 1000, 7, [GetAndDelete(7, b"k"), GetAndDelete(7, b"none"), Put(7, b"k", b"v")])
+    await life.clock.advance(0.0)
+    answers = messages.answers(life.peers.sent[-1][1])
+    assert {index: result.code for _, index, result in answers} == {
+        0: Code.OVERLOADED,
+        1: Code.NOT_LEADER,
+        2: Code.NOT_LEADER,
     }
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hmac
 import random
+from functools import partial
 from typing import Any
 
+import msgpack
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from raftkv.peer.frames import CHECKSUM, Decoder, Encoder, ProtocolViolation, Tag, framed
 from raftkv.peer.handshake import Accepting, Dialling, Secret
 from raftkv.peer.hello import HelloRefused, Identity, Reason, hello_frame
+from tests.log_lines import written
 from tests.peer_world import ENCODER, Node, Stranger, World, rest, run
 
 ONE = Identity("c", 1, "inc-1", "boot-1")
@@ -161,6 +166,22 @@ def test_a_tagged_frame_is_taken_once_in_order_and_whole() -> None:
             pass
 
 
+def test_proofs_and_tags_are_those_of_the_protocol() -> None:
+    """As docs/protocol.md has them: another version must come to the same."""
+    dialler, acceptor = Dialling(ONE, 2, secret(1)), Accepting(TWO, secret(2))
+    challenge = acceptor.take(dialler.hello)
+    assert challenge is not None
+    said = msgpack.packb([dialler.hello, challenge[1]])
+    assert dialler.answer(challenge) == ["proof", hmac.digest(KEY, b"dialler" + said, "sha256")]
+    answered = msgpack.packb([dialler.hello, challenge[1], ["welcome", "boot-2"]])
+    acceptor.take(["proof", hmac.digest(KEY, b"dialler" + said, "sha256")])
+    assert acceptor.welcome() == ["welcome", "boot-2", hmac.digest(KEY, b"acceptor" + answered, "sha256")]
+    for seal, name in zip(acceptor.seals(), (b"frames of the dialler", b"frames of the acceptor"), strict=True):
+        cipher = AESGCM(hmac.digest(KEY, name + said, "sha256"))
+        for number in range(3):
+            assert seal.of(memoryview(b"body")) == cipher.encrypt(number.to_bytes(12, "big"), b"", b"body")
+
+
 # Links
 
 
@@ -220,6 +241,27 @@ def test_a_stranger_without_the_secret_is_heard_by_nobody(sent: list[list[Any]])
         assert not any(frame[0] == "welcome" for frame in stranger.frames)
 
     with_secret(scenario)
+
+
+def _same(stranger: Stranger) -> Stranger:
+    return stranger
+
+
+def test_who_proves_nothing_cannot_choose_under_which_name_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        await world.node(2, [])
+        for node in (1, 3, 4):
+            stranger = _Knowing()
+            await world.network.host("10.0.0.9:1").dial("n2:1", partial(_same, stranger))
+            await stranger.say(*hello_frame(Identity("c", node, "i", "b"), 2, b"n" * 16))
+            await stranger.say("proof", b"p" * 32)
+            assert stranger.closed
+
+    with_secret(scenario)
+    lines = [record for record in caplog.records if "refused" in record.getMessage()]
+    assert len({getattr(record, "limited_source", None) for record in lines}) == 1
+    assert lines[0].getMessage().startswith("refused one that says it is node 1 at ")
+    assert len(written(caplog)) == 1
 
 
 async def _middle(world: World, injected: bytes, at: int) -> tuple[Node, Node]:

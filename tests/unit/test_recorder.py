@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, cast
 
 import pytest
 
 from faults.check.history import OPEN_END, History, Kind, Operation, Outcome
+from faults.check.numbered import Asked
 from faults.workloads.recorder import Recorder
 from raftkv import AsyncClient
-from raftkv.client.types import CasResult, Record, WriteResult
+from raftkv.client.transaction import AsyncTransaction
+from raftkv.client.types import CasResult, Record, TransactionResult, WriteResult
 from raftkv.errors import (
     ConditionFailed,
     ConfigError,
@@ -27,7 +29,7 @@ from raftkv.errors import (
     UsageError,
     WrongCluster,
 )
-from shards.slots import slot_of
+from raftkv.v1 import kv_pb2
 
 BEGAN = 10.0
 TOOK = 2.5
@@ -39,8 +41,13 @@ CALLS: dict[Kind, Call] = {
     Kind.PUT: lambda kv: kv.put("k", "new"),
     Kind.DELETE: lambda kv: kv.delete("k"),
     Kind.CAS: lambda kv: kv.cas("k", "old", "new"),
+    Kind.INCR: lambda kv: kv.incr("k"),
+    Kind.TXN: lambda kv: kv.transact("k", TXN),
 }
-WRITES = [Kind.PUT, Kind.DELETE, Kind.CAS]
+WRITES = [Kind.PUT, Kind.DELETE, Kind.CAS, Kind.INCR, Kind.TXN]
+TXN: Asked = Asked(
+    [["a", "1"], ["b", None]], [["put", "c", "2"], ["incr", "n", -3], ["get", "a", None]], [["delete", "c", None]]
+)
 
 
 class Scripted:
@@ -66,8 +73,15 @@ class Scripted:
     async def cas(self, key: str, expected: str | None, value: str, *, ttl: float | None) -> Any:
         return await self._end("cas", key, expected, value, ttl)
 
-    async def scan_slot(self, *call: Any) -> Any:
-        return await self._end("scan", *call)
+    async def incr(self, key: str) -> Any:
+        return await self._end("incr", key)
+
+    def txn(self) -> AsyncTransaction:
+        return AsyncTransaction(lambda txn, _: self._end("txn", txn.request.transaction))
+
+    async def scan(self, **call: Any) -> AsyncGenerator[Record, None]:
+        for record in await self._end("scan", *call.items()):
+            yield record
 
     async def _end(self, *call: Any) -> Any:
         self.calls.append(call)
@@ -153,6 +167,32 @@ def test_condition_and_time_to_live_of_a_put_reach_client_and_history() -> None:
     done = desk.run(lambda kv: kv.put("k", "new", ttl=1.5, expect=3))
     assert done == asked(Kind.PUT, value="new", ttl=1.5, expect=3, done=True, version=4)
     assert desk.client.calls == [("put", "k", "new", 1.5, 3)]
+
+
+def test_an_increment_says_what_it_counted() -> None:
+    desk = Desk(Scripted(7))
+    assert desk.run(CALLS[Kind.INCR]) == asked(Kind.INCR, done=True, found="7")
+    assert desk.client.calls == [("incr", "k")]
+
+
+def test_a_transaction_says_what_was_asked_and_told() -> None:
+    told = TransactionResult(True, (WriteResult(8), -3, Record(b"ka", b"1", 2)), 9)
+    desk = Desk(Scripted(told))
+    done = desk.run(CALLS[Kind.TXN])
+    assert done == asked(Kind.TXN, steps=TXN.text(), done=True, found='[null, -3, "1"]', version=9)
+    assert Asked.of(done) == TXN
+    sent = kv_pb2.Transaction(
+        checks=[kv_pb2.Check(key=b"ka", value=b"1"), kv_pb2.Check(key=b"kb", version=0)],
+        steps=[
+            kv_pb2.Step(kind=kv_pb2.KIND_PUT, key=b"kc", value=b"2"),
+            kv_pb2.Step(kind=kv_pb2.KIND_INCREMENT, key=b"kn", delta=-3),
+            kv_pb2.Step(kind=kv_pb2.KIND_GET, key=b"ka"),
+        ],
+        otherwise=[kv_pb2.Step(kind=kv_pb2.KIND_DELETE, key=b"kc")],
+    )
+    assert desk.client.calls == [("txn", sent)]
+    desk = Desk(Scripted(TransactionResult(False, (True,), 9)))
+    assert desk.run(CALLS[Kind.TXN]) == asked(Kind.TXN, steps=TXN.text(), found="[true]", version=9)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -307,9 +347,9 @@ def look(client: Scripted, *keys: str) -> list[Operation]:
 
 def test_a_look_is_a_get_of_each_key_at_one_moment() -> None:
     found = [Record(b"{k}0", b"a", 3), Record(b"{k}2", b"c", 5), Record(b"{k}9", b"z", 6)]
-    client = Scripted((found, True))
+    client = Scripted(found)
     seen = look(client, *KEYS)
-    assert client.calls == [("scan", slot_of(b"{k}0"), b"{k}/\xff")]
+    assert client.calls == [("scan", ("prefix", "{k}"))]
     assert [(one.kind, one.key, one.found, one.version) for one in seen] == [
         (Kind.GET, "{k}0", "a", 3),
         (Kind.GET, "{k}1", None, 0),
@@ -326,11 +366,6 @@ def test_a_look_that_was_refused_tells_nothing_of_any_key() -> None:
         assert one.ended == one.answered == BEGAN + TOOK
 
 
-def test_a_page_that_ends_too_early_is_not_taken_for_records_that_are_not_there() -> None:
-    with pytest.raises(ValueError, match="do not fit into one page"):
-        look(Scripted(([Record(b"{k}0", b"a", 3)], True)), *KEYS)
-
-
 def test_every_key_of_a_look_is_told_to_the_listener() -> None:
     class Listener:
         def __init__(self) -> None:
@@ -342,7 +377,7 @@ def test_every_key_of_a_look_is_told_to_the_listener() -> None:
         def completed(self, one: Operation) -> None:
             self.told.append(("completed", one.key, one.outcome))
 
-    client, listener = Scripted(([], False)), Listener()
+    client, listener = Scripted([]), Listener()
     recorder = Recorder(cast(AsyncClient, client), "c1", History(), lambda: client.now, listener=listener)
     asyncio.run(recorder.look(KEYS))
     assert sorted(listener.told) == sorted(

@@ -60,7 +60,7 @@ def test_the_real_client_writes_reads_scans_and_asks_for_the_status() -> None:
         found = await client.get("a")
         assert found is not None
         assert (found.value, found.version) == (b"2", 2)
-        assert [record.key async for record in client.records()] == [b"a"]
+        assert [record.key async for record in client.scan()] == [b"a"]
         assert await client.delete("a")
         assert await client.get("a", consistency="quorum") is None
         statuses = await client.status()

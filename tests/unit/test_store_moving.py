@@ -30,8 +30,10 @@ from tests.store_helpers import (
     SOURCE_TIME,
     TARGET_TIME,
     begin,
+    content,
     copy,
     final,
+    in_order,
     make,
     no_change,
     one,
@@ -40,6 +42,7 @@ from tests.store_helpers import (
     refused,
     restored,
     roles,
+    scan_of,
     stage,
     state,
     summary_bytes,
@@ -54,13 +57,13 @@ TICK = Tick()
 
 def test_a_move_step_by_step() -> None:
     source, target = pair()
-    before = [source.scan(slot, b"", 0) for slot in (0, 1)]
+    before = [content(source, slot) for slot in (0, 1)]
     assert (roles(source), roles(target)) == (("none", "none"), ("none", "none"))
     begin(source, target)
     assert (roles(source), roles(target)) == (("tracked", "none"), ("none", "importing"))
     assert target.read(0, b"key0").code == Code.MOVED
     assert one(target, Put(0, b"key0", b"")).code == Code.MOVED
-    assert source.scan(0, b"", 0) == before[0]
+    assert content(source, 0) == before[0]
     assert copy(source, target) > 5
     assert one(source, Put(1, b"late", b"x")).code == Code.OK
     assert one(source, Freeze(GROUP, 7)) == DONE
@@ -76,7 +79,7 @@ def test_a_move_step_by_step() -> None:
     assert roles(target) == ("none", "active")
     assert one(source, Release(GROUP, 7)) == DONE
     assert roles(source) == ("released", "none")
-    assert target.scan(0, b"", 0) == before[0], "also the times that are left"
+    assert content(target, 0) == before[0], "also the times that are left"
     assert target.read(1, b"late") == Result(Code.OK, 21, b"x")
     assert source.read(0, b"key0").code == Code.MOVED
     assert (source.owned_slots(), target.owned_slots()) == ([2], [0, 1, 9])
@@ -443,6 +446,7 @@ def test_memory_of_released_slots_is_freed_little_by_little(monkeypatch: pytest.
     left = []
     while source.moves.trash:
         one(source, TICK)
+        assert in_order(source)
         left.append(sum(len(slot.records) + len(slot.sessions) for slot in source.moves.trash))
     assert left == [41, 34, 27, 20, 13, 6, 0][: len(left)] or left == sorted(left, reverse=True)
     assert all(a - b <= 7 for a, b in zip([48, *left], left, strict=False))
@@ -454,6 +458,6 @@ def test_operations_are_counted_by_slot() -> None:
     one(store, Put(0, b"k", b"1234"))
     store.read(0, b"k")
     store.read(0, b"none")
-    store.scan(0, b"", 0)
+    store.scan(scan_of(0))
     store.read(1, b"k")
     assert store.slot_stats() == [(0, 1, 5, 4), (3, 0, 0, 0)]

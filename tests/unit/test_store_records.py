@@ -14,11 +14,11 @@ from raftkv.commands.meta import FormCluster
 from raftkv.commands.moving import MoveState
 from raftkv.commands.records import Cas, Delete, Get, Put
 from raftkv.commands.registry import decode_entry
-from raftkv.commands.results import Change, Event, Result, ScanPage
+from raftkv.commands.results import Change, Event, Result
 from raftkv.errors import Code
 from raftkv.store.records import Store
 from raftkv.store.slot import SlotState
-from tests.store_helpers import again, scanned
+from tests.store_helpers import again, scan_of
 
 
 def make(slots: int = 4) -> Store:
@@ -142,7 +142,6 @@ def test_one_entry_removes_a_bounded_number() -> None:
         left.append(store.stats().records)
         # Absent at once, although it is removed last.
         assert store.read(0, b"999") == Result(Code.OK)
-        assert scanned(store, 0) == ScanPage((), more=False)
     assert left == [limits.MAX_EXPIRED_PER_ENTRY + 10, 10, 0]
     assert store.stats().bytes == 0
 
@@ -174,7 +173,7 @@ def test_slots_that_are_not_served() -> None:
     store = Store()
     assert one(store, put(b"k")).code == Code.MOVED
     assert store.read(0, b"k").code == Code.MOVED
-    assert store.scan(0, b"", 0).code == Code.MOVED
+    assert store.scan(scan_of(0)).code == Code.MOVED
     store = make(2)
     assert store.owned_slots() == [0, 1]
     assert one(store, put(b"k", slot=2)).code == Code.MOVED
@@ -257,40 +256,6 @@ def test_limits_themselves_are_allowed() -> None:
     key, value = b"k" * limits.MAX_KEY_BYTES, b"v" * limits.MAX_VALUE_BYTES
     assert one(store, put(key, value, ttl=limits.MAX_TTL * 1000)).code == Code.OK
     assert store.read(0, key).value == value
-
-
-def test_scan_pages_in_key_order() -> None:
-    store = make()
-    keys = [b"%03d" % i for i in range(100)]
-    store.apply(10, [put(key, b"x" * 50, ttl=5 if i % 2 else 0) for i, key in enumerate(reversed(keys))])
-    seen: list[tuple[bytes, bytes, int, int]] = []
-    after, pages, more = b"", 0, True
-    while more:
-        page = scanned(store, 0, after, 500)
-        assert 0 < len(page.records) <= 7
-        seen += page.records
-        after, pages, more = seen[-1][0], pages + 1, page.more
-    assert [row[0] for row in seen] == keys
-    assert pages > 10
-    assert {row[3] for row in seen} == {-1, 5}
-    assert all(store.read(0, key) == Result(Code.OK, version, value, ttl) for key, value, version, ttl in seen)
-
-
-def test_scan_skips_what_has_expired_and_sees_new_keys() -> None:
-    store = make()
-    store.apply(10, [put(b"a", ttl=5), put(b"c")])
-    assert scanned(store, 0) == ScanPage(((b"a", b"v", 1, 5), (b"c", b"v", 2, -1)), more=False)
-    store.apply(15, [put(b"b"), delete(b"c")])
-    assert scanned(store, 0) == ScanPage(((b"b", b"v", 3, -1),), more=False)
-    assert scanned(store, 0, b"b") == ScanPage((), more=False)
-
-
-def test_a_page_holds_one_record_however_small_the_limit() -> None:
-    store = make()
-    store.apply(1, [put(b"a", b"x" * 1000), put(b"b", b"y" * 1000)])
-    page = scanned(store, 0, b"", 1)
-    assert page.more
-    assert [row[0] for row in page.records] == [b"a"]
 
 
 def test_stats_follow_every_change() -> None:

@@ -37,6 +37,9 @@ SCHEMA: Final = 1
 
 _NAME: Final = "raftkv-admin"
 _GIVEN: Final = "raftkv.cli.admin"
+_VARIABLES: Final = "raftkv.cli.admin.variables"
+"""In click's notes: the global options that were given, and which of them by variables of the environment."""
+
 DEFAULT_TIMEOUT: Final = 5.0
 
 
@@ -77,10 +80,14 @@ class Settings:
 
 def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Keep what was given. The environment is read at both places, and must not outdo an option before the noun."""
-    given = ctx.meta.setdefault(_GIVEN, {})
+    given, variables = ctx.meta.setdefault(_GIVEN, {}), ctx.meta.setdefault(_VARIABLES, set())
     source = ctx.get_parameter_source(param.name or "")
-    if source is ParameterSource.COMMANDLINE or (source is ParameterSource.ENVIRONMENT and param.name not in given):
+    if source is ParameterSource.COMMANDLINE:
         given[param.name] = value
+        variables.discard(param.name)
+    elif source is ParameterSource.ENVIRONMENT and param.name not in given:
+        given[param.name] = value
+        variables.add(param.name)
 
 
 _NOTED: Final[Mapping[str, Any]] = {"expose_value": False, "callback": _note}
@@ -118,8 +125,10 @@ def settings() -> Settings:
 
     Raises click.BadParameter for endpoints that cannot be, ConfigError for contexts and certificates.
     """
-    given: dict[str, Any] = click.get_current_context().meta.get(_GIVEN, {})
-    target = Target.chosen({name: value for name, value in given.items() if name in TARGET})
+    notes = click.get_current_context().meta
+    given: dict[str, Any] = notes.get(_GIVEN, {})
+    chosen = {name: value for name, value in given.items() if name in TARGET}
+    target = Target.chosen(chosen, notes.get(_VARIABLES, ()))
     try:
         # Not where the options are read: one after the command's name outdoes the environment.
         parse_endpoints(target.endpoints)

@@ -72,8 +72,9 @@ def add(nodes: tuple[int, ...], wait: bool, wait_timeout: float) -> None:
       raftkv-admin node add 4 --wait
     """
     if not nodes:
-        endpoints = settings().target.endpoints
-        line = f"raftkv serve --join {shlex.quote(endpoints)} --data-dir DIR --address HOST:PORT --secret-file FILE"
+        target = settings().target
+        proof = "--secret-file FILE" if target.tls is None else "--tls-ca FILE --tls-cert FILE --tls-key FILE"
+        line = f"raftkv serve --join {shlex.quote(target.endpoints)} --data-dir DIR --address HOST:PORT {proof}"
         emit({"command": line}, lambda _: [line])
         complain("run this on the new machine; when it serves, `raftkv-admin node add ITS-ID` brings replicas to it")
         return

@@ -13,6 +13,7 @@ from grpc import aio
 
 from raftkv.api.failures import overloaded, with_retry
 from raftkv.api.grpc_status import grpc_status_of
+from raftkv.commands.base import Write
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.errors import Code
@@ -29,9 +30,12 @@ log = logging.getLogger(__name__)
 
 _SMALL: Final = 16 * 1024
 """Bytes of an answer that are not counted."""
-_READS: Final = frozenset(kind.rpc for kind in CLIENT_COMMANDS.values() if kind.reads)
+_WRITES: Final = frozenset(kind.rpc for kind in CLIENT_COMMANDS.values() if not kind.reads)
+_SHOWING: Final = frozenset(
+    kind.rpc for kind in CLIENT_COMMANDS.values() if kind.reads or (issubclass(kind, Write) and kind.shows)
+)
 _UNKNOWN: Final = LEAST_HELD_BYTES
-"""Bytes held for the answer to a read until its size is known: so few are under way that large ones can be borne."""
+"""Bytes held for an answer with records until its size is known: so few are under way that large ones can be borne."""
 _REMEMBERED: Final = 1024
 """Connections whose sizes of answers are remembered."""
 _FAILED: Final = Result(int(Code.INTERNAL), detail="the call failed: see the node's log")
@@ -113,9 +117,9 @@ class _Held:
 class Guard:
     """Stands where services register for the server, and passes their methods on.
 
-    ``calls`` and ``answers`` are shared by the connections; answers are counted until their RPC is over. A method is
-    called again when its answer was too large for what was free, so an answer must not be large if its RPC changes
-    something.
+    ``calls`` and ``answers`` are shared by the connections; answers are counted until their RPC is over. A method that
+    reads is called again when its answer was too large for what was free. A client's write is not: its answer is taken
+    as it is. No other RPC that changes something may have a large one.
     The Pipeline gets its requests as bytes and keeps to its shares by itself.
     """
 
@@ -150,7 +154,9 @@ class Guard:
 
         changed: dict[str, Any] = {"request_deserializer": deserialize}
         if handler.unary_unary is not None:
-            changed["unary_unary"] = self._unary(name, handler.unary_unary, _UNKNOWN if name in _READS else 0)
+            changed["unary_unary"] = self._unary(
+                name, handler.unary_unary, _UNKNOWN if name in _SHOWING else 0, once=name in _WRITES
+            )
         elif handler.unary_stream is not None:
             changed["unary_stream"] = self._streaming(handler.unary_stream)
         elif handler.stream_stream is not None:
@@ -171,7 +177,7 @@ class Guard:
         return peer
 
     def _unary(
-        self, name: str, method: Callable[[Any, Context], Awaitable[Any]], least: int
+        self, name: str, method: Callable[[Any, Context], Awaitable[Any]], least: int, *, once: bool
     ) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
             if type(request) is _Malformed:
@@ -192,7 +198,7 @@ class Guard:
                     log.exception("%s failed", name, extra=source)
                     await abort(context, _FAILED)
                 size: int = answer.ByteSize() * _COPIES
-                if size <= max(_SMALL, held.size) or held.grow(size):
+                if once or size <= max(_SMALL, held.size) or held.grow(size):
                     break
                 # It is read again when there is room, so that none waits in memory that is not counted.
                 del answer

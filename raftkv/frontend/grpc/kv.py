@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftkv.api.failures import failure_of, overloaded
 from raftkv.api.grpc_status import CLUSTER_KEY, NODE_KEY
-from raftkv.api.pipeline import PACKED_KEY
+from raftkv.api.pipeline import PACKED_FORM, PACKED_KEY
 from raftkv.clock import sleep
 from raftkv.commands.base import SlotCommand
 from raftkv.commands.registry import CLIENT_COMMANDS
@@ -62,7 +62,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         on_end(context, lambda: self._shares.take(peer, -1))
         status = self._node.status()
         # Sent before the first message is read: a client that has not seen it knows that nothing was executed.
-        about = ((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node)), (PACKED_KEY, "1"))
+        about = ((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node)), (PACKED_KEY, PACKED_FORM))
         await context.send_initial_metadata(about)
         stream = PipelineStream(self._node, self.resources, peer)
         self._streams[stream] = None

@@ -16,8 +16,7 @@ from raftkv.api.batcher import Batcher
 from raftkv.api.failures import failure_of, overloaded, with_retry
 from raftkv.api.pipeline import Answers, read_request, response_of
 from raftkv.commands.base import Command
-from raftkv.commands.records import Piped
-from raftkv.commands.registry import CLIENT_READS, PIPED
+from raftkv.commands.registry import CLIENT_READS, PIPED, TELLING_WRITES, Piped
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument
 from raftkv.frontend.counters import MALFORMED
@@ -32,7 +31,6 @@ from raftkv.limits import (
     MAX_STREAM_OPS,
     MAX_TIMEOUT,
 )
-from shards.slots import slot_of
 
 if TYPE_CHECKING:
     from raftkv.frontend.port import NodePort
@@ -50,9 +48,10 @@ _LEAST: Final = 64
 _UNNOTICED: Final = 64 * 1024
 """Bytes by which a stream may differ from what is counted for it."""
 _DECODE: Final = {number: kind.decode for number, kind in PIPED.items()}
+_TELLING: Final = CLIENT_READS | TELLING_WRITES
 _OVERLOADED: Final = int(Code.OVERLOADED)
 _TOO_MUCH: Final = overloaded("too many messages queued on this connection")
-_MISPLACED: Final = Result(int(Code.INVALID_ARGUMENT), detail="the slot is not that of the key")
+_MISPLACED: Final = Result(int(Code.INVALID_ARGUMENT), detail="the slot is not that of the keys")
 _TOO_LATE: Final = overloaded("the node was too busy to start the operation before its deadline")
 
 
@@ -313,7 +312,7 @@ class PipelineStream:
         refused: dict[int, Result] = {}
         for index, op in enumerate(ops):
             # A node without a map takes nothing, and says so.
-            refusal = op.refusal() if not slots or op.slot == slot_of(op.key, slots) else _MISPLACED
+            refusal = op.refusal() if not slots or op.placed(slots) else _MISPLACED
             if refusal is not None:
                 refused[index] = refusal
         if not refused:
@@ -344,7 +343,7 @@ class PipelineStream:
     def _submit(self, ids: Sequence[int], ops: Sequence[Command], deadline: float, now: float, size: int) -> None:
         kinds = [op.number for op in ops]
         if self._mean > _OVERHEAD:
-            size += sum(kind in CLIENT_READS for kind in kinds) * (self._mean - _OVERHEAD)
+            size += sum(kind in _TELLING for kind in kinds) * (self._mean - _OVERHEAD)
         share = size // len(ops)
         self._unanswered_bytes += share * len(ops)
         self._counters.take(kinds)
@@ -365,10 +364,13 @@ class PipelineStream:
             value = result.value
             if value is not None:
                 self._ready_bytes += len(value)
-                if self._ready_bytes > self._most and self._ready:
+                # What a write tells is told once: nothing must make it be asked again.
+                if self._ready_bytes > self._most and self._ready and kinds[index] in CLIENT_READS:
                     self._ready_bytes -= len(value)
                     self._again.append((ids[index], ops[index], deadline))
                     return
+            elif result.answer is not None:
+                self._ready_bytes += result.answer.size()
             elif result.code:
                 if result.code == _OVERLOADED and not result.retry_ms and kinds[index] in CLIENT_READS:
                     self._again.append((ids[index], ops[index], deadline))
@@ -396,12 +398,11 @@ class PipelineStream:
         if size > MAX_ANSWER_BYTES:
             size = 0
             for index in range(start, stop):
-                value = batch[index][1].value
-                if value is not None:
-                    if size + len(value) > MAX_ANSWER_BYTES and index > start:
-                        stop = index
-                        break
-                    size += len(value)
+                part = batch[index][1].size()
+                if size + part > MAX_ANSWER_BYTES and index > start:
+                    stop = index
+                    break
+                size += part
             batch = batch[start:stop]
         ids, results = zip(*batch, strict=True)
         if self._batcher.followed in ids:

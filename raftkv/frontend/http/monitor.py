@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -21,8 +20,11 @@ from raftkv.addresses import Address
 from raftkv.errors import ListenError
 from raftkv.frontend.http import metrics
 from raftkv.log_limit import limited
+from raftkv.tls import Arrivals
 
 if TYPE_CHECKING:
+    import ssl
+
     from aiohttp.typedefs import Handler
 
     from raftkv.api.status import ReplicaStatus
@@ -61,7 +63,8 @@ _http_log.addFilter(_no_fault_of_the_client)
 class Monitor:
     """Serves ``/metrics``, ``/livez`` and ``/readyz`` of ``node`` at ``host:port``; port 0 = any free one.
 
-    ``tls``: of the listener, by default none. ``ask_clients``: metrics are for clients with a certificate only.
+    ``tls``: the context of the next connection, by default none. ``ask_clients``: metrics are for clients with a
+    certificate only.
     """
 
     def __init__(
@@ -71,14 +74,14 @@ class Monitor:
         host: str,
         port: int,
         clock: Clock,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         *,
         ask_clients: bool = False,
     ) -> None:
         self._node = node
         self._clock = clock
         self._host = host
-        self._tls = tls
+        self._arrivals = None if tls is None else Arrivals(tls, self._visit, most=CONNECTIONS, patience=PATIENCE)
         self._ask_clients = ask_clients
         self._stopping = False
         self._scrapes_due = 0.0
@@ -109,13 +112,8 @@ class Monitor:
         """Listen and serve. Raises ListenError if the address cannot be listened on."""
         await self._runner.setup()
         try:
-            listener = await asyncio.get_running_loop().create_server(
-                self._visit,
-                self._host,
-                self.port,
-                ssl=self._tls,
-                ssl_handshake_timeout=None if self._tls is None else PATIENCE,
-            )
+            factory = self._arrivals or self._visit
+            listener = await asyncio.get_running_loop().create_server(factory, self._host, self.port)
         except OSError as error:
             await self._runner.cleanup()
             raise ListenError(
@@ -134,6 +132,8 @@ class Monitor:
         if listener is None:
             return
         listener.close()
+        if self._arrivals is not None:
+            self._arrivals.close()
         for visit in list(self._open):
             visit.end()
         await self._runner.cleanup()

@@ -1,0 +1,217 @@
+"""Whether transactions on the keys of a slot, or increments of a counter, could have happened one after the other.
+
+Their answers number them: a transaction is told its slot's count of mutations, an increment its counter. So the order
+of all that were answered is known, and the search only has to find what became of those that were not: they can stand
+where numbers are missing, and must explain what was seen behind them. As that order also has to agree with the times
+at which calls began and ended, a history that passes is strictly serializable: over all keys of the slot. Pure.
+
+Another key of the same slot may have taken missing numbers, so not all of them need be explained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from faults.check.history import Kind, Operation, Outcome
+from faults.check.linearizability import BUDGET, Finding, Verdict, check
+from faults.check.register import Register
+
+NUMBERED: Final = (Kind.TXN, Kind.INCR)
+
+Records: TypeAlias = Mapping[str, str]
+
+
+def check_key(operations: Sequence[Operation], model: Register, budget: int = BUDGET) -> Finding:
+    """The verdict on the operations of one key, or of one slot's transactions, by whatever fits them."""
+    if any(one.kind in NUMBERED for one in operations):
+        return check_numbered(operations, budget)
+    return check(operations, model, budget)
+
+
+class Asked(NamedTuple):
+    """A transaction. A check: [key, value or None]. A step: [verb, key, argument]."""
+
+    checks: list[Any]
+    steps: list[Any]
+    otherwise: list[Any]
+
+    @classmethod
+    def of(cls, operation: Operation) -> Asked:
+        return cls(**json.loads(operation.steps or "{}"))
+
+    def text(self) -> str:
+        return json.dumps(self._asdict(), separators=(",", ":"))
+
+    def keys(self) -> set[str]:
+        return {key for key, _ in self.checks} | {step[1] for step in (*self.steps, *self.otherwise)}
+
+
+class Effect(NamedTuple):
+    """What a transaction does to records. ``told``: for each step the value of a get, the number of an incr, whether
+    there was something to delete, None of a put. ``writes``: mutations."""
+
+    succeeded: bool
+    records: Records
+    told: list[Any]
+    writes: int
+
+
+def effect(asked: Asked, before: Records) -> Effect:
+    """What it does to a slot with these records."""
+    succeeded = all(before.get(key) == value for key, value in asked.checks)
+    records, told, writes = dict(before), list[Any](), 0
+    for verb, key, argument in asked.steps if succeeded else asked.otherwise:
+        match verb:
+            case "get":
+                told.append(records.get(key))
+            case "put":
+                records[key] = argument
+                told.append(None)
+                writes += 1
+            case "incr":
+                records[key] = str(int(records.get(key, "0")) + argument)
+                told.append(int(records[key]))
+                writes += 1
+            case _:
+                told.append(records.pop(key, None) is not None)
+                writes += told[-1]
+    return Effect(succeeded, records, told, writes)
+
+
+class _Placed(NamedTuple):
+    """An operation that was answered: it found the count ``before`` and left ``after``."""
+
+    operation: Operation
+    before: int
+    after: int
+
+    @property
+    def writes(self) -> int:
+        return self.after - self.before
+
+
+def check_numbered(operations: Sequence[Operation], budget: int = BUDGET) -> Finding:
+    """Search what became of the operations without an answer."""
+    placed = [_place(one) for one in operations if one.outcome is Outcome.OK and not one.stale]
+    placed.sort(key=lambda one: (one.after, not one.writes, one.operation.began))
+    unanswered = [one for one in operations if one.write and one.outcome in (Outcome.UNKNOWN, Outcome.OPEN)]
+    late = _out_of_time(placed)
+    if late is not None:
+        text = f"a lower number than that of operation {late[1].number}, which had ended before"
+        return Finding(Verdict.VIOLATION, 0, (), text, late[0])
+    return _Search(placed, unanswered, budget).run()
+
+
+def _place(one: Operation) -> _Placed:
+    if one.kind is not Kind.TXN:
+        count = int(one.found or "0")
+        return _Placed(one, count - (one.kind is Kind.INCR), count)
+    asked, after = Asked.of(one), one.version or 0
+    steps, told = asked.steps if one.done else asked.otherwise, json.loads(one.found or "[]")
+    writes = sum(
+        step[0] in ("put", "incr") or (step[0] == "delete" and there) for step, there in zip(steps, told, strict=True)
+    )
+    return _Placed(one, after - writes, after)
+
+
+def _out_of_time(placed: Sequence[_Placed]) -> tuple[Operation, Operation] | None:
+    """Two operations in the order of their numbers of which the second had ended before the first began."""
+    latest: Operation | None = None
+    for one in placed:
+        if latest is not None and one.operation.ended < latest.began:
+            return latest, one.operation
+        if latest is None or one.operation.began > latest.began:
+            latest = one.operation
+    return None
+
+
+class _Step(NamedTuple):
+    """Where the search is: ``floor``: the slot's count. ``used``: unanswered operations that have a place."""
+
+    records: Records
+    floor: int
+    used: frozenset[int]
+    order: tuple[int, ...]
+
+
+class _Search:
+    def __init__(self, placed: Sequence[_Placed], unanswered: Sequence[Operation], budget: int) -> None:
+        self._placed = placed
+        self._unanswered = unanswered
+        self._budget = budget
+        self._steps = 0
+        self._failed: set[tuple[int, frozenset[tuple[str, str]], frozenset[int]]] = set()
+        # What stands before an operation began before it and all behind it ended.
+        self._until: list[float] = []
+        for one in reversed(placed):
+            self._until.append(min(one.operation.ended, self._until[-1] if self._until else one.operation.ended))
+        self._until.reverse()
+
+    def run(self) -> Finding:
+        best = (0, _Step({}, 0, frozenset(), ()))
+        path: list[Iterator[_Step]] = []
+        at = _Step({}, 0, frozenset(), ())
+        while len(path) < len(self._placed):
+            choices = self._next(len(path), at)
+            while (found := next(choices, None)) is None:
+                if self._steps > self._budget:
+                    return Finding(Verdict.OUT_OF_BUDGET, self._steps, best[1].order, best[1].records)
+                if not path:
+                    stuck = self._placed[best[0]].operation
+                    return Finding(Verdict.VIOLATION, self._steps, best[1].order, best[1].records, stuck)
+                choices = path.pop()
+            path.append(choices)
+            at = found
+            if len(path) > best[0]:
+                best = (len(path), at)
+        return Finding(Verdict.LINEARIZABLE, self._steps, at.order, at.records)
+
+    def _next(self, index: int, at: _Step) -> Iterator[_Step]:
+        """The states behind the operation of that index, one for each way to explain it."""
+        one = self._placed[index]
+        seen = (index, frozenset(at.records.items()), at.used)
+        if seen in self._failed:
+            return
+        for filled, left in self._filled(at, one.before - at.floor, self._until[index]):
+            if self._steps > self._budget:
+                return
+            # A counter counts nothing else.
+            if left and one.operation.kind is not Kind.TXN:
+                continue
+            records = self._explained(one.operation, filled.records)
+            if records is not None:
+                yield _Step(records, one.after, filled.used, (*filled.order, one.operation.number))
+        self._failed.add(seen)
+
+    def _filled(self, at: _Step, gap: int, until: float) -> Iterator[tuple[_Step, int]]:
+        """Unanswered operations take the missing numbers, as many as possible first; and how many are left."""
+        if gap < 0:
+            return
+        self._steps += 1
+        if gap:
+            for number, other in enumerate(self._unanswered):
+                if number in at.used or other.began > until:
+                    continue
+                records, writes = self._done(other, at.records)
+                if 0 < writes <= gap:
+                    after = _Step(records, at.floor, at.used | {number}, (*at.order, other.number))
+                    yield from self._filled(after, gap - writes, until)
+        yield at, gap
+
+    @staticmethod
+    def _done(other: Operation, records: Records) -> tuple[Records, int]:
+        if other.kind is Kind.INCR:
+            return records, 1
+        done = effect(Asked.of(other), records)
+        return done.records, done.writes
+
+    @staticmethod
+    def _explained(one: Operation, records: Records) -> Records | None:
+        """The records behind an operation that was answered; None if its answer cannot be."""
+        if one.kind is not Kind.TXN:
+            return records
+        done = effect(Asked.of(one), records)
+        same = done.succeeded == one.done and done.told == json.loads(one.found or "[]")
+        return done.records if same else None

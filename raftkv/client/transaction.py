@@ -1,0 +1,134 @@
+"""Transactions of clients: checks and operations are gathered, then sent as one command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Self
+
+from raftkv.client.arguments import delta_of, encode_key, encode_value, expect_of, ttl_ms_of
+from raftkv.client.types import Record, TransactionResult, WriteResult
+from raftkv.commands.results import Result, TransactionAnswer
+from raftkv.commands.transactions import Transact
+from raftkv.errors import InvalidArgument, UsageError
+from raftkv.v1 import kv_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+
+class TransactionBuilder:
+    """What :class:`AsyncTransaction` and :class:`Transaction` share. Methods return the transaction itself."""
+
+    def __init__(self) -> None:
+        self.request = kv_pb2.TransactRequest()
+        self._steps: RepeatedCompositeFieldContainer[kv_pb2.Step] = self.request.transaction.steps
+        self._otherwise = False
+        self._sent = False
+
+    def check(
+        self,
+        key: bytes | str,
+        *,
+        version: int | None = None,
+        value: bytes | str | None = None,
+        absent: bool = False,
+    ) -> Self:
+        """Only if the record of ``key`` has this version, or this value, or if there is none: one of the three."""
+        if (version is not None) + (value is not None) + bool(absent) != 1:
+            raise InvalidArgument("a check names a version, a value or absent=True: one of them")
+        if self._otherwise:
+            raise InvalidArgument("checks stand before otherwise()")
+        name = encode_key(key)
+        if value is not None:
+            self.request.transaction.checks.add(key=name, value=encode_value(value))
+        else:
+            self.request.transaction.checks.add(key=name, version=expect_of(0 if absent else version))
+        return self
+
+    def put(self, key: bytes | str, value: bytes | str, *, ttl: float | None = None) -> Self:
+        """Write a record. ``ttl``: seconds until it expires."""
+        return self._add(kv_pb2.KIND_PUT, key, value=encode_value(value), ttl_ms=ttl_ms_of(ttl))
+
+    def delete(self, key: bytes | str) -> Self:
+        """Remove a record, if there is one."""
+        return self._add(kv_pb2.KIND_DELETE, key)
+
+    def incr(self, key: bytes | str, delta: int = 1, *, ttl: float | None = None) -> Self:
+        """Add to a counter, as :meth:`raftkv.AsyncClient.incr`."""
+        return self._add(kv_pb2.KIND_INCREMENT, key, delta=delta_of(delta), ttl_ms=ttl_ms_of(ttl))
+
+    def get(self, key: bytes | str) -> Self:
+        """Read a record, as it is after the operations that stand before this one."""
+        return self._add(kv_pb2.KIND_GET, key)
+
+    def otherwise(self) -> Self:
+        """What is added from here on is done instead if a check does not hold."""
+        if self._otherwise:
+            raise InvalidArgument("otherwise() stands once in a transaction")
+        self._otherwise = True
+        self._steps = self.request.transaction.otherwise
+        return self
+
+    def _add(self, kind: kv_pb2.Kind.ValueType, key: bytes | str, **fields: Any) -> Self:
+        self._steps.add(kind=kind, key=encode_key(key), **fields)
+        return self
+
+    def take(self, slots: int) -> Transact:
+        """The command, once: it is to be sent. Raises what a node would refuse it with."""
+        if self._sent:
+            raise UsageError("the transaction was committed already: make another one")
+        command = Transact.of(self.request, slots, b"", 0, 0)
+        self._sent = True
+        return command
+
+    def result(self, result: Result, wall: float) -> TransactionResult:
+        """What the caller gets; ``wall``: Unix time in seconds."""
+        answer = result.answer
+        assert isinstance(answer, TransactionAnswer)
+        txn = self.request.transaction
+        steps = txn.steps if answer.succeeded else txn.otherwise
+        told = tuple(_told(step, *row, wall) for step, row in zip(steps, answer.results, strict=True))
+        return TransactionResult(answer.succeeded, told, answer.number)
+
+
+def _told(step: kv_pb2.Step, version: int, value: bytes | None, ttl: int, wall: float) -> Any:
+    match step.kind:
+        case kv_pb2.KIND_PUT:
+            return WriteResult(version)
+        case kv_pb2.KIND_DELETE:
+            return version > 0
+        case kv_pb2.KIND_INCREMENT:
+            return int(value or b"0")
+    if not version:
+        return None
+    return Record(step.key, value or b"", version, None if ttl < 0 else wall + ttl / 1000)
+
+
+class AsyncTransaction(TransactionBuilder):
+    """A transaction within a slot: made by :meth:`raftkv.AsyncClient.txn`, gathered, committed once."""
+
+    def __init__(
+        self, send: Callable[[TransactionBuilder, float | None], Coroutine[Any, Any, TransactionResult]]
+    ) -> None:
+        super().__init__()
+        self.send = send
+
+    async def commit(self, *, timeout: float | None = None) -> TransactionResult:
+        """Do all of it, or nothing.
+
+        Raises CrossSlot, before anything is sent, if the keys are of several slots; NotANumber, CounterOverflow or
+        TooLarge if an operation cannot be done, and then none of them was.
+        """
+        return await self.send(self, timeout)
+
+
+class Transaction(TransactionBuilder):
+    """As :class:`AsyncTransaction`, without await; made by :meth:`raftkv.Client.txn`."""
+
+    def __init__(self, send: Callable[[TransactionBuilder, float | None], TransactionResult]) -> None:
+        super().__init__()
+        self._send = send
+
+    def commit(self, *, timeout: float | None = None) -> TransactionResult:
+        """See AsyncTransaction.commit."""
+        return self._send(self, timeout)
