@@ -23,7 +23,8 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftkv.commands.base import Command, GroupCommand
+from raftkv.commands.base import Command, GroupCommand, Read
+from raftkv.commands.group import Genesis
 from raftkv.commands.meta import ChangeCluster, ReadCluster
 from raftkv.commands.results import Result
 from raftkv.errors import Code
@@ -33,10 +34,11 @@ from raftkv.peer.hello import HelloRefused, Identity, Reason, check_answer, chec
 from raftkv.peer.hello import hello_frame as hello_of
 from raftkv.store.codec import pack
 from raftkv.store.meta import MetaStore
+from raftkv.store.records import Store
 from raftkv.v1 import admin_pb2, kv_pb2
 from tests.peer_world import ENCODER, World, rest, run
 from tests.property.test_decoders import EVERYTHING, changed
-from tests.rpc_fakes import FakeCluster, Shared
+from tests.rpc_fakes import SLOTS, FakeCluster
 from tests.waiting import PATIENCE
 
 ONE, TWO = Identity("c", 1, "inc-1", "boot-1"), Identity("c", 2, "inc-2", "boot-2")
@@ -254,7 +256,9 @@ def _running() -> Iterator[tuple[asyncio.Runner, FakeCluster, grpc.aio.Channel]]
         meta = MetaStore()
         assert frontend.map is not None
         meta.form(pack(frontend.map.to_wire()))
-        frontend.script = partial(_executed, cluster.shared, meta)
+        store = Store()
+        store.apply(1, [Genesis(tuple(range(SLOTS)))])
+        frontend.script = partial(_executed, store, meta)
 
         async def dial() -> grpc.aio.Channel:
             return grpc.aio.insecure_channel(cluster.addresses[0])
@@ -267,15 +271,15 @@ def _running() -> Iterator[tuple[asyncio.Runner, FakeCluster, grpc.aio.Channel]]
             runner.run(cluster.__aexit__())
 
 
-def _executed(shared: Shared, meta: MetaStore, op: Command) -> Result:
-    """By the real meta group; of other groups as a whole nothing is known here."""
+def _executed(store: Store, meta: MetaStore, op: Command) -> Result | None:
+    """By the real state machines; of other groups as a whole nothing is known here."""
     if isinstance(op, ReadCluster):
         return meta.describe()
     if isinstance(op, ChangeCluster):
         return meta.check(op) or meta.apply(meta.time + 1, [op])[0]
     if isinstance(op, GroupCommand):
         return Result(Code.UNAVAILABLE, detail="the group has no leader")
-    return shared.execute(op)
+    return op.read(store) if isinstance(op, Read) else store.apply(store.time + 1, [op])[0]
 
 
 async def _outcome(channel: Any, method: MethodDescriptor, request: bytes) -> grpc.StatusCode:
