@@ -146,7 +146,7 @@ class SimServer:
         self._calls.pop(call, None)
 
 
-class _Aborted(Exception):
+class _Aborted(aio.AbortError):
     """The handler has ended the call with a status."""
 
 

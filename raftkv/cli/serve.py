@@ -94,6 +94,7 @@ _FILE = FilePath()
     metavar="FILE",
     help="Log there, not to stderr; rotated as the configuration says, reopened on SIGHUP.",
 )
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Lines for people, or one JSON object a line.")
 def serve(
     config: Path | None,
     join: str | None,
@@ -110,11 +111,13 @@ def serve(
     token_file: Path | None,
     insecure: bool,
     log_file: Path | None,
+    log_format: str | None,
 ) -> int:
     """Run one node in the foreground: that of a configuration, or a new one that joins a running cluster.
 
     On SIGTERM or SIGINT the node transfers its leaderships, finishes what is in flight and exits 0; on SIGHUP it
     reopens its log and reloads its configuration. The same command with --join starts a node that has joined before.
+    Options come before variables such as RAFTKV_NODE_LOG_LEVEL, and these before what is in the file.
 
     \b
     Example:
@@ -146,8 +149,12 @@ def serve(
     else:
         settings, source = _joined(join or "", data_dir or Path(), security, token or token_file, *places)
 
+    logging = {} if log_file is None else {"log_file": str(log_file)}
+    if log_format is not None:
+        logging["log_format"] = log_format
+
     def chosen(read: NodeConfig) -> NodeConfig:
-        return _with(read, log_file, security)
+        return _with(read, logging, security)
 
     return serve_node(chosen(settings), lambda: chosen(read_again(source)))
 
@@ -172,10 +179,11 @@ def read_again(source: Path) -> NodeConfig:
     return load_config(source)
 
 
-def _with(config: NodeConfig, log_file: Path | None, security: Mapping[str, Any]) -> NodeConfig:
+def _with(config: NodeConfig, node: Mapping[str, Any], security: Mapping[str, Any]) -> NodeConfig:
     """``config``, but for what was given on the command line."""
-    node = config.node if log_file is None else replace(config.node, log_file=str(log_file))
-    return replace(config, node=node, security=replace(config.security, **security))
+    if "secret_file" in security:
+        security = {**security, "secret": None}
+    return replace(config, node=replace(config.node, **node), security=replace(config.security, **security))
 
 
 def _own(security: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import secrets
 import uuid
@@ -252,7 +253,7 @@ class _Plan:
                 f"--peer-address {self.note.peer_address} is also --address: nodes need a port of their own"
             )
         alone = [{"id": 1, "address": self.note.address, "peer_address": self.note.peer_address}]
-        config = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join")
+        config = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join", os.environ)
         if self.tls is None:
             peer_secret(config)
             check_exposure(config)
@@ -262,9 +263,16 @@ class _Plan:
                 raise JoinError(f"cannot listen at {address}: {problem}")
 
     def config(
-        self, cluster: dict[str, Any], node: int, raft: dict[str, Any], nodes: list[dict[str, Any]], where: str
+        self,
+        cluster: dict[str, Any],
+        node: int,
+        raft: dict[str, Any],
+        nodes: list[dict[str, Any]],
+        where: str,
+        environ: Mapping[str, str] | None = None,
     ) -> NodeConfig:
-        """The node's configuration in a cluster; ``where`` names its origin in the ConfigError."""
+        """The node's configuration in a cluster, with the variables of ``environ``; ``where`` names its origin in the
+        ConfigError."""
         section = {
             "id": node,
             "data_dir": ".",
@@ -276,7 +284,7 @@ class _Plan:
             **self.node_options,
         }
         raw = {"cluster": cluster, "node": section, "raft": raft, "security": dict(self.security)}
-        return parse_config({**raw, "dial": dict(self.dial), "nodes": nodes}, where)
+        return parse_config({**raw, "dial": dict(self.dial), "nodes": nodes}, where, environ)
 
 
 def _take_in(endpoints: str, folder: Path, plan: _Plan, cluster_id: str, token: str, timeout: float) -> Joined:

@@ -6,6 +6,7 @@ import asyncio
 import faulthandler
 import gc
 import logging
+import os
 import random
 import signal
 import sys
@@ -18,7 +19,7 @@ from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.frontend.grpc.server import GrpcServer
 from raftkv.frontend.resources import Resources
-from raftkv.node import signals
+from raftkv.node import signals, supervisor, variables
 from raftkv.node.access import Access
 from raftkv.node.audit import Audit
 from raftkv.node.config import NodeConfig
@@ -78,15 +79,25 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
         if tls is None:
             secret = peer_secret(config)
             check_exposure(config)
+        _tell_variables()
         return uvloop.run(_serve(config, load, output, clock, tls, secret))
     except Exception as problem:
-        # The caller prints the message on stderr, which may be elsewhere, without the traceback of unexpected errors.
-        if config.node.log_file is not None or not isinstance(problem, RaftKVError | OSError):
+        # The caller prints the message on stderr, which may be elsewhere or read by a program, without the traceback of
+        # unexpected errors.
+        elsewhere = config.node.log_file is not None or config.node.log_format == "json"
+        if elsewhere or not isinstance(problem, RaftKVError | OSError):
             log.critical("node stopped: %s", problem, exc_info=not isinstance(problem, RaftKVError | OSError))
         raise
     finally:
         signals.ignore()
         output.close()
+
+
+def _tell_variables() -> None:
+    if used := variables.used(NodeConfig, os.environ):
+        log.info("settings from variables: %s", ", ".join(used))
+    if unknown := variables.unknown(NodeConfig, os.environ):
+        log.warning("variables that set nothing, as they name no setting: %s", ", ".join(unknown))
 
 
 async def _serve(
@@ -158,11 +169,13 @@ async def _serve(
         log.info("serving clients at %s, nodes at %s", config.node.listen, config.node.peer_listen)
         if monitor is not None:
             log.info("serving metrics and probes at %s", config.node.metrics)
+        supervisor.tell("READY=1")
         _sweep(output, clock)
         if tls is not None:
             log.info("all connections are encrypted; the certificate is valid until %s", tls.until)
             _look(tls, clock)
         await stop.wait()
+        supervisor.tell("STOPPING=1")
         if monitor is not None:
             monitor.stopping()
         if problems:

@@ -202,7 +202,7 @@ class MapCopy:
         self._told = None
         if self.confirmed is not None:
             self._route(self.confirmed)
-            self._meet(self.confirmed, told)
+            self._meet(self.confirmed, told.map)
 
     # -- what a map causes
 
@@ -212,15 +212,20 @@ class MapCopy:
             if node.id != self._node and node.id not in self._links.peers:
                 self._links.add_peer(node.id, self._dial(node))
 
-    def _meet(self, shard_map: ShardMap, over: _Told | None) -> None:
-        """Have no links to removed nodes, nor to nodes or addresses that only ``over`` had, which counts no more."""
-        unknown = set() if over is None else {node.id for node in over.map.nodes}
+    def _meet(self, shard_map: ShardMap, *earlier: ShardMap | None) -> None:
+        """Have links to nodes where they are now, and none to removed ones or to those that only ``earlier`` maps had.
+
+        A node that stays where it was is left alone: it may be looked for at another place.
+        """
+        known = {(node.id, node.peer_address) for one in earlier if one is not None for node in one.nodes}
+        now = {(node.id, node.peer_address) for node in shard_map.nodes}
+        gone = {node for node, _ in known - now}
         for node in shard_map.nodes:
-            unknown.discard(node.id)
-            if over is not None and node.id in self._links.peers:
+            if node.id in gone and node.id in self._links.peers:
                 self._links.set_dial(node.id, self._dial(node))
+            gone.discard(node.id)
         for peer in self._links.peers:
-            if peer in shard_map.removed or peer in unknown:
+            if peer in shard_map.removed or peer in gone:
                 self._links.remove_peer(peer)
 
     def _confirm(self, shard_map: ShardMap) -> None:
@@ -237,7 +242,7 @@ class MapCopy:
         self._saved = False
         if before is None or (before.nodes, before.groups) != (shard_map.nodes, shard_map.groups):
             self.try_to_save()
-        self._meet(shard_map, over)
+        self._meet(shard_map, before, None if over is None else over.map)
         for group in shard_map.groups_on(self._node):
             self._replicas.ensure(group.id, group.founders)
         for group in shard_map.groups:

@@ -4,8 +4,9 @@
 one origin (:class:`raftkv.frontend.port.Origin`);
 ``["re", results]`` brings results; ``["epoch", epoch, digest]`` says which map the sender has;
 ``["map", map]`` brings one; ``["leads", [group, ...]]`` says which
-groups the sender leads; ``["room", disk, memory]`` which of its disk and memory are full; ``["left"]`` reminds the
-receiver of replicas that it has to drop.
+groups the sender leads; ``["room", disk, memory]`` which of its disk and memory are full; ``["address", address,
+peer address]`` where the sender is reached, while its map says something else; ``["left"]`` reminds the receiver of
+replicas that it has to drop.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from msgspec import Meta
 from msgspec.msgpack import Decoder
 
 from raftkv import limits
+from raftkv.addresses import BadAddress, parse_address
 from raftkv.commands.base import Command, Sender
 from raftkv.commands.bounds import MAX_COUNT
 from raftkv.commands.registry import SENT, encode
@@ -90,6 +92,18 @@ def room(message: list[Any]) -> tuple[bool, bool]:
     if len(message) == 3 and type(message[1]) is bool and type(message[2]) is bool:
         return message[1], message[2]
     raise Malformed("malformed room")
+
+
+def addresses(message: list[Any]) -> tuple[str, str]:
+    """Where clients and nodes reach the sender, of an "address" message. Raises Malformed."""
+    if [type(item) for item in message[1:]] == [str, str]:
+        try:
+            for text in message[1:]:
+                parse_address(text)
+        except BadAddress as problem:
+            raise Malformed(f"malformed address: {problem}") from None
+        return message[1], message[2]
+    raise Malformed("malformed address")
 
 
 def groups(message: list[Any]) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from raftkv.node import messages
 from raftkv.node.config import NodeConfig
+from raftkv.node.drivers.addresses import Addresses
 from raftkv.node.map_copy import MapCopy
 from raftkv.node.maps import Maps
 from raftkv.node.replicas import Replicas
@@ -36,6 +37,7 @@ class Neighbours:
         room: Room,
         maps: Maps,
         map_copy: MapCopy,
+        addresses: Addresses,
         clear: Callable[[], None],
         refused: Callable[[str], None],
     ) -> None:
@@ -48,6 +50,7 @@ class Neighbours:
         self._room = room
         self._maps = maps
         self._map_copy = map_copy
+        self._addresses = addresses
         self._clear = clear
         self._refused = refused
         self._led: list[int] = []
@@ -108,6 +111,7 @@ class Neighbours:
             self._links.send(node, ["epoch", *self._maps.own])
             self._links.send(node, ["leads", self._led])
             self._room.greet(node)
+            self._addresses.greet(node)
 
     def tell_epoch(self) -> None:
         """Tell all peers which map this node has: one with an older map asks for it, one with a newer map sends it."""
@@ -144,6 +148,8 @@ class Neighbours:
                 self._router.on_leads(peer, messages.groups(message))
             elif kind == "room":
                 self._room.hear(peer, Full(*messages.room(message)))
+            elif kind == "address":
+                self._addresses.hear(peer, *messages.addresses(message))
             elif kind == "left" and len(message) == 1:
                 self._clear()
             elif kind == "map":

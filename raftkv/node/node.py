@@ -23,8 +23,9 @@ from raftkv.frontend.port import NODE, Caller, NodeStats
 from raftkv.log_limit import limited
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.clocks import Clocks
-from raftkv.node.config import NodeConfig
+from raftkv.node.config import NodeConfig, PeerSection
 from raftkv.node.control import GroupOperations
+from raftkv.node.drivers.addresses import Addresses
 from raftkv.node.drivers.copier import Copier
 from raftkv.node.drivers.internal_client import asker
 from raftkv.node.drivers.maintenance import Maintenance, hand_over
@@ -53,7 +54,7 @@ from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import FileSystem, Worker
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
-from shards.map import META_GROUP, ShardMap
+from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import meta_voters
 
 log = logging.getLogger(__name__)
@@ -212,9 +213,20 @@ class RaftNode:
             maps=maps,
             ask=ask,
             clock=self._clock,
-            dial=lambda node: self._config.dial_address(node.id, node.peer_address),
+            dial=self._dial_address,
             removed=lambda: self._refused(f"this node, {self.id}, has been removed from the cluster"),
             fatal=self._fatal,
+        )
+        self._addresses = Addresses(
+            self.id,
+            (config.node.address, config.node.peer_address),
+            peers=self._links,
+            current=lambda: self._map_copy.current,
+            dial=self._dial_address,
+            leading=self._map_copy.meta_state,
+            ask=ask,
+            now=self._clock.now,
+            rng=rng,
         )
         self._neighbours = Neighbours(
             config,
@@ -225,6 +237,7 @@ class RaftNode:
             room=self._room,
             maps=maps,
             map_copy=self._map_copy,
+            addresses=self._addresses,
             clear=lambda: self._replica_gc.clear(),
             refused=self._refused,
         )
@@ -305,7 +318,10 @@ class RaftNode:
         known = self._config.nodes if self._router.map is None else self._router.map.nodes
         for node in known:
             if node.id in self._links.peers:
-                self._links.set_dial(node.id, self._config.dial_address(node.id, node.peer_address))
+                self._links.set_dial(node.id, self._dial_address(node))
+
+    def _dial_address(self, node: PeerSection | Node) -> str:
+        return self._config.dial_address(node.id, node.peer_address)
 
     async def hand_over(self, patience: float) -> None:
         """Give the leaderships of this node away, within ``patience`` seconds.
@@ -320,7 +336,8 @@ class RaftNode:
             self._timer.cancel()
             self._timer = None
         self.users.close()
-        for driver in (self._mover, self._copier, self._membership, self._replica_gc, self._map_copy):
+        drivers = (self._mover, self._copier, self._membership, self._replica_gc, self._map_copy, self._addresses)
+        for driver in drivers:
             driver.close()
         if not self._failed:
             self._map_copy.try_to_save()
@@ -372,6 +389,7 @@ class RaftNode:
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._wal.retry()
                     self._neighbours.tell_epoch()
+                    self._addresses.run()
                     self._problems.look()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_MAP) == 0:
                     self._map_copy.try_to_save()

@@ -51,6 +51,8 @@ def check(state: MetaState, now: int | None, verb: str, arguments: Sequence[Any]
     if verb == "add node":
         # A new leader may know no nodes or not all, until its log is applied: what is no address is refused then too.
         _check_newcomer(state, now, *arguments)
+    elif verb == "readdress node":
+        _check_moved(state.map.nodes if state.map is not None else (), *arguments)
 
 
 # -- slots
@@ -379,15 +381,39 @@ def _check_newcomer(
                 places = f"{node.address} and {node.peer_address}"
                 raise Refused(f"node {node.id} joined from this data folder with other addresses, {places}")
             return
+    _check_apart(nodes, address, peer_address)
+    if now is not None or not digest:
+        _join_token(state, now or 0, digest)
+
+
+def _check_apart(others: Iterable[Node], address: str, peer_address: str) -> None:
+    """A node may be reached there. Raises Refused, or ValueError for what is no address."""
     wanted = {str(parse_address(text)): text for text in (address, peer_address)}
     if len(wanted) < 2:
         raise Refused(f"{address} is given both for clients and for nodes: they need an address each")
-    for node in nodes:
+    for node in others:
         for known in (canonical(node.address), canonical(node.peer_address)):
             if known in wanted:
                 raise Refused(f"node {node.id} has the address {wanted[known]} already")
-    if now is not None or not digest:
-        _join_token(state, now or 0, digest)
+
+
+def _readdress_node(
+    state: MetaState, shard_map: ShardMap, _: int, number: int, incarnation: str, address: str, peer_address: str
+) -> Outcome:
+    """A member, the one of that data folder, is reached at other addresses from now on."""
+    _check_node(shard_map, number)
+    node = shard_map.node(number)
+    if node.incarnation != incarnation:
+        raise Refused(f"node {number} has another data folder")
+    for other in shard_map.nodes:
+        if other.id != number and {address, peer_address} & {other.address, other.peer_address}:
+            raise Refused(f"node {other.id} has the address {address} or {peer_address} already")
+    moved = replace(node, address=address, peer_address=peer_address)
+    return (state, 0) if moved == node else (replace(state, map=shard_map.with_node(moved)), 0)
+
+
+def _check_moved(nodes: Sequence[Node], number: int, _: str, address: str, peer_address: str) -> None:
+    _check_apart([node for node in nodes if node.id != number], address, peer_address)
 
 
 def _drain(state: MetaState, shard_map: ShardMap, _: int, epoch: int, node: int, desired: Any) -> Outcome:
@@ -489,6 +515,7 @@ _COMMANDS: Final[dict[str, Callable[..., Outcome]]] = {
     "voters": _note_voters,
     "add join token": _add_join_token,
     "add node": _add_node,
+    "readdress node": _readdress_node,
     "drain": _drain,
     "undrain": _undrain,
     "remove node": _remove_node,

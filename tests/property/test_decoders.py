@@ -65,6 +65,8 @@ MESSAGES: list[Any] = [
     ["re", RESULTS],
     ["epoch", 3],
     ["leads", [1, 2]],
+    ["room", False, True],
+    ["address", "h:1", "h:2"],
     ["map", b"map"],
     [1, int(Type.APPEND), 1, 1, 1, 1, 1, 1, [[1, b"x"]]],
     [1, int(Type.ACK), 1, 1, 1, True, 1, 1, [1, 1]],
@@ -74,6 +76,8 @@ READERS = {
     "re": messages.answers,
     "epoch": messages.epoch,
     "leads": messages.groups,
+    "room": messages.room,
+    "address": messages.addresses,
     "map": messages.encoded_map,
 }
 

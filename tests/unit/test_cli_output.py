@@ -264,7 +264,7 @@ def test_no_hint_at_up_for_a_node_that_joins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("raftkv.local.joining._TIMEOUT", 0.3)
-    monkeypatch.setenv("RAFTKV_PEER_SECRET", "known to all nodes")
+    monkeypatch.setenv("RAFTKV_SECURITY_SECRET", "known to all nodes")
     (port,) = free_ports(1)
     words = ["serve", "--join", "127.0.0.1:1", "--data-dir", str(tmp_path), "--address", f"127.0.0.1:{port}"]
     monkeypatch.setattr("raftkv.local.joining._take_in", _unavailable)

@@ -109,3 +109,65 @@ def test_a_log_of_an_earlier_version_leads_to_the_same_state_as_ever() -> None:
     assert store.check(change("add node", "same:1", "same:1", LIFE), 1) is None
     # And it can be removed.
     assert apply(store, "remove node", store.state.last_node, token=b"r" * 16).code == Code.OK
+
+
+@pytest.mark.parametrize(("address", "peer_address"), BAD)
+def test_no_node_moves_to_what_is_no_address(address: str, peer_address: str) -> None:
+    refusal = made().check(change("readdress node", 2, f"{2:032x}", address, peer_address))
+    assert refusal is not None
+    assert refusal.code == Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        (("h:1", "h:1"), "for clients and for nodes"),
+        (("h1:1", "h:2"), "node 1 has the address h1:1 already"),
+        (("h:1", "H3:2"), "node 3 has the address H3:2 already"),
+    ],
+)
+def test_no_node_moves_to_anothers_address(places: tuple[str, str], told: str) -> None:
+    refusal = made().check(change("readdress node", 2, f"{2:032x}", *places))
+    assert refusal is not None
+    assert refusal.code == Code.CONDITION_FAILED
+    assert told in refusal.detail
+
+
+def test_a_member_that_has_moved_stays_what_it_is() -> None:
+    store = made()
+    before = store.map
+    assert before is not None
+    life = f"{2:032x}"
+    # To what was one of its own, too.
+    assert store.check(change("readdress node", 2, life, "g2:1", "h2:1")) is None
+    assert apply(store, "readdress node", 2, life, "g2:1", "h2:1").code == Code.OK
+    after = store.map
+    assert after is not None
+    assert after.node(2) == Node(2, "g2:1", "h2:1", life)
+    assert (after.epoch, after.groups, after.node(1), after.node(3)) == (
+        before.epoch + 1,
+        before.groups,
+        before.node(1),
+        before.node(3),
+    )
+    assert apply(store, "readdress node", 2, life, "g2:1", "h2:1", token=b"u" * 16).code == Code.OK
+    assert store.map is after, "said twice, it is done once"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        ((9, f"{9:032x}", "g:1", "g:2"), Code.CONDITION_FAILED, "there is no node 9"),
+        ((2, f"{3:032x}", "g:1", "g:2"), Code.CONDITION_FAILED, "node 2 has another data folder"),
+        ((2, f"{2:032x}", "h3:1", "g:2"), Code.CONDITION_FAILED, "node 3 has the address"),
+        ((2, f"{2:032x}", "g:1", 7), Code.INVALID_ARGUMENT, "peer address must be text"),
+        ((2, f"{2:032x}", "g:1"), Code.INVALID_ARGUMENT, "readdress node"),
+    ],
+)
+def test_what_is_not_that_member_moves_nothing(arguments: tuple[Any, ...], code: Code, told: str) -> None:
+    store = made()
+    before = store.map
+    result = apply(store, "readdress node", *arguments)
+    assert result.code == code
+    assert told in result.detail
+    assert store.map is before

@@ -3,6 +3,7 @@ for it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc import aio
 
 from raftkv.api.credentials import METADATA
 from raftkv.api.failures import failure_of, overloaded, with_retry
@@ -21,15 +23,16 @@ from raftkv.commands.rights import Right
 from raftkv.errors import Code, RaftKVError
 from raftkv.frontend.port import Caller, OpenDoor
 from raftkv.limits import DEFAULT_TIMEOUT, LEAST_HELD_BYTES, MAX_TIMEOUT
+from raftkv.log_limit import limited
 
 if TYPE_CHECKING:
-    from grpc import aio
-
     from raftkv.clock import Clock
     from raftkv.frontend.port import Door
     from raftkv.frontend.shares import Shares
 
     Context = aio.ServicerContext[Any, Any]
+
+log = logging.getLogger(__name__)
 
 _SMALL: Final = 16 * 1024
 """Bytes of an answer that are not counted."""
@@ -41,6 +44,7 @@ _UNKNOWN: Final = LEAST_HELD_BYTES
 """Bytes held for an answer with records until its size is known: so few are under way that large ones can be borne."""
 _REMEMBERED: Final = 1024
 """Connections whose sizes of answers are remembered."""
+_FAILED: Final = Result(int(Code.INTERNAL), detail="the call failed: see the node's log")
 _COPIES: Final = 3
 """How often an answer exists while it is sent: as a result, as a message, and as what gRPC sends."""
 
@@ -67,6 +71,15 @@ async def enter(door: Door, context: Context) -> Caller:
         return await door.enter(context.peer(), next(shown, None))
     except RaftKVError as error:
         await abort(context, failure_of(error))
+
+
+def request_id_of(request: Any) -> str:
+    """What names the request of a call, for the log: ``client id/sequence`` of a write, the token of a change."""
+    named = getattr(request, "request_id", None)
+    if named is not None and named.client_id:
+        return f"{named.client_id.hex()}/{named.sequence}"
+    token: bytes = getattr(request, "token", b"")
+    return token.hex()
 
 
 def budget_of(context: Context) -> float:
@@ -226,7 +239,14 @@ class Guard:
             while True:
                 if expected > _SMALL and not await held.reserve(expected, budget_of(context)):
                     await abort(context, overloaded("too many unread responses on this connection"))
-                answer = await method(request, context)
+                try:
+                    answer = await method(request, context)
+                except aio.BaseError:
+                    raise
+                except Exception:
+                    source = limited(peer.rpartition(":")[0], request_id_of(request))
+                    log.exception("%s failed", name, extra=source)
+                    await abort(context, _FAILED)
                 size: int = answer.ByteSize() * _COPIES
                 if once or size <= max(_SMALL, held.size) or held.grow(size):
                     break

@@ -157,7 +157,11 @@ class Monitor:
             if refusal.status == web.HTTPUnauthorized.status_code:
                 response.headers["WWW-Authenticate"] = 'Bearer realm="raftkv", Basic realm="raftkv"'
         except Exception:
-            log.exception("%s cannot be answered", request.path, extra=limited(request.path))
+            log.exception(
+                "%s cannot be answered",
+                request.path,
+                extra=limited(request.path, request.headers.get("X-Request-ID", "")),
+            )
             response = web.Response(status=500, text="internal error: see the node's log\n")
         response.force_close()
         return response
