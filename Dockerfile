@@ -4,7 +4,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY raftkv raftkv
 COPY shards shards
 RUN python -m venv /opt/raftkv \
- && /opt/raftkv/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt .
+ && /opt/raftkv/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[server]"
 
 FROM python:3.11-slim
 COPY --from=build /opt/raftkv /opt/raftkv

@@ -30,7 +30,7 @@ help:
 	@echo "make test      all tests, by four processes (ARGS=... goes to pytest, then by one; WORKERS=n)"
 	@echo "make quick     all tests but the slow ones"
 	@echo "make toxiproxy build Toxiproxy's server for chaos runs and tests, with Go of this machine or of PyPI"
-	@echo "make chaos     real processes, partitions and kills: all scenarios, about 10 minutes (TIME=35 SEED=1)"
+	@echo "make chaos     real processes, partitions and kills: all scenarios, about 10 minutes (TIME=35 SEED=1 SECURE=1)"
 	@echo "make sim       simulated clusters in storms of faults, fixed seeds (SEED=n: that one, with its story)"
 	@echo "make soak      many seeds on all cores (N=1000 FIRST=1)"
 	@echo "make mutants   plant faults in the code and see that the simulator notices each"
@@ -54,7 +54,7 @@ toxiproxy: setup
 tools: toxiproxy browser
 
 up: setup
-	@$(PY) -m raftkv.cli.main up $(if $(NODES),--nodes $(NODES)) $(if $(GROUPS),--groups $(GROUPS)) $(if $(PORT),--port $(PORT)) --data-dir $(DATA)
+	@$(PY) -m raftkv.cli.main up $(if $(NODES),--nodes $(NODES)) $(if $(GROUPS),--groups $(GROUPS)) $(if $(PORT),--port $(PORT)) $(if $(SECURE),--secure) --data-dir $(DATA)
 
 down: setup
 	@$(PY) -m raftkv.cli.main down --data-dir $(DATA)
@@ -69,7 +69,7 @@ quick: setup
 	$(PY) -m pytest $(SPREAD) -m "not slow" $(ARGS)
 
 chaos: toxiproxy
-	@$(PY) -m faults run --all --time $(TIME) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(PY) -m faults run --all --time $(TIME) $(if $(SEED),--seed $(SEED)) $(if $(SECURE),--secure) $(ARGS)
 
 sim: setup
 	@$(PY) -m faults sim $(if $(SEED),--seed $(SEED)) $(ARGS)

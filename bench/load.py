@@ -38,7 +38,7 @@ _GRACE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What to measure. Sizes in bytes, times in seconds.
+    """What to measure. Sizes in bytes, times in seconds. ``endpoints``: addresses or, for a pipeline, a URL.
 
     ``rate``: operations that arrive per second, 0 = a closed loop. ``distribution``: None = what the operation has by
     itself. ``fill``: write all keys beforehand; None = if the operation reads. ``part`` of ``parts``: number of this

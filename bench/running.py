@@ -22,7 +22,7 @@ from bench.progress import ProgressBar
 from bench.report import as_text, summary_of
 from bench.scenarios import SCENARIOS, Reads, Scenario
 from bench.targets import Api
-from bench.workload import OPERATIONS, Operation
+from bench.workload import MIXES, OPERATIONS, Operation
 from raftkv.cli.common import endpoints_option
 from raftkv.cli.console import Section, console, display, print_table
 from raftkv.testing import LocalCluster
@@ -33,6 +33,7 @@ from raftkv.testing import LocalCluster
 @click.option("--cluster", type=click.IntRange(1, 9), help="Start a cluster of so many nodes for this measurement.")
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of that cluster.")
 @click.option("--reads", type=click.Choice(["lease", "quorum"]), default="lease", help="How that cluster serves reads.")
+@click.option("--secure", is_flag=True, help="That cluster has TLS, and clients certificates.")
 @click.option("--op", type=click.Choice(OPERATIONS), default="set", help="One kind of operation, or a mix of YCSB.")
 @click.option("--api", type=click.Choice(["pipeline", "unary"]), default="pipeline")
 @click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Maximum operations in flight.")
@@ -55,6 +56,7 @@ def load_command(
     cluster: int | None,
     groups: int,
     reads: Reads,
+    secure: bool,
     op: Operation,
     api: Api,
     workers: int,
@@ -77,6 +79,8 @@ def load_command(
     Example:
       python -m bench load --cluster 3 --op get --seconds 5
     """
+    if secure and (cluster is None or api != "pipeline" or "scan" in MIXES[op].shares):
+        raise click.UsageError("--secure goes with --cluster and pipelines, without scans")
     plan = LoadPlan(
         endpoints,
         op,
@@ -100,11 +104,11 @@ def load_command(
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         if cluster is not None:
-            local = stack.enter_context(LocalCluster(cluster, groups, node={"reads": reads}))
-            plan = dataclasses.replace(plan, endpoints=local.endpoints)
+            local = stack.enter_context(LocalCluster(cluster, groups, node={"reads": reads}, secure=secure))
+            plan = dataclasses.replace(plan, endpoints=local.url if secure else local.endpoints)
         summary: dict[str, Any] = summary_of(plan, generators.measure(plan))
     if cluster is not None:
-        summary.update(cluster=cluster, groups=groups, reads=reads)
+        summary.update(cluster=cluster, groups=groups, reads=reads, secure=secure)
     click.echo(json.dumps(summary) if output == "json" else as_text(summary))
 
 

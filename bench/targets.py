@@ -52,7 +52,10 @@ class PipelineTarget:
     @classmethod
     async def connect(cls, endpoints: str, timeout: float) -> Self:
         """With streams that are open, as other stores' clients have connections. Raises RaftKVError."""
-        client = raftkv.AsyncClient(endpoints, timeout=timeout)
+        if "://" in endpoints:
+            client = raftkv.AsyncClient.from_url(endpoints, timeout=timeout)
+        else:
+            client = raftkv.AsyncClient(endpoints, timeout=timeout)
         await client.__aenter__()
         try:
             await asyncio.gather(*(client.get(b"%d" % number) for number in range(_ASKED_FIRST)))

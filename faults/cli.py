@@ -158,6 +158,7 @@ def check(history: Path, fastest_clock: float, full: bool) -> None:
 @click.option("--operations", type=click.IntRange(1), default=200_000, show_default=True, help="Maximum per run.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="New folder for the results.")
 @click.option("--planted", type=click.Choice(OF_NODES), help="Run nodes with this fault planted: the run should fail.")
+@click.option("--secure", is_flag=True, help="With TLS: nodes and clients have certificates.")
 def run_command(
     scenarios: tuple[str, ...],
     everything: bool,
@@ -167,6 +168,7 @@ def run_command(
     operations: int,
     out: Path | None,
     planted: str | None,
+    secure: bool,
 ) -> None:
     """Run scenarios against a cluster of processes on this machine, every link of it through Toxiproxy.
 
@@ -179,7 +181,7 @@ def run_command(
     """
     from faults.process.command import ChaosOptions, execute
 
-    sys.exit(execute(ChaosOptions(scenarios, everything, seed, seconds, nodes, operations, out, planted or "")))
+    sys.exit(execute(ChaosOptions(scenarios, everything, seed, seconds, nodes, operations, out, planted or "", secure)))
 
 
 @main.command("list")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftkv.errors import (
     BatchError,
+    CodecError,
     Compacted,
     ConditionFailed,
     ConfigError,
@@ -25,10 +26,12 @@ from raftkv.errors import (
     NotApplied,
     OutcomeUnknown,
     Overloaded,
+    PermissionDenied,
     RaftKVError,
     SessionExpired,
     SlowConsumer,
     TooLarge,
+    Unauthenticated,
     Unavailable,
     UsageError,
     WrongCluster,
@@ -36,9 +39,12 @@ from raftkv.errors import (
 )
 
 if TYPE_CHECKING:
+    from raftkv import codecs as codecs
     from raftkv.client.aio import AsyncClient
     from raftkv.client.arguments import slot_of
+    from raftkv.client.retry import RetryPolicy
     from raftkv.client.sync import Client
+    from raftkv.client.tls import TLS
     from raftkv.client.transaction import AsyncTransaction, Transaction
     from raftkv.client.types import (
         ABSENT,
@@ -57,6 +63,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ABSENT",
+    "TLS",
     "AppendResult",
     "AsyncClient",
     "AsyncTransaction",
@@ -64,6 +71,7 @@ __all__ = [
     "BatchError",
     "CasResult",
     "Client",
+    "CodecError",
     "Compacted",
     "ConditionFailed",
     "ConfigError",
@@ -78,13 +86,16 @@ __all__ = [
     "NotApplied",
     "OutcomeUnknown",
     "Overloaded",
+    "PermissionDenied",
     "RaftKVError",
     "Record",
+    "RetryPolicy",
     "SessionExpired",
     "SlowConsumer",
     "TooLarge",
     "Transaction",
     "TransactionResult",
+    "Unauthenticated",
     "Unavailable",
     "UsageError",
     "Watch",
@@ -93,6 +104,7 @@ __all__ = [
     "WrongCluster",
     "WrongVersion",
     "__version__",
+    "codecs",
     "slot_of",
 ]
 
@@ -107,6 +119,8 @@ _LAZY = {
     "Consistency": "raftkv.client.types",
     "EndpointStatus": "raftkv.client.types",
     "Record": "raftkv.client.types",
+    "RetryPolicy": "raftkv.client.retry",
+    "TLS": "raftkv.client.tls",
     "Transaction": "raftkv.client.transaction",
     "TransactionResult": "raftkv.client.types",
     "Watch": "raftkv.client.watch",
@@ -118,10 +132,12 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     home = _LAZY.get(name)
-    if home is None:
-        raise AttributeError(f"module 'raftkv' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "codecs":
+        return import_module("raftkv.codecs")
+    if home is None:
+        raise AttributeError(f"module 'raftkv' has no attribute {name!r}")
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

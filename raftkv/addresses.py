@@ -9,11 +9,15 @@ may follow. A name whose last label is a number must be an IPv4 address of four 
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import Final, NamedTuple
+from collections import Counter
+from collections.abc import Mapping
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
+from typing import Final, NamedTuple, TypeVar
 
 from raftkv.errors import ConfigError
 from raftkv.text import shown
+
+T = TypeVar("T")
 
 MAX_LENGTH: Final = 255
 """Characters of an address: the shard map holds no longer text."""
@@ -45,6 +49,15 @@ class Address(NamedTuple):
             address = IPv6Address(self.host)
             return (address.ipv4_mapped or address).is_unspecified
         return self.host == "0.0.0.0"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches it, as far as its text tells."""
+        if self.is_name:
+            return self.host == "localhost" or self.host.endswith(".localhost")
+        address = ip_address(self.host)
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return (mapped or address).is_loopback
 
     @property
     def is_name(self) -> bool:
@@ -86,6 +99,13 @@ def parse_listen_address(text: object, *, any_port: bool = False) -> Address:
         return Address(_host(host), port)
     except ValueError as error:
         raise BadAddress(f"address {shown(text)} is not of the form host:port: {error}") from None
+
+
+def crowded(connections: Mapping[T, str]) -> T:
+    """Of connections and their hosts, oldest first: the oldest of the host that has most."""
+    counts = Counter(connections.values())
+    most = max(counts.values())
+    return next(connection for connection, host in connections.items() if counts[host] == most)
 
 
 def canonical(text: str) -> str:

@@ -35,6 +35,8 @@ class Code(IntEnum):
     NOT_A_NUMBER = 17
     OUT_OF_RANGE = 18
     CROSS_SLOT = 19
+    UNAUTHENTICATED = 20
+    PERMISSION_DENIED = 21
     COMPACTED = 30
     SLOW_CONSUMER = 31
 
@@ -161,6 +163,20 @@ class SlowConsumer(_Lost):
     code = Code.SLOW_CONSUMER
 
 
+class CodecError(RaftKVError, ValueError):
+    """The value of ``key`` is there and is not what the client's codec reads; ``data`` has its bytes.
+
+    What was asked for was done: of a ``get_and_delete`` the record is gone, and ``data`` is what it held.
+    """
+
+    code = Code.OK
+
+    def __init__(self, message: str = "", *, key: bytes = b"", data: bytes = b"") -> None:
+        super().__init__(message)
+        self.key = key
+        self.data = data
+
+
 class Unavailable(NotApplied, ConnectionError, TimeoutError):
     """No replica could serve the operation before the deadline, and none executed it.
 
@@ -192,6 +208,19 @@ class WrongVersion(NotApplied):
     """The other side is of a version of raftkv that this one must not work with; both sides refuse it."""
 
     code = Code.WRONG_VERSION
+
+
+class Unauthenticated(NotApplied):
+    """The cluster serves its users only, and the client has not shown that it is one: it has no token, or an unknown
+    one."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class PermissionDenied(NotApplied, PermissionError):
+    """The user's roles do not allow it."""
+
+    code = Code.PERMISSION_DENIED
 
 
 class SessionExpired(OutcomeUnknown):
@@ -274,6 +303,8 @@ OUTCOMES: Final[dict[Code, CodeOutcome]] = {
     Code.NOT_A_NUMBER: CodeOutcome(True, False, "FAILED_PRECONDITION", NotANumber),
     Code.OUT_OF_RANGE: CodeOutcome(True, False, "OUT_OF_RANGE", CounterOverflow),
     Code.CROSS_SLOT: CodeOutcome(True, False, "INVALID_ARGUMENT", CrossSlot),
+    Code.UNAUTHENTICATED: CodeOutcome(True, False, "UNAUTHENTICATED", Unauthenticated),
+    Code.PERMISSION_DENIED: CodeOutcome(True, False, "PERMISSION_DENIED", PermissionDenied),
     Code.COMPACTED: CodeOutcome(True, False, "OUT_OF_RANGE", Compacted),
     Code.SLOW_CONSUMER: CodeOutcome(True, False, "RESOURCE_EXHAUSTED", SlowConsumer),
 }
@@ -281,3 +312,6 @@ OUTCOMES: Final[dict[Code, CodeOutcome]] = {
 SETTLED: Final = frozenset({Code.OK, Code.CONDITION_FAILED, Code.NOT_A_NUMBER, Code.OUT_OF_RANGE, Code.TOO_LARGE})
 """These settle a request, whatever became of its other attempts: what an execution came to is recorded and told to
 each of them, and what is too large is so in all of them."""
+
+NO_USER: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
+"""Refusals for what the user is, at whichever node."""

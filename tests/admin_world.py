@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any, Self
 
 import pytest
@@ -122,8 +123,18 @@ class World:
         """A further node that runs; its id."""
         node = self.meta.state.last_node + 1
         self._in_loop(self._start(node))
-        self.command("add node", self._addresses[node], f"127.0.0.1:{node}", f"{node:032x}")
+        self.add_node(self._addresses[node], f"127.0.0.1:{node}", f"{node:032x}")
         return node
+
+    def add_node(self, address: str, peer_address: str, incarnation: str) -> None:
+        """A further member."""
+        self.command("add node", address, peer_address, incarnation, sha256(self.join_token().encode()).digest())
+
+    def join_token(self) -> str:
+        """Lets one node join."""
+        token = f"token {self._now}"
+        self.command("add join token", sha256(token.encode()).digest())
+        return token
 
     # -- what tests look at
 
@@ -179,7 +190,7 @@ class World:
         self._now += 100
         if isinstance(op, ChangeCluster | ReadCluster) and self.meta_down:
             return Result(Code.UNAVAILABLE, detail="the meta group has no leader")
-        if isinstance(op, ChangeCluster) and (refusal := self.meta.check(op)) is not None:
+        if isinstance(op, ChangeCluster) and (refusal := self.meta.check(op, self._now)) is not None:
             return refusal
         if isinstance(op, ChangeCluster):
             (result,) = self.meta.apply(self._now, [op])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Generator
 from pathlib import Path
@@ -17,6 +18,9 @@ hypothesis.settings.register_profile("raftkv", derandomize=True, deadline=None, 
 hypothesis.settings.load_profile("raftkv")
 
 ROOT = Path(__file__).parent
+
+# Commands that tests run must not meet the clusters of whoever runs them.
+os.environ["RAFTKV_CONTEXTS"] = str(ROOT / "no-contexts")
 
 # What a shell runs in the background is deaf to Ctrl-C and Ctrl-\, and so would be the processes that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -59,10 +59,16 @@ NOT_RUN: Final = {
     "make mutants": "minutes; tests/sim/test_mutants.py",
     ".venv/bin/python -m bench *": "minutes to an hour; tests/integration/test_bench.py and its like make short runs",
     "raftkv serve *": "runs until it is stopped, on a machine of its own; tests/integration/test_admin_nodes.py joins",
+    "raftkv context *": "changes what the user's other commands speak to; tests/unit/test_contexts.py",
+    "raftkv-admin --context *": "the same",
+    "raftkv-admin cert *": "a CA is made once; tests/unit/test_tls.py",
     "raftkv-admin node add 4 *": "members change once in the same way; tests/integration/test_admin_nodes.py",
     "raftkv-admin node drain *": "the same",
     "raftkv-admin node remove *": "the same",
     "raftkv-admin node replace *": "the same",
+    "raftkv-admin user *": "a cluster has users for ever; tests/integration/test_users.py",
+    "raftkv-admin role *": "the same",
+    "raftkv context add prod 127.0.0.1:* --token *": "a token of that",
 }
 """Commands that stand in blocks and are only parsed, and why."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from faults.sim.network import MemoryNetwork, MemoryTransport
 from raftkv.clock import Timer
 from raftkv.peer.frames import Decoder, Encoder
+from raftkv.peer.handshake import Secret
 from raftkv.peer.hello import PROTOCOL_VERSION, Hello, HelloRefused, Identity
 from raftkv.peer.links import Links
 from shards.slots import SLOT_RULE
@@ -79,6 +80,7 @@ class Node:
         self.hellos: list[Hello] = []
         self.crashes: list[Exception] = []
         self.verdict: HelloRefused | None = None
+        self.doubted = ""
         self.on_message: Callable[[int, list[Any]], None] = lambda peer, message: self.got.append((peer, message))
         self.dials: list[float] = []
         self.transports: list[MemoryTransport] = []
@@ -88,6 +90,7 @@ class Node:
             self,
             world.clock,
             Identity(cluster, node, incarnation or f"inc-{node}", boot),
+            world.secret,
             f"n{node}:1",
             {peer: f"n{peer}:1" for peer in peers},
             self._admit,
@@ -116,11 +119,15 @@ class Node:
     async def listen(self, address: str, factory: Callable[[], asyncio.Protocol]) -> Any:
         return await self._host.listen(address, factory)
 
+    def doubt(self, connection: asyncio.BaseTransport, cluster_id: str, node: int) -> str:
+        return self.doubted
+
 
 class World:
     """A network, a clock and the nodes on them."""
 
-    def __init__(self, rng: random.Random | None = None) -> None:
+    def __init__(self, rng: random.Random | None = None, secret: Secret | None = None) -> None:
+        self.secret = secret
         self.network = MemoryNetwork(rng)
         self.clock = ManualClock()
         self.nodes: list[Node] = []
@@ -166,7 +173,7 @@ class Stranger(asyncio.Protocol):
         await self.write(ENCODER.frame_of(messages))
 
     async def hello(self, node: int = 1, to: int = 2, boot: str = "boot") -> None:
-        await self.say("raftkv", PROTOCOL_VERSION, SLOT_RULE, "c", node, to, f"inc-{node}", boot)
+        await self.say("raftkv", PROTOCOL_VERSION, SLOT_RULE, "c", node, to, f"inc-{node}", boot, b"")
 
     def close(self) -> None:
         assert self._transport is not None

@@ -14,6 +14,7 @@ from faults.abuse.neighbour import behave
 from faults.abuse.wire import Pipe, asleep, code_name, gets, pipe, puts
 from faults.keys import PREFIX
 from raftkv.addresses import parse_address
+from raftkv.client.tls import TLS
 from raftkv.client.transport import FAILURES, connect
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2
 from shards.slots import SLOT_RULE
@@ -40,12 +41,15 @@ async def flood(
     tags: Sequence[str] = (),
     messages: int = 1_000_000,
     timeout: float = 30.0,
+    tls: Sequence[str] = (),
 ) -> None:
     """``streams`` connections with a Pipeline each, which write as fast as they are let, ``operations`` a message.
 
     ``tags``: of the keys; without them, keys of all slots. ``messages``: of each stream at most. ``answered``:
-    operations that got an answer; ``codes``: of some of them; ``refused``: streams that a node has ended.
+    operations that got an answer; ``codes``: of some of them; ``refused``: streams that a node has ended. ``tls``:
+    paths of CAs, certificate and key.
     """
+    credentials = TLS(*tls).read() if tls else None
     counts.update(sent=0, answered=0, codes={}, refused=0, streams=0)
     tagged = [f"{{{tag}}}" for tag in tags] or [""]
     keys = [f"{PREFIX}{tag}{number}" for number, tag in zip(range(operations), cycle(tagged), strict=False)]
@@ -68,7 +72,7 @@ async def flood(
     async def stream(address: str) -> None:
         while not over.is_set():
             counts["streams"] += 1
-            async with pipe(address) as one:
+            async with pipe(address, credentials) as one:
                 tasks = [asyncio.create_task(act) for act in (write(one), read(one), over.wait())]
                 try:
                     await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
@@ -84,16 +88,23 @@ async def flood(
 
 
 async def large_answers(
-    counts: Counts, over: asyncio.Event, *, addresses: Sequence[str], key: str, operations: int
+    counts: Counts,
+    over: asyncio.Event,
+    *,
+    addresses: Sequence[str],
+    key: str,
+    operations: int,
+    tls: Sequence[str] = (),
 ) -> None:
     """Ask each node for ``operations`` gets of ``key`` in one message, read the first answers and no more.
 
-    ``asked`` and ``came``: operations; ``bytes``: of values that came.
+    ``asked`` and ``came``: operations; ``bytes``: of values that came. ``tls`` as of :func:`flood`.
     """
+    credentials = TLS(*tls).read() if tls else None
     counts.update(asked=0, came=0, bytes=0)
 
     async def ask(address: str) -> None:
-        async with pipe(address) as one:
+        async with pipe(address, credentials) as one:
             try:
                 await one.write(gets(key, operations))
                 counts["asked"] += operations

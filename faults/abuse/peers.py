@@ -6,7 +6,7 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import Iterator
 
-from faults.abuse.peer import empty_maps_frame, identity_of, operations_frame, say
+from faults.abuse.peer import Impostor, empty_maps_body, identity_of, operations_body, say, secret_of
 from faults.abuse.stage import AbuseScenario, Stage
 from faults.keys import PREFIX
 from shards.slots import slot_of
@@ -30,14 +30,15 @@ class _Forged(AbuseScenario):
         welcomed = 0
         async with stage.watched():
             for node in (leader, *(node for node in cluster.nodes if node not in (leader, _FORGED))):
-                for frame in self.frames(slot_of(_KEY, found.slots)):
+                for body in self.bodies(slot_of(_KEY, found.slots)):
                     if stage.alive() == self.live:
-                        welcomed += await say(cluster.peer_address(node), identity, node, frame, _ANSWERS)
+                        impostor = Impostor(identity, node, secret_of(cluster.folder))
+                        welcomed += await say(cluster.peer_address(node), impostor, body, _ANSWERS)
                         await stage.served()
         stage.note("frames that a node has taken", welcomed, least=1)
 
     @abstractmethod
-    def frames(self, slot: int) -> Iterator[bytes]:
+    def bodies(self, slot: int) -> Iterator[bytes]:
         """What is sent to each node."""
 
 
@@ -45,14 +46,14 @@ class BigForward(_Forged):
     name = "big-forward"
     what = "a forwarded operation of 16 MiB, and a forward of four of nearly 4 MiB, from a forged peer"
 
-    def frames(self, slot: int) -> Iterator[bytes]:
-        yield operations_frame(slot, _KEY, 1)
-        yield operations_frame(slot, _KEY, 4)
+    def bodies(self, slot: int) -> Iterator[bytes]:
+        yield operations_body(slot, _KEY, 1)
+        yield operations_body(slot, _KEY, 4)
 
 
 class EmptyMaps(_Forged):
     name = "empty-maps"
     what = "a frame of 15.7 MB of empty maps from a forged peer"
 
-    def frames(self, slot: int) -> Iterator[bytes]:
-        yield empty_maps_frame(15_700_000)
+    def bodies(self, slot: int) -> Iterator[bytes]:
+        yield empty_maps_body(15_700_000)

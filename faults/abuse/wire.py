@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import grpc
 
+from raftkv.client.tls import Credentials
 from raftkv.client.transport import FAILURES, connect
 from raftkv.errors import Code
 from raftkv.v1 import kv_pb2
@@ -34,8 +35,8 @@ def gets(key: str, count: int, *, timeout: float = 60.0) -> bytes:
 class Pipe:
     """A stream of its own connection to the node at ``address``. Methods raise ``FAILURES`` of the transport."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = connect(address)
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
+        self._channel = connect(address, credentials)
         self._call: Any = self._channel.stream_stream(_PATH, None, None)(None)
 
     async def write(self, message: bytes) -> None:
@@ -63,9 +64,9 @@ class Pipe:
 
 
 @contextlib.asynccontextmanager
-async def pipe(address: str) -> AsyncIterator[Pipe]:
+async def pipe(address: str, credentials: Credentials | None = None) -> AsyncIterator[Pipe]:
     """A :class:`Pipe` that is left in the end."""
-    one = Pipe(address)
+    one = Pipe(address, credentials)
     try:
         yield one
     finally:

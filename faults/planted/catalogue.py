@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from faults.planted import moves, raft, watches, writes
+from faults.planted import maps, moves, raft, watches, writes
 from faults.planted.fault import PlantedFault, messages_in, messages_out
 from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
@@ -19,6 +19,7 @@ from raftkv.commands.moving import Activate
 from raftkv.frontend.grpc import watch
 from raftkv.node.drivers import mover
 from raftkv.node.drivers.membership import MembershipDriver
+from raftkv.node.map_copy import MapCopy
 from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
 from raftkv.raft import guard, membership, replication
@@ -484,6 +485,16 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((GroupLog, "__init__", raft.forgets_changes_of_voters),),
         {"kill": 1.0},
         profiles.changing_members,
+    ),
+    PlantedFault(
+        "any map is believed",
+        "maps",
+        "a map is saved, and nodes are given up by it, only once the meta group has confirmed it",
+        ("stopped",),
+        ((MapCopy, "take", maps.believes_any_map),),
+        {"kill": 2.0},
+        lambda storm: profiles.quick(storm, seconds=8.0),
+        ((MapCopy, "run", maps.told_a_forged_map),),
     ),
     PlantedFault(
         "an outcome not recorded",

@@ -38,9 +38,11 @@ def _abuse(
     prepare: Callable[[World], Awaitable[None]] | None = None,
     *,
     of_keys: bool = True,
+    speaks: bool = True,
     **arguments: Any,
 ) -> Maker[World]:
-    """``shown``: what the abuser's counts prove of that node, which had so many descriptors before."""
+    """``shown``: what the abuser's counts prove of that node, which had so many descriptors before. ``speaks``: it
+    makes calls, with a client's certificate if the cluster wants one."""
 
     def make(world: World, rng: random.Random) -> Fault | None:
         found = leading(world, rng, of_keys=of_keys)
@@ -52,7 +54,8 @@ def _abuse(
         async def inject() -> Effect:
             if prepare is not None:
                 await prepare(world)
-            child = await world.abuse(act, addresses=[world.cluster.address(node)], **arguments)
+            tls = {"tls": files} if speaks and (files := world.tls_files()) else {}
+            child = await world.abuse(act, addresses=[world.cluster.address(node)], **tls, **arguments)
             await child.until(bool, _BEGUN)
             return Effect(lambda: shown(child.counts, world, node, before), child.end)
 
@@ -99,6 +102,7 @@ idle_sockets: Final = _abuse(
     "idle sockets",
     _held,
     of_keys=False,
+    speaks=False,
     connections=_SOCKETS,
 )
 large_answers: Final = _abuse(

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 from faults.operator import AdminAnswer
 from raftkv.api.status import ClusterState
 from raftkv.client.admin import AdminClient
+from raftkv.client.tls import TLS
 from raftkv.errors import ConditionFailed, NotApplied, RaftKVError
 from raftkv.v1 import admin_pb2
 
@@ -20,8 +21,8 @@ class ProcessAdmin:
 
     timeout = 4.0
 
-    def __init__(self, endpoints: str) -> None:
-        self._client = AdminClient(endpoints, timeout=self.timeout)
+    def __init__(self, endpoints: str, tls: TLS | None) -> None:
+        self._client = AdminClient(endpoints, timeout=self.timeout, tls=tls)
 
     async def __aenter__(self) -> Self:
         return self

@@ -41,6 +41,7 @@ class ChaosOptions:
     operations: int
     out: Path | None
     planted: str
+    secure: bool = False
 
 
 def show_scenarios() -> None:
@@ -102,7 +103,14 @@ def _one(scenario: ChaosScenario, order: ChaosOptions, folder: Path, where: Cons
         where.print(f"{clock.now() - began:7.1f} {text}")
 
     plan = ChaosPlan(
-        scenario, folder, order.seed, order.seconds, order.nodes, operations=order.operations, planted=order.planted
+        scenario,
+        folder,
+        order.seed,
+        order.seconds,
+        order.nodes,
+        operations=order.operations,
+        planted=order.planted,
+        secure=order.secure,
     )
     passed = run(plan, say).passed
     if passed:

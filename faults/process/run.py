@@ -79,6 +79,8 @@ class ChaosPlan:
     call may outlast its time-out, where five nodes, clients and Toxiproxy share few cores.
 
     ``planted``: the fault that all nodes have in them (:data:`faults.process.planted.OF_NODES`), nothing usually.
+
+    ``secure``: everything is encrypted, nodes and clients have certificates.
     """
 
     scenario: ChaosScenario
@@ -90,6 +92,7 @@ class ChaosPlan:
     clients: int = 5
     operations: int = 200_000
     planted: str = ""
+    secure: bool = False
     patience: float = 30.0
     proof: float = 4.0
     late: float = 2.0
@@ -174,6 +177,7 @@ class _Run:
             main=planted.MAIN if plan.planted else MAIN,
             environment=planted.environment(plan.planted) if plan.planted else {},
             sick_disks=disks,
+            secure=plan.secure,
         )
         self._world = World(plan.folder, shape, journal, server)
         work = ClientWork(
@@ -219,7 +223,7 @@ class _Run:
                 await self._healthy()
                 await asyncio.sleep(_CALM)
                 await self._course.end()
-            async with ProcessAdmin(world.cluster.endpoints) as admin:
+            async with ProcessAdmin(world.cluster.endpoints, world.cluster.tls) as admin:
                 state = await admin.finish(plan.patience)
             self._phase("convergence")
             self._stats["convergence s"] = round(await self._course.converge(plan.patience), 3)
@@ -243,6 +247,7 @@ class _Run:
             what=plan.scenario.what,
             seed=plan.seed,
             planted=plan.planted,
+            secure=plan.secure,
             nodes=plan.nodes,
             groups=plan.groups,
             replicas=self._world.shape.replicas,
@@ -258,7 +263,7 @@ class _Run:
         )
 
     async def _keys(self, prefix: str) -> dict[int, str]:
-        async with AdminClient(self._world.cluster.endpoints) as admin:
+        async with AdminClient(self._world.cluster.endpoints, tls=self._world.cluster.tls) as admin:
             return one_key_per_group((await admin.state()).map, prefix)
 
     async def _operate(self) -> None:
@@ -267,7 +272,7 @@ class _Run:
         def note(what: str, answer: AdminAnswer) -> None:
             self._journal.event("action", what=what, outcome=answer.outcome, detail=answer.detail)
 
-        async with ProcessAdmin(self._world.cluster.endpoints) as admin:
+        async with ProcessAdmin(self._world.cluster.endpoints, self._world.cluster.tls) as admin:
             operator = Operator(admin, rng, plan.scenario.operator, actions=_ACTIONS, most_slots=_MOST_SLOTS, note=note)
             await operator.work(lambda: self._course.over)
 

@@ -23,7 +23,7 @@ class Watcher:
     term), as the newest term has it that any node claims.
     """
 
-    def __init__(self, addresses: Callable[[], Mapping[int, str]], journal: Journal) -> None:
+    def __init__(self, addresses: Callable[[], Mapping[int, str]], transport: GrpcTransport, journal: Journal) -> None:
         self.statuses: dict[int, NodeStatus | None] = {}
         self.leaders: dict[int, tuple[int, int]] = {}
         self.elected: set[tuple[int, int]] = set()
@@ -33,7 +33,7 @@ class Watcher:
         self._addresses = addresses
         self._journal = journal
         self._endpoints: dict[str, Endpoint] = {}
-        self._transport = GrpcTransport()
+        self._transport = transport
         self._task: asyncio.Task[None] | None = None
         self._looked = asyncio.Event()
 

@@ -47,7 +47,7 @@ T = TypeVar("T")
 class WorldShape:
     """``main``, ``environment``: see LocalCluster. ``clients``: names of the clients that have doors of their own.
 
-    ``sick_disks``: the library that lets disks be slow or full, None = they are not.
+    ``sick_disks``: the library that lets disks be slow or full, None = they are not. ``secure``: all is encrypted.
     """
 
     nodes: int = 5
@@ -59,6 +59,7 @@ class WorldShape:
     sick_disks: Path | None = None
     raft: Mapping[str, Any] = field(default_factory=dict)
     node: Mapping[str, Any] = field(default_factory=dict)
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,11 @@ class World:
             dial={pair: link.listen for pair, link in self._links.items() if pair[0] <= shape.nodes},
             main=shape.main,
             environment=environment,
+            secure=shape.secure,
         )
         self._stack.callback(self.cluster.close)
+        tls = self.cluster.tls
+        self._credentials = None if tls is None else tls.read()
         if shape.sick_disks is not None:
             for node in self.cluster.nodes:
                 self.disks[node] = SickDisk(self.cluster.data_dir(node).parent)
@@ -133,7 +137,8 @@ class World:
         await asyncio.to_thread(self.cluster.start)
         for node in self.nodes:
             self._journal.event("node", node=node, state="ready")
-        self.watcher = Watcher(lambda: {node: self.cluster.address(node) for node in self.alive}, self._journal)
+        addresses = lambda: {node: self.cluster.address(node) for node in self.alive}  # noqa: E731
+        self.watcher = Watcher(addresses, GrpcTransport(self._connect), self._journal)
         self._stack.push_async_callback(self.watcher.close)
         self.watcher.start()
         await self.watcher.fresh()
@@ -315,12 +320,24 @@ class World:
         """Run ``raftkv-admin`` against the members; blocks."""
         endpoints = ",".join(self.cluster.address(node) for node in self.nodes)
         return subprocess.run(
-            [sys.executable, "-m", "raftkv.cli.admin", "--endpoints", endpoints, "--yes", *arguments],
+            [sys.executable, "-m", "raftkv.cli.admin", "--endpoints", endpoints, *self._options(), "--yes", *arguments],
             capture_output=True,
             text=True,
             timeout=_COMMAND,
             check=False,
         )
+
+    def tls_files(self) -> list[str]:
+        """Paths of the CAs, and of a client's certificate and key; empty if nothing is encrypted."""
+        tls = self.cluster.tls
+        return [] if tls is None else [str(path) for path in (tls.ca, tls.cert, tls.key)]
+
+    def _options(self) -> Iterator[str]:
+        for name, path in zip(("ca", "cert", "key"), self.tls_files(), strict=False):
+            yield from (f"--tls-{name}", path)
+
+    def _connect(self, address: str) -> Any:
+        return connect(address, self._credentials)
 
     # -- links
 
@@ -400,7 +417,7 @@ class World:
 
     async def door_open(self, client: str, node: int) -> bool:
         """Whether an answer comes through between a client and a node."""
-        endpoint = GrpcTransport(lambda address: connect(self._doors[client, address].listen)).endpoint(
+        endpoint = GrpcTransport(lambda address: self._connect(self._doors[client, address].listen)).endpoint(
             self.cluster.address(node)
         )
         try:
@@ -425,7 +442,7 @@ class World:
 
         def reach(address: str) -> Any:
             door = self._doors.get((name, address))
-            return connect(address if door is None else door.listen)
+            return self._connect(address if door is None else door.listen)
 
         return AsyncClient(self.cluster.endpoints, timeout=timeout, transport=GrpcTransport(reach))
 

@@ -289,6 +289,10 @@ class MemoryHost:
     async def listen(self, address: str, factory: Callable[[], asyncio.Protocol]) -> Listener:
         return self._network.open_listener(self._name, address, factory)
 
+    def doubt(self, connection: asyncio.BaseTransport, cluster_id: str, node: int) -> str:
+        """Nobody is simulated who pretends to be a node: what is at the other end says who it is."""
+        return ""
+
 
 class MemoryListener:
     """A place where connections are accepted."""

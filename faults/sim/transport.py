@@ -146,7 +146,7 @@ class SimServer:
         self._calls.pop(call, None)
 
 
-class _Aborted(Exception):
+class _Aborted(aio.AbortError):
     """The handler has ended the call with a status."""
 
 
@@ -229,6 +229,9 @@ class _ServerCall(_Wire):
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         self._status = (code.value[0], details, trailing_metadata)
         raise _Aborted
+
+    def invocation_metadata(self) -> Metadata:
+        return ()
 
     def time_remaining(self) -> float | None:
         return None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()

@@ -141,7 +141,7 @@ class Recorder:
             operation.done, operation.found = True, str(count)
 
         operation = self._begin(Kind.INCR, key)
-        return await self._run(operation, self.client.incr(key), answer)
+        return await self._run(operation, self.client.incr(key, resolve=True), answer)
 
     async def transact(self, tag: str, asked: Asked) -> Operation:
         """A transaction on keys with this hash tag, whose names in ``asked`` follow it."""

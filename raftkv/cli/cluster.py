@@ -6,20 +6,23 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import click
 
 from raftkv.addresses import parse_address
+from raftkv.cli import contexts
 from raftkv.cli.common import DEFAULT_ENDPOINTS, Exit, complain, output_option, print_json
 from raftkv.cli.console import Section, display
 from raftkv.cli.parameters import Duration, FilePath, LaterDefault, duration_text
-from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses, folder_lock
+from raftkv.local.cluster import FIRST_USER, READY_TIMEOUT, LocalProcesses, folder_lock
 from raftkv.local.node import STOP_TIMEOUT, LocalError, check_ports
 from raftkv.local.shape import MAX_LOCAL_NODES, Shape, new_shape, places_from
 from raftkv.node.config import DEFAULT_GROUPS, DEFAULT_REPLICAS
 
+_CONTEXT = "local"
 _DATA = click.option(
     "--data-dir",
     type=FilePath(folder=True),
@@ -48,6 +51,12 @@ _DATA = click.option(
     show_default=True,
     help="Longest time until all nodes serve.",
 )
+@click.option(
+    "--secure",
+    is_flag=True,
+    help="Encrypt everything, and serve users only: make a CA, certificates for all nodes and for a client, a first "
+    "user, and a context with them.",
+)
 @_DATA
 @output_option
 def up(
@@ -56,13 +65,14 @@ def up(
     replicas: int | None,
     port: int | None,
     timeout: float,
+    secure: bool,
     data_dir: Path,
     output: str,
 ) -> None:
     """Start a local cluster, or its stopped nodes, and wait until it serves.
 
     Node i listens for clients at port PORT+i-1 and for the other nodes 100 above it. The data folder remembers number
-    of nodes, groups, replicas and ports from the first start on; they cannot be changed by starting it again.
+    of nodes, groups, replicas, ports and --secure from the first start on; they cannot be changed by starting it again.
 
     \b
     Example:
@@ -76,14 +86,21 @@ def up(
             shape = shape or _new_shape(nodes, groups, replicas, port)
             # Before the folder remembers ports that this cluster can never have.
             check_ports(shape.places)
-            cluster = LocalProcesses.create(data_dir, shape)
+            cluster = LocalProcesses.create(data_dir, shape, secure=secure)
         else:
             _same_shape(cluster.shape, data_dir, nodes, groups, replicas, port)
+            if secure and cluster.tls is None:
+                raise LocalError(
+                    f"{data_dir} holds a cluster made without --secure: use another --data-dir for another cluster"
+                )
         started = cluster.start_missing()
         if output == "table":
             ids = ", ".join(str(node.id) for node in started)
             click.echo(f"started node{'s' * (len(started) > 1)} {ids}" if started else "all nodes run already")
         cluster.wait_ready(timeout)
+        if cluster.tls is not None:
+            cluster.bootstrap()
+    name = _name(cluster)
     status = cluster.status()
     if output == "json":
         print_json({**status, "started": [node.id for node in started]})
@@ -91,11 +108,28 @@ def up(
     _show(status)
     command = _command()
     which = "" if cluster.endpoints == DEFAULT_ENDPOINTS else f" --endpoints {shlex.quote(cluster.endpoints)}"
+    if name:
+        which = f" --context {name}"
     click.echo(f"\nendpoints  {cluster.endpoints}")
     click.echo(f"data       {cluster.folder}")
     click.echo(f"logs       {cluster.folder}/node-*/node.log")
+    if name:
+        click.echo(f"context    {name}, with the certificate and the token of the user {FIRST_USER}")
     click.echo(f"\ntry        {command} put hello world{which}\n           {command} get hello{which}")
     click.echo(f"stop it    {command} down --data-dir {shlex.quote(str(data_dir))}")
+
+
+def _name(cluster: LocalProcesses) -> str:
+    """The context of a cluster with certificates, which is made if need be; "" for others."""
+    if cluster.tls is None:
+        return ""
+    tls, known = cluster.tls, contexts.load()
+    here = contexts.Context(cluster.endpoints, str(tls.ca), str(tls.cert), str(tls.key), token=cluster.token)
+    # What was named before stays: it may be another cluster, with a token that is nowhere else.
+    numbered = (f"{_CONTEXT}-{number}" if number > 1 else _CONTEXT for number in count(1))
+    name = next(one for one in numbered if one not in known.named or known.named[one].ca == here.ca)
+    contexts.save(contexts.Contexts({**known.named, name: here}, known.current or name))
+    return name
 
 
 def _command() -> str:

@@ -9,15 +9,16 @@ import click
 import raftkv
 from raftkv.cli.common import (
     Exit,
+    Target,
     argument_bytes,
     argument_value,
     complain,
-    endpoints_option,
     field,
     output_option,
     print_json,
     run,
     stdout_is_terminal,
+    targeted,
     timeout_option,
 )
 from raftkv.cli.parameters import Duration
@@ -34,10 +35,10 @@ from raftkv.limits import MAX_TTL
     help="Consistency of the read.",
 )
 @click.option("--delete", is_flag=True, help="Remove the key: of several who do this, one gets the value.")
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
-def get(key: str, consistency: raftkv.Consistency, delete: bool, endpoints: str, timeout: float, output: str) -> int:
+def get(key: str, consistency: raftkv.Consistency, delete: bool, target: Target, timeout: float, output: str) -> int:
     """Write the value of KEY to stdout, byte for byte. Exits with 4 if there is no such key.
 
     \b
@@ -48,7 +49,7 @@ def get(key: str, consistency: raftkv.Consistency, delete: bool, endpoints: str,
         raise click.UsageError("--delete and --consistency are mutually exclusive")
 
     async def ask() -> raftkv.Record | None:
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             if delete:
                 return await client.get_and_delete(argument_bytes(key))
             return await client.get(argument_bytes(key), consistency=consistency)
@@ -72,7 +73,7 @@ def get(key: str, consistency: raftkv.Consistency, delete: bool, endpoints: str,
 @click.option("--ttl", type=Duration(MAX_TTL), help="Remove it after this time: 90, 30s, 5m, 1h, 7d.")
 @click.option("--if-version", type=click.IntRange(min=1), metavar="N", help="Only if the record has this version.")
 @click.option("--if-absent", is_flag=True, help="Only if there is no such key.")
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
 def put(
@@ -81,7 +82,7 @@ def put(
     ttl: float | None,
     if_version: int | None,
     if_absent: bool,
-    endpoints: str,
+    target: Target,
     timeout: float,
     output: str,
 ) -> None:
@@ -97,7 +98,7 @@ def put(
     data = argument_value(value)
 
     async def ask() -> raftkv.WriteResult:
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             return await client.put(argument_bytes(key), data, ttl=ttl, if_version=condition)
 
     version = run(ask()).version
@@ -111,10 +112,10 @@ def put(
 @click.argument("key")
 @click.option("--if-version", type=click.IntRange(min=1), metavar="N", help="Only if the record has this version.")
 @click.option("--if-value", metavar="VALUE", help="Only if the record has this value.")
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
-def delete(key: str, if_version: int | None, if_value: str | None, endpoints: str, timeout: float, output: str) -> int:
+def delete(key: str, if_version: int | None, if_value: str | None, target: Target, timeout: float, output: str) -> int:
     """Remove KEY. Exits with 4 if there was no such key or the condition is not met.
 
     \b
@@ -127,7 +128,7 @@ def delete(key: str, if_version: int | None, if_value: str | None, endpoints: st
     value = None if if_value is None else argument_bytes(if_value)
 
     async def ask() -> bool:
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             return await client.delete(argument_bytes(key), if_version=if_version, if_value=value)
 
     existed = run(ask())

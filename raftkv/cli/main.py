@@ -39,6 +39,8 @@ _COMMANDS = {
     "watch": "raftkv.cli.watching",
     "load": "raftkv.cli.transfer",
     "dump": "raftkv.cli.transfer",
+    "context": "raftkv.cli.context",
+    "shell": "raftkv.cli.shell",
 }
 
 

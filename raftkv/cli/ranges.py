@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 import raftkv
-from raftkv.cli.common import Exit, argument_bytes, endpoints_option, field, output_option, print_json, run
+from raftkv.cli.common import Exit, Target, argument_bytes, field, output_option, print_json, run, targeted
 from raftkv.cli.common import timeout_option as timeout
 
 _FLUSH_BYTES: Final = 64 * 1024
@@ -36,7 +36,7 @@ def _range_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--limit", type=click.IntRange(1, (1 << 32) - 1), metavar="N", help="At most so many records.")
 @click.option("--reverse", is_flag=True, help="From the last key to the first.")
 @click.option("--keys-only", is_flag=True, help="Leave the values out.")
-@endpoints_option
+@targeted
 @timeout(30.0)
 @output_option
 def scan(
@@ -46,7 +46,7 @@ def scan(
     limit: int | None,
     reverse: bool,
     keys_only: bool,
-    endpoints: str,
+    target: Target,
     timeout: float,
     output: str,
 ) -> None:
@@ -72,7 +72,7 @@ def scan(
         lines: list[bytes] = []
         size = 0
         out = sys.stdout.buffer
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             records = client.scan(
                 prefix=prefix, start=start, end=end, limit=limit, reverse=reverse, keys_only=keys_only
             )
@@ -98,11 +98,11 @@ def printable(data: bytes) -> str:
 
 @click.command()
 @_range_options
-@endpoints_option
+@targeted
 @timeout(30.0)
 @output_option
 def count(
-    prefix: bytes | None, start: bytes | None, end: bytes | None, endpoints: str, timeout: float, output: str
+    prefix: bytes | None, start: bytes | None, end: bytes | None, target: Target, timeout: float, output: str
 ) -> None:
     """Count the records, all of them or those of a range.
 
@@ -112,7 +112,7 @@ def count(
     """
 
     async def ask() -> int:
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             return await client.count(prefix=prefix, start=start, end=end)
 
     found = run(ask())
@@ -124,10 +124,10 @@ def count(
 
 @click.command("delete-prefix")
 @click.argument("prefix", callback=_bytes)
-@endpoints_option
+@targeted
 @timeout(30.0)
 @output_option
-def delete_prefix(prefix: bytes, endpoints: str, timeout: float, output: str) -> int:
+def delete_prefix(prefix: bytes, target: Target, timeout: float, output: str) -> int:
     """Remove all records whose keys begin with PREFIX. Exits with 4 if there were none.
 
     They are removed one by one: after an error the same command removes the rest.
@@ -138,7 +138,7 @@ def delete_prefix(prefix: bytes, endpoints: str, timeout: float, output: str) ->
     """
 
     async def ask() -> int:
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             return await client.delete_prefix(prefix)
 
     removed = run(ask())

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import raftkv
-from raftkv.cli.common import Exit, complain, endpoints_option, field, output_option, print_json, run, timeout_option
+from raftkv.cli.common import Exit, Target, complain, field, output_option, print_json, run, targeted, timeout_option
 from raftkv.cli.files import STANDARD
 from raftkv.cli.parameters import FilePath
 from raftkv.cli.script import WORDS, fill
@@ -23,10 +23,10 @@ _LONGEST = 4 * MAX_TXN_BYTES
 @click.command()
 @click.argument("lines", nargs=-1, metavar="[LINE]...")
 @click.option("-f", "--file", type=FilePath(stream=True), help="Read the lines, or JSON, from here; - is stdin.")
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
-def txn(lines: tuple[str, ...], file: str | None, endpoints: str, timeout: float, output: str) -> int:
+def txn(lines: tuple[str, ...], file: str | None, target: Target, timeout: float, output: str) -> int:
     """Check and change several keys of one slot at once, such as keys with the same {hash tag}.
 
     Each LINE is a check or an operation; without any, they are read from stdin. Exits with 4 if a check did not hold:
@@ -51,7 +51,7 @@ def txn(lines: tuple[str, ...], file: str | None, endpoints: str, timeout: float
     text = "\n".join(lines) if lines else _read(file or STANDARD)
 
     async def commit() -> tuple[raftkv.AsyncTransaction, raftkv.TransactionResult]:
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             asked = client.txn()
             fill(asked, text)
             return asked, await asked.commit()

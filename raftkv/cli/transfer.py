@@ -9,7 +9,7 @@ import click
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import raftkv
-from raftkv.cli.common import Exit, complain, describe, endpoints_option, exit_code, output_option, print_json, run
+from raftkv.cli.common import Exit, Target, complain, describe, exit_code, output_option, print_json, run, targeted
 from raftkv.cli.common import timeout_option as timeout
 from raftkv.cli.console import make_progress
 from raftkv.cli.files import STANDARD, output_file
@@ -42,7 +42,7 @@ _FLUSH_BYTES = 256 * 1024
     "--in-flight", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Writes in flight at a time."
 )
 @click.option("--restart", is_flag=True, help="Forget the progress of an earlier load of this file.")
-@endpoints_option
+@targeted
 @timeout(60.0)
 @output_option
 def load(
@@ -52,7 +52,7 @@ def load(
     value_column: str,
     in_flight: int,
     restart: bool,
-    endpoints: str,
+    target: Target,
     timeout: float,
     output: str,
 ) -> int:
@@ -73,7 +73,7 @@ def load(
 
     async def transfer() -> tuple[Loader, float, RaftKVError | None]:
         clock = SystemClock()
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             progress = ProgressFile(source.path, _about(source, await _cluster_id(client))) if source.lasts else None
             if progress is not None and restart:
                 progress.remove()
@@ -165,9 +165,9 @@ def _bar(total: int) -> Progress:
     metavar="FILE",
     help="Where to write. A file is replaced once all is written.",
 )
-@endpoints_option
+@targeted
 @timeout(30.0)
-def dump(out: str, endpoints: str, timeout: float) -> None:
+def dump(out: str, target: Target, timeout: float) -> None:
     """Write all records as JSON Lines, in key order; `raftkv load` reads them back.
 
     A key or value that is not UTF-8 comes as key_b64 or value_b64. Each record is read linearizably; writes that
@@ -178,19 +178,19 @@ def dump(out: str, endpoints: str, timeout: float) -> None:
       raftkv dump --out records.jsonl
     """
 
-    async def transfer(target: BinaryIO) -> int:
+    async def transfer(file: BinaryIO) -> int:
         count, size = 0, 0
         lines: list[bytes] = []
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             async for record in client.scan():
                 lines.append(dump_line(*record))
                 size += len(lines[-1])
                 count += 1
                 if size >= _FLUSH_BYTES:
-                    target.write(b"".join(lines))
+                    file.write(b"".join(lines))
                     lines.clear()
                     size = 0
-        target.write(b"".join(lines))
+        file.write(b"".join(lines))
         return count
 
     try:

@@ -10,13 +10,14 @@ import click
 import raftkv
 from raftkv.cli.common import (
     Exit,
+    Target,
     argument_bytes,
     argument_value,
     complain,
-    endpoints_option,
     output_option,
     print_json,
     run,
+    targeted,
     timeout_option,
 )
 from raftkv.cli.parameters import Duration
@@ -34,9 +35,9 @@ _IF_VERSION = click.option(
 )
 
 
-def _ask(endpoints: str, timeout: float, what: Callable[[raftkv.AsyncClient], Awaitable[T]]) -> T:
+def _ask(target: Target, timeout: float, what: Callable[[raftkv.AsyncClient], Awaitable[T]]) -> T:
     async def ask() -> T:
-        async with raftkv.AsyncClient(endpoints, timeout=timeout) as client:
+        async with target.client(timeout) as client:
             return await what(client)
 
     return run(ask())
@@ -46,17 +47,17 @@ def _ask(endpoints: str, timeout: float, what: Callable[[raftkv.AsyncClient], Aw
 @click.argument("key")
 @click.option("--by", type=int, default=1, show_default=True, metavar="N", help="What to add; may be negative.")
 @_CREATED_TTL
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
-def incr(key: str, by: int, ttl: float | None, endpoints: str, timeout: float, output: str) -> None:
+def incr(key: str, by: int, ttl: float | None, target: Target, timeout: float, output: str) -> None:
     """Add to the counter KEY and print it. A key that is absent counts as 0; its value must be a decimal integer.
 
     \b
     Example:
       raftkv incr visits --by 10
     """
-    value = _ask(endpoints, timeout, lambda kv: kv.incr(argument_bytes(key), by, ttl=ttl))
+    value = _ask(target, timeout, lambda kv: kv.incr(argument_bytes(key), by, ttl=ttl))
     if output == "json":
         print_json({"value": value})
     else:
@@ -67,10 +68,10 @@ def incr(key: str, by: int, ttl: float | None, endpoints: str, timeout: float, o
 @click.argument("key")
 @click.argument("value")
 @_CREATED_TTL
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
-def append(key: str, value: str, ttl: float | None, endpoints: str, timeout: float, output: str) -> None:
+def append(key: str, value: str, ttl: float | None, target: Target, timeout: float, output: str) -> None:
     """Add VALUE to the end of the value of KEY; `-` reads it from stdin.
 
     \b
@@ -78,7 +79,7 @@ def append(key: str, value: str, ttl: float | None, endpoints: str, timeout: flo
       raftkv append log "one more line"
     """
     data = argument_value(value)
-    done = _ask(endpoints, timeout, lambda kv: kv.append(argument_bytes(key), data, ttl=ttl))
+    done = _ask(target, timeout, lambda kv: kv.append(argument_bytes(key), data, ttl=ttl))
     if output == "json":
         print_json(done._asdict())
     else:
@@ -89,10 +90,10 @@ def append(key: str, value: str, ttl: float | None, endpoints: str, timeout: flo
 @click.argument("key")
 @click.argument("ttl", type=Duration(MAX_TTL))
 @_IF_VERSION
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
-def touch(key: str, ttl: float, if_version: int | None, endpoints: str, timeout: float, output: str) -> int:
+def touch(key: str, ttl: float, if_version: int | None, target: Target, timeout: float, output: str) -> int:
     """Remove KEY after TTL from now on: 90, 30s, 5m, 1h, 7d. Its value and version stay.
 
     Exits with 4 if there is no such key or the condition is not met.
@@ -101,17 +102,17 @@ def touch(key: str, ttl: float, if_version: int | None, endpoints: str, timeout:
     Example:
       raftkv touch session:7 1h
     """
-    existed = _ask(endpoints, timeout, lambda kv: kv.touch(argument_bytes(key), ttl, if_version=if_version))
+    existed = _ask(target, timeout, lambda kv: kv.touch(argument_bytes(key), ttl, if_version=if_version))
     return _told(existed, "touched", output)
 
 
 @click.command()
 @click.argument("key")
 @_IF_VERSION
-@endpoints_option
+@targeted
 @timeout_option(5.0)
 @output_option
-def persist(key: str, if_version: int | None, endpoints: str, timeout: float, output: str) -> int:
+def persist(key: str, if_version: int | None, target: Target, timeout: float, output: str) -> int:
     """Let KEY not expire any more. Its value and version stay.
 
     Exits with 4 if there is no such key or the condition is not met.
@@ -120,7 +121,7 @@ def persist(key: str, if_version: int | None, endpoints: str, timeout: float, ou
     Example:
       raftkv persist session:7
     """
-    existed = _ask(endpoints, timeout, lambda kv: kv.persist(argument_bytes(key), if_version=if_version))
+    existed = _ask(target, timeout, lambda kv: kv.persist(argument_bytes(key), if_version=if_version))
     return _told(existed, "persistent", output)
 
 

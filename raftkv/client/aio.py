@@ -5,19 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
+from raftkv.api.credentials import check_credentials
 from raftkv.client.arguments import KeyRange, check_timeout, encode_key, key_range, limit_of, mode_of, slot_of
 from raftkv.client.engine import Engine
 from raftkv.client.keys import KeyCalls
+from raftkv.client.observed import ObservedEngine, Telemetry
+from raftkv.client.retry import DEFAULT_POLICY, RetryPolicy
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.scan import Scan
-from raftkv.client.transport import GrpcTransport, Transport
+from raftkv.client.tls import TLS
+from raftkv.client.transport import GrpcTransport, Transport, connect
 from raftkv.client.types import Consistency, EndpointStatus, Record
+from raftkv.client.urls import parse_url
+from raftkv.client.values import Decode, decoder_of, encoder_of
 from raftkv.client.watch import AsyncWatch
 from raftkv.clock import Clock, SystemClock
+from raftkv.codecs import BYTES, Codec, V, W
 from raftkv.commands.ranges import Content
 from raftkv.errors import BatchError, InvalidArgument
 from raftkv.limits import DEFAULT_TIMEOUT
@@ -26,17 +34,18 @@ _REMOVED_AT_ONCE: Final = 512
 """Records that a prefix's removal removes within one time-out."""
 
 
-class AsyncClient(KeyCalls):
+class AsyncClient(KeyCalls[W, V]):
     """A client of one cluster, for one event loop. Safe for any number of concurrent calls.
 
     ``endpoints``: host:port of some nodes, as a sequence or separated by commas. ``timeout``: seconds that a call may
-    take in all, retries included, unless it names another; from 0.001 to 600. Keys and values are bytes, or str taken
-    as UTF-8.
+    take in all, retries included, unless it names another; from 0.001 to 600. Keys are bytes, or str taken as UTF-8;
+    so are values, unless ``codec`` says what they are: see :mod:`raftkv.codecs`. ``tls``: how nodes prove who they are;
+    without it nothing is encrypted. ``token``: of a user, or ``NAME:PASSWORD``, for a cluster that has users.
 
     Calls raise NotApplied errors if the operation surely did not take effect (InvalidArgument, TooLarge,
-    ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, UsageError) and OutcomeUnknown errors
-    (DeadlineExceeded, SessionExpired) if a write may have; reads never raise the latter. A write takes effect at most
-    once, however often it is retried. Cancelling a call is safe; a cancelled write may take effect.
+    ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, Unauthenticated, PermissionDenied, UsageError) and
+    OutcomeUnknown errors (DeadlineExceeded, SessionExpired) if a write may have; reads never raise the latter. A write
+    takes effect at most once, however often it is retried. Cancelling a call is safe; such a write may take effect.
 
     A call whose time is up raises a TimeoutError: DeadlineExceeded if it is a write that may have taken effect, else
     Unavailable, which is a ConnectionError too, or Overloaded.
@@ -44,24 +53,57 @@ class AsyncClient(KeyCalls):
     A client that nobody closed is closed as its event loop ends or as it is collected, with a ResourceWarning. A
     process that is to be forked closes its clients first. ``docs/client.md`` tells the rest about loops and processes.
 
+    ``retry``: when failed calls are tried again. ``interceptors``: of ``grpc.aio``, for all RPCs of this client; calls
+    on keys travel in the stream-stream RPC Pipeline, many in a message. ``telemetry``: a
+    :class:`raftkv.otel.Telemetry`, for spans and metrics.
+
     ``transport``, ``clock`` and ``rng`` replace network, clock and randomness in tests and simulations.
+
+    >>> async with raftkv.AsyncClient(endpoints, timeout=60.0, codec=raftkv.codecs.JSON) as kv:
+    ...     await kv.put("user:1", {"name": "Ada"})
+    ...     await kv.get("user:1")
+    WriteResult(version=1)
+    Record(key=b'user:1', value={'name': 'Ada'}, version=1, expires_at=None)
     """
 
     def __init__(
         self,
         endpoints: str | Sequence[str],
         *,
+        codec: Codec[W, V] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
+        tls: TLS | None = None,
+        token: str | None = None,
+        retry: RetryPolicy = DEFAULT_POLICY,
+        interceptors: Sequence[Any] = (),
+        telemetry: Telemetry | None = None,
         transport: Transport | None = None,
         clock: Clock | None = None,
         rng: Random | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._timeout = check_timeout(timeout)
-        self._engine = Engine(
-            parse_endpoints(endpoints), transport or GrpcTransport(), self._clock, rng or SystemRandom()
-        )
+        values: Codec[Any, Any] = BYTES if codec is None else codec
+        self._encode, self._decode = encoder_of(values), decoder_of(values)
+        shown = None if token is None else check_credentials(token)
+        channels = partial(connect, credentials=None if tls is None else tls.read(), interceptors=interceptors)
+        network = transport or GrpcTransport(channels, shown)
+        parts = (parse_endpoints(endpoints), network, self._clock, rng or SystemRandom(), retry)
+        self._engine = Engine(*parts) if telemetry is None else ObservedEngine(*parts, telemetry=telemetry)
         self._watched = transport is None
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """A client of the cluster at ``url``: ``raftkv://host:port,host:port``, or with TLS
+        ``raftkvs://host:port,host:port?ca=FILE``, where ``cert``, ``key`` and ``server_name`` may follow, as
+        :class:`raftkv.TLS` has them. A user stands before the hosts: ``TOKEN@`` or ``NAME:PASSWORD@``. ``options``: the
+        others of the constructor. Raises InvalidArgument or ConfigError.
+
+        >>> async with raftkv.AsyncClient.from_url(f"raftkv://{endpoints}", timeout=60.0) as kv:
+        ...     await kv.get("nothing")
+        """
+        endpoints, tls, token = parse_url(url)
+        return cls(endpoints, tls=tls, token=token, **options)
 
     async def __aenter__(self) -> Self:
         self._engine.check_usable()
@@ -101,7 +143,7 @@ class AsyncClient(KeyCalls):
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
-    ) -> AsyncGenerator[Record, None]:
+    ) -> AsyncGenerator[Record[V], None]:
         """Records in key order: those whose keys begin with ``prefix`` and lie from ``start`` to before ``end``.
 
         All of the cluster by default. ``limit``: at most so many. ``reverse``: from the last key to the first.
@@ -121,7 +163,8 @@ class AsyncClient(KeyCalls):
         """
         keys, most = key_range(prefix, start, end), limit_of(limit)
         content = Content.KEYS if keys_only else Content.RECORDS
-        return _flat(self._scan(keys, consistency, timeout, content=content, limit=most, reverse=reverse))
+        scan = self._scan(keys, consistency, timeout, content=content, limit=most, reverse=reverse)
+        return _flat(scan, None if keys_only else self._decode)
 
     def watch(
         self,
@@ -131,7 +174,7 @@ class AsyncClient(KeyCalls):
         start: str | None = None,
         initial: bool = False,
         timeout: float | None = None,
-    ) -> AsyncWatch:
+    ) -> AsyncWatch[V]:
         """What happens to the record of ``key``, or to those whose keys begin with ``prefix`` ("" = all), from now on.
 
         An asynchronous iterator of :class:`raftkv.WatchEvent`. For each slot, events come in order, once, and none is
@@ -168,7 +211,8 @@ class AsyncClient(KeyCalls):
             raise InvalidArgument("a watch is of a key or of a prefix: name one of them")
         budget = self._timeout if timeout is None else check_timeout(timeout)
         name = None if key is None else encode_key(key)
-        return AsyncWatch(self._engine, self._clock, key_range(prefix, None, None), name, start, initial, budget)
+        span = key_range(prefix, None, None)
+        return AsyncWatch(self._engine, self._clock, span, name, start, initial, budget, self._decode)
 
     async def count(
         self,
@@ -258,8 +302,8 @@ class AsyncClient(KeyCalls):
         return await self._engine.status(self._timeout if timeout is None else check_timeout(timeout))
 
 
-async def _flat(scan: Scan) -> AsyncGenerator[Record, None]:
+async def _flat(scan: Scan, decode: Decode | None) -> AsyncGenerator[Record[Any], None]:
     async with aclosing(scan.batches()) as batches:
         async for batch in batches:
             for record in batch:
-                yield record
+                yield record if decode is None else record._replace(value=decode(record.key, record.value))

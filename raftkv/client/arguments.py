@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import shards.slots
@@ -67,11 +67,11 @@ def keys_of(keys: Iterable[bytes | str], *, once: bool = False) -> list[bytes]:
 
 
 def items_of(
-    items: Mapping[Any, bytes | str] | Iterable[tuple[bytes | str, bytes | str]],
+    items: Mapping[Any, Any] | Iterable[tuple[bytes | str, Any]], encode: Callable[[Any], bytes]
 ) -> tuple[list[bytes], list[bytes]]:
-    """Keys, none of them twice, and their values."""
+    """Keys, none of them twice, and their values, made by ``encode``."""
     pairs = list(items.items() if isinstance(items, Mapping) else items)
-    return keys_of((key for key, _ in pairs), once=True), [encode_value(value) for _, value in pairs]
+    return keys_of((key for key, _ in pairs), once=True), [encode(value) for _, value in pairs]
 
 
 def key_range(prefix: bytes | str | None, start: bytes | str | None, end: bytes | str | None) -> KeyRange:
@@ -145,6 +145,9 @@ def slot_of(key: bytes | str, slots: int) -> int:
 
     Keys with the same hash tag (what stands between the first ``{`` and the next ``}``) have the same slot. Raises
     InvalidArgument or TooLarge.
+
+    >>> raftkv.slot_of("{user:7}name", 1024) == raftkv.slot_of("{user:7}mail", 1024)
+    True
     """
     if isinstance(slots, bool) or not isinstance(slots, int) or not shards.slots.is_slot_count(slots):
         bounds = f"from {shards.slots.MIN_SLOTS} to {shards.slots.MAX_SLOTS}"

@@ -46,6 +46,11 @@ class Call:
     """Bytes besides the key."""
     session: ClientSession | None = None
     seq = 0
+    resolve = False
+    """While its outcome is unknown it is tried on."""
+    attempts = 1
+    hints = 0
+    """How often a node named another one as the leader."""
 
     def __init__(self, kind: kv_pb2.Kind.ValueType, key: bytes, mode: int = 0) -> None:
         self.kind = kind

@@ -17,7 +17,7 @@ from raftkv.api.patience import Patience
 from raftkv.client.call import Call
 from raftkv.client.channel import Channel
 from raftkv.client.process import MADE_BEFORE, forks, keep_after_fork
-from raftkv.client.retry import Attempts, NextStep, attempt_span, attempt_timeout, first_span
+from raftkv.client.retry import Attempts, NextStep, RetryPolicy, attempt_span, attempt_timeout, first_span
 from raftkv.client.routing import Routing, View
 from raftkv.client.session import Sessions
 from raftkv.client.transport import TransportError
@@ -26,7 +26,7 @@ from raftkv.clock import sleep, wait
 from raftkv.commands.bounds import Mode
 from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
-from raftkv.errors import Code, RaftKVError, UsageError
+from raftkv.errors import NO_USER, Code, RaftKVError, Unavailable, UsageError
 from raftkv.limits import MAX_BATCH_OPS
 from raftkv.v1 import kv_pb2
 from shards.slots import slot_of
@@ -45,15 +45,20 @@ _SHORT: Final = 10 * _SWEEP
 """Seconds below which a call has a timer of its own: the sweep would come too late for it."""
 _ASKED_AT_ONCE: Final = 3
 _MAP_TIMEOUT: Final = 1.0
+_FINAL: Final = frozenset({Code.WRONG_VERSION, *NO_USER})
+"""Refusals of the map that will not change while a call waits."""
 
 
 class Engine:
     """The state of a client: routing, session, channels. All of it belongs to one event loop of one process."""
 
-    def __init__(self, seeds: Sequence[str], transport: Transport, clock: Clock, rng: Random) -> None:
+    def __init__(
+        self, seeds: Sequence[str], transport: Transport, clock: Clock, rng: Random, policy: RetryPolicy
+    ) -> None:
         self._transport = transport
         self._clock = clock
         self._rng = rng
+        self._policy = policy
         self._routing = Routing(seeds, rng)
         self._channels: dict[str, Channel] = {}
         self._patience = Patience()
@@ -121,14 +126,14 @@ class Engine:
         self.check_usable()
         deadline = self._now() + timeout
         if self._routing.view is None:
-            await self._first_view(deadline, timeout, Attempts(write=False))
+            await self._first_view(deadline, timeout, self._reading())
         found: list[Result | RaftKVError] = []
         for start in range(0, len(calls), MAX_BATCH_OPS):
             found += await self._run_part(calls[start : start + MAX_BATCH_OPS], deadline, timeout)
         return found
 
     async def _run_part(self, calls: Sequence[Call], deadline: float, timeout: float) -> list[Result | RaftKVError]:
-        first, now = Attempts(write=False), self._now()
+        first, now = self._reading(), self._now()
         if now >= deadline:
             return [self._late(first, deadline, timeout)] * len(calls)
         sent: list[Call] = []
@@ -186,7 +191,7 @@ class Engine:
     async def _run_on(self, call: Call, timeout: float, accept: int, result: Result | None) -> Result:
         """As :meth:`run`, after a first attempt that ended in ``result`` or before any."""
         routing = self._routing
-        progress = Attempts(call.kind not in CLIENT_READS)
+        progress = Attempts(call.kind not in CLIENT_READS, self._policy, resolve=call.resolve)
         if result is None:
             if routing.view is None:
                 await self._first_view(call.deadline, timeout, progress)
@@ -195,6 +200,7 @@ class Engine:
             result = await self._attempt(call, self._now(), timeout, progress)
         while True:
             if result.hint:
+                call.hints += 1
                 routing.hint(routing.slot(call.key), result.hint)
             if not result.code or result.code == accept:
                 if not result.hint and call.mode != _STALE:
@@ -204,6 +210,7 @@ class Engine:
             now = await self._after(call, result, progress, call.deadline, timeout)
             if result.code not in (Code.NOT_LEADER, Code.MOVED):
                 progress.fail(call.address)
+            call.attempts += 1
             result = await self._attempt(call, now, timeout, progress)
 
     def _attempt(self, call: Call, now: float, timeout: float, progress: Attempts) -> asyncio.Future[Result]:
@@ -214,27 +221,29 @@ class Engine:
         budget, patience = attempt_span(timeout, call.deadline - now, progress.short, needed)
         return self._channel(address).send(call, budget, now, patience)
 
-    async def page(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
-        """A page of a scan, within ``timeout`` seconds. Its slots are those of :meth:`slots`."""
+    async def page(self, request: kv_pb2.ScanRequest, timeout: float, call: Call | None = None) -> kv_pb2.ScanResponse:
+        """A page of a scan, within ``timeout`` seconds. Its slots are those of :meth:`slots`.
+
+        ``call``: notes the attempts.
+        """
 
         def ask(endpoint: Endpoint, budget: float) -> Awaitable[kv_pb2.ScanResponse]:
             return endpoint.scan(request, budget)
 
-        page = await self._ask(Call(_GET, request.start, request.consistency), request.slot, timeout, ask)
+        call = call or Call(_GET, request.start, request.consistency)
+        page = await self._ask(call, request.slot, timeout, ask)
         if page.slots != request.slots:
             # Some of them are on their way, or somewhere else than this map says.
             self.refresh()
         return page
 
-    async def cursor(self, slots: Sequence[int], count: int, timeout: float) -> kv_pb2.CursorResponse:
-        """The numbers of ``slots`` of one group, of ``count`` in the cluster, by a read that a majority confirms."""
-        bits = sum(1 << slot for slot in slots).to_bytes(count // 8, "little")
-        request = kv_pb2.CursorRequest(slot=slots[0], slots=bits, consistency=kv_pb2.CONSISTENCY_QUORUM)
+    async def cursor(self, request: kv_pb2.CursorRequest, timeout: float) -> kv_pb2.CursorResponse:
+        """Numbers of slots of one group, within ``timeout`` seconds."""
 
         def ask(endpoint: Endpoint, budget: float) -> Awaitable[kv_pb2.CursorResponse]:
             return endpoint.cursor(request, budget)
 
-        return await self._ask(Call(_GET, b""), slots[0], timeout, ask)
+        return await self._ask(Call(_GET, b"", request.consistency), request.slot, timeout, ask)
 
     async def watch(
         self, request: kv_pb2.WatchRequest, timeout: float
@@ -256,27 +265,33 @@ class Engine:
                 first.cancel()
             return found
 
-        return await self._ask(Call(_GET, request.key or request.prefix), request.places[0].slot, timeout, ask)
+        return await self._ask(Call(_GET, b""), request.places[0].slot, timeout, ask)
 
     async def _ask(self, call: Call, slot: int, timeout: float, ask: Callable[[Endpoint, float], Awaitable[T]]) -> T:
-        """What a node that serves ``slot`` answers to a question of its own kind."""
+        """What a node that serves ``slot`` answers to a question that is no operation. ``call``: notes the attempts."""
         self.check_usable()
-        progress = Attempts(write=False)
+        progress = self._reading()
         now = self._clock.now()
         deadline = now + timeout
         while True:
             address = self._routing.pick(slot, now, call.mode == _STALE, progress.failed)
-            call.started, call.budget = now, attempt_timeout(timeout, deadline - now, progress.short)
+            call.address, call.started, call.budget = (
+                address,
+                now,
+                attempt_timeout(timeout, deadline - now, progress.short),
+            )
             call.limit = now + call.budget
             try:
                 return await ask(self._channel(address).endpoint, call.budget)
             except TransportError as error:
                 progress.fail(address)
                 if error.result.hint:
+                    call.hints += 1
                     self._routing.hint(slot, error.result.hint)
                 elif error.result.code == Code.UNKNOWN:
                     self._routing.failed(address, self._clock.now())
                 now = await self._after(call, error.result, progress, deadline, timeout)
+                call.attempts += 1
 
     @property
     def cluster_id(self) -> str:
@@ -292,7 +307,7 @@ class Engine:
         """Number of slots of the cluster."""
         self.check_usable()
         if self._routing.view is None:
-            await self._first_view(self._clock.now() + timeout, timeout, Attempts(write=False))
+            await self._first_view(self._clock.now() + timeout, timeout, self._reading())
         assert self._routing.view is not None
         return self._routing.view.slots
 
@@ -369,6 +384,9 @@ class Engine:
         if now >= deadline:
             raise self._late(progress, deadline, timeout)
         return now
+
+    def _reading(self) -> Attempts:
+        return Attempts(False, self._policy)
 
     def _late(self, progress: Attempts, deadline: float, timeout: float) -> RaftKVError:
         return progress.deadline_error(timeout - (deadline - self._clock.now()), timeout)
@@ -450,10 +468,12 @@ class Engine:
                 await self._after_no_view(failure, deadline, timeout, progress)
 
     async def _after_no_view(self, failure: Result, deadline: float, timeout: float, progress: Attempts) -> None:
-        if failure.code == Code.WRONG_VERSION:
+        if failure.code in _FINAL:
             raise error_of(failure)
         progress.last = failure
         progress.attempts += 1
+        if progress.over(Code.UNAVAILABLE):
+            raise Unavailable(f"no node was reached: {failure.detail}")
         delay = progress.delay(self._rng)
         if self._clock.now() + delay >= deadline:
             raise self._late(progress, deadline, timeout)
@@ -480,7 +500,7 @@ class Engine:
                     for task in answered:
                         answer = task.result()
                         if isinstance(answer, Result):
-                            failure = answer
+                            failure = answer if failure is None or failure.code not in _FINAL else failure
                         elif self._install(answer):
                             return None
             finally:

@@ -33,7 +33,7 @@ _TYPES: Final[dict[int, EventType]] = {
     kv_pb2.CHANGE_EXPIRE: "expire",
 }
 
-Step = tuple["Cursor", WatchEvent | None]
+Step = tuple["Cursor", WatchEvent[bytes] | None]
 """Where the watch is, and the event that led there."""
 
 

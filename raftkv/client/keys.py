@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, cast
 
 from raftkv.client.arguments import (
     check_timeout,
@@ -29,6 +29,8 @@ from raftkv.client.types import (
     TransactionResult,
     WriteResult,
 )
+from raftkv.client.values import Decode, Encode
+from raftkv.codecs import V, W
 from raftkv.commands.records import Cas, Delete
 from raftkv.commands.results import Result
 from raftkv.commands.updates import Append, CompareAndDelete, GetAndDelete, Increment, Touch
@@ -44,12 +46,15 @@ _GET: Final = kv_pb2.KIND_GET
 _PUT: Final = kv_pb2.KIND_PUT
 _CONDITION_FAILED: Final = int(Code.CONDITION_FAILED)
 # A third of the time of calling the class.
-_make_record: Final = cast("Callable[[tuple[Any, ...]], Record]", partial(tuple.__new__, Record))
+_make_record: Final = cast("Callable[[tuple[Any, ...]], Record[Any]]", partial(tuple.__new__, Record))
 _make_written: Final = cast("Callable[[tuple[int]], WriteResult]", partial(tuple.__new__, WriteResult))
 
 
-class KeyCalls:
+class KeyCalls(Generic[W, V]):
     """Part of :class:`raftkv.AsyncClient`, whose constructor makes what they share."""
+
+    _encode: Encode
+    _decode: Decode | None
 
     _engine: Engine
     _timeout: float
@@ -57,7 +62,7 @@ class KeyCalls:
 
     async def get(
         self, key: bytes | str, *, consistency: Consistency = "linearizable", timeout: float | None = None
-    ) -> Record | None:
+    ) -> Record[V] | None:
         """The record of ``key``, or None.
 
         >>> await kv.put("user:1", "Ada")
@@ -72,39 +77,53 @@ class KeyCalls:
         result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
         if not result.version:
             return None
+        value: Any = result.value or b""
+        if self._decode is not None:
+            value = self._decode(name, value)
         expires_at = None if result.ttl < 0 else self._clock.wall() + result.ttl / 1000
-        return _make_record((name, result.value or b"", result.version, expires_at))
+        return _make_record((name, value, result.version, expires_at))
 
     async def put(
         self,
         key: bytes | str,
-        value: bytes | str,
+        value: W,
         *,
         ttl: float | None = None,
         if_version: int | None = None,
         timeout: float | None = None,
+        resolve: bool = False,
     ) -> WriteResult:
         """Write a record.
 
         ``ttl``: seconds until it expires, never earlier. ``if_version``: only if the record has this version, ABSENT:
-        only if there is none; raises ConditionFailed otherwise.
+        only if there is none; raises ConditionFailed otherwise. ``resolve``, of all writes: once an attempt may have
+        taken effect, no refusal ends the call before its time is up; it is asked again under its request id, under
+        which nothing happens twice, until the cluster says what became of it.
 
         >>> written = await kv.put("session:7", "active", ttl=3600)
         >>> await kv.put("session:7", "idle", if_version=written.version)
         WriteResult(version=2)
         """
         call = Call(_PUT, encode_key(key))
-        call.value = data = encode_value(value)
+        call.value = data = self._encode(value)
         call.payload = len(data)
         if ttl is not None:
             call.ttl_ms = ttl_ms_of(ttl)
         if if_version is not None:
             call.expect = expect_of(if_version)
+        if resolve:
+            call.resolve = True
         result = await self._engine.run(call, self._timeout if timeout is None else check_timeout(timeout))
         return _make_written((result.version,))
 
     async def create(
-        self, key: bytes | str, value: bytes | str, *, ttl: float | None = None, timeout: float | None = None
+        self,
+        key: bytes | str,
+        value: W,
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+        resolve: bool = False,
     ) -> WriteResult:
         """Write a record if there is none; raises ConditionFailed if there is.
 
@@ -114,16 +133,17 @@ class KeyCalls:
         Traceback (most recent call last):
         raftkv.errors.ConditionFailed: key 'lock': expected no record, found version 1
         """
-        return await self.put(key, value, ttl=ttl, if_version=ABSENT, timeout=timeout)
+        return await self.put(key, value, ttl=ttl, if_version=ABSENT, timeout=timeout, resolve=resolve)
 
     async def update(
         self,
         key: bytes | str,
-        value: bytes | str,
+        value: W,
         *,
         version: int,
         ttl: float | None = None,
         timeout: float | None = None,
+        resolve: bool = False,
     ) -> WriteResult:
         """Write a record that has this version; raises ConditionFailed if it has another one or there is none.
 
@@ -135,15 +155,16 @@ class KeyCalls:
         """
         if version == ABSENT:
             raise InvalidArgument("a record that is to be updated has a version: create() writes one that is absent")
-        return await self.put(key, value, ttl=ttl, if_version=version, timeout=timeout)
+        return await self.put(key, value, ttl=ttl, if_version=version, timeout=timeout, resolve=resolve)
 
     async def delete(
         self,
         key: bytes | str,
         *,
         if_version: int | None = None,
-        if_value: bytes | str | None = None,
+        if_value: W | None = None,
         timeout: float | None = None,
+        resolve: bool = False,
     ) -> bool:
         """Remove the record of ``key``; whether there was one.
 
@@ -161,19 +182,20 @@ class KeyCalls:
         if if_value is None:
             asked = Delete(0, encode_key(key), expect_of(if_version))
         elif if_version is None:
-            asked = CompareAndDelete(0, encode_key(key), encode_value(if_value, "expected value"))
+            asked = CompareAndDelete(0, encode_key(key), self._encode(if_value, "expected value"))
         else:
             raise InvalidArgument("if_version and if_value are mutually exclusive")
-        return (await self._ask(asked, timeout)).version > 0
+        return (await self._ask(asked, timeout, resolve=resolve)).version > 0
 
     async def cas(
         self,
         key: bytes | str,
-        expected: bytes | str | None,
-        value: bytes | str,
+        expected: W | None,
+        value: W,
         *,
         ttl: float | None = None,
         timeout: float | None = None,
+        resolve: bool = False,
     ) -> CasResult:
         """Write ``value`` if the record's value is ``expected`` (None: if there is no record).
 
@@ -184,13 +206,21 @@ class KeyCalls:
         >>> await kv.cas("state", "old", "done")
         CasResult(succeeded=False, version=1)
         """
-        name, data = encode_key(key), encode_value(value)
-        wanted = None if expected is None else encode_value(expected, "expected value")
-        result = await self._ask(Cas(0, name, data, wanted, ttl_ms_of(ttl)), timeout, accept=_CONDITION_FAILED)
+        name, data = encode_key(key), self._encode(value)
+        wanted = None if expected is None else self._encode(expected, "expected value")
+        result = await self._ask(
+            Cas(0, name, data, wanted, ttl_ms_of(ttl)), timeout, resolve=resolve, accept=_CONDITION_FAILED
+        )
         return CasResult(not result.code, result.version)
 
     async def incr(
-        self, key: bytes | str, delta: int = 1, *, ttl: float | None = None, timeout: float | None = None
+        self,
+        key: bytes | str,
+        delta: int = 1,
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+        resolve: bool = False,
     ) -> int:
         """Add ``delta`` to a counter and return it; one that is absent counts as 0.
 
@@ -208,14 +238,23 @@ class KeyCalls:
         Traceback (most recent call last):
         raftkv.errors.NotANumber: key 'name': the value is not a signed 64-bit integer as decimal text
         """
-        result = await self._ask(Increment(0, encode_key(key), delta_of(delta), ttl_ms_of(ttl)), timeout)
+        result = await self._ask(
+            Increment(0, encode_key(key), delta_of(delta), ttl_ms_of(ttl)), timeout, resolve=resolve
+        )
         return int(result.value or b"0")
 
     async def append(
-        self, key: bytes | str, value: bytes | str, *, ttl: float | None = None, timeout: float | None = None
+        self,
+        key: bytes | str,
+        value: bytes | str,
+        *,
+        ttl: float | None = None,
+        timeout: float | None = None,
+        resolve: bool = False,
     ) -> AppendResult:
         """Add ``value`` to the end of the record's value; a record that is absent counts as empty.
 
+        ``value`` is bytes, or str taken as UTF-8, whatever the client's codec.
         ``ttl``: seconds until a record that this call creates expires; one that exists keeps its own time. Raises
         TooLarge, and nothing is changed, if the whole would be over 1 MiB.
 
@@ -224,11 +263,19 @@ class KeyCalls:
         >>> await kv.append("log", "two,")
         AppendResult(length=8, version=2)
         """
-        result = await self._ask(Append(0, encode_key(key), encode_value(value), ttl_ms_of(ttl)), timeout)
+        result = await self._ask(
+            Append(0, encode_key(key), encode_value(value), ttl_ms_of(ttl)), timeout, resolve=resolve
+        )
         return AppendResult(result.number, result.version)
 
     async def touch(
-        self, key: bytes | str, ttl: float, *, if_version: int | None = None, timeout: float | None = None
+        self,
+        key: bytes | str,
+        ttl: float,
+        *,
+        if_version: int | None = None,
+        timeout: float | None = None,
+        resolve: bool = False,
     ) -> bool:
         """Let a record live for ``ttl`` seconds from now on; whether there is one. Its version stays.
 
@@ -242,9 +289,11 @@ class KeyCalls:
         """
         if ttl is None:
             raise InvalidArgument("a TTL is missing: persist() lets a record not expire")
-        return await self._touch(key, ttl_ms_of(ttl), if_version, timeout)
+        return await self._touch(key, ttl_ms_of(ttl), if_version, timeout, resolve)
 
-    async def persist(self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None) -> bool:
+    async def persist(
+        self, key: bytes | str, *, if_version: int | None = None, timeout: float | None = None, resolve: bool = False
+    ) -> bool:
         """Let a record not expire; whether there is one. Its version stays. ``if_version`` as in :meth:`touch`.
 
         >>> await kv.put("draft", "text", ttl=60)
@@ -254,13 +303,17 @@ class KeyCalls:
         >>> await kv.get("draft")
         Record(key=b'draft', value=b'text', version=1, expires_at=None)
         """
-        return await self._touch(key, 0, if_version, timeout)
+        return await self._touch(key, 0, if_version, timeout, resolve)
 
-    async def _touch(self, key: bytes | str, ttl_ms: int, if_version: int | None, timeout: float | None) -> bool:
-        result = await self._ask(Touch(0, encode_key(key), ttl_ms, expect_of(if_version)), timeout)
+    async def _touch(
+        self, key: bytes | str, ttl_ms: int, if_version: int | None, timeout: float | None, resolve: bool
+    ) -> bool:
+        result = await self._ask(Touch(0, encode_key(key), ttl_ms, expect_of(if_version)), timeout, resolve=resolve)
         return result.version > 0
 
-    async def get_and_delete(self, key: bytes | str, *, timeout: float | None = None) -> Record | None:
+    async def get_and_delete(
+        self, key: bytes | str, *, timeout: float | None = None, resolve: bool = False
+    ) -> Record[V] | None:
         """Remove a record and return it, None if there was none. Of several callers one gets it.
 
         >>> await kv.put("job:1", "send mail")
@@ -271,18 +324,23 @@ class KeyCalls:
         True
         """
         name = encode_key(key)
-        return self._record(name, await self._ask(GetAndDelete(0, name), timeout))
+        return self._record(name, await self._ask(GetAndDelete(0, name), timeout, resolve=resolve))
 
-    async def _ask(self, asked: Piped, timeout: float | None, accept: int = 0) -> Result:
+    async def _ask(self, asked: Piped, timeout: float | None, *, resolve: bool, accept: int = 0) -> Result:
         """The result of a write that tells no slot and no request id yet."""
         budget = self._timeout if timeout is None else check_timeout(timeout)
-        return await self._engine.run(Call.of(asked), budget, accept)
+        call = Call.of(asked)
+        call.resolve = resolve
+        return await self._engine.run(call, budget, accept)
 
-    def _record(self, key: bytes, result: Result) -> Record | None:
+    def _record(self, key: bytes, result: Result) -> Record[V] | None:
         if not result.version:
             return None
+        value: Any = result.value or b""
+        if self._decode is not None:
+            value = self._decode(key, value)
         expires_at = None if result.ttl < 0 else self._clock.wall() + result.ttl / 1000
-        return Record(key, result.value or b"", result.version, expires_at)
+        return Record(key, value, result.version, expires_at)
 
     # Several keys at once
 
@@ -292,7 +350,7 @@ class KeyCalls:
         *,
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
-    ) -> list[Record | None]:
+    ) -> list[Record[V] | None]:
         """The records of ``keys``, in their order; None for each that is absent. Not a read of one moment.
 
         Each is read by itself, as many at once as fit into a message to each leader, all within ``timeout``. If some
@@ -309,10 +367,11 @@ class KeyCalls:
 
     async def put_many(
         self,
-        items: Mapping[Any, bytes | str] | Iterable[tuple[bytes | str, bytes | str]],
+        items: Mapping[Any, W] | Iterable[tuple[bytes | str, W]],
         *,
         ttl: float | None = None,
         timeout: float | None = None,
+        resolve: bool = False,
     ) -> list[WriteResult]:
         """Write records: of a mapping, or of pairs of key and value. Not atomic: each is written by itself.
 
@@ -321,15 +380,18 @@ class KeyCalls:
         >>> await kv.put_many({"a": "1", "b": "2"}, ttl=60)
         [WriteResult(version=1), WriteResult(version=1)]
         """
-        names, values = items_of(items)
+        names, values = items_of(items, self._encode)
         ttl_ms, calls = ttl_ms_of(ttl), []
         for name, value in zip(names, values, strict=True):
             call = Call(_PUT, name)
             call.value, call.ttl_ms, call.payload = value, ttl_ms, len(value)
             calls.append(call)
-        return results_of(names, await self._many(calls, timeout), lambda _, result: WriteResult(result.version))
+        results = await self._many(calls, timeout, resolve=resolve)
+        return results_of(names, results, lambda _, result: WriteResult(result.version))
 
-    async def delete_many(self, keys: Iterable[bytes | str], *, timeout: float | None = None) -> list[bool]:
+    async def delete_many(
+        self, keys: Iterable[bytes | str], *, timeout: float | None = None, resolve: bool = False
+    ) -> list[bool]:
         """Remove the records of ``keys``; of each, in order, whether there was one. Otherwise as :meth:`put_many`.
 
         >>> await kv.put_many({"a": "1"})
@@ -338,13 +400,17 @@ class KeyCalls:
         [True, False]
         """
         names = keys_of(keys, once=True)
-        results = await self._many([Call.of(Delete(0, name)) for name in names], timeout)
+        results = await self._many([Call.of(Delete(0, name)) for name in names], timeout, resolve=resolve)
         return results_of(names, results, lambda _, result: result.version > 0)
 
-    async def _many(self, calls: list[Call], timeout: float | None) -> list[Result | RaftKVError]:
+    async def _many(
+        self, calls: list[Call], timeout: float | None, *, resolve: bool = False
+    ) -> list[Result | RaftKVError]:
+        for call in calls if resolve else ():
+            call.resolve = True
         return await self._engine.run_many(calls, self._timeout if timeout is None else check_timeout(timeout))
 
-    def txn(self) -> AsyncTransaction:
+    def txn(self) -> AsyncTransaction[W]:
         """A transaction on keys of one slot, such as those with the same hash tag: all of it takes effect, or nothing.
 
         Checks come first, then what is done if all of them hold, then, behind ``otherwise()``, what is done if not;
@@ -360,9 +426,10 @@ class KeyCalls:
         Traceback (most recent call last):
         raftkv.errors.CrossSlot: the keys of a transaction must share a slot, ...
         """
-        return AsyncTransaction(self._commit)
+        return AsyncTransaction(self._commit, self._encode)
 
-    async def _commit(self, txn: TransactionBuilder, timeout: float | None) -> TransactionResult:
+    async def _commit(self, txn: TransactionBuilder[W], timeout: float | None, resolve: bool) -> TransactionResult:
         budget = self._timeout if timeout is None else check_timeout(timeout)
         call = Call.of(txn.take(await self._engine.slots(budget)))
-        return txn.result(await self._engine.run(call, budget), self._clock.wall())
+        call.resolve = resolve
+        return txn.result(await self._engine.run(call, budget), self._clock.wall(), self._decode)

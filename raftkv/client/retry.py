@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.api.failures import error_of, known_code
 from raftkv.api.patience import LEAST, MOST
@@ -17,6 +18,8 @@ from raftkv.errors import (
     Code,
     ConditionFailed,
     DeadlineExceeded,
+    InvalidArgument,
+    NoSpace,
     OutcomeUnknown,
     Overloaded,
     RaftKVError,
@@ -37,12 +40,12 @@ MIN_ATTEMPT_TIMEOUT: Final = 0.05
 _SLACK: Final = 0.25
 """Seconds by which the client waits longer for an attempt than the node takes for it: the node's answer says more."""
 _NODE_SHARE: Final = 0.9
-_FIRST_DELAY: Final = 0.01
-_MAX_DELAY: Final = 0.25
 _PATIENT_AFTER: Final = 12
-_PATIENT_DELAY: Final = 1.0
-"""A call that has failed so often, for about two seconds, is no longer tried four times a second: a group without a
-majority refuses at once, and thousands of such calls would keep its nodes busy."""
+_SOONER: Final = 0.25
+"""Of the longest delay, until a call has failed so often. With the default that takes about two seconds, and then it is
+no longer tried four times a second: a group without a majority refuses at once, and thousands of such calls would keep
+its nodes busy."""
+_LONGEST_DELAY: Final = 60.0
 _OVERLOAD_DELAY: Final = 0.05
 _FREE_REDIRECTS: Final = 3
 
@@ -83,12 +86,71 @@ def first_span(timeout: float) -> tuple[float, float]:
     return attempt_span(timeout, timeout, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a client tries a call again that has failed and may succeed later; a call's timeout always ends it.
+
+    ``attempts``: at most so many, None = as many as there is time for; being sent on to a leader does not count.
+    ``first_delay``, ``max_delay``: seconds before the second attempt, doubled before each further one, and at most; a
+    quarter of the latter before the first dozen. All are shortened at random by up to a half. A node that is
+    overloaded may ask for more. ``errors``: those after which a call is tried again: some of Unavailable, Overloaded,
+    OutcomeUnknown and NoSpace. A write never takes effect twice, whatever is tried again. Raises InvalidArgument.
+
+    >>> eager = raftkv.RetryPolicy(attempts=100, max_delay=0.1)
+    >>> async with raftkv.AsyncClient(endpoints, timeout=60.0, retry=eager) as kv:
+    ...     await kv.put("a", "1")
+    WriteResult(version=1)
+    """
+
+    attempts: int | None = None
+    first_delay: float = 0.01
+    max_delay: float = 1.0
+    errors: tuple[type[RaftKVError], ...] = (Unavailable, Overloaded, OutcomeUnknown)
+
+    def __post_init__(self) -> None:
+        if self.attempts is not None and not (_is_number(self.attempts, int) and self.attempts >= 1):
+            raise InvalidArgument(f"attempts {shown(self.attempts)}; it must be 1 or more, or None")
+        if not (
+            all(_is_number(one, int | float) for one in (self.first_delay, self.max_delay))
+            and 0 < self.first_delay <= self.max_delay <= _LONGEST_DELAY
+        ):
+            text = f"delays of {shown(self.first_delay)} s up to {shown(self.max_delay)} s"
+            raise InvalidArgument(f"{text}; they must be over 0, in this order, and at most {_LONGEST_DELAY:g}")
+        if not isinstance(self.errors, tuple) or not set(self.errors) <= _MAY_PASS:
+            known = ", ".join(sorted(one.__name__ for one in _MAY_PASS))
+            raise InvalidArgument(f"errors {shown(self.errors)}; it must be a tuple with some of {known}")
+
+
+def _is_number(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+_MAY_PASS: Final = frozenset({Unavailable, Overloaded, OutcomeUnknown, NoSpace})
+DEFAULT_POLICY: Final = RetryPolicy()
+
+
 class Attempts:
-    """What the attempts of one call have shown so far."""
+    """What the attempts of one call have shown so far.
 
-    __slots__ = ("attempts", "failed", "last", "maybe", "redirects", "renewals", "short", "write")
+    ``resolve``: a write whose outcome is unknown is tried on, whatever refuses it: its record says what became of it.
+    """
 
-    def __init__(self, write: bool) -> None:
+    __slots__ = (
+        "_policy",
+        "_resolve",
+        "attempts",
+        "failed",
+        "last",
+        "maybe",
+        "redirects",
+        "renewals",
+        "short",
+        "write",
+    )
+
+    def __init__(self, write: bool, policy: RetryPolicy = DEFAULT_POLICY, *, resolve: bool = False) -> None:
+        self._policy = policy
+        self._resolve = resolve
         self.write = write
         self.attempts = 0
         self.short = 0
@@ -122,19 +184,30 @@ class Attempts:
         if code is Code.NOT_LEADER and result.hint and self.redirects < _FREE_REDIRECTS:
             self.redirects += 1
             return NextStep.RETRY_AT_ONCE
-        # The server's budget for one attempt ran out: the call's own goes on.
-        if code is Code.DEADLINE_EXCEEDED or OUTCOMES[code].retry:
+        if self.maybe and self._resolve and code not in SETTLED:
             return NextStep.RETRY
-        return NextStep.RAISE
+        return NextStep.RAISE if self.over(code) else NextStep.RETRY
+
+    def over(self, code: Code) -> bool:
+        """Whether no attempt follows one that ended in ``code``."""
+        # The server's budget for one attempt ran out: the call's own goes on.
+        if code not in (Code.DEADLINE_EXCEEDED, Code.NO_SPACE) and not OUTCOMES[code].retry:
+            return True
+        error, policy = OUTCOMES[code].error, self._policy
+        if not self.write and issubclass(error, OutcomeUnknown):
+            error = Unavailable
+        tried = self.attempts - self.redirects - self.renewals
+        return not issubclass(error, policy.errors) or (policy.attempts is not None and tried >= policy.attempts)
 
     def delay(self, rng: Random) -> float:
         """Seconds to wait before the next attempt: exponential with jitter, and what an overloaded node asks for."""
-        base, asked = _FIRST_DELAY, 0.0
+        policy = self._policy
+        base, asked = policy.first_delay, 0.0
         if self.last is not None and self.last.code == Code.OVERLOADED:
-            base = _OVERLOAD_DELAY
+            base = max(base, _OVERLOAD_DELAY)
             # Not all at the same moment, and none before it is asked to come back.
             asked = max(self.last.retry_ms, 0) / 1000 * rng.uniform(1.0, 1.5)
-        longest = _MAX_DELAY if self.attempts <= _PATIENT_AFTER else _PATIENT_DELAY
+        longest = policy.max_delay * _SOONER if self.attempts <= _PATIENT_AFTER else policy.max_delay
         delay = min(base * 2.0 ** min(self.attempts - 1, 10), longest) * rng.uniform(0.5, 1.0)
         return float(max(delay, asked))
 

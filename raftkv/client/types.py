@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeAlias
+
+from raftkv.codecs import V
 
 if TYPE_CHECKING:
     from raftkv.api.status import NodeStatus
@@ -19,14 +21,14 @@ ABSENT: Final = 0
 """``if_version=ABSENT``: only if there is no record of the key."""
 
 
-class Record(NamedTuple):
-    """A record as it was read.
+class Record(NamedTuple, Generic[V]):
+    """A record as it was read; ``value``: bytes, or what the client's codec makes of them.
 
     ``version`` is never reused for the key. ``expires_at``: Unix time in seconds by this machine's clock, None = never.
     """
 
     key: bytes
-    value: bytes
+    value: V
     version: int
     expires_at: float | None = None
 
@@ -81,8 +83,8 @@ watch was opened has come."""
 
 
 @dataclass(frozen=True, slots=True)
-class WatchEvent:
-    """``value``: that was written, of a put or an initial record.
+class WatchEvent(Generic[V]):
+    """``value``: that was written, of a put or an initial record; bytes, or what the client's codec makes of them.
 
     ``version``: of the record, or of its removal: it rises with each event of a slot. ``slot``: the key's, -1 of
     ``live``. ``more``: the next event of this slot is of the same transaction.
@@ -90,7 +92,7 @@ class WatchEvent:
 
     type: EventType
     key: bytes
-    value: bytes | None
+    value: V | None
     version: int
     slot: int
     more: bool

@@ -6,28 +6,32 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Generic, Self
 
 from raftkv.client.cursors import Cursor
 from raftkv.client.following import Following, Step, heard
 from raftkv.clock import Clock, sleep, wait
+from raftkv.codecs import V
 from raftkv.errors import InvalidArgument, Unavailable, UsageError
+from raftkv.v1 import kv_pb2
 from shards.slots import slot_of
 
 if TYPE_CHECKING:
     from raftkv.client.arguments import KeyRange
     from raftkv.client.engine import Engine
     from raftkv.client.types import WatchEvent
+    from raftkv.client.values import Decode
 
 _AGAIN: Final = 0.05
 
 
-class AsyncWatch:
+class AsyncWatch(Generic[V]):
     """An asynchronous iterator of events: made by :meth:`raftkv.AsyncClient.watch`, read by one task at a time.
 
     To give up waiting for the next event, as ``asyncio.wait_for`` does, is safe: the watch goes on with the one that
-    comes next. Close it, or use it in ``async with``.
+    comes next. So it does after a CodecError. Close it, or use it in ``async with``.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class AsyncWatch:
         start: str | None,
         initial: bool,
         timeout: float,
+        decode: Decode | None = None,
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -47,6 +52,7 @@ class AsyncWatch:
         self._start = None if start is None else Cursor.of(start)
         self._initial = initial
         self._timeout = timeout
+        self._decode = decode
         self._slots: list[int] = []
         self._cursor: Cursor | None = self._start
         self._seen: Cursor | None = None
@@ -68,7 +74,7 @@ class AsyncWatch:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> WatchEvent:
+    async def __anext__(self) -> WatchEvent[V]:
         if self._closed:
             raise StopAsyncIteration
         if self._busy:
@@ -80,12 +86,18 @@ class AsyncWatch:
                 while self._steps:
                     self._cursor, event = self._steps.popleft()
                     if event is not None:
-                        return event
+                        return self._decoded(event)
                     if not self._steps:
                         self._see()
                 await self._fetch()
         finally:
             self._busy = False
+
+    def _decoded(self, event: WatchEvent[bytes]) -> WatchEvent[V]:
+        told: WatchEvent[Any] = event
+        if self._decode is not None and event.value is not None:
+            told = replace(told, value=self._decode(event.key, event.value))
+        return told
 
     async def _fetch(self) -> None:
         """The next steps. If the caller gives up, they are there for the next one."""
@@ -171,7 +183,7 @@ class AsyncWatch:
             owners = self._engine.owners()
             groups = sorted({owners[slot] for slot in left})
             asked = [[slot for slot in left if owners[slot] == group] for group in groups]
-            answers = await asyncio.gather(*(self._engine.cursor(slots, count, budget) for slots in asked))
+            answers = await asyncio.gather(*(self._cursor_of(slots, count, budget) for slots in asked))
             for answer in answers:
                 bits = int.from_bytes(answer.slots, "little")
                 served = [slot for slot in range(count) if bits >> slot & 1]
@@ -180,6 +192,16 @@ class AsyncWatch:
                 self._engine.refresh()
                 await sleep(self._clock, _AGAIN)
         return found
+
+    async def _cursor_of(self, slots: list[int], count: int, timeout: float) -> kv_pb2.CursorResponse:
+        """Of ``slots`` of one group, of ``count`` in the cluster, by a read that a majority confirms."""
+        request = kv_pb2.CursorRequest(
+            slot=slots[0],
+            slots=sum(1 << slot for slot in slots).to_bytes(count // 8, "little"),
+            consistency=kv_pb2.CONSISTENCY_QUORUM,
+            prefix=self._span.start if self._key is None else self._key,
+        )
+        return await self._engine.cursor(request, timeout)
 
     async def aclose(self) -> None:
         """End it. May be called again."""
@@ -198,12 +220,12 @@ class AsyncWatch:
                 task.get_loop().call_soon_threadsafe(task.cancel)
 
 
-class Watch:
+class Watch(Generic[V]):
     """As :class:`AsyncWatch`, without await; made by :meth:`raftkv.Client.watch`. Close it, or use it in ``with``."""
 
     def __init__(
         self,
-        watch: AsyncWatch,
+        watch: AsyncWatch[V],
         run: Callable[[Coroutine[Any, Any, Any]], Any],
         start: Callable[[Callable[[], Coroutine[Any, Any, object]]], None],
     ) -> None:
@@ -222,8 +244,8 @@ class Watch:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> WatchEvent:
-        event: WatchEvent | None = self._run(_next(self._watch))
+    def __next__(self) -> WatchEvent[V]:
+        event: WatchEvent[V] | None = self._run(_next(self._watch))
         if event is None:
             raise StopIteration
         return event
@@ -242,5 +264,5 @@ class Watch:
         self._start(self._watch.aclose)
 
 
-async def _next(watch: AsyncWatch) -> WatchEvent | None:
+async def _next(watch: AsyncWatch[V]) -> WatchEvent[V] | None:
     return await anext(watch, None)

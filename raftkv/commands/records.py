@@ -27,6 +27,7 @@ from raftkv.commands.bounds import (
     check_version,
 )
 from raftkv.commands.results import TOO_LARGE, Result
+from raftkv.commands.rights import DATA, Right
 from raftkv.errors import Code
 from raftkv.limits import MAX_KEY_BYTES, MAX_VALUE_BYTES
 from shards.slots import slot_of
@@ -43,6 +44,10 @@ class Get(Read, frozen=True, tag=0):
     rpc: ClassVar[str] = "Get"
 
     key: Key
+
+    @property
+    def keys(self) -> tuple[bytes, ...] | None:
+        return (self.key,)
 
     def placed(self, slots: int) -> bool:
         """Whether its slot is that of its key."""
@@ -77,10 +82,7 @@ class Get(Read, frozen=True, tag=0):
 
     def respond(self, result: Result, response: kv_pb2.GetResponse) -> None:
         if result.version:
-            record = response.record
-            record.key, record.value, record.version = self.key, result.value or b"", result.version
-            if result.ttl >= 0:
-                record.ttl_ms = result.ttl
+            fill_record(response.record, self.key, result)
 
 
 class Put(KeyWrite, frozen=True, tag=1):
@@ -181,6 +183,11 @@ class Cas(KeyWrite, frozen=True, tag=3):
     expected: bytes | None = None
     ttl: Ttl = 0
 
+    @property
+    def needs(self) -> Right | None:
+        # It tells whether a value is there.
+        return DATA
+
     def size(self) -> int:
         return len(self.key) + len(self.value) + len(self.expected or b"")
 
@@ -223,3 +230,10 @@ def expect_of(asked: kv_pb2.Operation | kv_pb2.PutRequest | kv_pb2.DeleteRequest
         return ANY_VERSION
     check_version(asked.if_version)
     return asked.if_version
+
+
+def fill_record(message: kv_pb2.Record, key: bytes, result: Result) -> None:
+    """Write a record that a command found into an empty message."""
+    message.key, message.value, message.version = key, result.value or b"", result.version
+    if result.ttl >= 0:
+        message.ttl_ms = result.ttl

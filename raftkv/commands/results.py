@@ -116,6 +116,26 @@ class MembersReport(Answer, frozen=True, tag=6):
     leader: int
 
 
+class UsersReport(Answer, frozen=True, tag=9):
+    """The users and roles, encoded: what :func:`raftkv.store.users.decode` reads. ``users`` is empty if the revision is
+    the one that was told."""
+
+    revision: int
+    users: bytes
+
+    def size(self) -> int:
+        return len(self.users)
+
+
+class MapReport(Answer, frozen=True, tag=10):
+    """The shard map in effect, encoded; empty if it is the one that was asked about."""
+
+    map: bytes
+
+    def size(self) -> int:
+        return len(self.map)
+
+
 class TransactionAnswer(Answer, frozen=True, tag=20):
     """``succeeded``: the checks held. ``results``: of the list that took effect, a step each: (version of the record
     written, read or removed, 0 = absent; value read or counted, None = none; milliseconds left of a record read, -1 =
@@ -142,6 +162,21 @@ class CursorAnswer(Answer, frozen=True, tag=21):
         return len(self.slots) + 8 * len(self.numbers)
 
 
+Report = (
+    ScanPage
+    | ClusterReport
+    | MoveReport
+    | ExportPage
+    | MoveSummary
+    | MembersReport
+    | CopyReport
+    | MapReport
+    | UsersReport
+    | TransactionAnswer
+    | CursorAnswer
+)
+
+
 class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """Outcome of one command. Each field means one thing, whatever the command.
 
@@ -165,18 +200,7 @@ class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fiel
     retry_ms: _LargeOrNone = -1
     new_id_ms: _Large = 0
     number: _Large = 0
-    answer: (
-        ScanPage
-        | ClusterReport
-        | MoveReport
-        | ExportPage
-        | MoveSummary
-        | MembersReport
-        | CopyReport
-        | TransactionAnswer
-        | CursorAnswer
-        | None
-    ) = None
+    answer: Report | None = None
 
     def size(self) -> int:
         """Bytes of its payload."""

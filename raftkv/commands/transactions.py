@@ -212,6 +212,10 @@ class Transact(Write, frozen=True, tag=65):
         written = [step.key for step in (*self.steps, *self.otherwise) if step.writes]
         return written[0] if written else next(iter(self._parts())).key
 
+    @property
+    def keys(self) -> tuple[bytes, ...] | None:
+        return tuple({part.key: None for part in self._parts()})
+
     def placed(self, slots: int) -> bool:
         """Whether its slot is that of all its keys."""
         return all(self.slot == slot_of(part.key, slots) for part in self._parts())

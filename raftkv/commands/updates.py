@@ -17,8 +17,9 @@ from raftkv.commands.bounds import (
     check_ttl,
     check_value,
 )
-from raftkv.commands.records import expect_of
+from raftkv.commands.records import expect_of, fill_record
 from raftkv.commands.results import TOO_LARGE, Result
+from raftkv.commands.rights import DATA, Right
 from raftkv.errors import Code, InvalidArgument
 from raftkv.limits import MAX_VALUE_BYTES
 from raftkv.text import shown
@@ -190,10 +191,7 @@ class GetAndDelete(KeyWrite, frozen=True, tag=63):
 
     def respond(self, result: Result, response: kv_pb2.GetAndDeleteResponse) -> None:
         if result.version:
-            record = response.record
-            record.key, record.value, record.version = self.key, result.value or b"", result.version
-            if result.ttl >= 0:
-                record.ttl_ms = result.ttl
+            fill_record(response.record, self.key, result)
 
 
 class CompareAndDelete(KeyWrite, frozen=True, tag=64):
@@ -203,6 +201,11 @@ class CompareAndDelete(KeyWrite, frozen=True, tag=64):
     answers: ClassVar[tuple[int, ...]] = (Code.CONDITION_FAILED,)
 
     expected: bytes
+
+    @property
+    def needs(self) -> Right | None:
+        # It tells whether a value is there.
+        return DATA
 
     def size(self) -> int:
         return len(self.key) + len(self.expected)

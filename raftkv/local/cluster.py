@@ -1,13 +1,16 @@
 """A cluster of node processes on this machine.
 
-Its folder holds ``cluster.json`` (its shape, fixed when it is made) and, for each node, ``node-<id>`` with
-``node.toml``, ``node.log``, ``node.pid`` and the node's ``data``.
+Its folder holds ``cluster.json`` (its shape, fixed when it is made), ``peer.secret`` (what its nodes prove to each
+other that they know) and, for each node, ``node-<id>`` with ``node.toml``, ``node.log``, ``node.pid`` and the node's
+``data``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
+import secrets
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +19,17 @@ from typing import Any, Final
 
 import msgpack
 
+from raftkv.addresses import parse_address
+from raftkv.api.credentials import digest_of, new_token
+from raftkv.client.admin import AdminClient
+from raftkv.client.tls import TLS
 from raftkv.clock import SystemClock
-from raftkv.errors import ConfigError
-from raftkv.files import write_atomically
+from raftkv.errors import ConditionFailed, ConfigError
+from raftkv.files import write_atomically, write_private
 from raftkv.local.node import STOP_TIMEOUT, Launch, LocalError, LocalNode, check_ports
 from raftkv.local.process import pause
 from raftkv.local.shape import Place, Shape
-from raftkv.local.status import cluster_status, probe, why_not_ready
+from raftkv.local.status import cluster_status, probe, pulse, why_not_ready
 from raftkv.node.config import NodeConfig, parse_config, render
 from raftkv.storage.folder import saved_map
 from raftkv.storage.fs import OsFileSystem
@@ -31,6 +38,9 @@ from shards.map import ShardMap
 READY_TIMEOUT: Final = 60.0
 """Seconds until nodes that were started must serve; a node replays up to a few hundred MiB of log before."""
 _POLL: Final = 0.05
+FIRST_USER: Final = "admin"
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_SECRET_BYTES: Final = 32
 _USUAL: Final = Launch()
 
 
@@ -57,6 +67,60 @@ class LocalProcesses:
     def endpoints(self) -> str:
         """Client addresses of all nodes, separated by commas."""
         return ",".join(node.address for node in self.nodes)
+
+    @property
+    def certificates(self) -> Path:
+        """The folder of the cluster's CA and of its certificates, if it has any."""
+        return self.folder / "tls"
+
+    @property
+    def tls(self) -> TLS | None:
+        """How clients of this cluster speak to it."""
+        folder = self.certificates
+        return TLS(folder / "ca.pem", folder / "client.pem", folder / "client.key") if folder.exists() else None
+
+    @property
+    def token_file(self) -> Path:
+        """Has the token of the cluster's first user, if it was made by :meth:`bootstrap`."""
+        return self.folder / "admin.token"
+
+    @property
+    def token(self) -> str | None:
+        """The token of the cluster's first user, None if this folder knows none."""
+        try:
+            return self.token_file.read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
+    def bootstrap(self) -> None:
+        """Make the first user, ``admin``, of a cluster that runs; afterwards nobody else is served.
+
+        Nothing is done if there are users. Raises Unavailable, or OSError if the token cannot be kept.
+        """
+        known = self.token
+        token = known or new_token()
+        if known is None:
+            # Before the cluster knows it: a token that was lost would shut everybody out.
+            write_private(self.token_file, token + "\n")
+
+        async def ask() -> None:
+            async with AdminClient(self.endpoints, timeout=READY_TIMEOUT, tls=self.tls, token=token) as client:
+                await client.bootstrap(FIRST_USER, digest_of(token))
+
+        try:
+            asyncio.run(ask())
+        except ConditionFailed:
+            # With the same token, it was made before.
+            if known is None:
+                self.token_file.unlink()
+        # A node hears of it within a second.
+        while any(probe(node.address, tls=self.tls) for node in self.nodes):
+            pause(_POLL)
+
+    @property
+    def secret_file(self) -> Path:
+        """What the cluster's nodes prove to each other that they know."""
+        return self.folder / "peer.secret"
 
     @staticmethod
     def shape_file(folder: Path) -> Path:
@@ -85,9 +149,10 @@ class LocalProcesses:
         dial: Mapping[tuple[int, int], str] | None = None,
         launch: Launch = _USUAL,
         metrics: Mapping[int, str] | None = None,
+        secure: bool = False,
     ) -> LocalProcesses:
         """Write the folder of a new cluster. ``dial[a, b]``: address at which node a reaches node b. ``metrics[a]``:
-        where node a serves metrics and probes.
+        where node a serves metrics and probes. ``secure``: nodes and clients have certificates, of a CA that is made.
 
         Raises ConfigError if the options do not fit together; nothing is written then.
         """
@@ -99,8 +164,17 @@ class LocalProcesses:
         for place in shape.places:
             own = {"metrics": metrics[place.id]} if metrics and place.id in metrics else {}
             options = {**(node_options or {}), **own}
-            configs.append(cluster._config(place, options, raft_options or {}, dial or {}))
+            configs.append(cluster._config(place, options, raft_options or {}, dial or {}, secure))
         try:
+            cluster.folder.mkdir(parents=True, exist_ok=True)
+            if secure:
+                _certify(cluster)
+            elif cluster.certificates.exists():
+                raise LocalError(
+                    f"{cluster.certificates} is of a cluster that was to be secure: remove it, or use --secure"
+                )
+            else:
+                write_private(cluster.secret_file, secrets.token_urlsafe(_SECRET_BYTES) + "\n")
             for node, config in zip(cluster.nodes, configs, strict=True):
                 node.folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(node.config, render(config))
@@ -111,14 +185,30 @@ class LocalProcesses:
         return cluster
 
     def _config(
-        self, place: Place, node: Mapping[str, Any], raft: Mapping[str, Any], dial: Mapping[tuple[int, int], str]
+        self,
+        place: Place,
+        node: Mapping[str, Any],
+        raft: Mapping[str, Any],
+        dial: Mapping[tuple[int, int], str],
+        secure: bool,
     ) -> NodeConfig:
         shape = self.shape
         peers = [{"id": p.id, "address": p.address, "peer_address": p.peer_address} for p in shape.places]
         dials = {b: address for (a, b), address in dial.items() if a == place.id}
         cluster = {"id": shape.cluster_id, "slots": shape.slots, "groups": shape.groups, "replicas": shape.replicas}
         raw = {"cluster": cluster, "node": {"id": place.id, "data_dir": "data", **node}, "raft": dict(raft)}
+        raw["security"] = self.security(place.id, Path(".."), secure=secure)
         return parse_config({**raw, "dial": dials, "nodes": peers}, f"node {place.id}")
+
+    def security(self, node: int, folder: Path, *, secure: bool) -> dict[str, Any]:
+        """The section ``security`` of a node's configuration; ``folder``: that of the cluster, as seen from there."""
+        if not secure:
+            return {"secret_file": str(folder / self.secret_file.name)}
+        paths = {"ca_file": "ca.pem", "cert_file": f"node-{node}.pem", "key_file": f"node-{node}.key"}
+        return {
+            **{key: str(folder / self.certificates.name / name) for key, name in paths.items()},
+            "client_certs": True,
+        }
 
     def adopt(self, place: Place) -> LocalNode:
         """Remember a node that has joined; its folder and configuration exist. Raises LocalError."""
@@ -159,13 +249,14 @@ class LocalProcesses:
         end = clock.now() + timeout
         removed = self.removed()
         waiting = [node for node in self.nodes if node.id not in removed] if nodes is None else list(nodes)
+        tls, token = self.tls, self.token
         while waiting:
             for node in waiting:
                 if node.process() is None:
                     raise LocalError(f"node {node.id} ended while starting; the end of {node.log}:\n{node.log_tail()}")
-            states = {node.id: probe(node.address) for node in waiting}
-            waiting = [node for node in waiting if not (status := states[node.id]) or not status.ready]
+            waiting = [node for node in waiting if not pulse(node.address, tls=tls)]
             if waiting and clock.now() >= end:
+                states = {node.id: probe(node.address, tls=tls, token=token) for node in waiting}
                 reasons = "\n".join(f"  node {n.id}: {why_not_ready(states[n.id])}; log: {n.log}" for n in waiting)
                 raise LocalError(f"not ready after {timeout:g} s:\n{reasons}")
             if waiting:
@@ -198,7 +289,7 @@ class LocalProcesses:
             "data_dir": str(self.folder),
             "endpoints": self.endpoints,
         }
-        return {**about, **cluster_status(self.nodes, self.removed())}
+        return {**about, **cluster_status(self.nodes, self.removed(), self.tls, self.token)}
 
     def leader(self, group: int) -> int | None:
         """The node that leads ``group`` according to the newest term that any node reports, None if none does."""
@@ -207,6 +298,27 @@ class LocalProcesses:
                 leader: int | None = entry["leader"]
                 return leader
         return None
+
+
+def _certify(cluster: LocalProcesses) -> None:
+    """Make the CA of a new cluster, and the certificates of its nodes and of a client."""
+    # Only who makes certificates waits until their library is loaded.
+    from raftkv.local.certificates import Authority
+
+    folder = cluster.certificates
+    # One that was made before whatever came between did not get as far as the cluster's file.
+    authority = Authority.open(folder) if folder.exists() else Authority.create(folder)
+    authority.client("client")
+    for place in cluster.shape.places:
+        certify_node(cluster, place)
+
+
+def certify_node(cluster: LocalProcesses, place: Place) -> None:
+    """Make the certificate of a node of a cluster that has a CA. Raises CertificateError."""
+    from raftkv.local.certificates import Authority
+
+    hosts = [parse_address(address).host for address in (place.address, place.peer_address)]
+    Authority.open(cluster.certificates).node(cluster.shape.cluster_id, place.id, [*hosts, *LOOPBACK])
 
 
 @contextlib.contextmanager

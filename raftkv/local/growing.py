@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from msgspec import to_builtins
 
 from raftkv.addresses import parse_listen_address
 from raftkv.files import write_atomically
-from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses
-from raftkv.local.joining import CONFIG, Places, has_begun, join
+from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses, certify_node
+from raftkv.local.joining import CONFIG, Places, has_begun, join, join_token
 from raftkv.local.node import LocalError, LocalNode
 from raftkv.local.ports import free_ports
 from raftkv.local.shape import Place
@@ -40,10 +41,26 @@ def add_node(
     address, peer_address, monitor = _free_addresses(cluster)
     places = Places() if has_begun(data) else places or Places(address, peer_address)
     options = {**(node_options or {}), **({"metrics": monitor} if metrics else {})}
-    config = join(cluster.endpoints, data, places, timeout, node_options=options, dial=dial)
+    secure = cluster.tls is not None
+    # Who it is, and so its certificate, it does not know yet: for the time of joining it speaks as a client.
+    security = {} if secure else cluster.security(0, cluster.folder, secure=False)
+    config = join(
+        cluster.endpoints,
+        data,
+        places,
+        timeout,
+        node_options=options,
+        dial=dial,
+        security=security,
+        tls=cluster.tls,
+        token=join_token(cluster.endpoints, timeout, cluster.tls, cluster.token),
+    )
     place = Place(config.node.id, config.node.address, config.node.peer_address)
     try:
-        write_atomically(folder / "node.toml", render(_moved(config, options, dial or {})))
+        if secure:
+            certify_node(cluster, place)
+        own = cluster.security(place.id, Path(".."), secure=secure)
+        write_atomically(folder / "node.toml", render(_moved(config, options, dial or {}, own)))
         (data / CONFIG).unlink()
         folder.replace(cluster.folder / f"node-{place.id}")
     except OSError as error:
@@ -62,8 +79,10 @@ def _free_addresses(cluster: LocalProcesses) -> list[str]:
     return [f"127.0.0.1:{port}" for port in found[:3]]
 
 
-def _moved(config: NodeConfig, node_options: Mapping[str, Any], dial: Mapping[int, str]) -> NodeConfig:
+def _moved(
+    config: NodeConfig, node_options: Mapping[str, Any], dial: Mapping[int, str], security: Mapping[str, Any]
+) -> NodeConfig:
     """The configuration as a local cluster keeps it: beside the data folder."""
-    raw = {**to_builtins(config), "dial": dict(dial)}
+    raw = {**to_builtins(config), "dial": dict(dial), "security": dict(security)}
     raw["node"] = {**raw["node"], "data_dir": "data", **node_options}
     return parse_config(raw, f"node {config.node.id}")

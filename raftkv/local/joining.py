@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,12 +25,14 @@ import msgpack
 from raftkv.addresses import Address, BadAddress, parse_address
 from raftkv.api.status import Joined
 from raftkv.client.admin import AdminClient
+from raftkv.client.tls import TLS
 from raftkv.errors import (
     ConditionFailed,
     ConfigError,
     DeadlineExceeded,
     InvalidArgument,
     RaftKVError,
+    Unauthenticated,
     Unavailable,
     WrongCluster,
     WrongVersion,
@@ -37,6 +41,7 @@ from raftkv.files import write_atomically
 from raftkv.local.ports import port_problem
 from raftkv.local.shape import PEER_PORT_OFFSET
 from raftkv.node.config import NodeConfig, load_config, parse_config, render
+from raftkv.node.credentials import check_exposure, peer_secret
 from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import OsFileSystem
 from shards.map import ShardMap
@@ -85,11 +90,16 @@ def join(
     *,
     node_options: Mapping[str, Any] | None = None,
     dial: Mapping[int, str] | None = None,
+    security: Mapping[str, Any] | None = None,
+    tls: TLS | None = None,
+    token: str = "",
 ) -> NodeConfig:
     """Make ``folder`` a node's of the cluster at ``endpoints``, unless it is one already; its configuration.
 
-    ``node_options``: keys of the configuration's section ``node``; ``dial``: its section of that name. All that this
-    machine can tell is checked before the cluster is asked, so that what cannot serve does not become a member.
+    ``node_options``: keys of the configuration's section ``node``; ``dial``, ``security``: its sections of these names.
+    ``tls``: how the cluster is spoken to. The node's own certificate can be made once its id is known. ``token``: lets
+    one folder join, see :func:`join_token`. All that this machine can tell is checked before the cluster is asked, so
+    that what cannot serve does not become a member.
 
     Raises ConfigError for wrong arguments, JoinError, Unavailable if no node answers within ``timeout`` seconds,
     DataFolderInUse if the same is being done for this folder.
@@ -102,15 +112,15 @@ def join(
         raise JoinError(f"{folder}: this data folder cannot be used: {error.strerror or error}") from None
     try:
         if (folder / CONFIG).exists():
-            return _joined(endpoints, folder, places)
+            return _joined(endpoints, folder, places, tls)
         cluster_id = _begun_with(folder)
         known = _noted(folder)
-        plan = _Plan(_note(known, places), places, node_options or {}, dial or {})
+        plan = _Plan(_note(known, places), places, node_options or {}, dial or {}, security or {}, tls)
         plan.check()
         if plan.note != known:
             _write_note(folder, plan.note)
         try:
-            answer = _take_in(endpoints, folder, plan.note, cluster_id, timeout)
+            answer = _take_in(endpoints, folder, plan, cluster_id, token, timeout)
         except JoinError:
             # What was refused must not be asked for again.
             if known is None:
@@ -127,12 +137,20 @@ def join(
         lock.release()
 
 
+def join_token(endpoints: str, timeout: float, tls: TLS | None = None, user: str | None = None) -> str:
+    """A token with which one node may join the cluster at ``endpoints``. ``user``: the token of who asks.
+
+    Raises as AdminClient does.
+    """
+    return _ask(endpoints, timeout, tls, lambda client: client.add_join_token(), user)
+
+
 def has_begun(folder: Path) -> bool:
     """Whether ``folder`` was to join before, so that its addresses are known."""
     return (folder / _NOTE).exists()
 
 
-def _joined(endpoints: str, folder: Path, places: Places) -> NodeConfig:
+def _joined(endpoints: str, folder: Path, places: Places, tls: TLS | None) -> NodeConfig:
     """The configuration of a folder that has joined. Other addresses than then are refused."""
     config = load_config(folder / CONFIG)
     for name, given in asdict(places).items():
@@ -141,8 +159,8 @@ def _joined(endpoints: str, folder: Path, places: Places) -> NodeConfig:
             option = name.replace("_", "-")
             raise ConfigError(f"{folder}: node {config.node.id} joined with --{option} {kept}, not {given}")
     try:
-        state = _ask(endpoints, _GLANCE, lambda client: client.known())
-    except (Unavailable, DeadlineExceeded):
+        state = _ask(endpoints, _GLANCE, tls, lambda client: client.known())
+    except (Unavailable, DeadlineExceeded, Unauthenticated):
         # The node finds its cluster by itself; whom it should have asked for need not live any more.
         return config
     if state.map.cluster_id != config.cluster.id:
@@ -225,6 +243,8 @@ class _Plan:
     places: Places
     node_options: Mapping[str, Any]
     dial: Mapping[int, str]
+    security: Mapping[str, Any]
+    tls: TLS | None
 
     def check(self) -> None:
         """Raises ConfigError or JoinError if no cluster could make a node of this that serves."""
@@ -233,15 +253,26 @@ class _Plan:
                 f"--peer-address {self.note.peer_address} is also --address: nodes need a port of their own"
             )
         alone = [{"id": 1, "address": self.note.address, "peer_address": self.note.peer_address}]
-        node = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join").node
+        config = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join", os.environ)
+        if self.tls is None:
+            peer_secret(config)
+            check_exposure(config)
+        node = config.node
         for address in (node.listen, node.peer_listen, node.metrics):
             if address is not None and (problem := port_problem(address)):
                 raise JoinError(f"cannot listen at {address}: {problem}")
 
     def config(
-        self, cluster: dict[str, Any], node: int, raft: dict[str, Any], nodes: list[dict[str, Any]], where: str
+        self,
+        cluster: dict[str, Any],
+        node: int,
+        raft: dict[str, Any],
+        nodes: list[dict[str, Any]],
+        where: str,
+        environ: Mapping[str, str] | None = None,
     ) -> NodeConfig:
-        """The node's configuration in a cluster; ``where`` names its origin in the ConfigError."""
+        """The node's configuration in a cluster, with the variables of ``environ``; ``where`` names its origin in the
+        ConfigError."""
         section = {
             "id": node,
             "data_dir": ".",
@@ -252,18 +283,21 @@ class _Plan:
             "peer_listen": self.places.peer_listen or self.note.peer_address,
             **self.node_options,
         }
-        raw = {"cluster": cluster, "node": section, "raft": raft, "dial": dict(self.dial), "nodes": nodes}
-        return parse_config(raw, where)
+        raw = {"cluster": cluster, "node": section, "raft": raft, "security": dict(self.security)}
+        return parse_config({**raw, "dial": dict(self.dial), "nodes": nodes}, where, environ)
 
 
-def _take_in(endpoints: str, folder: Path, note: _Note, cluster_id: str, timeout: float) -> Joined:
+def _take_in(endpoints: str, folder: Path, plan: _Plan, cluster_id: str, token: str, timeout: float) -> Joined:
+    note = plan.note
+
     async def ask(client: AdminClient) -> Joined:
         # A cluster of another version must not get a member that cannot work with it: this finds that out.
-        await client.state()
-        return await client.join(note.address, note.peer_address, note.incarnation, cluster_id)
+        with suppress(Unauthenticated):  # by a cluster with users, so it is no older one
+            await client.state()
+        return await client.join(note.address, note.peer_address, note.incarnation, cluster_id, token)
 
     try:
-        return _ask(endpoints, timeout, ask)
+        return _ask(endpoints, timeout, plan.tls, ask)
     except (ConditionFailed, InvalidArgument, WrongVersion) as error:
         raise JoinError(f"the cluster refuses this node: {error}") from None
     except WrongCluster as error:
@@ -317,9 +351,15 @@ def _entries(shard_map: ShardMap, own: int) -> list[dict[str, Any]]:
     return [entry for _, entry in sorted(found.items())]
 
 
-def _ask(endpoints: str, timeout: float, question: Callable[[AdminClient], Awaitable[T]]) -> T:
+def _ask(
+    endpoints: str,
+    timeout: float,
+    tls: TLS | None,
+    question: Callable[[AdminClient], Awaitable[T]],
+    user: str | None = None,
+) -> T:
     async def main() -> T:
-        async with AdminClient(endpoints, timeout=timeout) as client:
+        async with AdminClient(endpoints, timeout=timeout, tls=tls, token=user) as client:
             return await question(client)
 
     return asyncio.run(main())

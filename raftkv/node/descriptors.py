@@ -9,6 +9,7 @@ from typing import Final
 
 from raftkv import limits
 from raftkv.api.status import Problem
+from raftkv.peer.network import MAX_HANDSHAKES
 from raftkv.peer.wiring import MAX_STRANGERS
 
 _ENOUGH: Final = 1 << 20
@@ -44,11 +45,11 @@ def raise_limit() -> int:
 
 
 class Descriptors:
-    """``limit``: of the process. ``peers``: number of the other nodes."""
+    """``limit``: of the process. ``peers``: number of the other nodes. ``tls``: connections have a handshake first."""
 
-    def __init__(self, limit: int, peers: int) -> None:
+    def __init__(self, limit: int, peers: int, *, tls: bool = False) -> None:
         self._limit = limit
-        self._reserve = _OF_NODE + _PER_PEER * peers + MAX_STRANGERS
+        self._reserve = _OF_NODE + _PER_PEER * peers + MAX_STRANGERS + (MAX_HANDSHAKES if tls else 0)
         self.clients = max(_LEAST, min(limits.MAX_CONNECTIONS, limit - self._reserve))
         """Connections of clients that are taken at a time."""
 

@@ -11,6 +11,7 @@ from raftkv.errors import Code
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.replicas import Replica
 from raftkv.node.requests import GroupPort, Request
+from raftkv.raft.reads import ReadDone
 
 
 class Execution:
@@ -37,6 +38,10 @@ class Execution:
         """This node's replica of ``group``, if reads of it may be answered at once."""
         replica = self._data[group]
         return replica if not self.quorum_reads and replica.group.lease_holds() else None
+
+    def read(self, replica: Replica, mode: int, done: ReadDone) -> None:
+        """Call ``done`` once ``replica``, which leads, may be read linearizably, or with why not."""
+        replica.group.read(self.quorum_reads or mode == Mode.QUORUM, done)
 
     def begin(self, request: Request, group: int) -> bool:
         """Execute ``request`` if this node can. ``ended`` is called with the outcome, possibly before this returns."""
@@ -72,7 +77,7 @@ class Execution:
             if not request.answered:
                 self._ended(request, op.read(replica.store) if code == Code.OK else Result(code))
 
-        replica.group.read(self.quorum_reads or op.mode == Mode.QUORUM, allowed)
+        self.read(replica, op.mode, allowed)
         return True
 
     def _write(self, request: Request, op: Write, replica: Replica) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import faulthandler
 import gc
 import logging
+import os
 import random
 import signal
 import sys
@@ -18,8 +19,11 @@ from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.frontend.grpc.server import GrpcServer
 from raftkv.frontend.resources import Resources
-from raftkv.node import signals
+from raftkv.node import signals, supervisor, variables
+from raftkv.node.access import Access
+from raftkv.node.audit import Audit
 from raftkv.node.config import NodeConfig
+from raftkv.node.credentials import Certificates, certificates, check_exposure, peer_secret
 from raftkv.node.descriptors import Descriptors, raise_limit
 from raftkv.node.logs import NodeLog
 from raftkv.node.node import RaftNode
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 
     from raftkv.clock import Clock
     from raftkv.frontend.http.monitor import Monitor
+    from raftkv.frontend.port import Door
+    from raftkv.peer.handshake import Secret
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +50,9 @@ _GRACE: Final = 3.0
 
 _SWEEP: Final = 5.0
 """Seconds between looks for lines that were left out of the log."""
+
+_CERTIFICATES: Final = 1.0
+"""Seconds between looks for certificates that were replaced."""
 
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
 """New containers per collection of the youngest generation, and collections per collection of the next one."""
@@ -65,10 +74,18 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
     faulthandler.register(signal.SIGQUIT, chain=True)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
-        return uvloop.run(_serve(config, load, output, clock))
+        tls = certificates(config)
+        secret = None
+        if tls is None:
+            secret = peer_secret(config)
+            check_exposure(config)
+        _tell_variables()
+        return uvloop.run(_serve(config, load, output, clock, tls, secret))
     except Exception as problem:
-        # The caller prints the message on stderr, which may be elsewhere, without the traceback of unexpected errors.
-        if config.node.log_file is not None or not isinstance(problem, RaftKVError | OSError):
+        # The caller prints the message on stderr, which may be elsewhere or read by a program, without the traceback of
+        # unexpected errors.
+        elsewhere = config.node.log_file is not None or config.node.log_format == "json"
+        if elsewhere or not isinstance(problem, RaftKVError | OSError):
             log.critical("node stopped: %s", problem, exc_info=not isinstance(problem, RaftKVError | OSError))
         raise
     finally:
@@ -76,7 +93,21 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
         output.close()
 
 
-async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: NodeLog, clock: Clock) -> int:
+def _tell_variables() -> None:
+    if used := variables.used(NodeConfig, os.environ):
+        log.info("settings from variables: %s", ", ".join(used))
+    if unknown := variables.unknown(NodeConfig, os.environ):
+        log.warning("variables that set nothing, as they name no setting: %s", ", ".join(unknown))
+
+
+async def _serve(
+    config: NodeConfig,
+    load: Callable[[], NodeConfig],
+    output: NodeLog,
+    clock: Clock,
+    tls: Certificates | None,
+    secret: Secret | None,
+) -> int:
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
     problems: list[BaseException] = []
@@ -94,14 +125,15 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         reloading.ask()
 
     signals.handle(loop, end, reload)
-    descriptors = Descriptors(raise_limit(), len(config.nodes) - 1)
+    descriptors = Descriptors(raise_limit(), len(config.nodes) - 1, tls=tls is not None)
     worker, background = ThreadWorker(loop, "raftkv-wal"), ThreadWorker(loop, "raftkv-files")
     node = RaftNode(
         config,
         fs=OsFileSystem(),
         worker=worker,
         background=background,
-        network=TcpNetwork(),
+        network=TcpNetwork(tls),
+        secret=secret,
         clock=clock,
         rng=random.Random(),
         on_fatal=fail,
@@ -109,14 +141,26 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
     )
     reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure), clock)
     resources = Resources(clock)
-    server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients)
+    passwords = ThreadWorker(loop, "raftkv-passwords")
+    access = Access(
+        node.users,
+        Audit(config.node.data_dir, clock),
+        clock,
+        worker=passwords,
+        reader=background,
+        known_map=node.cluster_map,
+    )
+    server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients, tls=tls, door=access)
     for source in (descriptors.problems, resources.problems):
         node.add_problems(source)
-    monitor = _monitor(node, resources, config.node.metrics)
+    if tls is not None:
+        node.add_problems(lambda: tls.problems(clock.wall()))
+    monitor = _monitor(node, resources, config.node.metrics, tls, access)
     try:
         if monitor is not None:
             await monitor.start()
         await node.start()
+        access.start()
         await server.start()
         # What exists now lives as long as the process, and records are not cyclic garbage: look at both rarely.
         gc.freeze()
@@ -125,8 +169,13 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
         log.info("serving clients at %s, nodes at %s", config.node.listen, config.node.peer_listen)
         if monitor is not None:
             log.info("serving metrics and probes at %s", config.node.metrics)
+        supervisor.tell("READY=1")
         _sweep(output, clock)
+        if tls is not None:
+            log.info("all connections are encrypted; the certificate is valid until %s", tls.until)
+            _look(tls, clock)
         await stop.wait()
+        supervisor.tell("STOPPING=1")
         if monitor is not None:
             monitor.stopping()
         if problems:
@@ -136,7 +185,9 @@ async def _serve(config: NodeConfig, load: Callable[[], NodeConfig], output: Nod
     finally:
         if monitor is not None:
             await monitor.stop()
+        access.close()
         await node.close()
+        passwords.close()
         worker.close()
         background.close()
     if not problems:
@@ -175,10 +226,22 @@ def _sweep(output: NodeLog, clock: Clock) -> None:
     clock.call_later(_SWEEP, lambda: _sweep(output, clock))
 
 
-def _monitor(node: RaftNode, resources: Resources, address: str | None) -> Monitor | None:
+def _look(tls: Certificates, clock: Clock) -> None:
+    clock.call_later(_CERTIFICATES, lambda: _look(tls, clock))
+    tls.look()
+
+
+def _monitor(
+    node: RaftNode, resources: Resources, address: str | None, tls: Certificates | None, door: Door
+) -> Monitor | None:
     if address is None:
         return None
     # Its libraries take time and memory to import, so only if it is configured.
     from raftkv.frontend.http.monitor import Monitor
 
-    return Monitor(node, resources.counters, *parse_listen_address(address), resources.clock)
+    host, port = parse_listen_address(address)
+    if tls is None:
+        return Monitor(node, resources.counters, host, port, resources.clock, door)
+    return Monitor(
+        node, resources.counters, host, port, resources.clock, door, lambda: tls.visited, ask_clients=tls.ask_clients
+    )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from raftkv.commands.base import Command, GroupCommand, SlotCommand, Write
+from raftkv.commands.base import Command, GroupCommand, Read, SlotCommand, Write
 from raftkv.commands.results import Result
 from raftkv.frontend.port import Caller
 from raftkv.limits import OP_OVERHEAD
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from shards.map import ShardMap
 
 Reply = Callable[[int, Result], None]
+Op = TypeVar("Op", bound=Command)
+
+
+def without(ops: Sequence[Op], refused: Mapping[int, Result], reply: Reply) -> tuple[list[Op], Reply]:
+    """Answer the operations that are ``refused``, by their index; the others, and how they are answered."""
+    for index, refusal in refused.items():
+        reply(index, refusal)
+    taken = [index for index in range(len(ops)) if index not in refused]
+    return [ops[index] for index in taken], lambda at, result: reply(taken[at], result)
 
 
 class GroupPort(Protocol):
@@ -74,10 +83,13 @@ class Request:
         return not self.in_flight
 
 
-class WriteBatch:
-    """The writes of one message for one group that this node leads: one proposal, one outcome."""
+class Batch(Generic[Op]):
+    """The operations of one kind, of one message, for one group that this node leads: one attempt, one outcome.
 
-    __slots__ = ("caller", "deadline", "group", "indexes", "local", "ops", "proposal", "reply", "size")
+    ``size``: with what each operation counts for, in bytes.
+    """
+
+    __slots__ = ("caller", "deadline", "group", "indexes", "local", "ops", "reply", "size")
 
     def __init__(self, group: int, reply: Reply, deadline: float, local: bool, caller: Caller) -> None:
         self.group = group
@@ -85,18 +97,44 @@ class WriteBatch:
         self.deadline = deadline
         self.local = local
         self.caller = caller
-        self.ops: list[Write] = []
+        self.ops: list[Op] = []
         self.indexes: list[int] = []
         self.size = 0
-        self.proposal: Proposal | None = None
 
-    def withdraw(self) -> bool:
-        """Whether they have not reached the log, and never will."""
-        return self.proposal is not None and self.proposal.withdraw()
+    def add(self, index: int, op: Op) -> None:
+        self.ops.append(op)
+        self.indexes.append(index)
+        self.size += OP_OVERHEAD + op.size()
 
     def answer(self, result: Result) -> None:
         for index in self.indexes:
             self.reply(index, result)
+
+    def withdraw(self) -> bool:
+        """Whether they have had no effect, and never will."""
+        raise NotImplementedError
+
+
+class WriteBatch(Batch[Write]):
+    """Writes: one proposal."""
+
+    __slots__ = ("proposal",)
+
+    def __init__(self, group: int, reply: Reply, deadline: float, local: bool, caller: Caller) -> None:
+        super().__init__(group, reply, deadline, local, caller)
+        self.proposal: Proposal | None = None
+
+    def withdraw(self) -> bool:
+        return self.proposal is not None and self.proposal.withdraw()
+
+
+class ReadBatch(Batch[Read]):
+    """Linearizable reads, allowed together."""
+
+    __slots__ = ()
+
+    def withdraw(self) -> bool:
+        return True
 
 
 def group_of(op: Command, shard_map: ShardMap) -> int:

@@ -6,32 +6,35 @@ answers a second execution with the first one's result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from raftkv import limits
 from raftkv.clock import Clock
 from raftkv.commands.base import Command, GroupCommand, Read, Write
+from raftkv.commands.bounds import Mode
 from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, SETTLED, Code
-from raftkv.frontend.port import NODE, Caller
+from raftkv.frontend.port import NODE, Caller, Origin
 from raftkv.limits import OP_OVERHEAD
-from raftkv.node.admission import Admission, no_group, no_leader, refusal_of
+from raftkv.node.admission import Admission, no_group, no_leader, refusal_of, sender_refusal
 from raftkv.node.answers import bounded_answers, put_off
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.execution import Execution
 from raftkv.node.forwarding import Forwarding
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.replicas import Replica
-from raftkv.node.requests import GroupPort, Reply, Request, WriteBatch, group_of
+from raftkv.node.requests import GroupPort, ReadBatch, Reply, Request, WriteBatch, group_of, without
 from raftkv.node.retries import Retries
 from raftkv.store.records import Store
 from shards.map import ShardMap
 
 _IDS_PERIOD: Final = 1.0
 """Seconds between two looks at the time up to which client ids are taken."""
+
+_STALE: Final = int(Mode.STALE)
 
 _TOO_LATE: Final = Result(Code.DEADLINE_EXCEEDED, detail="no result before the deadline")
 _NOT_PROPOSED: Final = Result(Code.UNAVAILABLE, detail="the group's leader was too busy to start before the deadline")
@@ -41,6 +44,12 @@ _GONE: Final = Result(Code.UNAVAILABLE, detail="its caller has gone")
 _AGAIN: Final = frozenset(code for code, outcome in OUTCOMES.items() if outcome.retry and code != Code.OVERLOADED)
 _ELSEWHERE: Final = frozenset((int(Code.NOT_LEADER), int(Code.UNAVAILABLE)))
 """What a node says that does not lead the group."""
+
+
+class Users(Protocol):
+    """The node's copy of the cluster's users, as the router needs it."""
+
+    def refusals_for(self, origin: Origin, ops: Sequence[Command]) -> Mapping[int, Result]: ...
 
 
 class Router:
@@ -59,9 +68,11 @@ class Router:
         peers: Peers,
         clock: Clock,
         ids: ClientIds,
+        users: Users,
         quorum_reads: bool,
         leaderless: float,
     ) -> None:
+        self._users = users
         self._node = node
         self._data = data
         self._clock = clock
@@ -72,9 +83,9 @@ class Router:
         self.no_space: Mapping[int, str] = {}
         """Groups led here that take no new data -> why."""
         self._open: dict[Request, None] = {}
-        self._writes: dict[WriteBatch, None] = {}
+        self._batches: dict[ReadBatch | WriteBatch, None] = {}
         self._admission = Admission()
-        self._peers_callers: WeakValueDictionary[tuple[int, int], Caller] = WeakValueDictionary()
+        self._peers_callers: WeakValueDictionary[tuple[int, Origin], Caller] = WeakValueDictionary()
         self._leaders = Leaders(node, groups, peers)
         self._retries = Retries(clock, self._leaders, self._route, self._refuse, leaderless)
         self._forwarding = Forwarding(
@@ -101,22 +112,16 @@ class Router:
         """See :meth:`raftkv.frontend.port.NodePort.submit`."""
         self._submit(ops, timeout, reply, caller, local=False)
 
-    def on_forwarded(self, peer: int, number: int, timeout: int, source: int, ops: list[Command]) -> None:
+    def on_forwarded(self, peer: int, number: int, timeout: int, origin: Origin, ops: list[Command]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
-        caller = self._peers_callers.setdefault((peer, source), Caller(source))
+        caller = self._peers_callers.setdefault((peer, origin), Caller(origin))
         answers = self._forwarding
-        answer = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
+        answer: Reply = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
         refused = put_off(ops, self._store_of, answers.unsent(peer))
+        refused |= self._users.refusals_for(origin, ops)
         refused |= {index: refusal for index, op in enumerate(ops) if (refusal := op.refusal()) is not None}
         if refused:
-            for index, refusal in refused.items():
-                answer(index, refusal)
-            taken = [index for index in range(len(ops)) if index not in refused]
-            whole, ops = answer, [ops[index] for index in taken]
-
-            def answer(at: int, result: Result) -> None:
-                whole(taken[at], result)
-
+            ops, answer = without(ops, refused, answer)
         self._submit(ops, timeout / 1000, answer, caller, local=True)
 
     def _store_of(self, op: Write) -> Store | None:
@@ -135,6 +140,7 @@ class Router:
         owners, slots, data = shard_map.owners, shard_map.slots, self._data
         readable: dict[int, Replica | None] = {}
         writes: dict[int, WriteBatch | None] = {}
+        reads: dict[tuple[int, int], ReadBatch] = {}
         latest, leased, no_space = self._ids.latest, self.execution.leased, self.no_space
         for index, op in enumerate(ops):
             group = -1
@@ -148,6 +154,12 @@ class Router:
                     if found is not None and not found.code:
                         reply(index, found)
                         continue
+                if group in data and op.mode != _STALE and data[group].group.leads():
+                    some = reads.get((group, op.mode))
+                    if some is None:
+                        some = reads[group, op.mode] = ReadBatch(group, reply, deadline, local, caller)
+                    some.add(index, op)
+                    continue
             elif isinstance(op, Write):
                 group = owners[op.slot] if op.slot < slots else -1
                 if group in data and op.client and op.client <= latest and not (no_space and op.grows):
@@ -156,28 +168,42 @@ class Router:
                         writes[group] = WriteBatch(group, reply, deadline, local, caller) if leads else None
                     batch = writes[group]
                     if batch is not None:
-                        batch.ops.append(op)
-                        batch.indexes.append(index)
-                        batch.size += OP_OVERHEAD + op.size()
+                        batch.add(index, op)
                         continue
             self._admit(Request(op, index, reply, deadline, local, caller, group), shard_map)
-        for batch in writes.values():
-            if batch is not None:
-                self._propose(batch)
+        self._start(writes, reads)
 
-    def _propose(self, batch: WriteBatch) -> None:
+    def _start(self, writes: Mapping[int, WriteBatch | None], reads: Mapping[tuple[int, int], ReadBatch]) -> None:
+        """Propose the writes, by group, and ask whether the reads may be served, by group and mode."""
+        for group, batch in writes.items():
+            if batch is not None and self._begin(batch):
+                propose, done = self._data[group].group.propose, partial(self._on_outcomes, batch)
+                batch.proposal = propose(batch.ops, batch.size, done, batch.caller.source)
+        for (group, mode), some in reads.items():
+            if self._begin(some):
+                self.execution.read(self._data[group], mode, partial(self._on_readable, some))
+
+    def _begin(self, batch: ReadBatch | WriteBatch) -> bool:
+        """Whether there is room for ``batch``, which is outstanding from now on; else it is refused."""
         refusal = self._admission.refusal(batch.group, batch.caller, len(batch.ops), batch.size, reserve=batch.local)
         if refusal is not None:
             batch.answer(refusal)
-            return
-        self._writes[batch] = None
+            return False
+        self._batches[batch] = None
         self._admission.add(batch.group, batch.caller, len(batch.ops), batch.size)
-        done = partial(self._on_written, batch)
-        batch.proposal = self._data[batch.group].group.propose(batch.ops, batch.size, done, batch.caller.source)
+        return True
 
-    def _on_written(self, batch: WriteBatch, results: list[Result]) -> None:
-        """The outcome of a proposal, unless its deadline came first."""
-        if batch not in self._writes:
+    def _on_readable(self, batch: ReadBatch, code: Code) -> None:
+        """The reads may be served now, or why not."""
+        if code == Code.OK:
+            store = self._data[batch.group].store
+            self._on_outcomes(batch, (op.read(store) for op in batch.ops))
+        else:
+            self._on_outcomes(batch, [Result(code)] * len(batch.ops))
+
+    def _on_outcomes(self, batch: ReadBatch | WriteBatch, results: Iterable[Result]) -> None:
+        """What became of ``batch``, unless its deadline came first."""
+        if batch not in self._batches:
             return
         self._forget(batch)
         reply = batch.reply
@@ -189,13 +215,13 @@ class Router:
                 self._hold(request)
                 self._outcome(request, result)
 
-    def _forget(self, batch: WriteBatch) -> None:
-        del self._writes[batch]
+    def _forget(self, batch: ReadBatch | WriteBatch) -> None:
+        del self._batches[batch]
         self._admission.remove(batch.group, batch.caller, len(batch.ops), batch.size)
 
     def _admit(self, request: Request, shard_map: ShardMap) -> None:
         op = request.op
-        refusal = refusal_of(op, shard_map, self.no_space)
+        refusal = refusal_of(op, shard_map, self.no_space) or sender_refusal(op, request.caller)
         if refusal is None:
             request.group = group = group_of(op, shard_map)
             reserve = request.local or isinstance(op, GroupCommand)
@@ -332,10 +358,13 @@ class Router:
             result = Result(Code.DEADLINE_EXCEEDED, detail=result.detail)
         request.reply(request.index, result)
 
-    def on_map(self, shard_map: ShardMap) -> None:
-        """There is a newer map: what was refused for its slot's sake is asked for again at once."""
+    def on_map(self, shard_map: ShardMap, confirmed: ShardMap | None) -> None:
+        """There is another map: what was refused for its slot's sake is asked for again at once.
+
+        ``confirmed``: the latest one that surely is the meta group's, by which that group can be found in any case.
+        """
         self.map = shard_map
-        self._leaders.on_map(shard_map)
+        self._leaders.on_map(shard_map, confirmed)
         self._retries.at_once()
 
     def sweep(self) -> None:
@@ -348,11 +377,12 @@ class Router:
                 self._expire(request)
             elif request.withdraw():
                 self._finish(request, _GONE)
-        for batch in [batch for batch in self._writes if batch.deadline <= now or batch.caller.gone]:
+        for batch in [batch for batch in self._batches if batch.deadline <= now or batch.caller.gone]:
             withdrawn = batch.withdraw()
             if withdrawn or batch.deadline <= now:
                 self._forget(batch)
-                batch.answer(_TOO_LATE if not withdrawn else _GONE if batch.caller.gone else _NOT_PROPOSED)
+                late = _NOT_PROPOSED if withdrawn and isinstance(batch, WriteBatch) else _TOO_LATE
+                batch.answer(_GONE if withdrawn and batch.caller.gone else late)
         if now >= self._ids_due:
             self._ids_due = now + _IDS_PERIOD
             self._ids.look()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from raftkv.clock import Clock, wait
@@ -16,6 +17,7 @@ from raftkv.limits import WATCH_HEARTBEAT
 from raftkv.store.watching import Part, Watch, WatchAsk
 
 if TYPE_CHECKING:
+    from raftkv.commands.base import Command
     from raftkv.node.replicas import Replica
     from raftkv.store.history import History
     from shards.map import ShardMap
@@ -56,11 +58,19 @@ class _Followed:
 
 
 class Watches:
-    """Over the replicas in ``data``. ``submit`` executes reads, wherever their leader is."""
+    """Over the replicas in ``data``. ``submit`` executes reads, wherever their leader is. ``refusal``: why a caller may
+    not ask for one."""
 
-    def __init__(self, data: Mapping[int, Replica], submit: Submit, clock: Clock) -> None:
+    def __init__(
+        self,
+        data: Mapping[int, Replica],
+        submit: Submit,
+        refusal: Callable[[Caller, Command], Result | None],
+        clock: Clock,
+    ) -> None:
         self._data = data
         self._submit = submit
+        self._refusal = refusal
         self._clock = clock
         self._groups: dict[int, _Followed] = {}
 
@@ -78,7 +88,8 @@ class Watches:
             yield Result(Code.NOT_LEADER, hint=leader, detail=f"this node has no replica of group {group}")
             return
         bits = sum(1 << slot for slot in ask.places).to_bytes(shard_map.slots // 8, "little")
-        read = await answer_to(self._submit, Cursor(first, bits, mode=Mode.QUORUM), timeout, caller)
+        cursor = Cursor(first, bits, ask.prefix if ask.key is None else ask.key, mode=Mode.QUORUM)
+        read = await answer_to(self._submit, cursor, timeout, caller)
         if read.code not in (Code.OK, Code.MOVED, Code.SLOT_MOVING):
             yield read
             return
@@ -96,12 +107,15 @@ class Watches:
         try:
             yield part
             if not part.compacted and part.opened:
-                async for following in self._follow(group, replica, watch):
+                refusal = partial(self._refusal, caller, cursor)
+                async for following in self._follow(group, replica, watch, refusal):
                     yield following
         finally:
             watch.close()
 
-    async def _follow(self, group: int, replica: Replica, watch: Watch) -> AsyncGenerator[Part | Result, None]:
+    async def _follow(
+        self, group: int, replica: Replica, watch: Watch, refusal: Callable[[], Result | None]
+    ) -> AsyncGenerator[Part | Result, None]:
         one = _Follower(watch)
         followed = self._groups.get(group)
         if followed is None or followed.replica is not replica:
@@ -112,6 +126,9 @@ class Watches:
             while True:
                 one.wake = asyncio.get_running_loop().create_future()
                 while part := watch.take():
+                    if (refused := refusal()) is not None:
+                        yield refused
+                        return
                     yield part
                     if part.compacted:
                         return
@@ -123,8 +140,11 @@ class Watches:
                     continue
                 left = due - self._clock.now()
                 if left <= 0:
+                    refused = refusal()
                     if self._data.get(group) is not replica or not replica.group.hears_leader():
-                        yield _SILENT
+                        refused = _SILENT
+                    if refused is not None:
+                        yield refused
                         return
                     due = self._clock.now() + WATCH_HEARTBEAT
                     yield watch.heartbeat()

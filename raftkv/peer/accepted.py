@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from raftkv import limits
+from raftkv.addresses import crowded
 from raftkv.log_limit import limited
-from raftkv.peer.frames import Decoder, ProtocolViolation
-from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Hello, HelloRefused, check_hello, refuse_frame, welcome_frame
+from raftkv.peer.frames import CHECKSUM, Decoder, ProtocolViolation, Seal
+from raftkv.peer.handshake import Accepting
+from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, Hello, HelloRefused, Reason
 from raftkv.peer.wiring import HANDSHAKE_TIMEOUT, MAX_STRANGERS, SILENCE_TIMEOUT, Wiring, log, peer_name
 
 _MAX_PONG_BUFFER = 64 * 1024
@@ -22,7 +24,7 @@ class Acceptor:
     def __init__(self, wiring: Wiring, on_hello: Callable[[Hello], None]) -> None:
         self._wiring = wiring
         self._on_hello = on_hello
-        self._strangers: dict[AcceptedConnection, None] = {}
+        self._strangers: dict[AcceptedConnection, str] = {}
         self._peers: dict[int, AcceptedConnection] = {}
         self._ended = False
 
@@ -35,27 +37,17 @@ class Acceptor:
             connection.drop("")
             return
         if len(self._strangers) >= MAX_STRANGERS:
-            next(iter(self._strangers)).drop("too many connections without a hello")
-        self._strangers[connection] = None
+            crowded(self._strangers).drop("too many connections without a hello")
+        self._strangers[connection] = connection.host
 
-    def introduced(self, connection: AcceptedConnection, frame: list[Any]) -> Hello | None:
-        """Judge a connection's first frame; None if it was refused."""
+    def introduced(self, connection: AcceptedConnection, hello: Hello) -> None:
+        """A connection's dialler has proven what it said. Raises HelloRefused if it is not welcome."""
+        self._wiring.admit(hello)
         del self._strangers[connection]
-        hello: Hello | None = None
-        try:
-            hello = check_hello(frame, self._wiring.identity)
-            self._wiring.admit(hello)
-        except HelloRefused as refusal:
-            who = f"node {hello.node}" if hello is not None else "a dialler"
-            source = f"{who} at {connection.host}" if hello is not None else connection.host
-            log.warning("refused %s at %s: %s", who, connection.address, refusal, extra=limited(source))
-            connection.refuse(refusal)
-            return None
         before = self._peers.get(hello.node)
         if before is not None:
             before.drop("")
         self._peers[hello.node] = connection
-        return hello
 
     def welcomed(self, hello: Hello) -> None:
         self._on_hello(hello)
@@ -97,7 +89,11 @@ class AcceptedConnection(asyncio.Protocol):
         self._acceptor = acceptor
         self._wiring = wiring
         self._transport: asyncio.Transport | None = None
+        self._handshake = Accepting(wiring.identity, wiring.secret)
         self._decoder = Decoder(MAX_HANDSHAKE_BYTES)
+        self._seal: Seal = CHECKSUM
+        self._proven = False
+        """Whether it is the node that its hello names, as far as can be told."""
         self._dead = False
         self._heard = False
         self._last_heard = 0.0
@@ -119,9 +115,18 @@ class AcceptedConnection(asyncio.Protocol):
         self._acceptor.gone(self)
         self.abort()
 
-    def refuse(self, refusal: HelloRefused) -> None:
+    def _refuse(self, refusal: HelloRefused) -> None:
         """Answer no and close."""
-        self._write(refuse_frame(refusal))
+        hello, source = self._handshake.hello, self.host
+        if hello is None:
+            who = "a dialler"
+        elif self._proven:
+            who = f"node {hello.node}"
+            source = f"{who} at {self.host}"
+        else:
+            who = f"one that says it is node {hello.node}"
+        log.warning("refused %s at %s: %s", who, self.address, refusal, extra=limited(source))
+        self._write(self._handshake.refuse(refusal))
         self.close()
 
     def close(self) -> None:
@@ -161,7 +166,10 @@ class AcceptedConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for frame in self._decoder.feed(data):
+            frames = self._decoder.feed(data)
+            if not self.node and len(frames) > 1:
+                raise ProtocolViolation("it did not wait for the answer to its hello")
+            for frame in frames:
                 if self._dead:
                     return
                 if self.node:
@@ -175,14 +183,33 @@ class AcceptedConnection(asyncio.Protocol):
             self._wiring.crash(error)
 
     def _introduce(self, frame: list[Any]) -> None:
-        hello = self._acceptor.introduced(self, frame)
-        if hello is None:
+        try:
+            reply = self._handshake.take(frame)
+            if reply is not None:
+                self._write(reply)
+                return
+            hello = self._handshake.hello
+            assert hello is not None
+            self._check_connection(hello)
+            self._proven = True
+            self._acceptor.introduced(self, hello)
+        except HelloRefused as refusal:
+            self._refuse(refusal)
             return
         self.node = hello.node
         self._heard = True
+        self._write(self._handshake.welcome())
+        self._decoder.seal, self._seal = self._handshake.seals()
         self._decoder.limit = limits.MAX_FRAME_BYTES
-        self._write(welcome_frame(self._wiring.identity))
         self._acceptor.welcomed(hello)
+
+    def _check_connection(self, hello: Hello) -> None:
+        wiring = self._wiring
+        if wiring.secret is None:
+            assert self._transport is not None
+            problem = wiring.network.doubt(self._transport, hello.cluster_id, hello.node)
+            if problem:
+                raise HelloRefused(Reason.NOT_PROVEN, problem)
 
     def _deliver(self, frame: list[Any]) -> None:
         self._heard = True
@@ -209,7 +236,7 @@ class AcceptedConnection(asyncio.Protocol):
 
     def _write(self, messages: list[Any]) -> None:
         if self._transport is not None:
-            self._transport.write(self._wiring.encoder.frame_of(messages))
+            self._transport.write(self._wiring.encoder.frame_of(messages, self._seal))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._dead = True

@@ -14,8 +14,9 @@ from raftkv.clock import Timer
 from raftkv.errors import RaftKVError
 from raftkv.log_limit import limited
 from raftkv.peer.clocks import PeerClock, Reading
-from raftkv.peer.frames import Decoder, ProtocolViolation
-from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, HelloRefused, check_answer, hello_frame
+from raftkv.peer.frames import CHECKSUM, Decoder, ProtocolViolation, Seal
+from raftkv.peer.handshake import Dialling
+from raftkv.peer.hello import MAX_HANDSHAKE_BYTES, HelloRefused
 from raftkv.peer.wiring import (
     HANDSHAKE_TIMEOUT,
     MAX_REDIAL,
@@ -45,6 +46,8 @@ class DialledLink:
         self.address = address
         self.number = number
         self.up = False
+        self.missed = 0
+        """Attempts at this address since the last welcome there: none of them got one."""
         self._wiring = wiring
         self._dirty = dirty
         self._packed: list[bytes] = []
@@ -61,13 +64,14 @@ class DialledLink:
         if self._ended or self._attempt is not None:
             return
         self._stop_retry()
-        attempt = _Attempt(self, self._wiring)
+        attempt = _Attempt(self, self._wiring, self.address)
         self._attempt = attempt
         attempt.deadline = self._wiring.clock.call_later(HANDSHAKE_TIMEOUT, partial(self._late, attempt))
         name = f"dial node {self.node}"
-        self._task = asyncio.get_running_loop().create_task(self._connect(attempt, self.address), name=name)
+        self._task = asyncio.get_running_loop().create_task(self._connect(attempt), name=name)
 
-    async def _connect(self, attempt: _Attempt, address: str) -> None:
+    async def _connect(self, attempt: _Attempt) -> None:
+        address = attempt.address
         try:
             await self._wiring.network.dial(address, lambda: attempt)
         except (OSError, RaftKVError) as error:
@@ -80,7 +84,7 @@ class DialledLink:
 
     def welcomed(self, attempt: _Attempt) -> None:
         """The peer said welcome on the current attempt."""
-        self._failures = 0
+        self._failures = self.missed = 0
         self._told.clear()
         self.number += 1
         self.up = True
@@ -99,6 +103,7 @@ class DialledLink:
         if attempt is self._attempt:
             self.down()
             attempt.stop_deadline()
+            self.missed += not attempt.welcome_seen and attempt.address == self.address
             self._attempt = None
             self._task = None
             if not self._ended:
@@ -137,7 +142,7 @@ class DialledLink:
         if address == self.address:
             return
         self.address = address
-        self._failures = 0
+        self._failures = self.missed = 0
         self._told.clear()
         if self._attempt is not None:
             self._attempt.fail(f"its address is now {address}")
@@ -180,7 +185,7 @@ class DialledLink:
         if packed and self._attempt is not None:
             self._packed = []
             self._bytes = 0
-            self._attempt.write(self._wiring.encoder.frame(packed))
+            self._attempt.write(packed)
         return self.up
 
     @property
@@ -205,7 +210,8 @@ class DialledLink:
 class _Attempt(asyncio.Protocol):
     """One connection to the peer, from the first dialling to its end."""
 
-    def __init__(self, link: DialledLink, wiring: Wiring) -> None:
+    def __init__(self, link: DialledLink, wiring: Wiring, address: str) -> None:
+        self.address = address
         self.deadline: Timer | None = None
         self.welcome_seen = False
         self.number = 0
@@ -214,8 +220,10 @@ class _Attempt(asyncio.Protocol):
         self._link = link
         self._wiring = wiring
         self._transport: asyncio.Transport | None = None
-        # Only the answer and pongs come back on this connection.
+        self._handshake = Dialling(wiring.identity, link.node, wiring.secret)
+        # Only answers and pongs come back on this connection.
         self._decoder = Decoder(MAX_HANDSHAKE_BYTES)
+        self._seal: Seal = CHECKSUM
         self._problem = ""
         self._failed = False
         self._unanswered: deque[tuple[int, float]] = deque()
@@ -256,11 +264,12 @@ class _Attempt(asyncio.Protocol):
     def unsent(self) -> int:
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
-    def write(self, frame: bytearray) -> None:
+    def write(self, packed: list[bytes]) -> None:
+        """Send these messages as one frame."""
         transport = self._transport
         if transport is None or self._failed:
             return
-        transport.write(frame)
+        transport.write(self._wiring.encoder.frame(packed, self._seal))
         waiting = transport.get_write_buffer_size()
         if waiting > limits.MAX_PEER_BUFFER_BYTES:
             self.fail(f"{waiting} bytes wait to be sent, the limit is {limits.MAX_PEER_BUFFER_BYTES}")
@@ -291,11 +300,24 @@ class _Attempt(asyncio.Protocol):
         if self._failed:
             transport.abort()
             return
-        transport.write(self._wiring.encoder.frame_of(hello_frame(self._wiring.identity, self._link.node)))
+        problem = self._doubt(transport)
+        if problem:
+            self.fail(problem)
+        else:
+            transport.write(self._wiring.encoder.frame_of(self._handshake.hello))
+
+    def _doubt(self, transport: asyncio.Transport) -> str:
+        wiring = self._wiring
+        if wiring.secret is not None:
+            return ""
+        return wiring.network.doubt(transport, wiring.identity.cluster_id, self._link.node)
 
     def data_received(self, data: bytes) -> None:
         try:
-            for frame in self._decoder.feed(data):
+            frames = self._decoder.feed(data)
+            if not self.welcome_seen and len(frames) > 1:
+                raise ProtocolViolation("it sent more than an answer to the hello")
+            for frame in frames:
                 if self._failed:
                     return
                 if self.welcome_seen:
@@ -310,11 +332,17 @@ class _Attempt(asyncio.Protocol):
 
     def _answer(self, frame: list[Any]) -> None:
         try:
-            self.boot = check_answer(frame)
+            reply = self._handshake.answer(frame)
         except HelloRefused as refusal:
             self.fail(f"refused: {refusal}")
             self._wiring.on_refused(self._link.node, refusal)
             return
+        if reply is not None:
+            assert self._transport is not None
+            self._transport.write(self._wiring.encoder.frame_of(reply))
+            return
+        self._seal, self._decoder.seal = self._handshake.seals()
+        self.boot = self._handshake.boot
         self.stop_deadline()
         self.welcome_seen = True
         self.number = self._link.number + 1

@@ -1,23 +1,28 @@
-"""Frames on a link: 4 bytes length, 4 bytes CRC-32 (both big-endian), then a msgpack array of messages. No I/O.
+"""Frames on a link: 4 bytes length (big-endian), a seal, then a msgpack array of messages. No I/O.
 
-The length counts the msgpack bytes alone and the CRC covers exactly them.
+The length counts the msgpack bytes alone. The seal is their CRC-32 (4 bytes, big-endian), or, once two nodes that have
+no TLS between them have shaken hands, a tag with their key (16 bytes).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from hmac import compare_digest
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgpack
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from raftkv import limits
 from raftkv.errors import RaftKVError
 from raftkv.store.codec import counting
 
-HEADER: Final = Struct(">II")
-_HOLE: Final = bytes(HEADER.size)
+LENGTH: Final = Struct(">I")
+TAG_BYTES: Final = 16
+_CRC: Final = Struct(">I")
+_NONCE_BYTES: Final = 12
 _ARRAY_HEADER_BYTES: Final = 5
 _MAX_MESSAGE_BYTES: Final = limits.MAX_FRAME_BYTES - _ARRAY_HEADER_BYTES
 # msgpack allocates an array when it reads the announced length: a short frame must not reserve gigabytes.
@@ -32,6 +37,61 @@ class ProtocolViolation(RaftKVError):
 
 class MessageTooLong(RaftKVError):
     """A message of this node does not fit into a frame: a bug in the sender, nothing was sent."""
+
+
+class Seal(Protocol):
+    """What proves a frame's body whole. One for each direction of a connection."""
+
+    header_bytes: int
+    """Length and seal."""
+
+    def of(self, body: memoryview) -> bytes:
+        """The seal of the next frame."""
+
+    def matches(self, body: memoryview, seal: memoryview) -> bool:
+        """Whether ``seal`` is that of the next frame."""
+
+
+class Checksum:
+    """CRC-32: proves that no bit was flipped on the way."""
+
+    header_bytes: int = LENGTH.size + _CRC.size
+
+    def of(self, body: memoryview) -> bytes:
+        return _CRC.pack(zlib.crc32(body))
+
+    def matches(self, body: memoryview, seal: memoryview) -> bool:
+        return bool(_CRC.unpack(seal)[0] == zlib.crc32(body))
+
+
+class Tag:
+    """AES-GCM of nothing but associated data, the body, with the frame's number as nonce (GMAC): proves who sent the
+    frame too, and that none is missing before it. It costs less than the CRC. ``key`` is for this connection and
+    direction alone.
+    """
+
+    header_bytes: int = LENGTH.size + TAG_BYTES
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = AESGCM(key)
+        self._number = 0
+
+    def of(self, body: memoryview) -> bytes:
+        tag = self._cipher.encrypt(self._number.to_bytes(_NONCE_BYTES, "big"), b"", body)
+        self._number += 1
+        return tag
+
+    def matches(self, body: memoryview, seal: memoryview) -> bool:
+        return compare_digest(self.of(body), seal)
+
+
+CHECKSUM: Final = Checksum()
+
+
+def framed(body: bytes, seal: Seal = CHECKSUM) -> bytes:
+    """A frame of any ``body``, which :class:`Encoder` need not have packed."""
+    with memoryview(body) as view:
+        return LENGTH.pack(len(body)) + seal.of(view) + body
 
 
 class Encoder:
@@ -50,30 +110,35 @@ class Encoder:
             raise MessageTooLong(f"a message of {len(packed)} bytes does not fit into a frame")
         return packed
 
-    def frame(self, packed: Sequence[bytes]) -> bytearray:
+    def frame(self, packed: Sequence[bytes], seal: Seal = CHECKSUM) -> bytearray:
         """One frame of messages that :meth:`pack` made. Raises :class:`MessageTooLong`."""
-        frame = bytearray().join((_HOLE, self._packer.pack_array_header(len(packed)), *packed))
-        length = len(frame) - HEADER.size
+        header = seal.header_bytes
+        frame = bytearray().join((bytes(header), self._packer.pack_array_header(len(packed)), *packed))
+        length = len(frame) - header
         if length > limits.MAX_FRAME_BYTES:
             raise MessageTooLong(f"a frame of {length} bytes is over the limit")
         with memoryview(frame) as view:
-            crc = zlib.crc32(view[HEADER.size :])
-        HEADER.pack_into(frame, 0, length, crc)
+            view[LENGTH.size : header] = seal.of(view[header:])
+        LENGTH.pack_into(frame, 0, length)
         return frame
 
-    def frame_of(self, messages: Sequence[Any]) -> bytearray:
+    def frame_of(self, messages: Sequence[Any], seal: Seal = CHECKSUM) -> bytearray:
         """One frame of ``messages``. Raises like :meth:`pack` and :meth:`frame`."""
-        return self.frame([self.pack(message) for message in messages])
+        return self.frame([self.pack(message) for message in messages], seal)
 
 
 class Decoder:
-    """Cuts a byte stream into frames, however the stream was split on its way."""
+    """Cuts a byte stream into frames, however the stream was split on its way.
 
-    def __init__(self, limit: int = limits.MAX_FRAME_BYTES) -> None:
+    ``limit``: longest frame accepted, in bytes without its header. It and ``seal`` may be changed between two calls of
+    :meth:`feed`.
+    """
+
+    def __init__(self, limit: int = limits.MAX_FRAME_BYTES, seal: Seal = CHECKSUM) -> None:
         self.limit = limit
-        """Longest frame accepted, in bytes without its header; may be changed between two calls of :meth:`feed`."""
+        self.seal = seal
         self._kept = bytearray()
-        self._needed = HEADER.size
+        self._needed = LENGTH.size
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[list[Any]]:
         """Take the next bytes; return the frames that they complete, each a list of messages.
@@ -87,20 +152,24 @@ class Decoder:
                 return []
             data = kept
         frames: list[list[Any]] = []
+        seal = self.seal
+        header = seal.header_bytes
         with memoryview(data) as view:
             start = 0
             size = len(view)
-            needed = HEADER.size
-            while size - start >= HEADER.size:
-                length, crc = HEADER.unpack_from(view, start)
+            needed = header
+            while size - start >= LENGTH.size:
+                (length,) = LENGTH.unpack_from(view, start)
                 if length > self.limit:
                     raise ProtocolViolation(f"a frame of {length} bytes was announced, the limit is {self.limit}")
-                body = start + HEADER.size
+                body = start + header
                 stop = body + length
                 if stop > size:
                     needed = stop - start
                     break
-                frames.append(_unpack(view[body:stop], crc))
+                if not seal.matches(view[body:stop], view[start + LENGTH.size : body]):
+                    raise ProtocolViolation(f"a frame of {length} bytes has a wrong {_name(seal)}")
+                frames.append(_unpack(view[body:stop]))
                 start = stop
             rest = bytearray(view[start:])
         self._kept = rest
@@ -108,9 +177,11 @@ class Decoder:
         return frames
 
 
-def _unpack(body: memoryview, crc: int) -> list[Any]:
-    if zlib.crc32(body) != crc:
-        raise ProtocolViolation(f"a frame of {len(body)} bytes has a wrong checksum")
+def _name(seal: Seal) -> str:
+    return "checksum" if seal is CHECKSUM else "tag"
+
+
+def _unpack(body: memoryview) -> list[Any]:
     try:
         # Strings, maps and binaries are bounded by the length of the frame, which msgpack takes from its buffer.
         frame = msgpack.unpackb(

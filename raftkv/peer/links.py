@@ -12,6 +12,7 @@ from raftkv.clock import Clock, Timer
 from raftkv.peer.accepted import Acceptor
 from raftkv.peer.clocks import PeerClock
 from raftkv.peer.dialled import DialledLink
+from raftkv.peer.handshake import Secret
 from raftkv.peer.hello import Hello, HelloRefused, Identity
 from raftkv.peer.network import Listener, Network
 from raftkv.peer.wiring import PING_INTERVAL, Wiring, log
@@ -42,11 +43,12 @@ class Links:
     is sent while a link is down. Callbacks run in the loop; one that raises is reported to ``on_crash`` (by default the
     loop's exception handler) and costs the connection it came from.
 
-    ``admit(hello)`` raises HelloRefused for a dialler that is not welcome. ``on_message(node, message)``: ``message``
-    is any msgpack array, to be checked by the consumer, who raises ``ProtocolViolation`` to have the connection dropped
-    and logged. ``on_link(node, link_number, up)``: the outgoing link to ``node`` has come up or gone down, also by
-    :meth:`close`. ``on_refused(node, refusal)``: ``node`` does not take this node's messages; it is dialled again all
-    the same.
+    ``secret``: what proves that a node is of the cluster; without it, ``network`` must prove who is at the other end of
+    a connection. ``admit(hello)`` raises HelloRefused for a dialler that is not welcome. ``on_message(node, message)``:
+    ``message`` is any msgpack array, to be checked by the consumer, who raises ``ProtocolViolation`` to have the
+    connection dropped and logged. ``on_link(node, link_number, up)``: the outgoing link to ``node`` has come up or gone
+    down, also by :meth:`close`. ``on_refused(node, refusal)``: ``node`` does not take this node's messages; it is
+    dialled again all the same.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Links:
         network: Network,
         clock: Clock,
         identity: Identity,
+        secret: Secret | None,
         listen_address: str,
         dial: Mapping[int, str],
         admit: Callable[[Hello], None],
@@ -63,7 +66,7 @@ class Links:
         rng: random.Random,
         on_crash: Callable[[Exception], None] | None = None,
     ) -> None:
-        self._wiring = Wiring(network, clock, identity, rng, admit, on_message, on_link, on_refused, on_crash)
+        self._wiring = Wiring(network, clock, identity, secret, rng, admit, on_message, on_link, on_refused, on_crash)
         self._listen_address = listen_address
         self._acceptor = Acceptor(self._wiring, self._said_hello)
         self._links: dict[int, DialledLink] = {}
@@ -147,6 +150,15 @@ class Links:
     def set_dial(self, node: int, address: str) -> None:
         """Dial ``node`` at ``address`` instead, dropping an open link elsewhere. Raises KeyError if it is no peer."""
         self._links[node].readdress(address)
+
+    def dialled(self, node: int) -> str:
+        """Where ``node`` is dialled. Raises KeyError if it is no peer."""
+        return self._links[node].address
+
+    def missed(self, node: int) -> bool:
+        """Whether the latest attempt to reach ``node`` where it is dialled has failed, and none was welcomed since."""
+        link = self._links.get(node)
+        return link is not None and link.missed > 0
 
     def send_to_all(self, message: list[Any]) -> None:
         """:meth:`send` to each peer."""

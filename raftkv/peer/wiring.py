@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from raftkv.addresses import Address
 from raftkv.clock import Clock
 from raftkv.peer.frames import Encoder
+from raftkv.peer.handshake import Secret
 from raftkv.peer.hello import Hello, HelloRefused, Identity
 from raftkv.peer.network import Network
 
@@ -52,6 +53,7 @@ class Wiring:
     network: Network
     clock: Clock
     identity: Identity
+    secret: Secret | None
     rng: random.Random
     admit: Callable[[Hello], None]
     on_message: Callable[[int, list[Any]], None]

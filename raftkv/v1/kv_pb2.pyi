@@ -947,21 +947,25 @@ class CursorRequest(_message.Message):
     SLOT_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     """The group that serves this slot is asked."""
     slots: _builtins.bytes
     """As in ScanRequest."""
     consistency: Global___Consistency.ValueType
+    prefix: _builtins.bytes
+    """With which the keys begin that it is asked for: who may read them may know."""
     def __init__(
         self,
         *,
         slot: _builtins.int = ...,
         slots: _builtins.bytes = ...,
         consistency: Global___Consistency.ValueType = ...,
+        prefix: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "slot", b"slot", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "prefix", b"prefix", "slot", b"slot", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

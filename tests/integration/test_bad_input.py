@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -17,10 +19,10 @@ import msgpack
 import pytest
 
 import raftkv
-from faults.abuse.peer import identity_of
+from faults.abuse.peer import Impostor, identity_of, secret_of
 from raftkv.limits import MAX_BATCH_BYTES, MAX_FRAME_BYTES, MAX_KEY_BYTES, MAX_TTL, MAX_VALUE_BYTES
-from raftkv.peer.frames import HEADER, Encoder
-from raftkv.peer.hello import PROTOCOL_VERSION, hello_frame
+from raftkv.peer.frames import LENGTH, ProtocolViolation, framed
+from raftkv.peer.hello import PROTOCOL_VERSION, HelloRefused
 from raftkv.testing import LocalCluster
 from raftkv.v1 import kv_pb2, kv_pb2_grpc
 from tests.waiting import PATIENCE
@@ -126,60 +128,71 @@ def test_sizes_are_refused_by_the_server_itself(cluster: LocalCluster) -> None:
         assert not stub.Get(kv_pb2.GetRequest(key=b"k"), timeout=PATIENCE).HasField("record")
 
 
-def _bad_frames(cluster: LocalCluster) -> list[bytes]:
-    """After the hello of a real node (as a replay of its bytes would be): everything that no node sends."""
+def _say(message: object, impostor: Impostor) -> bytes:
+    return impostor.say(message)
+
+
+def _bad_frames() -> list[Callable[[Impostor], bytes]]:
+    """After the hello of a real node: everything that no node sends."""
     rng = random.Random(0)
-    encoder = Encoder()
     messages: list[object] = ["x", [], ["zz"], ["op", 1, 2, [[1]]], ["op", -1, -2, [[0] * 11]], [1, 1], [99, 1, 5]]
     messages += [["re", 1], ["re", [[1, 0, [0] * 7]]], ["map", b"zz"], ["map", b"\x91" * 10_000], [1.5], [True, 0, 1]]
     messages += [[1, 1, *[2**64 - 1] * 6, []], ["epoch", -1], [1, 99, 2**62]]
     nested = b"\x91" * 50_000
     return [
-        rng.randbytes(200),
-        HEADER.pack(MAX_FRAME_BYTES + 1, 0),
-        HEADER.pack(2**32 - 1, 0),
-        HEADER.pack(3, 1) + b"\x91\x91\x01",
-        HEADER.pack(len(nested), zlib.crc32(nested)) + nested,
-        *(bytes(encoder.frame_of([message])) for message in messages),
+        lambda _: rng.randbytes(200),
+        lambda _: LENGTH.pack(MAX_FRAME_BYTES + 1),
+        lambda _: LENGTH.pack(2**32 - 1),
+        lambda _: LENGTH.pack(3) + bytes(16) + b"\x91\x91\x01",
+        lambda _: framed(b"\x91\x01"),
+        lambda impostor: impostor.frame(nested),
+        *(partial(_say, message) for message in messages),
     ]
 
 
 def test_bad_bytes_on_the_port_for_peers_end_that_connection_only(cluster: LocalCluster) -> None:
-    hello = hello_frame(identity_of(cluster.cluster_id, 3, cluster.data_dir(3)), 1)
+    identity, secret = identity_of(cluster.cluster_id, 3, cluster.data_dir(3)), secret_of(cluster.folder)
     host, port = cluster.peer_address(1).split(":")
     # The real node would dial again and take the place of the connection that speaks in its name.
     cluster.kill(3)
 
-    def ends(first: bytes, second: bytes = b"") -> bytes:
-        """What comes until the node closes the connection, as it must; ``second`` is sent after an answer."""
-        with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
-            received = b""
-            try:
-                connection.sendall(first)
-                if second:
-                    received = connection.recv(65536)
-                    connection.sendall(second)
-                while chunk := connection.recv(65536):
-                    received += chunk
-            except ConnectionError:
-                pass
-            return received
+    def ends(connection: socket.socket, sent: bytes) -> bytes:
+        """What comes until the node closes the connection, as it must."""
+        received = b""
+        try:
+            connection.sendall(sent)
+            while chunk := connection.recv(65536):
+                received += chunk
+        except ConnectionError:
+            pass
+        return received
 
-    encoder = Encoder()
-    welcome = bytes(encoder.frame_of(hello))
-    for bad in _bad_frames(cluster):
-        assert b"welcome" in ends(welcome, bad)
+    @contextmanager
+    def shaken(impostor: Impostor) -> Iterator[socket.socket]:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+            connection.sendall(impostor.begin())
+            while not impostor.welcomed:
+                connection.sendall(impostor.shake(connection.recv(65536)))
+            yield connection
+
+    for bad in _bad_frames():
+        impostor = Impostor(identity, 1, secret)
+        with shaken(impostor) as connection:
+            ends(connection, bad(impostor))
     others = ((1, PROTOCOL_VERSION - 1), (1, PROTOCOL_VERSION + 1))
     for field, value in (*others, (2, 1), (3, "other"), (4, 9), (4, 1), (5, 2), (6, "0" * 32), (6, ""), (0, "http")):
-        altered = [value if at == field else item for at, item in enumerate(hello)]
-        assert b"refuse" in ends(bytes(encoder.frame_of(altered)))
+        impostor = Impostor(identity, 1, secret)
+        impostor.hello[field] = value
+        with pytest.raises((HelloRefused, ProtocolViolation)), shaken(impostor):
+            pass
     for stranger in (
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x16\x03\x01\x02\x00" * 40,
         b"\0" * 100,
         random.Random(1).randbytes(9000),
     ):
-        assert b"welcome" not in ends(stranger)
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+            assert b"welcome" not in ends(connection, stranger)
     cluster.restart(3)
     cluster.wait_ready()
     with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
@@ -187,7 +200,7 @@ def test_bad_bytes_on_the_port_for_peers_end_that_connection_only(cluster: Local
     log = cluster.log(1, 10_000)
     assert "Traceback" not in log
     # One line a minute, however many connections were dropped; the tests before may have taken some minutes.
-    assert 1 <= log.count("dropped the connection from node 3") < len(list(_bad_frames(cluster)))
+    assert 1 <= log.count("dropped the connection from node 3") < len(list(_bad_frames()))
 
 
 def test_a_saved_map_that_cannot_be_read_is_learnt_anew() -> None:

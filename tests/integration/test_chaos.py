@@ -61,6 +61,9 @@ SHORT = (
 )
 """And for how many seconds faults come."""
 
+SECURE = ("lost nodes", "short abuse")
+"""Those that run with TLS: nodes join and die, strangers and clients flood them."""
+
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("toxiproxy")
@@ -72,7 +75,7 @@ def test_a_short_run_keeps_every_promise_and_sees_every_fault(
         library()
     except NoSickDisks as problem:
         needs.need(False, str(problem))
-    assert run.run(PATIENT(scenario, tmp_path, seconds=seconds)).problems == []
+    assert run.run(PATIENT(scenario, tmp_path, seconds=seconds, secure=scenario.name in SECURE)).problems == []
 
     stats = stats_of(load(tmp_path))
     assert stats.passed

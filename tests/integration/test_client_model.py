@@ -1,9 +1,10 @@
-"""Guarantee: whatever a program asks of a real cluster, one call after the other, a dict would answer the same."""
+"""Guarantee: whatever a program asks of a cluster, one call after the other, a dict would answer the same: of a real
+one, and of the one in memory that programs test with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from raftkv import Client, ConditionFailed, CounterOverflow, NotANumber, RaftKVError, Record
 from raftkv.clock import SystemClock
-from raftkv.testing import LocalCluster
+from raftkv.testing import FakeClient, LocalCluster
 from tests.waiting import PATIENCE, until
 
 NAMES = st.sampled_from("abc")
@@ -286,12 +287,13 @@ class Program(RuleBasedStateMachine):
 
 
 @contextmanager
-def client() -> Iterator[Client]:
+def real() -> Iterator[Client]:
     with LocalCluster(nodes=1, groups=2) as cluster, Client(cluster.endpoints, timeout=PATIENCE) as kv:
         yield kv
 
 
-def test_programs_on_a_real_cluster() -> None:
+@pytest.mark.parametrize("client", [real, FakeClient], ids=["real", "in memory"])
+def test_programs(client: Callable[[], AbstractContextManager[Client]]) -> None:
     usual = settings(
         derandomize=True,
         max_examples=25,
@@ -300,6 +302,6 @@ def test_programs_on_a_real_cluster() -> None:
         suppress_health_check=list(HealthCheck),
     )
     with client() as kv:
-        Program.kv = kv
+        Program.kv, before = kv, next(Program.numbers)
         run_state_machine_as_test(Program, settings=usual)
-        assert next(Program.numbers) > 20
+        assert next(Program.numbers) > before + 20

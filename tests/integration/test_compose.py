@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
@@ -86,8 +87,10 @@ class Containers:
         self._run("toxiproxy", [program, *command, f"-port={port}"])
 
     def _run(self, name: str, command: list[str]) -> None:
+        said = self.services[name].get("environment", {})
+        environment = {**os.environ, **{key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", text) for key, text in said.items()}}
         with (self.folder / name / "log").open("wb") as log:
-            self.running[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+            self.running[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def health(self, name: str) -> int:
         """The exit code of the container's health check."""

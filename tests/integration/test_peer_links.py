@@ -16,6 +16,7 @@ from raftkv import limits
 from raftkv.addresses import BadAddress
 from raftkv.clock import SystemClock
 from raftkv.peer.frames import Decoder, Encoder
+from raftkv.peer.handshake import Accepting, Secret
 from raftkv.peer.hello import Hello, HelloRefused, Identity, Reason
 from raftkv.peer.links import Links
 from raftkv.peer.network import AddressInUse, CannotListen, TcpNetwork
@@ -38,6 +39,9 @@ def run(request: pytest.FixtureRequest) -> Runner:
     return runner
 
 
+SECRET = Secret(b"known to both ends", random.Random(0))
+
+
 class Node:
     """Links on TCP, and conditions to wait for."""
 
@@ -51,7 +55,7 @@ class Node:
         identity = Identity(cluster, node, f"inc-{node}", "boot")
         rng = random.Random(node)
         args = (self._admit, self._on_message, self._on_link, self._on_refused, rng)
-        self.links = Links(TcpNetwork(), SystemClock(), identity, listen, dial or {}, *args)
+        self.links = Links(TcpNetwork(), SystemClock(), identity, SECRET, listen, dial or {}, *args)
 
     def _admit(self, hello: Hello) -> None:
         pass
@@ -76,12 +80,13 @@ class Node:
 
 
 class Acceptor(asyncio.Protocol):
-    """The other end by hand: says welcome, then does what the test wants."""
+    """The other end by hand: shakes hands, then does what the test wants."""
 
     def __init__(self, pause: bool = False) -> None:
         self.frames: list[list[Any]] = []
         self.chunks = 0
         self.transport: asyncio.Transport | None = None
+        self._handshake = Accepting(Identity("c", 2, "inc-2", "b"), SECRET)
         self._decoder = Decoder()
         self._pause = pause
 
@@ -91,13 +96,17 @@ class Acceptor(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.chunks += 1
         for frame in self._decoder.feed(data):
-            if frame[0] == "raftkv":
-                assert self.transport is not None
-                self.transport.write(Encoder().frame_of(["welcome", "b"]))
+            if frame[0] not in ("raftkv", "proof"):
+                self.frames.append(frame)
+                continue
+            assert self.transport is not None
+            reply = self._handshake.take(frame)
+            if reply is None:
+                reply = self._handshake.welcome()
+                self._decoder.seal, _ = self._handshake.seals()
                 if self._pause:
                     self.transport.pause_reading()
-            else:
-                self.frames.append(frame)
+            self.transport.write(Encoder().frame_of(reply))
 
 
 def test_messages_both_ways_in_order_with_large_ones_between(run: Runner) -> None:

@@ -19,6 +19,7 @@ from raftkv.commands.results import Result, ScanPage
 from raftkv.errors import OUTCOMES, Code, WrongVersion
 from raftkv.local.joining import JoinError, Places, join
 from raftkv.local.ports import free_ports
+from raftkv.node.credentials import VARIABLE
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
 from shards.slots import SLOT_RULE
 from tests.rpc_fakes import FakeCluster, started
@@ -86,7 +87,8 @@ def test_a_node_that_scans_single_slots_is_refused() -> None:
     asyncio.run(main())
 
 
-def test_a_node_of_version_0_1_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_node_of_version_0_1_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "known to all nodes")
     first, second = free_ports(2)
     places = Places(f"127.0.0.1:{first}", f"127.0.0.1:{second}")
 

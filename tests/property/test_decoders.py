@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import zlib
 from typing import Any, get_args
 
 import msgpack
@@ -22,8 +21,11 @@ from raftkv.commands.results import Result
 from raftkv.commands.transactions import Check, GetStep, PutStep, Transact
 from raftkv.commands.updates import Increment
 from raftkv.errors import CorruptData, InvalidArgument, StorageError
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
-from raftkv.peer.frames import HEADER, Decoder, ProtocolViolation
+from raftkv.peer.frames import Decoder, ProtocolViolation, framed
+from raftkv.peer.handshake import Accepting, Dialling, Secret
+from raftkv.peer.hello import HelloRefused, Identity, Reason, hello_frame
 from raftkv.raft.messages import Type, check
 from raftkv.storage import wal_format
 from raftkv.storage.wal_recovery import recover
@@ -59,10 +61,12 @@ def changed(draw: st.DrawFn, rows: list[Any]) -> Any:
 OPS = unpack(encode([Put(3, b"k", b"v", client=b"c" * 16, seq=1, first=1), Cas(3, b"k", b"v", b"x"), Members(1)]))
 RESULTS = unpack(encode([[1, 0, Result(0, 5, b"v")], [1, 1, Result(2, detail="no")]]))
 MESSAGES: list[Any] = [
-    ["op", 1, 1000, 1, OPS],
+    ["op", 1, 1000, 1, 0, "user", OPS],
     ["re", RESULTS],
     ["epoch", 3],
     ["leads", [1, 2]],
+    ["room", False, True],
+    ["address", "h:1", "h:2"],
     ["map", b"map"],
     [1, int(Type.APPEND), 1, 1, 1, 1, 1, 1, [[1, b"x"]]],
     [1, int(Type.ACK), 1, 1, 1, True, 1, 1, [1, 1]],
@@ -72,6 +76,8 @@ READERS = {
     "re": messages.answers,
     "epoch": messages.epoch,
     "leads": messages.groups,
+    "room": messages.room,
+    "address": messages.addresses,
     "map": messages.encoded_map,
 }
 
@@ -90,6 +96,44 @@ def test_messages_of_peers_are_read_or_refused(message: Any) -> None:
             return
     elif type(message[0]) is int:
         assert check(message) in (True, False)
+
+
+ONE, TWO = Identity("c", 1, "i", "b"), Identity("c", 2, "i", "b")
+SHAKING = [
+    hello_frame(ONE, 2, b"n" * 16),
+    hello_frame(ONE, 2),
+    ["challenge", b"n" * 16],
+    ["proof", b"p" * 32],
+    ["welcome", "b", b"p" * 32],
+    ["refuse", 4, "removed", b"p" * 32],
+]
+
+
+@given(st.lists(st.one_of(changed(SHAKING), st.sampled_from(SHAKING)), max_size=3), st.booleans())
+@settings(max_examples=300)
+def test_no_frames_but_the_right_ones_shake_hands(frames: list[Any], secret: bool) -> None:
+    """Nobody has proven anything where there is a secret; and where there is none, the network has to tell."""
+    known = Secret(b"0123456789abcdef", random.Random(0)) if secret else None
+    accepting, dialling = Accepting(TWO, known), Dialling(ONE, 2, known)
+    frames = [frame for frame in frames if isinstance(frame, list)]
+    taken = []
+    try:
+        for frame in frames:
+            taken.append(accepting.take(frame))
+            if not secret:
+                break
+    except HelloRefused:
+        pass
+    assert None not in taken or not secret
+    try:
+        for frame in frames:
+            dialling.answer(frame)
+            if dialling.welcomed:
+                break
+    except (HelloRefused, ProtocolViolation) as refused:
+        fatal = getattr(refused, "reason", 0) in (Reason.REMOVED, Reason.REPLACED_FOLDER)
+        assert not (fatal and secret)
+    assert not (dialling.welcomed and secret)
 
 
 TRANSACT = Transact(3, (Check(b"k", 1),), (PutStep(b"k", b"v"),), (GetStep(b"k"),), client=b"c" * 16, seq=1, first=1)
@@ -115,7 +159,7 @@ def test_packed_messages_of_pipelines_are_read_or_refused(message: Any, junk: by
                 assert isinstance(op, get_args(Piped))
                 assert op.placed(1024) in (True, False)
                 if op.refusal() is None:
-                    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
+                    assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
                     assert not isinstance(op, Write) or again([op]) == [op]
         try:
             answers = answers_of(kv_pb2.PipelineResponse(packed=data))
@@ -129,7 +173,7 @@ def test_frames_are_read_or_refused(message: Any, junk: bytes, at: int) -> None:
     body = msgpack.packb([message])
     body = body[:at] + junk + body[at:]
     try:
-        Decoder().feed(HEADER.pack(len(body), zlib.crc32(body)) + body)
+        Decoder().feed(framed(body))
     except ProtocolViolation:
         pass
 

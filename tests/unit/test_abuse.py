@@ -23,7 +23,7 @@ from faults.keys import PREFIX
 from raftkv.errors import Overloaded
 from raftkv.limits import MAX_FRAME_BYTES
 from raftkv.node.messages import operations
-from raftkv.peer.frames import HEADER, Decoder
+from raftkv.peer.frames import Decoder, framed
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,16 +115,16 @@ def test_frames_of_http2_are_such() -> None:
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_forged_forward_is_a_frame_as_long_as_can_be(count: int) -> None:
-    frame = peer.operations_frame(7, b"k", count)
-    assert len(frame) == HEADER.size + MAX_FRAME_BYTES
-    ((message,),) = Decoder().feed(frame)
+    body = peer.operations_body(7, b"k", count)
+    assert len(body) == MAX_FRAME_BYTES
+    ((message,),) = Decoder().feed(framed(body))
     assert (message[0], len(operations(message)[3])) == ("op", count)
 
 
 def test_empty_maps_are_as_many_as_the_frame_has_bytes() -> None:
-    frame = peer.empty_maps_frame(3000)
-    assert frame.count(b"\x80") >= 3000
-    assert 3000 < len(frame) < 3100
+    body = peer.empty_maps_body(3000)
+    assert body.count(b"\x80") >= 3000
+    assert 3000 < len(body) < 3100
 
 
 def test_nodes_are_told_what_is_different() -> None:

@@ -78,6 +78,7 @@ def test_help_lists_every_command_and_every_exit_code(capsys: pytest.CaptureFixt
         "scan",
         "count",
         "delete-prefix",
+        "shell",
         "load",
         "dump",
     ):

@@ -13,6 +13,7 @@ import pytest
 
 from raftkv.cli.main import run
 from raftkv.cli.script import fill
+from raftkv.client.arguments import encode_value
 from raftkv.client.transaction import TransactionBuilder
 from raftkv.errors import InvalidArgument
 from raftkv.v1 import kv_pb2
@@ -105,7 +106,7 @@ def test_what_is_wrong_is_told(said: Any, arguments: list[str], why: str) -> Non
 
 
 def test_only_line_ends_end_lines() -> None:
-    txn = TransactionBuilder()
+    txn = TransactionBuilder(encode_value)
     fill(txn, "put a '1\u2028\x0c2'\r\nget a\n\n")
     assert [(step.kind, step.value) for step in txn.request.transaction.steps] == [
         (kv_pb2.KIND_PUT, "1\u2028\x0c2".encode()),
@@ -114,7 +115,7 @@ def test_only_line_ends_end_lines() -> None:
 
 
 def test_json_has_bytes_of_any_kind() -> None:
-    txn = TransactionBuilder()
+    txn = TransactionBuilder(encode_value)
     fill(
         txn,
         '{"checks": [{"key_b64": "/w==", "value_b64": "AA=="}],'
@@ -142,5 +143,5 @@ def test_json_has_bytes_of_any_kind() -> None:
 )
 def test_json_that_is_wrong_is_told(text: str, why: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        fill(TransactionBuilder(), text)
+        fill(TransactionBuilder(encode_value), text)
     assert why in str(caught.value)

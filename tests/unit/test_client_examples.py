@@ -7,25 +7,60 @@ import asyncio
 import doctest
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from raftkv import AsyncClient, AsyncTransaction, Client, Transaction
+import raftkv
+import raftkv.testing
+from raftkv import AsyncClient, AsyncTransaction, Client, Transaction, codecs
 from raftkv.commands.group import Genesis
 from raftkv.store.records import Store
+from raftkv.testing import FakeAsyncClient, FakeCluster
 from tests.admin_world import World, world_of
 
-CALLS = [name for name, _ in inspect.getmembers(AsyncClient, inspect.isfunction) if not name.startswith("_")]
-WITHOUT = {"disown"}
-"""No call."""
+
+def methods(kind: type) -> dict[str, Any]:
+    found = inspect.getmembers(kind, inspect.isroutine)
+    return {f"{kind.__name__}.{name}": call for name, call in found if not name.startswith("_")}
+
+
+CALLS: dict[str, Any] = {
+    **methods(AsyncClient),
+    **methods(AsyncTransaction),
+    **methods(FakeCluster),
+    **{
+        one.__name__: one
+        for one in (
+            AsyncClient,
+            FakeAsyncClient,
+            FakeCluster,
+            raftkv.RetryPolicy,
+            raftkv.slot_of,
+            codecs.Codec,
+            codecs.json_of,
+            codecs.msgpack_of,
+        )
+    },
+}
+WITHOUT = {
+    "AsyncClient.disown",
+    "AsyncTransaction.take",
+    "AsyncTransaction.result",
+    "FakeCluster.endpoint",
+    "FakeCluster.execute",
+    "FakeCluster.view",
+    "FakeCluster.status",
+}
+"""No calls of programs: the clients call these."""
 _PARSER = doctest.DocTestParser()
 _CHECKER = doctest.OutputChecker()
 
 
 def examples(name: str) -> list[doctest.Example]:
-    return _PARSER.get_examples(inspect.getdoc(getattr(AsyncClient, name)) or "")
+    return _PARSER.get_examples(inspect.getdoc(CALLS[name]) or "")
 
 
 @pytest.fixture(scope="module")
@@ -42,27 +77,33 @@ def world(running: World) -> World:
     return running
 
 
-async def run(source: str, names: dict[str, Any]) -> str:
-    """What an interpreter of asyncio would show."""
+async def run(source: str, names: dict[str, Any], shown: list[str]) -> None:
+    """As an interpreter of asyncio does it; ``shown``: what it shows."""
+
+    def show(value: object) -> None:
+        if value is not None:
+            shown.append(f"{value!r}\n")
+
+    usual, sys.displayhook = sys.displayhook, show
     try:
-        try:
-            code = compile(source, "example", "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        except SyntaxError:
-            code = compile(source, "example", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        value = eval(code, names)
-        if inspect.iscoroutine(value):
-            value = await value
+        done = eval(compile(source, "example", "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+        if inspect.iscoroutine(done):
+            await done
     except Exception as error:  # noqa: BLE001 - to be compared
-        return f"{type(error).__module__}.{type(error).__qualname__}: {error}\n"
-    return "" if value is None else f"{value!r}\n"
+        shown.append(f"{type(error).__module__}.{type(error).__qualname__}: {error}\n")
+    finally:
+        sys.displayhook = usual
 
 
 async def check(name: str, names: dict[str, Any], *, sync: bool = False) -> None:
     for example in examples(name):
-        source = re.sub(r"\b(await|async) ", "", example.source) if sync else example.source
-        shown = await run(source, names)
+        source = example.source
+        if sync:
+            source = re.sub(r"\b(await|async) |\basync_", "", source).replace("AsyncClient", "Client")
+        shown: list[str] = []
+        await run(source, names, shown)
         wanted = example.exc_msg or example.want
-        assert _CHECKER.check_output(wanted, shown, doctest.ELLIPSIS), f"{source}is {shown}, not {wanted}"
+        assert _CHECKER.check_output(wanted, "".join(shown), doctest.ELLIPSIS), f"{source}is {shown}, not {wanted}"
 
 
 def test_every_call_has_an_example() -> None:
@@ -73,7 +114,7 @@ def test_every_call_has_an_example() -> None:
 def test_the_examples_are_true(name: str, world: World) -> None:
     async def ask() -> None:
         async with AsyncClient(world.endpoints, timeout=60.0) as kv:
-            await check(name, {"kv": kv})
+            await check(name, {"kv": kv, "raftkv": raftkv, "endpoints": world.endpoints})
 
     asyncio.run(ask())
 
@@ -81,19 +122,19 @@ def test_the_examples_are_true(name: str, world: World) -> None:
 @pytest.mark.parametrize("name", sorted(set(CALLS) - WITHOUT))
 def test_the_examples_are_true_without_await(name: str, world: World) -> None:
     with Client(world.endpoints, timeout=60.0) as kv:
-        asyncio.run(check(name, {"kv": kv}, sync=True))
+        asyncio.run(check(name, {"kv": kv, "raftkv": raftkv, "endpoints": world.endpoints}, sync=True))
+
+
+def parameters(call: Any) -> str:
+    return str(
+        inspect.Signature([one.replace(annotation=one.empty) for one in inspect.signature(call).parameters.values()])
+    )
 
 
 def public(kind: type) -> dict[str, str]:
     """Public methods and their parameters, without the types."""
     return {
-        name: str(
-            inspect.Signature(
-                [one.replace(annotation=one.empty) for one in inspect.signature(call).parameters.values()]
-            )
-        )
-        for name, call in inspect.getmembers(kind, inspect.isfunction)
-        if not name.startswith("_")
+        name: parameters(call) for name, call in inspect.getmembers(kind, inspect.isroutine) if not name.startswith("_")
     }
 
 
@@ -105,3 +146,19 @@ def test_both_clients_have_the_same_calls() -> None:
         name: here[name] for name in set(there) & set(here)
     }
     assert public(AsyncTransaction) == public(Transaction)
+    assert parameters(AsyncClient.__init__) == parameters(Client.__init__)
+    assert parameters(FakeAsyncClient.__init__) == parameters(raftkv.testing.FakeClient.__init__)
+    properties = [
+        {name for name, _ in inspect.getmembers(one, inspect.isdatadescriptor)} for one in (AsyncClient, Client)
+    ]
+    assert properties[0] == properties[1]
+
+
+def test_what_both_clients_return_is_of_the_same_types() -> None:
+    """But for iterators, which are asynchronous ones there."""
+    for name, call in methods(AsyncClient).items():
+        here = getattr(Client, name.split(".")[1], None)
+        if here is not None:
+            there = str(call.__annotations__["return"])
+            told = re.sub(r"AsyncGenerator\[(.*), None\]", r"Iterator[\1]", there).replace("Async", "")
+            assert told == str(here.__annotations__["return"]), name

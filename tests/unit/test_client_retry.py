@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from raftkv.client.call import Call
-from raftkv.client.retry import Attempts, NextStep, attempt_span, attempt_timeout, first_span
+from raftkv.client.retry import Attempts, NextStep, RetryPolicy, attempt_span, attempt_timeout, first_span
 from raftkv.client.session import MAX_RENEWALS
 from raftkv.commands.records import Delete
 from raftkv.commands.results import Result
@@ -17,9 +17,11 @@ from raftkv.errors import (
     Code,
     ConditionFailed,
     DeadlineExceeded,
+    NoSpace,
     NotApplied,
     OutcomeUnknown,
     Overloaded,
+    RaftKVError,
     SessionExpired,
     Unavailable,
     UsageError,
@@ -203,3 +205,41 @@ def test_a_node_answers_before_the_client_gives_up_and_never_after_the_deadline(
         budget, patience = attempt_span(timeout, remaining, silent)
         assert 0 < budget < patience <= remaining
     assert first_span(5.0) == attempt_span(5.0, 5.0, 0) == (1.0, 1.25)
+
+
+def test_a_policy_bounds_delays_and_attempts_and_sending_on_counts_for_none() -> None:
+    progress = Attempts(False, RetryPolicy(attempts=2, first_delay=0.2, max_delay=0.4))
+    assert progress.judge(result(Code.NOT_LEADER, hint=2)) is NextStep.RETRY_AT_ONCE
+    assert progress.judge(result(Code.UNAVAILABLE)) is NextStep.RETRY
+    assert 0.05 <= progress.delay(Random(5)) <= 0.1, "a quarter of the longest"
+    assert progress.judge(result(Code.UNAVAILABLE)) is NextStep.RAISE
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_an_unknown_write_that_is_to_be_resolved_ends_only_with_what_is_true(code: Code) -> None:
+    progress = Attempts(True, RetryPolicy(attempts=1), resolve=True)
+    assert progress.judge(result(Code.UNKNOWN)) is NextStep.RETRY
+    ends = {NextStep.RAISE} if code in {*SETTLED, Code.SESSION_EXPIRED} else {NextStep.RETRY, NextStep.RETRY_AT_ONCE}
+    assert progress.judge(result(code)) in ends
+
+
+@pytest.mark.parametrize(
+    ("errors", "code", "write", "step"),
+    [
+        ((Unavailable,), Code.OVERLOADED, True, NextStep.RAISE),
+        ((Overloaded,), Code.SLOT_MOVING, True, NextStep.RAISE),
+        ((Unavailable, Overloaded), Code.UNKNOWN, True, NextStep.RAISE),
+        ((Unavailable, Overloaded), Code.UNKNOWN, False, NextStep.RETRY),
+        ((Unavailable, Overloaded), Code.DEADLINE_EXCEEDED, True, NextStep.RAISE),
+        ((OutcomeUnknown,), Code.DEADLINE_EXCEEDED, True, NextStep.RETRY),
+        ((OutcomeUnknown,), Code.INTERNAL, True, NextStep.RAISE),
+        ((Unavailable, NoSpace), Code.NO_SPACE, True, NextStep.RETRY),
+        ((), Code.UNAVAILABLE, True, NextStep.RAISE),
+    ],
+)
+def test_only_what_the_policy_names_is_tried_again(
+    errors: tuple[type[RaftKVError], ...], code: Code, write: bool, step: NextStep
+) -> None:
+    progress = Attempts(write, RetryPolicy(errors=errors))
+    assert progress.judge(result(code)) is step
+    assert isinstance(progress.final_error(CALL, result(code)), OutcomeUnknown if progress.maybe else NotApplied)

@@ -81,9 +81,9 @@ class Groups:
             raise first
         return self.streams[-1], first
 
-    async def cursor(self, slots: list[int], count: int, timeout: float) -> kv_pb2.CursorResponse:
-        bits = sum(1 << slot for slot in slots).to_bytes(count // 8, "little")
-        return kv_pb2.CursorResponse(slots=bits, numbers=[self.numbers] * len(slots))
+    async def cursor(self, request: kv_pb2.CursorRequest, timeout: float) -> kv_pb2.CursorResponse:
+        count = int.from_bytes(request.slots, "little").bit_count()
+        return kv_pb2.CursorResponse(slots=request.slots, numbers=[self.numbers] * count)
 
 
 def span(slot: int, after: int, upto: int, *numbers: int) -> kv_pb2.WatchResponse:

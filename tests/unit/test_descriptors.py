@@ -30,6 +30,7 @@ def test_clients_get_what_the_rest_of_the_node_leaves() -> None:
     small = Descriptors(256, 2).clients
     assert 64 < small < 256 - 64
     assert Descriptors(256, 4).clients < small
+    assert Descriptors(512, 2, tls=True).clients < Descriptors(512, 2).clients
     assert Descriptors(1 << 20, 2).clients == limits.MAX_CONNECTIONS
     assert Descriptors(64, 2).clients > 0
 

@@ -26,7 +26,15 @@ from raftkv.cli.main import cli
 from raftkv.commands.group import Check
 from raftkv.commands.registry import COMMANDS
 from raftkv.errors import OUTCOMES, Code, NotApplied, OutcomeUnknown
-from raftkv.node.config import ClusterSection, NodeConfig, NodeSection, PeerSection, RaftSection, parse_config
+from raftkv.node.config import (
+    ClusterSection,
+    NodeConfig,
+    NodeSection,
+    PeerSection,
+    RaftSection,
+    SecuritySection,
+    parse_config,
+)
 from raftkv.node.sections import Section
 from raftkv.peer.hello import Reason
 from raftkv.raft.messages import Type
@@ -80,7 +88,7 @@ def test_the_table_of_errors_is_that_of_the_code() -> None:
 
 
 def test_the_table_of_built_in_errors_is_that_of_the_code() -> None:
-    builtin = (TimeoutError, ConnectionError, ValueError, RuntimeError, OverflowError)
+    builtin = (TimeoutError, ConnectionError, ValueError, RuntimeError, OverflowError, PermissionError)
     rows = {
         name: set(re.findall(r"\w+", bases))
         for names, bases, _ in table(DOCS / "protocol.md", "exception")
@@ -137,6 +145,7 @@ def test_the_table_of_the_configuration_names_every_key_and_its_default() -> Non
         **keys("cluster", ClusterSection),
         **keys("node", NodeSection),
         **keys("raft", RaftSection),
+        **keys("security", SecuritySection),
         "dial": next(field for field in fields(NodeConfig) if field.name == "dial"),
         **keys("nodes", PeerSection),
     }

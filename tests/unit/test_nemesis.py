@@ -55,6 +55,8 @@ class FakeLink:
 
 
 class FakeCluster:
+    tls = None
+
     def __init__(self, count: int) -> None:
         self.nodes = list(range(1, count + 1))
         self.dead: set[int] = set()

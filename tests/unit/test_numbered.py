@@ -132,6 +132,34 @@ def test_an_unanswered_transaction_happens_once(past: Past) -> None:
     assert past.verdict() is Verdict.VIOLATION
 
 
+def given_up(past: Past, count: int) -> None:
+    """Transactions whose clients had given them up before time 2."""
+    for amount in range(1, count + 1):
+        past.txn(0, OPEN_END, [["incr", "a", amount], ["incr", "b", 1]]).answered = 1
+
+
+def test_those_in_flight_explain_a_long_gap_whatever_had_been_given_up_before(past: Past) -> None:
+    """Of some seven among a hundred there are more than can be tried: storm 2000006 ran for minutes."""
+    given_up(past, 100)
+    past.txn(2, 3, READ, [None, None], 0)
+    for amount in (7, 70, 700, 7000, 70_000, 700_000, 7_000_000):
+        past.txn(2, OPEN_END, [["incr", "a", amount], ["incr", "b", 1]])
+    past.txn(4, 5, [["put", "p", "1"]], [None], 15)
+    past.txn(6, 7, READ, ["7777777", "7"], 15)
+    assert past.verdict() is Verdict.LINEARIZABLE
+
+
+def test_one_that_had_been_given_up_may_still_happen(past: Past) -> None:
+    given_up(past, 3)
+    past.txn(2, 3, READ, [None, None], 0)
+    past.txn(4, 5, READ, ["3", "1"], 2)
+    assert past.verdict() is Verdict.LINEARIZABLE
+    past.txn(6, 7, READ, ["4", "2"], 4)
+    assert past.verdict() is Verdict.LINEARIZABLE
+    past.txn(8, 9, READ, ["8", "3"], 6)
+    assert past.verdict() is Verdict.VIOLATION
+
+
 def test_a_check_decides_which_list_is_done(past: Past) -> None:
     asked: dict[str, Any] = {"checks": [["a", None]], "otherwise": [["delete", "a", None]]}
     past.txn(0, 1, [["put", "a", "1"]], [None], 1, **asked)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from raftkv import limits
 from raftkv.commands.records import Delete
 from raftkv.commands.results import Result
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
-from raftkv.peer.frames import HEADER, Decoder, Encoder, MessageTooLong, ProtocolViolation
+from raftkv.peer.frames import LENGTH, Decoder, Encoder, MessageTooLong, ProtocolViolation, framed
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=40) | st.text(max_size=20),
@@ -23,11 +24,6 @@ _VALUES = st.recursive(
     max_leaves=10,
 )
 _FRAMES = st.lists(st.lists(st.lists(_VALUES, max_size=4), max_size=4), min_size=1, max_size=5)
-
-
-def framed(body: bytes) -> bytes:
-    """A frame with an honest header around any body."""
-    return HEADER.pack(len(body), zlib.crc32(body)) + body
 
 
 def pieces(stream: bytes, cuts: list[int]) -> Iterator[bytes]:
@@ -101,7 +97,7 @@ def test_a_flipped_bit_is_never_delivered(position: int, bit: int) -> None:
 
 def test_an_over_long_announcement_is_refused_before_its_bytes_arrive() -> None:
     with pytest.raises(ProtocolViolation, match="limit"):
-        Decoder().feed(HEADER.pack(limits.MAX_FRAME_BYTES + 1, 0))
+        Decoder().feed(LENGTH.pack(limits.MAX_FRAME_BYTES + 1))
 
 
 def test_the_limit_can_be_raised_after_the_handshake() -> None:
@@ -115,7 +111,7 @@ def test_the_limit_can_be_raised_after_the_handshake() -> None:
 
 def test_a_wrong_checksum_is_refused() -> None:
     with pytest.raises(ProtocolViolation, match="checksum"):
-        Decoder().feed(HEADER.pack(1, zlib.crc32(b"\x90") ^ 1) + b"\x90")
+        Decoder().feed(LENGTH.pack(1) + (zlib.crc32(b"\x90") ^ 1).to_bytes(4, "big") + b"\x90")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +173,7 @@ def test_maps_with_many_keys_are_refused() -> None:
 def test_what_nodes_send_has_fewer_items() -> None:
     """Full frames of the smallest entries, and of the smallest operations that are forwarded together, pass."""
     entries = [[1, 8, 1, 1, 1, 1, 1, 1, [(1, b"x" * 24)] * (limits.MAX_ENTRY_BYTES // 24)]]
-    ops = [messages.ask(1, 1, 1, [Delete(0, b"k")] * (limits.MAX_BATCH_BYTES // 65))]
+    ops = [messages.ask(1, 1, Origin(1), [Delete(0, b"k")] * (limits.MAX_BATCH_BYTES // 65))]
     for frame in (entries, ops):
         ((message,),) = Decoder().feed(Encoder().frame_of(frame))
     assert len(messages.operations(message)[3]) == limits.MAX_BATCH_BYTES // 65
@@ -186,7 +182,7 @@ def test_what_nodes_send_has_fewer_items() -> None:
 def test_messages_of_very_many_operations_are_refused() -> None:
     many = [Delete(0, b"k")] * (limits.MAX_BATCH_BYTES // 32)
     with pytest.raises(messages.Malformed):
-        messages.operations(messages.ask(1, 1, 1, many))
+        messages.operations(messages.ask(1, 1, Origin(1), many))
     with pytest.raises(messages.Malformed):
         messages.answers(messages.answer([(1, 0, Result(0))] * len(many)))
 

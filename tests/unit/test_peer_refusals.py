@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raftkv import limits
-from raftkv.peer.frames import HEADER, ProtocolViolation
+from raftkv.peer.frames import LENGTH, ProtocolViolation
 from raftkv.peer.hello import PROTOCOL_VERSION, HelloRefused, Reason
 from shards.slots import SLOT_RULE
 from tests.log_lines import written
@@ -69,7 +69,7 @@ def test_another_protocol_version_is_refused() -> None:
         stranger = await world.stranger()
         await stranger.say("raftkv", 99, "c", 1, 2, "i", "b")
         told = f"protocol version 99 is not supported, only {PROTOCOL_VERSION}"
-        assert stranger.frames == [["refuse", Reason.VERSION, told]]
+        assert stranger.frames == [["refuse", Reason.VERSION, told, b""]]
         assert stranger.closed
 
     run(scenario)
@@ -92,8 +92,8 @@ def test_the_same_refusal_is_logged_once_a_minute(caplog: pytest.LogCaptureFixtu
     ("garbage", "reason"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", "the limit is 4096"),
-        (HEADER.pack(5000, 0), "a frame of 5000 bytes was announced"),
-        (HEADER.pack(1, 0) + b"\x90", "wrong checksum"),
+        (LENGTH.pack(5000), "a frame of 5000 bytes was announced"),
+        (LENGTH.pack(1) + bytes(4) + b"\x90", "wrong checksum"),
     ],
 )
 def test_garbage_before_a_hello_costs_only_its_own_connection(
@@ -120,8 +120,8 @@ def test_garbage_before_a_hello_costs_only_its_own_connection(
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (HEADER.pack(limits.MAX_FRAME_BYTES + 1, 0), "was announced, the limit is"),
-        (HEADER.pack(1, 0) + b"\x90", "wrong checksum"),
+        (LENGTH.pack(limits.MAX_FRAME_BYTES + 1), "was announced, the limit is"),
+        (LENGTH.pack(1) + bytes(4) + b"\x90", "wrong checksum"),
         (bytes(ENCODER.frame_of([[1], "text", [2]])), "a message is str, not an array"),
         (bytes(ENCODER.frame_of([[1], True])), "a message is bool, not an array"),
     ],
@@ -133,7 +133,7 @@ def test_a_violation_after_the_hello_drops_the_connection_and_is_logged_once(
         two = await world.node(2, [])
         peer = await world.stranger()
         await peer.hello()
-        assert peer.frames == [["welcome", "boot"]]
+        assert peer.frames == [["welcome", "boot", b""]]
         await peer.say(["good"])
         await peer.write(bad + bad)
         await peer.say(["too late"])
@@ -191,8 +191,8 @@ def test_an_exception_of_the_consumer_reaches_the_supervisor() -> None:
     [
         b"GET / HTTP/1.1\r\nHost: raftkv\r\n\r\n",
         bytes(ENCODER.frame_of(["memcached"])),
-        bytes(ENCODER.frame_of(["raftkv", 99, "c", 1, 2, "i", "b"])),
-        bytes(ENCODER.frame_of(["raftkv", PROTOCOL_VERSION, SLOT_RULE, "foreign", 1, 2, "i", "b"])),
+        bytes(ENCODER.frame_of(["raftkv", 99, "c", 1, 2, "i", "b", b""])),
+        bytes(ENCODER.frame_of(["raftkv", PROTOCOL_VERSION, SLOT_RULE, "foreign", 1, 2, "i", "b", b""])),
     ],
     ids=["HTTP", "another protocol", "another version", "another cluster"],
 )
@@ -214,7 +214,7 @@ def test_a_scan_hides_no_refusal_from_the_same_host(caplog: pytest.LogCaptureFix
         await world.node(2, [])
         for sent in (
             b"GET / HTTP/1.1\r\n\r\n",
-            bytes(ENCODER.frame_of(["raftkv", PROTOCOL_VERSION, SLOT_RULE, "foreign", 1, 2, "i", "b"])),
+            bytes(ENCODER.frame_of(["raftkv", PROTOCOL_VERSION, SLOT_RULE, "foreign", 1, 2, "i", "b", b""])),
         ):
             await (await world.stranger(name="10.0.0.9:4711")).write(sent)
 
@@ -275,7 +275,7 @@ def test_messages_on_the_answering_side_are_a_violation() -> None:
         class Talkative(Stranger):
             def data_received(self, data: bytes) -> None:
                 assert self._transport is not None
-                self._transport.write(ENCODER.frame_of(["welcome", "b"]))
+                self._transport.write(ENCODER.frame_of(["welcome", "b", b""]))
                 self._transport.write(ENCODER.frame_of([["a message"]]))
 
         listener = await world.network.host("n2").listen("n2:1", Talkative)

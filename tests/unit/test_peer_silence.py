@@ -147,7 +147,21 @@ def test_strangers_are_bounded_and_the_oldest_goes() -> None:
         await rest()
         assert [n for n, s in enumerate(strangers) if s.closed] == [0]
         await strangers[-1].hello()
-        assert strangers[-1].frames == [["welcome", "boot"]]
+        assert strangers[-1].frames == [["welcome", "boot", b""]]
+
+    run(scenario)
+
+
+def test_strangers_of_one_host_do_not_keep_out_those_of_another() -> None:
+    async def scenario(world: World) -> None:
+        await world.node(2, [])
+        patient = await world.stranger(name="10.0.0.2:4711")
+        flood = [await world.stranger(name=f"10.0.0.9:{port}") for port in range(1, 2 * MAX_STRANGERS)]
+        await rest()
+        assert not patient.closed
+        assert sum(not stranger.closed for stranger in flood) == MAX_STRANGERS - 1
+        await patient.hello()
+        assert patient.frames == [["welcome", "boot", b""]]
 
     run(scenario)
 

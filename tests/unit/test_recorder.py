@@ -12,6 +12,7 @@ from faults.check.history import OPEN_END, History, Kind, Operation, Outcome
 from faults.check.numbered import Asked
 from faults.workloads.recorder import Recorder
 from raftkv import AsyncClient
+from raftkv.client.arguments import encode_value
 from raftkv.client.transaction import AsyncTransaction
 from raftkv.client.types import CasResult, Record, TransactionResult, WriteResult
 from raftkv.errors import (
@@ -73,11 +74,11 @@ class Scripted:
     async def cas(self, key: str, expected: str | None, value: str, *, ttl: float | None) -> Any:
         return await self._end("cas", key, expected, value, ttl)
 
-    async def incr(self, key: str) -> Any:
+    async def incr(self, key: str, *, resolve: bool) -> Any:
         return await self._end("incr", key)
 
     def txn(self) -> AsyncTransaction:
-        return AsyncTransaction(lambda txn, _: self._end("txn", txn.request.transaction))
+        return AsyncTransaction(lambda txn, *_: self._end("txn", txn.request.transaction), encode_value)
 
     async def scan(self, **call: Any) -> AsyncGenerator[Record, None]:
         for record in await self._end("scan", *call.items()):

@@ -185,6 +185,6 @@ def test_a_node_that_fails_while_it_ends_says_so_and_does_not_wait(
     # What it changes for the whole process.
     monkeypatch.setattr(main, "gc", Mock())
     monkeypatch.setattr(main, "_sweep", Mock())
-    code = asyncio.run(main._serve(config(), config, Mock(), SystemClock()))
+    code = asyncio.run(main._serve(config(), config, Mock(), SystemClock(), None, Mock()))
     assert code == 1
     assert caplog.records[-1].getMessage() == "node stopped: the disk is gone"

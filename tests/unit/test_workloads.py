@@ -17,6 +17,7 @@ from faults.sim.loop import SimLoop, simulate
 from faults.workloads.kinds import WORKLOADS, Counter, Registers, Retry, Ttl, UniqueSet, Workload
 from faults.workloads.recorder import Recorder
 from raftkv import AsyncClient
+from raftkv.client.arguments import encode_value
 from raftkv.client.transaction import AsyncTransaction, TransactionBuilder
 from raftkv.client.types import CasResult, Record, TransactionResult, WriteResult
 from raftkv.errors import ConditionFailed
@@ -293,16 +294,16 @@ class GoodStore:
             return CasResult(False, 0 if was is None else was.version)
         return CasResult(True, self._write(key, value, ttl).version)
 
-    async def incr(self, key: str) -> int:
+    async def incr(self, key: str, *, resolve: bool) -> int:
         was = self._live(key)
         after = int((was.value if was is not None else b"0").decode()) + 1
         self._write(key, str(after), None)
         return after
 
     def txn(self) -> AsyncTransaction:
-        return AsyncTransaction(self._commit)
+        return AsyncTransaction(self._commit, encode_value)
 
-    async def _commit(self, txn: TransactionBuilder, _: float | None) -> TransactionResult:
+    async def _commit(self, txn: TransactionBuilder, *_: object) -> TransactionResult:
         asked = txn.request.transaction
         done = all(
             (None if (was := self._live(check.key.decode())) is None else was.value)

@@ -12,13 +12,14 @@ import click
 from click.core import ParameterSource
 
 from raftkv.cli.common import (
-    DEFAULT_ENDPOINTS,
+    TARGET,
     Interrupted,
+    Target,
     describe,
-    endpoints,
     output,
     print_json,
     say,
+    target_options,
     timeout_option,
 )
 from raftkv.cli.common import run as run_coroutine
@@ -36,6 +37,9 @@ SCHEMA: Final = 1
 
 _NAME: Final = "raftkv-admin"
 _GIVEN: Final = "raftkv.cli.admin"
+_VARIABLES: Final = "raftkv.cli.admin.variables"
+"""In click's notes: the global options that were given, and which of them by variables of the environment."""
+
 DEFAULT_TIMEOUT: Final = 5.0
 
 
@@ -64,26 +68,30 @@ class Partial(RaftKVError):
 class Settings:
     """The global options. ``timeout``: seconds for each question to the cluster."""
 
-    endpoints: str = DEFAULT_ENDPOINTS
+    target: Target
     timeout: float = DEFAULT_TIMEOUT
     output: str = "table"
     yes: bool = False
 
     def client(self) -> AdminClient:
-        """A client of the cluster at the endpoints."""
-        return AdminClient(self.endpoints, timeout=self.timeout)
+        """A client of the cluster that is spoken to."""
+        return AdminClient(self.target.endpoints, timeout=self.timeout, tls=self.target.tls, token=self.target.token)
 
 
 def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Keep what was given. The environment is read at both places, and must not outdo an option before the noun."""
-    given = ctx.meta.setdefault(_GIVEN, {})
+    given, variables = ctx.meta.setdefault(_GIVEN, {}), ctx.meta.setdefault(_VARIABLES, set())
     source = ctx.get_parameter_source(param.name or "")
-    if source is ParameterSource.COMMANDLINE or (source is ParameterSource.ENVIRONMENT and param.name not in given):
+    if source is ParameterSource.COMMANDLINE:
         given[param.name] = value
+        variables.discard(param.name)
+    elif source is ParameterSource.ENVIRONMENT and param.name not in given:
+        given[param.name] = value
+        variables.add(param.name)
 
 
 _NOTED: Final[Mapping[str, Any]] = {"expose_value": False, "callback": _note}
-_ASKING: Final = (endpoints(**_NOTED), timeout_option(DEFAULT_TIMEOUT, **_NOTED))
+_ASKING: Final = (*target_options(**_NOTED), timeout_option(DEFAULT_TIMEOUT, **_NOTED))
 _OUTPUT: Final = output(**_NOTED)
 _YES: Final = click.option("-y", "--yes", is_flag=True, help="Skip confirmation prompts.", **_NOTED)
 
@@ -113,15 +121,20 @@ def command(
 
 
 def settings() -> Settings:
-    """The global options of the command that runs. Raises click.BadParameter for endpoints that cannot be."""
-    given: dict[str, Any] = click.get_current_context().meta.get(_GIVEN, {})
-    found = Settings(**given)
+    """The global options of the command that runs.
+
+    Raises click.BadParameter for endpoints that cannot be, ConfigError for contexts and certificates.
+    """
+    notes = click.get_current_context().meta
+    given: dict[str, Any] = notes.get(_GIVEN, {})
+    chosen = {name: value for name, value in given.items() if name in TARGET}
+    target = Target.chosen(chosen, notes.get(_VARIABLES, ()))
     try:
         # Not where the options are read: one after the command's name outdoes the environment.
-        parse_endpoints(found.endpoints)
+        parse_endpoints(target.endpoints)
     except InvalidArgument as error:
         raise click.BadParameter(str(error), param_hint="--endpoints") from None
-    return found
+    return Settings(target, **{name: value for name, value in given.items() if name not in TARGET})
 
 
 # Running

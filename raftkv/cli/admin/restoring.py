@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import raftkv
 from raftkv.cli.admin import archive
 from raftkv.cli.admin.archive import Manifest
 from raftkv.cli.admin.common import Partial, Precondition, complain, settings
@@ -60,7 +59,7 @@ async def restore_all(
     clock = StandingClock()
     start = clock.now()
     failure: RaftKVError | None = None
-    async with raftkv.AsyncClient(settings().endpoints, timeout=_WRITE_TIMEOUT) as kv:
+    async with settings().target.client(_WRITE_TIMEOUT) as kv:
         with progress_bar("restoring") as bar:
 
             def show(done: int) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 
+from raftkv.commands.rights import Right
 from raftkv.errors import ListenError
-from raftkv.frontend.grpc.admin import AdminService
+from raftkv.frontend.grpc.admin import NEEDS, AdminService
 from raftkv.frontend.grpc.guard import Guard
 from raftkv.frontend.grpc.health import HealthService
 from raftkv.frontend.grpc.kv import KVService
 from raftkv.frontend.grpc.sockets import shut_down
+from raftkv.frontend.port import OpenDoor
 from raftkv.frontend.shares import Shares
 from raftkv.limits import (
     MAX_CALLS,
@@ -28,7 +31,7 @@ from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
     from raftkv.clock import Timer
-    from raftkv.frontend.port import AdminPort
+    from raftkv.frontend.port import AdminPort, Door
     from raftkv.frontend.resources import Resources
 
 _HANDSHAKE: Final = 5.0
@@ -59,10 +62,16 @@ _OPTIONS: Final = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", _WINDOW),
 )
-_NAMES: Final = (
-    kv_pb2.DESCRIPTOR.services_by_name["KV"].full_name,
-    admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
-)
+_ADMIN: Final = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+_HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_NAMES: Final = (kv_pb2.DESCRIPTOR.services_by_name["KV"].full_name, _ADMIN)
+
+
+def _needs(service: str, method: str) -> Right | None:
+    """The rights that a method needs whatever it is asked for, None: its caller need not be a user."""
+    if service == _HEALTH:
+        return None
+    return NEEDS.get(method, Right.ADMIN) if service == _ADMIN else Right.NONE
 
 
 _LOOK: Final = 1.0
@@ -78,20 +87,60 @@ def _remarkable(record: logging.LogRecord) -> bool:
     return not isinstance(problem, aio.InternalError) or _MISUSED in str(problem)
 
 
+class ServerTls(Protocol):
+    """The server's certificates. ``pem``: CAs, certificate and key as they are now; ``ask_clients``: whether clients
+    need certificates."""
+
+    pem: tuple[bytes, bytes, bytes]
+    ask_clients: bool
+
+
+def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    """Those of a server whose every new connection has the certificates of that time."""
+    used = tls.pem
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        ca, cert, key = used
+        return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=ca)
+
+    # None means: the same as before, which the stubs do not know.
+    def fetch() -> Any:
+        nonlocal used
+        if tls.pem is used:
+            return None
+        used = tls.pem
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), fetch, tls.ask_clients)
+
+
 class GrpcServer:
-    """Serves ``node`` at ``listen`` (host:port; port 0 = any free one), to so many ``connections`` at a time."""
+    """Serves ``node`` at ``listen`` (host:port; port 0 = any free one), to so many ``connections`` at a time.
+
+    ``tls``: the certificates of each new connection, without it nothing is encrypted. ``door``: who may come in, by
+    default everybody.
+    """
 
     def __init__(
-        self, node: AdminPort, listen: str, resources: Resources, *, connections: int = MAX_CONNECTIONS
+        self,
+        node: AdminPort,
+        listen: str,
+        resources: Resources,
+        *,
+        connections: int = MAX_CONNECTIONS,
+        tls: ServerTls | None = None,
+        door: Door | None = None,
     ) -> None:
+        self._tls = tls
+        self._door = door or OpenDoor()
         self._connections = connections
         self._listen = listen
         self.resources = resources
         self._clock = clock = resources.clock
-        self._kv = KVService(node, resources)  # type: ignore[abstract]  # Its RPCs come from the registry.
+        self._kv = KVService(node, resources, self._door)  # type: ignore[abstract]  # Its RPCs come from the registry.
         self._guards: list[Guard] = []
         self._timer: Timer | None = None
-        self._admin = AdminService(node)
+        self._admin = AdminService(node, self._door)
         self._health = HealthService(node, clock, _NAMES)
         self._server: aio.Server | None = None
         self.port = 0
@@ -101,19 +150,22 @@ class GrpcServer:
         """Listen and serve. Raises ListenError if the address cannot be listened on."""
         logging.getLogger("grpc._cython.cygrpc").addFilter(_remarkable)
         server = aio.server(options=(*_OPTIONS, ("grpc.max_allowed_incoming_connections", self._connections)))
-        data = Guard(server, Shares(MAX_CALLS, self._clock), self.resources.held, self._clock)
+        clock, door = self._clock, self._door
+        data = Guard(server, Shares(MAX_CALLS, clock), self.resources.held, clock, door, _needs)
         # Shares of their own: whatever clients do with data, operators and probes are answered.
-        others = Guard(server, Shares(MAX_CALLS, self._clock), Shares(MAX_HELD_BYTES // 4, self._clock), self._clock)
+        others = Guard(server, Shares(MAX_CALLS, clock), Shares(MAX_HELD_BYTES // 4, clock), clock, door, _needs)
         self._guards = [data, others]
         kv_pb2_grpc.add_KVServicer_to_server(self._kv, data)  # type: ignore[arg-type]
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, others)  # type: ignore[arg-type]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, others)
-        health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        names = (*_NAMES, health, reflection.SERVICE_NAME)
+        names = (*_NAMES, _HEALTH, reflection.SERVICE_NAME)
         servicer = _async.ReflectionServicer(names)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, others)
         try:
-            port = server.add_insecure_port(self._listen)
+            if self._tls is None:
+                port = server.add_insecure_port(self._listen)
+            else:
+                port = server.add_secure_port(self._listen, _credentials(self._tls))
         except RuntimeError as error:
             port = 0
             cause: Exception | None = error

@@ -10,8 +10,8 @@ from raftkv.api.failures import failure_of, overloaded
 from raftkv.commands.bounds import MAX_COUNT, check_bound, check_key
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument
-from raftkv.frontend.grpc.guard import abort, on_end
-from raftkv.frontend.port import Caller, slots_of
+from raftkv.frontend.grpc.guard import abort, caller, on_end
+from raftkv.frontend.port import slots_of
 from raftkv.frontend.shares import Shares
 from raftkv.limits import DEFAULT_TIMEOUT, MAX_WATCHES, STALLED_READER
 from raftkv.store.watching import Part, WatchAsk
@@ -82,10 +82,10 @@ class WatchStreams:
             await abort(context, failure_of(error))
         self._shares.take(peer, 1)
         on_end(context, lambda: self._shares.take(peer, -1))
-        caller = Caller.at(peer)
+        asking = caller()
         stream = _Stream(asyncio.current_task())
         self._streams[stream] = None
-        parts = self._node.watch(ask, DEFAULT_TIMEOUT, caller)
+        parts = self._node.watch(ask, DEFAULT_TIMEOUT, asking)
         try:
             async for part in parts:
                 if isinstance(part, Result):
@@ -105,7 +105,7 @@ class WatchStreams:
                 raise
             await abort(context, stream.why)
         finally:
-            caller.gone = True
+            asking.gone = True
             self._streams.pop(stream, None)
             await parts.aclose()
 

@@ -20,7 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import quote, urlencode
 
+from raftkv.client.tls import TLS
 from raftkv.clock import SystemClock
 from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses
 from raftkv.local.growing import add_node
@@ -44,7 +46,9 @@ class LocalCluster:
     ``addresses``: where each node listens, for clients and for nodes; without either, free ports are found.
     ``node`` and ``raft``: keys of those sections of a node's configuration, for instance ``node={"reads": "quorum"}``.
     ``dial[a, b]``: address at which node a reaches node b, which may join later, so that a proxy can stand between
-    them. ``metrics``: the nodes serve metrics and probes (:meth:`metrics_address`).
+    them. ``metrics``: the nodes serve metrics and probes (:meth:`metrics_address`). ``secure``: all is encrypted, nodes
+    and clients have certificates (:attr:`tls`). ``users``: once the cluster has started, it serves its first user only
+    (:attr:`token`), and those whom that one makes. ``raftkv up --secure`` does both.
     ``main``: the module that is run as a node, to run one with faults planted or instrumented; it gets the arguments of
     the command ``raftkv``. ``environment``: variables of the nodes' processes besides those of this one. Both hold for
     all starts by this object; the folder does not remember them. Raises ConfigError for options that do not fit
@@ -65,12 +69,15 @@ class LocalCluster:
         raft: Mapping[str, Any] | None = None,
         dial: Mapping[tuple[int, int], str] | None = None,
         metrics: bool = False,
+        secure: bool = False,
+        users: bool = False,
         main: str = MAIN,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         launch = Launch(main, dict(environment or {}))
         self._temporary = folder is None
         self._metrics = metrics
+        self._users = users
         self._node_options = dict(node or {})
         self.folder = Path(tempfile.mkdtemp(prefix="raftkv-") if folder is None else folder).absolute()
         try:
@@ -83,6 +90,7 @@ class LocalCluster:
                 dial=dial,
                 metrics=monitors if metrics else None,
                 launch=launch,
+                secure=secure,
             )
         except BaseException:
             self._clean()
@@ -108,6 +116,26 @@ class LocalCluster:
     def endpoints(self) -> str:
         """Addresses for clients, separated by commas."""
         return self._processes.endpoints
+
+    @property
+    def tls(self) -> TLS | None:
+        """What clients of a ``secure`` cluster need, for ``raftkv.Client(cluster.endpoints, tls=cluster.tls)``."""
+        return self._processes.tls
+
+    @property
+    def token(self) -> str | None:
+        """Of the first user of a cluster with ``users``, who may do everything."""
+        return self._processes.token
+
+    @property
+    def url(self) -> str:
+        """The cluster for :meth:`raftkv.Client.from_url`: with TLS if it is ``secure``, with its token if it has
+        ``users``."""
+        tls, token = self.tls, self.token
+        where = self.endpoints if token is None else f"{quote(token, safe='')}@{self.endpoints}"
+        if tls is None:
+            return f"raftkv://{where}"
+        return f"raftkvs://{where}?{urlencode({'ca': tls.ca, 'cert': tls.cert, 'key': tls.key})}"
 
     @property
     def nodes(self) -> list[int]:
@@ -167,6 +195,8 @@ class LocalCluster:
         """Start every node that does not run and wait until all serve. Raises LocalError with the end of a log."""
         self._processes.start_missing()
         self.wait_ready(timeout)
+        if self._users:
+            self._processes.bootstrap()
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> dict[int, bool]:
         """Stop all nodes; the data stay. Node -> whether it ended by itself within ``timeout`` seconds."""
