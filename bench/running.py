@@ -44,6 +44,7 @@ from raftkv.testing import LocalCluster
 @click.option("--key-size", type=click.IntRange(1, 8 * 1024), default=16, help="Bytes.")
 @click.option("--value-size", type=click.IntRange(0, 1024 * 1024), default=128, help="Bytes.")
 @click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Number of distinct keys.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=100, help="Records of a put_many.")
 @click.option(
     "--distribution", type=click.Choice(DISTRIBUTIONS), show_default="uniform, or that of the mix", help="Of keys."
 )
@@ -67,6 +68,7 @@ def load_command(
     key_size: int,
     value_size: int,
     keys: int,
+    batch: int,
     distribution: Distribution | None,
     seconds: float,
     warmup: float,
@@ -79,7 +81,7 @@ def load_command(
     Example:
       python -m bench load --cluster 3 --op get --seconds 5
     """
-    if secure and (cluster is None or api != "pipeline" or "scan" in MIXES[op].shares):
+    if secure and (cluster is None or api != "pipeline" or MIXES[op].calls):
         raise click.UsageError("--secure goes with --cluster and pipelines, without scans")
     plan = LoadPlan(
         endpoints,
@@ -97,6 +99,7 @@ def load_command(
         spacing=spacing,
         distribution=distribution,
         parts=processes,
+        batch=batch,
     )
     with contextlib.ExitStack() as stack:
         try:

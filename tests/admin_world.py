@@ -290,6 +290,10 @@ class _Frontend:
     def cluster_map(self) -> ShardMap | None:
         return self._world.meta.map
 
+    @property
+    def distance(self) -> float:
+        return 0.0
+
     def leaders(self) -> dict[int, int]:
         return dict(self._world.leading)
 
