@@ -33,7 +33,7 @@ from raftkv.testing import LocalCluster
 @click.option("--cluster", type=click.IntRange(1, 9), help="Start a cluster of so many nodes for this measurement.")
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of that cluster.")
 @click.option("--reads", type=click.Choice(["lease", "quorum"]), default="lease", help="How that cluster serves reads.")
-@click.option("--secure", is_flag=True, help="That cluster has TLS, and clients certificates.")
+@click.option("--secure", is_flag=True, help="That cluster has TLS and users, and clients certificates.")
 @click.option("--op", type=click.Choice(OPERATIONS), default="set", help="One kind of operation, or a mix of YCSB.")
 @click.option("--api", type=click.Choice(["pipeline", "unary"]), default="pipeline")
 @click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Maximum operations in flight.")
@@ -107,7 +107,9 @@ def load_command(
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         if cluster is not None:
-            local = stack.enter_context(LocalCluster(cluster, groups, node={"reads": reads}, secure=secure))
+            local = stack.enter_context(
+                LocalCluster(cluster, groups, node={"reads": reads}, secure=secure, users=secure)
+            )
             plan = dataclasses.replace(plan, endpoints=local.url if secure else local.endpoints)
         summary: dict[str, Any] = summary_of(plan, generators.measure(plan))
     if cluster is not None:

@@ -18,7 +18,6 @@ from raftkv.commands.bounds import Mode
 from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, SETTLED, Code
 from raftkv.frontend.port import NODE, Caller, Origin
-from raftkv.limits import OP_OVERHEAD
 from raftkv.node.admission import Admission, no_group, no_leader, refusal_of, sender_refusal
 from raftkv.node.answers import bounded_answers, put_off
 from raftkv.node.client_ids import ClientIds
@@ -49,7 +48,7 @@ _ELSEWHERE: Final = frozenset((int(Code.NOT_LEADER), int(Code.UNAVAILABLE)))
 class Users(Protocol):
     """The node's copy of the cluster's users, as the router needs it."""
 
-    def refusals_for(self, origin: Origin, ops: Sequence[Command]) -> Mapping[int, Result]: ...
+    def refusals_for(self, caller: Caller, ops: Sequence[Command]) -> Mapping[int, Result]: ...
 
 
 class Router:
@@ -114,11 +113,11 @@ class Router:
 
     def on_forwarded(self, peer: int, number: int, timeout: int, origin: Origin, ops: list[Command]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
-        caller = self._peers_callers.setdefault((peer, origin), Caller(origin))
+        caller = self._peers_callers.setdefault((peer, origin), Caller(origin, f"node {peer}"))
         answers = self._forwarding
         answer: Reply = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
         refused = put_off(ops, self._store_of, answers.unsent(peer))
-        refused |= self._users.refusals_for(origin, ops)
+        refused |= self._users.refusals_for(caller, ops)
         refused |= {index: refusal for index, op in enumerate(ops) if (refusal := op.refusal()) is not None}
         if refused:
             ops, answer = without(ops, refused, answer)
