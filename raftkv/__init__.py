@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raftkv.errors import (
     BatchError,
     CodecError,
+    Compacted,
     ConditionFailed,
     ConfigError,
     CounterOverflow,
@@ -28,6 +29,7 @@ from raftkv.errors import (
     PermissionDenied,
     RaftKVError,
     SessionExpired,
+    SlowConsumer,
     TooLarge,
     Unauthenticated,
     Unavailable,
@@ -52,8 +54,10 @@ if TYPE_CHECKING:
         EndpointStatus,
         Record,
         TransactionResult,
+        WatchEvent,
         WriteResult,
     )
+    from raftkv.client.watch import AsyncWatch, Watch
 
 __version__ = "0.1.0"
 
@@ -63,10 +67,12 @@ __all__ = [
     "AppendResult",
     "AsyncClient",
     "AsyncTransaction",
+    "AsyncWatch",
     "BatchError",
     "CasResult",
     "Client",
     "CodecError",
+    "Compacted",
     "ConditionFailed",
     "ConfigError",
     "Consistency",
@@ -85,12 +91,15 @@ __all__ = [
     "Record",
     "RetryPolicy",
     "SessionExpired",
+    "SlowConsumer",
     "TooLarge",
     "Transaction",
     "TransactionResult",
     "Unauthenticated",
     "Unavailable",
     "UsageError",
+    "Watch",
+    "WatchEvent",
     "WriteResult",
     "WrongCluster",
     "WrongVersion",
@@ -104,6 +113,7 @@ _LAZY = {
     "AppendResult": "raftkv.client.types",
     "AsyncClient": "raftkv.client.aio",
     "AsyncTransaction": "raftkv.client.transaction",
+    "AsyncWatch": "raftkv.client.watch",
     "CasResult": "raftkv.client.types",
     "Client": "raftkv.client.sync",
     "Consistency": "raftkv.client.types",
@@ -113,6 +123,8 @@ _LAZY = {
     "TLS": "raftkv.client.tls",
     "Transaction": "raftkv.client.transaction",
     "TransactionResult": "raftkv.client.types",
+    "Watch": "raftkv.client.watch",
+    "WatchEvent": "raftkv.client.types",
     "WriteResult": "raftkv.client.types",
     "slot_of": "raftkv.client.arguments",
 }

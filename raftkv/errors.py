@@ -37,6 +37,8 @@ class Code(IntEnum):
     CROSS_SLOT = 19
     UNAUTHENTICATED = 20
     PERMISSION_DENIED = 21
+    COMPACTED = 30
+    SLOW_CONSUMER = 31
 
 
 class RaftKVError(Exception):
@@ -135,6 +137,30 @@ class BatchError(RaftKVError):
         super().__init__(message)
         self.results = list(results)
         self.errors = dict(errors or {})
+
+
+class _Lost(NotApplied):
+    """A watch cannot go on without a gap. ``floors``: by slot, the number up to which events are kept no more.
+
+    ``token``: goes on from where the watch was, with ``initial=True``, which reads these slots anew.
+    """
+
+    def __init__(self, message: str = "", *, token: str = "", floors: Mapping[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.token = token
+        self.floors = dict(floors or {})
+
+
+class Compacted(_Lost):
+    """The watch was away for so long that events after its token are kept no more."""
+
+    code = Code.COMPACTED
+
+
+class SlowConsumer(_Lost):
+    """The watch was read so slowly that events which it had not got are kept no more."""
+
+    code = Code.SLOW_CONSUMER
 
 
 class CodecError(RaftKVError, ValueError):
@@ -279,6 +305,8 @@ OUTCOMES: Final[dict[Code, CodeOutcome]] = {
     Code.CROSS_SLOT: CodeOutcome(True, False, "INVALID_ARGUMENT", CrossSlot),
     Code.UNAUTHENTICATED: CodeOutcome(True, False, "UNAUTHENTICATED", Unauthenticated),
     Code.PERMISSION_DENIED: CodeOutcome(True, False, "PERMISSION_DENIED", PermissionDenied),
+    Code.COMPACTED: CodeOutcome(True, False, "OUT_OF_RANGE", Compacted),
+    Code.SLOW_CONSUMER: CodeOutcome(True, False, "RESOURCE_EXHAUSTED", SlowConsumer),
 }
 
 SETTLED: Final = frozenset({Code.OK, Code.CONDITION_FAILED, Code.NOT_A_NUMBER, Code.OUT_OF_RANGE, Code.TOO_LARGE})

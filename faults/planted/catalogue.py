@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from faults.planted import maps, moves, raft, writes
+from faults.planted import maps, moves, raft, watches, writes
 from faults.planted.fault import PlantedFault, messages_in, messages_out
 from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
 from faults.sim.network import MemoryNetwork
 from raftkv import limits
+from raftkv.client import following
 from raftkv.client.channel import Channel
+from raftkv.client.following import Following
 from raftkv.client.retry import Attempts
 from raftkv.commands.moving import Activate
+from raftkv.frontend.grpc import watch
 from raftkv.node.drivers import mover
 from raftkv.node.drivers.membership import MembershipDriver
 from raftkv.node.map_copy import MapCopy
@@ -442,6 +445,24 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         {},
         profiles.moving("scans", seconds=8.0, moves=0.1),
         first=2,
+    ),
+    PlantedFault(
+        "an event lost at failover",
+        "watches",
+        "a watch goes on from the number that it was told last",
+        ("watches",),
+        ((Following, "open", watches.opens_from_now_on),),
+        {"kill": 0.8, "transfer": 0.8},
+        lambda storm: profiles.busy(storm, seconds=8.0, workloads=("watches",)),
+    ),
+    PlantedFault(
+        "an event repeated after a move",
+        "watches",
+        "a watch takes only what follows the number where it is",
+        ("watches",),
+        ((following, "fits", lambda *_: True), (watch, "ask_of", watches.begins_early)),
+        {},
+        profiles.moving("watches", seconds=8.0, moves=0.1),
     ),
     PlantedFault(
         "all voters at once",

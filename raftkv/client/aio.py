@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from raftkv.api.credentials import check_credentials
-from raftkv.client.arguments import KeyRange, check_timeout, key_range, limit_of, mode_of, slot_of
+from raftkv.client.arguments import KeyRange, check_timeout, encode_key, key_range, limit_of, mode_of, slot_of
 from raftkv.client.engine import Engine
 from raftkv.client.keys import KeyCalls
 from raftkv.client.observed import ObservedEngine, Telemetry
@@ -23,6 +23,7 @@ from raftkv.client.transport import GrpcTransport, Transport, connect
 from raftkv.client.types import Consistency, EndpointStatus, Record
 from raftkv.client.urls import parse_url
 from raftkv.client.values import Decode, decoder_of, encoder_of
+from raftkv.client.watch import AsyncWatch
 from raftkv.clock import Clock, SystemClock
 from raftkv.codecs import BYTES, Codec, V, W
 from raftkv.commands.ranges import Content
@@ -164,6 +165,54 @@ class AsyncClient(KeyCalls[W, V]):
         content = Content.KEYS if keys_only else Content.RECORDS
         scan = self._scan(keys, consistency, timeout, content=content, limit=most, reverse=reverse)
         return _flat(scan, None if keys_only else self._decode)
+
+    def watch(
+        self,
+        *,
+        key: bytes | str | None = None,
+        prefix: bytes | str | None = None,
+        start: str | None = None,
+        initial: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncWatch[V]:
+        """What happens to the record of ``key``, or to those whose keys begin with ``prefix`` ("" = all), from now on.
+
+        An asynchronous iterator of :class:`raftkv.WatchEvent`. For each slot, events come in order, once, and none is
+        left out, whatever fails or moves meanwhile; slots are not ordered among each other. An event of type ``live``
+        says that all that was acknowledged before the watch was opened has come. ``start``: the token of an event or of
+        an error: go on behind it. ``initial``: first the records that are there (``initial``, then ``whole`` for each
+        slot); also where events have gone, in place of the errors. ``timeout``: seconds that the watch may be without a
+        group before it raises Unavailable.
+
+        Raises Compacted if events after ``start`` are kept no more, SlowConsumer if events went that were not read in
+        time: both have a ``token`` to go on from with ``initial=True``. A token holds a number for each slot that is
+        watched: a few bytes for a key or a prefix with a hash tag, kilobytes for others. From one that came before
+        ``live`` go on with ``initial`` as it was.
+
+        >>> await kv.put("user:1", "Ada")
+        WriteResult(version=1)
+        >>> async with kv.watch(prefix="user:", initial=True) as watch:
+        ...     async for event in watch:
+        ...         if event.type == "live":
+        ...             break
+        ...         if event.type == "initial":
+        ...             print(event.key, event.value)
+        ...     await kv.put("user:1", "Bob")
+        ...     event = await anext(watch)
+        ...     print(event.type, event.key, event.value, event.version)
+        b'user:1' b'Ada'
+        WriteResult(version=2)
+        put b'user:1' b'Bob' 2
+        >>> async with kv.watch(prefix="user:", start=event.token) as watch:
+        ...     print((await anext(watch)).type)
+        live
+        """
+        if (key is None) == (prefix is None):
+            raise InvalidArgument("a watch is of a key or of a prefix: name one of them")
+        budget = self._timeout if timeout is None else check_timeout(timeout)
+        name = None if key is None else encode_key(key)
+        span = key_range(prefix, None, None)
+        return AsyncWatch(self._engine, self._clock, span, name, start, initial, budget, self._decode)
 
     async def count(
         self,

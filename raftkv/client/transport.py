@@ -87,6 +87,16 @@ class Stream(Protocol):
         """Break the stream."""
 
 
+class WatchStream(Protocol):
+    """A watch at one node."""
+
+    async def read(self) -> kv_pb2.WatchResponse | None:
+        """The next message, None at the end. Raises TransportError if it is broken."""
+
+    def cancel(self) -> None:
+        """Break the stream."""
+
+
 class Endpoint(Protocol):
     """One node by its address. All methods raise TransportError."""
 
@@ -101,6 +111,12 @@ class Endpoint(Protocol):
 
     async def scan(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
         """One page of a slot."""
+
+    async def cursor(self, request: kv_pb2.CursorRequest, timeout: float) -> kv_pb2.CursorResponse:
+        """Numbers of slots."""
+
+    def watch(self, request: kv_pb2.WatchRequest) -> WatchStream:
+        """A watch; its first message says that it has begun."""
 
     async def close(self) -> None:
         """Break everything."""
@@ -192,6 +208,21 @@ class _GrpcStream:
         self._call.cancel()
 
 
+class _GrpcWatch:
+    def __init__(self, call: aio.UnaryStreamCall[kv_pb2.WatchRequest, kv_pb2.WatchResponse]) -> None:
+        self._call = call
+
+    async def read(self) -> kv_pb2.WatchResponse | None:
+        try:
+            message = await self._call.read()
+        except FAILURES as error:
+            raise TransportError(failure(error)) from error
+        return message if isinstance(message, kv_pb2.WatchResponse) else None
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
 class _GrpcEndpoint:
     def __init__(self, address: str, channel: aio.Channel, token: str | None) -> None:
         self._address = address
@@ -258,6 +289,15 @@ class _GrpcEndpoint:
             detail = f"{self._address}: the page is not of the slot asked for: the node is of another version"
             raise TransportError(Result(int(Code.WRONG_VERSION), detail=detail))
         return page
+
+    async def cursor(self, request: kv_pb2.CursorRequest, timeout: float) -> kv_pb2.CursorResponse:
+        try:
+            return await self._kv.Cursor(request, timeout=timeout)
+        except FAILURES as error:
+            raise TransportError(failure(error)) from error
+
+    def watch(self, request: kv_pb2.WatchRequest) -> WatchStream:
+        return _GrpcWatch(self._kv.Watch(request))
 
     async def close(self) -> None:
         if not self._life.ag_running:  # type: ignore[attr-defined]  # else it is being closed

@@ -10,11 +10,11 @@ from typing import Any, Final, TypeAlias, cast, get_args
 
 from msgspec.msgpack import Decoder, Encoder
 
-from raftkv.commands import group, members, meta, moving, ranges, records, transactions, updates, users
+from raftkv.commands import group, members, meta, moving, ranges, records, transactions, updates, users, watching
 from raftkv.commands.base import Command, GroupCommand, SlotCommand, Write
 from raftkv.errors import InvalidArgument
 
-FAMILIES: Final = (records, updates, transactions, ranges, group, meta, moving, members, users)
+FAMILIES: Final = (records, updates, transactions, ranges, watching, group, meta, moving, members, users)
 
 
 def _types(family: type[Command]) -> Iterator[type[Command]]:

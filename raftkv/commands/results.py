@@ -1,9 +1,8 @@
-"""What commands answer, and the changes that they make to records."""
+"""What commands answer."""
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
@@ -150,6 +149,19 @@ class TransactionAnswer(Answer, frozen=True, tag=20):
         return sum(len(value or b"") for _, value, _ in self.results) + 16 * len(self.results)
 
 
+class CursorAnswer(Answer, frozen=True, tag=21):
+    """``numbers``: the mutations so far of each of the ``slots`` that were served when it was read, ascending.
+
+    ``slots``: a bit for each, as in the question.
+    """
+
+    slots: bytes
+    numbers: tuple[_Large, ...]
+
+    def size(self) -> int:
+        return len(self.slots) + 8 * len(self.numbers)
+
+
 Report = (
     ScanPage
     | ClusterReport
@@ -161,6 +173,7 @@ Report = (
     | MapReport
     | UsersReport
     | TransactionAnswer
+    | CursorAnswer
 )
 
 
@@ -198,21 +211,3 @@ class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fiel
 DONE: Final = Result(Code.OK)
 MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed command")
 TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="key, value or expected value too large")
-
-
-class Change(IntEnum):
-    """What happened to a record."""
-
-    PUT = 1
-    DELETE = 2
-    EXPIRE = 3
-
-
-class Event(NamedTuple):
-    """A record changed. ``version``: the slot's counter at the change; of EXPIRE the record's. ``value``: written."""
-
-    slot: int
-    version: int
-    key: bytes
-    kind: Change
-    value: bytes | None

@@ -84,6 +84,8 @@ class Plan:
                 store.put(slot, key, old, value, expires)
             elif old is not None:
                 store.remove(slot, key, old)
+        if len(self.changes) > 1:
+            store.history.join(len(self.changes))
 
 
 class _Part(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -242,6 +244,8 @@ class Transact(Write, frozen=True, tag=65):
         return min(sum(len(slot.records.get(key, b"")) for key in read), MAX_TXN_RESULT_BYTES)
 
     def execute(self, store: Store, slot: Slot) -> Result:
+        for step in (*self.steps, *self.otherwise) if slot.expiring else ():
+            store.bury(slot, step.key)
         plan = Plan(store, slot)
         succeeded = all(check.holds(plan) for check in self.checks)
         told: list[_Told] = []

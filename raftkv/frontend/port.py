@@ -6,7 +6,7 @@ The port belongs to its consumer: front ends know nothing of Raft, of links to p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 from zlib import crc32
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raftkv.commands.rights import Right
     from raftkv.frontend.counters import Durations
     from raftkv.store.users import Permit
+    from raftkv.store.watching import Part, WatchAsk
     from shards.map import ShardMap
 
 
@@ -154,6 +155,13 @@ class NodePort(Protocol):
         ``reply(i, result)`` is called exactly once per operation, perhaps before this call returns, and within
         ``timeout`` seconds and a little. A command's ``slot`` is that of its key. The node stamps writes that carry no
         client id with its own. Never raises: failures are results.
+        """
+
+    def watch(self, ask: WatchAsk, timeout: float, caller: Caller) -> AsyncGenerator[Part | Result, None]:
+        """What happens to records, from the replica here of the group that has the lowest slot that is named.
+
+        First what is followed, as of a linearizable read within ``timeout`` seconds. A Result is why it ends. Slots
+        that the group does not serve, or serves no more, are told as released; it ends when all are.
         """
 
     def cluster_map(self) -> ShardMap | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,8 @@ from raftkv import limits
 from raftkv.api.status import ClusterSettings, Digests, NodeStatus, SlotStats
 from raftkv.clock import Clock, Timer
 from raftkv.commands.base import Command, Sender
-from raftkv.errors import RaftKVError
+from raftkv.commands.results import Result
+from raftkv.errors import Code, RaftKVError
 from raftkv.frontend.port import NODE, Caller, NodeStats
 from raftkv.log_limit import limited
 from raftkv.node.client_ids import ClientIds
@@ -45,6 +47,7 @@ from raftkv.node.router import Router
 from raftkv.node.space import Space
 from raftkv.node.stats import MeasuredWorker, StatsCollector
 from raftkv.node.users import UserCopy
+from raftkv.node.watches import Watches
 from raftkv.peer.handshake import Secret
 from raftkv.peer.hello import Identity
 from raftkv.peer.links import Links
@@ -54,6 +57,7 @@ from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import FileSystem, Worker
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
+from raftkv.store.watching import Part, WatchAsk
 from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import meta_voters
 
@@ -201,6 +205,8 @@ class RaftNode:
             leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
         self._replicas.on_turn.append(self._router.look_for_leaders)
+        self._watches = Watches(self._replicas.data, self.submit, self._refusal, self._clock)
+        self._replicas.on_turn.append(self._watches.on_turn)
         self._room = Room(self.id, lambda: self._links.peers, self._links.send)
         maps = Maps(self._clock.now)
         self._map_copy = MapCopy(
@@ -405,6 +411,19 @@ class RaftNode:
         if self.users.on and caller.origin.sender is not Sender.NODE and (refused := self.users.refusals(caller, ops)):
             ops, reply = without(ops, refused, reply)
         self._router.submit(ops, timeout, reply, caller)
+
+    def _refusal(self, caller: Caller, op: Command) -> Result | None:
+        return self.users.refusals(caller, (op,)).get(0) if self.users.on else None
+
+    async def watch(self, ask: WatchAsk, timeout: float, caller: Caller) -> AsyncGenerator[Part | Result, None]:
+        shard_map = self._router.map
+        if shard_map is None:
+            yield Result(Code.UNAVAILABLE, detail="the cluster is not formed yet")
+            return
+        leader = self._router.leader_of(shard_map.owners[min(ask.places)])
+        async with aclosing(self._watches.watch(ask, shard_map, leader, timeout, caller)) as parts:
+            async for part in parts:
+                yield part
 
     def cluster_map(self) -> ShardMap | None:
         # Clients keep the latest map that they were told.

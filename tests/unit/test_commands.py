@@ -148,7 +148,7 @@ def test_commands_of_clients_are_those_of_the_protocol() -> None:
     for name, number in kv_pb2.Kind.items():
         assert PIPED[number] is CLIENT_COMMANDS[number], name
     methods = kv_pb2.DESCRIPTOR.services_by_name["KV"].methods_by_name
-    assert {kind.rpc for kind in CLIENT_COMMANDS.values() if kind.rpc} == set(methods) - {"Pipeline"}
+    assert {kind.rpc for kind in CLIENT_COMMANDS.values() if kind.rpc} == set(methods) - {"Pipeline", "Watch"}
     assert all(name in vars(KVService) for name in methods)
 
 

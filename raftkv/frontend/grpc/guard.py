@@ -4,7 +4,8 @@ for it."""
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -144,7 +145,8 @@ class Guard:
     ``calls`` and ``answers`` are shared by the connections; answers are counted until their RPC is over. A method that
     reads is called again when its answer was too large for what was free. A client's write is not: its answer is taken
     as it is. No other RPC that changes something may have a large one.
-    The Pipeline gets its requests as bytes, and looks at its shares and at who asks by itself.
+    The Pipeline gets its requests as bytes, and looks at its shares and at who asks by itself. Watches have shares of
+    their own.
     ``door`` knows who may call methods, by default everybody. ``needs``: the rights for those that need any; None:
     nobody has to be a user.
     """
@@ -278,16 +280,18 @@ class Guard:
                 del self._expected[next(iter(self._expected))]
 
     def _streaming(
-        self, method: Callable[[Any, Context], AsyncIterator[Any]], name: str, need: Right | None
+        self, method: Callable[[Any, Context], AsyncGenerator[Any, None]], name: str, need: Right | None
     ) -> Callable[[Any, Context], AsyncIterator[Any]]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             if type(request) is _Malformed:
                 await abort(context, request.result())
-            await self._enter(context)
+            if name != "Watch":
+                await self._enter(context)
             await self._admit(context, name, need)
-            async for answer in method(request, context):
-                await self._check(context, name, need)
-                yield answer
+            async with aclosing(method(request, context)) as answers:
+                async for answer in answers:
+                    await self._check(context, name, need)
+                    yield answer
 
         return call
 

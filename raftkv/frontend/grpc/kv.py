@@ -17,6 +17,7 @@ from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError
 from raftkv.frontend.grpc.guard import abort, budget_of, caller, enter, on_end
 from raftkv.frontend.grpc.pipeline import PipelineStream
+from raftkv.frontend.grpc.watch import WatchStreams
 from raftkv.frontend.port import OpenDoor, answer_to, slots_of
 from raftkv.frontend.shares import Shares
 from raftkv.limits import MAX_STREAMS
@@ -47,6 +48,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         self.resources = resources
         self._clock = resources.clock
         self._counters = resources.counters
+        self.watches = WatchStreams(node, resources)
         self._shares = Shares(MAX_STREAMS, resources.clock)
         self._streams: dict[PipelineStream, None] = {}
         self._draining = False
@@ -83,6 +85,9 @@ class KVService(kv_pb2_grpc.KVServicer):
             log.error("a pipeline of %s failed", peer, exc_info=stream.failure, extra=source)
             await abort(context, Result(int(Code.INTERNAL), detail="the stream failed: see the node's log"))
 
+    def Watch(self, request: kv_pb2.WatchRequest, context: Context) -> AsyncIterator[kv_pb2.WatchResponse]:
+        return self.watches.serve(request, context)
+
     def blocked(self) -> dict[str, float]:
         """Peers with streams that wait until an answer is read, and since when."""
         found: dict[str, float] = {}
@@ -92,8 +97,9 @@ class KVService(kv_pb2_grpc.KVServicer):
         return found
 
     def drain(self) -> None:
-        """Read nothing more from any Pipeline; each ends when what it has read is answered."""
+        """Read nothing more from any Pipeline; each ends when what it has read is answered. Watches end."""
         self._draining = True
+        self.watches.drain()
         for stream in tuple(self._streams):
             stream.stop_reading()
 

@@ -197,6 +197,7 @@ class GrpcServer:
         if not any(guard.answers.waiting for guard in self._guards):
             return
         late = self._clock.now() - STALLED_READER
+        self._kv.watches.end_stalled(late)
         blocked = {peer for peer, since in self._kv.blocked().items() if since <= late}
         for guard in self._guards:
             blocked.update(peer for peer, since in guard.sending.values() if since <= late)
