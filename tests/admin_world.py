@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any, Self
@@ -32,6 +32,7 @@ from raftkv.frontend.resources import Resources
 from raftkv.store.codec import pack
 from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
+from raftkv.store.watching import Part, WatchAsk
 from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import initial_map
 from tests.store_helpers import content
@@ -272,6 +273,9 @@ class _Frontend:
             result = self._world.execute(op)
             if self._world.answers_changes or not isinstance(op, ChangeCluster):
                 reply(index, result)
+
+    async def watch(self, ask: WatchAsk, timeout: float, caller: Caller) -> AsyncGenerator[Part | Result, None]:
+        yield Result(int(Code.UNAVAILABLE))
 
     def cluster_map(self) -> ShardMap | None:
         return self._world.meta.map

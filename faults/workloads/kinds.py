@@ -447,8 +447,9 @@ class Watches(Workload):
 
     def problems(self, history: History, last: Mapping[str, Record]) -> list[CheckProblem]:
         found = list(watched.problems(self._told, history, self._slots))
-        pair = [("{w-pair}" + self._PAIR[0], "{w-pair}" + self._PAIR[1])] if self.era is None else []
-        return found + [problem for seen in self._told.values() for problem in watched.whole(pair, seen)]
+        tags = {key[:-1] for seen in self._told.values() for _, _, key, *_ in seen.events if key.startswith("{w-pair")}
+        pairs = [(tag + self._PAIR[0], tag + self._PAIR[1]) for tag in sorted(tags)]
+        return found + [problem for seen in self._told.values() for problem in watched.whole(pairs, seen)]
 
 
 class Locks(Workload):

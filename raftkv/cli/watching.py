@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import raftkv
-from raftkv.cli.common import argument_bytes, endpoints_option, field, output_option, run
+from raftkv.cli.common import Target, argument_bytes, field, output_option, run, targeted
 from raftkv.cli.common import timeout_option as timeout
 from raftkv.cli.ranges import printable
 
@@ -20,7 +20,7 @@ from raftkv.cli.ranges import printable
 @click.option("--start", metavar="TOKEN", help="Go on behind the event that had this token.")
 @click.option("--initial", is_flag=True, help="First the records that are there.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many changes.")
-@endpoints_option
+@targeted
 @timeout(30.0)
 @output_option
 def watch(
@@ -29,7 +29,7 @@ def watch(
     start: str | None,
     initial: bool,
     count: int | None,
-    endpoints: str,
+    target: Target,
     timeout: float,
     output: str,
 ) -> None:
@@ -59,7 +59,7 @@ def watch(
         left = count
         out = sys.stdout.buffer
         async with (
-            raftkv.AsyncClient(endpoints, timeout=timeout) as client,
+            target.client(timeout) as client,
             client.watch(
                 key=None if key is None else argument_bytes(key),
                 prefix=None if prefix is None else argument_bytes(prefix),

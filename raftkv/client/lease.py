@@ -112,8 +112,8 @@ class AsyncLease(Generic[W]):
         self._parts = parts
         self._clock = parts.clock
         self._ttl_ms = ttl_ms_of(ttl)
-        if ttl < _LEAST_TTL:
-            raise InvalidArgument(f"a TTL of {ttl:g} s is too short to be kept: the least is {_LEAST_TTL:g}")
+        if self._ttl_ms < 1000 * _LEAST_TTL:
+            raise InvalidArgument(f"a TTL of {shown(ttl)} s is too short to be kept: the least is {_LEAST_TTL:g}")
         self._ttl = float(ttl)
         self._holds: dict[bytes, Hold] = {}
         self._gone: dict[bytes, Hold] = {}

@@ -18,7 +18,6 @@ from raftkv.commands.bounds import Mode
 from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, SETTLED, Code
 from raftkv.frontend.port import NODE, Caller, Origin
-from raftkv.limits import OP_OVERHEAD
 from raftkv.node.admission import Admission, no_group, no_leader, refusal_of, sender_refusal
 from raftkv.node.answers import bounded_answers, put_off
 from raftkv.node.client_ids import ClientIds

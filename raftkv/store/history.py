@@ -48,8 +48,8 @@ NOBODY: Final = -1
 
 _GONE: Final = pack_head(0, 0)
 
-_BLOCK: Final = 256 * _FIELDS
-"""Items from which on a block is closed."""
+_BLOCK: Final = 1024 * _FIELDS
+"""Items from which on a block is closed. The more, the fewer slots have to be told what went with one."""
 _BLOCK_BYTES: Final = limits.MAX_HISTORY_BYTES // 64
 _BLOCK_MS: Final = limits.HISTORY_AGE * 1000 // 8
 _PLACE: Final = attrgetter("place")
@@ -176,10 +176,7 @@ class History:
         """An entry ends at ``now``, group time in ms: leave out what is too much or too old."""
         items = self.items
         if len(items) > self._counted:
-            added = _size(items[self._counted :])
-            self.bytes += added
-            self._open += added
-            self._counted = len(items)
+            self._count()
         if items and (len(items) >= _BLOCK or self._open >= _BLOCK_BYTES or now >= self.since + _BLOCK_MS):
             self.close(now)
         while self.blocks and (
@@ -191,15 +188,21 @@ class History:
             for number, body in dict(zip(gone.items[::_FIELDS], gone.items[2::_FIELDS], strict=True)).items():
                 slot = slots.get(number)
                 if slot is not None:
-                    slot.forgotten = number_of(body)
+                    slot.forgotten = head(body)[0]
         if not self.items:
             self.since = now
 
+    def _count(self) -> None:
+        """What the open block has more than it had."""
+        added = _size(self.items[self._counted :])
+        self.bytes += added
+        self._open += added
+        self._counted = len(self.items)
+
     def close(self, until: int) -> None:
         """End the open block, at ``until``, group time in ms."""
-        size = _size(self.items)
-        self.blocks.append(Block(self.place, self.items, size, until))
-        self.bytes += size - self._open
+        self._count()
+        self.blocks.append(Block(self.place, self.items, self._open, until))
         self.place, self.items, self.since = self.end, [], until
         self._counted = self._open = 0
 

@@ -123,8 +123,8 @@ class StoreSnapshot:
         yield from _items([_ENDED], ((row, _CHANGE_OVERHEAD) for row in self._rest.ended))
         for row in self._rest.imports:
             yield [_IMPORT, *row]
-        for move, (events, length) in sorted(self._rest.staged.items()):
-            yield from ([_STAGED, move, *part] for part in parts(events, length, _ITEM_BYTES))
+            events, length = self._rest.staged.get(row[0], ([], 0))
+            yield from ([_STAGED, row[0], *part] for part in parts(events, length, _ITEM_BYTES))
         slots = records = sessions = dirty = 0
         while self._images:
             image = self._images[-1]

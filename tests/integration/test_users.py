@@ -217,6 +217,59 @@ def test_a_removed_user_is_refused_on_its_open_stream(cluster: LocalCluster, adm
             client.put("k1", b"x")
 
 
+def test_a_watch_needs_to_read_all_that_it_may_tell_of(cluster: LocalCluster, admin: Admin) -> None:
+    admin("role add news")
+    admin("role grant news read --prefix w/")
+    token = admin.user("reporter", "news")
+    writer = raftkv.Client(cluster.endpoints, token=cluster.token, timeout=PATIENCE)
+    with writer, raftkv.Client(cluster.endpoints, token=token, timeout=PATIENCE) as client:
+        refused: list[dict[str, Any]] = [{"prefix": "w"}, {"prefix": ""}, {"key": "w"}, {"key": "x/w/"}]
+        for asked in refused:
+            with client.watch(**asked) as watch, refusal(Code.PERMISSION_DENIED):
+                next(watch)
+        with client.watch(prefix="w/") as watch, client.watch(key="w/1") as one:
+            assert next(watch).type == next(one).type == "live"
+            writer.put_many({"v/1": "0", "w/1": "1", "w": "2"})
+            assert [(event.key, event.value) for event in (next(watch), next(one))] == [(b"w/1", b"1")] * 2
+            with grpc.insecure_channel(cluster.address(1)) as channel:
+                stub, slots = kv_pb2_grpc.KVStub(channel), writer.slots()
+                for prefix, code in ((b"w/", Code.OK), (b"w", Code.PERMISSION_DENIED)):
+                    request = kv_pb2.CursorRequest(prefix=prefix, slots=b"\xff" * (slots // 8))
+                    assert code_of(lambda: stub.Cursor(request, timeout=PATIENCE, metadata=metadata(token))) == code  # noqa: B023
+            streams = [_watched(cluster, node, token) for node in cluster.nodes]
+            assert all(next(stream).opened for stream in streams)
+            admin("role revoke news read --prefix w/")
+            for stream in streams:
+                assert code_of(lambda: list(stream)) == Code.PERMISSION_DENIED  # noqa: B023
+            for ended in (watch, one):
+                with refusal(Code.PERMISSION_DENIED):
+                    next(ended)
+        admin("role grant news read --prefix w/")
+        until(lambda: _watches(client))
+        with client.watch(prefix="w/") as watch:
+            assert next(watch).type == "live"
+            admin("user rotate reporter")
+            with refusal(Code.UNAUTHENTICATED):
+                next(watch)
+
+
+def _watched(cluster: LocalCluster, node: int, token: str) -> Iterator[kv_pb2.WatchResponse]:
+    """The messages of a watch that a node has let in; they end when the node ends it."""
+    with grpc.insecure_channel(cluster.address(node)) as channel:
+        stream = kv_pb2_grpc.KVStub(channel).Watch(
+            kv_pb2.WatchRequest(prefix=b"w/", places=[kv_pb2.Place(slot=0)]), timeout=PATIENCE, metadata=metadata(token)
+        )
+        yield from stream
+
+
+def _watches(client: raftkv.Client) -> bool:
+    try:
+        with client.watch(prefix="w/") as watch:
+            return next(watch).type == "live"
+    except raftkv.PermissionDenied:
+        return False
+
+
 def test_passwords(cluster: LocalCluster, admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
     admin.user("alice", "admin")
     monkeypatch.setattr("sys.stdin", io.StringIO("s3cret:word\n"))

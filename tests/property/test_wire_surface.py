@@ -276,7 +276,7 @@ def _executed(store: Store, meta: MetaStore, op: Command) -> Result | None:
     if isinstance(op, ReadCluster):
         return meta.describe()
     if isinstance(op, ChangeCluster):
-        return meta.check(op) or meta.apply(meta.time + 1, [op])[0]
+        return meta.check(op, meta.time) or meta.apply(meta.time + 1, [op])[0]
     if isinstance(op, GroupCommand):
         return Result(Code.UNAVAILABLE, detail="the group has no leader")
     return op.read(store) if isinstance(op, Read) else store.apply(store.time + 1, [op])[0]

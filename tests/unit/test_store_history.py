@@ -90,6 +90,23 @@ def test_events_move_with_their_slots_and_leave_nothing_behind() -> None:
     assert [event.number for event in events_in(source, 0)] == list(range(1, wanted[-1].number + 2))
 
 
+def test_two_moves_at_once_are_in_a_snapshot_with_their_events() -> None:
+    source, target = make(0, 1, now=0), make(9, now=0)
+    source.apply(1, [Put(slot, b"%d" % number, b"v") for slot in (0, 1) for number in range(3)])
+    for slot, move in ((0, 7), (1, 8)):
+        begin(source, target, (slot,), move)
+        copy(source, target, move=move)
+    again = restored(target.snapshot().chunks())
+    assert again.digest() == target.digest()
+    for slot, move in ((0, 7), (1, 8)):
+        assert one(source, Freeze(GROUP, move)) == DONE
+        copy(source, again, move=move)
+        assert one(again, final(source, move)) == DONE
+        assert one(again, Activate(GROUP, move)) == DONE
+        assert events_in(again, slot) == events_in(source, slot)
+        assert len(events_in(again, slot)) == 3
+
+
 def test_what_goes_during_a_copy_is_not_missed_at_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 5_000)
     monkeypatch.setattr(module, "_BLOCK_BYTES", 500)
