@@ -15,10 +15,9 @@ from functools import cache
 import django
 from django.conf import settings
 from django.core.management import execute_from_command_line
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponseBase, HttpResponseNotAllowed, JsonResponse
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_POST
 
 import raftkv
 from raftkv import codecs
@@ -42,7 +41,6 @@ def client() -> raftkv.Client[str, str]:
         return _made()
 
 
-@csrf_exempt
 def user(request: HttpRequest, name: str) -> JsonResponse:
     if request.method == "PUT":
         written = client().put(f"user:{name}", request.body.decode())
@@ -53,10 +51,10 @@ def user(request: HttpRequest, name: str) -> JsonResponse:
     return JsonResponse({"value": record.value, "version": record.version})
 
 
-@csrf_exempt
-@require_POST
-def report(request: HttpRequest) -> JsonResponse:
+def report(request: HttpRequest) -> HttpResponseBase:
     """One at a time, of all processes on all machines."""
+    if request.method != "POST":
+        return HttpResponseNotAllowed(["POST"])
     lock = client().lock("report", ttl=10)
     if not lock.acquire(timeout=0):
         return JsonResponse({"error": "somebody else is at it"}, status=409)
@@ -66,7 +64,7 @@ def report(request: HttpRequest) -> JsonResponse:
         return JsonResponse({"users": count, "token": lock.token})
 
 
-urlpatterns = [path("users/<str:name>", user), path("report", report)]
+urlpatterns = [path("users/<str:name>", csrf_exempt(user)), path("report", csrf_exempt(report))]
 
 if not settings.configured:
     settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY=os.environ.get("SECRET_KEY", "example"))

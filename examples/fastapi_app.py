@@ -1,7 +1,7 @@
 """raftkv in FastAPI: one client for the application's life. Needs a cluster: `raftkv up`.
 
-    pip install fastapi uvicorn
-    uvicorn examples.fastapi_app:app
+pip install fastapi uvicorn
+uvicorn examples.fastapi_app:app
 """
 
 import os
@@ -39,7 +39,7 @@ Users = Annotated[raftkv.AsyncClient[User, User], Depends(client)]
 
 
 @app.exception_handler(raftkv.RaftKVError)
-async def failed(request: Request, error: raftkv.RaftKVError) -> JSONResponse:
+async def failed(_request: Request, error: raftkv.RaftKVError) -> JSONResponse:
     """A client may send again what surely did not take effect; of the rest it has to look first."""
     said = {"error": type(error).__name__, "applied": "no" if isinstance(error, raftkv.NotApplied) else "unknown"}
     return JSONResponse(said, 503 if isinstance(error, raftkv.Unavailable | raftkv.Overloaded) else 500)

@@ -13,7 +13,7 @@ _confirm = Hold.confirm
 
 def from_the_answer(hold: Hold, sent: float, ttl: float) -> None:
     """The time to live is thought to begin when the answer comes."""
-    _confirm(hold, hold.clock.now(), ttl)
+    _confirm(hold, max(sent, hold.clock.now()), ttl)
 
 
 def before_by_key(queue: Iterable[Record[Any]], version: int) -> Record[Any] | None:

@@ -490,5 +490,18 @@ MIXED: Final = ("registers", "unique-set", "counter", "retry", "ttl")
 
 WORKLOADS: Final[dict[str, type[Workload]]] = {
     one.name: one
-    for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack, Scans, Bank, Increments, Transactions, Watches, Locks)
+    for one in (
+        Registers,
+        UniqueSet,
+        Counter,
+        Retry,
+        Ttl,
+        ReadBack,
+        Scans,
+        Bank,
+        Increments,
+        Transactions,
+        Watches,
+        Locks,
+    )
 }

@@ -14,7 +14,7 @@ from raftkv.cli.parameters import Duration
 from raftkv.errors import LockLost
 from raftkv.limits import MAX_TTL
 
-_TOKEN: Final = "RAFTKV_LOCK_TOKEN"
+_VARIABLE: Final = "RAFTKV_LOCK_TOKEN"
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
 _NOT_FOUND: Final = 127
 _NOT_RUN: Final = 126
@@ -31,7 +31,11 @@ _SIGNALLED: Final = 128
 @click.option("--wait", type=Duration(MAX_TTL, least=0.0), help="Give up after this time; 0: only try.")
 @click.option("--holder", metavar="TEXT", help="What the lock says of its holder; by default host and process.")
 @click.option(
-    "--grace", type=Duration(least=0.0), default="10s", show_default=True, help="From SIGTERM to SIGKILL, if it is lost."
+    "--grace",
+    type=Duration(least=0.0),
+    default="10s",
+    show_default=True,
+    help="From SIGTERM to SIGKILL, if it is lost.",
 )
 @targeted
 @timeout_option(5.0)
@@ -57,9 +61,7 @@ def lock(
 
     async def hold() -> int:
         async with target.client(timeout) as client:
-            held = client.lock(
-                argument_bytes(name), ttl=ttl, holder=None if holder is None else argument_bytes(holder)
-            )
+            held = client.lock(argument_bytes(name), ttl=ttl, holder=None if holder is None else argument_bytes(holder))
             if not await held.acquire(timeout=wait):
                 complain(f"others hold the lock {name}")
                 return Exit.NOT_MET
@@ -76,7 +78,7 @@ def lock(
 async def _command(command: tuple[str, ...], token: int, grace: float) -> int:
     """Its exit code. It does not outlive the task."""
     try:
-        process = await asyncio.create_subprocess_exec(*command, env={**os.environ, _TOKEN: str(token)})
+        process = await asyncio.create_subprocess_exec(*command, env={**os.environ, _VARIABLE: str(token)})
     except OSError as error:
         complain(f"cannot run {command[0]}: {error.strerror}")
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUN

@@ -86,9 +86,7 @@ class AsyncElection(AsyncTurn, Generic[W, V]):
         budget, keys = parts.timeout if timeout is None else check_timeout(timeout), key_range(self._prefix, None, None)
         told: int | None = None
         while True:
-            watch: AsyncWatch[V] = AsyncWatch(
-                parts.engine, self._clock, keys, None, None, True, budget, parts.decode
-            )
+            watch: AsyncWatch[V] = AsyncWatch(parts.engine, self._clock, keys, None, None, True, budget, parts.decode)
             try:
                 async with watch, aclosing(_leaders(watch)) as leaders:
                     async for leader in leaders:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from raftkv.client.arguments import check_wait, encode_value
 from raftkv.client.queue import AsyncTurn, Turn
-from raftkv.errors import LockLost
 
 if TYPE_CHECKING:
     from raftkv.client.parts import Parts
@@ -28,7 +27,7 @@ class AsyncLock(AsyncTurn):
     seconds later at the earliest, else as it is released. ``token`` is higher than that of each earlier holder.
 
     In ``async with`` the block is cancelled once it is not sure any more that the lock is held, and LockLost is raised,
-    as ``asyncio.timeout`` raises TimeoutError. So it is with a lock that this task has acquired before. An object has one
+    as ``asyncio.timeout`` raises TimeoutError. It may have been acquired before by the same task. An object has one
     holder: each task makes its own.
 
     A lock cannot stop a process that stands still and goes on later: it protects only what checks the token. A

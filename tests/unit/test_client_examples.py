@@ -170,8 +170,12 @@ def test_both_clients_have_the_same_calls() -> None:
     assert public(AsyncTransaction) == public(Transaction)
     for there_too, here_too in ((AsyncLease, Lease), (AsyncLock, Lock), (AsyncElection, Election)):
         calls = public(there_too)
-        assert {name: calls[name] for name in calls if f"{there_too.__name__}.{name}" not in WITHOUT} == public(here_too)
-        data = [{name for name, _ in inspect.getmembers(one, inspect.isdatadescriptor)} for one in (there_too, here_too)]
+        assert {name: calls[name] for name in calls if f"{there_too.__name__}.{name}" not in WITHOUT} == public(
+            here_too
+        )
+        data = [
+            {name for name, _ in inspect.getmembers(one, inspect.isdatadescriptor)} for one in (there_too, here_too)
+        ]
         assert data[0] == data[1]
     assert parameters(AsyncClient.__init__) == parameters(Client.__init__)
     assert parameters(FakeAsyncClient.__init__) == parameters(raftkv.testing.FakeClient.__init__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -80,12 +81,14 @@ def test_its_records_live_and_go_with_it() -> None:
 
 def test_it_does_not_prolong_what_others_wrote() -> None:
     async def main(kv: FakeAsyncClient[Any, Any]) -> None:
-        lost = pytest.raises(LeaseLost, match="key 'k' of the lease was removed, replaced or has expired")
-        with lost:
-            async with kv.lease(0.4) as lease:
+        async def keep() -> None:
+            async with kv.lease(2.0) as lease:
                 await lease.put("k", "mine")
                 await kv.put("k", "theirs", ttl=100)
                 await asyncio.sleep(PATIENCE)
+
+        with pytest.raises(LeaseLost, match="key 'k' of the lease was removed, replaced or has expired"):
+            await keep()
         record = await kv.get("k")
         assert record is not None
         assert record.value == b"theirs"
@@ -133,11 +136,14 @@ def test_it_is_lost_when_nobody_confirms_it() -> None:
     cluster = Watched()
 
     async def main(kv: FakeAsyncClient[Any, Any]) -> None:
-        with pytest.raises(LeaseLost, match="was not confirmed in time: "):
+        async def keep() -> None:
             async with kv.lease(0.5) as lease:
                 await lease.put("k", "v")
                 cluster.refuses = Code.UNAVAILABLE
                 await asyncio.sleep(PATIENCE)
+
+        with pytest.raises(LeaseLost, match="was not confirmed in time: "):
+            await keep()
         assert len(cluster.touched) > 1
 
     run(main, cluster)
@@ -259,7 +265,10 @@ def test_without_await() -> None:
             lease.put("k", "v")
             lease.check()
         assert kv.get("k") is None
-        with pytest.raises(LeaseLost), kv.lease(TTL) as lease:
+        with ExitStack() as stack:
+            lease = stack.enter_context(kv.lease(TTL))
             lease.put("k", "v")
             kv.cluster.advance(TTL)
             assert lease.lost
+            with pytest.raises(LeaseLost):
+                stack.close()

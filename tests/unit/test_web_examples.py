@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from raftkv.limits import MAX_KEY_BYTES
 from tests.admin_world import World, world_of
 
 
@@ -36,15 +37,15 @@ def test_fastapi(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
             answers = await asyncio.gather(*(web.post("/report") for _ in range(3)))
             assert {answer.status_code for answer in answers} <= {200, 409}
             assert any(answer.status_code == 200 and "1 users, token" in answer.text for answer in answers)
-            assert (await web.get("/users/" + 5000 * "x")).json() == {"error": "TooLarge", "applied": "no"}
+            assert (await web.get("/users/" + MAX_KEY_BYTES * "x")).json() == {"error": "TooLarge", "applied": "no"}
 
     asyncio.run(main())
 
 
 def test_django(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from examples import django_app
-
     from django.test import Client
+
+    from examples import django_app
 
     monkeypatch.setattr(django_app, "ENDPOINTS", world.endpoints)
     web = Client()
