@@ -126,6 +126,7 @@ class AsyncClient(KeyCalls[W, V]):
 
         >>> await kv.close()
         """
+        await self._parts.settle()
         await self._engine.close()
         await self._parts.end()
 

@@ -207,7 +207,7 @@ class AsyncLease(Generic[W]):
         call = Call.of(Delete(0, name, hold.version))
         call.resolve = True
         # Whoever waits may be cancelled: that it is removed is not.
-        result = await asyncio.shield(self._parts.start(self._parts.engine.run(call, budget, _CONDITION_FAILED)))
+        result = await asyncio.shield(self._parts.finish(self._parts.engine.run(call, budget, _CONDITION_FAILED)))
         return not result.code and result.version > 0
 
     async def close(self, *, timeout: float | None = None) -> None:
@@ -233,7 +233,7 @@ class AsyncLease(Generic[W]):
         if holds:
             removed = [Call.of(Delete(0, hold.key, hold.version)) for hold in holds]
             try:
-                await asyncio.shield(self._parts.start(self._parts.engine.run_many(removed, min(budget, self._ttl))))
+                await asyncio.shield(self._parts.finish(self._parts.engine.run_many(removed, min(budget, self._ttl))))
             except RaftKVError:
                 return
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from raftkv.client.engine import Engine
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from raftkv.clock import Clock
 
 T = TypeVar("T")
+
+_LAST: Final = 1.0
+"""Seconds that the end of a client waits for the end of what it held: whoever comes next waits for it, too."""
 
 
 class Parts:
@@ -28,6 +31,7 @@ class Parts:
         self.encode = encode
         self.decode = decode
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._last: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Go on with ``work`` whatever becomes of the caller. Nobody need hear how it ends."""
@@ -36,10 +40,24 @@ class Parts:
         task.add_done_callback(self._ended)
         return task
 
+    def finish(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """The same with what removes something, for which the client's end waits a while."""
+        task = self.start(work)
+        self._last.add(task)
+        return task
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._last.discard(task)
         if not task.cancelled():
             task.exception()
+
+    async def settle(self) -> None:
+        """Wait a while for what is to be removed."""
+        loop = asyncio.get_running_loop()
+        last = [task for task in self._last if task.get_loop() is loop]
+        if last:
+            await asyncio.wait(last, timeout=_LAST)
 
     async def end(self) -> None:
         """End all of it."""

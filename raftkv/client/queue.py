@@ -154,15 +154,16 @@ class AsyncTurn:
             while True:
                 lease = self._lease = AsyncLease(self._parts, self._ttl)
                 self._key = self._prefix + self._parts.rng.randbytes(_ID_BYTES).hex().encode()
-                token = 0
                 try:
                     token = await self._stand(lease, deadline)
-                finally:
-                    if not token:
-                        self._parts.start(self._go(lease, self._key))
+                except BaseException:
+                    self._parts.finish(self._go(lease, self._key))
+                    raise
                 if token:
                     self._token, self._owner = token, asyncio.current_task()
                     return True
+                # Whoever comes next is not to find a place that nobody waits at.
+                await asyncio.wait([self._parts.finish(self._go(lease, self._key))])
                 if deadline is not None and self._clock.now() >= deadline:
                     return False
         finally:
@@ -238,7 +239,7 @@ class AsyncTurn:
         except RaftKVError:
             pass  # it expires
         finally:
-            self._parts.start(lease.close())
+            self._parts.finish(lease.close())
         if there is False:
             raise lost or LockLost(f"{self._said} was lost: its record was removed or has expired")
         if there is None and lost is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def test_it_ends_as_the_command_does(said: Any, world: World) -> None:
     code, out, err = said("job", "--ttl", "60s", "--", "sh", "-c", PRINTS, "my")
     assert (code, err) == (0, "")
     token = int(out.removeprefix("my token "))
-    code, out, _ = said("job", "sh", "-c", PRINTS)
+    code, out, _ = said("job", "--", "sh", "-c", PRINTS)
     assert int(out.removeprefix("sh token ")) > token
     assert said("job", "--", "sh", "-c", "exit 7")[0] == 7
     assert said("job", "--", "sh", "-c", "kill -KILL $$")[0] == 128 + 9
@@ -55,6 +56,7 @@ def test_it_ends_as_the_command_does(said: Any, world: World) -> None:
 
 def test_what_is_refused(said: Any) -> None:
     assert said("job")[0] == 2
+    assert said("job", "sh", "-c", "true")[0] == 2, "options of the command follow --"
     assert said("job", "--ttl", "1ms", "--", "true")[0] == 2
     code, _, err = said("a}b", "true")
     assert code == 1
@@ -64,6 +66,7 @@ def test_what_is_refused(said: Any) -> None:
 def test_others_may_hold_it(said: Any, world: World) -> None:
     with raftkv.Client(world.endpoints, timeout=PATIENCE) as kv, kv.lock("job", ttl=300, holder="me"):
         assert said("job", "--wait", "0", "--", "echo", "never") == (4, "", "raftkv: others hold the lock job\n")
+        assert len(places(world)) == 1, "who only tried is gone"
         assert said("other", "--wait", "0", "--holder", "me", "--", "echo", "here")[:2] == (0, "here\n")
 
 
@@ -73,10 +76,12 @@ def test_a_signal_is_passed_on(said: Any) -> None:
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_the_command_ends_when_the_lock_is_lost(said: Any, world: World, stubborn: bool) -> None:
+def test_the_command_ends_when_the_lock_is_lost(said: Any, world: World, tmp_path: Path, stubborn: bool) -> None:
+    running = tmp_path / "running"
+
     def remove() -> None:
         for _ in range(int(PATIENCE / 0.05)):
-            if places(world):
+            if running.exists():
                 break
             threading.Event().wait(0.05)
         with raftkv.Client(world.endpoints, timeout=PATIENCE) as kv:
@@ -84,7 +89,7 @@ def test_the_command_ends_when_the_lock_is_lost(said: Any, world: World, stubbor
 
     thread = threading.Thread(target=remove)
     thread.start()
-    script = 'trap "" TERM; ' * stubborn + "while :; do sleep 0.05; done"
+    script = 'trap "" TERM; ' * stubborn + f"touch {running}; while :; do sleep 0.05; done"
     code, _, err = said("job", "--ttl", "2s", "--grace", "300ms", "--", "sh", "-c", script)
     thread.join()
     assert code == 1
