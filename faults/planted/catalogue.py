@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from faults.planted import maps, moves, raft, watches, writes
+from faults.planted import locks, maps, moves, raft, watches, writes
 from faults.planted.fault import PlantedFault, messages_in, messages_out
 from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
 from faults.sim.network import MemoryNetwork
 from raftkv import limits
-from raftkv.client import following
+from raftkv.client import following, queue
 from raftkv.client.channel import Channel
+from raftkv.client.engine import Engine
 from raftkv.client.following import Following
+from raftkv.client.lease import Hold
 from raftkv.client.retry import Attempts
 from raftkv.commands.moving import Activate
 from raftkv.frontend.grpc import watch
@@ -463,6 +465,25 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((following, "fits", lambda *_: True), (watch, "ask_of", watches.begins_early)),
         {},
         profiles.moving("watches", seconds=8.0, moves=0.1),
+    ),
+    PlantedFault(
+        "a lease counts from the answer",
+        "locks",
+        "a holder is sure of its lock for a part of the time to live, from when it asked",
+        ("locks",),
+        ((Hold, "confirm", locks.from_the_answer),),
+        {"partition": 0.5},
+        profiles.locking,
+        ((Engine, "run_many", locks.answers_late),),
+    ),
+    PlantedFault(
+        "the queue is in order of keys",
+        "locks",
+        "the lock is the one's whose record has the lowest version",
+        ("locks",),
+        ((queue, "before", locks.before_by_key),),
+        {},
+        profiles.locking,
     ),
     PlantedFault(
         "all voters at once",
