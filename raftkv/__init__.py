@@ -21,6 +21,8 @@ from raftkv.errors import (
     CrossSlot,
     DeadlineExceeded,
     InvalidArgument,
+    LeaseLost,
+    LockLost,
     NoSpace,
     NotANumber,
     NotApplied,
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from raftkv import codecs as codecs
     from raftkv.client.aio import AsyncClient
     from raftkv.client.arguments import slot_of
+    from raftkv.client.election import AsyncElection, Election
+    from raftkv.client.lease import AsyncLease, Lease
+    from raftkv.client.lock import AsyncLock, Lock
     from raftkv.client.retry import RetryPolicy
     from raftkv.client.sync import Client
     from raftkv.client.tls import TLS
@@ -66,6 +71,9 @@ __all__ = [
     "TLS",
     "AppendResult",
     "AsyncClient",
+    "AsyncElection",
+    "AsyncLease",
+    "AsyncLock",
     "AsyncTransaction",
     "AsyncWatch",
     "BatchError",
@@ -79,8 +87,13 @@ __all__ = [
     "CounterOverflow",
     "CrossSlot",
     "DeadlineExceeded",
+    "Election",
     "EndpointStatus",
     "InvalidArgument",
+    "Lease",
+    "LeaseLost",
+    "Lock",
+    "LockLost",
     "NoSpace",
     "NotANumber",
     "NotApplied",
@@ -112,12 +125,18 @@ _LAZY = {
     "ABSENT": "raftkv.client.types",
     "AppendResult": "raftkv.client.types",
     "AsyncClient": "raftkv.client.aio",
+    "AsyncElection": "raftkv.client.election",
+    "AsyncLease": "raftkv.client.lease",
+    "AsyncLock": "raftkv.client.lock",
     "AsyncTransaction": "raftkv.client.transaction",
     "AsyncWatch": "raftkv.client.watch",
     "CasResult": "raftkv.client.types",
     "Client": "raftkv.client.sync",
     "Consistency": "raftkv.client.types",
+    "Election": "raftkv.client.election",
     "EndpointStatus": "raftkv.client.types",
+    "Lease": "raftkv.client.lease",
+    "Lock": "raftkv.client.lock",
     "Record": "raftkv.client.types",
     "RetryPolicy": "raftkv.client.retry",
     "TLS": "raftkv.client.tls",

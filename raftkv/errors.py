@@ -177,6 +177,19 @@ class CodecError(RaftKVError, ValueError):
         self.data = data
 
 
+class LeaseLost(RaftKVError):
+    """It is not sure any more that the records of a lease are there: they were not confirmed in time, or are gone.
+
+    What was done under it before was done while they were.
+    """
+
+    code = Code.OK
+
+
+class LockLost(LeaseLost):
+    """It is not sure any more that a lock is held, or an election won: somebody else may have it by now."""
+
+
 class Unavailable(NotApplied, ConnectionError, TimeoutError):
     """No replica could serve the operation before the deadline, and none executed it.
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from faults.planted import maps, moves, raft, watches, writes
+from faults.planted import locks, maps, moves, raft, watches, writes
 from faults.planted.fault import PlantedFault, messages_in, messages_out
 from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
 from faults.sim.network import MemoryNetwork
 from raftkv import limits
-from raftkv.client import following
+from raftkv.client import following, queue
 from raftkv.client.channel import Channel
+from raftkv.client.engine import Engine
 from raftkv.client.following import Following
+from raftkv.client.lease import Hold
 from raftkv.client.retry import Attempts
 from raftkv.commands.moving import Activate
 from raftkv.frontend.grpc import watch
@@ -58,6 +60,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         (messages_out(raft.claims_all_it_holds),),
         {"partition": 0.3, "kill": 0.2},
         lambda storm: profiles.small_appends(profiles.busy(storm)),
+        first=4,
     ),
     PlantedFault(
         "speaks right after a start",
@@ -67,6 +70,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((RaftConfig, "silence", 0.0),),
         {"bridge": 0.5, "kill": 0.15, "power loss": 0.15},
         lambda storm: profiles.quick(storm, groups=3, times=(0.3, 0.4, 0.09), aim=0.0, pause=1.0),
+        first=14,
     ),
     PlantedFault(
         "installs over its own log",
@@ -224,6 +228,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Elections, "hear_leader", raft.keeps_prevotes),),
         {"bridge": 0.5, "flapping": 0.3},
         lambda storm: profiles.quick(storm, delay=0.015, pause=0.5),
+        first=8,
     ),
     PlantedFault(
         "offers commit",
@@ -262,6 +267,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         lambda storm: profiles.again(
             profiles.quick(storm, nodes=5, times=(0.5, 1.0, 0.1), sync=0.1, clients=2, seconds=12.0), 0.9
         ),
+        first=5,
     ),
     PlantedFault(
         "trusts its log's end",
@@ -440,6 +446,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Store, "scan", moves.claims_all_slots),),
         {},
         profiles.moving("scans", seconds=8.0, moves=0.1),
+        first=2,
     ),
     PlantedFault(
         "an event lost at failover",
@@ -458,6 +465,25 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((following, "fits", lambda *_: True), (watch, "ask_of", watches.begins_early)),
         {},
         profiles.moving("watches", seconds=8.0, moves=0.1),
+    ),
+    PlantedFault(
+        "a lease counts from the answer",
+        "locks",
+        "a holder is sure of its lock for a part of the time to live, from when it asked",
+        ("locks",),
+        ((Hold, "confirm", locks.from_the_answer),),
+        {"partition": 0.5},
+        profiles.locking,
+        ((Engine, "run_many", locks.answers_late),),
+    ),
+    PlantedFault(
+        "the queue is in order of keys",
+        "locks",
+        "the lock is the one's whose record has the lowest version",
+        ("locks",),
+        ((queue, "before", locks.before_by_key),),
+        {},
+        profiles.locking,
     ),
     PlantedFault(
         "all voters at once",

@@ -110,6 +110,13 @@ _SCENARIOS: Final = (
         operator=1.5,
     ),
     ChaosScenario(
+        "locks",
+        "locks with short times to live, one holder at a time and rising tokens, while clients and leaders are cut off",
+        ("kill leader", "isolate leader", "pause leader", "lose answers", "cut client", "kill all"),
+        workloads=("locks",),
+        operator=3.0,
+    ),
+    ChaosScenario(
         "transactions",
         "transactions on keys of one slot and counters, each once, while replies are lost and slots move",
         ("kill leader", "isolate leader", "pause leader", "lose answers", "cut client", "kill all"),

@@ -59,6 +59,8 @@ class SimDriver:
         self._invariants = invariants
         self._rng = random.Random(f"driver {seed}")
         self._cuts: Counter[Way] = Counter()
+        self.drift = 0.0
+        """By how much the rates of clients' clocks may differ from the true one."""
         self._leaving: dict[int, int] = {}
         """Nodes that were asked to stop, and which of their starts."""
 
@@ -303,7 +305,8 @@ class SimDriver:
     # -- clients
 
     def client(self, name: str, timeout: float) -> AsyncClient:
-        return self.cluster.client(name, timeout=timeout)
+        rate = 1.0 + self._rng.uniform(-self.drift, self.drift) if self.drift else 1.0
+        return self.cluster.client(name, timeout=timeout, rate=rate)
 
     def spawn(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         return self.cluster.processes[name].spawn(work)

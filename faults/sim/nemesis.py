@@ -31,6 +31,9 @@ _PROOF: Final = 0.1
 _STOPPING: Final = 5.0
 """Seconds within which a node has stopped that must."""
 
+_LONGEST_STALL: Final = 0.9
+"""Seconds: no call outlasts its time-out by more than the checks allow."""
+
 _HEALING: Final = 20.0
 """Seconds within which a cluster is whole again after one fault."""
 
@@ -309,6 +312,8 @@ class Nemesis:
         for kind in filter(self._storm.faults.__contains__, KINDS):
             work = self._repeat(kind, makers[kind], random.Random(f"{kind} {seed}"))
             self._tasks.append(loop.create_task(work, name=kind))
+        if self._storm.stalls:
+            self._tasks.append(loop.create_task(self._stall_clients(random.Random(f"stalls {seed}")), name="stalls"))
         self._tasks.append(loop.create_task(self._keep_house(random.Random(f"janitor {seed}")), name="janitor"))
 
     async def _repeat(self, kind: str, make: Maker[SimDriver], rng: random.Random) -> None:
@@ -325,6 +330,17 @@ class Nemesis:
             proof = await perform(fault, cluster.loop.time, _PROOF)
             self.effective[kind] += bool(proof)
             self.injected[kind] -= proof is None
+
+    async def _stall_clients(self, rng: random.Random) -> None:
+        """Clients stand still, one at a time, as a machine that sleeps does."""
+        while True:
+            await asyncio.sleep(rng.expovariate(1.0 / self._storm.stalls))
+            process = self._driver.cluster.processes[rng.choice(self._driver.clients)]
+            process.pause()
+            try:
+                await asyncio.sleep(rng.uniform(0.0, _LONGEST_STALL))
+            finally:
+                process.resume()
 
     async def _keep_house(self, rng: random.Random) -> None:
         """Look at nodes that have stopped by themselves, and start them again after a while."""

@@ -96,6 +96,11 @@ def moving(workload: str, *, seconds: float = 12.0, moves: float = 0.2, tasks: i
     return change
 
 
+def locking(storm: Storm) -> Storm:
+    """Clients that stand still now and then, whose clocks run fast or slow, have little else to do than lock."""
+    return replace(busy(storm, clients=4, seconds=10.0, workloads=("locks",)), stalls=1.0)
+
+
 def changing_his_mind(storm: Storm) -> Storm:
     """Small moves are often cancelled, while leaders of the meta group come and go."""
     times = (0.25, 0.4, 0.05)

@@ -22,7 +22,7 @@ from faults.sim.invariants import Invariants
 from faults.sim.loop import SimLoop, Stuck, simulate
 from faults.sim.nemesis import Nemesis
 from faults.sim.ownership import Ownership
-from faults.sim.storm import Storm
+from faults.sim.storm import DRIFT, Storm
 from raftkv.errors import RaftKVError
 
 CONVERGENCE: Final = 30.0
@@ -123,6 +123,7 @@ class _Run:
         self._invariants = Invariants(self._cluster, leases=not storm.wild)
         clients = [f"c{number}" for number in range(1, storm.clients + 1)]
         self._driver = SimDriver(self._cluster, self._invariants, clients, storm.seed)
+        self._driver.drift = DRIFT if storm.stalls else 0.0
         if storm.moves:
             self._driver.ownership = Ownership(self._cluster, self._invariants.report)
         self._nemesis = Nemesis(self._driver, storm)

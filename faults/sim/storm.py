@@ -59,6 +59,9 @@ MOVING: Final = 1_000_000
 TRANSACTING: Final = 2_000_000
 """Seeds from here on draw storms of transactions and counters; slots move in half of them."""
 
+LOCKING: Final = 3_000_000
+"""Seeds from here on draw storms of locks and watches; slots move in half of them."""
+
 _FAR: Final = 0.2
 """Of the storms but gentle ones: their nodes and clients are far from each other."""
 
@@ -118,7 +121,8 @@ class Storm:
     ``wild``: clocks may leave the allowance of leases, so reads ask a majority. ``gentle``: one fault of a minority at
     a time, so every group must go on. ``moves``: usual time between two actions of an operator who moves slots and
     groups, 0 = there is none; ``members``: he changes members too; ``actions``: how often he does what, where that is
-    not as usual.
+    not as usual. ``stalls``: usual time between two moments in which a client stands still for less than a second,
+    while its clock, which runs fast or slow as those of nodes may, goes on; 0 = never.
     """
 
     seed: int
@@ -142,11 +146,14 @@ class Storm:
     moves: float = 0.0
     members: bool = False
     actions: Mapping[str, int] = field(default_factory=dict)
+    stalls: float = 0.0
 
     @classmethod
     def draw(cls, seed: int) -> Storm:
         """The same seed always gives the same storm; every tenth below MOVING is a gentle one."""
-        if seed >= TRANSACTING:
+        if seed >= LOCKING:
+            storm = cls._draw_locking(seed)
+        elif seed >= TRANSACTING:
             storm = cls._draw_transacting(seed)
         elif seed >= MOVING:
             storm = cls._draw_moving(seed)
@@ -205,6 +212,15 @@ class Storm:
         return replace(storm, workloads=workloads, faults=faults)
 
     @classmethod
+    def _draw_locking(cls, seed: int) -> Storm:
+        rng = random.Random(f"locks {seed}")
+        storm = cls._draw_moving(seed) if rng.random() < 0.5 else cls._draw_wild(seed)
+        workloads = rng.choice((("locks",), ("locks",), ("locks", "watches")))
+        # No lease vouches for anything where clocks are wild.
+        faults = {kind: seconds for kind, seconds in storm.faults.items() if kind != "wild clock"}
+        return replace(storm, workloads=workloads, faults=faults, wild=False, stalls=_logarithmic(rng, 0.5, 4.0))
+
+    @classmethod
     def _draw_wild(cls, seed: int) -> Storm:
         rng = random.Random(f"storm {seed}")
         nodes = rng.choice((3, 3, 5))
@@ -254,6 +270,7 @@ class Storm:
             f"{wire.loss:.1%} lost, after a reset {wire.late:.0%} late and {wire.again:.0%} again",
             f"bounds: {self.bounds or 'usual'}",
             *([f"an operator every {self.moves:.1f} s{', members too' * self.members}"] if self.moves else ()),
+            *([f"a client stalls every {self.stalls:.1f} s"] if self.stalls else ()),
             f"faults: {often or 'none'}; {self.aim:.0%} aimed at leaders{', one at a time' if self.gentle else ''}",
         ]
 

@@ -13,9 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-from faults.check import bank, watched
+from faults.check import bank, locked, watched
 from faults.check.bank import Account
 from faults.check.history import History, Kind, Operation, Outcome
+from faults.check.locked import Holding
 from faults.check.numbered import Asked
 from faults.check.problem import Breach, CheckProblem
 from faults.check.watched import Seen
@@ -452,10 +453,56 @@ class Watches(Workload):
         return found + [problem for seen in self._told.values() for problem in watched.whole(pairs, seen)]
 
 
+class Locks(Workload):
+    """Locks, by all clients: one holder at a time, as far as each of them knows by its own clock, and higher tokens for
+    later ones. Each holder counts."""
+
+    name = "locks"
+    prefix = "{lock:"
+
+    _LONGEST = 1.0
+    settle = 2.0 * _LONGEST
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[Holding] = []
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        name, wait = self._key(f"l{rng.randrange(2)}"), rng.choice((0.0, rng.uniform(0.0, 3.0)))
+        ttl, seconds = rng.uniform(0.3, self._LONGEST), rng.expovariate(1.0)
+
+        async def count() -> None:
+            await kv.incr(f"{{lock:{name}}}count")
+
+        held = await kv.hold(name, ttl=ttl, wait=wait, seconds=seconds, work=count)
+        if held is not None:
+            self._held.append(held)
+
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[CheckProblem]:
+        left = [key for key in last if key.startswith(self.prefix) and "}queue:" in key]
+        return [
+            *locked.problems(self._held),
+            *(CheckProblem(Breach.OTHER, f"{key} should have expired", key) for key in left),
+        ]
+
+
 MIXED: Final = ("registers", "unique-set", "counter", "retry", "ttl")
 """Those that run side by side, each for some of the clients; seeds of the simulator choose from them."""
 
 WORKLOADS: Final[dict[str, type[Workload]]] = {
     one.name: one
-    for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack, Scans, Bank, Increments, Transactions, Watches)
+    for one in (
+        Registers,
+        UniqueSet,
+        Counter,
+        Retry,
+        Ttl,
+        ReadBack,
+        Scans,
+        Bank,
+        Increments,
+        Transactions,
+        Watches,
+        Locks,
+    )
 }

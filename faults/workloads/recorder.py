@@ -6,15 +6,19 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from faults.check.history import History, Kind, Operation, Outcome
+from faults.check.locked import Holding
 from faults.check.numbered import Asked
 from raftkv import AsyncClient
 from raftkv.client.types import CasResult, Consistency, Record, TransactionResult, WatchEvent, WriteResult
-from raftkv.errors import ConditionFailed, NotApplied, OutcomeUnknown, RaftKVError
+from raftkv.errors import ConditionFailed, LockLost, NotApplied, OutcomeUnknown, RaftKVError
 
 T = TypeVar("T")
+
+_LOOK: Final = 0.02
+"""Seconds between two looks of a holder at its lock."""
 
 
 class OperationListener(Protocol):
@@ -171,6 +175,25 @@ class Recorder:
             async with asyncio.timeout(seconds), self.client.watch(prefix=prefix, start=start) as events:
                 async for event in events:
                     yield event
+
+    async def hold(
+        self, name: str, *, ttl: float, wait: float, seconds: float, work: Callable[[], Coroutine[Any, Any, object]]
+    ) -> Holding | None:
+        """Have a lock for so many seconds, or until it is lost, if it comes within ``wait`` seconds; what was believed.
+
+        ``work``: done once it is held.
+        """
+        lock, held = self.client.lock(name, ttl=ttl, holder=self.name), None
+        with suppress(NotApplied, OutcomeUnknown, LockLost):
+            if await lock.acquire(timeout=wait):
+                began = self._now()
+                held = Holding(name, self.name, lock.token, began, began)
+                async with lock:
+                    await work()
+                    while self._now() < began + seconds and not lock.lost:
+                        held.until = self._now()
+                        await asyncio.sleep(_LOOK)
+        return held
 
     def _begin(self, kind: Kind, key: str) -> Operation:
         return self._history.begin(self.name, kind, key, self._now())

@@ -37,6 +37,7 @@ _COMMANDS = {
     "count": "raftkv.cli.ranges",
     "delete-prefix": "raftkv.cli.ranges",
     "watch": "raftkv.cli.watching",
+    "lock": "raftkv.cli.locking",
     "load": "raftkv.cli.transfer",
     "dump": "raftkv.cli.transfer",
     "context": "raftkv.cli.context",

@@ -12,9 +12,13 @@ from typing import Any, Final, Self
 
 from raftkv.api.credentials import check_credentials
 from raftkv.client.arguments import KeyRange, check_timeout, encode_key, key_range, limit_of, mode_of, slot_of
+from raftkv.client.election import AsyncElection
 from raftkv.client.engine import Engine
 from raftkv.client.keys import KeyCalls
+from raftkv.client.lease import DEFAULT_TTL, AsyncLease
+from raftkv.client.lock import AsyncLock
 from raftkv.client.observed import ObservedEngine, Telemetry
+from raftkv.client.parts import Parts
 from raftkv.client.retry import DEFAULT_POLICY, RetryPolicy
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.scan import Scan
@@ -90,6 +94,7 @@ class AsyncClient(KeyCalls[W, V]):
         network = transport or GrpcTransport(channels, shown)
         parts = (parse_endpoints(endpoints), network, self._clock, rng or SystemRandom(), retry)
         self._engine = Engine(*parts) if telemetry is None else ObservedEngine(*parts, telemetry=telemetry)
+        self._parts = Parts(self._engine, self._clock, self._timeout, parts[3], self._encode, self._decode)
         self._watched = transport is None
 
     @classmethod
@@ -117,9 +122,13 @@ class AsyncClient(KeyCalls[W, V]):
     async def close(self) -> None:
         """End outstanding calls and close all connections. May be called again.
 
+        Leases, locks and elections that were not ended are lost, and expire.
+
         >>> await kv.close()
         """
+        await self._parts.settle()
         await self._engine.close()
+        await self._parts.end()
 
     aclose = close
 
@@ -213,6 +222,42 @@ class AsyncClient(KeyCalls[W, V]):
         name = None if key is None else encode_key(key)
         span = key_range(prefix, None, None)
         return AsyncWatch(self._engine, self._clock, span, name, start, initial, budget, self._decode)
+
+    def lease(self, ttl: float = DEFAULT_TTL) -> AsyncLease[W]:
+        """A lease: what is written with it is kept alive, and expires ``ttl`` seconds (at least 0.1) after it is not.
+
+        See :class:`raftkv.AsyncLease`.
+
+        >>> async with kv.lease(30) as lease:
+        ...     await lease.put("service:web:1", "10.0.0.1:80")
+        ...     (await kv.get("service:web:1")).value
+        WriteResult(version=1)
+        b'10.0.0.1:80'
+        """
+        return AsyncLease(self._parts, ttl)
+
+    def lock(self, name: bytes | str, *, ttl: float = DEFAULT_TTL, holder: bytes | str | None = None) -> AsyncLock:
+        """A lock that is held by one at a time: a fair queue of records with keys ``{lock:NAME}queue:ID``.
+
+        ``ttl``: seconds (at least 0.1) after which it is free if its holder ends or does not reach the cluster.
+        ``holder``: what its record says, by default host and process. See :class:`raftkv.AsyncLock`.
+
+        >>> async with kv.lock("report", ttl=10, holder="me"):
+        ...     [record.value async for record in kv.scan(prefix="{lock:report}queue:")]
+        [b'me']
+        """
+        return AsyncLock(self._parts, name, ttl, holder)
+
+    def election(self, name: bytes | str, value: W | None = None, *, ttl: float = DEFAULT_TTL) -> AsyncElection[W, V]:
+        """An election, by records with keys ``{election:NAME}queue:ID``. ``value``: what a candidate says of itself.
+
+        ``ttl`` as of :meth:`lock`. See :class:`raftkv.AsyncElection`.
+
+        >>> async with kv.election("scheduler", "node-7"):
+        ...     (await kv.election("scheduler").leader()).value
+        b'node-7'
+        """
+        return AsyncElection(self._parts, name, value, ttl)
 
     async def count(
         self,

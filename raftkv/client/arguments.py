@@ -135,6 +135,15 @@ def check_timeout(timeout: float) -> float:
     return float(timeout)
 
 
+def check_wait(timeout: float | None) -> float | None:
+    """Seconds to wait for others, None = as long as they take."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout <= MAX_TTL:
+        raise InvalidArgument(f"a timeout of {shown(timeout)} s; it must be from 0 to {MAX_TTL}, or None")
+    return float(timeout)
+
+
 def slot_of(key: bytes | str, slots: int) -> int:
     """The slot of ``key`` in a cluster of ``slots`` slots, which ``slots()`` of a client tells.
 

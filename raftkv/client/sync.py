@@ -13,6 +13,9 @@ from weakref import WeakSet
 
 from raftkv.client.aio import AsyncClient
 from raftkv.client.background import Background
+from raftkv.client.election import Election
+from raftkv.client.lease import DEFAULT_TTL, Lease
+from raftkv.client.lock import Lock
 from raftkv.client.observed import Telemetry
 from raftkv.client.process import MADE_BEFORE, forks
 from raftkv.client.retry import DEFAULT_POLICY, RetryPolicy
@@ -347,6 +350,18 @@ class Client(Generic[W, V]):
         """See AsyncClient.watch."""
         watch = self._client.watch(key=key, prefix=prefix, start=start, initial=initial, timeout=timeout)
         return Watch(watch, self._run, self._begin)
+
+    def lease(self, ttl: float = DEFAULT_TTL) -> Lease[W]:
+        """See AsyncClient.lease."""
+        return Lease(self._client.lease(ttl), self._run)
+
+    def lock(self, name: bytes | str, *, ttl: float = DEFAULT_TTL, holder: bytes | str | None = None) -> Lock:
+        """See AsyncClient.lock."""
+        return Lock(self._client.lock(name, ttl=ttl, holder=holder), self._run, self._begin)
+
+    def election(self, name: bytes | str, value: W | None = None, *, ttl: float = DEFAULT_TTL) -> Election[W, V]:
+        """See AsyncClient.election."""
+        return Election(self._client.election(name, value, ttl=ttl), self._run, self._begin)
 
     def _begin(self, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Have something done that nobody waits for, as it may be asked for anywhere, even as the interpreter ends."""

@@ -47,6 +47,16 @@ _TIMEOUT: Final = 60.0
 """Seconds: nothing but a slow machine is waited for."""
 
 
+class FakeClock(SystemClock):
+    """``ahead``: seconds that it is ahead of the machine's."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.ahead
+
+
 class FakeCluster:
     """What :class:`FakeClient` and :class:`FakeAsyncClient` ask, any number of them, of any threads.
 
@@ -61,9 +71,9 @@ class FakeCluster:
     """
 
     def __init__(self, *, slots: int = DEFAULT_SLOTS) -> None:
-        self._clock = SystemClock()
-        self._began = self._clock.now()
-        self._ahead = 0.0
+        self.clock = FakeClock()
+        """Of its clients, too."""
+        self._began = self.clock.now()
         self._lock = threading.Lock()
         self._id = str(uuid.uuid4())
         self.slots = slots
@@ -95,6 +105,8 @@ class FakeCluster:
     def advance(self, seconds: float) -> None:
         """Let time pass at once: what has a time to live is so many seconds older.
 
+        Its clients see that too, as a process does that stood still: leases and locks that they hold may be lost.
+
         >>> async with raftkv.testing.FakeAsyncClient() as kv:
         ...     await kv.put("session:7", "active", ttl=60)
         ...     kv.cluster.advance(60)
@@ -105,7 +117,7 @@ class FakeCluster:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_TTL:
             raise InvalidArgument(f"{shown(seconds)} s cannot pass; it must be from 0 to {MAX_TTL}")
         with self._lock:
-            self._ahead += seconds
+            self.clock.ahead += seconds
             self._apply([])
 
     def endpoint(self, address: str) -> _Endpoint:
@@ -126,7 +138,7 @@ class FakeCluster:
 
     def _apply(self, commands: list[Command]) -> list[Result]:
         end = self._store.history.end
-        now = int((self._clock.now() - self._began + self._ahead) * 1000)
+        now = int((self.clock.now() - self._began) * 1000)
         results = self._store.apply(now, commands)
         if self._store.history.end != end:
             for wake in self._watches.values():
@@ -167,7 +179,7 @@ class FakeCluster:
 
         with self._lock:
             entries, records = self._entries, self._store.stats().records
-            uptime = self._clock.now() - self._began
+            uptime = self.clock.now() - self._began
         replica = ReplicaStatus(_GROUP, Role.LEADER, 1, 1, entries, entries, entries, 0, records, (1,), {1: entries})
         return NodeStatus(1, self._id, __version__, 1, True, uptime, (replica,))
 
@@ -188,7 +200,7 @@ class FakeAsyncClient(AsyncClient[W, V], Generic[W, V]):
         timeout: float = _TIMEOUT,
     ) -> None:
         self.cluster = cluster or FakeCluster()
-        super().__init__(_ADDRESS, codec=codec, timeout=timeout, transport=self.cluster)
+        super().__init__(_ADDRESS, codec=codec, timeout=timeout, transport=self.cluster, clock=self.cluster.clock)
 
 
 class FakeClient(Client[W, V], Generic[W, V]):
@@ -207,7 +219,7 @@ class FakeClient(Client[W, V], Generic[W, V]):
         timeout: float = _TIMEOUT,
     ) -> None:
         self.cluster = cluster or FakeCluster()
-        super().__init__(_ADDRESS, codec=codec, timeout=timeout, transport=self.cluster)
+        super().__init__(_ADDRESS, codec=codec, timeout=timeout, transport=self.cluster, clock=self.cluster.clock)
 
 
 class _Endpoint:

@@ -17,7 +17,19 @@ import pytest
 
 import raftkv
 import raftkv.testing
-from raftkv import AsyncClient, AsyncTransaction, Client, Transaction, codecs
+from raftkv import (
+    AsyncClient,
+    AsyncElection,
+    AsyncLease,
+    AsyncLock,
+    AsyncTransaction,
+    Client,
+    Election,
+    Lease,
+    Lock,
+    Transaction,
+    codecs,
+)
 from raftkv.commands.group import Genesis
 from raftkv.store.records import Store
 from raftkv.testing import FakeAsyncClient, FakeCluster
@@ -32,11 +44,17 @@ def methods(kind: type) -> dict[str, Any]:
 CALLS: dict[str, Any] = {
     **methods(AsyncClient),
     **methods(AsyncTransaction),
+    **methods(AsyncLease),
+    **methods(AsyncLock),
+    **methods(AsyncElection),
     **methods(FakeCluster),
     **{
         one.__name__: one
         for one in (
             AsyncClient,
+            AsyncLease,
+            AsyncLock,
+            AsyncElection,
             FakeAsyncClient,
             FakeCluster,
             raftkv.RetryPolicy,
@@ -49,6 +67,10 @@ CALLS: dict[str, Any] = {
 }
 WITHOUT = {
     "AsyncClient.disown",
+    "AsyncLease.put_bytes",
+    "AsyncLease.watch_over",
+    "AsyncLock.queue",
+    "AsyncElection.queue",
     "AsyncTransaction.take",
     "AsyncTransaction.result",
     "FakeCluster.endpoint",
@@ -162,6 +184,15 @@ def test_both_clients_have_the_same_calls() -> None:
         name: here[name] for name in set(there) & set(here)
     }
     assert public(AsyncTransaction) == public(Transaction)
+    for there_too, here_too in ((AsyncLease, Lease), (AsyncLock, Lock), (AsyncElection, Election)):
+        calls = public(there_too)
+        assert {name: calls[name] for name in calls if f"{there_too.__name__}.{name}" not in WITHOUT} == public(
+            here_too
+        )
+        data = [
+            {name for name, _ in inspect.getmembers(one, inspect.isdatadescriptor)} for one in (there_too, here_too)
+        ]
+        assert data[0] == data[1]
     assert parameters(AsyncClient.__init__) == parameters(Client.__init__)
     assert parameters(FakeAsyncClient.__init__) == parameters(raftkv.testing.FakeClient.__init__)
     properties = [
