@@ -28,6 +28,12 @@ _NINES: Final = (
 _SPREAD: Final = 20.0
 """Values that differ by this factor are drawn on a logarithmic axis."""
 _OPS: Final = {"get": "GET", "set": "SET"}
+_CALLS: Final = {
+    "put_many": ("put_many of {:,}", "records"),
+    "txn": ("txn", "transactions"),
+    "scan": ("scan of {:,}", "records"),
+}
+"""How many a call is of, and what its rate counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,29 @@ def draw(scenario: dict[str, Any], folder: Path) -> list[Plot]:
 
 
 def compared(title: str, rows: list[dict[str, Any]], path: Path) -> Plot | None:
-    """Rates of a comparison as bars, gets and sets on one scale. None if there is nothing to draw. Raises OSError."""
+    """Rates of a comparison as bars, all operations on one scale. None if there is nothing to draw. Raises OSError."""
     measured = [row for row in rows if "per_second" in row]
     if not measured:
         return None
-    sections = [(_OPS[op], [_bar(row) for row in measured if row["op"] == op]) for op in ("get", "set")]
-    return _save(path, title, svg.bars(title, "operations per second", sections))
+    sections = [
+        (name, [_bar(row) for row in measured if asked(row) == name]) for name in dict.fromkeys(map(asked, measured))
+    ]
+    return _save(path, title, svg.bars(title, f"{counted(measured[0])} per second", sections))
+
+
+def asked(row: dict[str, Any]) -> str:
+    """The operation of a row of a comparison, and how many records it is of."""
+    return _CALLS[row["op"]][0].format(row["size"]) if is_call(row) else _OPS[row["op"]]
+
+
+def counted(row: dict[str, Any]) -> str:
+    """What the rate of a row of a comparison counts."""
+    return _CALLS[row["op"]][1] if is_call(row) else "operations"
+
+
+def is_call(row: dict[str, Any]) -> bool:
+    """Whether a row of a comparison is of neither gets nor sets."""
+    return row["op"] in _CALLS
 
 
 def worth(title: str, rows: list[dict[str, Any]], order: Iterable[str], path: Path) -> Plot | None:

@@ -39,8 +39,10 @@ def check(plan: LoadPlan) -> None:
         raise ValueError(f"{processes} processes share {plan.workers} workers: each needs one")
     if 1 < plan.clients < processes:
         raise ValueError(f"{processes} processes share {plan.clients} clients: each needs one")
-    if "scan" in MIXES[plan.op].shares and plan.api != "pipeline":
-        raise ValueError(f"{plan.op} scans, which the API {plan.api} does not")
+    if plan.op == "put_many" and plan.batch > plan.keys:
+        raise ValueError(f"a batch of {plan.batch} records needs as many keys: there are {plan.keys}")
+    if MIXES[plan.op].calls and plan.api != "pipeline":
+        raise ValueError(f"{plan.op} needs more calls than the API {plan.api} has")
 
 
 def shares(plan: LoadPlan) -> list[LoadPlan]:

@@ -43,6 +43,7 @@ class LoadPlan:
     ``rate``: operations that arrive per second, 0 = a closed loop. ``distribution``: None = what the operation has by
     itself. ``fill``: write all keys beforehand; None = if the operation reads. ``part`` of ``parts``: number of this
     process among those that measure together; each has a plan of its own, with its share of workers and rate.
+    ``batch``: records of a put_many.
     """
 
     endpoints: str
@@ -63,6 +64,12 @@ class LoadPlan:
     fill: bool | None = None
     part: int = 0
     parts: int = 1
+    batch: int = 100
+
+    @property
+    def units(self) -> int:
+        """Records that one operation writes or reads, where these are what counts; else 1."""
+        return {"put_many": self.batch, "scan": self.keys}.get(self.op, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +147,7 @@ async def _fill(target: Target, keys: Sequence[bytes], value: bytes, in_flight: 
 async def _run(
     plan: LoadPlan, targets: Sequence[Target], keys: list[bytes], value: bytes, clock: Callable[[], float]
 ) -> Measured:
-    workload = LoadWorkload(plan.op, plan.distribution, keys, value, plan.part, plan.parts)
+    workload = LoadWorkload(plan.op, plan.distribution, keys, value, plan.part, plan.parts, plan.batch)
     seed = (plan.seed * plan.parts + plan.part) * 1_000_003
     rngs = [random.Random(seed + number) for number in range(plan.workers)]
     starts = [workload.worker(targets[number % len(targets)], rng) for number, rng in enumerate(rngs)]

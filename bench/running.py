@@ -33,7 +33,7 @@ from raftkv.testing import LocalCluster
 @click.option("--cluster", type=click.IntRange(1, 9), help="Start a cluster of so many nodes for this measurement.")
 @click.option("--groups", type=click.IntRange(1, 256), default=3, help="Shard groups of that cluster.")
 @click.option("--reads", type=click.Choice(["lease", "quorum"]), default="lease", help="How that cluster serves reads.")
-@click.option("--secure", is_flag=True, help="That cluster has TLS, and clients certificates.")
+@click.option("--secure", is_flag=True, help="That cluster has TLS and users, and clients certificates.")
 @click.option("--op", type=click.Choice(OPERATIONS), default="set", help="One kind of operation, or a mix of YCSB.")
 @click.option("--api", type=click.Choice(["pipeline", "unary"]), default="pipeline")
 @click.option("--workers", type=click.IntRange(1, 10_000), default=50, help="Maximum operations in flight.")
@@ -44,6 +44,7 @@ from raftkv.testing import LocalCluster
 @click.option("--key-size", type=click.IntRange(1, 8 * 1024), default=16, help="Bytes.")
 @click.option("--value-size", type=click.IntRange(0, 1024 * 1024), default=128, help="Bytes.")
 @click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Number of distinct keys.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=100, help="Records of a put_many.")
 @click.option(
     "--distribution", type=click.Choice(DISTRIBUTIONS), show_default="uniform, or that of the mix", help="Of keys."
 )
@@ -67,6 +68,7 @@ def load_command(
     key_size: int,
     value_size: int,
     keys: int,
+    batch: int,
     distribution: Distribution | None,
     seconds: float,
     warmup: float,
@@ -79,7 +81,7 @@ def load_command(
     Example:
       python -m bench load --cluster 3 --op get --seconds 5
     """
-    if secure and (cluster is None or api != "pipeline" or "scan" in MIXES[op].shares):
+    if secure and (cluster is None or api != "pipeline" or MIXES[op].calls):
         raise click.UsageError("--secure goes with --cluster and pipelines, without scans")
     plan = LoadPlan(
         endpoints,
@@ -97,6 +99,7 @@ def load_command(
         spacing=spacing,
         distribution=distribution,
         parts=processes,
+        batch=batch,
     )
     with contextlib.ExitStack() as stack:
         try:
@@ -104,7 +107,9 @@ def load_command(
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         if cluster is not None:
-            local = stack.enter_context(LocalCluster(cluster, groups, node={"reads": reads}, secure=secure))
+            local = stack.enter_context(
+                LocalCluster(cluster, groups, node={"reads": reads}, secure=secure, users=secure)
+            )
             plan = dataclasses.replace(plan, endpoints=local.url if secure else local.endpoints)
         summary: dict[str, Any] = summary_of(plan, generators.measure(plan))
     if cluster is not None:

@@ -116,7 +116,7 @@ _ALL: Final = (
                 _plan("set", workers=workers, clients=clients, timeout=30.0),
                 BenchShape(groups=1, delay_ms=delay),
             )
-            for workers, clients in ((50, 10), (4000, 10))
+            for workers, clients in ((50, 10), (8000, 10))
             for delay in (0, 10, 25, 50, 100, 200)
         ),
     ),

@@ -1,4 +1,4 @@
-"""What a worker calls: one get or one set, by the client's Pipeline stream or by unary RPCs.
+"""What a worker calls: one get or one set, by the client's Pipeline stream or by unary RPCs; or more of a client.
 
 Other stores are called through :mod:`bench.peers.clients`.
 """
@@ -6,7 +6,7 @@ Other stores are called through :mod:`bench.peers.clients`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import grpc
@@ -34,11 +34,17 @@ class Target(Protocol):
 
 
 @runtime_checkable
-class Scanner(Protocol):
-    """A target that also reads several records at a time."""
+class Caller(Protocol):
+    """A target that also has a client's calls on several records."""
 
     async def scan(self, key: bytes, records: int, /) -> int:
         """Read so many records from ``key`` on; how many there were."""
+
+    async def put_many(self, records: Mapping[bytes, bytes], /) -> object:
+        """Write them, each by itself."""
+
+    async def transact(self, absent: bytes, records: Mapping[bytes, bytes], /) -> bool:
+        """Write them if ``absent``, a key of the same slot, has no record; whether that was done."""
 
 
 class PipelineTarget:
@@ -48,6 +54,7 @@ class PipelineTarget:
         self._client = client
         self.get: Callable[[bytes], Awaitable[object]] = client.get
         self.set: Callable[[bytes, bytes], Awaitable[object]] = client.put
+        self.put_many: Callable[[Mapping[bytes, bytes]], Awaitable[object]] = client.put_many
 
     @classmethod
     async def connect(cls, endpoints: str, timeout: float) -> Self:
@@ -67,6 +74,12 @@ class PipelineTarget:
     async def scan(self, key: bytes, records: int) -> int:
         """Over all slots, in the order of the keys."""
         return len([record async for record in self._client.scan(start=key, limit=records)])
+
+    async def transact(self, absent: bytes, records: Mapping[bytes, bytes]) -> bool:
+        txn = self._client.txn().check(absent, absent=True)
+        for key, value in records.items():
+            txn.put(key, value)
+        return (await txn.commit()).succeeded
 
     async def close(self) -> None:
         await self._client.close()

@@ -15,6 +15,16 @@ ycsb-f  50% read, 50% read, then write (one of F's)  zipfian
 ======  ===========================================  ============
 
 A scan of E reads the records from a key on, over all slots.
+
+Calls of a client on several records:
+
+========  =========================================================================
+call      one operation
+========  =========================================================================
+put_many  writes a batch of records
+txn       checks that one key of a slot has no record and writes two others of it
+scan      reads all records in the order of their keys
+========  =========================================================================
 """
 
 from __future__ import annotations
@@ -29,15 +39,27 @@ from itertools import accumulate, count
 from typing import Final, Literal, TypeAlias, get_args
 
 from bench.keys import Distribution, chooser, make_key
-from bench.targets import Scanner, Target
+from bench.targets import Caller, Target
+from raftkv.errors import RaftKVError
 
-Operation: TypeAlias = Literal["get", "set", "ycsb-a", "ycsb-b", "ycsb-c", "ycsb-d", "ycsb-e", "ycsb-f"]
+Operation: TypeAlias = Literal[
+    "get", "set", "ycsb-a", "ycsb-b", "ycsb-c", "ycsb-d", "ycsb-e", "ycsb-f", "put_many", "txn", "scan"
+]
 OPERATIONS: Final[tuple[str, ...]] = get_args(Operation)
-Kind: TypeAlias = Literal["get", "set", "read", "update", "insert", "scan", "read_modify_write"]
+Kind: TypeAlias = Literal[
+    "get", "set", "read", "update", "insert", "scan", "read_modify_write", "put_many", "txn", "read_all"
+]
 Start: TypeAlias = Callable[[], tuple[Callable[[float], None], Awaitable[object]]]
 """Begins an operation: where to record how long it took, and what to wait for."""
 
 LONGEST_SCAN: Final = 100
+_WRITES: Final[frozenset[Kind]] = frozenset(("set", "put_many", "txn"))
+_CALLS: Final[frozenset[Kind]] = frozenset(("scan", "put_many", "txn", "read_all"))
+"""Kinds that need a :class:`bench.targets.Caller`."""
+
+
+class WrongAnswer(RaftKVError):
+    """A store answered what cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +72,12 @@ class Mix:
     @property
     def reads(self) -> bool:
         """Whether records must be there beforehand."""
-        return set(self.shares) != {"set"}
+        return not set(self.shares) <= _WRITES
+
+    @property
+    def calls(self) -> bool:
+        """Whether it takes more of a client than a get and a set."""
+        return not _CALLS.isdisjoint(self.shares)
 
 
 MIXES: Final[dict[Operation, Mix]] = {
@@ -62,6 +89,9 @@ MIXES: Final[dict[Operation, Mix]] = {
     "ycsb-d": Mix({"read": 0.95, "insert": 0.05}, "latest"),
     "ycsb-e": Mix({"scan": 0.95, "insert": 0.05}),
     "ycsb-f": Mix({"read": 0.5, "read_modify_write": 0.5}),
+    "put_many": Mix({"put_many": 1.0}, "uniform"),
+    "txn": Mix({"txn": 1.0}, "uniform"),
+    "scan": Mix({"read_all": 1.0}, "uniform"),
 }
 
 
@@ -69,7 +99,7 @@ class LoadWorkload:
     """The operations of all workers of one process.
 
     ``part`` of ``parts``: number of this process, so that no two of them insert the same key. A key that was inserted
-    is read only once that was acknowledged, and by this process only.
+    is read only once that was acknowledged, and by this process only. ``batch``: records of a put_many.
     """
 
     def __init__(
@@ -80,9 +110,10 @@ class LoadWorkload:
         value: bytes,
         part: int = 0,
         parts: int = 1,
+        batch: int = 100,
     ) -> None:
         mix = MIXES[op]
-        self._keys, self._value = keys, value
+        self._keys, self._value, self._batch = keys, value, batch
         self._numbers = count(len(keys) + part, parts)
         self._key_size = len(keys[0])
         # Latest keys are chosen from a list that grows, others from the keys that were filled in.
@@ -117,8 +148,14 @@ class LoadWorkload:
             return lambda: (record, self._insert(target))
         if kind == "read_modify_write":
             return lambda: (record, self._modify(target, choose()))
-        if not isinstance(target, Scanner):
-            raise ValueError("this client cannot scan")  # noqa: TRY004 - the plan is wrong, not the code
+        if not isinstance(target, Caller):
+            raise ValueError("this client can only get and set")  # noqa: TRY004 - the plan is wrong, not the code
+        if kind == "put_many":
+            return lambda: (record, target.put_many(self._several(draw)))
+        if kind == "txn":
+            return lambda: (record, self._transact(target, choose()))
+        if kind == "read_all":
+            return lambda: (record, self._read_all(target))
         return lambda: (record, self._scan(target, choose(), 1 + int(draw() * LONGEST_SCAN)))
 
     async def _insert(self, target: Target) -> None:
@@ -130,7 +167,22 @@ class LoadWorkload:
         await target.get(key)
         await target.set(key, self._value)
 
-    async def _scan(self, target: Scanner, key: bytes, records: int) -> None:
+    async def _scan(self, target: Caller, key: bytes, records: int) -> None:
         found = await target.scan(key, records)
         self.scanned["scans"] += 1
         self.scanned["records"] += found
+
+    def _several(self, draw: Callable[[], float]) -> dict[bytes, bytes]:
+        """A batch of records, whose keys follow each other and lie in any slots."""
+        first = int(draw() * (len(self._keys) - self._batch + 1))
+        return dict.fromkeys(self._keys[first : first + self._batch], self._value)
+
+    async def _transact(self, target: Caller, key: bytes) -> None:
+        slot = b"{" + key + b"}"
+        if not await target.transact(slot + b"lock", {slot + b"a": self._value, slot + b"b": self._value}):
+            raise WrongAnswer("a record was found that nobody wrote")
+
+    async def _read_all(self, target: Caller) -> None:
+        found = await target.scan(self._keys[0], len(self._keys))
+        if found != len(self._keys):
+            raise WrongAnswer(f"a scan of {len(self._keys)} records gave {found}")

@@ -44,7 +44,8 @@ reader."""
 
 MAX_STARTED_OPS: Final = 1024
 """Operations from Pipelines that a node has begun with and not answered, shared in the same way: what the cluster does
-in a fraction of a second. The rest waits in its messages, so that another client's operation is not queued behind."""
+in a fraction of a second, and more where nodes are far from each other. The rest waits in its messages, so that another
+client's operation is not queued behind."""
 
 MAX_WAITING_BYTES: Final = MAX_HELD_BYTES // 2
 """Messages of Pipelines that wait for their turns, shared in the same way; what a further one asks for is refused."""

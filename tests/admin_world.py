@@ -32,7 +32,7 @@ from raftkv.frontend.resources import Resources
 from raftkv.store.codec import pack
 from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
-from raftkv.store.watching import Part, WatchAsk
+from raftkv.store.watching import Part, Watch, WatchAsk
 from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import initial_map
 from tests.store_helpers import content
@@ -275,10 +275,24 @@ class _Frontend:
                 reply(index, result)
 
     async def watch(self, ask: WatchAsk, timeout: float, caller: Caller) -> AsyncGenerator[Part | Result, None]:
-        yield Result(int(Code.UNAVAILABLE))
+        store = self._world.stores[self._world.map.owners[min(ask.places)]]
+        numbers = {number: slot.counter for number in ask.places if (slot := store.slot(number)) is not None}
+        watch = Watch(store, ask, numbers)
+        try:
+            yield watch.open()
+            while True:
+                while part := watch.take():
+                    yield part
+                await asyncio.sleep(0.01)
+        finally:
+            watch.close()
 
     def cluster_map(self) -> ShardMap | None:
         return self._world.meta.map
+
+    @property
+    def distance(self) -> float:
+        return 0.0
 
     def leaders(self) -> dict[int, int]:
         return dict(self._world.leading)

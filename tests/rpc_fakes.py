@@ -97,6 +97,7 @@ class FakeFrontend:
         self.ready = True
         self.cluster_id = CLUSTER
         self.script: Script | None = None
+        self.far = 0.0
         self.batches: list[tuple[list[Command], float]] = []
         self.held: list[tuple[Command, int, Reply]] = []
         self.callers: list[Caller] = []
@@ -126,6 +127,10 @@ class FakeFrontend:
 
     def cluster_map(self) -> ShardMap | None:
         return self.map
+
+    @property
+    def distance(self) -> float:
+        return self.far
 
     def leaders(self) -> dict[int, int]:
         return self.leading

@@ -7,7 +7,7 @@ import json
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -15,9 +15,11 @@ from bench import folders
 from bench.folders import data_option, out_option, overwrite_option
 from bench.machine import facts
 from bench.peers import comparison, tables
-from bench.peers.comparison import WORKLOADS
+from bench.peers.comparison import CALLS, WORKLOADS
 from bench.peers.contestants import CONTESTANTS, Contestant
 from raftkv.cli.console import Section, console, display
+
+_CALLS: Final = "calls"
 
 
 @click.command("compare")
@@ -25,10 +27,10 @@ from raftkv.cli.console import Section, console, display
 @click.option("--only", metavar="NAME,...", show_default="all that are installed", help="Contestants.")
 @click.option(
     "--workload",
-    type=click.Choice(list(WORKLOADS)),
+    type=click.Choice([*WORKLOADS, _CALLS]),
     multiple=True,
     default=("shared", "own"),
-    help="May be repeated.",
+    help=f"May be repeated; {_CALLS} is {', '.join(CALLS)}.",
 )
 @click.option(
     "--workers", type=click.IntRange(1, 10_000), show_default="those of the workload", help="Operations in flight."
@@ -80,7 +82,8 @@ def compare_command(
     chosen = _chosen(only)
     if not tools:
         chosen = [_without_tools(one) for one in chosen]
-    workloads = [comparison.with_workers(WORKLOADS[name], workers) for name in dict.fromkeys(workload)]
+    names = dict.fromkeys(name for given in workload for name in (CALLS if given == _CALLS else (given,)))
+    workloads = [comparison.with_workers(WORKLOADS[name], workers) for name in names]
     started = datetime.now(UTC)
     folder = folders.chosen(out, started, "-compare", overwrite=overwrite)
     options = comparison.ComparisonOptions(seconds or 0.0, warmup, repeat, minutes, keys, seed, data)

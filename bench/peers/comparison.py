@@ -24,21 +24,22 @@ field            content
 field of a row   content
 ===============  =======================================================================================================
 ``contestant``   a name from ``contestants``; ``label``: the same for people
-``workload``     "shared", "own" or "many", or "" of a tool with a load of its own
-``op``           "get" or "set"
+``workload``     a name from ``workloads``, or "" of a tool with a load of its own
+``op``           "get", "set", "put_many", "txn" or "scan"
+``size``         records of a put_many or a scan, or 0
 ``client``       with its version; ``kind``: "python", "go" or "tool"
 ``note``         what is special about it, or ""
 ``promise``      durability and consistency in a few words; ``worth``: where an acknowledged write is, or ""
 ``workers``      operations under way at a time; with ``connections``; both 0 of a tool
 ``problem``      why there are no numbers, or ""; ``absent``: because it is not installed. Then the row ends here
-``per_second``   median of the rounds
+``per_second``   median of the rounds; of put_many and scan, of records
 ``latency_ms``   ``p50``, ``p95``, ``p99``: medians of the rounds; ``max``: of all rounds; null if a tool does not tell
 ``operations``   that succeeded, in all rounds
 ``errors``       operations that failed, by kind
 ``runs``         ``per_second``, ``latency_ms``, ``errors``, ``others`` and ``stolen`` of each round
 ``others``       share of the processors that other processes used, ``stolen``: that the host did not give: the worst
                  round's (:mod:`bench.disturbance`)
-``raftkv_by``    raftkv's rate by this one, in the same operation and workload; null without raftkv
+``raftkv_by``    raftkv's rate by this one, in the same operation, size and workload; null without raftkv
 ``of_echo``      raftkv's rate by that of the echo of the same messages, operation and workload; null of others
 ===============  =======================================================================================================
 """
@@ -57,7 +58,7 @@ from typing import Any, Final
 from bench import disk
 from bench.disturbance import Disturbance, Watch, worst
 from bench.load import LoadPlan
-from bench.peers.contestants import ComparisonCase, Contestant
+from bench.peers.contestants import ComparedOp, ComparisonCase, Contestant
 from bench.peers.tools import ToolResult
 from bench.progress import ProgressBar
 from raftkv.cli.common import describe
@@ -75,22 +76,43 @@ _MOST_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ComparisonWorkload:
-    """Workers, each with an operation under way, and the connections that they share."""
+    """Workers, each with an operation under way, and the connections that they share.
+
+    ``ops``: what they ask; ``call``: the same for people, "" = gets and sets. ``sizes``: records of an operation, each
+    measured by itself.
+    """
 
     name: str
-    what: str
+    load: str
     workers: int
     connections: int
+    ops: tuple[ComparedOp, ...] = ("get", "set")
+    call: str = ""
+    sizes: tuple[int, ...] = (0,)
+
+    @property
+    def what(self) -> str:
+        return f"{self.call}: {self.load}" if self.call else self.load
 
 
+_CALLS: Final = (
+    ComparisonWorkload("put_many", "10 workers share one connection", 10, 1, ("put_many",), "put_many", (100,)),
+    ComparisonWorkload(
+        "txn", "50 workers share one connection", 50, 1, ("txn",), "Transactions that check one key and put two"
+    ),
+    ComparisonWorkload("scan", "one worker", 1, 1, ("scan",), "Scans in key order", (10_000, 100_000, 1_000_000)),
+)
 WORKLOADS: Final[Mapping[str, ComparisonWorkload]] = {
     one.name: one
     for one in (
         ComparisonWorkload("shared", "50 workers share one connection", 50, 1),
         ComparisonWorkload("own", "50 workers with a connection each", 50, 50),
         ComparisonWorkload("many", "1,000 workers share 10 connections", 1000, 10),
+        *_CALLS,
     )
 }
+CALLS: Final = tuple(one.name for one in _CALLS)
+"""Workloads of a client's other calls."""
 
 
 def with_workers(workload: ComparisonWorkload, workers: int | None) -> ComparisonWorkload:
@@ -99,9 +121,8 @@ def with_workers(workload: ComparisonWorkload, workers: int | None) -> Compariso
         return workload
     each = workload.connections == workload.workers
     connections = workers if each else workload.connections
-    return ComparisonWorkload(
-        workload.name, f"{workers:,} workers, {connections:,} connection(s)", workers, connections
-    )
+    load = f"{workers:,} workers, {connections:,} connection(s)"
+    return dataclasses.replace(workload, load=load, workers=workers, connections=connections)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +161,7 @@ class _Row:
     contestant: Contestant
     case: ComparisonCase
     workload: ComparisonWorkload
+    size: int = 0
     outcomes: list[ToolResult] = field(default_factory=list)
     disturbances: list[Disturbance] = field(default_factory=list)
     problem: str = ""
@@ -148,13 +170,16 @@ class _Row:
 
 def rows_of(contestants: Sequence[Contestant], workloads: Sequence[ComparisonWorkload]) -> list[_Row]:
     """Every measurement of a round, in its order; those that cannot be made say why."""
+    firsts = {op: workload for workload in reversed(workloads) for op in workload.ops}
     rows = []
     for contestant in contestants:
-        for number, workload in enumerate(workloads):
-            for case in contestant.cases:
-                if number == 0 or not (case.once or case.way.kind == "tool"):
-                    absent = contestant.missing() or case.way.missing()
-                    rows.append(_Row(contestant, case, workload, problem=absent, absent=bool(absent)))
+        for workload in workloads:
+            for size in workload.sizes:
+                for case in contestant.cases:
+                    once = case.once or case.way.kind == "tool"
+                    if case.op in workload.ops and not (once and firsts[case.op] is not workload):
+                        absent = contestant.missing() or case.way.missing()
+                        rows.append(_Row(contestant, case, workload, size, problem=absent, absent=bool(absent)))
     return rows
 
 
@@ -207,7 +232,7 @@ def _round(contestant: Contestant, rows: Sequence[_Row], options: ComparisonOpti
         with _folder(options) as folder, contestant.start(folder) as running:
             filled = False
             for row in rows:
-                name = f"{contestant.name} {row.case.op}, {row.case.way.name()}"
+                name = f"{contestant.name} {row.case.op}{f' {row.size:,}' if row.size else ''}, {row.case.way.name()}"
                 progress.doing(name)
                 try:
                     plan = _plan(row, options, running.endpoints, not filled)
@@ -218,7 +243,7 @@ def _round(contestant: Contestant, rows: Sequence[_Row], options: ComparisonOpti
                     row.problem = describe(error)
                     progress.found(f"{name}: {row.problem}")
                     continue
-                filled = filled or row.case.way.kind != "tool"
+                filled = filled or (bool(plan.fill) and row.case.way.kind != "tool")
                 row.outcomes.append(found)
                 progress.found(f"{name}, {plan.workers} workers: {found.per_second:,.0f}/s")
     except RaftKVError as error:
@@ -227,18 +252,26 @@ def _round(contestant: Contestant, rows: Sequence[_Row], options: ComparisonOpti
 
 
 def _plan(row: _Row, options: ComparisonOptions, endpoints: str, fill: bool) -> LoadPlan:
+    """``fill``: nothing was written yet."""
     workers, connections = _load(row)
-    return LoadPlan(
+    op = row.case.op
+    plan = LoadPlan(
         endpoints,
-        "set" if row.case.op == "set" else "get",
+        op,
         workers=workers,
         clients=connections,
         keys=options.keys,
         seconds=options.seconds,
         warmup=options.warmup,
         seed=options.seed,
-        fill=fill,
+        fill=fill and op in ("get", "set"),
     )
+    if op == "put_many":
+        return dataclasses.replace(plan, batch=row.size)
+    if op == "scan":
+        # A scan may take longer than it is measured for, and would not count if it began before.
+        return dataclasses.replace(plan, keys=row.size, fill=True, warmup=0.0)
+    return plan
 
 
 def _load(row: _Row) -> tuple[int, int]:
@@ -263,7 +296,7 @@ def _result(
 ) -> dict[str, Any]:
     default = LoadPlan("", "get")
     told = [_told(row) for row in rows]
-    _set_ratios(rows, told, workloads[0].name)
+    _set_ratios(rows, told)
     sizes = {"key_size": default.key_size, "value_size": default.value_size}
     return {
         "format": FORMAT,
@@ -282,8 +315,12 @@ def _result(
                 "promise": dataclasses.asdict(one.promise),
             }
             for one in contestants
+            if any(row.contestant is one for row in rows)
         ],
-        "workloads": [dataclasses.asdict(one) for one in workloads],
+        "workloads": [
+            {"name": one.name, "what": one.what, "workers": one.workers, "connections": one.connections}
+            for one in workloads
+        ],
         "rows": told,
         "targets": _targets(told),
     }
@@ -297,6 +334,7 @@ def _told(row: _Row) -> dict[str, Any]:
         "label": row.contestant.label,
         "workload": "" if tool else row.workload.name,
         "op": row.case.op,
+        "size": row.size,
         "client": way.name(),
         "kind": way.kind,
         "note": row.case.note,
@@ -345,18 +383,18 @@ def _of(
     return round(summary(known), 3) if known else None
 
 
-def _set_ratios(rows: Sequence[_Row], told: Sequence[dict[str, Any]], first: str) -> None:
+def _set_ratios(rows: Sequence[_Row], told: Sequence[dict[str, Any]]) -> None:
     measured = [(row, one) for row, one in zip(rows, told, strict=True) if "per_second" in one]
-    base: dict[tuple[str, str], float] = {}
+    base: dict[tuple[str, int, str], float] = {}
     echoed: dict[tuple[str, str, str], float] = {}
     for row, one in measured:
         if one["contestant"] == "raftkv":
-            base[one["op"], one["workload"]] = one["per_second"]
+            base[one["op"], one["size"], one["workload"]] = one["per_second"]
         elif one["contestant"] == "echo":
             echoed[one["op"], one["workload"], row.case.way.form] = one["per_second"]
     for row, one in measured:
-        workload = one["workload"] or first
-        one["raftkv_by"] = _ratio(base.get((one["op"], workload)), one["per_second"])
+        workload = row.workload.name
+        one["raftkv_by"] = _ratio(base.get((one["op"], one["size"], workload)), one["per_second"])
         one["of_echo"] = _ratio(one["per_second"], echoed.get((one["op"], workload, row.case.way.form)))
 
 

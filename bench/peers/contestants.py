@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 import uvloop
 
@@ -22,6 +22,8 @@ from bench.peers.tools import ToolResult
 from bench.scenarios import BenchShape
 from bench.targets import Api
 from shards.map import LeadersOver
+
+ComparedOp: TypeAlias = Literal["get", "set", "put_many", "txn", "scan"]
 
 
 class Servers(Protocol):
@@ -73,12 +75,12 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonCase:
-    """One row. ``note``: what is special about it; ``promise``: in a few words, "" = that of its contestant.
+    """One row, or one for each size of a workload. ``note``: what is special about it.
 
-    ``once``: beside the first workload only.
+    ``promise``: in a few words, "" = that of its contestant; ``once``: beside the first workload only.
     """
 
-    op: Literal["get", "set"]
+    op: ComparedOp
     way: Way
     note: str = ""
     promise: str = ""
@@ -143,6 +145,11 @@ _ON_DISKS: Final = "on the disks of a majority"
 _LINEARIZABLE: Final = "linearizable"
 _NOTHING: Final = "nothing"
 _BOTH: Final = (ComparisonCase("get", _own("stream")), ComparisonCase("set", _own("stream")))
+_CALLS: Final = (
+    ComparisonCase("put_many", _own("stream"), promise=f"{_STRICT}; each record by itself, once"),
+    ComparisonCase("txn", _own("stream"), promise=f"{_STRICT}; all or nothing, in one slot, once"),
+    ComparisonCase("scan", _own("stream"), promise="each page linearizable, of its own moment"),
+)
 _UNARY: Final = (ComparisonCase("get", _own("unary"), once=True), ComparisonCase("set", _own("unary"), once=True))
 
 
@@ -206,6 +213,9 @@ _ETCD: Final = Contestant(
         ComparisonCase("get", _go()),
         ComparisonCase("get", _go(serializable=True), *_SERIALIZABLE),
         ComparisonCase("set", _go()),
+        ComparisonCase("put_many", _go(), promise=f"{_STRICT}; all or nothing"),
+        ComparisonCase("txn", _go(), promise=f"{_STRICT}; all or nothing, of any keys"),
+        ComparisonCase("scan", _go(), promise="linearizable, all pages of one moment"),
     ),
     ETCD.missing,
     ETCD.version,
@@ -255,7 +265,7 @@ def _echoed(form: Literal["stream", "unary"]) -> Way:
 
 
 _ALL: Final = (
-    _raftkv("raftkv", "raftkv, 1 group", "three nodes, 1 group", BenchShape(groups=1)),
+    _raftkv("raftkv", "raftkv, 1 group", "three nodes, 1 group", BenchShape(groups=1), _BOTH + _CALLS),
     _raftkv(
         "raftkv-quorum",
         "raftkv, quorum reads",
@@ -276,6 +286,7 @@ _ALL: Final = (
         "raftkv, 3 groups",
         "three nodes, 3 groups, all leaders on one node: the default on one machine",
         BenchShape(),
+        _BOTH + _CALLS,
     ),
     _raftkv(
         "raftkv-spread",

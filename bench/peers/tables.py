@@ -27,7 +27,7 @@ _PROMISES: Final = {
     "majority": "lost when most machines fail",
     "consistency": "answers are",
 }
-_OPS: Final = {"get": "GET", "set": "SET"}
+_CALL_HEADINGS: Final = ("who", "through", "{}/s", "MB/s", "p50 ms", "p99 ms", "raftkv is", "promises")
 _NUMBERS: Final = range(2, 7)
 _PROMISED: Final = "What each promises"
 _SAID: Final = "How it was measured"
@@ -78,11 +78,13 @@ def _picture_of(name: str) -> str:
 def headline(result: dict[str, Any]) -> str:
     """What the default cluster did in the first workload, beside etcd: a sentence or two."""
     first = result["workloads"][0]["name"]
-    own = {row["op"]: row for row in _measured(result, first, "raftkv-groups")}
-    other = {row["op"]: row for row in _measured(result, first, "etcd") if row["kind"] == "go" and not row["note"]}
+    own = {charts.asked(row): row for row in _measured(result, first, "raftkv-groups")}
+    go = [row for row in _measured(result, first, "etcd") if row["kind"] == "go" and not row["note"]]
+    other = {charts.asked(row): row for row in go}
     said = []
     for op, row in own.items():
-        text = f"{row['per_second']:,.0f} {_OPS[op]}/s (p99 {row['latency_ms']['p99']:.1f} ms)"
+        text = f"{row['per_second']:,.0f} {f'{charts.counted(row)}/s by {op}' if charts.is_call(row) else f'{op}/s'}"
+        text += f" (p99 {row['latency_ms']['p99']:.1f} ms)"
         if op in other:
             text += f", {row['per_second'] / other[op]['per_second']:.1f} times etcd's through its Go client"
         said.append(text)
@@ -120,19 +122,16 @@ def remarks(result: dict[str, Any]) -> list[str]:
         for one in result["targets"]
     ]
     for row in result["rows"]:
-        who = f"{row['contestant']} {_OPS[row['op']]}, {row['client']}"
         if row.get("errors"):
             lines.append(
-                f"failed operations: {who}: " + ", ".join(f"{n:,} {kind}" for kind, n in row["errors"].items())
+                f"failed operations: {_who(row)}: " + ", ".join(f"{n:,} {kind}" for kind, n in row["errors"].items())
             )
     options, synced = result["options"], result["beside"]["fsync"]
     lines.append(
         f"{options['keys']:,} keys of {options['key_size']} bytes, values of {options['value_size']}, closed loop, "
         f"medians of {options['rounds']} round(s) of {options['seconds']:g} s, one contestant's servers at a time"
     )
-    told = [
-        (f"{row['contestant']} {_OPS[row['op']]}, {row['client']}", row) for row in result["rows"] if "others" in row
-    ]
+    told = [(_who(row), row) for row in result["rows"] if "others" in row]
     lines += [disturbed] if (disturbed := disturbance.remark(told)) else []
     lines.append(
         f"beside it: fsync {synced['per_second']:,.0f}/s, p50 {synced['p50_ms']:.2f} ms, p99 {synced['p99_ms']:.2f} ms"
@@ -142,10 +141,18 @@ def remarks(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _who(row: dict[str, Any]) -> str:
+    return f"{row['contestant']} {charts.asked(row)}, {row['client']}"
+
+
 def _tables(result: dict[str, Any]) -> Iterable[tuple[str, Sequence[str], list[list[str]], range]]:
     versions = {one["name"]: one["version"] for one in result["contestants"]}
+    record = result["options"]["key_size"] + result["options"]["value_size"]
     for _, title, rows in _by_workload(result):
-        yield title, _HEADINGS, [_cells(row, versions) for row in rows], _NUMBERS
+        heading: Sequence[str] = _HEADINGS
+        if charts.is_call(rows[0]):
+            heading = tuple(one.format(charts.counted(rows[0])) for one in _CALL_HEADINGS)
+        yield title, heading, [_cells(row, versions, record) for row in rows], _NUMBERS
     promises = [
         [f"{one['name']}: {one['what']}", *(one["promise"][name] for name in _PROMISES)]
         for one in result["contestants"]
@@ -153,22 +160,21 @@ def _tables(result: dict[str, Any]) -> Iterable[tuple[str, Sequence[str], list[l
     yield _PROMISED, ("who", *_PROMISES.values()), promises, range(0)
 
 
-def _cells(row: dict[str, Any], versions: dict[str, str]) -> list[str]:
-    who = f"{row['contestant']} {versions[row['contestant']]} {_OPS[row['op']]}".replace("  ", " ")
+def _cells(row: dict[str, Any], versions: dict[str, str], record: int) -> list[str]:
+    """``record``: bytes of a key and its value."""
+    who = f"{row['contestant']} {versions[row['contestant']]} {charts.asked(row)}".replace("  ", " ")
     through = f"{row['client']}; {row['note']}" if row["note"] else row["client"]
     if "per_second" not in row:
         return [who, through, "", "", "", "", "", row["problem"] or "not measured"]
     latency = row["latency_ms"]
     by, share = row["raftkv_by"], row["of_echo"]
-    return [
-        who,
-        through,
-        f"{row['per_second']:,.0f}",
-        *("-" if latency[name] is None else f"{latency[name]:.2f}" for name in ("p50", "p99")),
-        "-" if by is None else f"{by:.2f}x",
-        "-" if share is None else f"{share:.0%}",
-        row["promise"],
-    ]
+    rate = f"{row['per_second']:,.0f}"
+    latencies = ["-" if latency[name] is None else f"{latency[name]:.2f}" for name in ("p50", "p99")]
+    ratio = "-" if by is None else f"{by:.2f}x"
+    if charts.is_call(row):
+        moved = f"{row['per_second'] * record / 1e6:,.1f}" if row["size"] else "-"
+        return [who, through, rate, moved, *latencies, ratio, row["promise"]]
+    return [who, through, rate, *latencies, ratio, "-" if share is None else f"{share:.0%}", row["promise"]]
 
 
 def _by_workload(result: dict[str, Any]) -> Iterable[tuple[str, str, list[dict[str, Any]]]]:
@@ -177,4 +183,4 @@ def _by_workload(result: dict[str, Any]) -> Iterable[tuple[str, str, list[dict[s
     for name, title in (titles | {"": "tools with a load of their own"}).items():
         rows = [row for row in result["rows"] if row["workload"] == name]
         if rows:
-            yield name, title, sorted(rows, key=lambda row: row["op"])
+            yield name, title, sorted(rows, key=lambda row: (row["op"], row["size"]))

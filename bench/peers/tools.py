@@ -28,7 +28,7 @@ _TRIAL_SECONDS: Final = 0.5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a measurement found: rate in operations per second, latencies in milliseconds, failures by kind."""
+    """What a measurement found: rate per second, latencies of operations in milliseconds, failures by kind."""
 
     per_second: float
     latency_ms: dict[str, float | None]
@@ -37,8 +37,10 @@ class ToolResult:
 
 
 def of_stats(plan: LoadPlan, stats: LoadStats) -> ToolResult:
+    """Its rate is of the plan's units."""
     found = summary_of(plan, stats)
-    return ToolResult(found["per_second"], found["latency_ms"], found["operations"], found["errors"])
+    rate = found["operations"] * plan.units / stats.seconds if stats.seconds > 0 else 0.0
+    return ToolResult(round(rate, 1), found["latency_ms"], found["operations"], found["errors"])
 
 
 # --- etcd's Go client
@@ -58,6 +60,7 @@ def measure_go(plan: LoadPlan, serializable: bool) -> ToolResult:
             f"-keys={plan.keys}",
             f"-key-size={plan.key_size}",
             f"-value-size={plan.value_size}",
+            f"-batch={plan.batch}",
             f"-seconds={plan.seconds}s",
             f"-warmup={plan.warmup}s",
             f"-timeout={plan.timeout}s",

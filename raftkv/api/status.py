@@ -204,8 +204,9 @@ class ClusterState:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What a node that joins is told: its id, the map with it, and the cluster's settings."""
+    """What a node that joins is told: its id, the map with it, the cluster's settings, and whether it has users."""
 
     node: int
     map: ShardMap
     settings: ClusterSettings
+    users: bool

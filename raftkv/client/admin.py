@@ -147,7 +147,7 @@ class AdminClient:
             token=token,
         )
         answer = await self._any(lambda stub, left: stub.Join(request, timeout=left))
-        return Joined(answer.node, map_of(answer.map), read(ClusterSettings, answer))
+        return Joined(answer.node, map_of(answer.map), read(ClusterSettings, answer), answer.users)
 
     async def users(self) -> admin_pb2.GetUsersResponse:
         """All users and roles."""

@@ -13,6 +13,7 @@ from raftkv.commands.bounds import (
     MAX_DELTA,
     MIN_DELTA,
     Mode,
+    behind,
     check_bound,
     check_key,
     check_ttl,
@@ -82,13 +83,7 @@ def key_range(prefix: bytes | str | None, start: bytes | str | None, end: bytes 
     for bound in (first, last, common):
         check_bound(bound)
     tagged = common if shards.slots.hash_tag(common) != common else b""
-    return KeyRange(max(first, common), min(last, _behind(common)), tagged)
-
-
-def _behind(prefix: bytes) -> bytes:
-    """The first key that is greater than all that begin with ``prefix``."""
-    head = prefix.rstrip(b"\xff")
-    return head[:-1] + bytes([head[-1] + 1]) if head else BEYOND
+    return KeyRange(max(first, common), min(last, behind(common) or BEYOND), tagged)
 
 
 def limit_of(limit: int | None) -> int | None:

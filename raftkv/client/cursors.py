@@ -50,7 +50,7 @@ class Cursor:
 
     def reaches(self, numbers: Mapping[int, int]) -> bool:
         """Whether it is that far, in all these slots."""
-        return all((self.number(slot) or 0) >= number for slot, number in numbers.items())
+        return all((at := self.number(slot)) is not None and at >= number for slot, number in numbers.items())
 
     def only(self, slots: Iterable[int]) -> Cursor:
         """What it says of these slots."""

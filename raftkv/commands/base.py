@@ -62,6 +62,11 @@ class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fie
         return None
 
     @property
+    def span(self) -> tuple[bytes, bytes] | None:
+        """The first key that it may be about and the one behind the last, empty = no bound, if no others are."""
+        return None
+
+    @property
     def stale(self) -> bool:
         """Whether any replica may answer."""
         return False

@@ -65,6 +65,12 @@ def check_key(key: bytes) -> None:
         raise TooLarge(f"a key of {len(key)} bytes; the maximum is {limits.MAX_KEY_BYTES}")
 
 
+def behind(prefix: bytes) -> bytes:
+    """The first bound that is greater than all keys that begin with ``prefix``, empty if there is none."""
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes([head[-1] + 1]) if head else b""
+
+
 def check_bound(bound: bytes) -> None:
     """Raises TooLarge for a bound of a range over MAX_BOUND_BYTES."""
     if len(bound) > limits.MAX_BOUND_BYTES:

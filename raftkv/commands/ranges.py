@@ -52,6 +52,10 @@ class Scan(Read, frozen=True, tag=70):
     reverse: bool = False
     content: Annotated[int, Meta(ge=0, le=_LAST)] = 0
 
+    @property
+    def span(self) -> tuple[bytes, bytes] | None:
+        return self.start, self.end
+
     def size(self) -> int:
         return len(self.start) + len(self.end) + len(self.slots)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from raftkv.commands.base import Read
-from raftkv.commands.bounds import check_bound, check_mode
+from raftkv.commands.bounds import behind, check_bound, check_mode
 from raftkv.commands.results import MALFORMED, TOO_LARGE, CursorAnswer, Result
 from raftkv.errors import InvalidArgument
 from raftkv.limits import MAX_BOUND_BYTES
@@ -30,8 +30,8 @@ class Cursor(Read, frozen=True, tag=71):
     prefix: bytes = b""
 
     @property
-    def keys(self) -> tuple[bytes, ...] | None:
-        return (self.prefix,)
+    def span(self) -> tuple[bytes, bytes] | None:
+        return self.prefix, behind(self.prefix)
 
     def size(self) -> int:
         return len(self.slots) + len(self.prefix)

@@ -167,6 +167,11 @@ class NodePort(Protocol):
     def cluster_map(self) -> ShardMap | None:
         """The node's copy of the shard map; None until it knows one."""
 
+    @property
+    def distance(self) -> float:
+        """Seconds that a write of a group that this node leads takes to other nodes and back, at least; of the farthest
+        group, 0 = it leads none or knows nothing yet."""
+
     def leaders(self) -> dict[int, int]:
         """Group -> node that leads it, as far as known."""
 

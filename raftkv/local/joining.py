@@ -326,6 +326,9 @@ def _settle(folder: Path, plan: _Plan, answer: Joined) -> NodeConfig:
     )
     try:
         data.save_map(msgpack.packb(shard_map.to_wire()))
+        if answer.users:
+            # It serves nobody before it has heard who they are.
+            data.mark_users()
     finally:
         data.close()
     write_atomically(folder / CONFIG, render(config))

@@ -169,11 +169,12 @@ class Access:
     # -- what is noted
 
     def note(self, caller: Caller, action: str, arguments: Mapping[str, Any], outcome: str) -> None:
-        # Strangers and those who may do nothing can ask as often as they like.
-        refused = outcome in (Code.UNAUTHENTICATED.name, Code.PERMISSION_DENIED.name)
         address = place(caller.peer)
         user = caller.origin.user
-        source = f"{user}@{address.rpartition(':')[0]}" if refused else ""
+        # Strangers and those who may do nothing can ask as often as they like, also to join or to be the first user.
+        refused = outcome in (Code.UNAUTHENTICATED.name, Code.PERMISSION_DENIED.name)
+        bounded = refused or (not user and outcome != Code.OK.name)
+        source = f"{user}@{address.rpartition(':')[0]}" if bounded else ""
         self._audit.write(action, outcome, source=source, user=user or None, address=address, arguments=dict(arguments))
 
     async def notes(self, lines: int) -> list[str]:
@@ -187,9 +188,13 @@ class Access:
 
     def _on_refused(self, caller: Caller, op: Command, result: Result) -> None:
         if result.code != Code.UNAVAILABLE:
-            key = b" ".join(op.keys or ())
-            arguments = {"key": key[:256].decode(errors="backslashreplace")} if key else {}
-            self.note(caller, op.name, arguments, Code(result.code).name)
+            self.note(caller, op.name, _about(op), Code(result.code).name)
+
+
+def _about(op: Command) -> dict[str, str]:
+    """What the audit trail says of a refused command's keys."""
+    named = {"start": op.span[0], "end": op.span[1]} if op.span else {"key": b" ".join(op.keys or ())}
+    return {name: key[:256].decode(errors="backslashreplace") for name, key in named.items() if key}
 
 
 async def _done(worker: Worker, work: Callable[[], T], ended: Callable[[], None] = lambda: None) -> T:

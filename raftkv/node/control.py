@@ -12,7 +12,7 @@ from raftkv.commands.members import ChangeMembers, Members, Transfer
 from raftkv.commands.meta import ChangeCluster, ConfirmMap, ReadCluster
 from raftkv.commands.moving import Copying, MoveState
 from raftkv.commands.results import DONE, MALFORMED, MembersReport, Result
-from raftkv.commands.users import ReadUsers
+from raftkv.commands.users import Bootstrap, ReadUsers
 from raftkv.errors import Code
 from raftkv.node.replicas import Replicas
 from raftkv.raft import RaftGroup
@@ -48,9 +48,7 @@ class GroupOperations:
             group.change_members(list(op.voters), done)
         elif isinstance(op, Transfer):
             self._transfer(group, op.node, done)
-        elif isinstance(op, Check) and (answer := self._may_check(op)) is not None:
-            done(answer)
-        elif isinstance(op, ChangeCluster) and (refusal := self._check_change(group, op)) is not None:
+        elif (refusal := self._refusal(group, op)) is not None:
             done(refusal)
         else:
             group.propose([op], size, lambda results: done(results[0]))
@@ -68,8 +66,16 @@ class GroupOperations:
         else:
             done(MALFORMED)
 
-    def _check_change(self, group: RaftGroup, op: ChangeCluster) -> Result | None:
-        return self._replicas.meta.check(op, group.time() if group.ready() else None)
+    def _refusal(self, group: RaftGroup, op: GroupCommand) -> Result | None:
+        """Why ``op`` must not be proposed."""
+        if isinstance(op, Check):
+            return self._may_check(op)
+        if isinstance(op, ChangeCluster):
+            return self._replicas.meta.check(op, group.time() if group.ready() else None)
+        if isinstance(op, Bootstrap) and group.ready():
+            # Whoever has an account on a node's machine can ask for it: it must not fill the log.
+            return self._replicas.meta.check_users(op)
+        return None
 
     def _read_meta(self, op: ReadCluster | ConfirmMap | ReadUsers) -> Result:
         meta = self._replicas.meta

@@ -129,8 +129,11 @@ class MapCopy:
 
     def run(self) -> None:
         """Have the meta group's leader confirm what another node has sent. Called ten times a second."""
+        if self._told is None:
+            return
+        self._look_for(self._told.map)
         asking = self._task is not None and not self._task.done()
-        if self._told is not None and not asking and self._clock.now() >= self._due:
+        if not asking and self._clock.now() >= self._due:
             self._task = asyncio.get_running_loop().create_task(self._ask_about(self._told))
 
     def close(self) -> None:
@@ -202,7 +205,7 @@ class MapCopy:
         self._told = None
         if self.confirmed is not None:
             self._route(self.confirmed)
-            self._meet(self.confirmed, told.map)
+            self._meet(self.confirmed, self.confirmed, told.map)
 
     # -- what a map causes
 
@@ -212,20 +215,31 @@ class MapCopy:
             if node.id != self._node and node.id not in self._links.peers:
                 self._links.add_peer(node.id, self._dial(node))
 
-    def _meet(self, shard_map: ShardMap, *earlier: ShardMap | None) -> None:
-        """Have links to nodes where they are now, and none to removed ones or to those that only ``earlier`` maps had.
+    def _look_for(self, told: ShardMap) -> None:
+        """Who does not answer where it is dialled may be where a map that is not confirmed has it: perhaps the meta
+        group's leader itself, who alone can confirm the map."""
+        home = {} if self.confirmed is None else {node.id: node for node in self.confirmed.nodes}
+        for node in told.nodes:
+            if self._links.missed(node.id):
+                there = self._dial(node)
+                back = self._links.dialled(node.id) == there
+                self._links.set_dial(node.id, self._dial(home.get(node.id, node)) if back else there)
 
-        A node that stays where it was is left alone: it may be looked for at another place.
+    def _meet(self, shard_map: ShardMap, before: ShardMap | None, over: ShardMap | None) -> None:
+        """Have links to nodes where they are now, and none to removed ones, nor to those that only ``over`` had, which
+        counts no more.
+
+        A node that is where ``before``, the last confirmed map, had it is left alone: it may be looked for elsewhere.
+        Before there was one, nodes were dialled where the configuration has them.
         """
-        known = {(node.id, node.peer_address) for one in earlier if one is not None for node in one.nodes}
-        now = {(node.id, node.peer_address) for node in shard_map.nodes}
-        gone = {node for node, _ in known - now}
+        known = {} if before is None else {node.id: node.peer_address for node in before.nodes}
+        unknown = {} if over is None else {node.id: node.peer_address for node in over.nodes}
         for node in shard_map.nodes:
-            if node.id in gone and node.id in self._links.peers:
+            moved = {known.get(node.id), unknown.pop(node.id, node.peer_address)} != {node.peer_address}
+            if moved and node.id in self._links.peers:
                 self._links.set_dial(node.id, self._dial(node))
-            gone.discard(node.id)
         for peer in self._links.peers:
-            if peer in shard_map.removed or peer in gone:
+            if peer in shard_map.removed or peer in unknown:
                 self._links.remove_peer(peer)
 
     def _confirm(self, shard_map: ShardMap) -> None:

@@ -300,6 +300,7 @@ class RaftNode:
         )
         self._timer: Timer | None = None
         self._ticks = 0
+        self._distance = 0.0
         self._replicas.recover()
         self._map_copy.load()
         founders = meta_voters([node.id for node in config.nodes])
@@ -385,6 +386,7 @@ class RaftNode:
                 self._clocks.look()
                 self._replicas.doubt_leases(self._clocks.fast_peers())
                 self._neighbours.tell_leads()
+                self._distance = self._replicas.distance()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._space.look_at_memory()
                 self._router.no_space = self._space.look()
@@ -426,6 +428,10 @@ class RaftNode:
     def cluster_map(self) -> ShardMap | None:
         # Clients keep the latest map that they were told.
         return self._map_copy.confirmed or self._map_copy.current
+
+    @property
+    def distance(self) -> float:
+        return self._distance
 
     def leaders(self) -> dict[int, int]:
         shard_map = self._router.map

@@ -228,6 +228,10 @@ class Replicas:
         for group in self._groups.values():
             group.doubt_lease(any(node in fast for node in group.voters))
 
+    def distance(self) -> float:
+        """Seconds to the followers of the groups led here and back, at least; of the farthest group, 0 = unknown."""
+        return max((group.round_trip() for group in self._groups.values()), default=0.0)
+
     # -- events
 
     def receive(self, peer: int, message: list[Any]) -> bool:

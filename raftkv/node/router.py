@@ -48,7 +48,7 @@ _ELSEWHERE: Final = frozenset((int(Code.NOT_LEADER), int(Code.UNAVAILABLE)))
 class Users(Protocol):
     """The node's copy of the cluster's users, as the router needs it."""
 
-    def refusals_for(self, origin: Origin, ops: Sequence[Command]) -> Mapping[int, Result]: ...
+    def refusals_for(self, caller: Caller, ops: Sequence[Command]) -> Mapping[int, Result]: ...
 
 
 class Router:
@@ -113,11 +113,11 @@ class Router:
 
     def on_forwarded(self, peer: int, number: int, timeout: int, origin: Origin, ops: list[Command]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
-        caller = self._peers_callers.setdefault((peer, origin), Caller(origin))
+        caller = self._peers_callers.setdefault((peer, origin), Caller(origin, f"node {peer}"))
         answers = self._forwarding
         answer: Reply = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
         refused = put_off(ops, self._store_of, answers.unsent(peer))
-        refused |= self._users.refusals_for(origin, ops)
+        refused |= self._users.refusals_for(caller, ops)
         refused |= {index: refusal for index, op in enumerate(ops) if (refusal := op.refusal()) is not None}
         if refused:
             ops, answer = without(ops, refused, answer)

@@ -23,7 +23,7 @@ from shards.map import META_GROUP
 if TYPE_CHECKING:
     from raftkv.clock import Clock, Timer
     from raftkv.commands.base import Command
-    from raftkv.frontend.port import Caller, Origin, Submit
+    from raftkv.frontend.port import Caller, Submit
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ class UserCopy:
         """Whether the cluster has users, as far as this node knows. That it has some never ends."""
         self.directory = Directory(NO_USERS)
         self.refused: Callable[[Caller, Command, Result], None] = lambda *_: None
-        """Hears of operations that are refused, of the first one of a message."""
+        """Hears of operations that are refused, of the first one of a message; also of those that another node passes
+        on, which should have refused them."""
         self._timer: Timer | None = None
         self._asked: float | None = None
         self._confirmed = float("-inf")
@@ -186,15 +187,12 @@ class UserCopy:
         permit = self.permit(caller)
         if not isinstance(permit, Result) and not DATA & ~permit.everywhere and isinstance(ops[0], SlotCommand):
             return {}
-        refused = _refusals(permit, ops)
-        if refused:
-            index, result = next(iter(refused.items()))
-            self.refused(caller, ops[index], result)
-        return refused
+        return self._told(caller, ops, _refusals(permit, ops))
 
-    def refusals_for(self, origin: Origin, ops: Sequence[Command]) -> Mapping[int, Result]:
+    def refusals_for(self, caller: Caller, ops: Sequence[Command]) -> Mapping[int, Result]:
         """As :meth:`refusals`, of a caller that another node speaks for."""
         permit: Permit | Result
+        origin = caller.origin
         if origin.sender is Sender.NODE:
             return {}
         if origin.revision > self.revision:
@@ -205,7 +203,13 @@ class UserCopy:
             permit = UNKNOWN
         else:
             permit = self.directory.permit(origin.user) or (STRANGER if origin.user else NOBODY)
-        return _refusals(permit, ops)
+        return self._told(caller, ops, _refusals(permit, ops))
+
+    def _told(self, caller: Caller, ops: Sequence[Command], refused: Mapping[int, Result]) -> Mapping[int, Result]:
+        if refused:
+            index, result = next(iter(refused.items()))
+            self.refused(caller, ops[index], result)
+        return refused
 
 
 def _release(waiter: asyncio.Future[bool], confirmed: bool) -> None:
@@ -227,7 +231,7 @@ def _refusals(permit: Permit | Result, ops: Sequence[Command]) -> Mapping[int, R
             continue
         if isinstance(permit, Result):
             refused[index] = permit
-        elif not permit.allows(needs, op.keys):
+        elif not permit.allows(needs, op.keys, op.span):
             refused[index] = denied(permit, needs, _what(op, needs))
     return refused
 
@@ -236,8 +240,4 @@ def _what(op: Command, needs: Right) -> str:
     what = op.name.replace("_", " ")
     if not needs & DATA:
         return what
-    return (
-        f"a {what}, of all keys,"
-        if op.keys is None
-        else f"a {what} of {'this key' if len(op.keys) == 1 else 'these keys'}"
-    )
+    return f"a {what} of {'this key' if op.keys is not None and len(op.keys) == 1 else 'these keys'}"

@@ -149,7 +149,12 @@ class Links:
 
     def set_dial(self, node: int, address: str) -> None:
         """Dial ``node`` at ``address`` instead, dropping an open link elsewhere. Raises KeyError if it is no peer."""
-        self._links[node].readdress(address)
+        link = self._links[node]
+        if self._loop is None:
+            # Nobody is dialled before the start.
+            link.address = address
+        else:
+            link.readdress(address)
 
     def dialled(self, node: int) -> str:
         """Where ``node`` is dialled. Raises KeyError if it is no peer."""

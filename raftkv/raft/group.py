@@ -160,6 +160,11 @@ class RaftGroup:
         """On a leader: latest moment after which a majority has heard it."""
         return self.consensus.contact(self._clock.now())
 
+    def round_trip(self) -> float:
+        """On a leader: seconds to as many followers as a majority needs and back, at least; 0 = unknown."""
+        lead = self.consensus.lead
+        return 0.0 if lead is None else lead.round_trip(self._clock.now())
+
     def best_target(self) -> int:
         """The voter that holds most of the log among those in contact, 0 = none."""
         lead = self.consensus.lead

@@ -114,9 +114,9 @@ class Leadership:
         live = [peer for peer in self._core.peers() if self.answers(peer, now)]
         return max(live, key=lambda peer: (self._core.match_index(peer), -peer), default=0)
 
-    def round_trip(self) -> float:
+    def round_trip(self, now: float) -> float:
         """Seconds to as many followers as a majority needs and back, without what disks and queues add; 0 = unknown."""
-        needed, alive = (len(self.counted) + 1) // 2, self._core.now - self._config.election_max
+        needed, alive = (len(self.counted) + 1) // 2, now - self._config.election_max
         trips = sorted([one.round_trip for one in self.counted.values() if one.contact > alive])
         return trips[needed - 1] if 0 < needed <= len(trips) else 0.0
 
@@ -126,7 +126,7 @@ class Leadership:
         Where an entry is committed in about the time that it takes to make and apply it, a second one gains nothing and
         costs as much as the first.
         """
-        return max(1, int(min((self.round_trip() - _NEAR) / _ENTRY, limits.MAX_OPEN_ENTRIES)))
+        return max(1, int(min((self.round_trip(self._core.now) - _NEAR) / _ENTRY, limits.MAX_OPEN_ENTRIES)))
 
     # -- group time
 

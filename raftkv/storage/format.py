@@ -10,7 +10,8 @@ FORMAT: Final = 4
 """Of all that a data folder holds: identity, shard map, WAL, log entries, snapshot files and the states in them.
 
 1 was that of version 0.1, with keys on slots by another rule and log entries of other commands; in 2 all recorded
-outcomes of writes were numbers; in 3 there were no events, and expiry had no numbers.
+outcomes of writes were numbers; 3 knew no users, no join tokens, no index of a shard map, no events, and no numbers of
+expiries.
 """
 
 _CARRY_OVER: Final = (

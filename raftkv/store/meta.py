@@ -63,6 +63,15 @@ class MetaStore:
             return Result(Code.INVALID_ARGUMENT, detail=str(problem)[:400])
         return None
 
+    def check_users(self, command: UserCommand) -> Result | None:
+        """Why ``command`` must not be proposed; None if it may, and then :meth:`apply` decides."""
+        if command.token not in self._tokens:
+            try:
+                command.change(self.state.users)
+            except ConditionFailed as refusal:
+                return Result(Code.CONDITION_FAILED, detail=str(refusal))
+        return None
+
     def next_expiry(self) -> None:
         """Nothing expires here."""
         return

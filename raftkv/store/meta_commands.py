@@ -45,8 +45,7 @@ def execute(state: MetaState, now: int, verb: str, arguments: Sequence[Any]) -> 
 def check(state: MetaState, now: int | None, verb: str, arguments: Sequence[Any]) -> None:
     """Look at a command before it gets into the log. Raises as :func:`execute`.
 
-    ``now``: group time in ms; None while ``state`` may be behind. What earlier versions took in is refused here and not
-    there: their logs must lead every replica to one state.
+    ``now``: group time in ms; None while ``state`` may be behind. What is no address is refused here and not there.
     """
     if verb == "add node":
         # A new leader may know no nodes or not all, until its log is applied: what is no address is refused then too.
@@ -350,11 +349,11 @@ def _add_node(
     address: str,
     peer_address: str,
     incarnation: str,
-    digest: bytes | None = None,
+    digest: bytes = b"",
 ) -> Outcome:
     """A node joins, without replicas at first. Answers its id; that of a data folder that has joined stays the same.
 
-    ``digest``: of its join token; None in logs of before there were any.
+    ``digest``: of its join token.
     """
     for node in shard_map.nodes:
         if node.incarnation == incarnation and incarnation:
@@ -363,9 +362,8 @@ def _add_node(
             return state, node.id
         if {address, peer_address} & {node.address, node.peer_address}:
             raise Refused(f"node {node.id} has the address {address} or {peer_address} already")
-    if digest is not None:
-        used = replace(_join_token(state, now, digest), incarnation=incarnation)
-        state = replace(state, join_tokens={**state.join_tokens, digest: used})
+    used = replace(_join_token(state, now, digest), incarnation=incarnation)
+    state = replace(state, join_tokens={**state.join_tokens, digest: used})
     number = state.last_node + 1
     added = Node(number, address, peer_address, incarnation)
     return replace(state, map=shard_map.with_node(added), last_node=number), number

@@ -78,9 +78,7 @@ class MetaState:
     @staticmethod
     def from_wire(wire: Any) -> MetaState:
         """What :meth:`to_wire` encoded. Raises ValueError or TypeError for anything else."""
-        # States of before there were tokens and users are in data folders.
-        shard_map, last, moves, job, finished, wanted, draining, garbage, noted, *rest = wire
-        join_tokens, users = rest or ([], encode(NO_USERS))
+        shard_map, last, moves, job, finished, wanted, draining, garbage, noted, join_tokens, users = wire
         last_group, last_node, last_move, last_job = _numbers(last)
         return MetaState(
             None if shard_map is None else ShardMap.from_wire(shard_map),

@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.msgpack import Decoder, Encoder
 from msgspec.structs import replace
 
+from raftkv.commands.bounds import behind
 from raftkv.commands.rights import ALL, DATA, MAX_GRANTS, MAX_ROLES, MAX_ROLES_OF_USER, MAX_USERS, Right
 from raftkv.errors import ConditionFailed
 
@@ -49,18 +50,18 @@ class Permit(Struct, frozen=True, gc=False):
     read: tuple[bytes, ...]
     write: tuple[bytes, ...]
 
-    def allows(self, needs: Right, keys: tuple[bytes, ...] | None) -> bool:
-        """Whether it may be done: to ``keys``, or to any keys if they are None."""
+    def allows(self, needs: Right, keys: tuple[bytes, ...] | None, span: tuple[bytes, bytes] | None = None) -> bool:
+        """Whether it may be done: to ``keys``; if they are None, to those of ``span``, as a command has it; if that is
+        None too, to any keys."""
         missing = needs & ~self.everywhere
         if not missing:
             return True
-        if keys is None or missing & ~DATA:
+        if missing & ~DATA:
             return False
-        return not any(
-            (missing & Right.READ and not key.startswith(self.read))
-            or (missing & Right.WRITE and not key.startswith(self.write))
-            for key in keys
-        )
+        prefixes = [of for right, of in ((Right.READ, self.read), (Right.WRITE, self.write)) if missing & right]
+        if keys is not None:
+            return all(key.startswith(of) for of in prefixes for key in keys)
+        return span is not None and all(any(_covers(prefix, *span) for prefix in of) for of in prefixes)
 
 
 T = TypeVar("T", User, Role)
@@ -206,6 +207,11 @@ def _named(known: tuple[T, ...], name: str, what: str) -> T:
         if one.name == name:
             return one
     raise ConditionFailed(f"there is no {what} {name}")
+
+
+def _covers(prefix: bytes, start: bytes, end: bytes) -> bool:
+    """Whether all keys from ``start`` to before ``end``, empty = no bound, begin with ``prefix``."""
+    return start.startswith(prefix) and (end == behind(prefix) or end.startswith(prefix))
 
 
 def _prefixes(grants: Iterable[Grant], right: Right) -> tuple[bytes, ...]:

@@ -1022,6 +1022,7 @@ class JoinResponse(_message.Message):
     ELECTION_MAX_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     SNAPSHOT_BYTES_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
     node: _builtins.int
     groups: _builtins.int
     replicas: _builtins.int
@@ -1030,6 +1031,8 @@ class JoinResponse(_message.Message):
     election_max: _builtins.float
     heartbeat: _builtins.float
     snapshot_bytes: _builtins.int
+    users: _builtins.bool
+    """Whether the cluster has users."""
     @_builtins.property
     def map(self) -> Global___GetMapResponse: ...
     def __init__(
@@ -1043,10 +1046,11 @@ class JoinResponse(_message.Message):
         election_max: _builtins.float = ...,
         heartbeat: _builtins.float = ...,
         snapshot_bytes: _builtins.int = ...,
+        users: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["map", b"map"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["election_max", b"election_max", "election_min", b"election_min", "groups", b"groups", "heartbeat", b"heartbeat", "map", b"map", "node", b"node", "replicas", b"replicas", "snapshot_bytes", b"snapshot_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["election_max", b"election_max", "election_min", b"election_min", "groups", b"groups", "heartbeat", b"heartbeat", "map", b"map", "node", b"node", "replicas", b"replicas", "snapshot_bytes", b"snapshot_bytes", "users", b"users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -357,6 +357,7 @@ class Program(RuleBasedStateMachine):
 
 class MovingProgram(Program):
     endpoints: ClassVar[str]
+    moved: ClassVar[int] = 0
 
     @rule()
     def move(self) -> None:
@@ -366,6 +367,7 @@ class MovingProgram(Program):
     async def _move(self) -> None:
         async with AdminClient(self.endpoints, timeout=PATIENCE) as admin:
             state = await admin.state()
+            type(self).moved = sum(move.committed for move in state.finished)
             if state.job is None or state.job.ended:
                 group = state.map.owners[self.slot]
                 move = admin_pb2.PlannedMove(slots=[self.slot], source=group, target=3 - group)
@@ -397,3 +399,4 @@ def test_programs(client: Callable[[], AbstractContextManager[Client]], program:
         Program.kv, before = kv, next(Program.numbers)
         run_state_machine_as_test(program, settings=usual)
         assert next(Program.numbers) > before + 20
+    assert program is not MovingProgram or MovingProgram.moved > 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,9 +55,15 @@ def unharmed(cluster: LocalCluster) -> None:
     assert None not in [cluster.pid(node) for node in cluster.nodes]
 
 
-def dialled(address: str) -> socket.socket:
+def dialled(address: str, source: str = "127.0.0.1") -> socket.socket:
+    """A connection from ``source``. Of each host a log has one line a minute of each kind: so they tell tests apart."""
     host, port = address.split(":")
-    return socket.create_connection((host, int(port)), timeout=PATIENCE)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE, source_address=(source, 0))
+
+
+def told(log: str, source: str, text: str) -> bool:
+    """Whether a line of a node's log says ``text`` of ``source``."""
+    return any(f" {source}:" in line and text in line for line in log.splitlines())
 
 
 def rest_of(connection: socket.socket) -> bytes:
@@ -75,7 +83,7 @@ def kinds_of_messages() -> list[list[Any]]:
     raft = {int(number) for number in re.findall(r"^\| [A-Z_]+ \| (\d+) \| .*(?:term|seq|index)", text, re.MULTILINE)}
     others = set(re.findall(r"`\[\"([a-z]+)\"", text)) - {"raftkv", "challenge", "proof", "welcome", "refuse"}
     assert raft >= set(range(1, 13))
-    assert others >= {"op", "re", "epoch", "map", "leads", "room", "left"}
+    assert others == {"op", "re", "epoch", "map", "leads", "room", "address", "left"}
     fields: list[Any] = [2**40, 1, 1, 1, 1, 1, []]
     return [[0, number, *fields] for number in sorted(raft)] + [[name, *fields] for name in sorted(others)] + [[7]]
 
@@ -85,14 +93,20 @@ def test_a_stranger_who_knows_all_but_the_secret_says_nothing(cluster: LocalClus
     encoder = Encoder()
     for message in kinds_of_messages():
         frame = bytes(encoder.frame_of([message]))
-        for without_waiting in (True, False):
+        for waits in range(3):
             impostor = Impostor(identity, 1, GUESSED)
-            with dialled(cluster.peer_address(1)) as connection:
-                connection.sendall(impostor.begin() + (frame if without_waiting else b""))
-                if not without_waiting:
-                    connection.sendall(impostor.shake(connection.recv(65536)) + frame)
-                assert b"welcome" not in rest_of(connection)
-    assert "it does not know the cluster's secret" in cluster.log(1, 10_000) or "did not wait" in cluster.log(1, 10_000)
+            with dialled(cluster.peer_address(1), "127.0.1.1") as connection:
+                connection.sendall(impostor.begin() + (b"" if waits else frame))
+                if waits:
+                    connection.sendall(impostor.shake(connection.recv(65536)) + (b"" if waits == 2 else frame))
+                received = b""
+                if waits == 2:
+                    received = connection.recv(65536)
+                    with suppress(ConnectionError):
+                        connection.sendall(frame)
+                assert b"welcome" not in received + rest_of(connection)
+    until(lambda: told(cluster.log(1, 10_000), "127.0.1.1", "it does not know the cluster's secret"))
+    until(lambda: told(cluster.log(1, 10_000), "127.0.1.1", "it did not wait for the answer to its hello"))
     unharmed(cluster)
 
 
@@ -107,15 +121,19 @@ def test_a_stranger_is_told_why(cluster: LocalCluster) -> None:
 
 def test_a_node_of_an_earlier_protocol_or_without_a_secret_is_refused(cluster: LocalCluster) -> None:
     """No downgrade: to a hello without a nonce, or to the version that had none."""
-    for changes in ({8: b""}, {1: 4}):
+    for source, changes, why in (
+        ("127.0.1.2", {8: b""}, "one of the two nodes has a secret of the cluster, one has TLS"),
+        ("127.0.1.3", {1: 4}, "protocol version 4 is not supported"),
+    ):
         impostor = Impostor(identity_of(cluster.cluster_id, 3, cluster.data_dir(3)), 1, secret_of(cluster.folder))
         for field, value in changes.items():
             impostor.hello[field] = value
-        with dialled(cluster.peer_address(1)) as connection:
+        with dialled(cluster.peer_address(1), source) as connection:
             connection.sendall(impostor.begin())
             with pytest.raises(HelloRefused) as refused:
                 impostor.shake(connection.recv(65536))
             assert refused.value.reason in (Reason.NOT_PROVEN, Reason.VERSION)
+        until(lambda: told(cluster.log(1, 10_000), source, why))  # noqa: B023
 
 
 class Recorder(threading.Thread):
@@ -174,11 +192,14 @@ def test_what_a_node_said_is_worth_nothing_again() -> None:
                 connection.sendall(replayed)
                 assert b"welcome" not in rest_of(connection)
             hello = len(framed(b"")) + int.from_bytes(replayed[:4], "big")
-            with dialled(cluster.peer_address(2)) as connection:
-                connection.sendall(replayed[:hello])
-                assert b"challenge" in connection.recv(65536)
-                connection.sendall(replayed[hello:])
-                assert b"welcome" not in rest_of(connection)
+            proof = hello + len(framed(b"")) + int.from_bytes(replayed[hello : hello + 4], "big")
+            for rest in (replayed[hello:proof], replayed[hello:]):
+                with dialled(cluster.peer_address(2), "127.0.1.4") as connection:
+                    connection.sendall(replayed[:hello])
+                    assert b"challenge" in connection.recv(65536)
+                    connection.sendall(rest)
+                    assert b"welcome" not in rest_of(connection)
+            until(lambda: told(cluster.log(2, 10_000), "127.0.1.4", "it does not know the cluster's secret"))
             client.put("after", b"x")
         recorder.listener.close()
         _answers_for_a_dead_node(cluster)
@@ -217,6 +238,13 @@ def run(question: Callable[[AdminClient], Awaitable[T]], endpoints: str) -> T:
     return asyncio.run(main())
 
 
+def joins_noted(cluster: LocalCluster) -> list[dict[str, Any]]:
+    """What the nodes' audit trails have of joins."""
+    files = [cluster.data_dir(node) / "audit.log" for node in cluster.nodes]
+    lines = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+    return [line for line in lines if line["action"] == "join"]
+
+
 async def asked_to_join(client: AdminClient, token: str) -> str:
     """What became of a folder that nobody knows."""
     first, second = secrets.randbelow(20_000) + 1, secrets.randbelow(20_000) + 20_001
@@ -241,6 +269,9 @@ def test_joins_by_the_hundred_leave_no_member_behind(cluster: LocalCluster) -> N
         "the cluster does not know this join token, or it has expired",
     }
     assert any("refused to let the node at 'h:" in cluster.log(node, 10_000) for node in cluster.nodes)
+    lines = joins_noted(cluster)
+    assert 1 <= len(lines) <= 2 * len(cluster.nodes), "who asks a hundred times does not push other lines out"
+    assert {line["outcome"] for line in lines} == {"CONDITION_FAILED"}
     unharmed(cluster)
 
 
@@ -255,6 +286,8 @@ def test_a_join_token_is_used_once(cluster: LocalCluster) -> None:
     assert outcomes[0] == "node 4"
     assert all("this join token was used already" in outcome for outcome in outcomes[1:])
     assert members == [1, 2, 3]
+    assert {line["outcome"] for line in joins_noted(cluster)} == {"OK", "CONDITION_FAILED"}
+    assert "token" not in {name for line in joins_noted(cluster) for name in line["arguments"]}
 
 
 def test_who_asks_for_the_map_hears_no_incarnations(cluster: LocalCluster) -> None:

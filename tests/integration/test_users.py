@@ -8,6 +8,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -18,9 +19,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 import raftkv
 from raftkv.api.grpc_status import result_of
 from raftkv.cli.admin.main import run
+from raftkv.commands.base import Sender
+from raftkv.commands.records import Put
 from raftkv.errors import Code
+from raftkv.frontend.port import Origin
+from raftkv.node.messages import ask
 from raftkv.testing import LocalCluster
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
+from tests.integration.test_planted_peer import peer
 from tests.waiting import PATIENCE, until
 
 
@@ -65,6 +71,17 @@ def metadata(token: str | None) -> Any:
     return None if token is None else (("authorization", f"Bearer {token}"),)
 
 
+def trail(cluster: LocalCluster) -> list[dict[str, Any]]:
+    """The audit trails of all nodes."""
+    files = [cluster.data_dir(node) / "audit.log" for node in cluster.nodes]
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def noted(cluster: LocalCluster, **fields: Any) -> bool:
+    """Whether a line of an audit trail has these fields."""
+    return any(all(line.get(name) == value for name, value in fields.items()) for line in trail(cluster))
+
+
 def code_of(call: Any) -> int:
     """The code with which an RPC ends."""
     try:
@@ -80,6 +97,7 @@ def test_who_is_no_user_is_served_nothing_but_health(cluster: LocalCluster) -> N
             for call in (lambda: client.get("k"), lambda: client.put("k", b"v"), lambda: list(client.scan())):
                 with refusal(Code.UNAUTHENTICATED):
                     call()
+    assert noted(cluster, action="enter", user=None, outcome="UNAUTHENTICATED")
     with grpc.insecure_channel(cluster.address(1)) as channel:
         kv, admin = kv_pb2_grpc.KVStub(channel), admin_pb2_grpc.AdminStub(channel)
         calls: list[tuple[Any, Any]] = [
@@ -99,6 +117,8 @@ def test_who_is_no_user_is_served_nothing_but_health(cluster: LocalCluster) -> N
         # Who joins is no user: the meta group wants another token of it.
         join = admin_pb2.JoinRequest(address="h:1", peer_address="h:2", incarnation="x", slot_rule=2)
         assert code_of(lambda: admin.Join(join, timeout=PATIENCE)) == Code.CONDITION_FAILED
+        for action in ("bootstrap", "join"):
+            assert noted(cluster, action=action, user=None, outcome="CONDITION_FAILED")
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         asked = reflection_pb2.ServerReflectionRequest(list_services="")
         for token, code in ((None, Code.UNAUTHENTICATED), (cluster.token, Code.OK)):
@@ -123,6 +143,7 @@ def test_metrics_want_a_user_and_probes_do_not(cluster: LocalCluster) -> None:
     assert [status(path) for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 401]
     assert status("/metrics", "Bearer rkv-unknown") == status("/metrics", "nonsense") == 401
     until(lambda: status("/metrics", f"Bearer {cluster.token}") == 200)
+    assert noted(cluster, action="enter", user=None, outcome="UNAUTHENTICATED")
 
 
 def test_a_prefix_is_not_escaped(cluster: LocalCluster, admin: Admin) -> None:
@@ -141,10 +162,39 @@ def test_a_prefix_is_not_escaped(cluster: LocalCluster, admin: Admin) -> None:
             ):
                 with refusal(Code.PERMISSION_DENIED):
                     call()
-        with refusal(Code.PERMISSION_DENIED):
-            list(client.scan())
     with raftkv.Client(cluster.endpoints, token=cluster.token, timeout=PATIENCE) as client:
         assert client.get("ab") is None
+    assert noted(cluster, action="put", user="orders", outcome="PERMISSION_DENIED", arguments={"key": "ab"})
+
+
+def test_a_range_does_not_leave_its_prefix(cluster: LocalCluster, admin: Admin) -> None:
+    admin("role add ranges")
+    admin("role grant ranges read write --prefix r/")
+    everything = raftkv.Client(cluster.endpoints, token=cluster.token, timeout=PATIENCE)
+    with everything, raftkv.Client(cluster.endpoints, token=admin.user("ranges", "ranges"), timeout=PATIENCE) as client:
+        everything.put_many({"r": "x", "r-": "x", "r/1": "x", "r/22": "x", "r/23": "x", "r0": "x", "s": "x"})
+        assert [record.key for record in client.scan(prefix="r/")] == [b"r/1", b"r/22", b"r/23"]
+        assert [record.key for record in client.scan(prefix="r/", limit=1, reverse=True)] == [b"r/23"]
+        assert [record.key for record in client.scan(start="r/2", end="r0")] == [b"r/22", b"r/23"]
+        list(client.scan(prefix="r/", consistency="stale"))
+        assert (client.count(prefix="r/2"), client.delete_prefix("r/2")) == (2, 2)
+        beyond: list[Any] = [
+            lambda: list(client.scan()),
+            lambda: list(client.scan(prefix="r")),
+            lambda: list(client.scan(start="r/")),
+            lambda: list(client.scan(start="r/", end="r0\0", keys_only=True)),
+            lambda: list(client.scan(start="r.", end="r/1", reverse=True)),
+            lambda: list(client.scan(start="r/1", end="s", consistency="stale")),
+            client.count,
+            lambda: client.count(prefix="r"),
+            lambda: client.delete_prefix("r"),
+            lambda: client.delete_prefix("s"),
+        ]
+        for call in beyond:
+            with refusal(Code.PERMISSION_DENIED):
+                call()
+        assert everything.count(start="r", end="s\0") == 5
+    assert noted(cluster, action="scan", user="ranges", outcome="PERMISSION_DENIED")
 
 
 def test_rights_are_the_same_at_every_node(cluster: LocalCluster, admin: Admin) -> None:
@@ -175,6 +225,8 @@ def test_rights_are_the_same_at_every_node(cluster: LocalCluster, admin: Admin) 
                 for method, request in admins:
                     assert code(method, request, token) == Code.PERMISSION_DENIED
             group = admin_pb2.ReadSnapshotRequest(group=1)
+            assert noted(cluster, action="put", user="reader", outcome="PERMISSION_DENIED", arguments={"key": "k"})
+            assert noted(cluster, action="Change", user="saver", outcome="PERMISSION_DENIED")
             denied = stub.ReadSnapshot(group, timeout=PATIENCE, metadata=metadata(reader))
             assert code_of(lambda: list(denied)) == Code.PERMISSION_DENIED  # noqa: B023
             taken = stub.ReadSnapshot(group, timeout=PATIENCE, metadata=metadata(saver))
@@ -215,6 +267,62 @@ def test_a_removed_user_is_refused_on_its_open_stream(cluster: LocalCluster, adm
         until(refused)
         with refusal(Code.UNAUTHENTICATED):
             client.put("k1", b"x")
+
+
+def test_a_removed_user_is_refused_on_its_open_pipeline(cluster: LocalCluster, admin: Admin) -> None:
+    """The stream stays, and what comes on it is judged by what holds then."""
+    admin("role add piped")
+    admin("role grant piped write")
+    token, asked = admin.user("piped", "piped"), SimpleQueue[kv_pb2.PipelineRequest | None]()
+    with grpc.insecure_channel(cluster.address(1)) as channel:
+        stream: Any = kv_pb2_grpc.KVStub(channel).Pipeline(iter(asked.get, None), metadata=metadata(token))
+
+        def put() -> int:
+            operation = kv_pb2.Operation(id=7, kind=kv_pb2.KIND_PUT, key=b"k", value=b"x")
+            asked.put(kv_pb2.PipelineRequest(operations=[operation], timeout_ms=round(1000 * PATIENCE)))
+            (result,) = next(stream).results
+            return int(result.code)
+
+        assert put() == Code.OK
+        admin("role revoke piped write")
+        until(lambda: put() == Code.PERMISSION_DENIED)
+        admin("role grant piped write")
+        until(lambda: put() == Code.OK)
+        admin("user remove piped")
+        until(lambda: put() == Code.UNAUTHENTICATED)
+        assert put() == Code.UNAUTHENTICATED
+        asked.put(None)
+        assert list(stream) == []
+    assert noted(cluster, action="put", user="piped", outcome="UNAUTHENTICATED")
+
+
+def test_a_leader_looks_itself_at_what_a_lying_node_forwards(cluster: LocalCluster, admin: Admin) -> None:
+    """It speaks as node 3, and says that it has let users in who may not write, or do not exist."""
+    admin("role add watcher")
+    admin("role grant watcher read")
+    token = admin.user("watcher", "watcher")
+    for node in (1, 2):
+        with grpc.insecure_channel(cluster.address(node)) as channel:
+            status, shown = admin_pb2_grpc.AdminStub(channel).GetStatus, metadata(token)
+            assert code_of(lambda: status(admin_pb2.GetStatusRequest(), timeout=PATIENCE, metadata=shown)) == 0  # noqa: B023
+    cluster.kill(3)
+    until(lambda: {cluster.leader(group) for group in (1, 2)} <= {1, 2})
+    said = [("watcher", b"lied/1"), ("", b"lied/2"), ("nobody", b"lied/3"), ("admin", b"lied/4")]
+    puts = [(user, Put(raftkv.slot_of(key, 1024), key, b"x")) for user, key in said]
+    forwarded = [ask(at, 60_000, Origin(1, Sender.CLIENT, user, 1), [put]) for at, (user, put) in enumerate(puts)]
+    for node in (1, 2):
+        with peer(cluster, node) as connection:
+            connection.send(*forwarded, 7)
+            # The answers go to the real node 3, which is dead; the pong says that the messages were read.
+            assert connection.read()[0][0][0] == 7
+    with raftkv.Client(cluster.endpoints, token=cluster.token, timeout=PATIENCE) as client:
+        until(lambda: client.get(b"lied/4") is not None)
+        assert [client.get(key) for _, key in said[:3]] == [None] * 3
+    told = {"address": "node 3", "action": "put"}
+    assert noted(cluster, **told, user="watcher", outcome="PERMISSION_DENIED", arguments={"key": "lied/1"})
+    assert noted(cluster, **told, user=None, outcome="UNAUTHENTICATED", arguments={"key": "lied/2"})
+    assert noted(cluster, **told, user="nobody", outcome="UNAUTHENTICATED", arguments={"key": "lied/3"})
+    cluster.restart(3)
 
 
 def test_a_watch_needs_to_read_all_that_it_may_tell_of(cluster: LocalCluster, admin: Admin) -> None:

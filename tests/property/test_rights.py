@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raftkv.client.arguments import BEYOND, key_range
 from raftkv.commands.rights import DATA, Right
 from raftkv.errors import ConditionFailed
 from raftkv.store.users import NO_USERS, Users, decode, encode
@@ -14,6 +17,11 @@ names = st.sampled_from(["a", "b"])
 prefixes = st.binary(max_size=2).map(lambda raw: bytes(65 + byte % 2 for byte in raw))
 keys = st.none() | st.binary(min_size=1, max_size=4).map(lambda raw: bytes(65 + byte % 2 for byte in raw))
 changes = st.tuples(names, st.sampled_from(RIGHTS), prefixes, st.booleans())
+
+
+LETTERS = (b"@", b"A", b"B", b"\xff")
+KEYS = [b"".join(letters) for size in (1, 2, 3) for letters in product(LETTERS, repeat=size)]
+texts = st.lists(st.sampled_from(LETTERS), max_size=3).map(b"".join)
 
 
 def _only(key: bytes | None) -> tuple[bytes, ...] | None:
@@ -51,3 +59,23 @@ def test_rights(
         assert permit.allows(DATA, _only(key)) == all(
             permit.allows(right, _only(key)) for right in (Right.READ, Right.WRITE)
         )
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(st.lists(texts, max_size=3), texts, texts, texts)
+def test_a_range_is_allowed_only_if_all_its_keys_are(
+    granted: list[bytes], start: bytes, end: bytes, prefix: bytes
+) -> None:
+    users: Users = NO_USERS.with_first("admin", b"d" * 32).with_role("a").with_user("user", b"e" * 32, ["a"])
+    for one in granted:
+        users = users.with_grant("a", Right.READ, one, granted=True)
+    permit = users.permit(users.user("user"))
+    if permit.allows(Right.READ, None, (start, end)):
+        for key in KEYS:
+            assert not start <= key or (end and key >= end) or permit.allows(Right.READ, (key,))
+    # What a client asks for that scans a prefix.
+    keys = key_range(prefix, None, None)
+    asked = keys.start, b"" if keys.end == BEYOND else keys.end
+    assert permit.allows(Right.READ, None, asked) == any(prefix.startswith(one) for one in granted)
+    assert permit.allows(Right.READ, None) == permit.allows(Right.READ, None, (b"", b"")) == (b"" in granted)
+    assert not permit.allows(Right.WRITE, None, asked)

@@ -189,6 +189,28 @@ def test_the_meta_group_is_found_although_the_map_says_it_is_elsewhere() -> None
     play(scene)
 
 
+def test_only_who_does_not_answer_is_looked_for_where_a_forged_map_has_it() -> None:
+    async def scene(cluster: SimCluster, admin: SimAdmin) -> None:
+        known = true_map(cluster)
+        moved = tuple(replace(node, peer_address=f"n{node.id}:9") for node in known.nodes)
+        forged = replace(known, epoch=FAR, index=FAR, nodes=moved)
+        links = node_of(cluster, OUTSIDE)._links
+        numbers = {peer: links.link_number(peer) for peer in (1, 2, 3)}
+        cluster.kill(3, power_loss=True)
+        await becomes(lambda: links.missed(3))
+        push(cluster, forged, OUTSIDE, by=1)
+        await becomes(lambda: links.dialled(3) == "n3:9")
+        assert [(links.dialled(peer), links.link_number(peer)) for peer in (1, 2)] == [
+            (f"n{peer}:7501", numbers[peer]) for peer in (1, 2)
+        ]
+        await becomes(lambda: node_of(cluster, OUTSIDE)._map_copy.current == known)
+        assert links.dialled(3) == "n3:7501"
+        cluster.restart(3)
+        await becomes(lambda: links.up(3))
+
+    play(scene)
+
+
 def test_without_the_meta_group_a_node_routes_by_the_last_map_that_it_was_told() -> None:
     async def scene(cluster: SimCluster, admin: SimAdmin) -> None:
         known = true_map(cluster)

@@ -128,6 +128,11 @@ def test_nobody_at_the_endpoints(words: list[str], capsys: pytest.CaptureFixture
         "node replace": ["1", "2"],
         "leader transfer": ["1", "1"],
         "rebalance tune": ["--rate", "1MB"],
+        **{f"user {verb}": ["app"] for verb in ("add", "remove", "rotate")},
+        "user passwd": ["app", "--remove"],
+        **{f"user {verb}": ["app", "orders"] for verb in ("grant", "revoke")},
+        **{f"role {verb}": ["orders"] for verb in ("add", "remove")},
+        **{f"role {verb}": ["orders", "read"] for verb in ("grant", "revoke")},
         **{f"group {verb}": ["1"] for verb in ("drain", "remove")},
         **{f"node {verb}": ["1"] for verb in ("drain", "undrain", "remove")},
     }

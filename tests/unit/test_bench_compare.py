@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from bench.cli import bench
 from bench.load import LoadPlan
 from bench.peers import comparison, programs, servers, tables, tools
-from bench.peers.comparison import WORKLOADS, ComparisonOptions, with_workers
+from bench.peers.comparison import CALLS, WORKLOADS, ComparisonOptions, with_workers
 from bench.peers.contestants import CONTESTANTS, WORTHS, ComparisonCase, Contestant, Promise, Way
 from bench.peers.servers import PeerError
 from bench.peers.tools import ToolResult
@@ -264,6 +264,61 @@ def test_the_tables_say_what_was_measured_and_what_each_promises(tmp_path: Path)
     assert "acknowledged: on one disk" in (tmp_path / "compare-worth.svg").read_text()
 
 
+def calling(world: World) -> list[Contestant]:
+    python = [ComparisonCase(op, world.way(rate=9000)) for op in ("get", "put_many", "txn", "scan")]
+    go = [
+        *(ComparisonCase(op, world.way("go", 3000)) for op in ("put_many", "txn")),
+        ComparisonCase("scan", world.way("go", 18_000), promise="a snapshot"),
+    ]
+    return [
+        world.contestant("raftkv", *python),
+        world.contestant("raftkv-groups", *python),
+        world.contestant("etcd", *go),
+        world.contestant("echo", ComparisonCase("get", world.way())),
+    ]
+
+
+def test_calls_are_measured_at_each_of_their_sizes() -> None:
+    world = World()
+    result = compare(*calling(world), loads=CALLS)
+    mine = [(plan.op, plan.batch, plan.keys) for name, _, plan in world.log if name == "etcd"]
+    scans = [("scan", 100, keys) for keys in (10_000, 100_000, 1_000_000)]
+    assert mine == [("put_many", 100, 100), ("txn", 100, 100), *scans]
+    # A scan is not warmed up, and reads what was written for it; the others read nothing.
+    assert {(plan.op == "scan", bool(plan.fill)) for _, _, plan in world.log} == {(True, True), (False, False)}
+    assert {plan.warmup for _, _, plan in world.log if plan.op == "scan"} == {0.0}
+    # Who has no such call is no row, and is not started.
+    assert {name for name, _, _ in world.log} == {one["name"] for one in result["contestants"]}
+    assert "echo" not in {one["name"] for one in result["contestants"]}
+    rows = {(row["contestant"], row["op"], row["size"]): row for row in result["rows"]}
+    base, other = (rows[name, "scan", 100_000] for name in ("raftkv", "etcd"))
+    assert other["raftkv_by"] == pytest.approx(base["per_second"] / other["per_second"], abs=0.001)
+    assert result["targets"] == []
+
+
+def test_the_tables_of_calls_have_bytes_and_promises_in_place_of_a_ceiling(tmp_path: Path) -> None:
+    result = {**compare(*calling(World()), loads=(*CALLS, "shared")), "machine": MACHINE}
+    tables.write(tmp_path, result)
+    text = (tmp_path / tables.MARKDOWN).read_text()
+    assert "| who | through | records/s | MB/s | p50 ms | p99 ms | raftkv is | promises |" in text
+    assert "| who | through | transactions/s | MB/s |" in text
+    assert re.search(r"\| etcd 9.9 scan of 1,000,000 \| go client \| 18,0\d\d \| 2.6 \| .* \| a snapshot \|", text)
+    assert re.search(r"\| raftkv 9.9 txn \| python client \| 9,0\d\d \| - \|", text)
+    assert re.search(r"^\*\*9,0\d\d records/s by put_many of 100 \(p99 3.0 ms\), 3.0 times etcd's", text, re.MULTILINE)
+    picture = (tmp_path / "compare-scan.svg").read_text()
+    assert "records per second" in picture
+    assert "scan of 10,000" in picture
+
+
+def test_a_rate_counts_records_where_an_operation_is_of_many() -> None:
+    said = json.dumps({"operations": 4, "seconds": 8.0, "errors": {}, "took_us": {"2000000": 4}})
+    rates = [
+        tools.of_stats(plan, tools.parse_go(plan, said)).per_second
+        for plan in (LoadPlan("", "scan", keys=1_000_000), LoadPlan("", "put_many", batch=7), LoadPlan("", "txn"))
+    ]
+    assert rates == [500_000, 3.5, 0.5]
+
+
 def test_a_comparison_that_was_disturbed_says_so() -> None:
     result = {**compare(*usual(World())), "machine": MACHINE}
     for row in result["rows"]:
@@ -432,7 +487,7 @@ for api in ("etcd", "valkey", "valkey-wait"):
 def test_the_contestants_are_listed() -> None:
     listed = CliRunner().invoke(bench, ["compare", "--list"])
     assert listed.exit_code == 0
-    for name in (*CONTESTANTS, *WORKLOADS):
+    for name in (*CONTESTANTS, *WORKLOADS, *CALLS):
         assert name in listed.output
 
 

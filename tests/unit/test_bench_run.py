@@ -108,7 +108,7 @@ def test_processes_share_workers_clients_and_rate() -> None:
         (LoadPlan("x", "get", keys=1000, key_size=2), "no 1000 decimal keys of 2 bytes"),
         (LoadPlan("x", "get", workers=2, parts=3), "3 processes share 2 workers"),
         (LoadPlan("x", "get", clients=2, parts=3), "3 processes share 2 clients"),
-        (LoadPlan("x", "ycsb-e", api="unary"), "ycsb-e scans, which the API unary does not"),
+        (LoadPlan("x", "ycsb-e", api="unary"), "ycsb-e needs more calls than the API unary has"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(plan: LoadPlan, what: str) -> None:

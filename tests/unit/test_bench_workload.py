@@ -1,10 +1,11 @@
-"""Mixes have their shares, keys their distributions, and nothing is read that was not written."""
+"""Mixes have their shares, keys their distributions, calls their records; nothing is read that was not written."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Mapping
 from typing import get_args
 
 import pytest
@@ -13,7 +14,7 @@ from bench import load
 from bench.keys import Distribution, chooser, make_keys, zipfian
 from bench.load import LoadPlan, measure
 from bench.report import summarize
-from bench.workload import LONGEST_SCAN, MIXES, LoadWorkload, Operation
+from bench.workload import LONGEST_SCAN, MIXES, LoadWorkload, Operation, WrongAnswer
 from faults.sim.loop import simulate
 
 
@@ -24,6 +25,8 @@ class Store:
         self.records: dict[bytes, bytes] = {}
         self.asked: list[tuple[str, bytes]] = []
         self.scanned: list[int] = []
+        self.lost = 0
+        """Records that a scan leaves out."""
         self.service = 0.0
         """Seconds that each answer takes."""
 
@@ -42,7 +45,19 @@ class Store:
         assert key in self.records
         self.asked.append(("scan", key))
         self.scanned.append(records)
-        return 7
+        return 7 if records <= LONGEST_SCAN else records - self.lost
+
+    async def put_many(self, records: Mapping[bytes, bytes]) -> None:
+        await asyncio.sleep(self.service)
+        self.asked.append(("put_many", b" ".join(records)))
+        self.records.update(records)
+
+    async def transact(self, absent: bytes, records: Mapping[bytes, bytes]) -> bool:
+        self.asked.append(("txn", b" ".join((absent, *records))))
+        if absent in self.records:
+            return False
+        self.records.update(records)
+        return True
 
     async def close(self) -> None:
         pass
@@ -76,6 +91,9 @@ def drive(op: Operation, number: int = 4000, keys: int = 1000, part: int = 0, pa
         ("ycsb-e", {"scan": 0.95, "insert": 0.05}),
         # Each second operation asks twice.
         ("ycsb-f", {"get": 2 / 3, "set": 1 / 3}),
+        ("put_many", {"put_many": 1.0}),
+        ("txn", {"txn": 1.0}),
+        ("scan", {"scan": 1.0}),
     ],
 )
 def test_a_mix_asks_what_it_says(op: Operation, shares: dict[str, float]) -> None:
@@ -110,6 +128,43 @@ def test_scans_ask_for_one_to_a_hundred_records() -> None:
     records = drive("ycsb-e").scanned
     assert (min(records), max(records)) == (1, LONGEST_SCAN)
     assert sum(records) / len(records) == pytest.approx(50.5, rel=0.05)
+
+
+def test_a_batch_is_of_as_many_different_keys_as_it_says() -> None:
+    batches = [asked.split() for _, asked in drive("put_many").asked]
+    assert {len(set(batch)) for batch in batches} == {100}
+    assert {key for batch in batches for key in batch} == set(make_keys(1000, 16))
+
+
+def test_a_transaction_is_of_keys_of_one_slot_and_fails_if_its_check_does() -> None:
+    store = Store()
+    start = LoadWorkload("txn", None, [b"7"], b"v").worker(store, random.Random(1))
+
+    async def once() -> None:
+        await start()[1]
+
+    asyncio.run(once())
+    assert store.asked == [("txn", b"{7}lock {7}a {7}b")]
+    assert store.records == {b"{7}a": b"v", b"{7}b": b"v"}
+    store.records[b"{7}lock"] = b""
+    with pytest.raises(WrongAnswer, match="nobody wrote"):
+        asyncio.run(once())
+
+
+def test_a_scan_of_everything_counts_its_records() -> None:
+    store = Store()
+    keys = make_keys(1000, 16)
+    store.records = dict.fromkeys(keys, b"")
+    start = LoadWorkload("scan", None, keys, b"").worker(store, random.Random(1))
+
+    async def once() -> None:
+        await start()[1]
+
+    asyncio.run(once())
+    assert store.scanned == [1000]
+    store.lost = 1
+    with pytest.raises(WrongAnswer, match="1000 records gave 999"):
+        asyncio.run(once())
 
 
 def draws(distribution: Distribution, keys: list[bytes], number: int = 100_000) -> Counter[bytes]:
@@ -161,7 +216,8 @@ def test_a_mix_is_measured_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     assert summary["distribution"] == "zipfian"
 
 
-def test_a_client_that_cannot_scan_is_refused() -> None:
+@pytest.mark.parametrize("op", ["ycsb-e", "put_many", "txn", "scan"])
+def test_a_client_that_can_only_get_and_set_is_refused(op: Operation) -> None:
     class Plain:
         async def get(self, key: bytes) -> None: ...
 
@@ -169,6 +225,6 @@ def test_a_client_that_cannot_scan_is_refused() -> None:
 
         async def close(self) -> None: ...
 
-    workload = LoadWorkload("ycsb-e", None, make_keys(10, 4), b"")
-    with pytest.raises(ValueError, match="cannot scan"):
+    workload = LoadWorkload(op, None, make_keys(10, 4), b"")
+    with pytest.raises(ValueError, match="can only get and set"):
         workload.worker(Plain(), random.Random(1))

@@ -9,6 +9,8 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -75,6 +77,9 @@ WITHOUT = {
     "FakeCluster.execute",
     "FakeCluster.view",
     "FakeCluster.status",
+    "FakeCluster.watch",
+    "FakeCluster.told",
+    "FakeCluster.unwatch",
 }
 """No calls of programs: the clients call these."""
 _PARSER = doctest.DocTestParser()
@@ -99,6 +104,16 @@ def world(running: World) -> World:
     return running
 
 
+class _Printed(StringIO):
+    def __init__(self, shown: list[str]) -> None:
+        super().__init__()
+        self._shown = shown
+
+    def write(self, text: str) -> int:
+        self._shown.append(text)
+        return len(text)
+
+
 async def run(source: str, names: dict[str, Any], shown: list[str]) -> None:
     """As an interpreter of asyncio does it; ``shown``: what it shows."""
 
@@ -108,9 +123,10 @@ async def run(source: str, names: dict[str, Any], shown: list[str]) -> None:
 
     usual, sys.displayhook = sys.displayhook, show
     try:
-        done = eval(compile(source, "example", "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
-        if inspect.iscoroutine(done):
-            await done
+        with redirect_stdout(_Printed(shown)):
+            done = eval(compile(source, "example", "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+            if inspect.iscoroutine(done):
+                await done
     except Exception as error:  # noqa: BLE001 - to be compared
         shown.append(f"{type(error).__module__}.{type(error).__qualname__}: {error}\n")
     finally:
@@ -121,7 +137,7 @@ async def check(name: str, names: dict[str, Any], *, sync: bool = False) -> None
     for example in examples(name):
         source = example.source
         if sync:
-            source = re.sub(r"\b(await|async) |\basync_", "", source).replace("AsyncClient", "Client")
+            source = re.sub(r"\b(await|async) |\basync_|\ba(?=next\()", "", source).replace("AsyncClient", "Client")
         shown: list[str] = []
         await run(source, names, shown)
         wanted = example.exc_msg or example.want

@@ -120,6 +120,7 @@ def test_tokens_say_what_the_cursor_says() -> None:
     assert cursor.number(3) == 7, "a cursor never changes"
     assert cursor.only([4, 5]).number(3) is None
     assert len(Cursor(CLUSTER, SLOTS).at(3, 7).token()) < 80
+    assert [cursor.reaches(numbers) for numbers in ({3: 7, 4: 0}, {3: 8}, {5: 0})] == [True, False, False]
     for bad in ("", "x", "!", cursor.token()[:-3], "a" * 1000, cursor.token() + "AAAA", None, 5):
         with pytest.raises(InvalidArgument, match="start is"):
             Cursor.of(bad)  # type: ignore[arg-type]

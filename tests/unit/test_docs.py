@@ -288,6 +288,16 @@ def test_the_events_of_a_run_are_documented(tmp_path: Path) -> None:
         assert [name for name in one if name not in ("t", "event", *said)] == []
 
 
+def test_every_line_of_the_intruders_list_has_its_test() -> None:
+    tests = "".join(path.read_text() for path in sorted((ROOT / "tests/integration").glob("*.py")))
+    rows = table(DOCS / "security.md", "an intruder who")
+    assert len(rows) >= 15
+    for row in rows:
+        named = re.findall(r"test_\w+", row[2])
+        assert named, row[0]
+        assert [name for name in named if f"def {name}(" not in tests] == []
+
+
 def test_the_glossary_has_the_words_that_the_readme_promises() -> None:
     promised = re.search(r"glossary\.md\) \| (.+) and other words", (ROOT / "README.md").read_text())
     assert promised is not None

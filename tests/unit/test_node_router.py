@@ -14,7 +14,7 @@ from raftkv.commands.records import Cas, Get, Put
 from raftkv.commands.results import Result
 from raftkv.commands.updates import GetAndDelete
 from raftkv.errors import Code
-from raftkv.frontend.port import Origin
+from raftkv.frontend.port import Caller, Origin
 from raftkv.node import messages
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.router import Router
@@ -50,7 +50,7 @@ class NoGroups:
 
 
 class NoUsers:
-    def refusals_for(self, origin: Origin, ops: Sequence[Command]) -> dict[int, Result]:
+    def refusals_for(self, caller: Caller, ops: Sequence[Command]) -> dict[int, Result]:
         return {}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raftkv.addresses import BadAddress
-from tests.peer_world import World, run
+from tests.peer_world import Node, World, rest, run
 
 
 class Failing:
@@ -104,6 +104,22 @@ def test_a_link_that_was_up_is_told_of_again(caplog: pytest.LogCaptureFixture) -
         await world.clock.advance(5)
         assert caplog.text.count("label empty or too long") == 2
         assert two.crashes == one.crashes == []
+
+    run(scenario)
+
+
+def test_an_address_that_changes_before_the_start_is_dialled_at_the_start() -> None:
+    """As when the saved map says something else than the configuration."""
+
+    async def scenario(world: World) -> None:
+        one = Node(world, 1, [2])
+        one.links.set_dial(2, "n3:1")
+        await rest()
+        assert (one.dials, one.links.dialled(2)) == ([], "n3:1")
+        world.nodes.append(one)
+        await one.links.start()
+        await rest()
+        assert (len(one.dials), one.links.missed(2)) == (1, True)
 
     run(scenario)
 

@@ -147,6 +147,7 @@ class Failing(Ending):
     """A node whose disk fails while it hands over."""
 
     reconfigure = None
+    users = Mock()
 
     def __init__(self, config: object, *, on_fatal: Callable[[BaseException], None], **_: object) -> None:
         super().__init__(forever=True)
@@ -160,6 +161,9 @@ class Failing(Ending):
     close = start
 
     def add_problems(self, source: object) -> None:
+        pass
+
+    def cluster_map(self) -> None:
         pass
 
     async def hand_over(self, patience: float) -> None:
@@ -185,6 +189,7 @@ def test_a_node_that_fails_while_it_ends_says_so_and_does_not_wait(
     # What it changes for the whole process.
     monkeypatch.setattr(main, "gc", Mock())
     monkeypatch.setattr(main, "_sweep", Mock())
+    monkeypatch.setattr(main, "Audit", Mock())
     code = asyncio.run(main._serve(config(), config, Mock(), SystemClock(), None, Mock()))
     assert code == 1
     assert caplog.records[-1].getMessage() == "node stopped: the disk is gone"

@@ -20,6 +20,7 @@ from raftkv.api.status import Role
 from raftkv.errors import CorruptData, NoSpace, RaftKVError
 from raftkv.node.node import NodeRefused
 from raftkv.peer.hello import HelloRefused, Reason
+from raftkv.store import history
 
 Scenario = Callable[[SimCluster, AsyncClient], Coroutine[Any, Any, None]]
 
@@ -327,10 +328,12 @@ def test_a_node_needs_no_more_disk_than_stated(monkeypatch: pytest.MonkeyPatch) 
     settings = SimSettings(segment_bytes=4096, snapshot_bytes=4096, keep_entries=10_000, sync=0.01)
     monkeypatch.setattr(limits, "MAX_ENTRY_BYTES", 512)
     monkeypatch.setattr(limits, "MAX_INFLIGHT_APPENDS", 1)
+    monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 4096)
+    monkeypatch.setattr(history, "_BLOCK_WEIGHT", 512)
 
     async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
         await fill(client, 20)
-        data = 3 * 20 * 300
+        data = 3 * (20 * 300 + limits.MAX_HISTORY_BYTES)
         need = 8 * settings.snapshot_bytes + 2 * data + 3 * settings.segment_bytes
         for node in cluster.nodes.values():
             node.disk.capacity = need + 8 * settings.segment_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -31,6 +32,12 @@ class Meta:
     @property
     def state(self) -> MetaState:
         return self.store.state
+
+    def join(self, address: str, peer_address: str, life: str) -> int:
+        """The id of a node that joins with a token of its own."""
+        digest = sha256(life.encode()).digest()
+        self.do("add join token", digest)
+        return self.do("add node", address, peer_address, life, digest)
 
     @property
     def epoch(self) -> int:
@@ -213,7 +220,7 @@ def test_the_order_of_voters_is_a_preference_that_changes_at_once() -> None:
 
 def test_nodes_join_drain_and_leave_for_good() -> None:
     meta = Meta(nodes=3)
-    assert meta.do("add node", "h:9", "p:9", "new life") == 4
+    assert meta.join("h:9", "p:9", "new life") == 4
     assert meta.do("add node", "h:9", "p:9", "new life") == 4
     assert "other addresses" in meta.refused("add node", "h:8", "p:9", "new life")
     told = meta.store.check(meta.op("add node", "h:8", "p:9", "new life"), 1)
@@ -235,7 +242,7 @@ def test_nodes_join_drain_and_leave_for_good() -> None:
     assert meta.state.map.removed == (3,)
     assert not meta.state.garbage
     assert not meta.state.draining
-    assert meta.do("add node", "h:3", "p:3", "life again") == 5
+    assert meta.join("h:3", "p:3", "life again") == 5
 
 
 def test_a_drain_can_be_taken_back() -> None:
@@ -317,7 +324,7 @@ def test_a_learner_stays_one_until_it_was_a_voter_or_its_node_is_removed() -> No
 
 def test_a_node_that_is_only_to_become_a_voter_can_be_removed() -> None:
     meta = Meta(nodes=3)
-    new = meta.do("add node", "h:9", "p:9", "new life")
+    new = meta.join("h:9", "p:9", "new life")
     assert meta.state.map is not None
     voters = meta.state.map.group(1).voters
     meta.do("want", meta.epoch, [[1, [*voters[:2], new]]])

@@ -111,6 +111,10 @@ def test_the_meta_group_answers_a_repeated_change_as_the_first_time() -> None:
     again = Bootstrap(META_GROUP, b"u" * 16, "other", digest_of(OTHER))
     assert again.apply_meta(meta) == again.apply_meta(meta)
     assert again.apply_meta(meta).code == Code.CONDITION_FAILED
+    assert (meta.check_users(first), meta.check_users(again)) == (None, None), "they have their answers"
+    late = meta.check_users(Bootstrap(META_GROUP, b"v" * 16, "late", digest_of("late")))
+    assert late is not None
+    assert late.code == Code.CONDITION_FAILED
     restored = MetaStore()
     restore = restored.begin_restore()
     for chunk in meta.snapshot().chunks():
@@ -237,6 +241,8 @@ def test_a_copy_is_good_for_as_long_as_its_grace() -> None:
             0,
             *[Code.PERMISSION_DENIED] * 4,
         ]
+        own, beyond = Scan(1, b"a/", b"a0", SCAN.slots), Scan(1, b"a/", b"a1", SCAN.slots)
+        assert world.refusals(OTHER, own, beyond) == [0, Code.PERMISSION_DENIED]
         assert world.refusals("unknown", GET) == world.refusals(None, GET) == [Code.UNAUTHENTICATED]
         world.leads = False
         await world.clock.advance(29.0)
@@ -307,8 +313,8 @@ def test_a_leader_looks_itself_at_who_asks_through_another_node() -> None:
         world = World(users=some_users())
         refusals = world.copy.refusals_for
 
-        def of(user: str, revision: int) -> Origin:
-            return Origin(7, Sender.OPERATOR, user, revision)
+        def of(user: str, revision: int) -> Caller:
+            return Caller(Origin(7, Sender.OPERATOR, user, revision), "node 2")
 
         assert refusals(of("", 0), [PUT]) == {}, "no users yet, as far as both know"
         assert [one.code for one in refusals(of("app", 4), [GET]).values()] == [Code.UNAVAILABLE], "it is behind"
@@ -319,7 +325,7 @@ def test_a_leader_looks_itself_at_who_asks_through_another_node() -> None:
         assert [one.code for one in refusals(of("gone", 4), [GET]).values()] == [Code.UNAUTHENTICATED]
         assert refusals(of("admin", 4), [ReadUsers(META_GROUP, 0), PUT]) == {}
         assert list(refusals(of("app", 4), [ReadUsers(META_GROUP, 0)])) == [0]
-        assert refusals(Origin(), [ReadUsers(META_GROUP, 0), PUT]) == {}, "the node itself asks"
+        assert refusals(Caller(), [ReadUsers(META_GROUP, 0), PUT]) == {}, "the node itself asks"
         first = Bootstrap(META_GROUP, b"t" * 16, "x", b"d" * 32)
         assert refusals(of("", 0), [first]) == {}, "the meta group refuses it, and says why"
         world.leads = False
@@ -353,7 +359,7 @@ def test_a_transaction_is_about_all_its_keys() -> None:
 
 
 def test_rights_for_some_keys() -> None:
-    assert SCAN.keys is None
+    assert (SCAN.keys, SCAN.span) == (None, (b"", b""))
     permit = some_users().permit(some_users().user("app"))
     assert not permit.allows(DATA, (b"a/1",))
     assert permit.allows(Right.NONE, None)
@@ -492,6 +498,23 @@ def test_the_trail_is_bounded_and_strangers_do_not_fill_it(tmp_path: Path) -> No
         assert len(lines[1]["arguments"]["cut"]) == 4096
         door.audit.close()
         assert door.lines()[2]["text"].startswith("499 more from @[::1] in the last minute")
+
+    run(main)
+
+
+def test_what_is_refused_is_noted_wherever_it_is(tmp_path: Path) -> None:
+    """By the node that was asked, and by the leader if that one should have."""
+
+    async def main() -> None:
+        door = Door(tmp_path, some_users())
+        door.copy.refusals(await door.enter(OTHER), [Scan(1, b"a/", b"", SCAN.slots)])
+        door.copy.refusals_for(Caller(Origin(7, Sender.CLIENT, "app", 4), "node 2"), [GET, PUT])
+        told = [(line["user"], line["address"], line["action"], line["arguments"]) for line in door.lines()]
+        assert told == [
+            ("app", "127.0.0.1:7", "scan", {"start": "a/"}),
+            ("app", "node 2", "put", {"key": "a/1"}),
+        ]
+        door.audit.close()
 
     run(main)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
@@ -18,8 +20,9 @@ from faults.workloads.kinds import WORKLOADS, Counter, Registers, Retry, Ttl, Un
 from faults.workloads.recorder import Recorder
 from raftkv import AsyncClient
 from raftkv.client.arguments import encode_value
+from raftkv.client.cursors import Cursor
 from raftkv.client.transaction import AsyncTransaction, TransactionBuilder
-from raftkv.client.types import CasResult, Record, TransactionResult, WriteResult
+from raftkv.client.types import CasResult, Record, TransactionResult, WatchEvent, WriteResult
 from raftkv.errors import ConditionFailed
 from raftkv.v1 import kv_pb2
 
@@ -264,9 +267,30 @@ class GoodStore:
         self._loop = loop
         self._records: dict[str, Record] = {}
         self._versions = 0
+        self._events: list[WatchEvent] = []
 
     def all(self) -> dict[str, Record]:
         return {key: found for key in sorted(self._records) if (found := self._live(key)) is not None}
+
+    async def slot_of(self, key: str) -> int:
+        return 0
+
+    @asynccontextmanager
+    async def watch(self, *, prefix: str, start: str | None) -> AsyncGenerator[AsyncIterator[WatchEvent], None]:
+        yield self._follow(prefix, self._cursor() if start is None else Cursor.of(start))
+
+    async def _follow(self, prefix: str, cursor: Cursor) -> AsyncIterator[WatchEvent]:
+        yield WatchEvent("live", b"", None, 0, -1, False, cursor)
+        after = cursor.number(0) or 0
+        while True:
+            for event in [event for event in self._events if event.version > after]:
+                after = event.version
+                if event.key.startswith(prefix.encode()):
+                    yield event
+            await asyncio.sleep(0.1)
+
+    def _cursor(self) -> Cursor:
+        return Cursor("good", 256).at(0, self._versions)
 
     async def get(self, key: str, *, consistency: str, timeout: float | None = None) -> Record | None:
         return self._live(key)
@@ -344,7 +368,8 @@ class GoodStore:
     def _write(self, key: str, value: str, ttl: float | None) -> WriteResult:
         self._versions += 1
         expires = None if ttl is None else self._loop.time() + ttl
-        self._records[key] = Record(key.encode(), value.encode(), self._versions, expires)
+        record = self._records[key] = Record(key.encode(), value.encode(), self._versions, expires)
+        self._events.append(WatchEvent("put", record.key, record.value, record.version, 0, False, self._cursor()))
         return WriteResult(self._versions)
 
 
@@ -356,7 +381,7 @@ def test_work_on_a_store_that_keeps_its_promises_finds_nothing(name: str) -> Non
         workload, history, store = WORKLOADS[name](), History(), GoodStore(loop)
         clients = [Recorder(cast(AsyncClient, store), f"c{one}", history, loop.time) for one in (1, 2)]
         rng = random.Random(1)
-        for _ in range(150):
+        for _ in range(200):
             for client in clients:
                 await workload.step(client, rng)
         loop.now += workload.settle

@@ -1,7 +1,7 @@
 // Measures etcd through its own Go client, as bench/load.py measures a store through Python: workers in a closed loop.
 //
 // Prints one JSON object: operations that succeeded, seconds, errors by code, and how many operations took each number
-// of microseconds.
+// of microseconds. What each operation asks for is in calls.go.
 package main
 
 import (
@@ -26,6 +26,7 @@ type plan struct {
 	workers, connections int
 	keys                 []string
 	value                string
+	batch, watchers      int
 	seconds, warmup      time.Duration
 	timeout              time.Duration
 	seed                 int64
@@ -41,7 +42,7 @@ type found struct {
 func main() {
 	var one plan
 	endpoints := flag.String("endpoints", "127.0.0.1:2379", "addresses, separated by commas; connections take them in turn")
-	flag.StringVar(&one.op, "op", "get", "get or set")
+	flag.StringVar(&one.op, "op", "get", "get, set, put_many, txn, scan or watch")
 	flag.BoolVar(&one.serializable, "serializable", false, "let any node answer a get with what it has")
 	flag.BoolVar(&one.fill, "fill", false, "write all keys first")
 	flag.IntVar(&one.workers, "workers", 50, "operations under way at a time")
@@ -49,6 +50,8 @@ func main() {
 	keys := flag.Int("keys", 10000, "different keys")
 	keySize := flag.Int("key-size", 16, "bytes")
 	valueSize := flag.Int("value-size", 128, "bytes")
+	flag.IntVar(&one.batch, "batch", 100, "records of a put_many")
+	flag.IntVar(&one.watchers, "watchers", 1, "watchers of a watch")
 	flag.DurationVar(&one.seconds, "seconds", 10*time.Second, "duration of the measurement")
 	flag.DurationVar(&one.warmup, "warmup", time.Second, "duration of what is not counted before it")
 	flag.DurationVar(&one.timeout, "timeout", 5*time.Second, "of connecting, and of what is under way at the end")
@@ -89,9 +92,17 @@ func measure(one plan) (*found, error) {
 		}
 	}
 
+	// Watches begin before the time counts, and end with the program.
+	listening, silence := context.WithCancel(context.Background())
+	defer silence()
+	heard, err := listen(listening, one, clients)
+	if err != nil {
+		return nil, err
+	}
+
 	begin := time.Now().Add(one.warmup)
 	end := begin.Add(one.seconds)
-	ctx, cancel := context.WithDeadline(context.Background(), end.Add(one.timeout))
+	ctx, cancel := context.WithDeadline(context.Background(), end.Add(longest(one)))
 	defer cancel()
 	parts := make([]found, one.workers)
 	var running sync.WaitGroup
@@ -99,7 +110,13 @@ func measure(one plan) (*found, error) {
 		running.Add(1)
 		go func() {
 			defer running.Done()
-			parts[number] = work(ctx, one, clients[number%len(clients)], number, begin, end)
+			random := rand.New(rand.NewSource(one.seed*1_000_003 + int64(number)))
+			ask, err := asker(one, clients[number%len(clients)], random, number, heard)
+			if err != nil {
+				parts[number] = found{Errors: map[string]int{err.Error(): 1}}
+				return
+			}
+			parts[number] = work(ctx, ask, begin, end)
 		}()
 	}
 	running.Wait()
@@ -133,8 +150,9 @@ func connect(one plan, number int) (*clientv3.Client, error) {
 	return client, nil
 }
 
+// Writes all keys, many in a transaction.
 func fill(one plan, client *clientv3.Client) error {
-	const inFlight = 200
+	const together, inFlight = 100, 16
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	var running sync.WaitGroup
@@ -142,8 +160,9 @@ func fill(one plan, client *clientv3.Client) error {
 		running.Add(1)
 		go func() {
 			defer running.Done()
-			for number := first; number < len(one.keys) && ctx.Err() == nil; number += inFlight {
-				if _, err := client.Put(ctx, one.keys[number], one.value); err != nil {
+			for at := first * together; at < len(one.keys) && ctx.Err() == nil; at += inFlight * together {
+				keys := one.keys[at:min(at+together, len(one.keys))]
+				if _, err := client.Txn(ctx).Then(puts(keys, one.value)...).Commit(); err != nil {
 					cancel(err)
 				}
 			}
@@ -153,21 +172,10 @@ func fill(one plan, client *clientv3.Client) error {
 	return context.Cause(ctx)
 }
 
-func work(ctx context.Context, one plan, client *clientv3.Client, number int, begin, end time.Time) found {
+func work(ctx context.Context, ask func(context.Context) error, begin, end time.Time) found {
 	mine := found{Errors: map[string]int{}, Took: map[int64]int{}}
-	random := rand.New(rand.NewSource(one.seed*1_000_003 + int64(number)))
-	var options []clientv3.OpOption
-	if one.serializable {
-		options = append(options, clientv3.WithSerializable())
-	}
 	for start := time.Now(); start.Before(end); {
-		key := one.keys[random.Intn(len(one.keys))]
-		var err error
-		if one.op == "set" {
-			_, err = client.Put(ctx, key, one.value)
-		} else {
-			_, err = client.Get(ctx, key, options...)
-		}
+		err := ask(ctx)
 		now := time.Now()
 		if !start.Before(begin) {
 			if err != nil {

@@ -154,6 +154,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return admin_pb2.JoinResponse(
             node=result.number,
             map=map_message(state.map, self._node.leaders(), to_member=True),
+            users=state.users.revision > 0,
             **fields_of(self._node.settings()),
         )
 
@@ -189,6 +190,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def ReadSnapshot(
         self, request: admin_pb2.ReadSnapshotRequest, context: Context
     ) -> AsyncIterator[admin_pb2.ReadSnapshotResponse]:
+        if request.group == META_GROUP:
+            # Its state has what users prove themselves with.
+            text = f"group {META_GROUP} has no records: its state is not given away"
+            await abort(context, Result(int(Code.INVALID_ARGUMENT), detail=text))
         self._door.note(caller(), "read_snapshot", _arguments(request), "started")
         try:
             async for chunk in self._node.read_snapshot(request.group):

@@ -79,8 +79,9 @@ def request_id_of(request: Any) -> str:
     named = getattr(request, "request_id", None)
     if named is not None and named.client_id:
         return f"{named.client_id.hex()}/{named.sequence}"
-    token: bytes = getattr(request, "token", b"")
-    return token.hex()
+    token = getattr(request, "token", b"")
+    # A join token is text, and a secret.
+    return token.hex() if isinstance(token, bytes) else ""
 
 
 def budget_of(context: Context) -> float:
@@ -204,11 +205,15 @@ class Guard:
         if need is None or not self._door.closed:
             _caller.set(Caller.at(context.peer()))
             return
-        found = await enter(self._door, context)
-        _caller.set(found)
+        _caller.set(await enter(self._door, context))
         if need:
+            await self._check(context, name, need)
+
+    async def _check(self, context: Context, name: str, need: Right | None) -> None:
+        """Go on if its caller may make the call now: streams ask again for each of their messages."""
+        if need is not None and self._door.closed:
             try:
-                self._door.check(found, need, name)
+                self._door.check(caller(), need, name)
             except RaftKVError as error:
                 await abort(context, failure_of(error))
 
@@ -285,6 +290,7 @@ class Guard:
             await self._admit(context, name, need)
             async with aclosing(method(request, context)) as answers:
                 async for answer in answers:
+                    await self._check(context, name, need)
                     yield answer
 
         return call
@@ -303,6 +309,7 @@ class Guard:
                 async for request in requests:
                     if type(request) is _Malformed:
                         await abort(context, request.result())
+                    await self._check(context, name, need)
                     yield request
 
             async for answer in method(checked(), context):

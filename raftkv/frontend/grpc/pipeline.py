@@ -41,6 +41,11 @@ _SPACING: Final = 0.5
 """Of the time that answers take, between two messages with less than half of them."""
 _OVERHEAD: Final = MAX_HELD_BYTES // MAX_STARTED_OPS
 """Bytes that an operation counts for besides its payload: so it bounds those under way, too."""
+_LEAST_OVERHEAD: Final = 4 * 1024
+"""The same where nodes are far from each other: what it takes in memory."""
+_SPAN: Final = 0.05
+"""Seconds in which a node does about MAX_STARTED_OPS. As many more for each such time that they are on their way:
+nobody waits behind those."""
 _RESULT: Final = 256
 """Bytes that a result takes besides its value."""
 _LEAST: Final = 64
@@ -81,6 +86,7 @@ class PipelineStream:
         """Bytes of answers that may be ready; beyond it reads are asked again later."""
         self._sending = 0
         self._mean = 0
+        self._overhead = _OVERHEAD
         self._unanswered = 0
         self._unanswered_bytes = 0
         self._counted = 0
@@ -248,10 +254,11 @@ class PipelineStream:
                 self._queued = True
                 self._held.wait(self.peer, 1, self._requeue)
             return 1, False
+        overhead = self._overhead = max(int(_OVERHEAD / (1.0 + self._node.distance / _SPAN)), _LEAST_OVERHEAD)
         self._most = min(MAX_STREAM_BYTES, self._ready_bytes + room // 2)
         if self._ready_bytes >= self._most:
             return 1, False
-        expected = room // _OVERHEAD if self._mean <= _OVERHEAD else (self._most - self._ready_bytes) // self._mean
+        expected = room // overhead if self._mean <= overhead else (self._most - self._ready_bytes) // self._mean
         count = min(most, expected + 1)
         units = 0
         if self._again:
@@ -277,7 +284,7 @@ class PipelineStream:
         ids = [number for number, _, _ in part]
         ops = [op for _, op, _ in part]
         deadline = min(deadline for _, _, deadline in part)
-        self._submit(ids, ops, deadline, now, _OVERHEAD * len(ops))
+        self._submit(ids, ops, deadline, now, self._overhead * len(ops))
         return len(ops)
 
     def _step_message(self, message: _Message, count: int, most: int) -> int:
@@ -300,7 +307,7 @@ class PipelineStream:
         if ops:
             self._unanswered += len(ops)
             self._batcher.follow(ids[0])
-            self._submit(ids, ops, message.deadline, self._clock.now(), payload + _OVERHEAD * len(ops))
+            self._submit(ids, ops, message.deadline, self._clock.now(), payload + self._overhead * len(ops))
         return units + count + payload // BYTES_PER_UNIT
 
     def _look_at(
@@ -342,8 +349,8 @@ class PipelineStream:
 
     def _submit(self, ids: Sequence[int], ops: Sequence[Command], deadline: float, now: float, size: int) -> None:
         kinds = [op.number for op in ops]
-        if self._mean > _OVERHEAD:
-            size += sum(kind in _TELLING for kind in kinds) * (self._mean - _OVERHEAD)
+        if self._mean > self._overhead:
+            size += sum(kind in _TELLING for kind in kinds) * (self._mean - self._overhead)
         share = size // len(ops)
         self._unanswered_bytes += share * len(ops)
         self._counters.take(kinds)
