@@ -13,6 +13,7 @@ from faults.sim.network import MemoryNetwork
 from raftkv import limits
 from raftkv.client import following, queue
 from raftkv.client.channel import Channel
+from raftkv.client.engine import Engine
 from raftkv.client.following import Following
 from raftkv.client.lease import Hold
 from raftkv.client.retry import Attempts
@@ -466,8 +467,9 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "a holder is sure of its lock for a part of the time to live, from when it asked",
         ("locks",),
         ((Hold, "confirm", locks.from_the_answer),),
-        {"drop replies": 0.3, "partition": 1.0},
+        {"partition": 0.5},
         profiles.locking,
+        ((Engine, "run_many", locks.answers_late),),
     ),
     PlantedFault(
         "the queue is in order of keys",

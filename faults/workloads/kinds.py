@@ -459,7 +459,7 @@ class Locks(Workload):
     name = "locks"
     prefix = "{lock:"
 
-    _LONGEST = 1.2
+    _LONGEST = 1.0
     settle = 2.0 * _LONGEST
 
     def __init__(self) -> None:
@@ -468,7 +468,7 @@ class Locks(Workload):
 
     async def step(self, kv: Recorder, rng: random.Random) -> None:
         name, wait = self._key(f"l{rng.randrange(2)}"), rng.choice((0.0, rng.uniform(0.0, 3.0)))
-        ttl, seconds = rng.uniform(0.4, self._LONGEST), rng.expovariate(2.0)
+        ttl, seconds = rng.uniform(0.3, self._LONGEST), rng.expovariate(1.0)
 
         async def count() -> None:
             await kv.incr(f"{{lock:{name}}}count")
