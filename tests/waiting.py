@@ -11,7 +11,7 @@ from raftkv.local.process import pause
 
 PATIENCE: Final = 100.0
 """Seconds for whatever must come about: far more than it takes beside other work, so that only a hang meets it."""
-_POLL: Final = 0.02
+_POLL: Final = 0.05
 
 
 def until(condition: Callable[[], object], what: str = "it becomes so") -> None:

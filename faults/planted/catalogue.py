@@ -60,6 +60,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         (messages_out(raft.claims_all_it_holds),),
         {"partition": 0.3, "kill": 0.2},
         lambda storm: profiles.small_appends(profiles.busy(storm)),
+        first=4,
     ),
     PlantedFault(
         "speaks right after a start",
@@ -69,6 +70,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((RaftConfig, "silence", 0.0),),
         {"bridge": 0.5, "kill": 0.15, "power loss": 0.15},
         lambda storm: profiles.quick(storm, groups=3, times=(0.3, 0.4, 0.09), aim=0.0, pause=1.0),
+        first=14,
     ),
     PlantedFault(
         "installs over its own log",
@@ -226,6 +228,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Elections, "hear_leader", raft.keeps_prevotes),),
         {"bridge": 0.5, "flapping": 0.3},
         lambda storm: profiles.quick(storm, delay=0.015, pause=0.5),
+        first=8,
     ),
     PlantedFault(
         "offers commit",
@@ -264,6 +267,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         lambda storm: profiles.again(
             profiles.quick(storm, nodes=5, times=(0.5, 1.0, 0.1), sync=0.1, clients=2, seconds=12.0), 0.9
         ),
+        first=5,
     ),
     PlantedFault(
         "trusts its log's end",
@@ -442,6 +446,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Store, "scan", moves.claims_all_slots),),
         {},
         profiles.moving("scans", seconds=8.0, moves=0.1),
+        first=2,
     ),
     PlantedFault(
         "an event lost at failover",

@@ -23,7 +23,8 @@ class PlantedFault:
     """``guards``: the hazard of docs/adapter.md, or the promise. ``safeguard``: what is switched off. ``noticed_as``:
     the checks that may notice it, as problems begin. ``faults``: what its storms consist of, and the usual seconds
     between two of a kind. ``profile``: what else makes it likely to matter. ``trouble``:
-    patches that do no harm while the safeguard holds, so that they are in place in both runs.
+    patches that do no harm while the safeguard holds, so that they are in place in both runs. ``first``: the seed with
+    which a search begins, one that has noticed the fault; any other may do, as the product changes.
     """
 
     name: str
@@ -34,6 +35,7 @@ class PlantedFault:
     faults: Mapping[str, float]
     profile: Callable[[Storm], Storm] = profiles.busy
     trouble: tuple[Patch, ...] = ()
+    first: int = 1
 
     def storm(self, seed: int) -> Storm:
         """The storm of ``seed`` in this fault's profile; leaders on several nodes give most faults more to meet."""

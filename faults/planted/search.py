@@ -1,4 +1,4 @@
-"""The search for a storm that notices a planted fault: in the order of seeds, those that noticed it lately first."""
+"""The search for a storm that notices a planted fault: in the order of seeds, the one that noticed it lately first."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class Sought:
 
 
 def search(fault: PlantedFault, most: int = MOST, lately: int = 0) -> Sought:
-    """Run storms with this fault until one notices it. ``lately``: a seed that goes first.
+    """Run storms with this fault until one notices it, from its first seed on. ``lately``: a seed that goes before.
 
     Raises AssertionError if that storm breaks a promise without the fault too: then it has noticed something else.
     """
     said, tried = "", 0
-    for tried, seed in enumerate(dict.fromkeys([*([lately] if lately else []), *range(1, most + 1)]), 1):
+    seeds = range(fault.first, fault.first + most)
+    for tried, seed in enumerate(dict.fromkeys([*([lately] if lately else []), *seeds]), 1):
         storm = fault.storm(seed)
         with fault.in_place():
             problems = run(storm, whole=False).problems
@@ -72,20 +73,23 @@ class Lately:
 
     def __init__(self, path: Path = CACHE) -> None:
         self._path = path
-        self._seeds: dict[str, int] = {}
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(path.read_text())
-            if isinstance(known, dict):
-                self._seeds = {name: seed for name, seed in known.items() if type(seed) is int and seed > 0}
 
     def of(self, name: str) -> int:
         """0 = none."""
-        return self._seeds.get(name, 0)
+        return self._read().get(name, 0)
 
     def note(self, found: Sought) -> None:
-        """Remember what was found; a file that cannot be written costs only time."""
-        if found.seed and self.of(found.name) != found.seed:
-            self._seeds[found.name] = found.seed
+        """Remember what was found, beside what others have noted; a file that cannot be written costs only time."""
+        seeds = self._read()
+        if found.seed and seeds.get(found.name) != found.seed:
+            seeds[found.name] = found.seed
             with contextlib.suppress(OSError):
                 self._path.parent.mkdir(exist_ok=True)
-                self._path.write_text(json.dumps(self._seeds, indent=1, sort_keys=True) + "\n")
+                self._path.write_text(json.dumps(seeds, indent=1, sort_keys=True) + "\n")
+
+    def _read(self) -> dict[str, int]:
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(self._path.read_text())
+            if isinstance(known, dict):
+                return {name: seed for name, seed in known.items() if type(seed) is int and seed > 0}
+        return {}

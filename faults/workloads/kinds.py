@@ -402,6 +402,7 @@ class Watches(Workload):
 
     name = "watches"
     prefix = "{w"
+    looks_at_end = False
 
     _PAIR = ("p", "q")
     _LONGEST = 1.5

@@ -35,7 +35,7 @@ from raftkv.node.config import DEFAULT_GROUPS, DEFAULT_SLOTS
 
 __all__ = ["LocalCluster"]
 
-_POLL: Final = 0.02
+_POLL: Final = 0.05
 
 
 class LocalCluster:

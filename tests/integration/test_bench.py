@@ -60,7 +60,7 @@ def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path
 def test_a_cluster_grows_to_twice_its_size_and_shrinks_again_under_load() -> None:
     said: list[str] = []
     with LocalCluster(3, 3, slots=256) as cluster:
-        found = asyncio.run(measure_rebalance(cluster, 1000, 8, 0.5, said.append, pause=0.01))
+        found = asyncio.run(measure_rebalance(cluster, 1000, 8, 0.5, said.append, pause=0.05))
         assert cluster.nodes == [1, 2, 3, 4, 5, 6]
         assert [node["state"] for node in cluster.status()["nodes"]] == ["ready"] * 3 + ["removed"] * 3
     assert said[0] == "before"

@@ -107,14 +107,18 @@ CAUGHT = {
 @pytest.mark.usefixtures("toxiproxy")
 @pytest.mark.parametrize("planted", OF_NODES)
 def test_a_planted_fault_is_caught_by_the_history(planted: str, tmp_path: Path) -> None:
-    """By the first run in which it shows: when it does depends on who gets to run when."""
+    """By the first run in which it shows: when it does depends on who gets to run when.
+
+    With one group, since calls to the leaders of others would hold up the client that is alone with an old one.
+    """
     fault, workloads = CAUGHT[planted]
     assert fault in SCENARIOS["clients"].faults
     assert set(workloads) <= set(SCENARIOS["clients"].workloads)
     scenario = ChaosScenario("planted", planted, (fault,), workloads)
     for seed in count(1):
         folder = tmp_path / str(seed)
-        passed = run.run(ChaosPlan(scenario, folder, seed, seconds=8.0, patience=5.0, planted=planted)).passed
+        plan = ChaosPlan(scenario, folder, seed, seconds=2.0, nodes=3, groups=1, patience=5.0, planted=planted)
+        passed = run.run(plan).passed
         found = load(folder)
         if stats_of(found).violations:
             break

@@ -71,6 +71,10 @@ class Checkout:
         )
         return re.sub(r"\b(DIR|FOLDER)\b", "run", text).replace("/backups/", f"backups-{self._runs}-")
 
+    def is_up(self) -> bool:
+        """Whether all nodes of the cluster run."""
+        return all(self._cluster.pid(node) is not None for node in self._cluster.nodes)
+
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         self._runs += 1
         return subprocess.run(
@@ -103,8 +107,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 @pytest.fixture
 def running(checkout: Checkout) -> Checkout:
     """With its cluster up: pages stop it too."""
-    up = checkout.run("make", "up")
-    assert up.returncode == 0, up.stderr
+    if not checkout.is_up():
+        up = checkout.run("make", "up")
+        assert up.returncode == 0, up.stderr
     return checkout
 
 

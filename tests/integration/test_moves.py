@@ -29,6 +29,8 @@ pytestmark = pytest.mark.slow
 
 KEYS = [f"key-{number}" for number in range(1500)]
 WORKERS = 6
+PAUSE = 0.01
+"""Seconds between two operations of one."""
 
 
 class Work:
@@ -52,6 +54,8 @@ class Work:
             else:
                 written += 1
                 await self.recorder.put(key, f"{number}.{written}".ljust(100))
+            # Else they would take the processors that the moves need.
+            await asyncio.sleep(PAUSE)
 
     async def last_look(self) -> None:
         await asyncio.gather(*(self.recorder.get(key) for key in KEYS))

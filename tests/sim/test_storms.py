@@ -71,6 +71,6 @@ def elsewhere(seed: int, hash_seed: int) -> str:
     ).stdout.strip()
 
 
-@pytest.mark.parametrize("seed", [2, 10], ids=["storm", "gentle"])
+@pytest.mark.parametrize("seed", [2, 30], ids=["storm", "gentle"])
 def test_the_same_seed_is_the_same_storm_in_every_process(seed: int) -> None:
     assert elsewhere(seed, 1) == elsewhere(seed, 2) == fingerprint(seed)
