@@ -13,7 +13,7 @@ have a negative number: what happened.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
@@ -48,10 +48,14 @@ NOBODY: Final = -1
 
 _GONE: Final = pack_head(0, 0)
 
-_BLOCK: Final = 1024 * _FIELDS
-"""Items from which on a block is closed. The more, the fewer slots have to be told what went with one."""
-_BLOCK_BYTES: Final = limits.MAX_HISTORY_BYTES // 64
-_BLOCK_MS: Final = limits.HISTORY_AGE * 1000 // 8
+WEIGHT: Final = 256
+"""Added to the bytes of a body for what an event weighs in the open block: so that is no long list of small ones."""
+_BLOCK_WEIGHT: Final = limits.MAX_HISTORY_BYTES // 64
+"""From which on a block is closed."""
+_SHARE: Final = 16
+"""Once there is too much, a part of what may be kept goes at a time: slots are told of it rarely."""
+_AGE_MS: Final = limits.HISTORY_AGE * 1000
+_BLOCK_MS: Final = _AGE_MS // 8
 _PLACE: Final = attrgetter("place")
 
 
@@ -137,18 +141,20 @@ class HistoryImage(NamedTuple):
 class History:
     """Events of a group, oldest first, each at its place, which is the same on all replicas.
 
-    ``items``: those of the open block, from ``place`` on, which began at ``since`` (group time in ms). A block is
-    closed only between two entries, so commands stay whole.
+    ``items``: those of the open block, from ``place`` on, which began at ``since`` (group time in ms) at the earliest;
+    ``weight``: of them. Whoever adds one counts it. ``bytes``: what the closed blocks count for. A block is closed only
+    between two entries, so commands stay whole.
     """
 
     def __init__(self, place: int = 0) -> None:
         self.blocks: deque[Block] = deque()
         self.place = place
         self.items: list[Any] = []
+        self.weight = 0
         self.since = 0
         self.bytes = 0
-        # What the first of ``items`` count for; these are counted in ``bytes``.
-        self._counted = self._open = 0
+        # When time has something closed, or go: no later.
+        self._due = 0
 
     @property
     def first(self) -> int:
@@ -163,6 +169,12 @@ class History:
     def add(self, slot: int, key: bytes, number: int, change: Change) -> None:
         """Another event than a PUT, for which its record is added to ``items`` in line."""
         self.items += (slot, key, pack_head(number, -change))
+        self.weight += VALUE_AT + WEIGHT
+
+    def extend(self, items: list[Any]) -> None:
+        """Add events that stand in ``items`` as they do here."""
+        self.items += items
+        self.weight += _weight(items)
 
     def join(self, count: int) -> None:
         """The last ``count`` events are of one command. Call it within the entry that they are of."""
@@ -174,37 +186,36 @@ class History:
 
     def settle(self, now: int, slots: Mapping[int, Slot]) -> None:
         """An entry ends at ``now``, group time in ms: leave out what is too much or too old."""
-        items = self.items
-        if len(items) > self._counted:
-            self._count()
-        if items and (len(items) >= _BLOCK or self._open >= _BLOCK_BYTES or now >= self.since + _BLOCK_MS):
+        if self.weight < _BLOCK_WEIGHT and now < self._due:
+            return
+        if self.items and (self.weight >= _BLOCK_WEIGHT or now >= self.since + _BLOCK_MS):
             self.close(now)
-        while self.blocks and (
-            self.bytes > limits.MAX_HISTORY_BYTES or self.blocks[0].until + limits.HISTORY_AGE * 1000 <= now
-        ):
+        elif now >= self.since + _BLOCK_MS:
+            self.since = now
+        most = limits.MAX_HISTORY_BYTES
+        if self.bytes > most:
+            most -= most // _SHARE
+        told: Counter[int] = Counter()
+        while self.blocks and (self.bytes > most or self.blocks[0].until + _AGE_MS <= now):
             gone = self.blocks.popleft()
             self.bytes -= gone.bytes
-            # Of each slot the last one.
-            for number, body in dict(zip(gone.items[::_FIELDS], gone.items[2::_FIELDS], strict=True)).items():
-                slot = slots.get(number)
-                if slot is not None:
-                    slot.forgotten = head(body)[0]
-        if not self.items:
-            self.since = now
-
-    def _count(self) -> None:
-        """What the open block has more than it had."""
-        added = _size(self.items[self._counted :])
-        self.bytes += added
-        self._open += added
-        self._counted = len(self.items)
+            told.update(gone.items[::_FIELDS])
+        for number, count in told.items():
+            slot = slots.get(number)
+            if slot is not None:
+                slot.forgotten += count
+        self._due = self.since + _BLOCK_MS
+        if self.blocks:
+            self._due = min(self._due, self.blocks[0].until + _AGE_MS)
 
     def close(self, until: int) -> None:
         """End the open block, at ``until``, group time in ms."""
-        self._count()
-        self.blocks.append(Block(self.place, self.items, self._open, until))
-        self.place, self.items, self.since = self.end, [], until
-        self._counted = self._open = 0
+        # As _size() has it.
+        size = sum(map(len, self.items[1::_FIELDS])) + self.weight
+        size -= len(self.items) // _FIELDS * (WEIGHT - limits.EVENT_OVERHEAD)
+        self.blocks.append(Block(self.place, self.items, size, until))
+        self.bytes += size
+        self.place, self.items, self.weight, self.since = self.end, [], 0, until
 
     def read(self, place: int, most: int) -> tuple[list[Any], int]:
         """Items from ``place`` on, of at most ``most`` events or to the end of a block; and the place behind them.
@@ -229,9 +240,7 @@ class History:
                 self.blocks[index] = Block(block.place, items, _size(items), block.until)
                 self.bytes += self.blocks[index].bytes - block.bytes
         self.items = _without(self.items, numbers)
-        # Counted anew.
-        self.bytes -= self._open
-        self._counted = self._open = 0
+        self.weight = _weight(self.items)
 
     # All of it
 
@@ -265,6 +274,11 @@ def events_of(items: list[Any], forgotten: Mapping[int, int]) -> Iterator[tuple[
         after = forgotten.get(items[at])
         if after is not None and number_of(items[at + 2]) > after:
             yield items[at], items[at + 1], items[at + 2]
+
+
+def _weight(items: list[Any]) -> int:
+    """What events weigh in the open block."""
+    return sum(map(len, items[2::_FIELDS])) + len(items) // _FIELDS * WEIGHT
 
 
 def _size(items: list[Any]) -> int:

@@ -309,7 +309,7 @@ class Moves:
             return DONE if self._has_ended(move, Ending.ACTIVATED) else _refused("not the target of the move")
         if one.frozen is None:
             return _refused("not staged")
-        self._slots.history.items += one.events
+        self._slots.history.extend(one.events)
         for number in one.slots:
             self._serve(self._slots[number], now - one.frozen)
             self.ended[number] = (move, Ending.ACTIVATED)

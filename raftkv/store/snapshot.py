@@ -274,7 +274,7 @@ class StoreRestore:
             state.history = History(whole(place))
             self._since = whole(since)
         elif kind == _EVENTS:
-            state.history.items += checked(fields)
+            state.history.extend(checked(fields))
             self._events += len(fields) // 3
         else:
             (until,) = fields

@@ -34,7 +34,7 @@ def test_a_transaction_is_one_whole_and_an_expired_record_goes_first() -> None:
 
 def test_events_go_by_bytes_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 20_000)
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 1_000)
+    monkeypatch.setattr(module, "_BLOCK_WEIGHT", 1_000)
     store = make(0, 1, now=0)
     twin = make(0, 1, now=0)
     for number in range(300):
@@ -109,7 +109,7 @@ def test_two_moves_at_once_are_in_a_snapshot_with_their_events() -> None:
 
 def test_what_goes_during_a_copy_is_not_missed_at_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 5_000)
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 500)
+    monkeypatch.setattr(module, "_BLOCK_WEIGHT", 500)
     source, target = make(0, 1, now=0), make(9, now=0)
     source.apply(1, [Put(slot, b"k", b"v") for slot in (0, 1)])
     begin(source, target)
@@ -188,7 +188,7 @@ def test_messages_are_bounded_and_commands_whole(monkeypatch: pytest.MonkeyPatch
 
 def test_a_slow_watch_learns_what_has_gone_and_nobody_else_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 5_000)
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 500)
+    monkeypatch.setattr(module, "_BLOCK_WEIGHT", 500)
     store = make(0, 1, now=0)
     slow, _ = watch_of(store, s0=None, s1=None)
     again, _ = watch_of(store, s0=0, s1=0, initial=True)
