@@ -475,9 +475,10 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         "a holder is sure of its lock for a part of the time to live, from when it asked",
         ("locks",),
         ((Hold, "confirm", locks.from_the_answer),),
-        {"partition": 0.5},
-        profiles.locking,
+        {"partition": 0.25, "one way": 0.4},
+        lambda storm: replace(profiles.locking(storm), clients=5, stalls=0.4),
         ((Engine, "run_many", locks.answers_late),),
+        first=8,
     ),
     PlantedFault(
         "the queue is in order of keys",

@@ -77,23 +77,26 @@ def lock(
 
 async def _command(command: tuple[str, ...], token: int, grace: float) -> int:
     """Its exit code. It does not outlive the task."""
-    try:
-        process = await asyncio.create_subprocess_exec(*command, env={**os.environ, _VARIABLE: str(token)})
-    except OSError as error:
-        complain(f"cannot run {command[0]}: {error.strerror}")
-        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUN
-    loop = asyncio.get_running_loop()
+    loop, process, early = asyncio.get_running_loop(), None, list[signal.Signals]()
 
     def pass_on(number: signal.Signals) -> None:
-        if process.returncode is None:
+        if process is None:
+            early.append(number)
+        elif process.returncode is None:
             process.send_signal(number)
 
     for one in _PASSED_ON:
         loop.add_signal_handler(one, pass_on, one)
     try:
+        process = await asyncio.create_subprocess_exec(*command, env={**os.environ, _VARIABLE: str(token)})
+        for one in early:
+            pass_on(one)
         code = await process.wait()
+    except OSError as error:
+        complain(f"cannot run {command[0]}: {error.strerror}")
+        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUN
     finally:
-        if process.returncode is None:
+        if process is not None and process.returncode is None:
             await _end(process, grace)
         for one in _PASSED_ON:
             loop.remove_signal_handler(one)

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from raftkv.client.arguments import encode_key, key_range
+from raftkv.client.arguments import check_timeout, encode_key, key_range
 from raftkv.client.call import Call
 from raftkv.client.lease import AsyncLease, Guard
 from raftkv.client.scan import Scan
@@ -191,16 +191,20 @@ class AsyncTurn:
             return [record async for batch in batches for record in batch]
 
     async def _until_gone(self, key: bytes, lease: AsyncLease[Any], deadline: float | None) -> None:
-        """Wait while the record of ``key`` is there, the time is not up and the own place is not lost."""
+        """Wait while the record of ``key`` is there, the time is not up and the own place is not lost.
+
+        Not for longer than the time to live: to look at the queue again costs little, whatever a watch may miss.
+        """
+        until = self._clock.now() + self._ttl
+        until = until if deadline is None else min(until, deadline)
         gone = asyncio.create_task(self._gone(key))
         try:
-            while not gone.done() and not lease.lost:
-                left = lease.remaining if deadline is None else min(lease.remaining, deadline - self._clock.now())
+            while not gone.done():
+                left = min(lease.remaining, until - self._clock.now())
                 if left <= 0:
                     return
                 await wait(self._clock, gone, left)
-            if gone.done():
-                gone.result()
+            gone.result()
         finally:
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
@@ -233,9 +237,10 @@ class AsyncTurn:
         """Give the turn to the next one. Raises LockLost if it was not one's own until now."""
         self._check_held()
         lease, key, lost, there = self._lease, self._key, self._loss(), None
+        budget = min(self._parts.timeout if timeout is None else check_timeout(timeout), self._ttl)
         self._token, self._owner = 0, None
         try:
-            there = await lease.delete(key, timeout=timeout)
+            there = await lease.delete(key, timeout=budget)
         except RaftKVError:
             pass  # it expires
         finally:
