@@ -35,6 +35,10 @@ class Code(IntEnum):
     NOT_A_NUMBER = 17
     OUT_OF_RANGE = 18
     CROSS_SLOT = 19
+    UNAUTHENTICATED = 20
+    PERMISSION_DENIED = 21
+    COMPACTED = 30
+    SLOW_CONSUMER = 31
 
 
 class RaftKVError(Exception):
@@ -135,6 +139,30 @@ class BatchError(RaftKVError):
         self.errors = dict(errors or {})
 
 
+class _Lost(NotApplied):
+    """A watch cannot go on without a gap. ``floors``: by slot, the number up to which events are kept no more.
+
+    ``token``: goes on from where the watch was, with ``initial=True``, which reads these slots anew.
+    """
+
+    def __init__(self, message: str = "", *, token: str = "", floors: Mapping[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.token = token
+        self.floors = dict(floors or {})
+
+
+class Compacted(_Lost):
+    """The watch was away for so long that events after its token are kept no more."""
+
+    code = Code.COMPACTED
+
+
+class SlowConsumer(_Lost):
+    """The watch was read so slowly that events which it had not got are kept no more."""
+
+    code = Code.SLOW_CONSUMER
+
+
 class CodecError(RaftKVError, ValueError):
     """The value of ``key`` is there and is not what the client's codec reads; ``data`` has its bytes.
 
@@ -180,6 +208,19 @@ class WrongVersion(NotApplied):
     """The other side is of a version of raftkv that this one must not work with; both sides refuse it."""
 
     code = Code.WRONG_VERSION
+
+
+class Unauthenticated(NotApplied):
+    """The cluster serves its users only, and the client has not shown that it is one: it has no token, or an unknown
+    one."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class PermissionDenied(NotApplied, PermissionError):
+    """The user's roles do not allow it."""
+
+    code = Code.PERMISSION_DENIED
 
 
 class SessionExpired(OutcomeUnknown):
@@ -262,8 +303,15 @@ OUTCOMES: Final[dict[Code, CodeOutcome]] = {
     Code.NOT_A_NUMBER: CodeOutcome(True, False, "FAILED_PRECONDITION", NotANumber),
     Code.OUT_OF_RANGE: CodeOutcome(True, False, "OUT_OF_RANGE", CounterOverflow),
     Code.CROSS_SLOT: CodeOutcome(True, False, "INVALID_ARGUMENT", CrossSlot),
+    Code.UNAUTHENTICATED: CodeOutcome(True, False, "UNAUTHENTICATED", Unauthenticated),
+    Code.PERMISSION_DENIED: CodeOutcome(True, False, "PERMISSION_DENIED", PermissionDenied),
+    Code.COMPACTED: CodeOutcome(True, False, "OUT_OF_RANGE", Compacted),
+    Code.SLOW_CONSUMER: CodeOutcome(True, False, "RESOURCE_EXHAUSTED", SlowConsumer),
 }
 
 SETTLED: Final = frozenset({Code.OK, Code.CONDITION_FAILED, Code.NOT_A_NUMBER, Code.OUT_OF_RANGE, Code.TOO_LARGE})
 """These settle a request, whatever became of its other attempts: what an execution came to is recorded and told to
 each of them, and what is too large is so in all of them."""
+
+NO_USER: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
+"""Refusals for what the user is, at whichever node."""

@@ -196,6 +196,26 @@ MAX_TXN_RESULT_BYTES: Final = 64 * 1024
 MAX_EXPIRED_PER_ENTRY: Final = 1000
 """Records removed for their expiry while one entry is applied: bounds the time an entry takes."""
 
+MAX_HISTORY_BYTES: Final = 16 * 1024 * 1024
+"""Of a group: events that it keeps for watches, with EVENT_OVERHEAD for each; the oldest go first. Some seconds of as
+many small writes as a group takes, so that watches outlast a failover; all of it is in each snapshot."""
+
+EVENT_OVERHEAD: Final = 80
+"""Bytes that an event takes besides its key and what it wrote. A value that is still the record's is in memory only
+once."""
+
+HISTORY_AGE: Final = 300
+"""An event goes after so much group time, or up to a quarter more: a watch that was away for less goes on."""
+
+WATCH_BYTES: Final = 64 * 1024
+"""A message of a watch ends here, unless one command alone is larger: it is all that a node holds for a slow reader."""
+
+MAX_WATCHES: Final = 1024
+"""Watches of a node, shared between connections: each takes some kilobytes, and 8 bytes for each slot."""
+
+WATCH_HEARTBEAT: Final = 0.5
+"""Seconds after which a watch is told how far it is, also if there was nothing for it."""
+
 MAX_FREED_PER_ENTRY: Final = 250
 """Items of slots that moved away whose memory is given back while one entry is applied: under a millisecond."""
 
@@ -206,5 +226,6 @@ assert MAX_BATCH_BYTES + 79 * MAX_BATCH_OPS < MAX_MESSAGE_BYTES
 assert 6 * (MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES) < MAX_HELD_BYTES
 assert MAX_SCAN_PAGE_BYTES + MAX_VALUE_BYTES + MAX_KEY_BYTES < MAX_MESSAGE_BYTES
 assert SESSION_IDLE > MAX_TIMEOUT
+assert 2 * MAX_TXN_BYTES < MAX_HISTORY_BYTES
 assert MAX_TXN_BYTES + 3 * MAX_TXN_STEPS * STEP_OVERHEAD < MAX_BATCH_BYTES
 assert MAX_TXN_RESULT_BYTES < MAX_KEPT_BYTES // 2

@@ -19,15 +19,20 @@ MAX_SOURCES: Final = 64
 nor disk, nor hide lines of another kind."""
 
 _SOURCE: Final = "limited_source"
+REQUEST: Final = "request"
+"""Attribute of a record: the id of the request that it is about, where that is known."""
 _OTHERS: Final = "other sources"
 
 Kind = tuple[str, ...]
 Key = tuple[Kind, str]
 
 
-def limited(source: str) -> dict[str, str]:
-    """``extra`` of a log call whose lines are limited; ``source`` is whoever causes them, such as a host."""
-    return {_SOURCE: source}
+def limited(source: str, request: str = "") -> dict[str, str]:
+    """``extra`` of a log call whose lines are limited; ``source`` is whoever causes them, such as a host.
+
+    ``request``: the id of the request that the line is about, "" if there is none.
+    """
+    return {_SOURCE: source, REQUEST: request} if request else {_SOURCE: source}
 
 
 @dataclass(slots=True)

@@ -79,7 +79,7 @@ class ShardMap:
     """Who owns what. ``owners[slot]`` is a data group's id; ``groups`` holds the data groups and group 0.
 
     ``removed``: ids of nodes that were members and must never come back. ``leaders_over``: what preferred leaders are
-    to be spread over.
+    to be spread over. ``index``: of the entry in the meta group's log that made it, 0 in maps of before this was there.
 
     Raises MapError if the parts do not fit together: every map that exists is a valid one.
     """
@@ -92,9 +92,15 @@ class ShardMap:
     owners: tuple[int, ...]
     removed: tuple[int, ...] = ()
     leaders_over: LeadersOver = LeadersOver.HOSTS
+    index: int = 0
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Greater for a later map."""
+        return self.index, self.epoch
 
     @cached_property
     def _node_index(self) -> dict[int, Node]:
@@ -184,6 +190,7 @@ class ShardMap:
             "ranges": [list(run) for run in self.ranges()],
             "removed": list(self.removed),
             "leaders_over": str(self.leaders_over),
+            "index": self.index,
         }
 
     @staticmethod
@@ -207,8 +214,9 @@ class ShardMap:
             groups=tuple(groups),
             owners=_owners(_list(wire.get("ranges"), "ranges")),
             removed=tuple(_list(wire.get("removed"), "removed")),
-            # Maps of before this was there are in data folders and backups.
+            # Maps of before these were there are in data folders and backups.
             leaders_over=_leaders_over(wire.get("leaders_over", LeadersOver.HOSTS)),
+            index=wire.get("index", 0),
         )
 
 
@@ -260,6 +268,7 @@ def _text(value: object, name: str, empty: bool = False) -> None:
 def _check(shard_map: ShardMap) -> None:
     _text(shard_map.cluster_id, "cluster id")
     _whole(shard_map.epoch, 1, _MAX_EPOCH, "epoch")
+    _whole(shard_map.index, 0, _MAX_EPOCH, "index")
     if not is_slot_count(_whole(shard_map.slots, MIN_SLOTS, MAX_SLOTS, "slots")):
         raise MapError("slots must be a power of two")
     nodes: set[int] = set()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any, Self
 
 import pytest
@@ -31,6 +32,7 @@ from raftkv.frontend.resources import Resources
 from raftkv.store.codec import pack
 from raftkv.store.meta import MetaStore
 from raftkv.store.records import Store
+from raftkv.store.watching import Part, WatchAsk
 from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import initial_map
 from tests.store_helpers import content
@@ -122,8 +124,18 @@ class World:
         """A further node that runs; its id."""
         node = self.meta.state.last_node + 1
         self._in_loop(self._start(node))
-        self.command("add node", self._addresses[node], f"127.0.0.1:{node}", f"{node:032x}")
+        self.add_node(self._addresses[node], f"127.0.0.1:{node}", f"{node:032x}")
         return node
+
+    def add_node(self, address: str, peer_address: str, incarnation: str) -> None:
+        """A further member."""
+        self.command("add node", address, peer_address, incarnation, sha256(self.join_token().encode()).digest())
+
+    def join_token(self) -> str:
+        """Lets one node join."""
+        token = f"token {self._now}"
+        self.command("add join token", sha256(token.encode()).digest())
+        return token
 
     # -- what tests look at
 
@@ -179,7 +191,7 @@ class World:
         self._now += 100
         if isinstance(op, ChangeCluster | ReadCluster) and self.meta_down:
             return Result(Code.UNAVAILABLE, detail="the meta group has no leader")
-        if isinstance(op, ChangeCluster) and (refusal := self.meta.check(op)) is not None:
+        if isinstance(op, ChangeCluster) and (refusal := self.meta.check(op, self._now)) is not None:
             return refusal
         if isinstance(op, ChangeCluster):
             (result,) = self.meta.apply(self._now, [op])
@@ -261,6 +273,9 @@ class _Frontend:
             result = self._world.execute(op)
             if self._world.answers_changes or not isinstance(op, ChangeCluster):
                 reply(index, result)
+
+    async def watch(self, ask: WatchAsk, timeout: float, caller: Caller) -> AsyncGenerator[Part | Result, None]:
+        yield Result(int(Code.UNAVAILABLE))
 
     def cluster_map(self) -> ShardMap | None:
         return self._world.meta.map

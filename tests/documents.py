@@ -66,6 +66,9 @@ NOT_RUN: Final = {
     "raftkv-admin node drain *": "the same",
     "raftkv-admin node remove *": "the same",
     "raftkv-admin node replace *": "the same",
+    "raftkv-admin user *": "a cluster has users for ever; tests/integration/test_users.py",
+    "raftkv-admin role *": "the same",
+    "raftkv context add prod 127.0.0.1:* --token *": "a token of that",
 }
 """Commands that stand in blocks and are only parsed, and why."""
 

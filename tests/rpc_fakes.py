@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -24,6 +24,7 @@ from raftkv.frontend.grpc.server import GrpcServer
 from raftkv.frontend.port import NODE, Caller, NodeStats, ReplicaStats
 from raftkv.frontend.resources import Resources
 from raftkv.store.records import Store
+from raftkv.store.watching import Part, WatchAsk
 from shards.map import Group, Node, ShardMap
 from shards.slots import slot_of
 from tests.waiting import PATIENCE
@@ -113,6 +114,9 @@ class FakeFrontend:
                 self.held.append((op, index, reply))
             else:
                 reply(index, result)
+
+    async def watch(self, ask: WatchAsk, timeout: float, caller: Caller) -> AsyncGenerator[Part | Result, None]:
+        yield failed(Code.UNAVAILABLE)
 
     def release(self) -> None:
         """Execute what was held back and answer it."""

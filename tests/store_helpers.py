@@ -13,7 +13,9 @@ from raftkv.commands.records import Put
 from raftkv.commands.registry import decode_entry, encode_entry
 from raftkv.commands.results import ExportPage, MoveReport, MoveSummary, Result, ScanPage
 from raftkv.errors import Code
+from raftkv.store.history import Event, event_of
 from raftkv.store.records import Store
+from raftkv.store.slot import SlotState
 
 DONE = Result(Code.OK)
 GROUP = 1
@@ -153,6 +155,21 @@ def content(store: Store, slot: int) -> list[tuple[bytes, Result]]:
     """What reads of a slot's keys give."""
     found = store.slot(slot)
     return [] if found is None else [(key, store.read(slot, key)) for key in sorted(found.records)]
+
+
+def events_in(store: Store, slot: int) -> list[Event]:
+    """The events of a slot that are kept."""
+    image = store.history.image()
+    found = [
+        event_of(*items[at : at + 3])
+        for items, length in image.runs()
+        for at in range(0, length, 3)
+        if items[at] == slot
+    ]
+    home = store.slot(slot)
+    if home is not None and home.state is not SlotState.IMPORTING:
+        assert [event.number for event in found] == list(range(home.forgotten + 1, home.counter + 1))
+    return found
 
 
 def in_order(store: Store) -> bool:

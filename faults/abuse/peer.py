@@ -13,9 +13,11 @@ import msgpack
 from faults.abuse.acts import open_socket
 from raftkv import limits
 from raftkv.clock import SystemClock
+from raftkv.commands.base import Sender
 from raftkv.commands.client_ids import TAIL_BYTES, client_id
 from raftkv.commands.records import Put
 from raftkv.errors import RaftKVError
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.peer.frames import CHECKSUM, Decoder, Encoder, Seal, framed
 from raftkv.peer.handshake import Dialling, Secret
@@ -102,7 +104,7 @@ def operations_body(slot: int, key: bytes, count: int) -> bytes:
 def _operations(slot: int, key: bytes, sizes: list[int]) -> bytes:
     client = client_id(round(1000 * SystemClock().wall()), bytes(TAIL_BYTES))
     puts = [Put(slot, key, b"b" * size, client=client, seq=at) for at, size in enumerate(sizes, 1)]
-    packed: bytes = msgpack.packb([messages.ask(1, 10_000, 1, puts)], use_bin_type=True)
+    packed: bytes = msgpack.packb([messages.ask(1, 10_000, Origin(1, Sender.CLIENT), puts)], use_bin_type=True)
     return packed
 
 

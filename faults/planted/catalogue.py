@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from faults.planted import moves, raft, writes
+from faults.planted import maps, moves, raft, watches, writes
 from faults.planted.fault import PlantedFault, messages_in, messages_out
 from faults.sim import profiles
 from faults.sim.disk import SimFile, SimFileSystem
 from faults.sim.network import MemoryNetwork
 from raftkv import limits
+from raftkv.client import following
 from raftkv.client.channel import Channel
+from raftkv.client.following import Following
 from raftkv.client.retry import Attempts
 from raftkv.commands.moving import Activate
+from raftkv.frontend.grpc import watch
 from raftkv.node.drivers import mover
 from raftkv.node.drivers.membership import MembershipDriver
+from raftkv.node.map_copy import MapCopy
 from raftkv.node.outbox import DurableOutbox
 from raftkv.node.router import Router
 from raftkv.raft import guard, membership, replication
@@ -438,6 +442,24 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         profiles.moving("scans", seconds=8.0, moves=0.1),
     ),
     PlantedFault(
+        "an event lost at failover",
+        "watches",
+        "a watch goes on from the number that it was told last",
+        ("watches",),
+        ((Following, "open", watches.opens_from_now_on),),
+        {"kill": 0.8, "transfer": 0.8},
+        lambda storm: profiles.busy(storm, seconds=8.0, workloads=("watches",)),
+    ),
+    PlantedFault(
+        "an event repeated after a move",
+        "watches",
+        "a watch takes only what follows the number where it is",
+        ("watches",),
+        ((following, "fits", lambda *_: True), (watch, "ask_of", watches.begins_early)),
+        {},
+        profiles.moving("watches", seconds=8.0, moves=0.1),
+    ),
+    PlantedFault(
         "all voters at once",
         "members",
         "voters change one by one, and each change is committed before the next",
@@ -463,6 +485,16 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((GroupLog, "__init__", raft.forgets_changes_of_voters),),
         {"kill": 1.0},
         profiles.changing_members,
+    ),
+    PlantedFault(
+        "any map is believed",
+        "maps",
+        "a map is saved, and nodes are given up by it, only once the meta group has confirmed it",
+        ("stopped",),
+        ((MapCopy, "take", maps.believes_any_map),),
+        {"kill": 2.0},
+        lambda storm: profiles.quick(storm, seconds=8.0),
+        ((MapCopy, "run", maps.told_a_forged_map),),
     ),
     PlantedFault(
         "an outcome not recorded",

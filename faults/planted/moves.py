@@ -22,7 +22,7 @@ from raftkv.node.drivers.mover import Mover
 from raftkv.raft.consensus import Consensus
 from raftkv.raft.replication import Progress
 from raftkv.store import meta_commands
-from raftkv.store.copying import Part, Summary, load
+from raftkv.store.copying import Loaded, Summary, load
 from raftkv.store.meta_state import MetaState
 from raftkv.store.records import Store
 from raftkv.store.slot import SlotState
@@ -162,10 +162,10 @@ def forgets_changes(*_: Any) -> list[tuple[bytes, int]]:
     return []
 
 
-def leaves_sessions(blob: bytes) -> tuple[bytes, list[Part]]:
+def leaves_sessions(blob: bytes) -> Loaded:
     """The records of who wrote what stay behind."""
-    start, parts = load(blob)
-    return start, [part._replace(sessions=[]) for part in parts]
+    page = load(blob)
+    return page._replace(parts=[part._replace(sessions=[]) for part in page.parts])
 
 
 # -- scans

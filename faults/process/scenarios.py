@@ -116,6 +116,13 @@ _SCENARIOS: Final = (
         workloads=("increments", "transactions"),
         operator=3.0,
     ),
+    ChaosScenario(
+        "watches",
+        "watches are told each change once and in order, beside transactions and scans, while slots and leaders move",
+        ("kill leader", "isolate leader", "pause leader", "one way", "cut client", "kill all"),
+        workloads=("watches", "transactions", "scans"),
+        operator=1.5,
+    ),
 )
 
 SCENARIOS: Final = {one.name: one for one in _SCENARIOS}

@@ -392,6 +392,8 @@ class SimCluster:
         self._peers = tuple(
             PeerSection(id=one, address=told[one], peer_address=f"n{one}:{_PEER_PORT}") for one in range(1, nodes + 1)
         )
+        self.dial: dict[int, dict[int, str]] = {}
+        """Of each node: where it dials others, if not where they are."""
         self.nodes = {one: SimNode(self, one, random.Random(rng.getrandbits(64))) for one in range(1, nodes + 1)}
 
     def config(self, node: int) -> NodeConfig:
@@ -415,6 +417,7 @@ class SimCluster:
                 snapshot_bytes=settings.snapshot_bytes,
                 snapshot_share=0.0,
             ),
+            dial=self.dial.get(node, {}),
             nodes=self._peers,
         )
 

@@ -146,7 +146,7 @@ class SimServer:
         self._calls.pop(call, None)
 
 
-class _Aborted(Exception):
+class _Aborted(aio.AbortError):
     """The handler has ended the call with a status."""
 
 
@@ -193,6 +193,11 @@ class _ServerCall(_Wire):
                 async with aclosing(handler.stream_stream(None, self)) as found:
                     async for response in found:
                         await self._answer(response)
+            elif handler.unary_stream is not None:
+                request = handler.request_deserializer(await self._inbox.get())
+                async with aclosing(handler.unary_stream(request, self)) as found:
+                    async for response in found:
+                        await self._answer(response)
             else:
                 request = handler.request_deserializer(await self._inbox.get())
                 await self._answer(await handler.unary_unary(request, self))
@@ -224,6 +229,9 @@ class _ServerCall(_Wire):
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         self._status = (code.value[0], details, trailing_metadata)
         raise _Aborted
+
+    def invocation_metadata(self) -> Metadata:
+        return ()
 
     def time_remaining(self) -> float | None:
         return None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
@@ -274,11 +282,15 @@ class SimChannel:
         """For the generated stubs."""
         return lambda _requests=None: self._call(path, response_deserializer, None)
 
-    def unary_stream(self, path: str, *_: object, **__: object) -> Callable[..., Any]:
-        """For the generated stubs. Simulated clients read no streams, and so this one cannot be called."""
+    def unary_stream(
+        self, path: str, request_serializer: object, response_deserializer: Callable[[bytes], Message], **_: object
+    ) -> Callable[..., Any]:
+        """For the generated stubs."""
 
-        def call(*_: object, **__: object) -> Any:
-            raise NotImplementedError(path)
+        def call(request: Message) -> _ClientCall:
+            one = self._call(path, response_deserializer, None)
+            one.ask(request)
+            return one
 
         return call
 
@@ -315,6 +327,7 @@ class _ClientCall(_Wire):
         self._timeout = timeout
         self._ended = ended
         self._metadata: Metadata = ()
+        self._request: Message | None = None
         self._inbox: deque[bytes] = deque()
         self._status: tuple[grpc.StatusCode, str, Metadata] | None = None
         self._opened = asyncio.Event()
@@ -334,6 +347,8 @@ class _ClientCall(_Wire):
             transport.close()
             return
         self.send(_Kind.CALL, msgpack.packb([self._path, self._timeout]))
+        if self._request is not None:
+            self.send(_Kind.MESSAGE, _serialize(self._request))
         self._opened.set()
 
     def received(self, kind: int, payload: bytes) -> None:
@@ -371,6 +386,10 @@ class _ClientCall(_Wire):
         return aio.AioRpcError(code, aio.Metadata(*self._metadata), aio.Metadata(*trailing), details, None)
 
     # What the client uses of the call.
+
+    def ask(self, request: Message) -> None:
+        """Of a call with one request: it leaves once the call is open."""
+        self._request = request
 
     async def initial_metadata(self) -> Metadata:
         await self._started.wait()

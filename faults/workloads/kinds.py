@@ -13,12 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-from faults.check import bank
+from faults.check import bank, watched
 from faults.check.bank import Account
 from faults.check.history import History, Kind, Operation, Outcome
 from faults.check.numbered import Asked
 from faults.check.problem import Breach, CheckProblem
+from faults.check.watched import Seen
 from faults.workloads.recorder import Recorder
+from raftkv.client.cursors import Cursor
 from raftkv.client.types import Record
 
 _LONGEST_TTL: Final = 2.5
@@ -393,10 +395,66 @@ class Transactions(Workload):
                 self._counts[kv.name, tag] = None if told is None else str(told)
 
 
+class Watches(Workload):
+    """Watches that go on from tokens, and writes to what they watch: each change comes once and in order, and none is
+    left out, whatever fails and moves. Two keys are only written to together."""
+
+    name = "watches"
+    prefix = "{w"
+
+    _PAIR = ("p", "q")
+    _LONGEST = 1.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[str, Seen] = {}
+        self._tokens: dict[str, str] = {}
+        self._slots: dict[str, int] = {}
+
+    async def step(self, kv: Recorder, rng: random.Random) -> None:
+        tag, chance = f"{{{self._key(f'w{rng.randrange(3)}')}}}", rng.random()
+        key = f"{tag}{rng.choice('ab')}"
+        if chance < 0.15:
+            await self._watch(kv, rng.uniform(0.0, self._LONGEST))
+        elif chance < 0.3:
+            tag = f"{{{self._key('w-pair')}}}"
+            value = self._value(kv, rng)
+            await kv.transact(tag, Asked([], [["put", name, value] for name in self._PAIR], []))
+        elif chance < 0.8:
+            await self._note(kv, await kv.put(key, self._value(kv, rng), ttl=0.3 if rng.random() < 0.2 else None))
+        else:
+            await self._note(kv, await kv.delete(key))
+
+    async def _note(self, kv: Recorder, operation: Operation) -> None:
+        if operation.key not in self._slots and operation.outcome is Outcome.OK:
+            self._slots[operation.key] = await kv.client.slot_of(operation.key)
+
+    async def _watch(self, kv: Recorder, seconds: float) -> None:
+        """Read on where the last watch of this task ended; it begins only once."""
+        seen = self._told.setdefault(kv.name, Seen())
+        async for event in kv.watch(self.prefix, self._tokens.get(kv.name), seconds):
+            cursor = Cursor.of(event.token)
+            if kv.name not in self._tokens:
+                seen.began = {
+                    slot: number for slot in range(cursor.slots) if (number := cursor.number(slot)) is not None
+                }
+            if event.type != "live":
+                value = None if event.value is None else event.value.decode()
+                seen.events.append((event.slot, event.version, event.key.decode(), event.type, value, event.more))
+            seen.reached = {slot: cursor.number(slot) or 0 for slot in seen.began}
+            self._tokens[kv.name] = event.token
+
+    def problems(self, history: History, last: Mapping[str, Record]) -> list[CheckProblem]:
+        found = list(watched.problems(self._told, history, self._slots))
+        tags = {key[:-1] for seen in self._told.values() for _, _, key, *_ in seen.events if key.startswith("{w-pair")}
+        pairs = [(tag + self._PAIR[0], tag + self._PAIR[1]) for tag in sorted(tags)]
+        return found + [problem for seen in self._told.values() for problem in watched.whole(pairs, seen)]
+
+
 MIXED: Final = ("registers", "unique-set", "counter", "retry", "ttl")
 """Those that run side by side, each for some of the clients; seeds of the simulator choose from them."""
 
 WORKLOADS: Final[dict[str, type[Workload]]] = {
     one.name: one
-    for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack, Scans, Bank, Increments, Transactions)
+    for one in (Registers, UniqueSet, Counter, Retry, Ttl, ReadBack, Scans, Bank, Increments, Transactions, Watches)
 }

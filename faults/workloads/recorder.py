@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
 
 from faults.check.history import History, Kind, Operation, Outcome
 from faults.check.numbered import Asked
 from raftkv import AsyncClient
-from raftkv.client.types import CasResult, Consistency, Record, TransactionResult, WriteResult
+from raftkv.client.types import CasResult, Consistency, Record, TransactionResult, WatchEvent, WriteResult
 from raftkv.errors import ConditionFailed, NotApplied, OutcomeUnknown, RaftKVError
 
 T = TypeVar("T")
@@ -161,6 +161,16 @@ class Recorder:
             operation.found = json.dumps([_plain(told) for told in result.results])
 
         return await self._run(operation, txn.commit(), answer)
+
+    async def watch(self, prefix: str, start: str | None, seconds: float) -> AsyncGenerator[WatchEvent, None]:
+        """What happens to keys that begin so, for so long, or until no group is to be had; ``start``: as of a watch.
+
+        Raises Compacted and SlowConsumer: no history of a run is that long.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self.client.watch(prefix=prefix, start=start) as events:
+                async for event in events:
+                    yield event
 
     def _begin(self, kind: Kind, key: str) -> Operation:
         return self._history.begin(self.name, kind, key, self._now())

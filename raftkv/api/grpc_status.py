@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from raftkv.api.failures import known_code
 from raftkv.commands.results import Result
-from raftkv.errors import OUTCOMES, Code
+from raftkv.errors import NO_USER, OUTCOMES, Code
 from raftkv.v1 import error_pb2
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ NODE_KEY: Final = "raftkv-node-id"
 """Initial metadata of a Pipeline: the node that answers."""
 
 _STATUSES: Final = {code: grpc.StatusCode[outcome.grpc_status] for code, outcome in OUTCOMES.items()}
+_REFUSALS: Final = {_STATUSES[code]: code for code in NO_USER}
+"""Statuses that only a refusal can have, of a node or of what stands before it."""
 _TRANSIENT: Final = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -76,7 +78,7 @@ def result_of(error: aio.AioRpcError) -> Result:
         return Result(int(Code.UNKNOWN), detail=text)
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return Result(int(Code.INVALID_ARGUMENT), detail=f"the endpoint is not a raftkv node: {text}")
-    return Result(int(Code.INTERNAL), detail=text)
+    return Result(int(_REFUSALS.get(error.code(), Code.INTERNAL)), detail=text)
 
 
 def _packed(message: Message) -> any_pb2.Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -49,7 +49,7 @@ def read(kind: type[T], message: Message) -> T:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
     if isinstance(value, Phase):
         return _PHASE + value.name
@@ -87,9 +87,9 @@ def digests_of(message: admin_pb2.GetDigestsResponse) -> Digests | None:
     return read(Digests, message) if message.done else None
 
 
-def map_message(known: ShardMap, leaders: Mapping[int, int]) -> admin_pb2.GetMapResponse:
-    """A shard map, and who leads each group as far as known."""
-    nodes: Any = _plain(known.nodes)
+def map_message(known: ShardMap, leaders: Mapping[int, int], *, to_member: bool = False) -> admin_pb2.GetMapResponse:
+    """A shard map, and who leads each group as far as known. ``to_member``: with the nodes' incarnations."""
+    nodes: Any = _plain(known.nodes if to_member else [replace(node, incarnation="") for node in known.nodes])
     groups: list[Any] = [{**fields_of(group), "leader": leaders.get(group.id, 0)} for group in known.groups]
     ranges = [admin_pb2.SlotRange(first=first, last=last, group=group) for first, last, group in known.ranges()]
     return admin_pb2.GetMapResponse(
@@ -102,6 +102,7 @@ def map_message(known: ShardMap, leaders: Mapping[int, int]) -> admin_pb2.GetMap
         removed=known.removed,
         slot_rule=SLOT_RULE,
         leaders_over=leaders_over_value(known.leaders_over),
+        index=known.index,
     )
 
 
@@ -122,6 +123,7 @@ def map_of(message: admin_pb2.GetMapResponse) -> ShardMap:
             tuple(part.group for part in message.ranges for _ in range(part.first, part.last + 1)),
             tuple(message.removed),
             leaders_over_of(message.leaders_over),
+            message.index,
         )
     except MapError as problem:
         raise Unavailable(f"a node answered with an invalid shard map: {problem}") from None

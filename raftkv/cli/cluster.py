@@ -6,20 +6,23 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import click
 
 from raftkv.addresses import parse_address
+from raftkv.cli import contexts
 from raftkv.cli.common import DEFAULT_ENDPOINTS, Exit, complain, output_option, print_json
 from raftkv.cli.console import Section, display
 from raftkv.cli.parameters import Duration, FilePath, LaterDefault, duration_text
-from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses, folder_lock
+from raftkv.local.cluster import FIRST_USER, READY_TIMEOUT, LocalProcesses, folder_lock
 from raftkv.local.node import STOP_TIMEOUT, LocalError, check_ports
 from raftkv.local.shape import MAX_LOCAL_NODES, Shape, new_shape, places_from
 from raftkv.node.config import DEFAULT_GROUPS, DEFAULT_REPLICAS
 
+_CONTEXT = "local"
 _DATA = click.option(
     "--data-dir",
     type=FilePath(folder=True),
@@ -51,7 +54,8 @@ _DATA = click.option(
 @click.option(
     "--secure",
     is_flag=True,
-    help="Encrypt everything: make a CA, and certificates for all nodes and for a client.",
+    help="Encrypt everything, and serve users only: make a CA, certificates for all nodes and for a client, a first "
+    "user, and a context with them.",
 )
 @_DATA
 @output_option
@@ -94,6 +98,9 @@ def up(
             ids = ", ".join(str(node.id) for node in started)
             click.echo(f"started node{'s' * (len(started) > 1)} {ids}" if started else "all nodes run already")
         cluster.wait_ready(timeout)
+        if cluster.tls is not None:
+            cluster.bootstrap()
+    name = _name(cluster)
     status = cluster.status()
     if output == "json":
         print_json({**status, "started": [node.id for node in started]})
@@ -101,18 +108,28 @@ def up(
     _show(status)
     command = _command()
     which = "" if cluster.endpoints == DEFAULT_ENDPOINTS else f" --endpoints {shlex.quote(cluster.endpoints)}"
-    if cluster.tls is not None:
-        files = (("ca", cluster.tls.ca), ("cert", cluster.tls.cert), ("key", cluster.tls.key))
-        options = "".join(f" --tls-{name} {shlex.quote(str(path))}" for name, path in files)
-        add = f"{command} context add local {shlex.quote(cluster.endpoints)}{options}"
-        which = " --context local"
+    if name:
+        which = f" --context {name}"
     click.echo(f"\nendpoints  {cluster.endpoints}")
     click.echo(f"data       {cluster.folder}")
     click.echo(f"logs       {cluster.folder}/node-*/node.log")
-    if cluster.tls is not None:
-        click.echo(f"\nname it    {add}")
+    if name:
+        click.echo(f"context    {name}, with the certificate and the token of the user {FIRST_USER}")
     click.echo(f"\ntry        {command} put hello world{which}\n           {command} get hello{which}")
     click.echo(f"stop it    {command} down --data-dir {shlex.quote(str(data_dir))}")
+
+
+def _name(cluster: LocalProcesses) -> str:
+    """The context of a cluster with certificates, which is made if need be; "" for others."""
+    if cluster.tls is None:
+        return ""
+    tls, known = cluster.tls, contexts.load()
+    here = contexts.Context(cluster.endpoints, str(tls.ca), str(tls.cert), str(tls.key), token=cluster.token)
+    # What was named before stays: it may be another cluster, with a token that is nowhere else.
+    numbered = (f"{_CONTEXT}-{number}" if number > 1 else _CONTEXT for number in count(1))
+    name = next(one for one in numbered if one not in known.named or known.named[one].ca == here.ca)
+    contexts.save(contexts.Contexts({**known.named, name: here}, known.current or name))
+    return name
 
 
 def _command() -> str:

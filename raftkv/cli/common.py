@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import os
 import sys
@@ -146,6 +147,19 @@ def _server_name(**attributes: Any) -> Callable[[F], F]:
     )
 
 
+def token_option(**attributes: Any) -> Callable[[F], F]:
+    """The option ``--token``."""
+    return click.option(
+        "--token",
+        envvar="RAFTKV_TOKEN",
+        show_envvar=True,
+        metavar="TOKEN",
+        help="A user's token, or NAME:PASSWORD, where the cluster has users. Others may see options: rather use the "
+        "variable, or a context.",
+        **attributes,
+    )
+
+
 def _context_option(**attributes: Any) -> Callable[[F], F]:
     return click.option(
         "--context",
@@ -166,7 +180,7 @@ def tls_options(command: F) -> F:
 
 def target_options(**attributes: Any) -> list[Callable[[F], F]]:
     """All options that say which cluster is spoken to and how, with further ``attributes`` of click's."""
-    return [option(**attributes) for option in (endpoints, *_TLS, _server_name, _context_option)]
+    return [option(**attributes) for option in (endpoints, *_TLS, _server_name, token_option, _context_option)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +189,13 @@ class Target:
 
     endpoints: str = DEFAULT_ENDPOINTS
     tls: TLS | None = None
+    token: str | None = dataclasses.field(default=None, repr=False)
 
     def client(self, timeout: float) -> AsyncClient:
         """A client of it; ``timeout``: seconds for each of its calls. Raises ConfigError."""
         import raftkv
 
-        return raftkv.AsyncClient(self.endpoints, tls=self.tls, timeout=timeout)
+        return raftkv.AsyncClient(self.endpoints, tls=self.tls, token=self.token, timeout=timeout)
 
     @classmethod
     def chosen(cls, given: Mapping[str, str | None], variables: Collection[str] = ()) -> Target:
@@ -201,7 +216,7 @@ class Target:
         base = {} if name is None else asdict(contexts.load().get(name))
         whole = contexts.Context(**{"endpoints": DEFAULT_ENDPOINTS, **base, **own})
         click.get_current_context().meta[_UNNAMED] = not (name or "endpoints" in own)
-        return cls(whole.endpoints, whole.tls())
+        return cls(whole.endpoints, whole.tls(), whole.token)
 
 
 def targeted(command: Callable[..., T]) -> Callable[..., T]:
@@ -225,7 +240,7 @@ def targeted(command: Callable[..., T]) -> Callable[..., T]:
 _UNNAMED: Final = "raftkv.cli.unnamed"
 """In click's notes: nobody has said which cluster is meant, so it is the local one."""
 
-TARGET: Final = ("endpoints", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "context")
+TARGET: Final = ("endpoints", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "token", "context")
 """Names of the options that say which cluster is spoken to."""
 
 

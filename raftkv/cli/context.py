@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from raftkv.api.credentials import check_credentials
 from raftkv.cli import contexts
-from raftkv.cli.common import checked, output_option, print_json, tls_options
+from raftkv.cli.common import checked, output_option, print_json, tls_options, token_option
 from raftkv.cli.console import Section, display
 from raftkv.cli.contexts import Context, Contexts
 from raftkv.client.routing import parse_endpoints
@@ -27,7 +28,8 @@ def context() -> None:
 @_NAME
 @click.argument("endpoints", callback=checked(parse_endpoints), metavar="HOST:PORT,...")
 @tls_options
-def add(name: str, endpoints: str, **files: str | None) -> None:
+@token_option(callback=checked(check_credentials))
+def add(name: str, endpoints: str, token: str | None, **files: str | None) -> None:
     """Remember the cluster of these nodes as NAME, in the place of an earlier one. The first one is used from then on.
 
     \b
@@ -38,7 +40,7 @@ def add(name: str, endpoints: str, **files: str | None) -> None:
     for key in ("ca", "cert", "key"):
         if key in given:
             given[key] = str(Path(given[key]).absolute())
-    new = Context(endpoints, **given)
+    new = Context(endpoints, token=token, **given)
     new.tls()
     known = contexts.load()
     contexts.save(Contexts({**known.named, name: new}, known.current or name))
@@ -71,15 +73,15 @@ def list_all(output: str) -> None:
     """
     known = contexts.load()
     if output == "json":
-        print_json({"current": known.current or None, "contexts": {n: asdict(c) for n, c in known.named.items()}})
+        print_json({"current": known.current or None, "contexts": {n: c.told() for n, c in known.named.items()}})
         return
-    rows = [("*" if name == known.current else "", name, *_row(asdict(one))) for name, one in known.named.items()]
-    display([Section("", ("", "name", "endpoints", "tls"), rows)])
+    rows = [("*" if name == known.current else "", name, *_row(one.told())) for name, one in known.named.items()]
+    display([Section("", ("", "name", "endpoints", "tls", "user"), rows)])
 
 
-def _row(one: Mapping[str, Any]) -> tuple[str, str]:
+def _row(one: Mapping[str, Any]) -> tuple[str, str, str]:
     encrypted = "no" if one["ca"] is None else "with a certificate" if one["cert"] else "yes"
-    return one["endpoints"], encrypted
+    return one["endpoints"], encrypted, "yes" if one["token"] else "no"
 
 
 @context.command("show")
@@ -94,7 +96,7 @@ def show(name: str | None, output: str) -> None:
     """
     known = contexts.load()
     chosen = name or known.current
-    found = {"name": chosen, **asdict(known.get(chosen))}
+    found = {"name": chosen, **known.get(chosen).told()}
     if output == "json":
         print_json(found)
         return

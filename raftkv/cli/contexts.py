@@ -24,13 +24,20 @@ _FORMAT: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """How a cluster is reached. ``ca``, ``cert``, ``key``, ``server_name``: as :class:`raftkv.TLS` has them."""
+    """How a cluster is reached. ``ca``, ``cert``, ``key``, ``server_name``: as :class:`raftkv.TLS` has them.
+    ``token``: as :class:`raftkv.AsyncClient` has it.
+    """
 
     endpoints: str
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
     server_name: str | None = None
+    token: str | None = None
+
+    def told(self) -> dict[str, str | None]:
+        """What may be shown: all but the token, of which only that it is there."""
+        return {**asdict(self), "token": None if self.token is None else "known"}
 
     def tls(self) -> TLS | None:
         """Raises ConfigError for a certificate without CAs or without its key."""

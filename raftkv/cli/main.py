@@ -36,6 +36,7 @@ _COMMANDS = {
     "scan": "raftkv.cli.ranges",
     "count": "raftkv.cli.ranges",
     "delete-prefix": "raftkv.cli.ranges",
+    "watch": "raftkv.cli.watching",
     "load": "raftkv.cli.transfer",
     "dump": "raftkv.cli.transfer",
     "context": "raftkv.cli.context",

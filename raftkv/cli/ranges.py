@@ -66,7 +66,7 @@ def scan(
             if not keys_only:
                 shown.update(field("value", record.value))
             return json.dumps({**shown, "expires_at": record.expires_at}, ensure_ascii=False)
-        return _printable(record.key) if keys_only else f"{_printable(record.key)}\t{_printable(record.value)}"
+        return printable(record.key) if keys_only else f"{printable(record.key)}\t{printable(record.value)}"
 
     async def write() -> None:
         lines: list[bytes] = []
@@ -90,7 +90,8 @@ def scan(
     run(write())
 
 
-def _printable(data: bytes) -> str:
+def printable(data: bytes) -> str:
+    """As text, what is not printable escaped."""
     text = data.decode("utf-8", "backslashreplace")
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 

@@ -85,6 +85,8 @@ _FILE = FilePath()
     help="With --join and --tls-ca: the node's certificate, which may be made once it has its id.",
 )
 @click.option("--tls-key", type=_FILE, metavar="FILE", help="With --join and --tls-ca: the key of --tls-cert.")
+@click.option("--token", metavar="TOKEN", help="With --join: lets one node join; `raftkv-admin node add` prints it.")
+@click.option("--token-file", type=_FILE, metavar="FILE", help="With --join: holds the token.")
 @click.option("--insecure", is_flag=True, help="Let other machines reach the node although nothing is encrypted.")
 @click.option(
     "--log-file",
@@ -92,6 +94,7 @@ _FILE = FilePath()
     metavar="FILE",
     help="Log there, not to stderr; rotated as the configuration says, reopened on SIGHUP.",
 )
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Lines for people, or one JSON object a line.")
 def serve(
     config: Path | None,
     join: str | None,
@@ -104,13 +107,17 @@ def serve(
     tls_ca: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    token: str | None,
+    token_file: Path | None,
     insecure: bool,
     log_file: Path | None,
+    log_format: str | None,
 ) -> int:
     """Run one node in the foreground: that of a configuration, or a new one that joins a running cluster.
 
     On SIGTERM or SIGINT the node transfers its leaderships, finishes what is in flight and exits 0; on SIGHUP it
     reopens its log and reloads its configuration. The same command with --join starts a node that has joined before.
+    Options come before variables such as RAFTKV_NODE_LOG_LEVEL, and these before what is in the file.
 
     \b
     Example:
@@ -123,6 +130,8 @@ def serve(
         raise click.UsageError("give either --config or --join")
     if join is None and (data_dir is not None or any((*places, secret_file, tls_ca, tls_cert, tls_key))):
         raise click.UsageError("--data-dir, secret, TLS and addresses go with --join; with --config, the file has them")
+    if (join is None and (token or token_file)) or (token and token_file):
+        raise click.UsageError("--token or --token-file, one of them, goes with --join")
     if len({tls_ca is None, tls_cert is None, tls_key is None}) > 1:
         raise click.UsageError("TLS needs all of --tls-ca, --tls-cert and --tls-key")
     if join is not None and data_dir is None:
@@ -138,10 +147,14 @@ def serve(
     if config is not None:
         settings, source = load_config(config), config
     else:
-        settings, source = _joined(join or "", data_dir or Path(), security, *places)
+        settings, source = _joined(join or "", data_dir or Path(), security, token or token_file, *places)
+
+    logging = {} if log_file is None else {"log_file": str(log_file)}
+    if log_format is not None:
+        logging["log_format"] = log_format
 
     def chosen(read: NodeConfig) -> NodeConfig:
-        return _with(read, log_file, security)
+        return _with(read, logging, security)
 
     return serve_node(chosen(settings), lambda: chosen(read_again(source)))
 
@@ -166,10 +179,11 @@ def read_again(source: Path) -> NodeConfig:
     return load_config(source)
 
 
-def _with(config: NodeConfig, log_file: Path | None, security: Mapping[str, Any]) -> NodeConfig:
+def _with(config: NodeConfig, node: Mapping[str, Any], security: Mapping[str, Any]) -> NodeConfig:
     """``config``, but for what was given on the command line."""
-    node = config.node if log_file is None else replace(config.node, log_file=str(log_file))
-    return replace(config, node=node, security=replace(config.security, **security))
+    if "secret_file" in security:
+        security = {**security, "secret": None}
+    return replace(config, node=replace(config.node, **node), security=replace(config.security, **security))
 
 
 def _own(security: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,17 +202,32 @@ def _asking(security: Mapping[str, Any]) -> TLS | None:
     return TLS(security["ca_file"], cert, key) if there else TLS(security["ca_file"])
 
 
-def _joined(endpoints: str, folder: Path, security: Mapping[str, Any], *places: str | None) -> tuple[NodeConfig, Path]:
+def _joined(
+    endpoints: str, folder: Path, security: Mapping[str, Any], token: str | Path | None, *places: str | None
+) -> tuple[NodeConfig, Path]:
     """The configuration of a node that has joined, and its file."""
     from raftkv.local.joining import CONFIG, Places
     from raftkv.local.joining import join as join_cluster
 
     file = folder / CONFIG
     before = file.exists()
-    config = join_cluster(endpoints, folder, Places(*places), security=_own(security), tls=_asking(security))
+    if before or token is None:
+        token = ""
+    elif isinstance(token, Path):
+        token = _read_token(token)
+    config = join_cluster(
+        endpoints, folder, Places(*places), security=_own(security), tls=_asking(security), token=token
+    )
     if not before:
         complain(f"joined cluster {config.cluster.id} as node {config.node.id}; configuration: {file}")
     return config, file
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--token-file {path}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
 
 
 @click.command()
@@ -213,19 +242,19 @@ def health(config: Path, ready: bool) -> int:
     Example:
       raftkv health --config node.toml --ready
     """
-    from raftkv.local.status import own_tls, probe
+    from raftkv.local.status import own_tls, pulse
     from raftkv.node.config import load_config
 
     settings = load_config(config)
     address = parse_listen_address(settings.node.listen)
     if address.wildcard:
         address = address._replace(host="::1" if ":" in address.host else "127.0.0.1")
-    status = probe(str(address), timeout=3.0, tls=own_tls(settings))
-    if status is None:
+    serves = pulse(str(address), timeout=3.0, tls=own_tls(settings))
+    if serves is None:
         complain("the node does not answer")
         return Exit.UNREACHABLE
-    if ready and not status.ready:
+    if ready and not serves:
         complain("the node answers but does not serve")
         return Exit.UNREACHABLE
-    click.echo("ready" if status.ready else "alive")
+    click.echo("ready" if serves else "alive")
     return Exit.DONE

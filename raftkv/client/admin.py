@@ -6,16 +6,18 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from hashlib import sha256
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
+from raftkv.api.credentials import check_credentials
 from raftkv.api.failures import error_of, known_code
 from raftkv.api.messages import digests_of, map_of, read, state_of, status_of
 from raftkv.api.status import ClusterSettings, ClusterState, Digests, Joined, NodeStatus, SlotStats
 from raftkv.client.arguments import check_timeout
 from raftkv.client.routing import parse_endpoints
 from raftkv.client.tls import TLS
-from raftkv.client.transport import FAILURES, failure
+from raftkv.client.transport import FAILURES, failure, showing
 from raftkv.client.transport import connect as channel_to
 from raftkv.clock import Clock, SystemClock, sleep
 from raftkv.errors import OUTCOMES, Code, DeadlineExceeded, RaftKVError, Unavailable
@@ -33,6 +35,7 @@ T = TypeVar("T")
 _MAP: Final = admin_pb2.GetMapRequest(slot_rule=SLOT_RULE)
 _STATE: Final = admin_pb2.GetStateRequest(slot_rule=SLOT_RULE)
 _TOKEN_BYTES: Final = 16
+_JOIN_TOKEN_BYTES: Final = 32
 _PAUSE: Final = 0.2
 """Seconds before all nodes are asked again."""
 
@@ -47,10 +50,10 @@ _ONE_NODE: Final = 2.0
 class AdminClient:
     """Asks the nodes at ``endpoints`` in turn, and those of the map once one has answered.
 
-    ``timeout``: seconds for each call, all attempts included. ``tls`` as of :class:`raftkv.AsyncClient`. Calls raise
-    the errors of :mod:`raftkv.errors`: Unavailable if no node answered in time, ConditionFailed with the reason if the
-    cluster refuses a change, DeadlineExceeded if it is not known whether a change was made. A change is made once,
-    however often it is tried.
+    ``timeout``: seconds for each call, all attempts included. ``tls``, ``token`` as of :class:`raftkv.AsyncClient`.
+    Calls raise the errors of :mod:`raftkv.errors`: Unavailable if no node answered in time, ConditionFailed with the
+    reason if the cluster refuses a change, DeadlineExceeded if it is not known whether a change was made. A change is
+    made once, however often it is tried.
     """
 
     def __init__(
@@ -59,12 +62,14 @@ class AdminClient:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         tls: TLS | None = None,
+        token: str | None = None,
         clock: Clock | None = None,
         connect: Callable[[str], aio.Channel] | None = None,
     ) -> None:
         self._addresses = list(parse_endpoints(endpoints))
         self._timeout = check_timeout(timeout)
         self._clock = clock or SystemClock()
+        self._token = None if token is None else check_credentials(token)
         self._connect = connect or partial(channel_to, credentials=None if tls is None else tls.read())
         self._channels: dict[str, aio.Channel] = {}
 
@@ -120,17 +125,45 @@ class AdminClient:
         request = admin_pb2.StartCheckRequest(group=group)
         return (await self._any(lambda stub, left: stub.StartCheck(request, timeout=left))).check
 
-    async def join(self, address: str, peer_address: str, incarnation: str, cluster_id: str = "") -> Joined:
-        """Make the data folder ``incarnation`` a node of the cluster. Asked again, it has the same outcome."""
+    async def add_join_token(self) -> str:
+        """A token with which one node may join, within an hour. The cluster gets to know its SHA-256 only."""
+        token = secrets.token_urlsafe(_JOIN_TOKEN_BYTES)
+        await self.change(admin_pb2.ChangeRequest(add_join_token=sha256(token.encode()).digest()))
+        return token
+
+    async def join(
+        self, address: str, peer_address: str, incarnation: str, cluster_id: str = "", token: str = ""
+    ) -> Joined:
+        """Make the data folder ``incarnation`` a node of the cluster. Asked again, it has the same outcome.
+
+        ``token``: of :meth:`add_join_token`; a folder that has joined needs none.
+        """
         request = admin_pb2.JoinRequest(
             address=address,
             peer_address=peer_address,
             incarnation=incarnation,
             cluster_id=cluster_id,
             slot_rule=SLOT_RULE,
+            token=token,
         )
         answer = await self._any(lambda stub, left: stub.Join(request, timeout=left))
         return Joined(answer.node, map_of(answer.map), read(ClusterSettings, answer))
+
+    async def users(self) -> admin_pb2.GetUsersResponse:
+        """All users and roles."""
+        return await self._any(lambda stub, left: stub.GetUsers(admin_pb2.GetUsersRequest(), timeout=left))
+
+    async def change_users(self, request: admin_pb2.ChangeUsersRequest) -> None:
+        """Change users or roles."""
+        if not request.token:
+            request.token = secrets.token_bytes(_TOKEN_BYTES)
+        await self._any(lambda stub, left: stub.ChangeUsers(request, timeout=left), changes=True)
+
+    async def bootstrap(self, name: str, digest: bytes) -> None:
+        """Make the first user, who may do everything; ``digest``: SHA-256 of the token. Of a node on this machine."""
+        request = admin_pb2.BootstrapRequest(token=secrets.token_bytes(_TOKEN_BYTES), name=name, digest=digest)
+        # Without a look at the node first, which wants a user once there is one.
+        await self._any(lambda stub, left: stub.Bootstrap(request, timeout=left))
 
     # Questions to one node, which gets two seconds at most
 
@@ -149,6 +182,11 @@ class AdminClient:
         """What the replica of ``group`` at ``address`` noted for ``check``, None: nothing (yet)."""
         request = admin_pb2.GetDigestsRequest(group=group, check=check)
         return digests_of(await self._one(address, lambda stub, left: stub.GetDigests(request, timeout=left)))
+
+    async def audit(self, address: str, lines: int) -> list[str]:
+        """The latest lines of the audit trail of the node at ``address``, the oldest first."""
+        request = admin_pb2.ReadAuditRequest(lines=lines)
+        return list((await self._one(address, lambda stub, left: stub.ReadAudit(request, timeout=left))).lines)
 
     async def read_snapshot(self, address: str, group: int) -> AsyncIterator[bytes]:
         """The chunks of a group's state as of now; ``address`` is its leader's. The time-out is for each chunk."""
@@ -178,7 +216,7 @@ class AdminClient:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = self._connect(address)
-        stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(channel)
+        stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(showing(channel, self._token))
         return stub
 
     async def _one(self, address: str, ask: Callable[[admin_pb2_grpc.AdminAsyncStub, float], Awaitable[T]]) -> T:

@@ -10,7 +10,8 @@ from random import Random, SystemRandom
 from types import TracebackType
 from typing import Any, Final, Self
 
-from raftkv.client.arguments import KeyRange, check_timeout, key_range, limit_of, mode_of, slot_of
+from raftkv.api.credentials import check_credentials
+from raftkv.client.arguments import KeyRange, check_timeout, encode_key, key_range, limit_of, mode_of, slot_of
 from raftkv.client.engine import Engine
 from raftkv.client.keys import KeyCalls
 from raftkv.client.observed import ObservedEngine, Telemetry
@@ -22,6 +23,7 @@ from raftkv.client.transport import GrpcTransport, Transport, connect
 from raftkv.client.types import Consistency, EndpointStatus, Record
 from raftkv.client.urls import parse_url
 from raftkv.client.values import Decode, decoder_of, encoder_of
+from raftkv.client.watch import AsyncWatch
 from raftkv.clock import Clock, SystemClock
 from raftkv.codecs import BYTES, Codec, V, W
 from raftkv.commands.ranges import Content
@@ -38,12 +40,12 @@ class AsyncClient(KeyCalls[W, V]):
     ``endpoints``: host:port of some nodes, as a sequence or separated by commas. ``timeout``: seconds that a call may
     take in all, retries included, unless it names another; from 0.001 to 600. Keys are bytes, or str taken as UTF-8;
     so are values, unless ``codec`` says what they are: see :mod:`raftkv.codecs`. ``tls``: how nodes prove who they are;
-    without it nothing is encrypted.
+    without it nothing is encrypted. ``token``: of a user, or ``NAME:PASSWORD``, for a cluster that has users.
 
     Calls raise NotApplied errors if the operation surely did not take effect (InvalidArgument, TooLarge,
-    ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, UsageError) and OutcomeUnknown errors
-    (DeadlineExceeded, SessionExpired) if a write may have; reads never raise the latter. A write takes effect at most
-    once, however often it is retried. Cancelling a call is safe; a cancelled write may take effect.
+    ConditionFailed, Unavailable, Overloaded, NoSpace, WrongCluster, Unauthenticated, PermissionDenied, UsageError) and
+    OutcomeUnknown errors (DeadlineExceeded, SessionExpired) if a write may have; reads never raise the latter. A write
+    takes effect at most once, however often it is retried. Cancelling a call is safe; such a write may take effect.
 
     A call whose time is up raises a TimeoutError: DeadlineExceeded if it is a write that may have taken effect, else
     Unavailable, which is a ConnectionError too, or Overloaded.
@@ -71,6 +73,7 @@ class AsyncClient(KeyCalls[W, V]):
         codec: Codec[W, V] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         tls: TLS | None = None,
+        token: str | None = None,
         retry: RetryPolicy = DEFAULT_POLICY,
         interceptors: Sequence[Any] = (),
         telemetry: Telemetry | None = None,
@@ -82,16 +85,10 @@ class AsyncClient(KeyCalls[W, V]):
         self._timeout = check_timeout(timeout)
         values: Codec[Any, Any] = BYTES if codec is None else codec
         self._encode, self._decode = encoder_of(values), decoder_of(values)
-        parts = (
-            parse_endpoints(endpoints),
-            transport
-            or GrpcTransport(
-                partial(connect, credentials=None if tls is None else tls.read(), interceptors=interceptors)
-            ),
-            self._clock,
-            rng or SystemRandom(),
-            retry,
-        )
+        shown = None if token is None else check_credentials(token)
+        channels = partial(connect, credentials=None if tls is None else tls.read(), interceptors=interceptors)
+        network = transport or GrpcTransport(channels, shown)
+        parts = (parse_endpoints(endpoints), network, self._clock, rng or SystemRandom(), retry)
         self._engine = Engine(*parts) if telemetry is None else ObservedEngine(*parts, telemetry=telemetry)
         self._watched = transport is None
 
@@ -99,13 +96,14 @@ class AsyncClient(KeyCalls[W, V]):
     def from_url(cls, url: str, **options: Any) -> Self:
         """A client of the cluster at ``url``: ``raftkv://host:port,host:port``, or with TLS
         ``raftkvs://host:port,host:port?ca=FILE``, where ``cert``, ``key`` and ``server_name`` may follow, as
-        :class:`raftkv.TLS` has them. ``options``: the others of the constructor. Raises InvalidArgument or ConfigError.
+        :class:`raftkv.TLS` has them. A user stands before the hosts: ``TOKEN@`` or ``NAME:PASSWORD@``. ``options``: the
+        others of the constructor. Raises InvalidArgument or ConfigError.
 
         >>> async with raftkv.AsyncClient.from_url(f"raftkv://{endpoints}", timeout=60.0) as kv:
         ...     await kv.get("nothing")
         """
-        endpoints, tls = parse_url(url)
-        return cls(endpoints, tls=tls, **options)
+        endpoints, tls, token = parse_url(url)
+        return cls(endpoints, tls=tls, token=token, **options)
 
     async def __aenter__(self) -> Self:
         self._engine.check_usable()
@@ -167,6 +165,54 @@ class AsyncClient(KeyCalls[W, V]):
         content = Content.KEYS if keys_only else Content.RECORDS
         scan = self._scan(keys, consistency, timeout, content=content, limit=most, reverse=reverse)
         return _flat(scan, None if keys_only else self._decode)
+
+    def watch(
+        self,
+        *,
+        key: bytes | str | None = None,
+        prefix: bytes | str | None = None,
+        start: str | None = None,
+        initial: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncWatch[V]:
+        """What happens to the record of ``key``, or to those whose keys begin with ``prefix`` ("" = all), from now on.
+
+        An asynchronous iterator of :class:`raftkv.WatchEvent`. For each slot, events come in order, once, and none is
+        left out, whatever fails or moves meanwhile; slots are not ordered among each other. An event of type ``live``
+        says that all that was acknowledged before the watch was opened has come. ``start``: the token of an event or of
+        an error: go on behind it. ``initial``: first the records that are there (``initial``, then ``whole`` for each
+        slot); also where events have gone, in place of the errors. ``timeout``: seconds that the watch may be without a
+        group before it raises Unavailable.
+
+        Raises Compacted if events after ``start`` are kept no more, SlowConsumer if events went that were not read in
+        time: both have a ``token`` to go on from with ``initial=True``. A token holds a number for each slot that is
+        watched: a few bytes for a key or a prefix with a hash tag, kilobytes for others. From one that came before
+        ``live`` go on with ``initial`` as it was.
+
+        >>> await kv.put("user:1", "Ada")
+        WriteResult(version=1)
+        >>> async with kv.watch(prefix="user:", initial=True) as watch:
+        ...     async for event in watch:
+        ...         if event.type == "live":
+        ...             break
+        ...         if event.type == "initial":
+        ...             print(event.key, event.value)
+        ...     await kv.put("user:1", "Bob")
+        ...     event = await anext(watch)
+        ...     print(event.type, event.key, event.value, event.version)
+        b'user:1' b'Ada'
+        WriteResult(version=2)
+        put b'user:1' b'Bob' 2
+        >>> async with kv.watch(prefix="user:", start=event.token) as watch:
+        ...     print((await anext(watch)).type)
+        live
+        """
+        if (key is None) == (prefix is None):
+            raise InvalidArgument("a watch is of a key or of a prefix: name one of them")
+        budget = self._timeout if timeout is None else check_timeout(timeout)
+        name = None if key is None else encode_key(key)
+        span = key_range(prefix, None, None)
+        return AsyncWatch(self._engine, self._clock, span, name, start, initial, budget, self._decode)
 
     async def count(
         self,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import get_running_loop
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
 from random import Random
 from threading import get_ident
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from raftkv.api.failures import error_of
 from raftkv.api.patience import Patience
@@ -26,14 +26,16 @@ from raftkv.clock import sleep, wait
 from raftkv.commands.bounds import Mode
 from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
-from raftkv.errors import Code, RaftKVError, Unavailable, UsageError
+from raftkv.errors import NO_USER, Code, RaftKVError, Unavailable, UsageError
 from raftkv.limits import MAX_BATCH_OPS
 from raftkv.v1 import kv_pb2
 from shards.slots import slot_of
 
 if TYPE_CHECKING:
-    from raftkv.client.transport import Transport
+    from raftkv.client.transport import Endpoint, Transport, WatchStream
     from raftkv.clock import Clock, Timer
+
+T = TypeVar("T")
 
 _GET: Final = kv_pb2.KIND_GET
 _STALE: Final = int(Mode.STALE)
@@ -43,6 +45,8 @@ _SHORT: Final = 10 * _SWEEP
 """Seconds below which a call has a timer of its own: the sweep would come too late for it."""
 _ASKED_AT_ONCE: Final = 3
 _MAP_TIMEOUT: Final = 1.0
+_FINAL: Final = frozenset({Code.WRONG_VERSION, *NO_USER})
+"""Refusals of the map that will not change while a call waits."""
 
 
 class Engine:
@@ -222,14 +226,55 @@ class Engine:
 
         ``call``: notes the attempts.
         """
+
+        def ask(endpoint: Endpoint, budget: float) -> Awaitable[kv_pb2.ScanResponse]:
+            return endpoint.scan(request, budget)
+
+        call = call or Call(_GET, request.start, request.consistency)
+        page = await self._ask(call, request.slot, timeout, ask)
+        if page.slots != request.slots:
+            # Some of them are on their way, or somewhere else than this map says.
+            self.refresh()
+        return page
+
+    async def cursor(self, request: kv_pb2.CursorRequest, timeout: float) -> kv_pb2.CursorResponse:
+        """Numbers of slots of one group, within ``timeout`` seconds."""
+
+        def ask(endpoint: Endpoint, budget: float) -> Awaitable[kv_pb2.CursorResponse]:
+            return endpoint.cursor(request, budget)
+
+        return await self._ask(Call(_GET, b"", request.consistency), request.slot, timeout, ask)
+
+    async def watch(
+        self, request: kv_pb2.WatchRequest, timeout: float
+    ) -> tuple[WatchStream, kv_pb2.WatchResponse | None]:
+        """A watch that has begun within ``timeout`` seconds, and its first message."""
+
+        async def ask(endpoint: Endpoint, budget: float) -> tuple[WatchStream, kv_pb2.WatchResponse | None]:
+            stream = endpoint.watch(request)
+            first = asyncio.ensure_future(stream.read())
+            first.add_done_callback(lambda task: task.cancelled() or task.exception())
+            try:
+                if not await wait(self._clock, first, budget):
+                    raise TransportError(Result(int(Code.UNKNOWN), detail="the node did not answer"))
+                found = stream, first.result()
+            except BaseException:
+                stream.cancel()
+                raise
+            finally:
+                first.cancel()
+            return found
+
+        return await self._ask(Call(_GET, b""), request.places[0].slot, timeout, ask)
+
+    async def _ask(self, call: Call, slot: int, timeout: float, ask: Callable[[Endpoint, float], Awaitable[T]]) -> T:
+        """What a node that serves ``slot`` answers to a question that is no operation. ``call``: notes the attempts."""
         self.check_usable()
         progress = self._reading()
-        slot, stale = request.slot, request.consistency == _STALE
-        call = call or Call(_GET, request.start, request.consistency)
         now = self._clock.now()
         deadline = now + timeout
         while True:
-            address = self._routing.pick(slot, now, stale, progress.failed)
+            address = self._routing.pick(slot, now, call.mode == _STALE, progress.failed)
             call.address, call.started, call.budget = (
                 address,
                 now,
@@ -237,11 +282,7 @@ class Engine:
             )
             call.limit = now + call.budget
             try:
-                page = await self._channel(address).endpoint.scan(request, call.budget)
-                if page.slots != request.slots:
-                    # Some of them are on their way, or somewhere else than this map says.
-                    self._refresh()
-                return page
+                return await ask(self._channel(address).endpoint, call.budget)
             except TransportError as error:
                 progress.fail(address)
                 if error.result.hint:
@@ -251,6 +292,11 @@ class Engine:
                     self._routing.failed(address, self._clock.now())
                 now = await self._after(call, error.result, progress, deadline, timeout)
                 call.attempts += 1
+
+    @property
+    def cluster_id(self) -> str:
+        """Of the cluster that it speaks to; empty before :meth:`slots`."""
+        return self._cluster_id
 
     def owners(self) -> tuple[int, ...]:
         """By slot, the group that has it as far as is known; needs :meth:`slots`."""
@@ -268,7 +314,7 @@ class Engine:
     async def status(self, timeout: float) -> list[EndpointStatus]:
         """As AsyncClient.status."""
         self.check_usable()
-        self._refresh()
+        self.refresh()
         deadline = self._clock.now() + timeout
         if self._refreshing is not None:
             await wait(self._clock, self._refreshing, min(_MAP_TIMEOUT, timeout / 2))
@@ -321,7 +367,7 @@ class Engine:
         if step is NextStep.RAISE:
             raise progress.final_error(call, result)
         if result.code == _MOVED:
-            self._refresh()
+            self.refresh()
         if step is NextStep.RENEW:
             self._renew(call, progress)
         elif step is NextStep.RETRY:
@@ -384,14 +430,14 @@ class Engine:
             self._routing.succeeded(address)
         elif not self._closed:
             self._routing.failed(address, self._clock.now())
-            self._refresh()
+            self.refresh()
 
     def on_epoch(self, epoch: int) -> None:
         """The epoch of a node's map."""
         view = self._routing.view
         if view is None or epoch > view.epoch:
             self._wanted_epoch = max(self._wanted_epoch, epoch)
-            self._refresh()
+            self.refresh()
 
     def refusal(self, cluster_id: str) -> str | None:
         """Why a node of that cluster is refused, or None."""
@@ -410,7 +456,7 @@ class Engine:
 
     async def _first_view(self, deadline: float, timeout: float, progress: Attempts) -> None:
         while self._routing.view is None:
-            self._refresh()
+            self.refresh()
             refreshing = self._refreshing
             assert refreshing is not None
             if not await wait(self._clock, refreshing, deadline - self._clock.now()):
@@ -422,7 +468,7 @@ class Engine:
                 await self._after_no_view(failure, deadline, timeout, progress)
 
     async def _after_no_view(self, failure: Result, deadline: float, timeout: float, progress: Attempts) -> None:
-        if failure.code == Code.WRONG_VERSION:
+        if failure.code in _FINAL:
             raise error_of(failure)
         progress.last = failure
         progress.attempts += 1
@@ -434,7 +480,8 @@ class Engine:
         await sleep(self._clock, delay)
         self.check_usable()
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Fetch the map, unless that is under way."""
         if (self._refreshing is None or self._refreshing.done()) and not self._closed:
             self._refreshing = get_running_loop().create_task(self._fetch_view())
 
@@ -453,7 +500,7 @@ class Engine:
                     for task in answered:
                         answer = task.result()
                         if isinstance(answer, Result):
-                            failure = answer
+                            failure = answer if failure is None or failure.code not in _FINAL else failure
                         elif self._install(answer):
                             return None
             finally:

@@ -29,6 +29,7 @@ from raftkv.client.types import (
     WriteResult,
 )
 from raftkv.client.urls import parse_url
+from raftkv.client.watch import Watch
 from raftkv.clock import Clock
 from raftkv.codecs import Codec, V, W
 from raftkv.errors import RaftKVError, UsageError
@@ -80,6 +81,7 @@ class Client(Generic[W, V]):
         codec: Codec[W, V] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         tls: TLS | None = None,
+        token: str | None = None,
         retry: RetryPolicy = DEFAULT_POLICY,
         interceptors: Sequence[Any] = (),
         telemetry: Telemetry | None = None,
@@ -94,6 +96,7 @@ class Client(Generic[W, V]):
             codec=codec,
             timeout=timeout,
             tls=tls,
+            token=token,
             retry=retry,
             interceptors=interceptors,
             telemetry=telemetry,
@@ -110,8 +113,8 @@ class Client(Generic[W, V]):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """As :meth:`raftkv.AsyncClient.from_url`."""
-        endpoints, tls = parse_url(url)
-        return cls(endpoints, tls=tls, **options)
+        endpoints, tls, token = parse_url(url)
+        return cls(endpoints, tls=tls, token=token, **options)
 
     def __enter__(self) -> Self:
         self._check()
@@ -332,6 +335,24 @@ class Client(Generic[W, V]):
             )
         )
 
+    def watch(
+        self,
+        *,
+        key: bytes | str | None = None,
+        prefix: bytes | str | None = None,
+        start: str | None = None,
+        initial: bool = False,
+        timeout: float | None = None,
+    ) -> Watch[V]:
+        """See AsyncClient.watch."""
+        watch = self._client.watch(key=key, prefix=prefix, start=start, initial=initial, timeout=timeout)
+        return Watch(watch, self._run, self._begin)
+
+    def _begin(self, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Have something done that nobody waits for, as it may be asked for anywhere, even as the interpreter ends."""
+        if not self._closed and forks() == self._forks:
+            self._background.start(make)
+
     def count(
         self,
         *,
@@ -361,9 +382,7 @@ class Client(Generic[W, V]):
                 if not some:
                     return
         finally:
-            # Not waited for: an iterator that is given up is collected anywhere, even as the interpreter ends.
-            if not self._closed and forks() == self._forks:
-                self._background.start(records.aclose)
+            self._begin(records.aclose)
 
     def slots(self, *, timeout: float | None = None) -> int:
         """See AsyncClient.slots."""

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import grpc
 from grpc import aio
 from msgspec.structs import replace
 
+from raftkv.api.credentials import METADATA, authorization
 from raftkv.api.grpc_status import CLUSTER_KEY, result_of
 from raftkv.api.messages import status_of
 from raftkv.api.pipeline import PACKED_FORM, PACKED_KEY, answers_of, request_of
 from raftkv.client.process import check_process, keep_after_fork
 from raftkv.client.routing import View, view_of
 from raftkv.commands.results import Result
-from raftkv.errors import Code
+from raftkv.errors import NO_USER, Code
 from raftkv.limits import MAX_MESSAGE_BYTES
 from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from shards.slots import SLOT_RULE, rule_refusal
@@ -85,6 +87,16 @@ class Stream(Protocol):
         """Break the stream."""
 
 
+class WatchStream(Protocol):
+    """A watch at one node."""
+
+    async def read(self) -> kv_pb2.WatchResponse | None:
+        """The next message, None at the end. Raises TransportError if it is broken."""
+
+    def cancel(self) -> None:
+        """Break the stream."""
+
+
 class Endpoint(Protocol):
     """One node by its address. All methods raise TransportError."""
 
@@ -99,6 +111,12 @@ class Endpoint(Protocol):
 
     async def scan(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
         """One page of a slot."""
+
+    async def cursor(self, request: kv_pb2.CursorRequest, timeout: float) -> kv_pb2.CursorResponse:
+        """Numbers of slots."""
+
+    def watch(self, request: kv_pb2.WatchRequest) -> WatchStream:
+        """A watch; its first message says that it has begun."""
 
     async def close(self) -> None:
         """Break everything."""
@@ -126,18 +144,40 @@ def connect(address: str, credentials: Credentials | None = None, interceptors: 
     return channel
 
 
+class _Showing:
+    def __init__(self, channel: aio.Channel, token: str) -> None:
+        self._channel = channel
+        self._metadata = ((METADATA, authorization(token)),)
+
+    def unary_unary(self, *args: Any, **named: Any) -> Any:
+        return partial(self._channel.unary_unary(*args, **named), metadata=self._metadata)
+
+    def unary_stream(self, *args: Any, **named: Any) -> Any:
+        return partial(self._channel.unary_stream(*args, **named), metadata=self._metadata)
+
+    def stream_stream(self, *args: Any, **named: Any) -> Any:
+        return partial(self._channel.stream_stream(*args, **named), metadata=self._metadata)
+
+
+def showing(channel: aio.Channel, token: str | None) -> aio.Channel:
+    """``channel`` for stubs whose every call shows ``token``, as of :class:`raftkv.AsyncClient`."""
+    return channel if token is None else cast("aio.Channel", _Showing(channel, token))
+
+
 class GrpcTransport:
-    """gRPC. ``connect`` makes the channel to an address; it connects when it is first used.
+    """gRPC. ``connect`` makes the channel to an address; it connects when it is first used. ``token``: shown with every
+    call, as of :class:`raftkv.AsyncClient`.
 
     Raises UsageError if gRPC cannot be used in this process.
     """
 
-    def __init__(self, connect: Callable[[str], aio.Channel] = connect) -> None:
+    def __init__(self, connect: Callable[[str], aio.Channel] = connect, token: str | None = None) -> None:
         check_process()
         self._connect = connect
+        self._token = token
 
     def endpoint(self, address: str) -> Endpoint:
-        return _GrpcEndpoint(address, self._connect(address))
+        return _GrpcEndpoint(address, self._connect(address), self._token)
 
 
 class _GrpcStream:
@@ -168,12 +208,27 @@ class _GrpcStream:
         self._call.cancel()
 
 
+class _GrpcWatch:
+    def __init__(self, call: aio.UnaryStreamCall[kv_pb2.WatchRequest, kv_pb2.WatchResponse]) -> None:
+        self._call = call
+
+    async def read(self) -> kv_pb2.WatchResponse | None:
+        try:
+            message = await self._call.read()
+        except FAILURES as error:
+            raise TransportError(failure(error)) from error
+        return message if isinstance(message, kv_pb2.WatchResponse) else None
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
 class _GrpcEndpoint:
-    def __init__(self, address: str, channel: aio.Channel) -> None:
+    def __init__(self, address: str, channel: aio.Channel, token: str | None) -> None:
         self._address = address
         self._channel = channel
-        self._kv = kv_pb2_grpc.KVStub(self._channel)
-        self._admin = admin_pb2_grpc.AdminStub(self._channel)
+        self._kv = kv_pb2_grpc.KVStub(showing(channel, token))
+        self._admin = admin_pb2_grpc.AdminStub(showing(channel, token))
         # A loop that ends does so to its asynchronous generators first: so an endpoint that nobody closed is closed.
         self._life = self._live()
         with suppress(StopIteration):
@@ -187,14 +242,16 @@ class _GrpcEndpoint:
                 if CLUSTER_KEY in about:
                     return _GrpcStream(call, about[CLUSTER_KEY], packed=about.get(PACKED_KEY) == PACKED_FORM)
                 # It ended before it began, and the status says why; or this is no node of raftkv.
-                text = (await call.details() or (await call.code()).name) if call.done() else "not a raftkv node"
+                refusal = await _refusal(call) if call.done() else None
+                text = "not a raftkv node" if refusal is None else refusal.detail
             except asyncio.CancelledError:
                 call.cancel()
                 raise
         except FAILURES as error:
             raise TransportError(self._not_reached(error)) from error
         call.cancel()
-        raise TransportError(Result(int(Code.UNAVAILABLE), detail=f"{self._address}: {text}"))
+        code = refusal.code if refusal is not None and refusal.code in NO_USER else Code.UNAVAILABLE
+        raise TransportError(Result(int(code), detail=f"{self._address}: {text}"))
 
     async def view(self, timeout: float) -> View:
         try:
@@ -233,6 +290,15 @@ class _GrpcEndpoint:
             raise TransportError(Result(int(Code.WRONG_VERSION), detail=detail))
         return page
 
+    async def cursor(self, request: kv_pb2.CursorRequest, timeout: float) -> kv_pb2.CursorResponse:
+        try:
+            return await self._kv.Cursor(request, timeout=timeout)
+        except FAILURES as error:
+            raise TransportError(failure(error)) from error
+
+    def watch(self, request: kv_pb2.WatchRequest) -> WatchStream:
+        return _GrpcWatch(self._kv.Watch(request))
+
     async def close(self) -> None:
         if not self._life.ag_running:  # type: ignore[attr-defined]  # else it is being closed
             await self._life.aclose()
@@ -268,6 +334,12 @@ class _GrpcEndpoint:
         if result.code in (Code.UNKNOWN, Code.INTERNAL):
             return replace(result, code=int(Code.UNAVAILABLE), detail=f"{self._address}: {result.detail}")
         return result
+
+
+async def _refusal(call: Call) -> Result:
+    """Why the stream has ended."""
+    code, text, trailing = await call.code(), await call.details(), await call.trailing_metadata()
+    return result_of(aio.AioRpcError(code, aio.Metadata(), trailing, text, ""))
 
 
 FAILURES: Final = (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError)

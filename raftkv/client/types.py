@@ -9,6 +9,7 @@ from raftkv.codecs import V
 
 if TYPE_CHECKING:
     from raftkv.api.status import NodeStatus
+    from raftkv.client.cursors import Cursor
 
 Consistency: TypeAlias = Literal["linearizable", "quorum", "stale"]
 """How fresh a read is.
@@ -71,6 +72,36 @@ class TransactionResult(NamedTuple):
 
     def __bool__(self) -> bool:
         return self.succeeded
+
+
+EventType: TypeAlias = Literal["put", "delete", "expire", "initial", "whole", "live"]
+"""What an event of a watch tells.
+
+``put``, ``delete``, ``expire``: happened to the key's record. ``initial``: a record of a slot's image. ``whole``: the
+image of the event's slot is complete; what is not in it is not there. ``live``: all that was acknowledged before the
+watch was opened has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent(Generic[V]):
+    """``value``: that was written, of a put or an initial record; bytes, or what the client's codec makes of them.
+
+    ``version``: of the record, or of its removal: it rises with each event of a slot. ``slot``: the key's, -1 of
+    ``live``. ``more``: the next event of this slot is of the same transaction.
+    """
+
+    type: EventType
+    key: bytes
+    value: V | None
+    version: int
+    slot: int
+    more: bool
+    _cursor: Cursor
+
+    @property
+    def token(self) -> str:
+        """``watch(start=token)`` goes on behind this event. Made when it is asked for."""
+        return self._cursor.token()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from msgspec import Struct
@@ -18,6 +19,7 @@ from raftkv.commands.bounds import (
     check_request_id,
 )
 from raftkv.commands.results import MALFORMED, TOO_LARGE, Result
+from raftkv.commands.rights import DATA, Right
 from shards.slots import slot_of
 
 if TYPE_CHECKING:
@@ -25,6 +27,14 @@ if TYPE_CHECKING:
     from raftkv.store.records import Store
     from raftkv.store.slot import Slot
     from raftkv.v1.kv_pb2 import Operation
+
+
+class Sender(IntEnum):
+    """On whose behalf a command is sent. Each may ask for what those before it may."""
+
+    CLIENT = 0
+    OPERATOR = 1
+    NODE = 2
 
 
 class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -47,9 +57,24 @@ class Command(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fie
         return False
 
     @property
+    def keys(self) -> tuple[bytes, ...] | None:
+        """The keys that it is about, if they are known: of others it tells and changes nothing."""
+        return None
+
+    @property
     def stale(self) -> bool:
         """Whether any replica may answer."""
         return False
+
+    @property
+    def sender(self) -> Sender:
+        """Who may ask for it."""
+        return Sender.NODE
+
+    @property
+    def needs(self) -> Right | None:
+        """The rights that a user must have who asks for it; None: who asks need not be a user."""
+        return Right.ADMIN
 
     def size(self) -> int:
         """Bytes of its payload."""
@@ -80,6 +105,10 @@ class SlotCommand(Command, frozen=True):
 
     slot: SlotNumber
 
+    @property
+    def sender(self) -> Sender:
+        return Sender.CLIENT
+
     @classmethod
     def from_request(cls, request: Any, slots: int) -> Self:
         """The command of its RPC's request. Raises InvalidArgument or TooLarge."""
@@ -96,6 +125,10 @@ class Read(SlotCommand, frozen=True, kw_only=True):
     reads: ClassVar[bool] = True
 
     mode: ReadMode = 0
+
+    @property
+    def needs(self) -> Right | None:
+        return Right.READ
 
     @property
     def stale(self) -> bool:
@@ -121,6 +154,11 @@ class Write(SlotCommand, frozen=True, kw_only=True):
     client: Client = b""
     seq: Count = 0
     first: Count = 0
+
+    @property
+    def needs(self) -> Right | None:
+        # What tells more than a version tells of what was there.
+        return DATA if self.tells else Right.WRITE
 
     @classmethod
     def of(cls, asked: Any, slots: int, client: bytes, seq: int, first: int) -> Self:
@@ -173,6 +211,10 @@ class KeyWrite(Write, frozen=True):
 
     key: Key
 
+    @property
+    def keys(self) -> tuple[bytes, ...] | None:
+        return (self.key,)
+
     def placed(self, slots: int) -> bool:
         """Whether its slot is that of its key."""
         return self.slot == slot_of(self.key, slots)
@@ -189,7 +231,7 @@ class KeyWrite(Write, frozen=True):
 
 
 class GroupCommand(Command, frozen=True):
-    """A node's command, about a group as a whole: its leader executes it."""
+    """A command about a group as a whole: its leader executes it. Nodes ask for it, operators for some."""
 
     group: Count
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftkv.commands.base import Command, GroupCommand
+from raftkv.commands.base import Command, GroupCommand, Sender
 from raftkv.commands.bounds import Id, SlotNumber
 from raftkv.commands.results import DONE, Result
 
@@ -36,6 +36,10 @@ class Check(GroupCommand, frozen=True, tag=45):
     """Every replica computes its digest as of this entry. ``check``: names it."""
 
     check: Id
+
+    @property
+    def sender(self) -> Sender:
+        return Sender.OPERATOR
 
     def apply(self, store: Store) -> Result:
         return store.check(self.check)

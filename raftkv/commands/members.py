@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from raftkv.commands.base import GroupCommand, GroupRead
+from raftkv.commands.base import GroupCommand, GroupRead, Sender
 from raftkv.commands.bounds import Count, Id
 
 
@@ -24,3 +24,7 @@ class Transfer(GroupCommand, frozen=True, tag=52):
     """Have ``node`` lead the group."""
 
     node: Count
+
+    @property
+    def sender(self) -> Sender:
+        return Sender.OPERATOR

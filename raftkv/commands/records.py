@@ -27,6 +27,7 @@ from raftkv.commands.bounds import (
     check_version,
 )
 from raftkv.commands.results import TOO_LARGE, Result
+from raftkv.commands.rights import DATA, Right
 from raftkv.errors import Code
 from raftkv.limits import MAX_KEY_BYTES, MAX_VALUE_BYTES
 from shards.slots import slot_of
@@ -43,6 +44,10 @@ class Get(Read, frozen=True, tag=0):
     rpc: ClassVar[str] = "Get"
 
     key: Key
+
+    @property
+    def keys(self) -> tuple[bytes, ...] | None:
+        return (self.key,)
 
     def placed(self, slots: int) -> bool:
         """Whether its slot is that of its key."""
@@ -177,6 +182,11 @@ class Cas(KeyWrite, frozen=True, tag=3):
     value: bytes
     expected: bytes | None = None
     ttl: Ttl = 0
+
+    @property
+    def needs(self) -> Right | None:
+        # It tells whether a value is there.
+        return DATA
 
     def size(self) -> int:
         return len(self.key) + len(self.value) + len(self.expected or b"")

@@ -10,10 +10,11 @@ from typing import Any, Final, TypeAlias, cast, get_args
 
 from msgspec.msgpack import Decoder, Encoder
 
-from raftkv.commands import group, members, meta, moving, ranges, records, transactions, updates
+from raftkv.commands import group, members, meta, moving, ranges, records, transactions, updates, users, watching
 from raftkv.commands.base import Command, GroupCommand, SlotCommand, Write
+from raftkv.errors import InvalidArgument
 
-FAMILIES: Final = (records, updates, transactions, ranges, group, meta, moving, members)
+FAMILIES: Final = (records, updates, transactions, ranges, watching, group, meta, moving, members, users)
 
 
 def _types(family: type[Command]) -> Iterator[type[Command]]:
@@ -68,6 +69,16 @@ SENT: Final = _union(kind for kind in COMMANDS.values() if issubclass(kind, Slot
 """What nodes ask each other for."""
 
 _entries: Final[Decoder[tuple[int, list[Command]]]] = Decoder(tuple[int, list[LOGGED]])  # type: ignore[valid-type]
+
+_any: Final[Decoder[Command]] = Decoder(_union(COMMANDS.values()))
+
+
+def check(command: Command) -> None:
+    """Raises InvalidArgument for a command that others could not decode: it was made of what a client has sent."""
+    try:
+        _any.decode(encode(command))
+    except ValueError as problem:
+        raise InvalidArgument(f"{command.name}: {problem}") from None
 
 
 def encode_entry(time: int, commands: Sequence[Command]) -> bytes:

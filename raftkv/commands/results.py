@@ -1,9 +1,8 @@
-"""What commands answer, and the changes that they make to records."""
+"""What commands answer."""
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
@@ -117,6 +116,26 @@ class MembersReport(Answer, frozen=True, tag=6):
     leader: int
 
 
+class UsersReport(Answer, frozen=True, tag=9):
+    """The users and roles, encoded: what :func:`raftkv.store.users.decode` reads. ``users`` is empty if the revision is
+    the one that was told."""
+
+    revision: int
+    users: bytes
+
+    def size(self) -> int:
+        return len(self.users)
+
+
+class MapReport(Answer, frozen=True, tag=10):
+    """The shard map in effect, encoded; empty if it is the one that was asked about."""
+
+    map: bytes
+
+    def size(self) -> int:
+        return len(self.map)
+
+
 class TransactionAnswer(Answer, frozen=True, tag=20):
     """``succeeded``: the checks held. ``results``: of the list that took effect, a step each: (version of the record
     written, read or removed, 0 = absent; value read or counted, None = none; milliseconds left of a record read, -1 =
@@ -128,6 +147,34 @@ class TransactionAnswer(Answer, frozen=True, tag=20):
 
     def size(self) -> int:
         return sum(len(value or b"") for _, value, _ in self.results) + 16 * len(self.results)
+
+
+class CursorAnswer(Answer, frozen=True, tag=21):
+    """``numbers``: the mutations so far of each of the ``slots`` that were served when it was read, ascending.
+
+    ``slots``: a bit for each, as in the question.
+    """
+
+    slots: bytes
+    numbers: tuple[_Large, ...]
+
+    def size(self) -> int:
+        return len(self.slots) + 8 * len(self.numbers)
+
+
+Report = (
+    ScanPage
+    | ClusterReport
+    | MoveReport
+    | ExportPage
+    | MoveSummary
+    | MembersReport
+    | CopyReport
+    | MapReport
+    | UsersReport
+    | TransactionAnswer
+    | CursorAnswer
+)
 
 
 class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -153,17 +200,7 @@ class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fiel
     retry_ms: _LargeOrNone = -1
     new_id_ms: _Large = 0
     number: _Large = 0
-    answer: (
-        ScanPage
-        | ClusterReport
-        | MoveReport
-        | ExportPage
-        | MoveSummary
-        | MembersReport
-        | CopyReport
-        | TransactionAnswer
-        | None
-    ) = None
+    answer: Report | None = None
 
     def size(self) -> int:
         """Bytes of its payload."""
@@ -174,21 +211,3 @@ class Result(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fiel
 DONE: Final = Result(Code.OK)
 MALFORMED: Final = Result(Code.INVALID_ARGUMENT, detail="malformed command")
 TOO_LARGE: Final = Result(Code.TOO_LARGE, detail="key, value or expected value too large")
-
-
-class Change(IntEnum):
-    """What happened to a record."""
-
-    PUT = 1
-    DELETE = 2
-    EXPIRE = 3
-
-
-class Event(NamedTuple):
-    """A record changed. ``version``: the slot's counter at the change; of EXPIRE the record's. ``value``: written."""
-
-    slot: int
-    version: int
-    key: bytes
-    kind: Change
-    value: bytes | None

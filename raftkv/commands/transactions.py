@@ -84,6 +84,8 @@ class Plan:
                 store.put(slot, key, old, value, expires)
             elif old is not None:
                 store.remove(slot, key, old)
+        if len(self.changes) > 1:
+            store.history.join(len(self.changes))
 
 
 class _Part(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -210,6 +212,10 @@ class Transact(Write, frozen=True, tag=65):
         written = [step.key for step in (*self.steps, *self.otherwise) if step.writes]
         return written[0] if written else next(iter(self._parts())).key
 
+    @property
+    def keys(self) -> tuple[bytes, ...] | None:
+        return tuple({part.key: None for part in self._parts()})
+
     def placed(self, slots: int) -> bool:
         """Whether its slot is that of all its keys."""
         return all(self.slot == slot_of(part.key, slots) for part in self._parts())
@@ -238,6 +244,8 @@ class Transact(Write, frozen=True, tag=65):
         return min(sum(len(slot.records.get(key, b"")) for key in read), MAX_TXN_RESULT_BYTES)
 
     def execute(self, store: Store, slot: Slot) -> Result:
+        for step in (*self.steps, *self.otherwise) if slot.expiring else ():
+            store.bury(slot, step.key)
         plan = Plan(store, slot)
         succeeded = all(check.holds(plan) for check in self.checks)
         told: list[_Told] = []

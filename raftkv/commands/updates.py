@@ -19,6 +19,7 @@ from raftkv.commands.bounds import (
 )
 from raftkv.commands.records import expect_of, fill_record
 from raftkv.commands.results import TOO_LARGE, Result
+from raftkv.commands.rights import DATA, Right
 from raftkv.errors import Code, InvalidArgument
 from raftkv.limits import MAX_VALUE_BYTES
 from raftkv.text import shown
@@ -200,6 +201,11 @@ class CompareAndDelete(KeyWrite, frozen=True, tag=64):
     answers: ClassVar[tuple[int, ...]] = (Code.CONDITION_FAILED,)
 
     expected: bytes
+
+    @property
+    def needs(self) -> Right | None:
+        # It tells whether a value is there.
+        return DATA
 
     def size(self) -> int:
         return len(self.key) + len(self.expected)

@@ -6,38 +6,69 @@ The port belongs to its consumer: front ends know nothing of Raft, of links to p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 from zlib import crc32
 
+from raftkv.commands.base import Sender
 from shards.slots import DEFAULT_SLOTS
 
 if TYPE_CHECKING:
     from raftkv.api.status import ClusterSettings, Digests, NodeStatus, ReplicaStatus, SlotStats
     from raftkv.commands.base import Command
     from raftkv.commands.results import Result
+    from raftkv.commands.rights import Right
     from raftkv.frontend.counters import Durations
+    from raftkv.store.users import Permit
+    from raftkv.store.watching import Part, WatchAsk
     from shards.map import ShardMap
+
+
+class Origin(NamedTuple):
+    """What a node tells another of a caller for whom it asks.
+
+    ``source``: a number of 32 bits that callers on one connection share; sources take turns. 0: the node itself.
+    ``sender``: what it may ask for. ``user``: its name, "" = none, as of the ``revision`` of the users.
+    """
+
+    source: int = 0
+    sender: Sender = Sender.NODE
+    user: str = ""
+    revision: int = 0
+
+
+_NODE: Final = Origin()
 
 
 class Caller:
     """On whose behalf operations are executed: a client's stream or call, another node, or the node itself.
 
-    ``gone``: nobody waits for the answers any more; set once, by whoever made it. ``source``: a number of 32 bits that
-    callers on one connection share; sources take turns. 0: the node itself.
+    ``gone``: nobody waits for the answers any more; set once, by whoever made it. ``peer``: where it comes from, for
+    people. ``proof``: what it has shown. ``permit``: what its user may do, kept by the node, as of the ``rules`` of
+    that time.
     """
 
-    __slots__ = ("__weakref__", "gone", "source")
+    __slots__ = ("__weakref__", "gone", "origin", "peer", "permit", "proof", "rules", "source")
 
-    def __init__(self, source: int = 0) -> None:
+    def __init__(self, origin: Origin = _NODE, peer: str = "", proof: bytes = b"") -> None:
         self.gone = False
-        self.source = source
+        self.origin = origin
+        self.source = origin.source
+        self.peer = peer
+        self.proof = proof
+        self.permit: Permit | None = None
+        self.rules: object = None
 
     @classmethod
-    def at(cls, peer: str) -> Self:
-        """A caller on the connection from ``peer``."""
-        return cls(crc32(peer.encode()) | 1)
+    def at(cls, peer: str, sender: Sender = Sender.CLIENT, *, proof: bytes = b"") -> Self:
+        """A client, or an operator, on the connection from ``peer``."""
+        return cls(Origin(crc32(peer.encode()) | 1, sender), peer, proof)
+
+    def operator(self) -> Self:
+        """As an operator from now on."""
+        self.origin = self.origin._replace(sender=Sender.OPERATOR)
+        return self
 
 
 NODE: Final = Caller()
@@ -126,6 +157,13 @@ class NodePort(Protocol):
         client id with its own. Never raises: failures are results.
         """
 
+    def watch(self, ask: WatchAsk, timeout: float, caller: Caller) -> AsyncGenerator[Part | Result, None]:
+        """What happens to records, from the replica here of the group that has the lowest slot that is named.
+
+        First what is followed, as of a linearizable read within ``timeout`` seconds. A Result is why it ends. Slots
+        that the group does not serve, or serves no more, are told as released; it ends when all are.
+        """
+
     def cluster_map(self) -> ShardMap | None:
         """The node's copy of the shard map; None until it knows one."""
 
@@ -153,6 +191,51 @@ class AdminPort(NodePort, Protocol):
 
     def read_snapshot(self, group: int) -> AsyncIterator[bytes]:
         """The chunks of a group's state as of now. Raises NotApplied if this node cannot vouch for it."""
+
+
+class Door(Protocol):
+    """Who comes in, what they may ask for beside operations, and what is noted of it.
+
+    ``closed``: the cluster has users, and serves nobody else.
+    """
+
+    @property
+    def closed(self) -> bool: ...
+
+    async def enter(self, peer: str, authorization: str | None) -> Caller:
+        """The client at ``peer`` with what it has shown, in the words of HTTP's header.
+
+        While the door is open, whatever it shows is taken, and looked at once that is closed. Raises Unauthenticated,
+        Overloaded, or Unavailable if the node does not know who the users are now.
+        """
+
+    def check(self, caller: Caller, right: Right, action: str) -> None:
+        """Raises PermissionDenied unless the caller has ``right`` for everything, as ``action`` needs it, or
+        :meth:`enter`'s errors."""
+
+    def note(self, caller: Caller, action: str, arguments: Mapping[str, Any], outcome: str) -> None:
+        """Leave a line in the node's audit trail. ``arguments`` hold no secrets."""
+
+    async def notes(self, lines: int) -> list[str]:
+        """The latest ``lines`` of the audit trail, the oldest first."""
+
+
+class OpenDoor:
+    """That of a node that knows no users."""
+
+    closed = False
+
+    async def enter(self, peer: str, authorization: str | None) -> Caller:
+        return Caller.at(peer)
+
+    def check(self, caller: Caller, right: Right, action: str) -> None:
+        return
+
+    def note(self, caller: Caller, action: str, arguments: Mapping[str, Any], outcome: str) -> None:
+        return
+
+    async def notes(self, lines: int) -> list[str]:
+        return []
 
 
 async def answer_to(submit: Submit, op: Command, timeout: float, caller: Caller = NODE) -> Result:

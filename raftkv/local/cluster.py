@@ -7,6 +7,7 @@ other that they know) and, for each node, ``node-<id>`` with ``node.toml``, ``no
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import secrets
@@ -19,14 +20,16 @@ from typing import Any, Final
 import msgpack
 
 from raftkv.addresses import parse_address
+from raftkv.api.credentials import digest_of, new_token
+from raftkv.client.admin import AdminClient
 from raftkv.client.tls import TLS
 from raftkv.clock import SystemClock
-from raftkv.errors import ConfigError
+from raftkv.errors import ConditionFailed, ConfigError
 from raftkv.files import write_atomically, write_private
 from raftkv.local.node import STOP_TIMEOUT, Launch, LocalError, LocalNode, check_ports
 from raftkv.local.process import pause
 from raftkv.local.shape import Place, Shape
-from raftkv.local.status import cluster_status, probe, why_not_ready
+from raftkv.local.status import cluster_status, probe, pulse, why_not_ready
 from raftkv.node.config import NodeConfig, parse_config, render
 from raftkv.storage.folder import saved_map
 from raftkv.storage.fs import OsFileSystem
@@ -35,6 +38,7 @@ from shards.map import ShardMap
 READY_TIMEOUT: Final = 60.0
 """Seconds until nodes that were started must serve; a node replays up to a few hundred MiB of log before."""
 _POLL: Final = 0.05
+FIRST_USER: Final = "admin"
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _SECRET_BYTES: Final = 32
 _USUAL: Final = Launch()
@@ -74,6 +78,44 @@ class LocalProcesses:
         """How clients of this cluster speak to it."""
         folder = self.certificates
         return TLS(folder / "ca.pem", folder / "client.pem", folder / "client.key") if folder.exists() else None
+
+    @property
+    def token_file(self) -> Path:
+        """Has the token of the cluster's first user, if it was made by :meth:`bootstrap`."""
+        return self.folder / "admin.token"
+
+    @property
+    def token(self) -> str | None:
+        """The token of the cluster's first user, None if this folder knows none."""
+        try:
+            return self.token_file.read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
+    def bootstrap(self) -> None:
+        """Make the first user, ``admin``, of a cluster that runs; afterwards nobody else is served.
+
+        Nothing is done if there are users. Raises Unavailable, or OSError if the token cannot be kept.
+        """
+        known = self.token
+        token = known or new_token()
+        if known is None:
+            # Before the cluster knows it: a token that was lost would shut everybody out.
+            write_private(self.token_file, token + "\n")
+
+        async def ask() -> None:
+            async with AdminClient(self.endpoints, timeout=READY_TIMEOUT, tls=self.tls, token=token) as client:
+                await client.bootstrap(FIRST_USER, digest_of(token))
+
+        try:
+            asyncio.run(ask())
+        except ConditionFailed:
+            # With the same token, it was made before.
+            if known is None:
+                self.token_file.unlink()
+        # A node hears of it within a second.
+        while any(probe(node.address, tls=self.tls) for node in self.nodes):
+            pause(_POLL)
 
     @property
     def secret_file(self) -> Path:
@@ -207,14 +249,14 @@ class LocalProcesses:
         end = clock.now() + timeout
         removed = self.removed()
         waiting = [node for node in self.nodes if node.id not in removed] if nodes is None else list(nodes)
-        tls = self.tls
+        tls, token = self.tls, self.token
         while waiting:
             for node in waiting:
                 if node.process() is None:
                     raise LocalError(f"node {node.id} ended while starting; the end of {node.log}:\n{node.log_tail()}")
-            states = {node.id: probe(node.address, tls=tls) for node in waiting}
-            waiting = [node for node in waiting if not (status := states[node.id]) or not status.ready]
+            waiting = [node for node in waiting if not pulse(node.address, tls=tls)]
             if waiting and clock.now() >= end:
+                states = {node.id: probe(node.address, tls=tls, token=token) for node in waiting}
                 reasons = "\n".join(f"  node {n.id}: {why_not_ready(states[n.id])}; log: {n.log}" for n in waiting)
                 raise LocalError(f"not ready after {timeout:g} s:\n{reasons}")
             if waiting:
@@ -247,7 +289,7 @@ class LocalProcesses:
             "data_dir": str(self.folder),
             "endpoints": self.endpoints,
         }
-        return {**about, **cluster_status(self.nodes, self.removed(), self.tls)}
+        return {**about, **cluster_status(self.nodes, self.removed(), self.tls, self.token)}
 
     def leader(self, group: int) -> int | None:
         """The node that leads ``group`` according to the newest term that any node reports, None if none does."""

@@ -11,7 +11,7 @@ from msgspec import to_builtins
 from raftkv.addresses import parse_listen_address
 from raftkv.files import write_atomically
 from raftkv.local.cluster import READY_TIMEOUT, LocalProcesses, certify_node
-from raftkv.local.joining import CONFIG, Places, has_begun, join
+from raftkv.local.joining import CONFIG, Places, has_begun, join, join_token
 from raftkv.local.node import LocalError, LocalNode
 from raftkv.local.ports import free_ports
 from raftkv.local.shape import Place
@@ -53,6 +53,7 @@ def add_node(
         dial=dial,
         security=security,
         tls=cluster.tls,
+        token=join_token(cluster.endpoints, timeout, cluster.tls, cluster.token),
     )
     place = Place(config.node.id, config.node.address, config.node.peer_address)
     try:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -30,6 +32,7 @@ from raftkv.errors import (
     DeadlineExceeded,
     InvalidArgument,
     RaftKVError,
+    Unauthenticated,
     Unavailable,
     WrongCluster,
     WrongVersion,
@@ -89,13 +92,14 @@ def join(
     dial: Mapping[int, str] | None = None,
     security: Mapping[str, Any] | None = None,
     tls: TLS | None = None,
+    token: str = "",
 ) -> NodeConfig:
     """Make ``folder`` a node's of the cluster at ``endpoints``, unless it is one already; its configuration.
 
     ``node_options``: keys of the configuration's section ``node``; ``dial``, ``security``: its sections of these names.
-    ``tls``: how the cluster is spoken to. The node's own certificate can be made once its id is known. All that this
-    machine can tell is checked before the cluster is asked, so that what cannot serve does not become a
-    member.
+    ``tls``: how the cluster is spoken to. The node's own certificate can be made once its id is known. ``token``: lets
+    one folder join, see :func:`join_token`. All that this machine can tell is checked before the cluster is asked, so
+    that what cannot serve does not become a member.
 
     Raises ConfigError for wrong arguments, JoinError, Unavailable if no node answers within ``timeout`` seconds,
     DataFolderInUse if the same is being done for this folder.
@@ -116,7 +120,7 @@ def join(
         if plan.note != known:
             _write_note(folder, plan.note)
         try:
-            answer = _take_in(endpoints, folder, plan, cluster_id, timeout)
+            answer = _take_in(endpoints, folder, plan, cluster_id, token, timeout)
         except JoinError:
             # What was refused must not be asked for again.
             if known is None:
@@ -131,6 +135,14 @@ def join(
         raise JoinError(f"{folder}: cannot write there: {error.strerror or error}") from None
     finally:
         lock.release()
+
+
+def join_token(endpoints: str, timeout: float, tls: TLS | None = None, user: str | None = None) -> str:
+    """A token with which one node may join the cluster at ``endpoints``. ``user``: the token of who asks.
+
+    Raises as AdminClient does.
+    """
+    return _ask(endpoints, timeout, tls, lambda client: client.add_join_token(), user)
 
 
 def has_begun(folder: Path) -> bool:
@@ -148,7 +160,7 @@ def _joined(endpoints: str, folder: Path, places: Places, tls: TLS | None) -> No
             raise ConfigError(f"{folder}: node {config.node.id} joined with --{option} {kept}, not {given}")
     try:
         state = _ask(endpoints, _GLANCE, tls, lambda client: client.known())
-    except (Unavailable, DeadlineExceeded):
+    except (Unavailable, DeadlineExceeded, Unauthenticated):
         # The node finds its cluster by itself; whom it should have asked for need not live any more.
         return config
     if state.map.cluster_id != config.cluster.id:
@@ -241,7 +253,7 @@ class _Plan:
                 f"--peer-address {self.note.peer_address} is also --address: nodes need a port of their own"
             )
         alone = [{"id": 1, "address": self.note.address, "peer_address": self.note.peer_address}]
-        config = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join")
+        config = self.config({"id": str(uuid.UUID(int=0))}, 1, {}, alone, "this node cannot join", os.environ)
         if self.tls is None:
             peer_secret(config)
             check_exposure(config)
@@ -251,9 +263,16 @@ class _Plan:
                 raise JoinError(f"cannot listen at {address}: {problem}")
 
     def config(
-        self, cluster: dict[str, Any], node: int, raft: dict[str, Any], nodes: list[dict[str, Any]], where: str
+        self,
+        cluster: dict[str, Any],
+        node: int,
+        raft: dict[str, Any],
+        nodes: list[dict[str, Any]],
+        where: str,
+        environ: Mapping[str, str] | None = None,
     ) -> NodeConfig:
-        """The node's configuration in a cluster; ``where`` names its origin in the ConfigError."""
+        """The node's configuration in a cluster, with the variables of ``environ``; ``where`` names its origin in the
+        ConfigError."""
         section = {
             "id": node,
             "data_dir": ".",
@@ -265,16 +284,17 @@ class _Plan:
             **self.node_options,
         }
         raw = {"cluster": cluster, "node": section, "raft": raft, "security": dict(self.security)}
-        return parse_config({**raw, "dial": dict(self.dial), "nodes": nodes}, where)
+        return parse_config({**raw, "dial": dict(self.dial), "nodes": nodes}, where, environ)
 
 
-def _take_in(endpoints: str, folder: Path, plan: _Plan, cluster_id: str, timeout: float) -> Joined:
+def _take_in(endpoints: str, folder: Path, plan: _Plan, cluster_id: str, token: str, timeout: float) -> Joined:
     note = plan.note
 
     async def ask(client: AdminClient) -> Joined:
         # A cluster of another version must not get a member that cannot work with it: this finds that out.
-        await client.state()
-        return await client.join(note.address, note.peer_address, note.incarnation, cluster_id)
+        with suppress(Unauthenticated):  # by a cluster with users, so it is no older one
+            await client.state()
+        return await client.join(note.address, note.peer_address, note.incarnation, cluster_id, token)
 
     try:
         return _ask(endpoints, timeout, plan.tls, ask)
@@ -331,9 +351,15 @@ def _entries(shard_map: ShardMap, own: int) -> list[dict[str, Any]]:
     return [entry for _, entry in sorted(found.items())]
 
 
-def _ask(endpoints: str, timeout: float, tls: TLS | None, question: Callable[[AdminClient], Awaitable[T]]) -> T:
+def _ask(
+    endpoints: str,
+    timeout: float,
+    tls: TLS | None,
+    question: Callable[[AdminClient], Awaitable[T]],
+    user: str | None = None,
+) -> T:
     async def main() -> T:
-        async with AdminClient(endpoints, timeout=timeout, tls=tls) as client:
+        async with AdminClient(endpoints, timeout=timeout, tls=tls, token=user) as client:
             return await question(client)
 
     return asyncio.run(main())

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from raftkv.api.credentials import METADATA, authorization
 from raftkv.api.messages import status_of
 from raftkv.api.status import NodeStatus, ReplicaStatus, Role
 from raftkv.client.tls import TLS
@@ -19,16 +21,33 @@ from raftkv.v1 import admin_pb2, admin_pb2_grpc
 _TIMEOUT: Final = 1.0
 
 
-def probe(address: str, timeout: float = _TIMEOUT, tls: TLS | None = None) -> NodeStatus | None:
+def probe(
+    address: str, timeout: float = _TIMEOUT, tls: TLS | None = None, token: str | None = None
+) -> NodeStatus | None:
     """Ask the node at ``address`` for its status; None if it does not answer within ``timeout`` seconds.
 
     Raises ConfigError if a file of ``tls`` cannot be read.
     """
+    shown = None if token is None else ((METADATA, authorization(token)),)
     with _channel(address, tls) as channel:
+        ask = admin_pb2_grpc.AdminStub(channel).GetStatus
         try:
-            return status_of(admin_pb2_grpc.AdminStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=timeout))
+            return status_of(ask(admin_pb2.GetStatusRequest(), timeout=timeout, metadata=shown))
         except grpc.RpcError:
             return None
+
+
+def pulse(address: str, timeout: float = _TIMEOUT, tls: TLS | None = None) -> bool | None:
+    """Whether the node at ``address`` is ready; None if it does not answer. It tells that to everybody.
+
+    Raises ConfigError as :func:`probe`.
+    """
+    with _channel(address, tls) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.RpcError:
+            return None
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _channel(address: str, tls: TLS | None) -> grpc.Channel:
@@ -57,9 +76,11 @@ def why_not_ready(status: NodeStatus | None) -> str:
     return f"no leader known for groups {', '.join(without)}" if without else "not ready"
 
 
-def cluster_status(nodes: Sequence[LocalNode], removed: frozenset[int], tls: TLS | None) -> dict[str, Any]:
+def cluster_status(
+    nodes: Sequence[LocalNode], removed: frozenset[int], tls: TLS | None, token: str | None
+) -> dict[str, Any]:
     """Nodes with pid, address and state, groups with leader, term and indexes, as they say now."""
-    seen = {node.id: (node.process(), probe(node.address, tls=tls)) for node in nodes}
+    seen = {node.id: (node.process(), probe(node.address, tls=tls, token=token)) for node in nodes}
     reports = [_node_status(node, *seen[node.id], node.id in removed) for node in nodes]
     replicas = [(i, r) for i, (process, s) in seen.items() if process and s for r in s.replicas]
     ids = sorted({replica.group for _, replica in replicas})

@@ -109,6 +109,14 @@ def refusal_of(op: Command, shard_map: ShardMap, no_space: Mapping[int, str]) ->
     return None
 
 
+def sender_refusal(op: Command, caller: Caller) -> Result | None:
+    """Why ``op`` is not taken from ``caller``."""
+    if isinstance(op, SlotCommand) or op.sender <= caller.origin.sender:
+        return None
+    text = f"{op.name} is taken from {op.sender.name.lower()}s only, not from {caller.origin.sender.name.lower()}s"
+    return Result(Code.INVALID_ARGUMENT, detail=text)
+
+
 def no_group(group: int) -> Result:
     return Result(Code.INVALID_ARGUMENT, detail=f"there is no group {group}")
 

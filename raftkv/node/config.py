@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -15,7 +16,9 @@ from msgspec.structs import asdict, replace
 
 from raftkv.addresses import canonical, parse_address, parse_listen_address
 from raftkv.errors import ConfigError
-from raftkv.node.sections import Section, read
+from raftkv.node import variables
+from raftkv.node.sections import Given, Section, read
+from raftkv.peer.handshake import MIN_SECRET_BYTES
 
 DEFAULT_SLOTS: Final = 1024
 DEFAULT_GROUPS: Final = 3
@@ -49,6 +52,18 @@ def _uuid(value: str) -> str:
         raise ValueError(f"{value!r} is not a UUID") from None
 
 
+def _secret(value: str) -> str:
+    found = len(secret_bytes(value))
+    if found < MIN_SECRET_BYTES:
+        raise ValueError(f"the secret has {found} bytes, the least is {MIN_SECRET_BYTES}")
+    return value
+
+
+def secret_bytes(text: str) -> bytes:
+    """The bytes of a secret, whatever they are, without spaces around them."""
+    return text.encode(errors="surrogateescape").strip()
+
+
 def _slots(value: int) -> int:
     if value & (value - 1):
         raise ValueError("must be a power of two")
@@ -73,10 +88,11 @@ class ClusterSection(Section, frozen=True):
 class NodeSection(Section, frozen=True):
     """This node. ``listen`` and ``peer_listen`` differ from the advertised addresses behind a NAT or in a container.
 
-    ``metrics``: where it answers HTTP, metrics and probes; without it, nowhere. ``log_file``: where it logs, if not to
-    stderr; ``log_max_bytes``: size at which that file becomes the first of ``log_backups``, 0: never. ``memory``: of
-    the process in bytes, above which groups with a replica here take no new data, 0: no limit, without it half of what
-    there is. ``joined``: it came to a cluster that existed already, and never helps to form one.
+    ``metrics``: where it answers HTTP, metrics and probes; without it, nowhere. ``log_format``: for people or programs.
+    ``log_file``: where it logs, if not to stderr; ``log_max_bytes``: size at which that file becomes the first of
+    ``log_backups``, 0: never. ``memory``: of the process in bytes, above which groups with a replica here take no new
+    data, 0: no limit, without it half of what there is. ``joined``: it came to a cluster that existed already, and
+    never helps to form one.
     """
 
     id: NodeId
@@ -88,6 +104,7 @@ class NodeSection(Section, frozen=True):
     metrics: ListenAddress | None = None
     reads: Literal["lease", "quorum"] = "lease"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     log_file: FilePath | None = None
     log_max_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
     log_backups: Annotated[int, Meta(ge=1, le=1000)] = 3
@@ -114,7 +131,9 @@ class RaftSection(Section, frozen=True):
 class SecuritySection(Section, frozen=True):
     """How nodes prove who they are. ``ca_file``, ``cert_file``, ``key_file``: TLS, for all that the node says and
     hears. ``client_certs``: clients need certificates too. ``secret_file``: without TLS, holds a secret that all nodes
-    of the cluster know. ``insecure``: without TLS, this node may be reached from other machines all the same.
+    of the cluster know; ``secret``: is it. ``insecure``: without TLS, this node may be reached from other machines all
+    the same. ``auth_grace``: seconds for which users are served although the meta group's leader does not confirm who
+    they are.
     """
 
     ca_file: FilePath | None = None
@@ -122,13 +141,17 @@ class SecuritySection(Section, frozen=True):
     key_file: FilePath | None = None
     client_certs: bool = False
     secret_file: FilePath | None = None
+    secret: Annotated[str, _secret] | None = None
     insecure: bool = False
+    auth_grace: Annotated[float, Meta(ge=1, le=86400)] = 30.0
 
     def check(self) -> None:
         given = {"ca_file": self.ca_file, "cert_file": self.cert_file, "key_file": self.key_file}
         missing = [name for name, path in given.items() if path is None]
         if missing and (len(missing) < len(given) or self.client_certs):
             raise ValueError(f"{missing[0]} is missing: TLS needs CAs, a certificate and its key")
+        if self.secret is not None and self.secret_file is not None:
+            raise ValueError("secret and secret_file: give one of them")
         if not missing and self.insecure:
             raise ValueError("insecure means nothing with TLS: leave it out")
 
@@ -166,23 +189,14 @@ class NodeConfig(Section, frozen=True, kw_only=True):
         ids = [peer.id for peer in self.nodes]
         _unique("nodes: id", ids)
         _unique("nodes: address", [canonical(a) for peer in self.nodes for a in (peer.address, peer.peer_address)])
-        me = self.peer(self.node.id)
-        for name in ("address", "peer_address"):
-            if getattr(me, name) != getattr(self.node, name):
-                raise ValueError(f"node.{name} is not the {name} of node {me.id} in nodes")
+        if self.node.id not in ids:
+            raise ValueError(_no_entry(self.node.id))
         _apart(self.node)
         # A cluster that has formed may have fewer nodes than it once had.
         if self.cluster.replicas > len(ids) and not self.node.joined:
             raise ValueError(f"cluster.replicas: {self.cluster.replicas} replicas need more than {len(ids)} nodes")
         if self.cluster.groups > self.cluster.slots:
             raise ValueError("cluster.groups: more groups than slots")
-
-    def peer(self, node: int) -> PeerSection:
-        """The entry of ``node``; KeyError if there is none."""
-        for peer in self.nodes:
-            if peer.id == node:
-                return peer
-        raise KeyError(node)
 
     def dial_address(self, node: int, peer_address: str) -> str:
         """Where this node reaches ``node``, which the cluster knows at ``peer_address``."""
@@ -203,6 +217,10 @@ def _apart(node: NodeSection) -> None:
             raise ValueError(f"node.{second}: {address} is node.{first} already")
 
 
+def _no_entry(node: int) -> str:
+    return f"nodes: there is no entry for this node, id {node}"
+
+
 def _unique(what: str, values: Iterable[object]) -> None:
     seen: set[object] = set()
     for value in values:
@@ -219,9 +237,10 @@ def _fill(raw: dict[str, Any]) -> dict[str, Any]:
     node = dict(node)
     peers = raw.get("nodes")
     entries = [peer for peer in peers if isinstance(peer, dict)] if isinstance(peers, list) else []
-    mine = next((peer for peer in entries if "id" in node and peer.get("id") == node["id"]), None)
-    if mine is None and entries and isinstance(node.get("id"), int):
-        raise ConfigError(f"nodes: there is no entry for this node, id {node['id']}")
+    me = _number(node.get("id"))
+    mine = next((peer for peer in entries if me is not None and _number(peer.get("id")) == me), None)
+    if mine is None and entries and me is not None:
+        raise ConfigError(_no_entry(me))
     for name in ("address", "peer_address"):
         if mine is not None and name in mine:
             node.setdefault(name, mine[name])
@@ -231,24 +250,39 @@ def _fill(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "node": node}
 
 
-def parse_config(raw: dict[str, Any], where: str) -> NodeConfig:
-    """Check a configuration given as plain data; ``where`` names its origin in errors.
+def _number(value: object) -> int | None:
+    """A node's id, perhaps as a variable has it; None if it is none."""
+    if isinstance(value, Given):
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
+    return value if isinstance(value, int) else None
 
-    Raises ConfigError that names origin and key of every problem.
+
+def parse_config(raw: dict[str, Any], where: str, environ: Mapping[str, str] | None = None) -> NodeConfig:
+    """Check a configuration given as plain data, ``where`` names its origin in errors; variables of ``environ`` come
+    before it.
+
+    Raises ConfigError that names origin and key, or the variable, of every problem.
     """
+    given = variables.used(NodeConfig, environ or {})
+    also = f" (with {', '.join(given)} of the environment)" if given else ""
+    merged = variables.overlaid(NodeConfig, raw, environ or {})
     try:
-        config, problems = read(NodeConfig, _fill(raw))
+        config, problems = read(NodeConfig, _fill(merged))
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error}{also}") from None
     if problems:
-        raise ConfigError(f"{where}: " + "; ".join(problems))
+        told = [f"{problem.source}: {problem.text}" for problem in problems if problem.source]
+        if own := [problem.text for problem in problems if not problem.source]:
+            told.append(f"{where}: {'; '.join(own)}{also}")
+        raise ConfigError("; ".join(told))
     return config
 
 
 def load_config(path: str | Path) -> NodeConfig:
-    """Read and check a node's configuration file. Relative paths in it count from the file's folder.
+    """Read and check a node's configuration: the file, and the variables of the environment, which come before it.
+    Relative paths count from the file's folder.
 
-    Raises ConfigError that names file and key.
+    Raises ConfigError that names file and key, or the variable.
     """
     path = Path(path)
     try:
@@ -258,7 +292,7 @@ def load_config(path: str | Path) -> NodeConfig:
         raise ConfigError(f"{path}: cannot read it: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    config = parse_config(raw, str(path))
+    config = parse_config(raw, str(path), os.environ)
     folder, node = path.absolute().parent, config.node
     try:
         paths = {"data_dir": str((folder / node.data_dir).resolve())}

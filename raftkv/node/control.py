@@ -9,9 +9,10 @@ from raftkv.clock import Clock
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.group import Check
 from raftkv.commands.members import ChangeMembers, Members, Transfer
-from raftkv.commands.meta import ChangeCluster, ReadCluster
+from raftkv.commands.meta import ChangeCluster, ConfirmMap, ReadCluster
 from raftkv.commands.moving import Copying, MoveState
 from raftkv.commands.results import DONE, MALFORMED, MembersReport, Result
+from raftkv.commands.users import ReadUsers
 from raftkv.errors import Code
 from raftkv.node.replicas import Replicas
 from raftkv.raft import RaftGroup
@@ -49,7 +50,7 @@ class GroupOperations:
             self._transfer(group, op.node, done)
         elif isinstance(op, Check) and (answer := self._may_check(op)) is not None:
             done(answer)
-        elif isinstance(op, ChangeCluster) and (refusal := self._replicas.meta.check(op)) is not None:
+        elif isinstance(op, ChangeCluster) and (refusal := self._check_change(group, op)) is not None:
             done(refusal)
         else:
             group.propose([op], size, lambda results: done(results[0]))
@@ -58,14 +59,23 @@ class GroupOperations:
         replica = self._replicas.data.get(group.group)
         if isinstance(op, Members):
             done(self._members(group))
-        elif isinstance(op, ReadCluster):
-            done(self._replicas.meta.describe() if group.group == META_GROUP else MALFORMED)
+        elif isinstance(op, ReadCluster | ConfirmMap | ReadUsers):
+            done(self._read_meta(op) if group.group == META_GROUP else MALFORMED)
         elif replica is None:
             done(MALFORMED)
         elif isinstance(op, MoveState):
             done(replica.store.move_state(op.move))
         else:
             done(MALFORMED)
+
+    def _check_change(self, group: RaftGroup, op: ChangeCluster) -> Result | None:
+        return self._replicas.meta.check(op, group.time() if group.ready() else None)
+
+    def _read_meta(self, op: ReadCluster | ConfirmMap | ReadUsers) -> Result:
+        meta = self._replicas.meta
+        if isinstance(op, ConfirmMap):
+            return meta.confirm(op.digest)
+        return meta.read_users(op.revision) if isinstance(op, ReadUsers) else meta.describe()
 
     def _may_check(self, op: Check) -> Result | None:
         """One check of a group at a time: every one makes images of all its slots, which are copied when written to."""

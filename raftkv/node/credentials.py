@@ -4,26 +4,23 @@ configured."""
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import SystemRandom
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from raftkv.addresses import parse_listen_address
 from raftkv.api.status import Problem
 from raftkv.errors import ConfigError
+from raftkv.node.config import NodeConfig, secret_bytes
 from raftkv.peer.handshake import MIN_SECRET_BYTES, Secret
 from raftkv.tls import TlsFiles, certificate_of, names_of, node_name
 
-if TYPE_CHECKING:
-    from raftkv.node.config import NodeConfig
-
 log = logging.getLogger(__name__)
 
-VARIABLE: Final = "RAFTKV_PEER_SECRET"
-FILE_VARIABLE: Final = "RAFTKV_PEER_SECRET_FILE"
+VARIABLE: Final = "RAFTKV_SECURITY_SECRET"
+FILE_VARIABLE: Final = "RAFTKV_SECURITY_SECRET_FILE"
 """Variables with the cluster's secret, and with the path of a file that has it."""
 
 _SOON: Final = 7 * 86400.0
@@ -112,23 +109,24 @@ def certificates(config: NodeConfig) -> Certificates | None:
 
 def peer_secret(config: NodeConfig) -> Secret:
     """The secret of the cluster of a node without TLS. Raises ConfigError that says where one is looked for."""
-    path = config.security.secret_file or os.environ.get(FILE_VARIABLE)
-    if path:
-        source = f"security.secret_file: {path}" if config.security.secret_file else f"{FILE_VARIABLE}: {path}"
-        try:
-            key = Path(path).read_bytes().strip()
-            warn_if_public(path)
-        except OSError as error:
-            raise ConfigError(f"{source}: cannot read it: {error.strerror or error}") from None
-    elif VARIABLE in os.environ:
-        source, key = VARIABLE, os.fsencode(os.environ[VARIABLE]).strip()
-    else:
+    security = config.security
+    if security.secret is not None:
+        return Secret(secret_bytes(security.secret), SystemRandom())
+    path = security.secret_file
+    if path is None:
         raise ConfigError(
             "security.secret_file is missing: nodes without TLS prove to each other that they know the cluster's "
             f"secret, which is in that file or in the variables {FILE_VARIABLE} or {VARIABLE}; the same on all nodes"
         )
+    try:
+        key = Path(path).read_bytes().strip()
+        warn_if_public(path)
+    except OSError as error:
+        raise ConfigError(f"security.secret_file: {path}: cannot read it: {error.strerror or error}") from None
     if len(key) < MIN_SECRET_BYTES:
-        raise ConfigError(f"{source}: the secret has {len(key)} bytes, the least is {MIN_SECRET_BYTES}")
+        raise ConfigError(
+            f"security.secret_file: {path}: the secret has {len(key)} bytes, the least is {MIN_SECRET_BYTES}"
+        )
     return Secret(key, SystemRandom())
 
 

@@ -17,6 +17,7 @@ from raftkv.api.patience import LEAST, TELLING, Patience
 from raftkv.clock import Clock
 from raftkv.commands.results import Result
 from raftkv.errors import SETTLED, Code
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.requests import Request
@@ -66,7 +67,7 @@ class Forwarding:
         self._ended = ended
         self._number = first_number
         self._batches: dict[int, _Batch] = {}
-        self._next: dict[tuple[int, int], list[_Attempt]] = {}
+        self._next: dict[tuple[int, Origin], list[_Attempt]] = {}
         self._due = False
         self._patience = Patience()
         self._answers: dict[int, list[tuple[int, int, Result]]] = {}
@@ -76,9 +77,9 @@ class Forwarding:
     # -- asking
 
     def ask(self, request: Request, group: int, target: int) -> None:
-        """Have ``target`` execute the request of ``group``; all of this turn and source go together."""
+        """Have ``target`` execute the request of ``group``; all of this turn and origin go together."""
         attempt = _Attempt(request, request.attempt, group)
-        self._next.setdefault((target, request.caller.source), []).append(attempt)
+        self._next.setdefault((target, request.caller.origin), []).append(attempt)
         if not self._due:
             self._due = True
             self._clock.call_later(0.0, self._send)
@@ -87,7 +88,7 @@ class Forwarding:
         self._due = False
         batches, self._next = self._next, {}
         now = self._clock.now()
-        for (target, source), attempts in batches.items():
+        for (target, origin), attempts in batches.items():
             live = [attempt for attempt in attempts if not attempt.request.answered]
             for start, stop in _bounded([attempt.request.size for attempt in live]):
                 part = live[start:stop]
@@ -98,7 +99,7 @@ class Forwarding:
                 self._batches[self._number] = _Batch(target, now, now + patience, part, len(part))
                 timeout = max(1, int((min(attempt.request.deadline for attempt in part) - now) * 1000))
                 ops = [attempt.request.op for attempt in part]
-                self._peers.send(target, messages.ask(self._number, timeout, source, ops))
+                self._peers.send(target, messages.ask(self._number, timeout, origin, ops))
 
     def on_answers(self, peer: int, answers: Sequence[tuple[int, int, Result]]) -> None:
         """Results of operations that ``peer`` was asked to execute."""

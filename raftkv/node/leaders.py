@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from raftkv.node.requests import GroupPort
-from shards.map import ShardMap
+from shards.map import META_GROUP, ShardMap
 
 
 class Peers(Protocol):
@@ -29,6 +29,8 @@ class Leaders:
         self._member_of: frozenset[int] | None = None
         self._known: frozenset[int] | None = None
         self._hints: dict[int, int] = {}
+        self._meta_voters: tuple[int, ...] = ()
+        """As the latest confirmed map has them."""
         self._seen: dict[int, int] = {}
 
     def of(self, group: int) -> int:
@@ -44,7 +46,10 @@ class Leaders:
 
     def some_voter(self, group: int, shard_map: ShardMap, turn: int) -> int:
         """Another voter of ``group`` that can be asked, in turns; 0 = there is none."""
-        voters = [node for node in shard_map.group(group).voters if node != self._node and self._peers.up(node)]
+        known = shard_map.group(group).voters
+        if group == META_GROUP:
+            known = tuple(dict.fromkeys((*self._meta_voters, *known)))
+        voters = [node for node in known if node != self._node and self._peers.up(node)]
         return voters[(turn + self._node) % len(voters)] if voters else 0
 
     def learn(self, group: int, leader: int) -> None:
@@ -62,7 +67,8 @@ class Leaders:
             if self._known is None or group in self._known:
                 self._hints[group] = peer
 
-    def on_map(self, shard_map: ShardMap) -> None:
+    def on_map(self, shard_map: ShardMap, confirmed: ShardMap | None) -> None:
+        self._meta_voters = () if confirmed is None else confirmed.group(META_GROUP).voters
         self._member_of = frozenset(group.id for group in shard_map.groups_on(self._node))
         self._known = known = frozenset(group.id for group in shard_map.groups)
         self._hints = {group: leader for group, leader in self._hints.items() if group in known}

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from io import FileIO, TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from raftkv.errors import ConfigError
-from raftkv.log_limit import LogLimit
+from raftkv.log_limit import REQUEST, LogLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from raftkv.node.config import NodeSection
+
+AUDIT_LOG: Final = "audit.log"
+"""The audit trail, in the data folder."""
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +30,37 @@ log = logging.getLogger(__name__)
 class Lines(logging.Formatter):
     """One line per record, whatever its text contains: nobody can forge lines or send commands to terminals."""
 
+    def __init__(self, node: int) -> None:
+        super().__init__(f"%(asctime)s %(levelname).1s node {node} %(name)s: %(message)s")
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 the library's name
         if not record.message.isprintable():
             record.message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in record.message)
         return super().formatMessage(record)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per record and line, in ASCII. ``request`` and ``traceback`` are in it where there is one."""
+
+    def __init__(self, node: int) -> None:
+        super().__init__()
+        self._node = node
+
+    def format(self, record: logging.LogRecord) -> str:
+        found: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "node": self._node,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request := getattr(record, REQUEST, ""):
+            found["request"] = request
+        if record.exc_info:
+            found["traceback"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            found["stack"] = record.stack_info
+        return json.dumps(found).replace("\x7f", "\\u007f")
 
 
 class LogFile(RotatingFileHandler):
@@ -104,6 +136,8 @@ def _check_place(path: str, data_dir: str) -> None:
     file, folder = Path(os.path.realpath(path)), Path(os.path.realpath(data_dir))
     if file.is_relative_to(folder) and not (file.parent == folder and file.suffix == ".log"):
         raise ConfigError(f"node.log_file: {path} is in the data folder, where it may only be {folder}/NAME.log")
+    if file == folder / AUDIT_LOG:
+        raise ConfigError(f"node.log_file: {path} is the node's audit trail")
 
 
 def _opened(path: str, flags: int) -> int:
@@ -118,7 +152,7 @@ class NodeLog(logging.Handler):
 
     def __init__(self, node: int, now: Callable[[], float]) -> None:
         super().__init__()
-        self.setFormatter(Lines(f"%(asctime)s %(levelname).1s node {node} %(name)s: %(message)s"))
+        self._formats = {"text": Lines(node), "json": JsonLines(node)}
         self._limit = LogLimit(now)
         self._output: logging.Handler | None = None
 
@@ -134,7 +168,7 @@ class NodeLog(logging.Handler):
             except OSError as problem:
                 text = f"node.log_file: cannot write {section.log_file}: {problem.strerror or problem}"
                 raise ConfigError(text) from None
-        output.setFormatter(self.formatter)
+        output.setFormatter(self._formats[section.log_format])
         with self._lock():
             before, self._output = self._output, output
             if isinstance(before, LogFile) and isinstance(output, LogFile):

@@ -6,6 +6,7 @@ import asyncio
 import faulthandler
 import gc
 import logging
+import os
 import random
 import signal
 import sys
@@ -18,7 +19,9 @@ from raftkv.clock import SystemClock
 from raftkv.errors import RaftKVError
 from raftkv.frontend.grpc.server import GrpcServer
 from raftkv.frontend.resources import Resources
-from raftkv.node import signals
+from raftkv.node import signals, supervisor, variables
+from raftkv.node.access import Access
+from raftkv.node.audit import Audit
 from raftkv.node.config import NodeConfig
 from raftkv.node.credentials import Certificates, certificates, check_exposure, peer_secret
 from raftkv.node.descriptors import Descriptors, raise_limit
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
     from raftkv.clock import Clock
     from raftkv.frontend.http.monitor import Monitor
+    from raftkv.frontend.port import Door
     from raftkv.peer.handshake import Secret
 
 log = logging.getLogger(__name__)
@@ -75,15 +79,25 @@ def serve(config: NodeConfig, load: Callable[[], NodeConfig]) -> int:
         if tls is None:
             secret = peer_secret(config)
             check_exposure(config)
+        _tell_variables()
         return uvloop.run(_serve(config, load, output, clock, tls, secret))
     except Exception as problem:
-        # The caller prints the message on stderr, which may be elsewhere, without the traceback of unexpected errors.
-        if config.node.log_file is not None or not isinstance(problem, RaftKVError | OSError):
+        # The caller prints the message on stderr, which may be elsewhere or read by a program, without the traceback of
+        # unexpected errors.
+        elsewhere = config.node.log_file is not None or config.node.log_format == "json"
+        if elsewhere or not isinstance(problem, RaftKVError | OSError):
             log.critical("node stopped: %s", problem, exc_info=not isinstance(problem, RaftKVError | OSError))
         raise
     finally:
         signals.ignore()
         output.close()
+
+
+def _tell_variables() -> None:
+    if used := variables.used(NodeConfig, os.environ):
+        log.info("settings from variables: %s", ", ".join(used))
+    if unknown := variables.unknown(NodeConfig, os.environ):
+        log.warning("variables that set nothing, as they name no setting: %s", ", ".join(unknown))
 
 
 async def _serve(
@@ -127,16 +141,26 @@ async def _serve(
     )
     reloading = Reloading(config, load, (lambda new: output.use(new.node), node.reconfigure), clock)
     resources = Resources(clock)
-    server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients, tls=tls)
+    passwords = ThreadWorker(loop, "raftkv-passwords")
+    access = Access(
+        node.users,
+        Audit(config.node.data_dir, clock),
+        clock,
+        worker=passwords,
+        reader=background,
+        known_map=node.cluster_map,
+    )
+    server = GrpcServer(node, config.node.listen, resources, connections=descriptors.clients, tls=tls, door=access)
     for source in (descriptors.problems, resources.problems):
         node.add_problems(source)
     if tls is not None:
         node.add_problems(lambda: tls.problems(clock.wall()))
-    monitor = _monitor(node, resources, config.node.metrics, tls)
+    monitor = _monitor(node, resources, config.node.metrics, tls, access)
     try:
         if monitor is not None:
             await monitor.start()
         await node.start()
+        access.start()
         await server.start()
         # What exists now lives as long as the process, and records are not cyclic garbage: look at both rarely.
         gc.freeze()
@@ -145,11 +169,13 @@ async def _serve(
         log.info("serving clients at %s, nodes at %s", config.node.listen, config.node.peer_listen)
         if monitor is not None:
             log.info("serving metrics and probes at %s", config.node.metrics)
+        supervisor.tell("READY=1")
         _sweep(output, clock)
         if tls is not None:
             log.info("all connections are encrypted; the certificate is valid until %s", tls.until)
             _look(tls, clock)
         await stop.wait()
+        supervisor.tell("STOPPING=1")
         if monitor is not None:
             monitor.stopping()
         if problems:
@@ -159,7 +185,9 @@ async def _serve(
     finally:
         if monitor is not None:
             await monitor.stop()
+        access.close()
         await node.close()
+        passwords.close()
         worker.close()
         background.close()
     if not problems:
@@ -203,7 +231,9 @@ def _look(tls: Certificates, clock: Clock) -> None:
     tls.look()
 
 
-def _monitor(node: RaftNode, resources: Resources, address: str | None, tls: Certificates | None) -> Monitor | None:
+def _monitor(
+    node: RaftNode, resources: Resources, address: str | None, tls: Certificates | None, door: Door
+) -> Monitor | None:
     if address is None:
         return None
     # Its libraries take time and memory to import, so only if it is configured.
@@ -211,7 +241,7 @@ def _monitor(node: RaftNode, resources: Resources, address: str | None, tls: Cer
 
     host, port = parse_listen_address(address)
     if tls is None:
-        return Monitor(node, resources.counters, host, port, resources.clock)
+        return Monitor(node, resources.counters, host, port, resources.clock, door)
     return Monitor(
-        node, resources.counters, host, port, resources.clock, lambda: tls.visited, ask_clients=tls.ask_clients
+        node, resources.counters, host, port, resources.clock, door, lambda: tls.visited, ask_clients=tls.ask_clients
     )

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Final
 
-import msgpack
-
 from raftkv.api.status import Problem
+from raftkv.store.meta_state import map_digest
 from shards.map import ShardMap
 
 PATIENCE: Final = 10.0
@@ -27,7 +25,7 @@ def told(shard_map: ShardMap | None) -> Told:
     """What a node tells others of its map."""
     if shard_map is None:
         return 0, b""
-    return shard_map.epoch, blake2b(msgpack.packb(shard_map.to_wire()), digest_size=16, person=b"raftkv-map").digest()
+    return shard_map.epoch, map_digest(shard_map)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from raftkv.node import messages
 from raftkv.node.config import NodeConfig
+from raftkv.node.drivers.addresses import Addresses
 from raftkv.node.map_copy import MapCopy
 from raftkv.node.maps import Maps
 from raftkv.node.replicas import Replicas
@@ -16,7 +17,7 @@ from raftkv.peer.frames import ProtocolViolation
 from raftkv.peer.hello import Hello, HelloRefused, Reason
 from raftkv.peer.links import Links
 from raftkv.storage.folder import DataFolder
-from shards.map import Node
+from shards.map import Node, ShardMap
 
 _FATAL: Final = (Reason.REMOVED, Reason.REPLACED_FOLDER)
 """Reasons for which a refused node can never get back into its cluster."""
@@ -36,6 +37,7 @@ class Neighbours:
         room: Room,
         maps: Maps,
         map_copy: MapCopy,
+        addresses: Addresses,
         clear: Callable[[], None],
         refused: Callable[[str], None],
     ) -> None:
@@ -48,6 +50,7 @@ class Neighbours:
         self._room = room
         self._maps = maps
         self._map_copy = map_copy
+        self._addresses = addresses
         self._clear = clear
         self._refused = refused
         self._led: list[int] = []
@@ -64,15 +67,20 @@ class Neighbours:
 
     def admit(self, hello: Hello) -> None:
         """Raises HelloRefused unless it comes from a member with the data folder that the cluster knows."""
-        known, shard_map = self._folder.peers.get(hello.node), self._map_copy.current
-        if shard_map is not None:
-            if hello.node in shard_map.removed:
-                text = f"node {hello.node} has been removed from the cluster; a new node needs a new id"
-                raise HelloRefused(Reason.REMOVED, text)
-            entry = next((node for node in shard_map.nodes if node.id == hello.node), None)
-            if entry is None:
+        known = self._folder.peers.get(hello.node)
+        confirmed, current = self._map_copy.confirmed, self._map_copy.current
+        if confirmed is not None and hello.node in confirmed.removed:
+            text = f"node {hello.node} has been removed from the cluster; a new node needs a new id"
+            raise HelloRefused(Reason.REMOVED, text)
+        if current is not None:
+            member = None if confirmed is None else _member(confirmed, hello.node)
+            if member is not None:
+                known = member.incarnation
+            # By a map that is not confirmed nobody is refused for good: who is refused so would end.
+            elif (newcomer := _member(current, hello.node)) is None or newcomer.incarnation != hello.incarnation:
                 raise HelloRefused(Reason.NOT_A_MEMBER, f"node {hello.node} is not a member of the cluster")
-            known = entry.incarnation
+            else:
+                return
         elif hello.node not in {node.id for node in self._configured}:
             raise HelloRefused(Reason.NOT_A_MEMBER, f"node {hello.node} is not among the configured nodes")
         if known is None:
@@ -103,6 +111,7 @@ class Neighbours:
             self._links.send(node, ["epoch", *self._maps.own])
             self._links.send(node, ["leads", self._led])
             self._room.greet(node)
+            self._addresses.greet(node)
 
     def tell_epoch(self) -> None:
         """Tell all peers which map this node has: one with an older map asks for it, one with a newer map sends it."""
@@ -139,11 +148,17 @@ class Neighbours:
                 self._router.on_leads(peer, messages.groups(message))
             elif kind == "room":
                 self._room.hear(peer, Full(*messages.room(message)))
+            elif kind == "address":
+                self._addresses.hear(peer, *messages.addresses(message))
             elif kind == "left" and len(message) == 1:
                 self._clear()
             elif kind == "map":
-                self._map_copy.take(messages.encoded_map(message))
+                self._map_copy.take(peer, messages.encoded_map(message))
             else:
                 raise messages.Malformed(f"unknown message {kind!r:.40}")
         except messages.Malformed as problem:
             raise ProtocolViolation(str(problem)) from None
+
+
+def _member(shard_map: ShardMap, node: int) -> Node | None:
+    return next((one for one in shard_map.nodes if one.id == node), None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,13 +18,16 @@ from msgspec.structs import replace
 from raftkv import limits
 from raftkv.api.status import ClusterSettings, Digests, NodeStatus, SlotStats
 from raftkv.clock import Clock, Timer
-from raftkv.commands.base import Command
-from raftkv.errors import RaftKVError
+from raftkv.commands.base import Command, Sender
+from raftkv.commands.results import Result
+from raftkv.errors import Code, RaftKVError
 from raftkv.frontend.port import NODE, Caller, NodeStats
+from raftkv.log_limit import limited
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.clocks import Clocks
-from raftkv.node.config import NodeConfig
+from raftkv.node.config import NodeConfig, PeerSection
 from raftkv.node.control import GroupOperations
+from raftkv.node.drivers.addresses import Addresses
 from raftkv.node.drivers.copier import Copier
 from raftkv.node.drivers.internal_client import asker
 from raftkv.node.drivers.maintenance import Maintenance, hand_over
@@ -37,11 +41,13 @@ from raftkv.node.memory import Memory, ProcessMemory
 from raftkv.node.neighbours import Neighbours
 from raftkv.node.problems import Problems, Source, lost_entries
 from raftkv.node.replicas import Replicas
-from raftkv.node.requests import Reply
+from raftkv.node.requests import Reply, without
 from raftkv.node.room import Room
 from raftkv.node.router import Router
 from raftkv.node.space import Space
 from raftkv.node.stats import MeasuredWorker, StatsCollector
+from raftkv.node.users import UserCopy
+from raftkv.node.watches import Watches
 from raftkv.peer.handshake import Secret
 from raftkv.peer.hello import Identity
 from raftkv.peer.links import Links
@@ -51,7 +57,8 @@ from raftkv.storage.folder import DataFolder
 from raftkv.storage.fs import FileSystem, Worker
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
-from shards.map import META_GROUP, ShardMap
+from raftkv.store.watching import Part, WatchAsk
+from shards.map import META_GROUP, Node, ShardMap
 from shards.placement import meta_voters
 
 log = logging.getLogger(__name__)
@@ -183,6 +190,9 @@ class RaftNode:
         self._clocks = Clocks(self._links, self._clock, raft.lease_share)
         ask = asker(self.submit)
         self._copier = Copier(self._replicas, ask, self._clock)
+        self.users = UserCopy(
+            self.submit, self._clock, config.security.auth_grace, folder.knows_users, self._remember_users
+        )
         self._router = Router(
             self.id,
             data=self._replicas.data,
@@ -190,10 +200,13 @@ class RaftNode:
             peers=self._links,
             clock=self._clock,
             ids=ClientIds(self._clocks.time, rng),
+            users=self.users,
             quorum_reads=config.node.reads == "quorum",
             leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
         self._replicas.on_turn.append(self._router.look_for_leaders)
+        self._watches = Watches(self._replicas.data, self.submit, self._refusal, self._clock)
+        self._replicas.on_turn.append(self._watches.on_turn)
         self._room = Room(self.id, lambda: self._links.peers, self._links.send)
         maps = Maps(self._clock.now)
         self._map_copy = MapCopy(
@@ -204,8 +217,22 @@ class RaftNode:
             router=self._router,
             links=self._links,
             maps=maps,
-            dial=lambda node: self._config.dial_address(node.id, node.peer_address),
+            ask=ask,
+            clock=self._clock,
+            dial=self._dial_address,
             removed=lambda: self._refused(f"this node, {self.id}, has been removed from the cluster"),
+            fatal=self._fatal,
+        )
+        self._addresses = Addresses(
+            self.id,
+            (config.node.address, config.node.peer_address),
+            peers=self._links,
+            current=lambda: self._map_copy.current,
+            dial=self._dial_address,
+            leading=self._map_copy.meta_state,
+            ask=ask,
+            now=self._clock.now,
+            rng=rng,
         )
         self._neighbours = Neighbours(
             config,
@@ -216,6 +243,7 @@ class RaftNode:
             room=self._room,
             maps=maps,
             map_copy=self._map_copy,
+            addresses=self._addresses,
             clear=lambda: self._replica_gc.clear(),
             refused=self._refused,
         )
@@ -296,7 +324,10 @@ class RaftNode:
         known = self._config.nodes if self._router.map is None else self._router.map.nodes
         for node in known:
             if node.id in self._links.peers:
-                self._links.set_dial(node.id, self._config.dial_address(node.id, node.peer_address))
+                self._links.set_dial(node.id, self._dial_address(node))
+
+    def _dial_address(self, node: PeerSection | Node) -> str:
+        return self._config.dial_address(node.id, node.peer_address)
 
     async def hand_over(self, patience: float) -> None:
         """Give the leaderships of this node away, within ``patience`` seconds.
@@ -310,13 +341,23 @@ class RaftNode:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for driver in (self._mover, self._copier, self._membership, self._replica_gc):
+        self.users.close()
+        drivers = (self._mover, self._copier, self._membership, self._replica_gc, self._map_copy, self._addresses)
+        for driver in drivers:
             driver.close()
         if not self._failed:
             self._map_copy.try_to_save()
         await self._links.close()
         self._wal.close()
         self._folder.close()
+
+    def _remember_users(self) -> bool:
+        try:
+            self._folder.mark_users()
+        except OSError as problem:
+            log.warning("that the cluster has users cannot be noted yet: %s", problem, extra=limited("users"))
+            return False
+        return True
 
     def _fatal(self, problem: BaseException) -> None:
         if not self._failed:
@@ -340,19 +381,21 @@ class RaftNode:
             self._ticks += 1
             if self._ticks % _TICKS_PER_ROUND == 0:
                 self._map_copy.look_at_meta()
+                self._map_copy.run()
                 self._clocks.look()
                 self._replicas.doubt_leases(self._clocks.fast_peers())
                 self._neighbours.tell_leads()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._space.look_at_memory()
                 self._router.no_space = self._space.look()
-                self._maintenance.run(self._router.map)
+                self._maintenance.run(self._map_copy.confirmed)
                 self._mover.run()
                 self._membership.run()
                 self._replica_gc.run()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_LOOK) == 0:
                     self._wal.retry()
                     self._neighbours.tell_epoch()
+                    self._addresses.run()
                     self._problems.look()
                 if self._ticks % (_TICKS_PER_ROUND * _ROUNDS_PER_MAP) == 0:
                     self._map_copy.try_to_save()
@@ -363,10 +406,26 @@ class RaftNode:
     # -- the front end's port
 
     def submit(self, ops: Sequence[Command], timeout: float, reply: Reply, caller: Caller = NODE) -> None:
+        if self.users.on and caller.origin.sender is not Sender.NODE and (refused := self.users.refusals(caller, ops)):
+            ops, reply = without(ops, refused, reply)
         self._router.submit(ops, timeout, reply, caller)
 
+    def _refusal(self, caller: Caller, op: Command) -> Result | None:
+        return self.users.refusals(caller, (op,)).get(0) if self.users.on else None
+
+    async def watch(self, ask: WatchAsk, timeout: float, caller: Caller) -> AsyncGenerator[Part | Result, None]:
+        shard_map = self._router.map
+        if shard_map is None:
+            yield Result(Code.UNAVAILABLE, detail="the cluster is not formed yet")
+            return
+        leader = self._router.leader_of(shard_map.owners[min(ask.places)])
+        async with aclosing(self._watches.watch(ask, shard_map, leader, timeout, caller)) as parts:
+            async for part in parts:
+                yield part
+
     def cluster_map(self) -> ShardMap | None:
-        return self._router.map
+        # Clients keep the latest map that they were told.
+        return self._map_copy.confirmed or self._map_copy.current
 
     def leaders(self) -> dict[int, int]:
         shard_map = self._router.map

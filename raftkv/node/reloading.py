@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 RELOADED: Final = (
     "node.log_level",
+    "node.log_format",
     "node.log_file",
     "node.log_max_bytes",
     "node.log_backups",

@@ -182,6 +182,8 @@ class Replicas:
         self._sort()
         if isinstance(store, Store):
             self.data[group] = Replica(replica, store)
+        else:
+            store.entry = lambda: replica.applying
         self._wake(group)
 
     def get(self, group: int) -> RaftGroup | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from raftkv.commands.base import Command, GroupCommand, Read, SlotCommand, Write
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 Reply = Callable[[int, Result], None]
 Op = TypeVar("Op", bound=Command)
+
+
+def without(ops: Sequence[Op], refused: Mapping[int, Result], reply: Reply) -> tuple[list[Op], Reply]:
+    """Answer the operations that are ``refused``, by their index; the others, and how they are answered."""
+    for index, refusal in refused.items():
+        reply(index, refusal)
+    taken = [index for index in range(len(ops)) if index not in refused]
+    return [ops[index] for index in taken], lambda at, result: reply(taken[at], result)
 
 
 class GroupPort(Protocol):

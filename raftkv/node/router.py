@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from raftkv import limits
@@ -17,15 +17,15 @@ from raftkv.commands.base import Command, GroupCommand, Read, Write
 from raftkv.commands.bounds import Mode
 from raftkv.commands.results import Result
 from raftkv.errors import OUTCOMES, SETTLED, Code
-from raftkv.frontend.port import NODE, Caller
-from raftkv.node.admission import Admission, no_group, no_leader, refusal_of
+from raftkv.frontend.port import NODE, Caller, Origin
+from raftkv.node.admission import Admission, no_group, no_leader, refusal_of, sender_refusal
 from raftkv.node.answers import bounded_answers, put_off
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.execution import Execution
 from raftkv.node.forwarding import Forwarding
 from raftkv.node.leaders import Leaders, Peers
 from raftkv.node.replicas import Replica
-from raftkv.node.requests import GroupPort, ReadBatch, Reply, Request, WriteBatch, group_of
+from raftkv.node.requests import GroupPort, ReadBatch, Reply, Request, WriteBatch, group_of, without
 from raftkv.node.retries import Retries
 from raftkv.store.records import Store
 from shards.map import ShardMap
@@ -45,6 +45,12 @@ _ELSEWHERE: Final = frozenset((int(Code.NOT_LEADER), int(Code.UNAVAILABLE)))
 """What a node says that does not lead the group."""
 
 
+class Users(Protocol):
+    """The node's copy of the cluster's users, as the router needs it."""
+
+    def refusals_for(self, origin: Origin, ops: Sequence[Command]) -> Mapping[int, Result]: ...
+
+
 class Router:
     """Executes operations for clients and for other nodes.
 
@@ -61,9 +67,11 @@ class Router:
         peers: Peers,
         clock: Clock,
         ids: ClientIds,
+        users: Users,
         quorum_reads: bool,
         leaderless: float,
     ) -> None:
+        self._users = users
         self._node = node
         self._data = data
         self._clock = clock
@@ -76,7 +84,7 @@ class Router:
         self._open: dict[Request, None] = {}
         self._batches: dict[ReadBatch | WriteBatch, None] = {}
         self._admission = Admission()
-        self._peers_callers: WeakValueDictionary[tuple[int, int], Caller] = WeakValueDictionary()
+        self._peers_callers: WeakValueDictionary[tuple[int, Origin], Caller] = WeakValueDictionary()
         self._leaders = Leaders(node, groups, peers)
         self._retries = Retries(clock, self._leaders, self._route, self._refuse, leaderless)
         self._forwarding = Forwarding(
@@ -103,22 +111,16 @@ class Router:
         """See :meth:`raftkv.frontend.port.NodePort.submit`."""
         self._submit(ops, timeout, reply, caller, local=False)
 
-    def on_forwarded(self, peer: int, number: int, timeout: int, source: int, ops: list[Command]) -> None:
+    def on_forwarded(self, peer: int, number: int, timeout: int, origin: Origin, ops: list[Command]) -> None:
         """``peer`` asks for operations to be executed here: only if this node can, never forwarded again."""
-        caller = self._peers_callers.setdefault((peer, source), Caller(source))
+        caller = self._peers_callers.setdefault((peer, origin), Caller(origin))
         answers = self._forwarding
-        answer = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
+        answer: Reply = bounded_answers(ops, partial(answers.answer, peer, number), partial(answers.unsent, peer))
         refused = put_off(ops, self._store_of, answers.unsent(peer))
+        refused |= self._users.refusals_for(origin, ops)
         refused |= {index: refusal for index, op in enumerate(ops) if (refusal := op.refusal()) is not None}
         if refused:
-            for index, refusal in refused.items():
-                answer(index, refusal)
-            taken = [index for index in range(len(ops)) if index not in refused]
-            whole, ops = answer, [ops[index] for index in taken]
-
-            def answer(at: int, result: Result) -> None:
-                whole(taken[at], result)
-
+            ops, answer = without(ops, refused, answer)
         self._submit(ops, timeout / 1000, answer, caller, local=True)
 
     def _store_of(self, op: Write) -> Store | None:
@@ -218,7 +220,7 @@ class Router:
 
     def _admit(self, request: Request, shard_map: ShardMap) -> None:
         op = request.op
-        refusal = refusal_of(op, shard_map, self.no_space)
+        refusal = refusal_of(op, shard_map, self.no_space) or sender_refusal(op, request.caller)
         if refusal is None:
             request.group = group = group_of(op, shard_map)
             reserve = request.local or isinstance(op, GroupCommand)
@@ -355,10 +357,13 @@ class Router:
             result = Result(Code.DEADLINE_EXCEEDED, detail=result.detail)
         request.reply(request.index, result)
 
-    def on_map(self, shard_map: ShardMap) -> None:
-        """There is a newer map: what was refused for its slot's sake is asked for again at once."""
+    def on_map(self, shard_map: ShardMap, confirmed: ShardMap | None) -> None:
+        """There is another map: what was refused for its slot's sake is asked for again at once.
+
+        ``confirmed``: the latest one that surely is the meta group's, by which that group can be found in any case.
+        """
         self.map = shard_map
-        self._leaders.on_map(shard_map)
+        self._leaders.on_map(shard_map, confirmed)
         self._retries.at_once()
 
     def sweep(self) -> None:

@@ -5,7 +5,20 @@ from __future__ import annotations
 import re
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from msgspec import Struct, ValidationError, convert
 from msgspec.structs import fields
@@ -14,6 +27,25 @@ S = TypeVar("S", bound="Section")
 
 _NUMBER: Final = re.compile("0|[1-9][0-9]{0,9}")
 _hints = cache(get_type_hints)
+
+
+class Given(str):
+    """A value as a text, that of numbers and truth values too. ``source``: the variable that gave it."""
+
+    __slots__ = ("source",)
+    source: str
+
+    def __new__(cls, text: str, source: str) -> Self:
+        given = super().__new__(cls, text)
+        given.source = source
+        return given
+
+
+class Problem(NamedTuple):
+    """What is wrong with a value. ``source``: the variable that gave it, "" for none."""
+
+    source: str
+    text: str
 
 
 class Section(Struct, frozen=True):
@@ -25,8 +57,11 @@ class Section(Struct, frozen=True):
         """What no field can tell alone. Raises ValueError."""
 
 
-def read(kind: type[S], raw: object) -> tuple[S, list[str]]:
-    """``raw`` as ``kind``, and every problem as ``key: what``. If there is one, the value must not be used."""
+def read(kind: type[S], raw: object) -> tuple[S, list[Problem]]:
+    """``raw`` as ``kind``, and every problem: ``key: what``, or only what, if a variable gave the value.
+
+    If there is one, the value must not be used.
+    """
     reading = _Reading()
     return cast(S, reading.section(kind, raw, "")), reading.problems
 
@@ -35,10 +70,13 @@ class _Reading:
     """What is wrong makes None, and a problem."""
 
     def __init__(self) -> None:
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
 
-    def _wrong(self, key: str, what: object) -> Any:
-        self.problems.append(f"{key}: {what}" if key else str(what))
+    def _wrong(self, key: str, what: object, raw: object = None) -> Any:
+        if isinstance(raw, Given):
+            self.problems.append(Problem(raw.source, str(what)))
+        else:
+            self.problems.append(Problem("", f"{key}: {what}" if key else str(what)))
         return None
 
     def section(self, kind: type[Section], raw: object, key: str) -> Any:
@@ -75,14 +113,16 @@ class _Reading:
         if origin is None and issubclass(kind, Section):
             return self.section(kind, raw, key)
         try:
-            value = convert(raw, kind)
+            value = convert(str(raw), kind, strict=False) if isinstance(raw, Given) else convert(raw, kind)
             for change in filter(callable, kind.__metadata__ if origin is Annotated else ()):
                 value = change(value)
         except ValidationError as error:
             wanted = f"Expected {' or '.join(map(repr, parts))}" if origin is Literal else str(error)
-            return self._wrong(key, wanted[:1].lower() + wanted[1:])
+            if isinstance(raw, Given):
+                wanted = f"{wanted.removesuffix(', got `str`')}, got {str(raw)!r}"
+            return self._wrong(key, wanted[:1].lower() + wanted[1:], raw)
         except ValueError as error:
-            return self._wrong(key, error)
+            return self._wrong(key, error, raw)
         return value
 
     def _array(self, kind: Any, raw: object, key: str) -> Any:
@@ -99,7 +139,7 @@ class _Reading:
             place, node = _under(key, name), name
             if isinstance(name, str):  # as keys of TOML are
                 if not _NUMBER.fullmatch(name):
-                    self._wrong(place, f"{name!r} is not the id of a node")
+                    self._wrong(place, f"{str(name)!r} is not the id of a node", name)
                     continue
                 node = int(name)
             found[self._value(name_kind, node, place)] = self._value(kind, item, place)

@@ -46,6 +46,8 @@ class DialledLink:
         self.address = address
         self.number = number
         self.up = False
+        self.missed = 0
+        """Attempts at this address since the last welcome there: none of them got one."""
         self._wiring = wiring
         self._dirty = dirty
         self._packed: list[bytes] = []
@@ -62,13 +64,14 @@ class DialledLink:
         if self._ended or self._attempt is not None:
             return
         self._stop_retry()
-        attempt = _Attempt(self, self._wiring)
+        attempt = _Attempt(self, self._wiring, self.address)
         self._attempt = attempt
         attempt.deadline = self._wiring.clock.call_later(HANDSHAKE_TIMEOUT, partial(self._late, attempt))
         name = f"dial node {self.node}"
-        self._task = asyncio.get_running_loop().create_task(self._connect(attempt, self.address), name=name)
+        self._task = asyncio.get_running_loop().create_task(self._connect(attempt), name=name)
 
-    async def _connect(self, attempt: _Attempt, address: str) -> None:
+    async def _connect(self, attempt: _Attempt) -> None:
+        address = attempt.address
         try:
             await self._wiring.network.dial(address, lambda: attempt)
         except (OSError, RaftKVError) as error:
@@ -81,7 +84,7 @@ class DialledLink:
 
     def welcomed(self, attempt: _Attempt) -> None:
         """The peer said welcome on the current attempt."""
-        self._failures = 0
+        self._failures = self.missed = 0
         self._told.clear()
         self.number += 1
         self.up = True
@@ -100,6 +103,7 @@ class DialledLink:
         if attempt is self._attempt:
             self.down()
             attempt.stop_deadline()
+            self.missed += not attempt.welcome_seen and attempt.address == self.address
             self._attempt = None
             self._task = None
             if not self._ended:
@@ -138,7 +142,7 @@ class DialledLink:
         if address == self.address:
             return
         self.address = address
-        self._failures = 0
+        self._failures = self.missed = 0
         self._told.clear()
         if self._attempt is not None:
             self._attempt.fail(f"its address is now {address}")
@@ -206,7 +210,8 @@ class DialledLink:
 class _Attempt(asyncio.Protocol):
     """One connection to the peer, from the first dialling to its end."""
 
-    def __init__(self, link: DialledLink, wiring: Wiring) -> None:
+    def __init__(self, link: DialledLink, wiring: Wiring, address: str) -> None:
+        self.address = address
         self.deadline: Timer | None = None
         self.welcome_seen = False
         self.number = 0

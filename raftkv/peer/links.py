@@ -151,6 +151,15 @@ class Links:
         """Dial ``node`` at ``address`` instead, dropping an open link elsewhere. Raises KeyError if it is no peer."""
         self._links[node].readdress(address)
 
+    def dialled(self, node: int) -> str:
+        """Where ``node`` is dialled. Raises KeyError if it is no peer."""
+        return self._links[node].address
+
+    def missed(self, node: int) -> bool:
+        """Whether the latest attempt to reach ``node`` where it is dialled has failed, and none was welcomed since."""
+        link = self._links.get(node)
+        return link is not None and link.missed > 0
+
     def send_to_all(self, message: list[Any]) -> None:
         """:meth:`send` to each peer."""
         for peer in self.peers:

@@ -112,6 +112,10 @@ class Consensus:
         """On a leader: latest moment after which a majority has heard it."""
         return float("-inf") if self.lead is None else self.lead.contact(now)
 
+    def hears_leader(self, now: float) -> bool:
+        """Whether this replica leads, or has heard its leader within an election time-out."""
+        return self.lead is not None or now < self.elections.heard + self._config.election_max
+
     def group_time(self, now: float) -> int:
         """Group time in milliseconds: that of the last entry plus what has passed on this leader's own clock.
 

@@ -128,6 +128,10 @@ class RaftGroup:
         """Node believed to lead, 0 = unknown."""
         return self.core.leader()
 
+    def hears_leader(self) -> bool:
+        """Whether this replica leads, or has heard its leader within an election time-out."""
+        return self.consensus.hears_leader(self._clock.now())
+
     def status(self) -> GroupStatus:
         return status_of(self.consensus, self.snapshots.index)
 

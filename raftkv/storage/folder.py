@@ -16,6 +16,7 @@ from shards.slots import SLOT_RULE, rule_refusal
 
 _IDENTITY: Final = "identity.json"
 _MAP: Final = "map"
+_USERS: Final = "users"
 _LOCK: Final = "lock"
 _TEMPORARY: Final = ".tmp"
 MAP_AT: Final = 4
@@ -132,6 +133,16 @@ class DataFolder:
         except BaseException:
             del self.peers[node]
             raise
+
+    @property
+    def knows_users(self) -> bool:
+        """Whether this node has ever heard that the cluster has users."""
+        return self._fs.exists(f"{self.path}/{_USERS}")
+
+    def mark_users(self) -> None:
+        """Note durably that the cluster has users, so that after a start nobody else is served. Raises OSError."""
+        if not self.knows_users:
+            self._replace(_USERS, b"1")
 
     def save_map(self, data: bytes) -> None:
         """Keep the latest shard map, as bytes, durably. Raises OSError."""

@@ -6,11 +6,11 @@ from typing import Final
 
 from raftkv.errors import StorageError
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Of all that a data folder holds: identity, shard map, WAL, log entries, snapshot files and the states in them.
 
 1 was that of version 0.1, with keys on slots by another rule and log entries of other commands; in 2 all recorded
-outcomes of writes were numbers.
+outcomes of writes were numbers; in 3 there were no events, and expiry had no numbers.
 """
 
 _CARRY_OVER: Final = (

@@ -13,8 +13,8 @@ from heapq import heapify, heappop, heappush
 from typing import Final
 
 from raftkv import limits
-from raftkv.commands.results import Change, Event
 from raftkv.store.expiry import Due, ExpiryQueue
+from raftkv.store.history import Change
 from raftkv.store.packed import Record, head, value_bytes
 from raftkv.store.sessions import IDLE_MS, Keeps, Kept, Session
 from raftkv.store.slot import Slot, Slots, SlotState
@@ -33,23 +33,28 @@ class Ageing:
         # (when it goes, slot, client, seq)
         self.kept = ExpiryQueue(self._is_kept)
 
-    def run(self, now: int, events: list[Event] | None = None) -> None:
-        """Remove what is due at ``now`` (group time in ms); ``events``, if given, gets the records."""
+    def run(self, now: int) -> None:
+        """Remove what is due at ``now`` (group time in ms)."""
         if self.expiry.live:
-            self._remove_expired(now, events)
+            self._remove_expired(now)
         if self._idle and self._idle[0][0] <= now - IDLE_MS:
             self._remove_idle(now)
         if self.kept.live:
             self._remove_kept(now)
 
-    def remove(self, slot: Slot, key: bytes, record: Record) -> None:
-        """Take a record out of a slot that is not being imported."""
+    def remove(self, slot: Slot, key: bytes, record: Record, change: Change) -> None:
+        """Take a record out of a slot that is served, under the slot's next number; ``change`` is why."""
+        slot.counter += 1
         del slot.records[key]
         self._slots.order.remove(key)
         slot.bytes -= len(key) + value_bytes(record)
         if head(record)[1]:
             slot.expiring -= 1
             self.expiry.live -= 1
+        if slot.dirty is not None:
+            slot.dirty.pop(key, None)
+            slot.dirty[key] = slot.counter
+        self._slots.history.add(slot.number, key, slot.counter, change)
 
     def add_session(self, slot: Slot, client: bytes, session: Session) -> None:
         heappush(self._idle, (session.queued, slot.number, client))
@@ -138,7 +143,7 @@ class Ageing:
         # A slot that came back has records of the same versions that expire at other times.
         return record is not None and head(record) == (version, expires)
 
-    def _remove_expired(self, now: int, events: list[Event] | None) -> None:
+    def _remove_expired(self, now: int) -> None:
         removed = 0
         while removed < limits.MAX_EXPIRED_PER_ENTRY:
             due = self.expiry.pop_due(now)
@@ -151,9 +156,7 @@ class Ageing:
             removed += 1
             if slot.pins:
                 slot.detach()
-            self.remove(slot, due[2], slot.records[due[2]])
-            if events is not None:
-                events.append(Event(slot.number, due[3], due[2], Change.EXPIRE, None))
+            self.remove(slot, due[2], slot.records[due[2]], Change.EXPIRE)
 
     def _is_kept(self, due: Due) -> bool:
         goes, number, client, seq = due

@@ -7,16 +7,20 @@ its loop. Then it must be made of images, which later writes do not change.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from heapq import merge
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from raftkv.store.codec import array_header, pack, pack_each
+from raftkv.store.history import HistoryImage, events_of, parts
 from raftkv.store.packed import VALUE_AT, fields, head
 from raftkv.store.sessions import session_row
 from raftkv.store.slot import Slot, SlotImage
+
+if TYPE_CHECKING:
+    from raftkv.store.snapshot import Rest
 
 T = TypeVar("T")
 Work = Generator[None, None, T]
@@ -39,12 +43,18 @@ def finish(work: Work[T]) -> T:
             return end.value  # type: ignore[no-any-return]
 
 
-def content_digest(slots: Iterable[Slot | SlotImage], gone_by: int = 0) -> tuple[int, bytes]:
-    """How many records, and the digest of all records and sessions, of slots in the order given.
+Events = Sequence[tuple[list[Any], int]]
+"""Lists of items of a history, and how much of each."""
 
-    ``gone_by``: records that expire by this time (ms) count as gone; 0: none do.
+
+def content_digest(
+    slots: Sequence[Slot | SlotImage], events: Events, forgotten: Sequence[int], frozen: int
+) -> tuple[int, bytes]:
+    """How many records, and the digest of all records, sessions and events, of slots in the order given.
+
+    ``forgotten``: for each slot, up to which number events do not count. ``frozen``: when they were, in ms.
     """
-    return finish(_content(slots, gone_by))
+    return finish(_moved(slots, events, forgotten, frozen))
 
 
 def slot_digest(slot: Slot | SlotImage) -> bytes:
@@ -52,15 +62,29 @@ def slot_digest(slot: Slot | SlotImage) -> bytes:
     return finish(_slot(slot))
 
 
-def _content(slots: Iterable[Slot | SlotImage], gone_by: int) -> Work[tuple[int, bytes]]:
+def _moved(
+    slots: Sequence[Slot | SlotImage], events: Events, forgotten: Sequence[int], frozen: int
+) -> Work[tuple[int, bytes]]:
     digest = blake2b(digest_size=DIGEST_BYTES)
+    total = yield from _content(digest, slots)
+    known = {slot.number: after for slot, after in zip(slots, forgotten, strict=True)}
+    count = 0
+    for items, length in events:
+        for part in parts(items, length, _PIECE_BYTES):
+            for event in events_of(part, known):
+                count += 1
+                digest.update(pack(event))
+            yield
+    digest.update(pack([frozen, count, list(forgotten)]))
+    return total, digest.digest()
+
+
+def _content(digest: blake2b, slots: Iterable[Slot | SlotImage]) -> Work[int]:
     total = 0
     for slot in slots:
         records, count = slot.records, 0
         batch: list[bytes] = []
         for key in (yield from _ordered(records)):
-            if gone_by and 0 < head(records[key])[1] <= gone_by:
-                continue
             count += 1
             batch.append(key)
             if len(batch) == _BATCH:
@@ -72,7 +96,7 @@ def _content(slots: Iterable[Slot | SlotImage], gone_by: int) -> Work[tuple[int,
             yield
         digest.update(pack([slot.number, count, len(slot.sessions)]))
         total += count
-    return total, digest.digest()
+    return total
 
 
 def _ordered(records: dict[bytes, bytes]) -> Work[Iterator[bytes]]:
@@ -102,9 +126,12 @@ def _digest_batch(digest: blake2b, records: dict[bytes, bytes], keys: list[bytes
 
 
 def _slot(slot: Slot | SlotImage) -> Work[bytes]:
-    """Of msgpack of [number, state, counter, floor, move, frozen, content, [key, counter, ...] of changes or nil]."""
-    _, content = yield from _content([slot], 0)
-    fixed = (slot.number, int(slot.state), slot.counter, slot.floor, slot.move, slot.frozen, content)
+    """Of msgpack of [number, state, counter, floor, move, frozen, forgotten, content, [key, counter, ...] of changes or
+    nil]."""
+    content = blake2b(digest_size=DIGEST_BYTES)
+    yield from _content(content, [slot])
+    state = (slot.number, int(slot.state), slot.counter, slot.floor, slot.move, slot.frozen, slot.forgotten)
+    fixed = (*state, content.digest())
     digest = blake2b(array_header(len(fixed) + 1) + pack_each(fixed), digest_size=DIGEST_BYTES)
     if slot.dirty is None:
         digest.update(pack(None))
@@ -117,20 +144,38 @@ def _slot(slot: Slot | SlotImage) -> Work[bytes]:
     return digest.digest()
 
 
+def digest_events(digest: blake2b, staged: Mapping[int, tuple[list[Any], int]], history: HistoryImage) -> Work[None]:
+    """Of what is staged by moves, by their ids, and of a history."""
+    for move, (items, length) in sorted(staged.items()):
+        digest.update(pack([move, length]))
+        yield from _digest_items(digest, items, length)
+    digest.update(pack([history.place, history.since, *((block.place, block.until) for block in history.blocks)]))
+    for items, length in history.runs():
+        yield from _digest_items(digest, items, length)
+
+
+def _digest_items(digest: blake2b, items: list[Any], length: int) -> Work[None]:
+    for part in parts(items, length, _PIECE_BYTES):
+        digest.update(pack(part))
+        yield
+
+
 class ContentDigest:
     """:func:`content_digest` of slots as of now, made in pieces. Holds copy-on-write images until it is closed.
 
     ``result``: None until it is done.
     """
 
-    def __init__(self, slots: Sequence[Slot], gone_by: int) -> None:
-        self.gone_by = gone_by
+    def __init__(self, slots: Sequence[Slot], events: Events, forgotten: Sequence[int], frozen: int) -> None:
         self.result: tuple[int, bytes] | None = None
+        self.forgotten = tuple(forgotten)
+        self._frozen = frozen
         self._images = [slot.image() for slot in slots]
+        self._events = events
         self._work = self._run()
 
     def _run(self) -> Work[None]:
-        self.result = yield from _content(self._images, self.gone_by)
+        self.result = yield from _moved(self._images, self._events, self.forgotten, self._frozen)
 
     def advance(self, pieces: int) -> tuple[int, bytes] | None:
         """Do at most so many pieces. Returns the result, None if there is more to do."""
@@ -138,9 +183,11 @@ class ContentDigest:
             pass
         return self.result
 
-    def is_of(self, slots: Sequence[Slot]) -> bool:
-        """Whether it is of these slots, and nothing in them has changed since."""
-        return [id(slot.records) for slot in slots] == [id(image.records) for image in self._images]
+    def is_of(self, slots: Sequence[Slot], forgotten: Sequence[int], frozen: int) -> bool:
+        """Whether it is of these slots, with what is ``forgotten``, and nothing in them has changed since."""
+        now = [(id(slot.records), slot.counter) for slot in slots]
+        then = [(id(image.records), image.counter) for image in self._images]
+        return (self.forgotten, self._frozen, then) == (tuple(forgotten), frozen, now)
 
     def close(self) -> None:
         """Let go of the images. May be called again."""
@@ -152,8 +199,10 @@ class ContentDigest:
 class CheckDigest:
     """Digests of the state of one moment, made in pieces. Holds copy-on-write images until it is done or closed."""
 
-    def __init__(self, rest: Sequence[Any], images: list[SlotImage]) -> None:
-        self._rest = blake2b(pack(rest), digest_size=DIGEST_BYTES).digest()
+    def __init__(self, rest: Rest, images: list[SlotImage], history: HistoryImage) -> None:
+        self._rest = blake2b(pack(rest.values), digest_size=DIGEST_BYTES)
+        self._events = (rest.staged, history)
+        self._done = False
         self._images = images
         self._images.reverse()
         self._digests: dict[int, bytes] = {}
@@ -165,23 +214,25 @@ class CheckDigest:
             image = self._images[-1]
             self._digests[image.number] = yield from _slot(image)
             self._images.pop().release()
+        yield from digest_events(self._rest, *self._events)
+        self._done = True
 
     def step(self) -> bool:
         """Do one piece. Returns whether all are done."""
         next(self._work, None)
-        return not self._images
+        return self.ended()
 
     def result(self) -> tuple[dict[int, bytes], bytes] | None:
         """Digest by slot, and that of the rest; None before all are done, or if it was closed before."""
-        return None if self._images or self._closed else (self._digests, self._rest)
+        return (self._digests, self._rest.digest()) if self._done and not self._closed else None
 
     def ended(self) -> bool:
         """Whether nothing is left to be done."""
-        return not self._images
+        return self._done or self._closed
 
     def close(self) -> None:
         """Let go of the images. May be called again."""
-        self._closed = self._closed or bool(self._images)
+        self._closed = self._closed or not self._done
         self._work.close()
         while self._images:
             self._images.pop().release()

@@ -8,17 +8,20 @@ may be a leader no more, or repeat what it said before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final
 
 from raftkv.commands.base import Command
 from raftkv.commands.bounds import MAX_GROUP_TIME
 from raftkv.commands.meta import ChangeCluster
-from raftkv.commands.results import DONE, ClusterReport, Result
-from raftkv.errors import Code, StorageError
+from raftkv.commands.results import DONE, ClusterReport, MapReport, Result, UsersReport
+from raftkv.commands.users import UserCommand
+from raftkv.errors import Code, ConditionFailed, StorageError
 from raftkv.store.codec import binary, pack, text, unpack, whole
 from raftkv.store.meta_commands import check, execute
-from raftkv.store.meta_state import MetaState, Refused
+from raftkv.store.meta_state import MetaState, Refused, map_digest
+from raftkv.store.users import encode
 from shards.map import MapError, ShardMap
 
 _NAME: Final = "raftkv meta"
@@ -30,24 +33,30 @@ class MetaStore:
 
     ``time``: group time of the last entry, in milliseconds; only :meth:`apply` and a restore change it. ``state``:
     all but the time; it is replaced as a whole by every change. ``on_change``: called after an entry changed the map.
+    ``entry``: tells the index of the entry that is applied.
     """
 
     def __init__(self, on_change: Callable[[], None] | None = None) -> None:
         self.time = 0
         self.state = MetaState()
         self.on_change = on_change
+        self.entry: Callable[[], int] = int
         self._tokens: dict[bytes, tuple[int, str]] = {}
         self._described: tuple[MetaState | None, bytes] = (None, b"")
+        self._digest: tuple[ShardMap | None, bytes] = (None, b"")
 
     @property
     def map(self) -> ShardMap | None:
         """The shard map; None until the first FormCluster is applied."""
         return self.state.map
 
-    def check(self, command: ChangeCluster) -> Result | None:
-        """Why ``command`` must not be proposed now; None if it may, and then :meth:`apply` decides."""
+    def check(self, command: ChangeCluster, now: int | None) -> Result | None:
+        """Why ``command`` must not be proposed now; None if it may, and then :meth:`apply` decides.
+
+        ``now``: group time in ms; None if the leader has not applied yet what was committed before it led.
+        """
         try:
-            check(self.state, command.verb, _arguments(command))
+            check(self.state, now, command.verb, _arguments(command))
         except Refused as refusal:
             return Result(Code.CONDITION_FAILED, detail=str(refusal))
         except (TypeError, ValueError) as problem:
@@ -73,8 +82,10 @@ class MetaStore:
             self.time = now
         before = self.state.map
         results = [command.apply_meta(self) for command in commands]
-        if self.state.map is not before and self.on_change is not None:
-            self.on_change()
+        if self.state.map is not None and self.state.map is not before:
+            self.state = replace(self.state, map=replace(self.state.map, index=self.entry()))
+            if self.on_change is not None:
+                self.on_change()
         return results
 
     def form(self, encoded: bytes) -> Result:
@@ -95,8 +106,7 @@ class MetaStore:
         """A repeated token gets the first answer again."""
         token = command.token
         if token in self._tokens:
-            number, reason = self._tokens[token]
-            return Result(Code.CONDITION_FAILED, detail=reason) if reason else Result(Code.OK, number=number)
+            return self._first_answer(token)
         try:
             self.state, number = execute(self.state, self.time, command.verb, _arguments(command))
         except Refused as refusal:
@@ -106,6 +116,27 @@ class MetaStore:
             return Result(Code.INVALID_ARGUMENT, detail=f"{command.verb}: {problem}"[:400])
         self._remember(token, number, "")
         return Result(Code.OK, number=number)
+
+    def change_users(self, command: UserCommand) -> Result:
+        """A repeated token gets the first answer again."""
+        if command.token in self._tokens:
+            return self._first_answer(command.token)
+        try:
+            self.state = replace(self.state, users=command.change(self.state.users))
+        except ConditionFailed as refusal:
+            self._remember(command.token, 0, str(refusal))
+            return Result(Code.CONDITION_FAILED, detail=str(refusal))
+        self._remember(command.token, 0, "")
+        return DONE
+
+    def read_users(self, known: int) -> Result:
+        """All users and roles, unless those of revision ``known`` are the latest: a UsersReport."""
+        users = self.state.users
+        return Result(Code.OK, answer=UsersReport(users.revision, b"" if users.revision == known else encode(users)))
+
+    def _first_answer(self, token: bytes) -> Result:
+        number, reason = self._tokens[token]
+        return Result(Code.CONDITION_FAILED, detail=reason) if reason else Result(Code.OK, number=number)
 
     def _remember(self, token: bytes, number: int, reason: str) -> None:
         self._tokens[token] = (number, reason)
@@ -117,6 +148,15 @@ class MetaStore:
         if self._described[0] is not self.state:
             self._described = (self.state, pack(self.state.to_wire()))
         return Result(Code.OK, answer=ClusterReport(self.time, self._described[1]))
+
+    def confirm(self, digest: bytes) -> Result:
+        """A MapReport for a node that has the map with this digest."""
+        known = self.state.map
+        if known is None:
+            return Result(Code.UNAVAILABLE, detail="the cluster is not formed yet")
+        if self._digest[0] is not known:
+            self._digest = (known, map_digest(known))
+        return Result(Code.OK, answer=MapReport(b"" if self._digest[1] == digest else pack(known.to_wire())))
 
     def snapshot(self) -> MetaSnapshot:
         """The state as of this call."""

@@ -11,12 +11,18 @@ from typing import Any, Final
 
 from raftkv.addresses import canonical, parse_address
 from raftkv.api.status import FinishedMove, Job, Move, PlannedMove
-from raftkv.store.meta_state import MAX_FINISHED, MetaState, Refused
+from raftkv.store.meta_state import MAX_FINISHED, JoinToken, MetaState, Refused
 from shards.map import Group, LeadersOver, Node, ShardMap
 from shards.moves import Phase
 
 MAX_CONCURRENCY: Final = 64
 MAX_GROUPS: Final = 256
+JOIN_TOKEN_MS: Final = 3_600_000
+"""Group time for which a join token is valid."""
+MAX_JOIN_TOKENS: Final = 64
+"""Valid ones that nobody has used yet."""
+_DIGEST_BYTES: Final = 32
+_HOW_TO_JOIN: Final = "`raftkv-admin node add` prints a new one"
 _MAX_RATE: Final = 2**40
 
 Outcome = tuple[MetaState, int]
@@ -36,14 +42,17 @@ def execute(state: MetaState, now: int, verb: str, arguments: Sequence[Any]) -> 
     return command(state, state.map, now, *arguments)
 
 
-def check(state: MetaState, verb: str, arguments: Sequence[Any]) -> None:
+def check(state: MetaState, now: int | None, verb: str, arguments: Sequence[Any]) -> None:
     """Look at a command before it gets into the log. Raises as :func:`execute`.
 
-    What earlier versions took in is refused here and not there: their logs must lead every replica to one state.
+    ``now``: group time in ms; None while ``state`` may be behind. What earlier versions took in is refused here and not
+    there: their logs must lead every replica to one state.
     """
     if verb == "add node":
         # A new leader may know no nodes or not all, until its log is applied: what is no address is refused then too.
-        _check_newcomer(state.map.nodes if state.map is not None else (), *arguments)
+        _check_newcomer(state, now, *arguments)
+    elif verb == "readdress node":
+        _check_moved(state.map.nodes if state.map is not None else (), *arguments)
 
 
 # -- slots
@@ -306,10 +315,47 @@ def _note_voters(state: MetaState, shard_map: ShardMap, _: int, number: int, ind
 # -- nodes
 
 
+def _add_join_token(state: MetaState, _: ShardMap, now: int, digest: bytes) -> Outcome:
+    """One data folder may join with the token that has this SHA-256."""
+    if type(digest) is not bytes or len(digest) != _DIGEST_BYTES:
+        raise ValueError("a SHA-256 is expected")
+    tokens = {known: token for known, token in state.join_tokens.items() if token.expires > now}
+    if digest not in tokens:
+        if sum(not token.incarnation for token in tokens.values()) >= MAX_JOIN_TOKENS:
+            raise Refused(f"{MAX_JOIN_TOKENS} join tokens are valid and not used yet: wait until they expire")
+        tokens[digest] = JoinToken(now + JOIN_TOKEN_MS)
+    return replace(state, join_tokens=tokens), 0
+
+
+def _join_token(state: MetaState, now: int, digest: bytes) -> JoinToken:
+    """The token with this SHA-256. Raises Refused if nobody may join with it now."""
+    if type(digest) is not bytes:
+        raise TypeError("a SHA-256 is expected")
+    if not digest:
+        raise Refused(f"a join token is missing: {_HOW_TO_JOIN}")
+    token = state.join_tokens.get(digest)
+    if token is None:
+        raise Refused(f"the cluster does not know this join token, or it has expired: {_HOW_TO_JOIN}")
+    if token.incarnation:
+        raise Refused(f"this join token was used already, each lets one node join: {_HOW_TO_JOIN}")
+    if token.expires <= now:
+        raise Refused(f"this join token has expired: {_HOW_TO_JOIN}")
+    return token
+
+
 def _add_node(
-    state: MetaState, shard_map: ShardMap, _: int, address: str, peer_address: str, incarnation: str
+    state: MetaState,
+    shard_map: ShardMap,
+    now: int,
+    address: str,
+    peer_address: str,
+    incarnation: str,
+    digest: bytes | None = None,
 ) -> Outcome:
-    """A node joins, without replicas at first. Answers its id; that of a data folder that has joined stays the same."""
+    """A node joins, without replicas at first. Answers its id; that of a data folder that has joined stays the same.
+
+    ``digest``: of its join token; None in logs of before there were any.
+    """
     for node in shard_map.nodes:
         if node.incarnation == incarnation and incarnation:
             if (node.address, node.peer_address) != (address, peer_address):
@@ -317,25 +363,57 @@ def _add_node(
             return state, node.id
         if {address, peer_address} & {node.address, node.peer_address}:
             raise Refused(f"node {node.id} has the address {address} or {peer_address} already")
+    if digest is not None:
+        used = replace(_join_token(state, now, digest), incarnation=incarnation)
+        state = replace(state, join_tokens={**state.join_tokens, digest: used})
     number = state.last_node + 1
     added = Node(number, address, peer_address, incarnation)
     return replace(state, map=shard_map.with_node(added), last_node=number), number
 
 
-def _check_newcomer(nodes: Sequence[Node], address: str, peer_address: str, incarnation: str) -> None:
+def _check_newcomer(
+    state: MetaState, now: int | None, address: str, peer_address: str, incarnation: str, digest: bytes = b""
+) -> None:
+    nodes = state.map.nodes if state.map is not None else ()
     for node in nodes:
         if incarnation and node.incarnation == incarnation:
             if (node.address, node.peer_address) != (address, peer_address):
                 places = f"{node.address} and {node.peer_address}"
                 raise Refused(f"node {node.id} joined from this data folder with other addresses, {places}")
             return
+    _check_apart(nodes, address, peer_address)
+    if now is not None or not digest:
+        _join_token(state, now or 0, digest)
+
+
+def _check_apart(others: Iterable[Node], address: str, peer_address: str) -> None:
+    """A node may be reached there. Raises Refused, or ValueError for what is no address."""
     wanted = {str(parse_address(text)): text for text in (address, peer_address)}
     if len(wanted) < 2:
         raise Refused(f"{address} is given both for clients and for nodes: they need an address each")
-    for node in nodes:
+    for node in others:
         for known in (canonical(node.address), canonical(node.peer_address)):
             if known in wanted:
                 raise Refused(f"node {node.id} has the address {wanted[known]} already")
+
+
+def _readdress_node(
+    state: MetaState, shard_map: ShardMap, _: int, number: int, incarnation: str, address: str, peer_address: str
+) -> Outcome:
+    """A member, the one of that data folder, is reached at other addresses from now on."""
+    _check_node(shard_map, number)
+    node = shard_map.node(number)
+    if node.incarnation != incarnation:
+        raise Refused(f"node {number} has another data folder")
+    for other in shard_map.nodes:
+        if other.id != number and {address, peer_address} & {other.address, other.peer_address}:
+            raise Refused(f"node {other.id} has the address {address} or {peer_address} already")
+    moved = replace(node, address=address, peer_address=peer_address)
+    return (state, 0) if moved == node else (replace(state, map=shard_map.with_node(moved)), 0)
+
+
+def _check_moved(nodes: Sequence[Node], number: int, _: str, address: str, peer_address: str) -> None:
+    _check_apart([node for node in nodes if node.id != number], address, peer_address)
 
 
 def _drain(state: MetaState, shard_map: ShardMap, _: int, epoch: int, node: int, desired: Any) -> Outcome:
@@ -435,7 +513,9 @@ _COMMANDS: Final[dict[str, Callable[..., Outcome]]] = {
     "spread leaders": _spread_leaders,
     "learn": _learn,
     "voters": _note_voters,
+    "add join token": _add_join_token,
     "add node": _add_node,
+    "readdress node": _readdress_node,
     "drain": _drain,
     "undrain": _undrain,
     "remove node": _remove_node,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Final
 
 from raftkv.api.status import FinishedMove, Job, Move, PlannedMove
 from raftkv.errors import RaftKVError
-from raftkv.store.codec import whole
+from raftkv.store.codec import binary, pack, text, whole
+from raftkv.store.users import NO_USERS, Users, decode, encode
 from shards.map import ShardMap
 from shards.moves import Phase
 
@@ -21,12 +23,21 @@ class Refused(RaftKVError):
 
 
 @dataclass(frozen=True, slots=True)
+class JoinToken:
+    """Lets one data folder join. ``expires``: group time in ms. ``incarnation``: of the folder that has, "" = none."""
+
+    expires: int
+    incarnation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MetaState:
     """All that the meta group replicates. ``last_group``, ``last_node``, ``last_move``: highest id ever given.
 
     ``wanted``: group -> voters that it is to have. ``draining``: nodes that get no further replicas.
     ``garbage``: (group, node) of replicas that are no longer members, until their nodes have dropped them.
-    ``noted``: group -> its commit index as of which its voters were noted last.
+    ``noted``: group -> its commit index as of which its voters were noted last. ``join_tokens``: by their SHA-256.
+    ``users``: who may do what.
     """
 
     map: ShardMap | None = None
@@ -41,6 +52,8 @@ class MetaState:
     draining: tuple[int, ...] = ()
     garbage: frozenset[tuple[int, int]] = frozenset()
     noted: Mapping[int, int] = field(default_factory=dict)
+    join_tokens: Mapping[bytes, JoinToken] = field(default_factory=dict)
+    users: Users = NO_USERS
 
     def to_wire(self) -> list[Any]:
         """Plain values for msgpack. Equal states give equal forms."""
@@ -58,12 +71,16 @@ class MetaState:
             self.draining,
             sorted(self.garbage),
             [[group, index] for group, index in sorted(self.noted.items())],
+            [[digest, token.expires, token.incarnation] for digest, token in sorted(self.join_tokens.items())],
+            encode(self.users),
         ]
 
     @staticmethod
     def from_wire(wire: Any) -> MetaState:
         """What :meth:`to_wire` encoded. Raises ValueError or TypeError for anything else."""
-        shard_map, last, moves, job, finished, wanted, draining, garbage, noted = wire
+        # States of before there were tokens and users are in data folders.
+        shard_map, last, moves, job, finished, wanted, draining, garbage, noted, *rest = wire
+        join_tokens, users = rest or ([], encode(NO_USERS))
         last_group, last_node, last_move, last_job = _numbers(last)
         return MetaState(
             None if shard_map is None else ShardMap.from_wire(shard_map),
@@ -81,7 +98,14 @@ class MetaState:
             _numbers(draining),
             frozenset((whole(group), whole(node)) for group, node in garbage),
             {whole(group): whole(index) for group, index in noted},
+            {binary(digest): JoinToken(whole(expires), text(folder)) for digest, expires, folder in join_tokens},
+            decode(binary(users)),
         )
+
+
+def map_digest(shard_map: ShardMap) -> bytes:
+    """16 bytes; equal for equal maps."""
+    return blake2b(pack(shard_map.to_wire()), digest_size=16, person=b"raftkv-map").digest()
 
 
 def _job_wire(job: Job) -> list[Any]:

@@ -11,8 +11,8 @@ Either: drop, untrack. Only the meta group's log decides between activate with r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from raftkv.errors import Code
 from raftkv.store.ageing import Ageing, due_records
 from raftkv.store.copying import Summary, export, load
 from raftkv.store.digest import ContentDigest, content_digest
+from raftkv.store.history import events_of, number_of
 from raftkv.store.packed import VALUE_AT, pack_head
 from raftkv.store.slot import Slot, Slots, SlotState
 
@@ -49,7 +50,8 @@ class Ending(IntEnum):
 class Import:
     """A move at its target. ``slots``: ascending. ``seq``: last chunk applied; ``cursor``: where the next one begins.
 
-    ``frozen``: group time of the source (ms) when it froze the slots, known once the import is staged.
+    ``frozen``: group time of the source (ms) when it froze the slots, known once the import is staged. ``events``: that
+    have come, as they stand in a history: only added to, or replaced.
     """
 
     move: int
@@ -57,6 +59,22 @@ class Import:
     seq: int = 0
     cursor: bytes = b""
     frozen: int | None = None
+    events: list[Any] = field(default_factory=list)
+
+    def take(self, events: list[Any], slots: Mapping[int, Slot]) -> None:
+        """Further events of its slots. What is missing before one had gone from the source's history."""
+        for number, body in zip(events[::3], events[2::3], strict=True):
+            slot, here = slots[number], number_of(body)
+            if here != slot.counter + 1:
+                if slot.counter:
+                    self.keep(dict.fromkeys((other for other in self.slots if other != number), 0))
+                slot.forgotten = here - 1
+            slot.counter = here
+        self.events += events
+
+    def keep(self, forgotten: Mapping[int, int]) -> None:
+        """Only events of these slots, above these numbers."""
+        self.events = [part for event in events_of(self.events, forgotten) for part in event]
 
 
 class Moves:
@@ -89,11 +107,12 @@ class Moves:
             self._staged.close()
         self._summary = self._staged = None
 
-    def rows(self) -> tuple[list[list[Any]], list[list[Any]]]:
-        """``ended`` and ``imports`` as plain values, in a canonical order."""
+    def rows(self) -> tuple[list[list[Any]], list[list[Any]], dict[int, tuple[list[Any], int]]]:
+        """``ended`` and ``imports`` as plain values, in a canonical order; and the events of the imports."""
         ended = [[slot, *self.ended[slot]] for slot in sorted(self.ended)]
         imports = [self.imports[move] for move in sorted(self.imports)]
-        return ended, [[one.move, one.seq, one.cursor, one.frozen, list(one.slots)] for one in imports]
+        rows = [[one.move, one.seq, one.cursor, one.frozen, list(one.slots)] for one in imports]
+        return ended, rows, {one.move: (one.events, len(one.events)) for one in imports if one.events}
 
     def free(self) -> None:
         """Free a bounded part of the trash."""
@@ -136,10 +155,12 @@ class Moves:
         )
         return Result(Code.OK, answer=report)
 
-    def export(self, move: int, cursor: bytes, limit_bytes: int, now: int) -> Result:
+    def export(self, move: int, cursor: bytes, limit_bytes: int) -> Result:
         """See :meth:`raftkv.store.records.Store.export`."""
         slots = self._tracked(move)
-        return export(slots, cursor, limit_bytes, now) if slots else _refused("not the source of the move")
+        if not slots:
+            return _refused("not the source of the move")
+        return export(slots, self._slots.history, cursor, limit_bytes)
 
     def summary(self, move: int) -> Result | None:
         """See :meth:`raftkv.store.records.Store.summary`."""
@@ -149,11 +170,13 @@ class Moves:
         if self._summary is None or self._summary[0] != move:
             if self._summary is not None:
                 self._summary[1].close()
-            self._summary = (move, ContentDigest(slots, slots[0].frozen))
-        content = self._summary[1].advance(_PIECES)
+            events = list(self._slots.history.image().runs())
+            self._summary = (move, ContentDigest(slots, events, [slot.forgotten for slot in slots], slots[0].frozen))
+        digest = self._summary[1]
+        content = digest.advance(_PIECES)
         if content is None:
             return None
-        summary = Summary.of(slots, content)
+        summary = Summary.of(slots, digest.forgotten, content)
         return Result(Code.OK, answer=MoveSummary(summary.records, summary.encode()))
 
     def prepare(self, commands: Sequence[Command]) -> bool:
@@ -168,27 +191,31 @@ class Moves:
 
     def _prepare_final(self, command: ImportFinal) -> bool:
         try:
-            one, frozen = self.imports[command.move], Summary.decode(command.summary).frozen
+            one, summary = self.imports[command.move], Summary.decode(command.summary)
         except (ValueError, KeyError):
             # To be refused when it is applied.
             return True
-        if one.frozen is not None:
+        if one.frozen is not None or summary.numbers != one.slots:
             return True
         slots = [self._slots[number] for number in one.slots]
-        if self._staged is None or self._staged.gone_by != frozen or not self._staged.is_of(slots):
+        if self._staged is None or not self._staged.is_of(slots, summary.forgotten, summary.frozen):
             if self._staged is not None:
                 self._staged.close()
-            self._staged = ContentDigest(slots, frozen)
+            events = [(one.events, len(one.events))]
+            self._staged = ContentDigest(slots, events, summary.forgotten, summary.frozen)
         return self._staged.advance(_PIECES) is not None
 
-    def _digest_staged(self, slots: list[Slot], frozen: int) -> tuple[int, bytes]:
+    def _digest_staged(self, one: Import, slots: list[Slot], summary: Summary) -> tuple[int, bytes]:
         digest, self._staged = self._staged, None
         found = None
         if digest is not None:
-            if digest.gone_by == frozen and digest.is_of(slots):
+            if digest.is_of(slots, summary.forgotten, summary.frozen):
                 found = digest.result
             digest.close()
-        return content_digest(slots, frozen) if found is None else found
+        if found is None:
+            events = [(one.events, len(one.events))]
+            found = content_digest(slots, events, summary.forgotten, summary.frozen)
+        return found
 
     # Steps of the target
 
@@ -228,10 +255,10 @@ class Moves:
         if one.frozen is not None or seq != one.seq + 1:
             return _refused("not the next chunk", one.seq)
         try:
-            start, parts = load(command.chunk)
+            start, parts, events = load(command.chunk)
         except ValueError:
             return MALFORMED
-        if not {part.slot for part in parts} <= set(one.slots):
+        if not {*(part.slot for part in parts), *events[::3]} <= set(one.slots):
             return MALFORMED
         if start != one.cursor:
             return _refused("the chunk does not begin where the last one ended", one.seq)
@@ -247,6 +274,7 @@ class Moves:
                 if slot.discard(key):
                     order.remove(key)
             slot.sessions.update(part.sessions)
+        one.take(events, self._slots)
         one.seq, one.cursor = seq, command.cursor
         return Result(Code.OK, number=seq)
 
@@ -258,25 +286,20 @@ class Moves:
             summary = Summary.decode(data)
         except ValueError:
             return MALFORMED
-        if tuple(number for number, _, _ in summary.slots) != one.slots:
+        if summary.numbers != one.slots:
             return MALFORMED
         if one.frozen is not None:
             return DONE
         slots = [self._slots[number] for number in one.slots]
-        if self._digest_staged(slots, summary.frozen) != (summary.records, summary.digest):
+        if self._digest_staged(one, slots, summary) != (summary.records, summary.digest):
             for slot in slots:
                 self.trash.append(slot)
                 self._slots[slot.number] = Slot(slot.number, _IMPORTING, move)
-            one.seq, one.cursor = 0, b""
+            one.seq, one.cursor, one.events = 0, b"", []
             return _refused("digest differs")
-        for slot, (_, counter, floor) in zip(slots, summary.slots, strict=True):
-            slot.counter, slot.floor = counter, floor
-            gone = [key for expires, _, key, _ in due_records(slot) if expires <= summary.frozen]
-            if gone and slot.pins:
-                slot.detach()
-            for key in gone:
-                slot.discard(key)
-                self._slots.order.remove(key)
+        for slot, (_, counter, floor, forgotten) in zip(slots, summary.slots, strict=True):
+            slot.counter, slot.floor, slot.forgotten = counter, floor, forgotten
+        one.keep({slot.number: slot.forgotten for slot in slots})
         one.frozen = summary.frozen
         return DONE
 
@@ -286,6 +309,7 @@ class Moves:
             return DONE if self._has_ended(move, Ending.ACTIVATED) else _refused("not the target of the move")
         if one.frozen is None:
             return _refused("not staged")
+        self._slots.history.items += one.events
         for number in one.slots:
             self._serve(self._slots[number], now - one.frozen)
             self.ended[number] = (move, Ending.ACTIVATED)
@@ -297,7 +321,8 @@ class Moves:
 
         The source's time stood still from then on, so what was left of a time to live then is left now.
         """
-        due = [(expires + shift, number, key, version) for expires, number, key, version in due_records(slot)]
+        # What has expired has so here too, and never at 0, which is never.
+        due = [(max(expires + shift, 1), number, key, version) for expires, number, key, version in due_records(slot)]
         if slot.pins and (due or slot.sessions):
             slot.detach()
         for expires, _, key, version in due:
@@ -367,6 +392,7 @@ class Moves:
         if slots[0].state is not _FROZEN:
             return _refused("the slots are not frozen")
         self._forget_digests()
+        self._slots.history.forget({slot.number for slot in slots})
         for slot in slots:
             self._ageing.retire(slot)
             self.trash.append(self._slots.pop(slot.number))

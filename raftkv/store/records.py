@@ -15,13 +15,15 @@ from raftkv.commands.base import Command, Write
 from raftkv.commands.bounds import MAX_GROUP_TIME
 from raftkv.commands.client_ids import drawn_at
 from raftkv.commands.ranges import Scan
-from raftkv.commands.results import DONE, Change, Event, Result
+from raftkv.commands.results import DONE, CursorAnswer, Result
+from raftkv.commands.watching import Cursor
 from raftkv.errors import Code
 from raftkv.store.ageing import Ageing
 from raftkv.store.digest import CheckDigest
+from raftkv.store.history import Change, History
 from raftkv.store.moving import Moves
 from raftkv.store.packed import VALUE_AT, Record, fields, head, pack_head
-from raftkv.store.scanning import scan_page
+from raftkv.store.scanning import scan_page, served
 from raftkv.store.sessions import Kept, Session, plain_result, result_of
 from raftkv.store.slot import Slot, SlotImage, Slots, SlotState
 from raftkv.store.snapshot import Rest, StoreRestore, StoreSnapshot, StoreState, store_digest
@@ -58,7 +60,6 @@ class Store:
         self.time = 0
         self.checks: dict[int, CheckDigest] = {}
         self._genesis = False
-        self._events: list[Event] | None = None
         # Shared with ``_ageing`` and ``moves``: never replaced.
         self._slots = Slots()
         self._ageing = Ageing(self._slots)
@@ -74,6 +75,16 @@ class Store:
         """State of a slot, None if the group does not have it."""
         found = self._slots.get(slot)
         return None if found is None else found.state
+
+    @property
+    def history(self) -> History:
+        """The last events of the group's slots; another object after a restore."""
+        return self._slots.history
+
+    @property
+    def slot_count(self) -> int:
+        """How many slots the group has, in whatever state."""
+        return len(self._slots)
 
     def slot(self, number: int) -> Slot | None:
         """A slot itself, to look at; None if the group does not have it."""
@@ -129,6 +140,15 @@ class Store:
         home.hits += 1
         return Result(Code.OK, answer=scan_page(self._slots, op, self.time))
 
+    def cursor(self, op: Cursor) -> Result:
+        """The numbers of several slots: a CursorAnswer."""
+        home = self._slots.get(op.slot)
+        if home is None or home.state is not _OWNED:
+            return _not_served(home)
+        found, covered = served(self._slots, op.slots)
+        numbers = tuple(self._slots[number].counter for number in sorted(found))
+        return Result(Code.OK, answer=CursorAnswer(covered, numbers))
+
     def move_state(self, move: int) -> Result:
         """How far a slot move is here: a MoveReport.
 
@@ -143,7 +163,7 @@ class Store:
         of another replica. Slots that still serve can change again; of frozen ones, sessions are included and ``done``
         is the end. CONDITION_FAILED if this group is not the source or this replica is behind the cursor.
         """
-        return self.moves.export(move, cursor, limit_bytes, self.time)
+        return self.moves.export(move, cursor, limit_bytes)
 
     def summary(self, move: int) -> Result | None:
         """A MoveSummary of the frozen slots of a move. CONDITION_FAILED if they are not frozen here.
@@ -166,18 +186,18 @@ class Store:
         """
         return self.moves.prepare(commands)
 
-    def apply(self, now: int, commands: Sequence[Command], events: list[Event] | None = None) -> list[Result]:
+    def apply(self, now: int, commands: Sequence[Command]) -> list[Result]:
         """Apply one log entry: its time in ms and its commands. Call it once for each entry, with all its commands.
 
-        ``events``, if given, gets the changes of records, in order. Never raises.
+        Never raises.
         """
         if self.time < now <= MAX_GROUP_TIME:
             self.time = now
-        self._events = events
         results = [command.apply(self) for command in commands]
-        self._ageing.run(self.time, events)
+        self._ageing.run(self.time)
         if self.moves.trash:
             self.moves.free()
+        self._slots.history.settle(self.time, self._slots)
         return results
 
     def write(self, command: Write) -> Result:
@@ -237,25 +257,33 @@ class Store:
         return self.time + ttl if ttl else 0
 
     def put(self, slot: Slot, key: bytes, old: Record | None, value: bytes, expires: int) -> int:
-        """Write a record that expires at ``expires`` (group time in ms), 0 = never. Returns its version."""
+        """Write a record that expires at ``expires`` (group time in ms), 0 = never. Returns its version.
+
+        One that has expired goes first, under a number of its own.
+        """
+        if old is not None:
+            until = head(old)[1]
+            if not until:
+                slot.bytes += len(value) + VALUE_AT - len(old)
+            elif until > self.time:
+                slot.bytes += len(value) + VALUE_AT - len(old)
+                slot.expiring -= 1
+                self._expiry.live -= 1
+            else:
+                self._ageing.remove(slot, key, old, Change.EXPIRE)
+                old = None
         version = slot.counter = slot.counter + 1
         if old is None:
             self._slots.order.add(key)
             slot.bytes += len(key) + len(value)
-        else:
-            slot.bytes += len(value) + VALUE_AT - len(old)
-            if head(old)[1]:
-                slot.expiring -= 1
-                self._expiry.live -= 1
-        slot.records[key] = pack_head(version, expires) + value
+        record = slot.records[key] = pack_head(version, expires) + value
         if expires:
             slot.expiring += 1
             self._expiry.push((expires, slot.number, key, version))
         if slot.dirty is not None:
             slot.dirty.pop(key, None)
             slot.dirty[key] = version
-        if self._events is not None:
-            self._events.append(Event(slot.number, version, key, Change.PUT, value))
+        self._slots.history.items += (slot.number, key, record)
         return version
 
     def touch(self, slot: Slot, key: bytes, old: Record, expires: int) -> None:
@@ -272,16 +300,17 @@ class Store:
         if slot.dirty is not None:
             slot.dirty.pop(key, None)
             slot.dirty[key] = slot.counter
+        self._slots.history.add(slot.number, key, slot.counter, Change.TOUCH)
 
     def remove(self, slot: Slot, key: bytes, old: Record) -> None:
         """Remove a record."""
-        slot.counter += 1
-        self._ageing.remove(slot, key, old)
-        if slot.dirty is not None:
-            slot.dirty.pop(key, None)
-            slot.dirty[key] = slot.counter
-        if self._events is not None:
-            self._events.append(Event(slot.number, slot.counter, key, Change.DELETE, None))
+        self._ageing.remove(slot, key, old, Change.DELETE)
+
+    def bury(self, slot: Slot, key: bytes) -> None:
+        """Remove the record of ``key`` if it has expired: before a command that counts what it will change."""
+        old = slot.records.get(key)
+        if old is not None and 0 < head(old)[1] <= self.time:
+            self._ageing.remove(slot, key, old, Change.EXPIRE)
 
     # Housekeeping
 
@@ -298,7 +327,7 @@ class Store:
         for one in list(self.checks):
             if one not in earlier:
                 self.checks.pop(one).close()
-        self.checks[check] = CheckDigest(self._rest(), self._images())
+        self.checks[check] = CheckDigest(self._rest(), self._images(), self._slots.history.image())
         return DONE
 
     # Sessions
@@ -327,7 +356,7 @@ class Store:
 
     def snapshot(self) -> StoreSnapshot:
         """The state as of this call, for as long as the snapshot is open; writes go on meanwhile."""
-        return StoreSnapshot(self._rest(), self._images())
+        return StoreSnapshot(self._rest(), self._images(), self._slots.history.image())
 
     def begin_restore(self) -> StoreRestore:
         """Collects a snapshot's chunks; ``finish`` replaces the whole state by it."""
@@ -335,7 +364,7 @@ class Store:
 
     def digest(self) -> bytes:
         """16 bytes; equal for equal states, however they came about."""
-        return store_digest(self._rest(), self._slots.values())
+        return store_digest(self._rest(), self._slots.values(), self._slots.history.image())
 
     def _rest(self) -> Rest:
         return Rest(self.time, self._genesis, *self.moves.rows())
@@ -349,6 +378,7 @@ class Store:
         self._slots.clear()
         self._slots.update((slot.number, slot) for slot in state.slots)
         self._slots.order = state.order
+        self._slots.history = state.history
         self._ageing.restart()
         self.moves.install(state.ended, state.imports)
         for check in self.checks.values():

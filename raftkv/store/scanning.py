@@ -19,7 +19,7 @@ _OVERHEAD: Final = 24
 
 def scan_page(slots: Slots, op: Scan, now: int) -> ScanPage:
     """What ``op`` asks for, at group time ``now`` (ms). Bounded by its size, and by the keys that are looked at."""
-    served, covered = _served(slots, op.slots)
+    here, covered = served(slots, op.slots)
     count, values, counts = len(op.slots) * 8, op.content == Content.RECORDS, op.content == Content.COUNT
     budget = min(op.limit_bytes or limits.SCAN_PAGE_BYTES, limits.MAX_SCAN_PAGE_BYTES)
     rows: list[tuple[bytes, bytes, int, int]] = []
@@ -30,7 +30,7 @@ def scan_page(slots: Slots, op: Scan, now: int) -> ScanPage:
         if not left:
             break
         left -= 1
-        records = served.get(slot_of(key, count))
+        records = here.get(slot_of(key, count))
         # One that comes twice is also in a slot that has gone, and its memory not yet.
         record = None if records is None or key == passed else records.get(key)
         if record is not None:
@@ -54,16 +54,16 @@ def scan_page(slots: Slots, op: Scan, now: int) -> ScanPage:
     return ScanPage(tuple(rows), covered, passed if op.reverse else passed + b"\0", counted)
 
 
-def _served(slots: Slots, wanted: bytes) -> tuple[dict[int, dict[bytes, Record]], bytes]:
+def served(slots: Slots, wanted: bytes) -> tuple[dict[int, dict[bytes, Record]], bytes]:
     """The records of the ``wanted`` slots that the group serves now, by slot; and which slots these are, as Scan."""
     count = 8 * len(wanted)
-    served = {number: slot.records for number, slot in slots.items() if slot.state is _OWNED and number < count}
+    found = {number: slot.records for number, slot in slots.items() if slot.state is _OWNED and number < count}
     digits = bytearray(b"0" * count)
-    for number in served:
+    for number in found:
         digits[~number] = _ONE
-    here = int(digits, 2)
-    both = here & int.from_bytes(wanted, "little")
-    if both != here:
+    mine = int(digits, 2)
+    both = mine & int.from_bytes(wanted, "little")
+    if both != mine:
         digits = bytearray(f"{both:0{count}b}", "ascii")
-        served = {number: records for number, records in served.items() if digits[~number] == _ONE}
-    return served, both.to_bytes(len(wanted), "little")
+        found = {number: records for number, records in found.items() if digits[~number] == _ONE}
+    return found, both.to_bytes(len(wanted), "little")

@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from raftkv.store.expiry import Due
+from raftkv.store.history import History
 from raftkv.store.index import KeyIndex, new_index
 from raftkv.store.packed import Record, head, value_bytes
 from raftkv.store.sessions import Keeps, Session
@@ -34,6 +35,7 @@ class SlotImage(NamedTuple):
     floor: bytes
     move: int
     frozen: int
+    forgotten: int
     records: dict[bytes, Record]
     sessions: dict[bytes, Session]
     dirty: dict[bytes, int] | None
@@ -48,7 +50,9 @@ class SlotImage(NamedTuple):
 class Slot:
     """Mutable state of a slot.
 
-    ``counter``: mutations so far. ``floor``: largest client id whose session was removed. ``bytes``: keys and values.
+    ``counter``: mutations so far; while it is being imported, the number of its last event that has come.
+    ``forgotten``: up to which number its events are kept no more. ``floor``: largest client id whose session was
+    removed. ``bytes``: keys and values.
     ``expiring``: how many records expire. ``move``: the move that the slot takes part in, 0 = none. ``dirty``: at the
     source of a move, the counter at the last change of each key that changed since it is tracked, in order of change.
     ``frozen``: group time (ms) at which it was frozen.
@@ -67,6 +71,7 @@ class Slot:
         "dirty",
         "expiring",
         "floor",
+        "forgotten",
         "frozen",
         "held",
         "held_idle",
@@ -86,6 +91,7 @@ class Slot:
         self.number = number
         self.state = state
         self.counter = 0
+        self.forgotten = 0
         self.floor = b""
         self.records: dict[bytes, Record] = {}
         self.sessions: dict[bytes, Session] = {}
@@ -114,6 +120,7 @@ class Slot:
             self.floor,
             self.move,
             self.frozen,
+            self.forgotten,
             self.records,
             self.sessions,
             self.dirty,
@@ -239,8 +246,12 @@ class Slot:
 
 
 class Slots(dict[int, Slot]):
-    """The slots of a group, by number. ``order``: the keys of all of them; whoever adds or removes one tells it."""
+    """The slots of a group, by number. ``order``: the keys of all of them; whoever adds or removes one tells it.
+
+    ``history``: their last events; whoever changes a record adds one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.order = new_index()
+        self.history = History()

@@ -1,8 +1,9 @@
 """Snapshots of a data group's state: a stream of msgpack items in chunks, and their digest.
 
 The stream: a header, ENDED items (slots and the moves that ended last for them), an IMPORT item for each move towards
-this group; then for each slot, ascending, one SLOT item, its RECORDS, SESSIONS and DIRTY items; then END with the
-numbers of slots, records, sessions and dirty keys. A chunk holds whole items. Damage is found by whoever stores chunks
+this group, and its STAGED events; then for each slot, ascending, one SLOT item, its RECORDS, SESSIONS and DIRTY items;
+then the HISTORY: its EVENTS, with a BLOCK item behind those of each block; then END with the numbers of slots, records,
+sessions, dirty keys and events. A chunk holds whole items. Damage is found by whoever stores chunks
 (they carry no checksum); here only what does not fit together is refused.
 """
 
@@ -18,18 +19,19 @@ from raftkv import limits
 from raftkv.commands.bounds import MAX_COUNT, MAX_GROUP_TIME
 from raftkv.errors import StorageError
 from raftkv.store.codec import binary, pack, unpack_all, whole
-from raftkv.store.digest import DIGEST_BYTES
+from raftkv.store.digest import DIGEST_BYTES, digest_events, finish
+from raftkv.store.history import History, HistoryImage, checked, parts
 from raftkv.store.index import KeyIndex, new_index
 from raftkv.store.moving import Ending, Import
 from raftkv.store.packed import head, value_bytes
 from raftkv.store.sessions import row_bytes, session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState
 
-FORMAT: Final = "raftkv store 4"
+FORMAT: Final = "raftkv store 5"
 """The first item's, which backups begin with too."""
 
 _FORMER: Final = "raftkv store 3"
-"""That of backups of version 0.1, which is read too: all outcomes of writes are numbers in it."""
+"""That of backups of version 0.1, which is read too: all outcomes of writes are numbers in it, and it has no events."""
 
 _SLOT: Final = 1
 _RECORDS: Final = 2
@@ -38,6 +40,11 @@ _END: Final = 4
 _DIRTY: Final = 5
 _ENDED: Final = 6
 _IMPORT: Final = 7
+_STAGED: Final = 8
+_HISTORY: Final = 9
+_EVENTS: Final = 10
+_BLOCK: Final = 11
+_OF_EVENTS: Final = (_STAGED, _HISTORY, _EVENTS, _BLOCK)
 # Items are small beside a chunk, so that chunks come out even.
 _ITEM_BYTES: Final = limits.SNAPSHOT_CHUNK_BYTES // 8
 _RECORD_OVERHEAD: Final = 8
@@ -49,13 +56,20 @@ class Rest(NamedTuple):
     """All that is replicated beside the slots, as plain values in a canonical order.
 
     ``ended``: [slot, move, how] of the last move that ended for a slot. ``imports``: [move, seq, cursor, source's time
-    at the freeze or None, slots] of each move towards this group.
+    at the freeze or None, slots] of each move towards this group. ``staged``: by such a move, the events that have
+    come, as they stand in a history, and how many items these are.
     """
 
     time: int
     genesis: bool
     ended: list[list[Any]]
     imports: list[list[Any]]
+    staged: dict[int, tuple[list[Any], int]]
+
+    @property
+    def values(self) -> list[Any]:
+        """All but the events."""
+        return [self.time, self.genesis, self.ended, self.imports]
 
 
 @dataclass
@@ -68,13 +82,15 @@ class StoreState:
     imports: list[Import] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
     order: KeyIndex = field(default_factory=new_index)
+    history: History = field(default_factory=History)
 
 
 class StoreSnapshot:
     """The state of one moment. Holds no copies: slots that are written to meanwhile copy themselves first."""
 
-    def __init__(self, rest: Rest, images: list[SlotImage]) -> None:
+    def __init__(self, rest: Rest, images: list[SlotImage], history: HistoryImage) -> None:
         self._rest = rest
+        self._history = history
         self._images = images
         self._images.reverse()
         self._chunks = self._produce()
@@ -107,6 +123,8 @@ class StoreSnapshot:
         yield from _items([_ENDED], ((row, _CHANGE_OVERHEAD) for row in self._rest.ended))
         for row in self._rest.imports:
             yield [_IMPORT, *row]
+            events, length = self._rest.staged.get(row[0], ([], 0))
+            yield from ([_STAGED, row[0], *part] for part in parts(events, length, _ITEM_BYTES))
         slots = records = sessions = dirty = 0
         while self._images:
             image = self._images[-1]
@@ -114,12 +132,27 @@ class StoreSnapshot:
             records += len(image.records)
             sessions += len(image.sessions)
             dirty += len(image.dirty or ())
-            yield [_SLOT, image.number, image.state, image.counter, image.floor, image.move, image.frozen]
+            yield [
+                _SLOT,
+                image.number,
+                image.state,
+                image.counter,
+                image.floor,
+                image.move,
+                image.frozen,
+                image.forgotten,
+            ]
             yield from _record_items(image)
             yield from _items([_SESSIONS, image.number], _session_parts(image))
             yield from _items([_DIRTY, image.number], _dirty_parts(image))
             self._images.pop().release()
-        yield [_END, slots, records, sessions, dirty]
+        history = self._history
+        yield [_HISTORY, history.first, history.since]
+        for block in history.blocks:
+            yield from ([_EVENTS, *part] for part in parts(block.items, len(block.items), _ITEM_BYTES))
+            yield [_BLOCK, block.until]
+        yield from ([_EVENTS, *part] for part in parts(history.items, history.length, _ITEM_BYTES))
+        yield [_END, slots, records, sessions, dirty, history.total]
 
 
 def _record_items(image: SlotImage) -> Iterator[list[Any]]:
@@ -170,6 +203,9 @@ class StoreRestore:
         self._records = 0
         self._sessions = 0
         self._dirty = 0
+        self._events = 0
+        self._former = False
+        self._since = 0
         self._clients: dict[bytes, bytes] = {}
 
     def feed(self, chunk: bytes) -> None:
@@ -196,6 +232,7 @@ class StoreRestore:
             name, time, genesis = item
             if name not in (FORMAT, _FORMER):
                 raise ValueError("unknown format")
+            self._former = name == _FORMER
             if not 0 <= whole(time) <= MAX_GROUP_TIME or type(genesis) is not bool:
                 raise ValueError("time or genesis out of range")
             self._state.time, self._state.genesis = time, genesis
@@ -212,13 +249,36 @@ class StoreRestore:
             self._take_ended(item)
         elif item[0] == _IMPORT and not self._state.slots:
             self._take_import(item)
+        elif item[0] in _OF_EVENTS:
+            self._take_events(item)
         elif item[0] == _END:
-            if item[1:] != [len(self._state.slots), self._records, self._sessions, self._dirty]:
+            counts = [len(self._state.slots), self._records, self._sessions, self._dirty, self._events]
+            if item[1:] != (counts[:-1] if self._former else counts):
                 raise ValueError("parts are missing")
             self._check_moves()
+            self._state.history.since = self._since
             self._ended = True
         else:
             raise ValueError("unknown item")
+
+    def _take_events(self, item: list[Any]) -> None:
+        kind, *fields = item
+        state = self._state
+        if kind == _STAGED:
+            move, *events = fields
+            if state.slots or state.imports[-1].move != move:
+                raise ValueError("events of another move")
+            state.imports[-1].events += checked(events)
+        elif kind == _HISTORY:
+            place, since = fields
+            state.history = History(whole(place))
+            self._since = whole(since)
+        elif kind == _EVENTS:
+            state.history.items += checked(fields)
+            self._events += len(fields) // 3
+        else:
+            (until,) = fields
+            state.history.close(whole(until))
 
     def _check_moves(self) -> None:
         """Imports and the slots that are imported must be each other's."""
@@ -244,13 +304,17 @@ class StoreRestore:
         self._state.imports.append(Import(whole(move), slots, whole(seq), binary(cursor), frozen))
 
     def _take_slot(self, item: list[Any]) -> None:
-        _, number, state, counter, floor, move, frozen = item
+        # Before there were events, all of them are forgotten.
+        _, number, state, counter, floor, move, frozen, forgotten = [*item, item[3]] if self._former else item
         if self._state.slots and whole(number) <= self._state.slots[-1].number:
             raise ValueError("slots are not in order")
         slot = Slot(whole(number), SlotState(state), whole(move))
         if not 0 <= whole(counter) < 2 * MAX_COUNT:
             raise ValueError("counter out of range")
         slot.counter = counter
+        if not 0 <= whole(forgotten) <= counter:
+            raise ValueError("events out of range")
+        slot.forgotten = forgotten
         slot.floor = binary(floor)
         slot.frozen = whole(frozen)
         if move:
@@ -290,13 +354,15 @@ class StoreRestore:
             self._sessions += 1
 
 
-def store_digest(rest: Rest, slots: Iterable[Slot]) -> bytes:
+def store_digest(rest: Rest, slots: Iterable[Slot], history: HistoryImage) -> bytes:
     """Digest of a whole state, packed at once: for tests, whose states are small."""
-    state: list[object] = [FORMAT, *rest]
+    state: list[object] = [FORMAT, *rest.values]
     for slot in sorted(slots, key=lambda one: one.number):
-        state += (slot.number, slot.state, slot.counter, slot.floor, slot.move, slot.frozen)
+        state += (slot.number, slot.state, slot.counter, slot.floor, slot.move, slot.frozen, slot.forgotten)
         # Most slots of a test are empty.
         state.append(sorted(slot.records.items()) if slot.records else ())
         state.append([session_row(one, slot.sessions[one]) for one in sorted(slot.sessions)] if slot.sessions else ())
         state.append(None if slot.dirty is None else list(slot.dirty.items()))
-    return blake2b(pack(state), digest_size=DIGEST_BYTES).digest()
+    digest = blake2b(pack(state), digest_size=DIGEST_BYTES)
+    finish(digest_events(digest, rest.staged, history))
+    return digest.digest()

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from raftkv.client.tls import TLS
 from raftkv.clock import SystemClock
@@ -47,7 +47,8 @@ class LocalCluster:
     ``node`` and ``raft``: keys of those sections of a node's configuration, for instance ``node={"reads": "quorum"}``.
     ``dial[a, b]``: address at which node a reaches node b, which may join later, so that a proxy can stand between
     them. ``metrics``: the nodes serve metrics and probes (:meth:`metrics_address`). ``secure``: all is encrypted, nodes
-    and clients have certificates (:attr:`tls`), as of ``raftkv up --secure``.
+    and clients have certificates (:attr:`tls`). ``users``: once the cluster has started, it serves its first user only
+    (:attr:`token`), and those whom that one makes. ``raftkv up --secure`` does both.
     ``main``: the module that is run as a node, to run one with faults planted or instrumented; it gets the arguments of
     the command ``raftkv``. ``environment``: variables of the nodes' processes besides those of this one. Both hold for
     all starts by this object; the folder does not remember them. Raises ConfigError for options that do not fit
@@ -69,12 +70,14 @@ class LocalCluster:
         dial: Mapping[tuple[int, int], str] | None = None,
         metrics: bool = False,
         secure: bool = False,
+        users: bool = False,
         main: str = MAIN,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         launch = Launch(main, dict(environment or {}))
         self._temporary = folder is None
         self._metrics = metrics
+        self._users = users
         self._node_options = dict(node or {})
         self.folder = Path(tempfile.mkdtemp(prefix="raftkv-") if folder is None else folder).absolute()
         try:
@@ -120,12 +123,19 @@ class LocalCluster:
         return self._processes.tls
 
     @property
+    def token(self) -> str | None:
+        """Of the first user of a cluster with ``users``, who may do everything."""
+        return self._processes.token
+
+    @property
     def url(self) -> str:
-        """The cluster for :meth:`raftkv.Client.from_url`, with TLS if it is ``secure``."""
-        tls = self.tls
+        """The cluster for :meth:`raftkv.Client.from_url`: with TLS if it is ``secure``, with its token if it has
+        ``users``."""
+        tls, token = self.tls, self.token
+        where = self.endpoints if token is None else f"{quote(token, safe='')}@{self.endpoints}"
         if tls is None:
-            return f"raftkv://{self.endpoints}"
-        return f"raftkvs://{self.endpoints}?{urlencode({'ca': tls.ca, 'cert': tls.cert, 'key': tls.key})}"
+            return f"raftkv://{where}"
+        return f"raftkvs://{where}?{urlencode({'ca': tls.ca, 'cert': tls.cert, 'key': tls.key})}"
 
     @property
     def nodes(self) -> list[int]:
@@ -185,6 +195,8 @@ class LocalCluster:
         """Start every node that does not run and wait until all serve. Raises LocalError with the end of a log."""
         self._processes.start_missing()
         self.wait_ready(timeout)
+        if self._users:
+            self._processes.bootstrap()
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> dict[int, bool]:
         """Stop all nodes; the data stay. Node -> whether it ended by itself within ``timeout`` seconds."""

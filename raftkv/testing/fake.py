@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic
+from weakref import WeakSet
 
 from raftkv.api.pipeline import Answers
 from raftkv.api.status import NodeStatus, ReplicaStatus, Role
@@ -21,15 +23,21 @@ from raftkv.codecs import Codec, V, W
 from raftkv.commands.base import Read, Write
 from raftkv.commands.group import Genesis
 from raftkv.commands.ranges import Scan
+from raftkv.commands.watching import Cursor
 from raftkv.errors import InvalidArgument
-from raftkv.limits import MAX_TTL
+from raftkv.frontend.grpc.watch import ask_of, response_of
+from raftkv.limits import MAX_TTL, WATCH_HEARTBEAT
 from raftkv.store.records import Store
+from raftkv.store.watching import Part, Watch, WatchAsk
 from raftkv.text import shown
 from raftkv.v1 import kv_pb2
 from shards.slots import DEFAULT_SLOTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from raftkv.api.pipeline import Batch
+    from raftkv.commands.base import Command
     from raftkv.commands.results import Result
 
 _ADDRESS: Final = "127.0.0.1:1"
@@ -58,10 +66,11 @@ class FakeCluster:
         self._ahead = 0.0
         self._lock = threading.Lock()
         self._id = str(uuid.uuid4())
-        self._slots = slots
+        self.slots = slots
         self._entries = 1
         self._store = Store()
         self._store.apply(0, [Genesis(tuple(range(slots)))])
+        self._watches: dict[Watch, Callable[[], None]] = {}
 
     def client(self, *, codec: Codec[W, V] | None = None, timeout: float = _TIMEOUT) -> FakeClient[W, V]:
         """A further client of this cluster.
@@ -97,6 +106,7 @@ class FakeCluster:
             raise InvalidArgument(f"{shown(seconds)} s cannot pass; it must be from 0 to {MAX_TTL}")
         with self._lock:
             self._ahead += seconds
+            self._apply([])
 
     def endpoint(self, address: str) -> _Endpoint:
         """The node at ``address``, for the client's transport."""
@@ -108,16 +118,48 @@ class FakeCluster:
             refusal = command.refusal()
             if refusal is not None:
                 return refusal
-            now = int((self._clock.now() - self._began + self._ahead) * 1000)
             if isinstance(command, Read):
-                self._store.apply(now, [])
+                self._apply([])
                 return command.read(self._store)
             self._entries += 1
-            return self._store.apply(now, [command])[0]
+            return self._apply([command])[0]
+
+    def _apply(self, commands: list[Command]) -> list[Result]:
+        end = self._store.history.end
+        now = int((self._clock.now() - self._began + self._ahead) * 1000)
+        results = self._store.apply(now, commands)
+        if self._store.history.end != end:
+            for wake in self._watches.values():
+                wake()
+        return results
+
+    def watch(self, ask: WatchAsk, wake: Callable[[], None]) -> tuple[Watch, Part]:
+        """A watch, and what it tells first. ``wake`` is called, in any thread, when something has happened."""
+        with self._lock:
+            self._apply([])
+            numbers = {number: slot.counter for number in ask.places if (slot := self._store.slot(number)) is not None}
+            watch = Watch(self._store, ask, numbers)
+            self._watches[watch] = wake
+            return watch, watch.open()
+
+    def told(self, watch: Watch) -> Part:
+        """What a watch tells next."""
+        with self._lock:
+            self._apply([])
+            part = watch.take()
+            while not part and watch.behind:
+                part = watch.take()
+            return part
+
+    def unwatch(self, watch: Watch) -> None:
+        """The watch is over."""
+        with self._lock:
+            self._watches.pop(watch, None)
+            watch.close()
 
     def view(self) -> View:
         """The map, as clients see it."""
-        return view_of(self._id, 1, self._slots, [(1, _ADDRESS)], [(_GROUP, (1,), 1)], [(0, self._slots - 1, _GROUP)])
+        return view_of(self._id, 1, self.slots, [(1, _ADDRESS)], [(_GROUP, (1,), 1)], [(0, self.slots - 1, _GROUP)])
 
     def status(self) -> NodeStatus:
         """What the node says of itself."""
@@ -172,6 +214,7 @@ class _Endpoint:
     def __init__(self, cluster: FakeCluster, address: str) -> None:
         self._cluster = cluster
         self._address = address
+        self._watches: WeakSet[_WatchStream] = WeakSet()
 
     async def open(self) -> _Stream:
         return _Stream(self._cluster)
@@ -183,16 +226,72 @@ class _Endpoint:
         return self._cluster.status()
 
     async def scan(self, request: kv_pb2.ScanRequest, timeout: float) -> kv_pb2.ScanResponse:
-        command = Scan.from_request(request, self._cluster.view().slots)
+        response = kv_pb2.ScanResponse()
+        self._ask(Scan.from_request(request, self._cluster.slots), response)
+        return response
+
+    async def cursor(self, request: kv_pb2.CursorRequest, timeout: float) -> kv_pb2.CursorResponse:
+        response = kv_pb2.CursorResponse()
+        self._ask(Cursor.from_request(request, self._cluster.slots), response)
+        return response
+
+    def _ask(self, command: Read, response: Any) -> None:
         result = self._cluster.execute(command)
         if result.code:
             raise TransportError(result)
-        response = kv_pb2.ScanResponse()
         command.respond(result, response)
-        return response
+
+    def watch(self, request: kv_pb2.WatchRequest) -> _WatchStream:
+        stream = _WatchStream(self._cluster, request)
+        self._watches.add(stream)
+        return stream
 
     async def close(self) -> None:
-        """Nothing is open."""
+        for stream in list(self._watches):
+            stream.cancel()
+
+
+class _WatchStream:
+    def __init__(self, cluster: FakeCluster, request: kv_pb2.WatchRequest) -> None:
+        self._cluster = cluster
+        self._ask = ask_of(request, cluster.slots)
+        self._loop = asyncio.get_running_loop()
+        self._awake = asyncio.Event()
+        self._watch: Watch | None = None
+        self._over = False
+
+    async def read(self) -> kv_pb2.WatchResponse | None:
+        if self._over:
+            return None
+        if self._watch is None:
+            self._watch, part = self._cluster.watch(self._ask, self._wake)
+            return self._told(part)
+        while not self._over:
+            self._awake.clear()
+            part = self._cluster.told(self._watch)
+            if part:
+                return self._told(part)
+            try:
+                async with asyncio.timeout(WATCH_HEARTBEAT):
+                    await self._awake.wait()
+            except TimeoutError:
+                return response_of(self._watch.heartbeat())
+        return None
+
+    def _told(self, part: Part) -> kv_pb2.WatchResponse:
+        if part.compacted:
+            self.cancel()
+        return response_of(part)
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._awake.set)
+
+    def cancel(self) -> None:
+        self._over = True
+        self._awake.set()
+        if self._watch is not None:
+            self._cluster.unwatch(self._watch)
 
 
 class _Stream:

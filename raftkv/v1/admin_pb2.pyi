@@ -70,6 +70,27 @@ MOVE_PHASE_COMMITTED: MovePhase.ValueType  # 1
 MOVE_PHASE_CANCELLED: MovePhase.ValueType  # 2
 Global___MovePhase: _TypeAlias = MovePhase  # noqa: Y015
 
+class _Right:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RightEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Right.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RIGHT_NONE: _Right.ValueType  # 0
+    RIGHT_READ: _Right.ValueType  # 1
+    RIGHT_WRITE: _Right.ValueType  # 2
+    RIGHT_ADMIN: _Right.ValueType  # 4
+    RIGHT_BACKUP: _Right.ValueType  # 8
+
+class Right(_Right, metaclass=_RightEnumTypeWrapper): ...
+
+RIGHT_NONE: Right.ValueType  # 0
+RIGHT_READ: Right.ValueType  # 1
+RIGHT_WRITE: Right.ValueType  # 2
+RIGHT_ADMIN: Right.ValueType  # 4
+RIGHT_BACKUP: Right.ValueType  # 8
+Global___Right: _TypeAlias = Right  # noqa: Y015
+
 @_typing.final
 class GetMapRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -103,7 +124,7 @@ class NodeInfo(_message.Message):
     """Address for clients, host:port."""
     peer_address: _builtins.str
     incarnation: _builtins.str
-    """Names the life of its data folder."""
+    """Names the life of its data folder; told to nodes that join, and to nobody else."""
     def __init__(
         self,
         *,
@@ -195,6 +216,7 @@ class GetMapResponse(_message.Message):
     REMOVED_FIELD_NUMBER: _builtins.int
     SLOT_RULE_FIELD_NUMBER: _builtins.int
     LEADERS_OVER_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     epoch: _builtins.int
     slots: _builtins.int
@@ -202,6 +224,8 @@ class GetMapResponse(_message.Message):
     """The rule by which keys get their slots; absent: 1, of version 0.1."""
     leaders_over: Global___LeadersOver.ValueType
     """What preferred leaders are to be spread over."""
+    index: _builtins.int
+    """Of the entry in the meta group's log that made this map."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeInfo]: ...
     @_builtins.property
@@ -224,10 +248,11 @@ class GetMapResponse(_message.Message):
         removed: _abc.Iterable[_builtins.int] | None = ...,
         slot_rule: _builtins.int = ...,
         leaders_over: Global___LeadersOver.ValueType = ...,
+        index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "groups", b"groups", "leaders_over", b"leaders_over", "nodes", b"nodes", "ranges", b"ranges", "removed", b"removed", "slot_rule", b"slot_rule", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "groups", b"groups", "index", b"index", "leaders_over", b"leaders_over", "nodes", b"nodes", "ranges", b"ranges", "removed", b"removed", "slot_rule", b"slot_rule", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -878,6 +903,7 @@ class ChangeRequest(_message.Message):
     UNDRAIN_NODE_FIELD_NUMBER: _builtins.int
     REMOVE_NODE_FIELD_NUMBER: _builtins.int
     SPREAD_LEADERS_FIELD_NUMBER: _builtins.int
+    ADD_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     """16 random bytes: a repeated request has the outcome of the first. Empty = the node draws them."""
     pause: _builtins.bool
@@ -885,6 +911,8 @@ class ChangeRequest(_message.Message):
     remove_group: _builtins.int
     undrain_node: _builtins.int
     remove_node: _builtins.int
+    add_join_token: _builtins.bytes
+    """SHA-256 of a token with which one node may join, within an hour."""
     @_builtins.property
     def start_plan(self) -> Global___StartPlan: ...
     @_builtins.property
@@ -912,12 +940,13 @@ class ChangeRequest(_message.Message):
         undrain_node: _builtins.int = ...,
         remove_node: _builtins.int = ...,
         spread_leaders: Global___SpreadLeaders | None = ...,
+        add_join_token: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "spread_leaders", b"spread_leaders", "start_plan", b"start_plan", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "add_join_token", b"add_join_token", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "spread_leaders", b"spread_leaders", "start_plan", b"start_plan", "undrain_node", b"undrain_node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "spread_leaders", b"spread_leaders", "start_plan", b"start_plan", "token", b"token", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_group", b"add_group", "add_join_token", b"add_join_token", "cancel", b"cancel", "change", b"change", "change_voters", b"change_voters", "drain_node", b"drain_node", "pace", b"pace", "pause", b"pause", "remove_group", b"remove_group", "remove_node", b"remove_node", "spread_leaders", b"spread_leaders", "start_plan", b"start_plan", "token", b"token", "undrain_node", b"undrain_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["start_plan", "pause", "cancel", "pace", "add_group", "remove_group", "change_voters", "drain_node", "undrain_node", "remove_node", "spread_leaders"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["start_plan", "pause", "cancel", "pace", "add_group", "remove_group", "change_voters", "drain_node", "undrain_node", "remove_node", "spread_leaders", "add_join_token"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
@@ -952,6 +981,7 @@ class JoinRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     SLOT_RULE_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     peer_address: _builtins.str
     incarnation: _builtins.str
@@ -960,6 +990,8 @@ class JoinRequest(_message.Message):
     """Refused if the cluster is another one; empty = any."""
     slot_rule: _builtins.int
     """As of GetMapRequest."""
+    token: _builtins.str
+    """That of add_join_token. A folder that has joined needs none."""
     def __init__(
         self,
         *,
@@ -968,10 +1000,11 @@ class JoinRequest(_message.Message):
         incarnation: _builtins.str = ...,
         cluster_id: _builtins.str = ...,
         slot_rule: _builtins.int = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "peer_address", b"peer_address", "slot_rule", b"slot_rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "peer_address", b"peer_address", "slot_rule", b"slot_rule", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1270,3 +1303,394 @@ class ReadSnapshotResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadSnapshotResponse: _TypeAlias = ReadSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class BootstrapRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    """As of ChangeRequest."""
+    name: _builtins.str
+    digest: _builtins.bytes
+    """SHA-256 of the user's token, which no node is told before it is used."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BootstrapRequest: _TypeAlias = BootstrapRequest  # noqa: Y015
+
+@_typing.final
+class BootstrapResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BootstrapResponse: _TypeAlias = BootstrapResponse  # noqa: Y015
+
+@_typing.final
+class GetUsersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsersRequest: _TypeAlias = GetUsersRequest  # noqa: Y015
+
+@_typing.final
+class Grant(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RIGHTS_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    prefix: _builtins.bytes
+    """For keys that begin with these bytes; empty = for all."""
+    @_builtins.property
+    def rights(self) -> _containers.RepeatedScalarFieldContainer[Global___Right.ValueType]: ...
+    def __init__(
+        self,
+        *,
+        rights: _abc.Iterable[Global___Right.ValueType] | None = ...,
+        prefix: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix", "rights", b"rights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
+class RoleInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grant]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        grants: _abc.Iterable[Global___Grant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleInfo: _TypeAlias = RoleInfo  # noqa: Y015
+
+@_typing.final
+class UserInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    HAS_PASSWORD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    has_password: _builtins.bool
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+        has_password: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_password", b"has_password", "name", b"name", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserInfo: _TypeAlias = UserInfo  # noqa: Y015
+
+@_typing.final
+class GetUsersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Rises with every change; 0 = there are no users, and everybody may do everything."""
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___UserInfo]: ...
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleInfo]: ...
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        users: _abc.Iterable[Global___UserInfo] | None = ...,
+        roles: _abc.Iterable[Global___RoleInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "roles", b"roles", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsersResponse: _TypeAlias = GetUsersResponse  # noqa: Y015
+
+@_typing.final
+class AddUser(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    digest: _builtins.bytes
+    """SHA-256 of the user's token."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddUser: _TypeAlias = AddUser  # noqa: Y015
+
+@_typing.final
+class SetToken(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    digest: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetToken: _TypeAlias = SetToken  # noqa: Y015
+
+@_typing.final
+class SetPassword(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    password: _builtins.bytes
+    """16 bytes of salt, and 32 of scrypt with N = 2^14, r = 8, p = 1; empty = no password any more."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        password: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "password", b"password"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPassword: _TypeAlias = SetPassword  # noqa: Y015
+
+@_typing.final
+class AssignRole(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ASSIGNED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    role: _builtins.str
+    assigned: _builtins.bool
+    """False: the user loses it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        assigned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "name", b"name", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignRole: _TypeAlias = AssignRole  # noqa: Y015
+
+@_typing.final
+class GrantRights(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    granted: _builtins.bool
+    """False: the role loses these rights for this prefix."""
+    @_builtins.property
+    def grant(self) -> Global___Grant: ...
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        grant: Global___Grant | None = ...,
+        granted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "granted", b"granted", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantRights: _TypeAlias = GrantRights  # noqa: Y015
+
+@_typing.final
+class ChangeUsersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    ADD_USER_FIELD_NUMBER: _builtins.int
+    REMOVE_USER_FIELD_NUMBER: _builtins.int
+    SET_TOKEN_FIELD_NUMBER: _builtins.int
+    SET_PASSWORD_FIELD_NUMBER: _builtins.int
+    ASSIGN_ROLE_FIELD_NUMBER: _builtins.int
+    ADD_ROLE_FIELD_NUMBER: _builtins.int
+    REMOVE_ROLE_FIELD_NUMBER: _builtins.int
+    GRANT_RIGHTS_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    """As of ChangeRequest."""
+    remove_user: _builtins.str
+    add_role: _builtins.str
+    remove_role: _builtins.str
+    @_builtins.property
+    def add_user(self) -> Global___AddUser: ...
+    @_builtins.property
+    def set_token(self) -> Global___SetToken: ...
+    @_builtins.property
+    def set_password(self) -> Global___SetPassword: ...
+    @_builtins.property
+    def assign_role(self) -> Global___AssignRole: ...
+    @_builtins.property
+    def grant_rights(self) -> Global___GrantRights: ...
+    def __init__(
+        self,
+        *,
+        token: _builtins.bytes = ...,
+        add_user: Global___AddUser | None = ...,
+        remove_user: _builtins.str = ...,
+        set_token: Global___SetToken | None = ...,
+        set_password: Global___SetPassword | None = ...,
+        assign_role: Global___AssignRole | None = ...,
+        add_role: _builtins.str = ...,
+        remove_role: _builtins.str = ...,
+        grant_rights: Global___GrantRights | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_role", b"add_role", "add_user", b"add_user", "assign_role", b"assign_role", "change", b"change", "grant_rights", b"grant_rights", "remove_role", b"remove_role", "remove_user", b"remove_user", "set_password", b"set_password", "set_token", b"set_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_role", b"add_role", "add_user", b"add_user", "assign_role", b"assign_role", "change", b"change", "grant_rights", b"grant_rights", "remove_role", b"remove_role", "remove_user", b"remove_user", "set_password", b"set_password", "set_token", b"set_token", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["add_user", "remove_user", "set_token", "set_password", "assign_role", "add_role", "remove_role", "grant_rights"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___ChangeUsersRequest: _TypeAlias = ChangeUsersRequest  # noqa: Y015
+
+@_typing.final
+class ChangeUsersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeUsersResponse: _TypeAlias = ChangeUsersResponse  # noqa: Y015
+
+@_typing.final
+class ReadAuditRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    lines: _builtins.int
+    """At most so many; 0 = 100."""
+    def __init__(
+        self,
+        *,
+        lines: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadAuditRequest: _TypeAlias = ReadAuditRequest  # noqa: Y015
+
+@_typing.final
+class ReadAuditResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """JSON, the oldest first."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadAuditResponse: _TypeAlias = ReadAuditResponse  # noqa: Y015

@@ -84,6 +84,26 @@ class AdminStub:
                 request_serializer=raftkv_dot_v1_dot_admin__pb2.ReadSnapshotRequest.SerializeToString,
                 response_deserializer=raftkv_dot_v1_dot_admin__pb2.ReadSnapshotResponse.FromString,
                 _registered_method=True)
+        self.Bootstrap = channel.unary_unary(
+                '/raftkv.v1.Admin/Bootstrap',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.BootstrapRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.BootstrapResponse.FromString,
+                _registered_method=True)
+        self.GetUsers = channel.unary_unary(
+                '/raftkv.v1.Admin/GetUsers',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.GetUsersRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.GetUsersResponse.FromString,
+                _registered_method=True)
+        self.ChangeUsers = channel.unary_unary(
+                '/raftkv.v1.Admin/ChangeUsers',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.ChangeUsersRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.ChangeUsersResponse.FromString,
+                _registered_method=True)
+        self.ReadAudit = channel.unary_unary(
+                '/raftkv.v1.Admin/ReadAudit',
+                request_serializer=raftkv_dot_v1_dot_admin__pb2.ReadAuditRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_admin__pb2.ReadAuditResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -157,6 +177,34 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Bootstrap(self, request, context):
+        """Makes the first user, who may do everything: asked on the answering node's machine, while there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUsers(self, request, context):
+        """All users and roles.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeUsers(self, request, context):
+        """A change that the meta group decides about, as Change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadAudit(self, request, context):
+        """The latest lines of the answering node's audit trail.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -209,6 +257,26 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ReadSnapshot,
                     request_deserializer=raftkv_dot_v1_dot_admin__pb2.ReadSnapshotRequest.FromString,
                     response_serializer=raftkv_dot_v1_dot_admin__pb2.ReadSnapshotResponse.SerializeToString,
+            ),
+            'Bootstrap': grpc.unary_unary_rpc_method_handler(
+                    servicer.Bootstrap,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.BootstrapRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.BootstrapResponse.SerializeToString,
+            ),
+            'GetUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsers,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.GetUsersRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.GetUsersResponse.SerializeToString,
+            ),
+            'ChangeUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeUsers,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.ChangeUsersRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.ChangeUsersResponse.SerializeToString,
+            ),
+            'ReadAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadAudit,
+                    request_deserializer=raftkv_dot_v1_dot_admin__pb2.ReadAuditRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_admin__pb2.ReadAuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -481,6 +549,114 @@ class Admin:
             '/raftkv.v1.Admin/ReadSnapshot',
             raftkv_dot_v1_dot_admin__pb2.ReadSnapshotRequest.SerializeToString,
             raftkv_dot_v1_dot_admin__pb2.ReadSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Bootstrap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/Bootstrap',
+            raftkv_dot_v1_dot_admin__pb2.BootstrapRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.BootstrapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/GetUsers',
+            raftkv_dot_v1_dot_admin__pb2.GetUsersRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.GetUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/ChangeUsers',
+            raftkv_dot_v1_dot_admin__pb2.ChangeUsersRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.ChangeUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.Admin/ReadAudit',
+            raftkv_dot_v1_dot_admin__pb2.ReadAuditRequest.SerializeToString,
+            raftkv_dot_v1_dot_admin__pb2.ReadAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

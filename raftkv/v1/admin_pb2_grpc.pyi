@@ -49,6 +49,14 @@ class AdminStub:
     """The digests that the answering node has noted."""
     ReadSnapshot: _grpc.UnaryStreamMultiCallable[_admin_pb2.ReadSnapshotRequest, _admin_pb2.ReadSnapshotResponse]
     """The state of a group as of now, read at its leader."""
+    Bootstrap: _grpc.UnaryUnaryMultiCallable[_admin_pb2.BootstrapRequest, _admin_pb2.BootstrapResponse]
+    """Makes the first user, who may do everything: asked on the answering node's machine, while there is none."""
+    GetUsers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetUsersRequest, _admin_pb2.GetUsersResponse]
+    """All users and roles."""
+    ChangeUsers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ChangeUsersRequest, _admin_pb2.ChangeUsersResponse]
+    """A change that the meta group decides about, as Change."""
+    ReadAudit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReadAuditRequest, _admin_pb2.ReadAuditResponse]
+    """The latest lines of the answering node's audit trail."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -71,6 +79,14 @@ class AdminAsyncStub(AdminStub):
     """The digests that the answering node has noted."""
     ReadSnapshot: _aio.UnaryStreamMultiCallable[_admin_pb2.ReadSnapshotRequest, _admin_pb2.ReadSnapshotResponse]  # type: ignore[assignment]
     """The state of a group as of now, read at its leader."""
+    Bootstrap: _aio.UnaryUnaryMultiCallable[_admin_pb2.BootstrapRequest, _admin_pb2.BootstrapResponse]  # type: ignore[assignment]
+    """Makes the first user, who may do everything: asked on the answering node's machine, while there is none."""
+    GetUsers: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetUsersRequest, _admin_pb2.GetUsersResponse]  # type: ignore[assignment]
+    """All users and roles."""
+    ChangeUsers: _aio.UnaryUnaryMultiCallable[_admin_pb2.ChangeUsersRequest, _admin_pb2.ChangeUsersResponse]  # type: ignore[assignment]
+    """A change that the meta group decides about, as Change."""
+    ReadAudit: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReadAuditRequest, _admin_pb2.ReadAuditResponse]  # type: ignore[assignment]
+    """The latest lines of the answering node's audit trail."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -150,5 +166,37 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.ReadSnapshotResponse], _abc.AsyncIterator[_admin_pb2.ReadSnapshotResponse]]:
         """The state of a group as of now, read at its leader."""
+
+    @_abc_1.abstractmethod
+    def Bootstrap(
+        self,
+        request: _admin_pb2.BootstrapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.BootstrapResponse, _abc.Awaitable[_admin_pb2.BootstrapResponse]]:
+        """Makes the first user, who may do everything: asked on the answering node's machine, while there is none."""
+
+    @_abc_1.abstractmethod
+    def GetUsers(
+        self,
+        request: _admin_pb2.GetUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetUsersResponse, _abc.Awaitable[_admin_pb2.GetUsersResponse]]:
+        """All users and roles."""
+
+    @_abc_1.abstractmethod
+    def ChangeUsers(
+        self,
+        request: _admin_pb2.ChangeUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ChangeUsersResponse, _abc.Awaitable[_admin_pb2.ChangeUsersResponse]]:
+        """A change that the meta group decides about, as Change."""
+
+    @_abc_1.abstractmethod
+    def ReadAudit(
+        self,
+        request: _admin_pb2.ReadAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReadAuditResponse, _abc.Awaitable[_admin_pb2.ReadAuditResponse]]:
+        """The latest lines of the answering node's audit trail."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -43,6 +43,10 @@ class _CodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Code.ValueType],
     CODE_NOT_A_NUMBER: _Code.ValueType  # 17
     CODE_OUT_OF_RANGE: _Code.ValueType  # 18
     CODE_CROSS_SLOT: _Code.ValueType  # 19
+    CODE_UNAUTHENTICATED: _Code.ValueType  # 20
+    CODE_PERMISSION_DENIED: _Code.ValueType  # 21
+    CODE_COMPACTED: _Code.ValueType  # 30
+    CODE_SLOW_CONSUMER: _Code.ValueType  # 31
 
 class Code(_Code, metaclass=_CodeEnumTypeWrapper): ...
 
@@ -66,6 +70,10 @@ CODE_WRONG_VERSION: Code.ValueType  # 16
 CODE_NOT_A_NUMBER: Code.ValueType  # 17
 CODE_OUT_OF_RANGE: Code.ValueType  # 18
 CODE_CROSS_SLOT: Code.ValueType  # 19
+CODE_UNAUTHENTICATED: Code.ValueType  # 20
+CODE_PERMISSION_DENIED: Code.ValueType  # 21
+CODE_COMPACTED: Code.ValueType  # 30
+CODE_SLOW_CONSUMER: Code.ValueType  # 31
 Global___Code: _TypeAlias = Code  # noqa: Y015
 
 @_typing.final

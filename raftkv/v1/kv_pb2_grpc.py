@@ -90,6 +90,16 @@ class KVStub:
                 request_serializer=raftkv_dot_v1_dot_kv__pb2.ScanRequest.SerializeToString,
                 response_deserializer=raftkv_dot_v1_dot_kv__pb2.ScanResponse.FromString,
                 _registered_method=True)
+        self.Cursor = channel.unary_unary(
+                '/raftkv.v1.KV/Cursor',
+                request_serializer=raftkv_dot_v1_dot_kv__pb2.CursorRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_kv__pb2.CursorResponse.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/raftkv.v1.KV/Watch',
+                request_serializer=raftkv_dot_v1_dot_kv__pb2.WatchRequest.SerializeToString,
+                response_deserializer=raftkv_dot_v1_dot_kv__pb2.WatchResponse.FromString,
+                _registered_method=True)
         self.Pipeline = channel.stream_stream(
                 '/raftkv.v1.KV/Pipeline',
                 request_serializer=raftkv_dot_v1_dot_kv__pb2.PipelineRequest.SerializeToString,
@@ -174,6 +184,22 @@ class KVServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Cursor(self, request, context):
+        """How many mutations slots of one group have seen: where a watch of them would begin now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """What happens to records of slots that one group serves, from given numbers on, until the client ends it. Any replica
+        of the group serves it. Without a gap, a repetition or a change of order within a slot, if the client goes on
+        elsewhere from what it was told last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Pipeline(self, request_iterator, context):
         """Batches of operations in both directions; results come in any order and carry the operation's id.
         """
@@ -238,6 +264,16 @@ def add_KVServicer_to_server(servicer, server):
                     servicer.Scan,
                     request_deserializer=raftkv_dot_v1_dot_kv__pb2.ScanRequest.FromString,
                     response_serializer=raftkv_dot_v1_dot_kv__pb2.ScanResponse.SerializeToString,
+            ),
+            'Cursor': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cursor,
+                    request_deserializer=raftkv_dot_v1_dot_kv__pb2.CursorRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_kv__pb2.CursorResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=raftkv_dot_v1_dot_kv__pb2.WatchRequest.FromString,
+                    response_serializer=raftkv_dot_v1_dot_kv__pb2.WatchResponse.SerializeToString,
             ),
             'Pipeline': grpc.stream_stream_rpc_method_handler(
                     servicer.Pipeline,
@@ -543,6 +579,60 @@ class KV:
             '/raftkv.v1.KV/Scan',
             raftkv_dot_v1_dot_kv__pb2.ScanRequest.SerializeToString,
             raftkv_dot_v1_dot_kv__pb2.ScanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cursor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.v1.KV/Cursor',
+            raftkv_dot_v1_dot_kv__pb2.CursorRequest.SerializeToString,
+            raftkv_dot_v1_dot_kv__pb2.CursorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/raftkv.v1.KV/Watch',
+            raftkv_dot_v1_dot_kv__pb2.WatchRequest.SerializeToString,
+            raftkv_dot_v1_dot_kv__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,13 @@ class KVStub:
     """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
     linearizable read.
     """
+    Cursor: _grpc.UnaryUnaryMultiCallable[_kv_pb2.CursorRequest, _kv_pb2.CursorResponse]
+    """How many mutations slots of one group have seen: where a watch of them would begin now."""
+    Watch: _grpc.UnaryStreamMultiCallable[_kv_pb2.WatchRequest, _kv_pb2.WatchResponse]
+    """What happens to records of slots that one group serves, from given numbers on, until the client ends it. Any replica
+    of the group serves it. Without a gap, a repetition or a change of order within a slot, if the client goes on
+    elsewhere from what it was told last.
+    """
     Pipeline: _grpc.StreamStreamMultiCallable[_kv_pb2.PipelineRequest, _kv_pb2.PipelineResponse]
     """Batches of operations in both directions; results come in any order and carry the operation's id."""
 
@@ -78,6 +85,13 @@ class KVAsyncStub(KVStub):
     Scan: _aio.UnaryUnaryMultiCallable[_kv_pb2.ScanRequest, _kv_pb2.ScanResponse]  # type: ignore[assignment]
     """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
     linearizable read.
+    """
+    Cursor: _aio.UnaryUnaryMultiCallable[_kv_pb2.CursorRequest, _kv_pb2.CursorResponse]  # type: ignore[assignment]
+    """How many mutations slots of one group have seen: where a watch of them would begin now."""
+    Watch: _aio.UnaryStreamMultiCallable[_kv_pb2.WatchRequest, _kv_pb2.WatchResponse]  # type: ignore[assignment]
+    """What happens to records of slots that one group serves, from given numbers on, until the client ends it. Any replica
+    of the group serves it. Without a gap, a repetition or a change of order within a slot, if the client goes on
+    elsewhere from what it was told last.
     """
     Pipeline: _aio.StreamStreamMultiCallable[_kv_pb2.PipelineRequest, _kv_pb2.PipelineResponse]  # type: ignore[assignment]
     """Batches of operations in both directions; results come in any order and carry the operation's id."""
@@ -168,6 +182,25 @@ class KVServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_kv_pb2.ScanResponse, _abc.Awaitable[_kv_pb2.ScanResponse]]:
         """Records of a range of keys in order, a page at a time, of slots that one group serves. Each page is one
         linearizable read.
+        """
+
+    @_abc_1.abstractmethod
+    def Cursor(
+        self,
+        request: _kv_pb2.CursorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.CursorResponse, _abc.Awaitable[_kv_pb2.CursorResponse]]:
+        """How many mutations slots of one group have seen: where a watch of them would begin now."""
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _kv_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kv_pb2.WatchResponse], _abc.AsyncIterator[_kv_pb2.WatchResponse]]:
+        """What happens to records of slots that one group serves, from given numbers on, until the client ends it. Any replica
+        of the group serves it. Without a gap, a repetition or a change of order within a slot, if the client goes on
+        elsewhere from what it was told last.
         """
 
     @_abc_1.abstractmethod

@@ -22,7 +22,7 @@ from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
-UNCHECKED = "from raftkv.store.meta import MetaStore\nMetaStore.check = lambda self, value: None\n"
+UNCHECKED = "from raftkv.store.meta import MetaStore\nMetaStore.check = lambda self, value, now: None\n"
 BAD = [("kv-4..prod:7449", "kv-4..prod:7549"), ("x", "y"), ("h:1", "h:1"), ("0.0.0.0:1", "127.0.0.1:99999")]
 
 
@@ -35,7 +35,8 @@ def cluster() -> Iterator[LocalCluster]:
 def ask_to_join(endpoints: str, address: str, peer_address: str) -> int:
     async def main() -> int:
         async with AdminClient(endpoints, timeout=30.0) as client:
-            return (await client.join(address, peer_address, secrets.token_hex(16))).node
+            token = await client.add_join_token()
+            return (await client.join(address, peer_address, secrets.token_hex(16), token=token)).node
 
     return asyncio.run(main())
 

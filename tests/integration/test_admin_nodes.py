@@ -120,6 +120,7 @@ def test_serve_joins_and_comes_back_as_the_same_node(
         first, second = (f"127.0.0.1:{port}" for port in free_ports(2))
         joining = ["--join", cluster.endpoints, "--address", first, "--peer-address", second]
         joining += ["--secret-file", str(cluster.folder / "peer.secret")]
+        joining += [f"--token={admin.json('node add')['token']}"]
         for _ in range(2):
             with serving(folder, *joining) as process:
                 until(lambda: (status := probe(first)) is not None and status.ready)

@@ -44,6 +44,7 @@ SHORT = (
             "short",
             "deaths, pauses, cuts and sick links while slots move",
             ("kill leader", "isolate with client", "one way", "lose answers", "latency"),
+            workloads=("watches", "registers", "transactions", "scans", "ttl"),
             operator=2.0,
         ),
         18.0,

@@ -1,9 +1,10 @@
 """Guarantee: whatever a program asks of a cluster, one call after the other, a dict would answer the same: of a real
-one, and of the one in memory that programs test with."""
+one, of one whose slots move meanwhile, and of the one in memory that programs test with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import Any, ClassVar
@@ -13,9 +14,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from raftkv import Client, ConditionFailed, CounterOverflow, NotANumber, RaftKVError, Record
+from raftkv import Client, ConditionFailed, CounterOverflow, NotANumber, RaftKVError, Record, Watch
+from raftkv.client.admin import AdminClient
 from raftkv.clock import SystemClock
 from raftkv.testing import FakeClient, LocalCluster
+from raftkv.v1 import admin_pb2
 from tests.waiting import PATIENCE, until
 
 NAMES = st.sampled_from("abc")
@@ -29,12 +32,17 @@ STEPS = st.lists(
 )
 
 
+Happened = tuple[str, str, bytes | None]
+
+
 class Dict:
-    """name -> (value, version, whether it expires). ``number``: the slot's mutations."""
+    """name -> (value, version, whether it expires). ``number``: the slot's mutations. ``events``: what a watch has not
+    told yet, in order; those of one list in any."""
 
     def __init__(self, number: int) -> None:
         self.records: dict[str, tuple[bytes, int, bool]] = {}
         self.number = number
+        self.events: list[list[Happened]] = []
 
     def value(self, name: str) -> bytes | None:
         return self.records[name][0] if name in self.records else None
@@ -45,6 +53,7 @@ class Dict:
     def write(self, name: str, value: bytes, ttl: float | None) -> int:
         self.number += 1
         self.records[name] = value, self.number, ttl is not None
+        self.events.append([("put", name, value)])
         return self.number
 
     def change(self, name: str, value: bytes, ttl: float | None) -> int:
@@ -52,9 +61,20 @@ class Dict:
         expires = self.records[name][2] if name in self.records else ttl is not None
         return self.write(name, value, 1.0 if expires else None)
 
-    def remove(self, name: str) -> bool:
-        self.number += name in self.records
-        return self.records.pop(name, None) is not None
+    def remove(self, name: str, change: str = "delete") -> bool:
+        if name not in self.records:
+            return False
+        del self.records[name]
+        self.number += 1
+        self.events.append([(change, name, None)])
+        return True
+
+    def remove_all(self, names: Sequence[str]) -> list[bool]:
+        """In any order."""
+        before = len(self.events)
+        done = [self.remove(name) for name in names]
+        self.events[before:] = [[one for batch in self.events[before:] for one in batch]]
+        return done
 
     def counted(self, name: str, delta: int) -> int:
         try:
@@ -73,7 +93,11 @@ class Program(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.tag = f"{{program {next(self.numbers)}}}"
+        self.slot = self.kv.slot_of(self.tag)
         self.model = Dict(self.kv.txn().get(self.tag).commit().number)
+        with self.kv.watch(prefix=self.tag) as watch:
+            assert next(watch).type == "live"
+            self.token = watch.token
 
     def _same(self, ask: Callable[[], Any], answer: Callable[[], Any]) -> None:
         """Both return the same, or fail in the same way."""
@@ -116,9 +140,9 @@ class Program(RuleBasedStateMachine):
         until(lambda: self.kv.get(self.tag + name) is None, "it expires")
         assert clock.now() - began >= 0.05, "never early"
         self.model.write(name, value, 0.05)
-        del self.model.records[name]
-        # How an expiry counts is not this test's.
-        self.model.number = self.kv.txn().get(self.tag).commit().number
+        # It takes its number when it goes, which is a moment after nobody sees it any more.
+        self.model.remove(name, "expire")
+        until(lambda: self.kv.txn().get(self.tag).commit().number == self.model.number, "it goes")
 
     @rule(name=NAMES, value=VALUES, ttl=TTLS)
     def create(self, name: str, value: bytes, ttl: float | None) -> None:
@@ -216,13 +240,58 @@ class Program(RuleBasedStateMachine):
         self.model.number += len(names)
         for name, one in zip(names, written, strict=True):
             self.model.records[name] = values[name], one.version, ttl is not None
+        inverse = {one.version: name for name, one in zip(names, written, strict=True)}
+        self.model.events += [[("put", name, values[name])] for _, name in sorted(inverse.items())]
         found = self.kv.get_many(self.tag + name for name in "cba")
         assert all(self._is(name, record) for name, record in zip("cba", found, strict=True))
 
     @rule(names=st.lists(NAMES, unique=True))
     def delete_many(self, names: list[str]) -> None:
         keys = [self.tag + name for name in names]
-        self._same(lambda: self.kv.delete_many(keys), lambda: [self.model.remove(name) for name in names])
+        self._same(lambda: self.kv.delete_many(keys), lambda: self.model.remove_all(names))
+
+    @rule(reverse=st.booleans(), limit=st.sampled_from([None, 1, 2]), keys_only=st.booleans())
+    def scan(self, reverse: bool, limit: int | None, keys_only: bool) -> None:
+        names = sorted(self.model.records, reverse=reverse)[:limit]
+        found = list(self.kv.scan(prefix=self.tag, reverse=reverse, limit=limit, keys_only=keys_only))
+        assert [record.key.decode() for record in found] == [self.tag + name for name in names]
+        assert keys_only or all(self._is(name, record) for name, record in zip(names, found, strict=True))
+
+    @rule(first=NAMES, behind=NAMES)
+    def count(self, first: str, behind: str) -> None:
+        within = [name for name in self.model.records if first <= name < behind]
+        assert self.kv.count(start=self.tag + first, end=self.tag + behind) == len(within)
+
+    @rule(name=st.sampled_from(["", "a"]))
+    def delete_prefix(self, name: str) -> None:
+        gone = [one for one in self.model.records if one.startswith(name)]
+        assert self.kv.delete_prefix(self.tag + name) == len(gone)
+        self.model.remove_all(gone)
+
+    @rule()
+    def watch(self) -> None:
+        """From where the last one ended: all that has happened since, once and in order."""
+        with self.kv.watch(prefix=self.tag, start=self.token) as watch:
+            for batch in self.model.events:
+                assert sorted(batch) == sorted(self._change(watch) for _ in batch)
+            self.model.events.clear()
+            self.token = watch.token
+
+    def _change(self, watch: Watch) -> Happened:
+        event = next(one for one in watch if one.type != "live")
+        return event.type, event.key.decode().removeprefix(self.tag), event.value
+
+    @rule()
+    def watch_with_what_is_there(self) -> None:
+        with self.kv.watch(prefix=self.tag, initial=True) as watch:
+            seen = {}
+            for event in watch:
+                if event.type == "live":
+                    break
+                assert event.type in ("initial", "whole")
+                if event.type == "initial":
+                    seen[event.key.decode().removeprefix(self.tag)] = event.value, event.version
+        assert seen == {name: record[:2] for name, record in self.model.records.items()}
 
     @rule(
         checks=st.lists(st.tuples(NAMES, st.sampled_from(["version", "value", "absent"]), st.booleans())),
@@ -260,11 +329,11 @@ class Program(RuleBasedStateMachine):
             )
 
         def answer() -> tuple[bool, list[Any], int]:
-            before = dict(model.records), model.number
+            before = dict(model.records), model.number, list(model.events)
             try:
                 return holds, [self._told(*step) for step in (steps if holds else otherwise)], model.number
             except RaftKVError:
-                model.records, model.number = before
+                model.records, model.number, model.events = before
                 raise
 
         self._same(ask, answer)
@@ -286,14 +355,37 @@ class Program(RuleBasedStateMachine):
         return after
 
 
+class MovingProgram(Program):
+    endpoints: ClassVar[str]
+
+    @rule()
+    def move(self) -> None:
+        """The slot goes to the other group, while the program goes on."""
+        asyncio.run(self._move())
+
+    async def _move(self) -> None:
+        async with AdminClient(self.endpoints, timeout=PATIENCE) as admin:
+            state = await admin.state()
+            if state.job is None or state.job.ended:
+                group = state.map.owners[self.slot]
+                move = admin_pb2.PlannedMove(slots=[self.slot], source=group, target=3 - group)
+                plan = admin_pb2.StartPlan(epoch=state.map.epoch, moves=[move], concurrency=1)
+                await admin.change(admin_pb2.ChangeRequest(start_plan=plan))
+
+
 @contextmanager
 def real() -> Iterator[Client]:
     with LocalCluster(nodes=1, groups=2) as cluster, Client(cluster.endpoints, timeout=PATIENCE) as kv:
+        MovingProgram.endpoints = cluster.endpoints
         yield kv
 
 
-@pytest.mark.parametrize("client", [real, FakeClient], ids=["real", "in memory"])
-def test_programs(client: Callable[[], AbstractContextManager[Client]]) -> None:
+@pytest.mark.parametrize(
+    ("client", "program"),
+    [(real, Program), (real, MovingProgram), (FakeClient, Program)],
+    ids=["real", "moving", "in memory"],
+)
+def test_programs(client: Callable[[], AbstractContextManager[Client]], program: type[Program]) -> None:
     usual = settings(
         derandomize=True,
         max_examples=25,
@@ -303,5 +395,5 @@ def test_programs(client: Callable[[], AbstractContextManager[Client]]) -> None:
     )
     with client() as kv:
         Program.kv, before = kv, next(Program.numbers)
-        run_state_machine_as_test(Program, settings=usual)
+        run_state_machine_as_test(program, settings=usual)
         assert next(Program.numbers) > before + 20

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import re
+import secrets
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 import raftkv
 from faults.abuse.peer import Impostor, identity_of, secret_of
+from raftkv.client.admin import AdminClient
+from raftkv.errors import ConditionFailed
 from raftkv.local.ports import free_ports
 from raftkv.node.credentials import VARIABLE
 from raftkv.peer.frames import Decoder, Encoder, framed
 from raftkv.peer.handshake import Secret
 from raftkv.peer.hello import HelloRefused, Reason
 from raftkv.testing import LocalCluster
+from raftkv.v1 import admin_pb2
 from tests.waiting import PATIENCE, until
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 GUESSED = Secret(b"a secret of another cluster", random.Random(0))
@@ -200,6 +207,60 @@ def unharmed_without_3(cluster: LocalCluster) -> None:
     assert None not in [cluster.pid(node) for node in (1, 2)]
     with raftkv.Client(cluster.endpoints, timeout=PATIENCE) as client:
         client.put("after", b"x")
+
+
+def run(question: Callable[[AdminClient], Awaitable[T]], endpoints: str) -> T:
+    async def main() -> T:
+        async with AdminClient(endpoints, timeout=PATIENCE) as client:
+            return await question(client)
+
+    return asyncio.run(main())
+
+
+async def asked_to_join(client: AdminClient, token: str) -> str:
+    """What became of a folder that nobody knows."""
+    first, second = secrets.randbelow(20_000) + 1, secrets.randbelow(20_000) + 20_001
+    try:
+        joined = await client.join(f"h:{first}", f"h:{second}", secrets.token_hex(16), token=token)
+    except ConditionFailed as refused:
+        return str(refused)
+    return f"node {joined.node}"
+
+
+def test_joins_by_the_hundred_leave_no_member_behind(cluster: LocalCluster) -> None:
+    """323 nodes joined in seconds."""
+
+    async def main(client: AdminClient) -> tuple[list[int], set[str]]:
+        told = {await asked_to_join(client, "" if number % 2 else secrets.token_urlsafe(32)) for number in range(100)}
+        return [node.id for node in (await client.state()).map.nodes], told
+
+    members, told = run(main, cluster.endpoints)
+    assert members == [1, 2, 3]
+    assert {text.partition(":")[0] for text in told} == {
+        "a join token is missing",
+        "the cluster does not know this join token, or it has expired",
+    }
+    assert any("refused to let the node at 'h:" in cluster.log(node, 10_000) for node in cluster.nodes)
+    unharmed(cluster)
+
+
+def test_a_join_token_is_used_once(cluster: LocalCluster) -> None:
+    async def main(client: AdminClient) -> tuple[list[str], list[int]]:
+        token = await client.add_join_token()
+        outcomes = [await asked_to_join(client, token) for _ in range(3)]
+        await client.change(admin_pb2.ChangeRequest(remove_node=4))
+        return outcomes, [node.id for node in (await client.state()).map.nodes]
+
+    outcomes, members = run(main, cluster.endpoints)
+    assert outcomes[0] == "node 4"
+    assert all("this join token was used already" in outcome for outcome in outcomes[1:])
+    assert members == [1, 2, 3]
+
+
+def test_who_asks_for_the_map_hears_no_incarnations(cluster: LocalCluster) -> None:
+    for question in (AdminClient.known, AdminClient.state):
+        nodes = run(question, cluster.endpoints).map.nodes
+        assert [(node.id, node.incarnation) for node in nodes] == [(1, ""), (2, ""), (3, "")]
 
 
 def test_a_node_that_others_may_reach_does_not_start_unless_that_is_meant(tmp_path: Path) -> None:

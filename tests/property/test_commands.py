@@ -11,6 +11,7 @@ from raftkv.commands.base import Write
 from raftkv.commands.registry import CLIENT_COMMANDS, PIPED, Piped
 from raftkv.commands.transactions import Transact
 from raftkv.errors import InvalidArgument
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.v1 import kv_pb2
 from tests.store_helpers import again
@@ -70,7 +71,7 @@ def test_operations_of_pipelines(asked: dict[str, Any], client: bytes, first: in
     assert op.refusal() is None
     assert op.placed(1024)
     assert filled(op, client, first) == op
-    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
+    assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
     if isinstance(op, Write):
         assert again([op]) == [op]
 
@@ -90,7 +91,7 @@ def test_requests(asked: dict[str, Any], client: bytes, sequence: int, first: in
     except InvalidArgument:
         return
     assert op.refusal() is None
-    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
+    assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
     if isinstance(op, Write):
         assert again([op]) == [op]
 
@@ -105,5 +106,5 @@ def test_transactions(asked: kv_pb2.Transaction) -> None:
     assert op.refusal() is None
     assert op.placed(1024)
     assert filled(op, op.client, op.first) == op
-    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
+    assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
     assert again([op]) == [op]

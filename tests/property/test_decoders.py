@@ -21,6 +21,7 @@ from raftkv.commands.results import Result
 from raftkv.commands.transactions import Check, GetStep, PutStep, Transact
 from raftkv.commands.updates import Increment
 from raftkv.errors import CorruptData, InvalidArgument, StorageError
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.peer.frames import Decoder, ProtocolViolation, framed
 from raftkv.peer.handshake import Accepting, Dialling, Secret
@@ -60,10 +61,12 @@ def changed(draw: st.DrawFn, rows: list[Any]) -> Any:
 OPS = unpack(encode([Put(3, b"k", b"v", client=b"c" * 16, seq=1, first=1), Cas(3, b"k", b"v", b"x"), Members(1)]))
 RESULTS = unpack(encode([[1, 0, Result(0, 5, b"v")], [1, 1, Result(2, detail="no")]]))
 MESSAGES: list[Any] = [
-    ["op", 1, 1000, 1, OPS],
+    ["op", 1, 1000, 1, 0, "user", OPS],
     ["re", RESULTS],
     ["epoch", 3],
     ["leads", [1, 2]],
+    ["room", False, True],
+    ["address", "h:1", "h:2"],
     ["map", b"map"],
     [1, int(Type.APPEND), 1, 1, 1, 1, 1, 1, [[1, b"x"]]],
     [1, int(Type.ACK), 1, 1, 1, True, 1, 1, [1, 1]],
@@ -73,6 +76,8 @@ READERS = {
     "re": messages.answers,
     "epoch": messages.epoch,
     "leads": messages.groups,
+    "room": messages.room,
+    "address": messages.addresses,
     "map": messages.encoded_map,
 }
 
@@ -154,7 +159,7 @@ def test_packed_messages_of_pipelines_are_read_or_refused(message: Any, junk: by
                 assert isinstance(op, get_args(Piped))
                 assert op.placed(1024) in (True, False)
                 if op.refusal() is None:
-                    assert messages.operations(messages.ask(1, 1, 1, [op])) == (1, 1, 1, [op])
+                    assert messages.operations(messages.ask(1, 1, Origin(1), [op])) == (1, 1, Origin(1), [op])
                     assert not isinstance(op, Write) or again([op]) == [op]
         try:
             answers = answers_of(kv_pb2.PipelineResponse(packed=data))

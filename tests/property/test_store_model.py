@@ -29,9 +29,10 @@ from raftkv.commands.transactions import (
 )
 from raftkv.commands.updates import Append, CompareAndDelete, GetAndDelete, Increment, Touch
 from raftkv.errors import Code
+from raftkv.store.history import Change, Event
 from raftkv.store.records import Store
 from raftkv.store.snapshot import StoreSnapshot
-from tests.store_helpers import again, in_order, restored
+from tests.store_helpers import again, events_in, in_order, restored
 
 SLOTS = 3
 IDLE = limits.SESSION_IDLE * 1000
@@ -51,10 +52,15 @@ class Model:
     firsts: dict[tuple[int, bytes], int] = field(default_factory=dict)
     used: dict[tuple[int, bytes], int] = field(default_factory=dict)
     floors: dict[int, bytes] = field(default_factory=dict)
+    events: dict[int, list[Event]] = field(default_factory=dict)
+    """By slot, all that ever happened."""
 
     def entry(self, now: int, ops: list[Write]) -> list[Result | None]:
         self.time = max(self.time, now)
         results = [self.command(op) for op in ops]
+        due = [(until, slot, key) for (slot, key), (_, _, until) in self.records.items() if 0 < until <= self.time]
+        for _, slot, key in sorted(due):
+            self.remove(slot, key, Change.EXPIRE)
         for (slot, client), last in list(self.used.items()):
             if last <= self.time - IDLE:
                 del self.used[slot, client], self.outcomes[slot, client], self.firsts[slot, client]
@@ -93,17 +99,25 @@ class Model:
             return None, 0, -1
         return value, version, expires - self.time if expires else -1
 
-    def number(self, slot: int) -> int:
-        self.counters[slot] = self.counters.get(slot, 0) + 1
-        return self.counters[slot]
+    def tell(self, slot: int, key: bytes, change: Change, value: bytes | None = None) -> int:
+        """Something happens, under the slot's next number."""
+        number = self.counters[slot] = self.counters.get(slot, 0) + 1
+        self.events.setdefault(slot, []).append(Event(slot, number, key, change, value, False))
+        return number
 
     def set(self, slot: int, key: bytes, value: bytes, ttl: int) -> int:
-        new = self.number(slot)
+        self.bury(slot, key)
+        new = self.tell(slot, key, Change.PUT, value)
         self.records[slot, key] = value, new, self.time + ttl if ttl else 0
         return new
 
-    def remove(self, slot: int, key: bytes) -> None:
-        self.number(slot)
+    def bury(self, slot: int, key: bytes) -> None:
+        """An expired record that a command meets goes first."""
+        if 0 < self.records.get((slot, key), (b"", 0, 0))[2] <= self.time:
+            self.remove(slot, key, Change.EXPIRE)
+
+    def remove(self, slot: int, key: bytes, change: Change) -> None:
+        self.tell(slot, key, change)
         del self.records[slot, key]
 
     def change(self, slot: int, key: bytes, value: bytes, ttl: int) -> int:
@@ -140,18 +154,23 @@ class Model:
             return Result(Code.OK, self.change(slot, key, after, op.ttl), after)
         if isinstance(op, Touch):
             if version and value is not None and (op.ttl or left >= 0):
-                self.number(slot)
+                self.tell(slot, key, Change.TOUCH)
                 self.records[slot, key] = value, version, self.time + op.ttl if op.ttl else 0
             return Result(Code.OK, version)
         if version:
-            self.remove(slot, key)
+            self.remove(slot, key, Change.DELETE)
         if isinstance(op, GetAndDelete) and version:
             return Result(Code.OK, version, value, left)
         return Result(Code.OK, version)
 
     def transact(self, op: Transact) -> Result:
         """On a copy, which is kept if all went well."""
-        slot, before = op.slot, (dict(self.records), dict(self.counters))
+        slot = op.slot
+        for step in (*op.steps, *op.otherwise):
+            self.bury(slot, step.key)
+        before = dict(self.records), dict(self.counters)
+        events = self.events.setdefault(slot, [])
+        first = len(events)
         succeeded = all(
             self.read(slot, check.key)[1] == check.expect
             if check.value is None
@@ -167,14 +186,16 @@ class Model:
                 told.append((self.set(slot, step.key, step.value, step.ttl), None, -1))
             elif isinstance(step, DeleteStep):
                 if version:
-                    self.remove(slot, step.key)
+                    self.remove(slot, step.key, Change.DELETE)
                 told.append((version, None, -1))
             else:
                 after = self.counted(slot, step.key, step.delta)
                 if isinstance(after, Code):
                     self.records, self.counters = before
+                    del events[first:]
                     return Result(after)
                 told.append((self.change(slot, step.key, after, step.ttl), after, -1))
+        events[first:-1] = [event._replace(more=True) for event in events[first:-1]]
         return Result(Code.OK, answer=TransactionAnswer(succeeded, tuple(told), self.counters.get(slot, 0)))
 
 
@@ -271,6 +292,10 @@ def test_store_does_what_the_model_does(history: list[Step]) -> None:
             store = restored(store.snapshot().chunks())
         assert store.digest() == replica.digest()
         assert in_order(store)
+        for slot in range(SLOTS):
+            found = events_in(store, slot)
+            assert found == events_in(replica, slot)
+            assert found == model.events.get(slot, [])[model.counters.get(slot, 0) - len(found) :]
         for slot in range(SLOTS):
             for key in KEYS:
                 value, version, ttl = model.read(slot, key)

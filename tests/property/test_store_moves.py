@@ -31,15 +31,18 @@ from raftkv.commands.moving import (
 )
 from raftkv.commands.records import Cas, Delete, Put
 from raftkv.commands.results import ExportPage, MoveReport, Result
+from raftkv.commands.transactions import Check, DeleteStep, GetStep, IncrementStep, PutStep, Transact
+from raftkv.commands.updates import Append, CompareAndDelete, GetAndDelete, Increment, Touch
 from raftkv.errors import Code
 from raftkv.store.records import Store
 from raftkv.store.slot import SlotState
-from tests.store_helpers import GROUP, again, final, in_order, restored, scan_of, state
+from tests.store_helpers import GROUP, again, events_in, final, in_order, restored, scan_of, state
 
 SLOTS = 3
 IDLE = limits.SESSION_IDLE * 1000
 KEYS = [b"a", b"b", b"c", b"d"]
 VALUES = [b"", b"1", b"x" * 30]
+KINDS = [Put, Put, Put, Delete, Cas, Increment, Append, Touch, GetAndDelete, CompareAndDelete, Transact, Transact]
 NOT_HERE = (Code.MOVED, Code.SLOT_MOVING)
 
 
@@ -154,6 +157,11 @@ class World:
                     reference = self.references[slot]
                     for key in KEYS:
                         assert store.read(slot, key) == reference.read(slot, key)
+                    # Each of them may have let older ones go.
+                    events, wanted = events_in(store, slot), events_in(reference, slot)
+                    most = min(len(events), len(wanted))
+                    assert events[len(events) - most :] == wanted[len(wanted) - most :]
+                    assert store.slot(slot).counter == reference.slot(slot).counter  # type: ignore[union-attr]
 
     # Moves
 
@@ -270,13 +278,27 @@ def write(pick: Pick) -> Command:
     who, seq = pick([0, 1, 2, 3]), pick([1, 2, 3, 4, 5, 6, 7, 8])
     slot, key = pick(range(SLOTS)), pick(KEYS)
     name = {"client": who.to_bytes(16, "big"), "seq": seq, "first": pick(range(seq + 1))} if who else {}
-    kind, expect, expected = pick([Put, Put, Delete, Cas]), pick([-1, -1, -1, 0, 1, 2, 3]), pick([None, *VALUES])
-    if kind is Delete:
-        return Delete(slot, key, expect, **name)
+    kind, expect, expected = pick(KINDS), pick([-1, -1, -1, 0, 1, 2, 3]), pick([None, *VALUES])
     value, ttl = pick(VALUES), pick([0, 0, 1, 5, 1000])
     if kind is Put:
         return Put(slot, key, value, expect, ttl, **name)
-    return Cas(slot, key, value, expected, ttl, **name)
+    if kind is Delete:
+        return Delete(slot, key, expect, **name)
+    if kind is Cas:
+        return Cas(slot, key, value, expected, ttl, **name)
+    if kind is Increment:
+        return Increment(slot, key, pick([1, -3]), ttl, **name)
+    if kind is Append:
+        return Append(slot, key, value, ttl, **name)
+    if kind is Touch:
+        return Touch(slot, key, ttl, expect, **name)
+    if kind is GetAndDelete:
+        return GetAndDelete(slot, key, **name)
+    if kind is CompareAndDelete:
+        return CompareAndDelete(slot, key, value, **name)
+    checks = (Check(pick(KEYS), pick([0, 1, 2])),) if pick([False, True]) else ()
+    steps = (PutStep(b"a", value, ttl), GetStep(b"a"), IncrementStep(b"b", 1, ttl), DeleteStep(b"c"))
+    return Transact(slot, checks, steps[: pick([2, 4])], steps[3:], **name)
 
 
 def action(pick: Pick) -> Action:

@@ -141,7 +141,7 @@ def test_a_replica_left_over_finds_the_leader() -> None:
         assert router.leader_of(GROUP) == leader
         new = next(node.id for node in shard_map.nodes if node.id not in group.voters)
         after = shard_map.with_group(type(group)(GROUP, (leader, other, new), (), group.founders))
-        router.on_map(after)
+        router.on_map(after, None)
         router.on_leads(other, [GROUP])
         assert router.leader_of(GROUP) == other
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 
 import pytest
 
 from raftkv.api.status import Problem
 from raftkv.cli.admin.jobs import plan_id
+from raftkv.store.meta_state import JoinToken
 from shards.planner import plan_slots
 from tests.admin_world import CLUSTER, SLOTS, Admin, World, world_of
 
@@ -127,7 +129,7 @@ def test_without_the_meta_group_a_copy_of_the_map_must_do(world: World, admin: A
 
 def test_another_node_at_an_address_is_not_taken_for_the_right_one(world: World, admin: Admin) -> None:
     with world_of(nodes=1, groups=1, cluster_id="9d4f7c52-9a3e-4a8e-8c0f-0a3a1b2c3d4e") as other:
-        world.command("add node", other.address(1), "127.0.0.1:99", "ab" * 16)
+        world.add_node(other.address(1), "127.0.0.1:99", "ab" * 16)
         report = admin.json("cluster health", code=5)
     assert "a node of another cluster answers at its address" in report["problems"][0]["text"]
 
@@ -304,7 +306,13 @@ def test_a_group_needs_nodes(world: World, admin: Admin) -> None:
 
 def test_how_to_join_is_shown(world: World, admin: Admin) -> None:
     assert admin("node add") == 0
-    assert admin.out == f"raftkv serve --join {world.endpoints} --data-dir DIR --address HOST:PORT --secret-file FILE\n"
+    line, _, token = admin.out.strip().partition(" --token=")
+    assert line == f"raftkv serve --join {world.endpoints} --data-dir DIR --address HOST:PORT --secret-file FILE"
+    (kept,) = world.meta.state.join_tokens.items()
+    assert kept == (sha256(token.encode()).digest(), JoinToken(kept[1].expires, ""))
+    assert token not in str(world.served), "the cluster knows no token, only what proves one"
+    assert admin.json("node add").keys() == {"command", "token"}
+    assert len(world.meta.state.join_tokens) == 2
 
 
 def test_a_node_gets_its_share(four: World, admin: Admin) -> None:

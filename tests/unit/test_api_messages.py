@@ -44,7 +44,7 @@ def test_a_cluster_s_state() -> None:
         waiting={1: "why"},
         draining=frozenset({3}),
     )
-    message = state_message(state, map_message(known, {1: 1}))
+    message = state_message(state, map_message(known, {1: 1}, to_member=True))
     assert state_of(admin_pb2.GetStateResponse.FromString(message.SerializeToString()), vouched=True) == state
     bare = admin_pb2.GetStateResponse(map=message.map)
     assert state_of(bare, vouched=False) == ClusterState(known, {1: 1}, False)

@@ -25,6 +25,7 @@ from raftkv.cli.common import Exit
 from raftkv.cli.console import Section, console, display, make_progress
 from raftkv.cli.main import run
 from raftkv.cli.program import Program
+from raftkv.client.admin import AdminClient
 from raftkv.errors import RaftKVError, Unavailable
 from raftkv.local.cluster import LocalProcesses
 from raftkv.local.ports import free_ports
@@ -151,9 +152,16 @@ def test_the_program_is_named_such_that_a_shell_finds_it(tmp_path: Path, monkeyp
     assert shlex.split(_command()) == [str(folder / "raftkv")]
 
 
-def test_the_command_that_joins_a_node_is_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_that_joins_a_node_is_quoted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def token(_: AdminClient) -> str:
+        return "-token"
+
+    monkeypatch.setattr(AdminClient, "add_join_token", token)
     assert run_admin(["--endpoints", "[::1]:7401", "node", "add"]) == Exit.DONE
-    assert shlex.split(capsys.readouterr().out)[:4] == ["raftkv", "serve", "--join", "[::1]:7401"]
+    words = shlex.split(capsys.readouterr().out)
+    assert (words[:4], words[-1]) == (["raftkv", "serve", "--join", "[::1]:7401"], "--token=-token")
     assert "'[::1]:7401'" in (run_admin(["--endpoints", "[::1]:7401", "node", "add"]), capsys.readouterr().out)[1]
 
 
@@ -256,7 +264,7 @@ def test_no_hint_at_up_for_a_node_that_joins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("raftkv.local.joining._TIMEOUT", 0.3)
-    monkeypatch.setenv("RAFTKV_PEER_SECRET", "known to all nodes")
+    monkeypatch.setenv("RAFTKV_SECURITY_SECRET", "known to all nodes")
     (port,) = free_ports(1)
     words = ["serve", "--join", "127.0.0.1:1", "--data-dir", str(tmp_path), "--address", f"127.0.0.1:{port}"]
     monkeypatch.setattr("raftkv.local.joining._take_in", _unavailable)

@@ -19,6 +19,7 @@ from raftkv.commands.transactions import Check as TransactionCheck
 from raftkv.commands.transactions import DeleteStep, GetStep, IncrementStep, PutStep, Transact
 from raftkv.commands.updates import Append, CompareAndDelete, GetAndDelete, Increment, Touch
 from raftkv.frontend.grpc.kv import KVService
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.v1 import kv_pb2
 
@@ -119,13 +120,13 @@ def test_an_entry_of_the_log_is_what_it_was() -> None:
 
 @pytest.mark.parametrize("op", SOME, ids=lambda op: op.name)
 def test_nodes_ask_each_other_for_commands_of_slots_and_groups(op: Command) -> None:
-    assert messages.operations(messages.ask(1, 2, 3, [op])) == (1, 2, 3, [op])
+    assert messages.operations(messages.ask(1, 2, Origin(3), [op])) == (1, 2, Origin(3), [op])
 
 
 @pytest.mark.parametrize("op", [Tick(), Genesis((1,)), FormCluster(b"map")], ids=lambda op: op.name)
 def test_what_leaders_propose_nobody_may_ask_for(op: Command) -> None:
     with pytest.raises(messages.Malformed):
-        messages.operations(messages.ask(1, 2, 3, [op]))
+        messages.operations(messages.ask(1, 2, Origin(3), [op]))
 
 
 @pytest.mark.parametrize("op", [op for op in SOME if op.reads], ids=lambda op: op.name)
@@ -147,7 +148,7 @@ def test_commands_of_clients_are_those_of_the_protocol() -> None:
     for name, number in kv_pb2.Kind.items():
         assert PIPED[number] is CLIENT_COMMANDS[number], name
     methods = kv_pb2.DESCRIPTOR.services_by_name["KV"].methods_by_name
-    assert {kind.rpc for kind in CLIENT_COMMANDS.values() if kind.rpc} == set(methods) - {"Pipeline"}
+    assert {kind.rpc for kind in CLIENT_COMMANDS.values() if kind.rpc} == set(methods) - {"Pipeline", "Watch"}
     assert all(name in vars(KVService) for name in methods)
 
 

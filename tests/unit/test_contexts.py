@@ -143,11 +143,11 @@ def test_a_file_that_is_no_contexts_is_named(file: Path, text: str) -> None:
 
 
 def test_urls() -> None:
-    assert parse_url("raftkv://a:1,b:2") == (("a:1", "b:2"), None)
-    assert parse_url("raftkvs://[::1]:1/?ca=ca.pem") == (("[::1]:1",), TLS("ca.pem"))
-    assert parse_url("RAFTKV://a:1,[::1]:2,[::2]:3") == (("a:1", "[::1]:2", "[::2]:3"), None)
+    assert parse_url("raftkv://a:1,b:2") == (("a:1", "b:2"), None, None)
+    assert parse_url("raftkvs://[::1]:1/?ca=ca.pem") == (("[::1]:1",), TLS("ca.pem"), None)
+    assert parse_url("RAFTKV://a:1,[::1]:2,[::2]:3") == (("a:1", "[::1]:2", "[::2]:3"), None, None)
     url = "raftkvs://a:1?ca=%2Fetc%2Fca.pem&cert=c&key=k&server_name=node-1.x"
-    assert parse_url(url) == (("a:1",), TLS("/etc/ca.pem", "c", "k", "node-1.x"))
+    assert parse_url(url) == (("a:1",), TLS("/etc/ca.pem", "c", "k", "node-1.x"), None)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_urls() -> None:
         ("a:1", "begins with raftkv://"),
         ("raftkv://", "no endpoint is given"),
         ("raftkv://a", "not of the form host:port"),
-        ("raftkv://token@a:1", "^a cluster's URL names no user$"),
-        ("raftkvs://token@a:1?ca=x", "^a cluster's URL names no user$"),
+        ("raftkv://to ken@a:1", "^a token has ASCII letters, digits and signs only$"),
+        ("raftkvs://@a:1?ca=x", "a token of 0 characters"),
         ("raftkv://a:1/db", "no path"),
         ("raftkv://a:1?ca=x", "raftkv:// has no TLS"),
         ("raftkvs://a:1", "needs .ca=FILE"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def config(security: Mapping[str, Any] | None = None, **node: Any) -> NodeConfig
         "security": dict(security or {}),
         "nodes": [{"id": 1, "address": "127.0.0.1:7401", "peer_address": "127.0.0.1:7501"}],
     }
-    return parse_config(raw, "test")
+    return parse_config(raw, "test", os.environ)
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +40,12 @@ def test_a_secret_is_found_in_a_file_or_in_a_variable(tmp_path: Path, monkeypatc
     file, other = tmp_path / "peer.secret", tmp_path / "other"
     file.write_text("known to all nodes\n")
     other.write_text("known to no node at all")
-    monkeypatch.setenv(VARIABLE, " known to all nodes ")
-    by_variable = proof()
+    by_file = proof({"secret_file": str(file)})
+    with monkeypatch.context() as patch:
+        patch.setenv(VARIABLE, " known to all nodes ")
+        assert proof() == proof({"secret_file": str(other)}) == by_file
     monkeypatch.setenv(FILE_VARIABLE, str(other))
-    by_other_file = proof()
-    assert proof({"secret_file": str(file)}) == by_variable != by_other_file
+    assert proof() == proof({"secret": "known to no node at all"}) != by_file
 
 
 def test_a_missing_or_short_secret_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +53,9 @@ def test_a_missing_or_short_secret_is_named(tmp_path: Path, monkeypatch: pytest.
         peer_secret(config())
     with pytest.raises(ConfigError, match="security.secret_file: .*none: cannot read it: No such file"):
         peer_secret(config({"secret_file": str(tmp_path / "none")}))
+    (tmp_path / "short").write_text("short")
+    with pytest.raises(ConfigError, match=r"security\.secret_file: .*short: the secret has 5 bytes, the least is 16$"):
+        peer_secret(config({"secret_file": str(tmp_path / "short")}))
     monkeypatch.setenv(VARIABLE, "short")
     with pytest.raises(ConfigError, match=f"^{VARIABLE}: the secret has 5 bytes, the least is 16$"):
         peer_secret(config())

@@ -17,11 +17,15 @@ from raftkv.errors import Code
 from raftkv.node.control import GroupOperations
 from raftkv.store.copying import Summary
 from raftkv.store.digest import CheckDigest, ContentDigest, content_digest, slot_digest
+from raftkv.store.history import History
 from raftkv.store.packed import packed
 from raftkv.store.records import Store
 from raftkv.store.sessions import Session
 from raftkv.store.slot import Slot
+from raftkv.store.snapshot import Rest
 from tests.store_helpers import GROUP, exported, one
+
+NOTHING = Rest(0, True, [], [], {})
 
 
 class Counted(dict[bytes, bytes]):
@@ -50,11 +54,11 @@ def filled(records: int, longest: int = 0, sessions: int = 0) -> Slot:
 @pytest.mark.parametrize(
     ("records", "longest", "sessions", "dirty", "digest"),
     [
-        (0, 0, 0, False, "19bd0941ee8d3e5e1460ef5ff353ba98"),
-        (1, 9, 1, True, "2bf24fc9eff6f158da61450e0dc16760"),
-        (33, 100, 0, False, "fc847cd01b9edabc202ff1955897f64d"),
-        (64, 40_000, 3, False, "4c7dbdb3b2f05a3c5d92768422e50c29"),
-        (5000, 9, 50, True, "79eec67ca5cbbfeb91e97672dcdd8183"),
+        (0, 0, 0, False, "d3aac934ccce73539fa915f39a6695ea"),
+        (1, 9, 1, True, "00633a17ba26aa47bc49b100dad01af8"),
+        (33, 100, 0, False, "dc9f29c26d8db2403a9730d68f2f6aff"),
+        (64, 40_000, 3, False, "c31b3f287ac329ca37e0fdf4c210d077"),
+        (5000, 9, 50, True, "b7e37369ff0d7c13d15e25d72b2e45ee"),
     ],
 )
 def test_digests_are_those_of_all_versions(records: int, longest: int, sessions: int, dirty: bool, digest: str) -> None:
@@ -69,7 +73,7 @@ def test_no_piece_is_long() -> None:
     slot = filled(10_000, 20, 30)
     expected = slot_digest(slot)
     slot.records = Counted(slot.records)
-    check = CheckDigest([], [slot.image()])
+    check = CheckDigest(NOTHING, [slot.image()], History().image())
     most = steps = 0
     done = False
     while not done:
@@ -88,28 +92,29 @@ def test_large_values_are_pieces_of_their_own() -> None:
     slot = Slot(7)
     for number in range(40):
         slot.store(b"%02d" % number, packed(b"x" * 100_000, number + 1, 0))
-    digest = ContentDigest([slot], 0)
+    digest = ContentDigest([slot], [], [0], 7)
     pieces = 1
     while digest.advance(1) is None:
         pieces += 1
     assert pieces >= 40
-    assert digest.advance(1) == content_digest([slot])
+    assert digest.advance(1) == content_digest([slot], [], [0], 7)
     digest.close()
     assert slot.pins == 0
 
 
 def test_a_digest_in_pieces_is_of_the_moment_it_began() -> None:
     slot = filled(3000, 9, 9)
-    before = content_digest([slot], 10)
-    digest = ContentDigest([slot], 10)
-    assert digest.is_of([slot])
+    before = content_digest([slot], [], [0], 7)
+    digest = ContentDigest([slot], [], [0], 7)
+    assert digest.is_of([slot], [0], 7)
+    assert not digest.is_of([slot], [1], 7)
     digest.advance(2)
     slot.detach()
     slot.store(b"new", packed(b"x", 9, 0))
-    assert not digest.is_of([slot])
+    assert not digest.is_of([slot], [0], 7)
     while digest.advance(9) is None:
         pass
-    assert digest.result == before != content_digest([slot], 10)
+    assert digest.result == before != content_digest([slot], [], [0], 7)
     digest.close()
     digest.close()
     assert slot.pins == 0

@@ -88,7 +88,7 @@ def test_the_table_of_errors_is_that_of_the_code() -> None:
 
 
 def test_the_table_of_built_in_errors_is_that_of_the_code() -> None:
-    builtin = (TimeoutError, ConnectionError, ValueError, RuntimeError, OverflowError)
+    builtin = (TimeoutError, ConnectionError, ValueError, RuntimeError, OverflowError, PermissionError)
     rows = {
         name: set(re.findall(r"\w+", bases))
         for names, bases, _ in table(DOCS / "protocol.md", "exception")

@@ -15,6 +15,7 @@ from raftkv.commands.registry import Piped
 from raftkv.commands.results import Result
 from raftkv.commands.transactions import Check, GetStep, Transact
 from raftkv.errors import Code, TooLarge
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.peer.frames import Encoder
 from raftkv.raft.messages import Type, check
@@ -111,7 +112,7 @@ def test_an_entry_has_no_more_steps_than_a_message() -> None:
 @pytest.mark.parametrize("length", [17, 2**20])
 def test_client_ids_of_another_length_are_malformed(length: int) -> None:
     with pytest.raises(messages.Malformed):
-        messages.operations(messages.ask(1, 1, 1, [Put(0, b"k", b"v", client=b"c" * length, seq=1, first=1)]))
+        messages.operations(messages.ask(1, 1, Origin(1), [Put(0, b"k", b"v", client=b"c" * length, seq=1, first=1)]))
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from typing import Any
 
 import pytest
 
-from raftkv import ConditionFailed, CrossSlot, InvalidArgument, NotANumber, TooLarge
+from raftkv import (
+    CodecError,
+    ConditionFailed,
+    CrossSlot,
+    InvalidArgument,
+    NotANumber,
+    TooLarge,
+    UsageError,
+    Watch,
+    WatchEvent,
+    codecs,
+)
 from raftkv.testing import FakeAsyncClient, FakeClient, FakeCluster
+from tests.waiting import PATIENCE
 
 
 def test_clients_of_several_threads_share_it() -> None:
@@ -73,3 +87,52 @@ def test_what_was_left_expires_as_time_passes() -> None:
         assert record is not None
         assert record.expires_at is not None
         assert kv.count() == 1
+
+
+def test_watches_hear_of_writes_in_any_thread_and_of_what_expires() -> None:
+    cluster = FakeCluster()
+    with cluster.client() as kv, cluster.client() as writer, kv.watch(prefix="{w}") as watch:
+        assert next(watch).type == "live"
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(lambda: [next(watch) for _ in range(3)])
+            writer.put("other", "0")
+            writer.txn().put("{w}a", "1").put("{w}b", "2").commit()
+            writer.put("{w}c", "3", ttl=60)
+            assert [(event.key, event.value, event.more) for event in reading.result(PATIENCE)] == [
+                (b"{w}a", b"1", True),
+                (b"{w}b", b"2", False),
+                (b"{w}c", b"3", False),
+            ]
+            reading = pool.submit(lambda: [next(watch)])
+            watch.sync()
+            cluster.advance(60)
+            assert [(event.type, event.key) for event in reading.result(PATIENCE)] == [("expire", b"{w}c")]
+        token = watch.token
+        kv.close()
+        with pytest.raises(UsageError, match="closed"):
+            next(watch)
+    with cluster.client() as kv:
+        kv.delete("{w}a")
+        with kv.watch(prefix="{w}", start=token) as watch:
+            assert [next(watch).type for _ in range(2)] == ["delete", "live"]
+
+
+def test_a_watch_with_a_codec_goes_on_behind_what_it_cannot_read() -> None:
+    cluster = FakeCluster()
+    with cluster.client() as plain, cluster.client(codec=codecs.JSON) as kv, kv.watch(key="k") as watch:
+        assert next(watch).type == "live"
+        plain.put("k", "not JSON")
+        kv.put("k", {"n": [1]})
+        kv.delete("k")
+        with pytest.raises(CodecError) as caught:
+            next(watch)
+        assert (caught.value.key, caught.value.data) == (b"k", b"not JSON")
+        assert [next(watch).value for _ in range(2)] == [{"n": [1]}, None]
+    with cluster.client(codec=codecs.JSON) as kv:
+        kv.put("k", 7)
+        with kv.watch(prefix="k", initial=True) as watch:
+            assert [event.value for event in _until_live(watch) if event.type == "initial"] == [7]
+
+
+def _until_live(watch: Watch[Any]) -> list[WatchEvent[Any]]:
+    return list(takewhile(lambda event: event.type != "live", watch))

@@ -61,16 +61,16 @@ def test_what_does_not_fit_together_is_told_before_the_cluster_is_asked(
     wrong = {**given, **{key: given[value] for key, value in changed.items()}}
     options = {key: given.get(value, value) for key, value in options.items()}
     with pytest.raises(ConfigError) as caught:
-        join(world.endpoints, tmp_path, Places(**wrong), node_options=options)
+        join(world.endpoints, tmp_path, Places(**wrong), node_options=options, token=world.join_token())
     assert told in str(caught.value)
     assert members(world) == [1, 2, 3]
     # The same folder, set right, is the next node.
-    assert join(world.endpoints, tmp_path, Places(**given)).node.id == 4
+    assert join(world.endpoints, tmp_path, Places(**given), token=world.join_token()).node.id == 4
 
 
 def test_a_bad_dial_leaves_no_member_behind(world: World, at: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dial\.1"):
-        join(world.endpoints, tmp_path, Places(*at[:2]), dial={1: "a..b:1"})
+        join(world.endpoints, tmp_path, Places(*at[:2]), dial={1: "a..b:1"}, token=world.join_token())
     assert members(world) == [1, 2, 3]
 
 
@@ -81,7 +81,7 @@ def test_a_port_in_use_leaves_no_member_behind(world: World, at: list[str], tmp_
         socket.create_server((host, int(port))),
         pytest.raises(JoinError, match=f"cannot listen at {at[which]}: "),
     ):
-        join(world.endpoints, tmp_path, Places(*at[:2]), node_options={"metrics": at[2]})
+        join(world.endpoints, tmp_path, Places(*at[:2]), node_options={"metrics": at[2]}, token=world.join_token())
     assert members(world) == [1, 2, 3]
 
 
@@ -89,22 +89,22 @@ def test_a_port_in_use_leaves_no_member_behind(world: World, at: list[str], tmp_
 def test_an_address_of_another_node_leaves_no_member_and_no_note(
     world: World, at: list[str], tmp_path: Path, given: str
 ) -> None:
-    world.command("add node", "kv-4:7449", "kv-4:7549", "ab" * 16)
+    world.add_node("kv-4:7449", "kv-4:7549", "ab" * 16)
     with pytest.raises(JoinError, match=f"node 4 has the address {given} already"):
-        join(world.endpoints, tmp_path, Places(at[0], given, peer_listen=at[1]))
+        join(world.endpoints, tmp_path, Places(at[0], given, peer_listen=at[1]), token=world.join_token())
     assert members(world) == [1, 2, 3, 4]
     assert not (tmp_path / "join.json").exists()
-    assert join(world.endpoints, tmp_path, Places(*at[:2])).node.id == 5
+    assert join(world.endpoints, tmp_path, Places(*at[:2]), token=world.join_token()).node.id == 5
 
 
 def test_a_folder_with_the_log_of_another_node_is_refused_first(world: World, at: list[str], tmp_path: Path) -> None:
     (tmp_path / "wal").mkdir()
     with pytest.raises(JoinError, match="use an empty folder"):
-        join(world.endpoints, tmp_path, Places(*at[:2]))
+        join(world.endpoints, tmp_path, Places(*at[:2]), token=world.join_token())
     (tmp_path / "wal").rmdir()
     (tmp_path / "identity.json").write_text("{}")
     with pytest.raises(JoinError, match=r"identity\.json: damaged"):
-        join(world.endpoints, tmp_path, Places(*at[:2]))
+        join(world.endpoints, tmp_path, Places(*at[:2]), token=world.join_token())
     assert members(world) == [1, 2, 3]
 
 
@@ -112,8 +112,8 @@ def test_addresses_noted_by_an_earlier_version_are_checked(world: World, at: lis
     note = {"format": 1, "incarnation": "ab" * 16, "address": "kv-4..prod:7449", "peer_address": at[1]}
     (tmp_path / "join.json").write_text(json.dumps(note))
     with pytest.raises(ConfigError, match=r"--address: address 'kv-4\.\.prod:7449'"):
-        join(world.endpoints, tmp_path, Places())
-    config = join(world.endpoints, tmp_path, Places(*at[:2]))
+        join(world.endpoints, tmp_path, Places(), token=world.join_token())
+    config = join(world.endpoints, tmp_path, Places(*at[:2]), token=world.join_token())
     assert (config.node.id, world.map.node(4).incarnation) == (4, "ab" * 16)
 
 
@@ -122,10 +122,10 @@ def test_addresses_that_are_refused_do_not_take_the_place_of_those_taken_in(
 ) -> None:
     note = {"format": 1, "incarnation": "ab" * 16, "address": at[0], "peer_address": at[1]}
     (tmp_path / "join.json").write_text(json.dumps(note))
-    world.command("add node", at[0], at[1], "ab" * 16)
+    world.add_node(at[0], at[1], "ab" * 16)
     with pytest.raises(JoinError, match=f"node 4 joined .* with other addresses, {at[0]} and {at[1]}"):
-        join(world.endpoints, tmp_path, Places(at[2], at[3]))
-    assert join(world.endpoints, tmp_path, Places()).node.address == at[0]
+        join(world.endpoints, tmp_path, Places(at[2], at[3]), token=world.join_token())
+    assert join(world.endpoints, tmp_path, Places(), token=world.join_token()).node.address == at[0]
     assert members(world) == [1, 2, 3, 4]
 
 
@@ -136,7 +136,7 @@ def test_what_is_in_the_map_already_keeps_nobody_from_joining(world: World, at: 
     for number, addresses in enumerate(bad, start=4):
         shard_map = shard_map.with_node(Node(number, *addresses, f"{number:032x}"))
     world.meta.state = replace(world.meta.state, map=shard_map, last_node=8)
-    config = join(world.endpoints, tmp_path, Places(*at[:2]))
+    config = join(world.endpoints, tmp_path, Places(*at[:2]), token=world.join_token())
     assert config.node.id == 9
     assert [peer.id for peer in load_config(tmp_path / CONFIG).nodes] == [1, 2, 3, 9]
     assert members(world) == list(range(1, 10)), "the map itself is left alone"

@@ -46,7 +46,7 @@ def places() -> Places:
 
 def test_a_folder_becomes_a_node_of_the_cluster(world: World, places: Places, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "node"
-    config = join(world.endpoints, folder, places)
+    config = join(world.endpoints, folder, places, token=world.join_token())
     assert config == load_config(folder / CONFIG)
     assert (config.node.id, config.node.joined, config.node.data_dir) == (4, True, str(folder))
     assert (config.node.address, config.node.listen) == (places.address, places.address)
@@ -68,14 +68,14 @@ def test_a_folder_becomes_a_node_of_the_cluster(world: World, places: Places, tm
 
 
 def test_once_joined_it_is_not_asked_for_again(world: World, places: Places, tmp_path: Path) -> None:
-    config = join(world.endpoints, tmp_path, places)
+    config = join(world.endpoints, tmp_path, places, token=world.join_token())
     epoch = world.map.epoch
-    assert join(world.endpoints, tmp_path, Places()) == config
-    assert join(world.endpoints, tmp_path, places) == config
+    assert join(world.endpoints, tmp_path, Places(), token=world.join_token()) == config
+    assert join(world.endpoints, tmp_path, places, token=world.join_token()) == config
     assert join("127.0.0.1:1", tmp_path, places) == config
     assert world.map.epoch == epoch
     with pytest.raises(ConfigError, match=r"joined with --address .*, not 127\.0\.0\.1:9"):
-        join(world.endpoints, tmp_path, Places("127.0.0.1:9"))
+        join(world.endpoints, tmp_path, Places("127.0.0.1:9"), token=world.join_token())
 
 
 @pytest.mark.parametrize("step", ["_take_in", "_settle", "render"])
@@ -88,9 +88,9 @@ def test_an_interrupted_join_goes_on_as_the_same_node(
     with monkeypatch.context() as patch:
         patch.setattr(joining, step, stop)
         with pytest.raises(KeyboardInterrupt):
-            join(world.endpoints, tmp_path, places)
+            join(world.endpoints, tmp_path, places, token=world.join_token())
     # The addresses are remembered with the incarnation.
-    config = join(world.endpoints, tmp_path, Places())
+    config = join(world.endpoints, tmp_path, Places(), token=world.join_token())
     assert (config.node.id, config.node.address) == (4, places.address)
     assert [node.id for node in world.map.nodes] == [1, 2, 3, 4]
 
@@ -102,9 +102,9 @@ def test_nobody_there(tmp_path: Path, places: Places) -> None:
 
 
 def test_an_address_of_another_node_is_refused(world: World, places: Places, tmp_path: Path) -> None:
-    world.command("add node", places.address, "127.0.0.1:99", "ab" * 16)
+    world.add_node(str(places.address), "127.0.0.1:99", "ab" * 16)
     with pytest.raises(JoinError, match="node 4 has the address"):
-        join(world.endpoints, tmp_path, places)
+        join(world.endpoints, tmp_path, places, token=world.join_token())
 
 
 def test_a_port_in_use_is_told_before_the_cluster_has_a_member_more(
@@ -113,45 +113,45 @@ def test_a_port_in_use_is_told_before_the_cluster_has_a_member_more(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         used = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(JoinError, match=f"cannot listen at {used}"):
-            join(world.endpoints, tmp_path, Places(places.address, used))
+            join(world.endpoints, tmp_path, Places(places.address, used), token=world.join_token())
     assert len(world.map.nodes) == 3
 
 
 def test_a_folder_of_another_cluster_is_refused(world: World, places: Places, tmp_path: Path) -> None:
-    join(world.endpoints, tmp_path, places)
+    join(world.endpoints, tmp_path, places, token=world.join_token())
     with world_of(nodes=1, groups=1, cluster_id="9d4f7c52-9a3e-4a8e-8c0f-0a3a1b2c3d4e") as other:
         with pytest.raises(JoinError, match=f"belongs to cluster {CLUSTER}, but at .* is cluster 9d4f"):
-            join(other.endpoints, tmp_path, places)
+            join(other.endpoints, tmp_path, places, token=other.join_token())
         # Also where it was interrupted before it had a configuration.
         (tmp_path / CONFIG).unlink()
         with pytest.raises(JoinError, match="belongs to another cluster"):
-            join(other.endpoints, tmp_path, places)
+            join(other.endpoints, tmp_path, places, token=other.join_token())
         assert len(other.map.nodes) == 1
 
 
 def test_a_folder_of_a_founder_is_refused(world: World, places: Places, tmp_path: Path) -> None:
     DataFolder.open(OsFileSystem(), str(tmp_path), CLUSTER, 2, random.Random(1)).close()
     with pytest.raises(JoinError, match="is already a node's data folder"):
-        join(world.endpoints, tmp_path, places)
+        join(world.endpoints, tmp_path, places, token=world.join_token())
 
 
 def test_a_removed_node_does_not_come_back(world: World, places: Places, tmp_path: Path) -> None:
-    join(world.endpoints, tmp_path, places)
+    join(world.endpoints, tmp_path, places, token=world.join_token())
     world.command("remove node", 4)
     with pytest.raises(JoinError, match="node 4 has been removed"):
-        join(world.endpoints, tmp_path, places)
+        join(world.endpoints, tmp_path, places, token=world.join_token())
 
 
 def test_two_at_a_time_are_refused(world: World, places: Places, tmp_path: Path) -> None:
     lock = OsFileSystem().lock(str(tmp_path / "join.lock"))
     with pytest.raises(DataFolderInUse):
-        join(world.endpoints, tmp_path, places)
+        join(world.endpoints, tmp_path, places, token=world.join_token())
     lock.release()
 
 
 def test_the_peer_port_is_a_hundred_above(world: World, tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    config = join(world.endpoints, tmp_path, Places(f"127.0.0.1:{port}"))
+    config = join(world.endpoints, tmp_path, Places(f"127.0.0.1:{port}"), token=world.join_token())
     assert config.node.peer_address == f"127.0.0.1:{port + 100}"
     assert joining._peer_address("[::1]:7404") == "[::1]:7504"
     with pytest.raises(ConfigError, match="--peer-address is missing"):
@@ -224,6 +224,7 @@ def test_serve_joins_and_serves(
 
     monkeypatch.setattr("raftkv.node.main.serve", serve)
     command = ["serve", "--join", world.endpoints, "--data-dir", str(tmp_path), "--address", str(places.address)]
+    command += ["--token", world.join_token()]
     assert run([*command, "--peer-address", str(places.peer_address)]) == 0
     assert "joined cluster" in capsys.readouterr().err
     assert run(command) == 0

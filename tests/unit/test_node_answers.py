@@ -71,7 +71,11 @@ def test_answers_of_one_turn_count_before_they_are_sent() -> None:
         clock, peers = ManualClock(), RecordingPeers()
         leaders = Leaders(2, NoGroups(), peers)
         forwarding = Forwarding(
-            leaders=leaders, peers=peers, clock=clock, first_number=1, ended=lambda request, result: None
+            leaders=leaders,
+            peers=peers,
+            clock=clock,
+            first_number=1,
+            ended=lambda request, result: None,
         )
         for number in range(3):
             forwarding.answer(1, number, 0, VALUE)

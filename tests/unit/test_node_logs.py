@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -222,3 +224,67 @@ def test_it_is_limited_and_says_at_the_end_what_was_left_out(output: Output, tmp
     log.warning("the log is closed")
     said = "more from h in the last minute, the latest: scan"
     assert lines(path) == ["scan 0", f"2 {said} 2", f"1 {said} 3"]
+
+
+def objects(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+
+
+def test_json_is_one_object_a_line_with_all_that_is_known(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "node.log"
+    output.log.use(section(log_file=str(path), log_format="json"))
+    log.warning("link to node %d: %s", 2, "down", extra=limited("node 2", "ab12/7"))
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        log.exception("it failed")
+    told, failed = objects(path)
+    assert datetime.fromisoformat(told.pop("time")).tzinfo == UTC
+    assert told == {
+        "level": "warning",
+        "node": 7,
+        "logger": "raftkv.test",
+        "message": "link to node 2: down",
+        "request": "ab12/7",
+    }
+    assert (failed["level"], failed["message"]) == ("error", "it failed")
+    assert failed["traceback"].startswith("Traceback (most recent call last):\n")
+    assert failed["traceback"].endswith("ValueError: two\nlines")
+    assert "request" not in failed
+
+
+def test_no_text_breaks_a_json_line(output: Output, tmp_path: Path) -> None:
+    path, text = tmp_path / "node.log", 'a\n}{"\x00\x1b[2J\x7f\x9b\u2028 \udcff é漢😀'
+    output.log.use(section(log_file=str(path), log_format="json"))
+    log.warning("refused: %s", text)
+    (line,) = path.read_text(encoding="ascii").splitlines()
+    assert line.isprintable()
+    assert json.loads(line)["message"] == f"refused: {text}"
+
+
+def test_lines_that_are_left_out_and_lost_are_told_in_json_too(
+    output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, disk = tmp_path / "node.log", Disk(monkeypatch)
+    output.log.use(section(log_file=str(path), log_format="json"))
+    for number in range(3):
+        log.info("scan %d", number, extra=limited("h", f"request {number}"))
+    output.now += WINDOW
+    disk.full = True
+    log.info("lost")
+    disk.full = False
+    log.info("after")
+    first, lost, after = objects(path)
+    assert (first["message"], first["request"]) == ("scan 0", "request 0")
+    assert lost["message"].startswith("lines lost before this one: 2")
+    assert after["message"] == "after"
+
+
+def test_the_format_can_be_changed(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "node.log"
+    for kind in ("json", "text"):
+        output.log.use(section(log_file=str(path), log_format=kind))
+        log.info("as %s", kind)
+    first, second = path.read_text().splitlines()
+    assert json.loads(first)["message"] == "as json"
+    assert second.endswith(" I node 7 raftkv.test: as text")

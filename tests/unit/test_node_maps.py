@@ -91,11 +91,13 @@ def test_a_cluster_notices_a_copy_that_differs_and_sends_one_that_is_newer() -> 
         assert shard_map is not None
         owners = shard_map.owners
         other = replace(shard_map, owners=(3 - owners[0], *owners[1:]))
-        victim._map_copy._use(other)
+        victim._map_copy.confirmed = None
+        victim._map_copy._confirm(other)
         await asyncio.sleep(PATIENCE + 5)
         found = [[(problem.kind, problem.node) for problem in node.status().problems] for node in nodes if node]
         assert found == [[("map_differs", 2)], [("map_differs", 1), ("map_differs", 3)], [("map_differs", 2)]]
-        victim._map_copy._use(shard_map)
+        victim._map_copy.confirmed = None
+        victim._map_copy._confirm(shard_map)
         await asyncio.sleep(3.0)
         assert all(node is not None and node.status().problems == () for node in nodes)
         assert loop.problems == []

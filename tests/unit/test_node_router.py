@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from raftkv import limits
-from raftkv.commands.base import Command, GroupCommand
+from raftkv.commands.base import Command, GroupCommand, Sender
 from raftkv.commands.records import Cas, Get, Put
 from raftkv.commands.results import Result
 from raftkv.commands.updates import GetAndDelete
 from raftkv.errors import Code
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.router import Router
@@ -48,6 +49,11 @@ class NoGroups:
         raise AssertionError("this node has no groups")
 
 
+class NoUsers:
+    def refusals_for(self, origin: Origin, ops: Sequence[Command]) -> dict[int, Result]:
+        return {}
+
+
 class _Life:
     """Node 2, which has no replica unless it is in ``data``, from one start to its end."""
 
@@ -62,11 +68,12 @@ class _Life:
             peers=self.peers,
             clock=self.clock,
             ids=ClientIds(self.clock.wall, random.Random(seed)),
+            users=NoUsers(),
             quorum_reads=False,
             leaderless=3.0,
         )
         nodes = tuple(Node(one, f"n{one}:7401", f"n{one}:7501", f"life {one}") for one in (1, 2))
-        self.router.on_map(ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1,))), (1,) * 256))
+        self.router.on_map(ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1,))), (1,) * 256), None)
 
     async def forward(self, op: Command) -> int:
         """The number under which ``op`` went to node 1."""
@@ -108,7 +115,7 @@ async def _too_large() -> None:
         Cas(7, b"k", b"v", expected=large),
         scan_of(998, slots=bits(7)),
     ]
-    life.router.on_forwarded(1, 5, 1000, 7, ops)
+    life.router.on_forwarded(1, 5, 1000, Origin(7, Sender.CLIENT), ops)
     await life.clock.advance(0.0)
     node, message = life.peers.sent[-1]
     assert (node, message[0]) == (1, "re")
@@ -129,7 +136,9 @@ async def _no_room() -> None:
     one(store, Put(7, b"k", b"v"))
     life = _Life(1, {1: SimpleNamespace(store=store, group=SimpleNamespace(leads=lambda: False))})
     life.peers.waiting = limits.MAX_UNSENT_ANSWER_BYTES + 1
-    life.router.on_forwarded(1, 5, 1000, 7, [GetAndDelete(7, b"k"), GetAndDelete(7, b"none"), Put(7, b"k", b"v")])
+    life.router.on_forwarded(
+        1, 5, 1000, Origin(7, Sender.CLIENT), [GetAndDelete(7, b"k"), GetAndDelete(7, b"none"), Put(7, b"k", b"v")]
+    )
     await life.clock.advance(0.0)
     answers = messages.answers(life.peers.sent[-1][1])
     assert {index: result.code for _, index, result in answers} == {

@@ -106,3 +106,31 @@ def test_a_link_that_was_up_is_told_of_again(caplog: pytest.LogCaptureFixture) -
         assert two.crashes == one.crashes == []
 
     run(scenario)
+
+
+def test_where_nobody_answers_is_told_until_somebody_does_or_another_address_is_dialled() -> None:
+    async def scenario(world: World) -> None:
+        one = await world.node(1, [2])
+        await world.clock.advance(1)
+        assert (one.links.missed(2), one.links.dialled(2)) == (True, "n2:1")
+        await world.node(3, [])
+        one.links.set_dial(2, "n3:1")
+        assert (one.links.missed(2), one.links.dialled(2)) == (False, "n3:1")
+        await world.clock.advance(1)
+        assert one.links.missed(2), "who answers there is another node"
+        two = await world.node(2, [1])
+        one.links.set_dial(2, "n2:1")
+        await world.clock.advance(1)
+        assert one.links.up(2)
+        assert not one.links.missed(2)
+        world.network.reset("n1", "n2")
+        await world.clock.advance(0.01)
+        assert not one.links.missed(2), "a connection that was lost is no attempt in vain"
+        await world.clock.advance(1)
+        assert one.links.up(2)
+        await two.links.close()
+        await world.clock.advance(1)
+        assert one.links.missed(2)
+        assert not one.links.missed(9)
+
+    run(scenario)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from raftkv import limits
 from raftkv.commands.records import Delete
 from raftkv.commands.results import Result
+from raftkv.frontend.port import Origin
 from raftkv.node import messages
 from raftkv.peer.frames import LENGTH, Decoder, Encoder, MessageTooLong, ProtocolViolation, framed
 
@@ -172,7 +173,7 @@ def test_maps_with_many_keys_are_refused() -> None:
 def test_what_nodes_send_has_fewer_items() -> None:
     """Full frames of the smallest entries, and of the smallest operations that are forwarded together, pass."""
     entries = [[1, 8, 1, 1, 1, 1, 1, 1, [(1, b"x" * 24)] * (limits.MAX_ENTRY_BYTES // 24)]]
-    ops = [messages.ask(1, 1, 1, [Delete(0, b"k")] * (limits.MAX_BATCH_BYTES // 65))]
+    ops = [messages.ask(1, 1, Origin(1), [Delete(0, b"k")] * (limits.MAX_BATCH_BYTES // 65))]
     for frame in (entries, ops):
         ((message,),) = Decoder().feed(Encoder().frame_of(frame))
     assert len(messages.operations(message)[3]) == limits.MAX_BATCH_BYTES // 65
@@ -181,7 +182,7 @@ def test_what_nodes_send_has_fewer_items() -> None:
 def test_messages_of_very_many_operations_are_refused() -> None:
     many = [Delete(0, b"k")] * (limits.MAX_BATCH_BYTES // 32)
     with pytest.raises(messages.Malformed):
-        messages.operations(messages.ask(1, 1, 1, many))
+        messages.operations(messages.ask(1, 1, Origin(1), many))
     with pytest.raises(messages.Malformed):
         messages.answers(messages.answer([(1, 0, Result(0))] * len(many)))
 

@@ -11,7 +11,7 @@ from raftkv.commands.bounds import Mode
 from raftkv.commands.records import Get, Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
-from raftkv.frontend.port import Caller
+from raftkv.frontend.port import Caller, Origin
 from raftkv.node import messages
 from raftkv.node.client_ids import ClientIds
 from raftkv.node.router import Router
@@ -19,7 +19,7 @@ from raftkv.raft.reads import ReadDone
 from raftkv.store.records import Store
 from shards.map import Group, Node, ShardMap
 from tests.peer_world import ManualClock
-from tests.unit.test_node_router import NoGroups, RecordingPeers
+from tests.unit.test_node_router import NoGroups, NoUsers, RecordingPeers
 
 READS: list[Command] = [Get(7, b"a", mode=Mode.QUORUM), Get(7, b"b", mode=Mode.QUORUM), Get(8, b"c", mode=Mode.QUORUM)]
 
@@ -57,11 +57,12 @@ class _World:
             peers=self.peers,
             clock=self.clock,
             ids=ids,
+            users=NoUsers(),
             quorum_reads=False,
             leaderless=3.0,
         )
         nodes = tuple(Node(one, f"n{one}:7401", f"n{one}:7501", f"life {one}") for one in (1, 2))
-        self.router.on_map(ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1, 2))), (1,) * 256))
+        self.router.on_map(ShardMap("c", 1, 256, nodes, (Group(0, (1,)), Group(1, (1, 2))), (1,) * 256), None)
 
     def submit(self, ops: list[Command], caller: Caller) -> None:
         def reply(index: int, result: Result) -> None:
@@ -73,7 +74,7 @@ class _World:
 
 def test_reads_of_a_message_ask_the_group_once() -> None:
     world = _World()
-    world.submit([*READS, Get(7, b"a")], Caller(1))
+    world.submit([*READS, Get(7, b"a")], Caller(Origin(1)))
     assert world.results == {}
     assert world.router.outstanding[0] == 4
     quorum, lease = sorted(world.group.asked, key=lambda asked: not asked[0])
@@ -88,7 +89,7 @@ def test_reads_of_a_message_ask_the_group_once() -> None:
 def test_a_lease_answers_at_once() -> None:
     world = _World()
     world.group.leased = True
-    world.submit([Get(7, b"a"), Get(8, b"c")], Caller(1))
+    world.submit([Get(7, b"a"), Get(8, b"c")], Caller(Origin(1)))
     assert [world.results[index].value for index in range(2)] == [b"1", b"3"]
     assert (world.group.asked, world.router.outstanding) == ([], (0, 0))
 
@@ -99,7 +100,7 @@ def test_reads_go_on_at_the_next_leader() -> None:
 
 async def _next_leader() -> None:
     world = _World()
-    world.submit(READS, Caller(1))
+    world.submit(READS, Caller(Origin(1)))
     world.group.leading = False
     world.router.on_leads(1, [1])
     ((_, done),) = world.group.asked
@@ -115,7 +116,7 @@ async def _next_leader() -> None:
 
 def test_reads_without_a_word_are_answered_at_their_deadline() -> None:
     world = _World()
-    world.submit(READS, Caller(1))
+    world.submit(READS, Caller(Origin(1)))
     world.clock.jump(4.0)
     world.router.sweep()
     assert world.results == {}
@@ -128,7 +129,7 @@ def test_reads_without_a_word_are_answered_at_their_deadline() -> None:
 
 
 def test_reads_whose_caller_has_gone_take_no_room() -> None:
-    world, caller = _World(), Caller(1)
+    world, caller = _World(), Caller(Origin(1))
     world.submit(READS, caller)
     caller.gone = True
     world.router.sweep()

@@ -25,6 +25,7 @@ from raftkv.node.credentials import certificates
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalProcesses, "start_missing", lambda _: [])
     monkeypatch.setattr(LocalProcesses, "wait_ready", lambda *_: None)
+    monkeypatch.setattr(LocalProcesses, "bootstrap", lambda self: self.token_file.write_text("rkv-first\n"))
     monkeypatch.setattr("raftkv.local.status.probe", lambda _, **__: None)
 
 
@@ -37,14 +38,30 @@ def test_what_up_prints_names_the_cluster_for_all_commands(
     words = ["up", "--nodes", "1", "--port", str(port), "--data-dir", str(where)]
     assert run([*words, "--secure"]) == Exit.DONE
     shown = capsys.readouterr().out
-    (name_it,), (put,) = re.findall(r"name it +(.*)", shown), re.findall(r"try +(.*)", shown)
+    (put,) = re.findall(r"try +(.*)", shown)
     assert shlex.split(put)[1:] == ["put", "hello", "world", "--context", "local"]
-    assert run(shlex.split(name_it)[1:]) == 0
+    assert "rkv-first" not in shown
     one = load().get("local")
     assert (one.endpoints, one.ca, one.key) == (f"127.0.0.1:{port}", f"{where}/tls/ca.pem", f"{where}/tls/client.key")
     assert one.tls() is not None
+    assert one.token == "rkv-first"
     assert run(words) == Exit.DONE, "the folder remembers"
     assert "--context local" in capsys.readouterr().out
+    assert run(["context", "show", "local"]) == run(["context", "list", "-o", "json"]) == 0
+    assert "rkv-first" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_the_context_of_another_cluster_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "contexts.json"))
+    assert run(["context", "add", "local", "h:1", "--token", "rkv-mine"]) == 0
+    (port,) = free_ports(1)
+    for _ in range(2):
+        words = ["up", "--nodes", "1", "--port", str(port), "--data-dir", str(tmp_path / "data"), "--secure"]
+        assert run(words) == Exit.DONE
+    known = load()
+    assert (sorted(known.named), known.current) == (["local", "local-2"], "local")
+    assert known.get("local").token == "rkv-mine"
 
 
 @pytest.mark.usefixtures("nothing_runs")

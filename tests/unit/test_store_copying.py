@@ -8,6 +8,7 @@ import pytest
 from raftkv import limits
 from raftkv.commands.base import Command
 from raftkv.commands.bounds import MAX_EXPIRES
+from raftkv.commands.group import Tick
 from raftkv.commands.moving import (
     Activate,
     Copy,
@@ -24,11 +25,14 @@ from raftkv.commands.records import Delete, Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.store.digest import content_digest
+from raftkv.store.history import Change
+from raftkv.store.packed import packed
 from tests.store_helpers import (
     DONE,
     GROUP,
     begin,
     copy,
+    events_in,
     exported,
     final,
     make,
@@ -56,7 +60,7 @@ def test_changes_are_sent_in_the_order_of_their_last_change() -> None:
     one(target, chunk)
     # What changed again has moved to the end.
     one(source, Delete(0, b"40"))
-    assert copy(source, target, limit=1) == 3
+    assert copy(source, target, limit=1) == 3 + 7, "each event is a page too"
     assert target._slots[0].records == source._slots[0].records
     assert page(source, target)[1]
 
@@ -136,7 +140,7 @@ def test_what_a_replica_has_cached_does_not_mislead_it() -> None:
         assert each._slots[0].records == source._slots[0].records
 
 
-def test_expired_records_are_not_copied() -> None:
+def test_expired_records_are_copied_and_removed_where_they_are_served() -> None:
     source, target = make(0), make(9)
     count = limits.MAX_EXPIRED_PER_ENTRY
     source.apply(2_000, [Put(0, b"%d" % i, b"v", ttl=5) for i in range(count + 10)])
@@ -144,8 +148,13 @@ def test_expired_records_are_not_copied() -> None:
     source.apply(2_005, [Freeze(GROUP, 7)])
     assert source.stats().records == count + 10
     copy(source, target, limit=100_000)
-    assert state(target).records == 0
+    assert state(target).records == count + 10
     assert one(target, final(source)) == DONE
+    assert one(target, Activate(GROUP, 7)) == DONE
+    assert target.read(0, b"1").version == 0
+    one(target, Tick())
+    assert target.slot_stats()[0][1] == 0
+    assert sum(event.change is Change.EXPIRE for event in events_in(target, 0)) == count + 10
 
 
 def test_reads_refuse_what_they_cannot_answer() -> None:
@@ -181,10 +190,10 @@ def test_malformed_steps_change_nothing() -> None:
     begin(source, target)
     good, _ = page(source, target)
     cursor = good.cursor
-    start, parts = msgpack.unpackb(good.chunk)
+    start, parts, _ = msgpack.unpackb(good.chunk)
 
     def chunk(*part: object) -> Command:
-        return ImportChunk(GROUP, 7, 1, cursor, msgpack.packb([b"", [part]]))
+        return ImportChunk(GROUP, 7, 1, cursor, msgpack.packb([b"", [part], []]))
 
     session = [b"c" * 16, 1, 5, 5, 1, 1]
     assert one(restored(target.snapshot().chunks()), chunk(0, [b"k", b"v", 1, 0], [b"d"], [session])).code == Code.OK
@@ -211,12 +220,17 @@ def test_malformed_steps_change_nothing() -> None:
         chunk(0, 1, 2, 3),
         ImportChunk(GROUP, 7, 1, cursor, b"\xc1"),
         ImportChunk(GROUP, 7, 1, cursor, msgpack.packb(5)),
+        ImportChunk(GROUP, 7, 1, cursor, msgpack.packb([b"", [], [0, b"k"]])),
+        ImportChunk(GROUP, 7, 1, cursor, msgpack.packb([b"", [], [5, b"k", packed(b"", 1, 0)]])),
+        ImportChunk(GROUP, 7, 1, cursor, msgpack.packb([b"", [], [0, b"k", b"short"]])),
+        ImportChunk(GROUP, 7, 1, cursor, msgpack.packb([b"", [], [0, b"k", packed(b"", 1, -9)]])),
         ImportFinal(GROUP, 7, b""),
-        ImportFinal(GROUP, 7, msgpack.packb([0, [[0, 0, b""]], 0, b"0" * 16])),
-        ImportFinal(GROUP, 7, msgpack.packb([0, [[0, 0, b""], [1, -1, b""]], 0, b"0" * 16])),
-        ImportFinal(GROUP, 7, msgpack.packb([0, [[0, 0, b""], [1, 0, b"x"]], 0, b"0" * 16])),
-        ImportFinal(GROUP, 7, msgpack.packb([2**62, [[0, 0, b""], [1, 0, b""]], 0, b"0" * 16])),
-        ImportFinal(GROUP, 7, msgpack.packb([0, [[0, 0, b""], [1, 0, b""]], 0, b"short"])),
+        ImportFinal(GROUP, 7, msgpack.packb([0, [[0, 0, b"", 0], [1, 0, b"", 1]], 0, b"0" * 16])),
+        ImportFinal(GROUP, 7, msgpack.packb([0, [[0, 0, b"", 0]], 0, b"0" * 16])),
+        ImportFinal(GROUP, 7, msgpack.packb([0, [[0, 0, b"", 0], [1, -1, b"", 0]], 0, b"0" * 16])),
+        ImportFinal(GROUP, 7, msgpack.packb([0, [[0, 0, b"", 0], [1, 0, b"x", 0]], 0, b"0" * 16])),
+        ImportFinal(GROUP, 7, msgpack.packb([2**62, [[0, 0, b"", 0], [1, 0, b"", 0]], 0, b"0" * 16])),
+        ImportFinal(GROUP, 7, msgpack.packb([0, [[0, 0, b"", 0], [1, 0, b"", 0]], 0, b"short"])),
         ImportFinal(GROUP, 7, msgpack.packb([0, 5, 0, b"0" * 16])),
         *[kind(GROUP, 7, (1, 1)) for kind in (ImportBegin, ImportDrop, Track, Untrack)],
         MoveState(GROUP, 7),
@@ -236,10 +250,10 @@ def test_times_at_their_bounds_stay_within_64_bits(frozen: int) -> None:
     rows = [[b"c" * 16, 0, -MAX_EXPIRES, MAX_EXPIRES, 2**62, -(2**62) - 1]]
     one(
         target,
-        ImportChunk(GROUP, 7, 1, b"", msgpack.packb([b"", [[0, [b"k", b"", 2**62, MAX_EXPIRES], [], rows]]])),
+        ImportChunk(GROUP, 7, 1, b"", msgpack.packb([b"", [[0, [b"k", b"", 2**62, MAX_EXPIRES], [], rows]], []])),
     )
-    records, digest = content_digest([target._slots[0]], frozen)
-    summary = msgpack.packb([frozen, [[0, 2**62, b"f" * 16]], records, digest])
+    records, digest = content_digest([target._slots[0]], [], [2**62], frozen)
+    summary = msgpack.packb([frozen, [[0, 2**62, b"f" * 16, 2**62]], records, digest])
     assert one(target, ImportFinal(GROUP, 7, summary)) == DONE
     assert one(target, Activate(GROUP, 7)) == DONE
     assert one(target, Put(0, b"n", b"", ttl=limits.MAX_TTL * 1000)).code == Code.OK

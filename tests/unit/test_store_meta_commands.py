@@ -216,7 +216,7 @@ def test_nodes_join_drain_and_leave_for_good() -> None:
     assert meta.do("add node", "h:9", "p:9", "new life") == 4
     assert meta.do("add node", "h:9", "p:9", "new life") == 4
     assert "other addresses" in meta.refused("add node", "h:8", "p:9", "new life")
-    told = meta.store.check(meta.op("add node", "h:8", "p:9", "new life"))
+    told = meta.store.check(meta.op("add node", "h:8", "p:9", "new life"), 1)
     assert told is not None
     assert told.detail == "node 4 joined from this data folder with other addresses, h:9 and p:9"
     assert "has the address" in meta.refused("add node", "h:1", "p:8", "another")

@@ -14,11 +14,12 @@ from raftkv.commands.meta import FormCluster
 from raftkv.commands.moving import MoveState
 from raftkv.commands.records import Cas, Delete, Get, Put
 from raftkv.commands.registry import decode_entry
-from raftkv.commands.results import Change, Event, Result
+from raftkv.commands.results import Result
 from raftkv.errors import Code
+from raftkv.store.history import Change, Event
 from raftkv.store.records import Store
 from raftkv.store.slot import SlotState
-from tests.store_helpers import again, scan_of
+from tests.store_helpers import again, events_in, scan_of
 
 
 def make(slots: int = 4) -> Store:
@@ -114,8 +115,9 @@ def test_an_expired_record_is_absent_for_everybody() -> None:
     assert store.read(0, b"k") == Result(Code.OK, 1, b"v", 1)
     # Within the entry at whose time it expires, before anything was removed.
     results = store.apply(1100, [cas(b"k", b"v", b"w"), delete(b"k"), put(b"k", expect=0)])
-    assert results == [Result(Code.CONDITION_FAILED, 0), Result(Code.OK, 0), Result(Code.OK, 2)]
+    assert results == [Result(Code.CONDITION_FAILED, 0), Result(Code.OK, 0), Result(Code.OK, 3)]
     assert store.read(0, b"k").ttl == -1
+    assert [event.change for event in events_in(store, 0)] == [Change.PUT, Change.EXPIRE, Change.PUT]
 
 
 def test_expired_records_are_removed_and_the_next_expiry_is_known() -> None:
@@ -233,22 +235,19 @@ def test_trailing_defaults_may_be_left_out() -> None:
     assert decode_entry(msgpack.packb([7, [[1, 0, b"k", b"v"], [10]]])) == (7, [Put(0, b"k", b"v"), Tick()])
 
 
-def test_changes_of_records_are_told_to_who_listens() -> None:
-    store, events = make(), list[Event]()
+def test_changes_of_records_are_events() -> None:
+    store = make()
     ops = [put(b"a", b"1", ttl=5), put(b"b", b"2"), put(b"b", b"3", expect=9), cas(b"b", b"2", b"4"), delete(b"b")]
-    store.apply(10, [*ops, delete(b"b"), put(b"c", b"5", client=b"c" * 16, seq=1)], events)
-    assert events == [
-        Event(0, 1, b"a", Change.PUT, b"1"),
-        Event(0, 2, b"b", Change.PUT, b"2"),
-        Event(0, 3, b"b", Change.PUT, b"4"),
-        Event(0, 4, b"b", Change.DELETE, None),
-        Event(0, 5, b"c", Change.PUT, b"5"),
+    store.apply(10, [*ops, delete(b"b"), put(b"c", b"5", client=b"c" * 16, seq=1)])
+    assert events_in(store, 0) == [
+        Event(0, 1, b"a", Change.PUT, b"1", False),
+        Event(0, 2, b"b", Change.PUT, b"2", False),
+        Event(0, 3, b"b", Change.PUT, b"4", False),
+        Event(0, 4, b"b", Change.DELETE, None, False),
+        Event(0, 5, b"c", Change.PUT, b"5", False),
     ]
-    events.clear()
-    store.apply(15, [put(b"c", b"5", client=b"c" * 16, seq=1)], events)
-    assert events == [Event(0, 1, b"a", Change.EXPIRE, None)], "a retry changes nothing"
-    store.apply(16, [put(b"d", b"6")])
-    assert len(events) == 1, "nobody listens"
+    store.apply(15, [put(b"c", b"5", client=b"c" * 16, seq=1)])
+    assert events_in(store, 0)[5:] == [Event(0, 6, b"a", Change.EXPIRE, None, False)], "a retry changes nothing"
 
 
 def test_limits_themselves_are_allowed() -> None:

@@ -25,6 +25,7 @@ from raftkv.commands.moving import (
 from raftkv.commands.records import Delete, Put
 from raftkv.errors import Code, StorageError
 from raftkv.store.digest import content_digest
+from raftkv.store.packed import packed
 from raftkv.store.records import Store
 from raftkv.store.slot import SlotState
 from raftkv.store.snapshot import StoreRestore
@@ -204,12 +205,18 @@ def moving() -> Store:
     imports = [ImportBegin(GROUP, slot, (slot,)) for slot in (20, 21, 22)]
     session = [b"c" * 16, 1, 5, 5, 1, 1]
     pages = [
-        ImportChunk(GROUP, move, 1, b"next", msgpack.packb([b"", [[move, [b"k", b"v", 5, 90], [], [session]]]]))
+        ImportChunk(
+            GROUP,
+            move,
+            1,
+            b"next",
+            msgpack.packb([b"", [[move, [b"k", b"v", 5, 90], [], [session]]], [move, b"k", packed(b"v", 5, 90)]]),
+        )
         for move in (20, 21, 22)
     ]
     store.apply(510, [*tracks, *imports, *pages])
-    records, digest = content_digest([store._slots[21]])
-    ends = [ImportFinal(GROUP, 21, msgpack.packb([80, [[21, 5, b""]], records, digest]))]
+    records, digest = content_digest([store._slots[21]], [([21, b"k", packed(b"v", 5, 90)], 3)], [4], 80)
+    ends = [ImportFinal(GROUP, 21, msgpack.packb([80, [[21, 5, b"", 4]], records, digest]))]
     change_everything(store)
     results = store.apply(520, [*freezes, *ends, ImportDrop(GROUP, 22, (22,))])
     assert {result.code for result in results} == {Code.OK}

@@ -75,7 +75,7 @@ class Settings:
 
     def client(self) -> AdminClient:
         """A client of the cluster that is spoken to."""
-        return AdminClient(self.target.endpoints, timeout=self.timeout, tls=self.target.tls)
+        return AdminClient(self.target.endpoints, timeout=self.timeout, tls=self.target.tls, token=self.target.token)
 
 
 def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:

@@ -33,6 +33,9 @@ _COMMANDS = {
     "check": "raftkv.cli.admin.checks",
     "backup": "raftkv.cli.admin.backup",
     "cert": "raftkv.cli.admin.certs",
+    "user": "raftkv.cli.admin.users",
+    "role": "raftkv.cli.admin.roles",
+    "audit": "raftkv.cli.admin.audit",
 }
 
 
@@ -46,7 +49,7 @@ _COMMANDS = {
 @click.version_option(raftkv.__version__, prog_name="raftkv-admin")
 @global_options
 def cli() -> None:
-    """Administer a raftkv cluster: its health, slots, groups, nodes, leaders and backups.
+    """Administer a raftkv cluster: its health, slots, groups, nodes, leaders, users and backups.
 
     Options may stand here or after the command.
     """

@@ -62,7 +62,7 @@ def show_nodes(report: dict[str, Any]) -> Iterator[Section | str]:
 @click.argument("nodes", type=NODE, nargs=-1, metavar="[NODE]...")
 @wait_options(default=False)
 def add(nodes: tuple[int, ...], wait: bool, wait_timeout: float) -> None:
-    """Bring replicas to nodes that have joined. Without NODE: show the command that joins one.
+    """Bring replicas to nodes that have joined. Without NODE: let one join, and show the command.
 
     A node joins by itself: `raftkv serve --join` on its machine makes it a member without replicas. After that, this
     command gives it its share of the replicas of all groups, and of the meta group if that is to grow.
@@ -73,10 +73,16 @@ def add(nodes: tuple[int, ...], wait: bool, wait_timeout: float) -> None:
     """
     if not nodes:
         target = settings().target
+        token = ask(lambda client: client.add_join_token())
         proof = "--secret-file FILE" if target.tls is None else "--tls-ca FILE --tls-cert FILE --tls-key FILE"
-        line = f"raftkv serve --join {shlex.quote(target.endpoints)} --data-dir DIR --address HOST:PORT {proof}"
-        emit({"command": line}, lambda _: [line])
-        complain("run this on the new machine; when it serves, `raftkv-admin node add ITS-ID` brings replicas to it")
+        place = f"--data-dir DIR --address HOST:PORT {proof}"
+        # "=", since a token may begin with a hyphen.
+        line = f"raftkv serve --join {shlex.quote(target.endpoints)} {place} --token={token}"
+        emit({"command": line, "token": token}, lambda _: [line])
+        complain(
+            "run this on the new machine, within an hour; the token lets one node join. When it serves, "
+            "`raftkv-admin node add ITS-ID` brings replicas to it"
+        )
         return
     _spread(nodes, wait, wait_timeout)
 

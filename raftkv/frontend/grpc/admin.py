@@ -3,50 +3,82 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
-from raftkv.api.failures import failure_of
+from google.protobuf.json_format import MessageToDict
+
+from raftkv.api.failures import failure_of, known_code
 from raftkv.api.messages import fields_of, leaders_over_of, map_message, state_message, status_message
 from raftkv.api.status import ClusterState
 from raftkv.commands.base import GroupCommand
 from raftkv.commands.group import Check
 from raftkv.commands.members import Transfer
 from raftkv.commands.meta import ChangeCluster, ReadCluster
-from raftkv.commands.results import ClusterReport, Result
-from raftkv.errors import Code, RaftKVError
-from raftkv.frontend.grpc.guard import abort, budget_of
-from raftkv.frontend.port import answer_to
+from raftkv.commands.registry import check
+from raftkv.commands.results import ClusterReport, Result, UsersReport
+from raftkv.commands.rights import Right
+from raftkv.commands.users import ReadUsers, UserCommand
+from raftkv.errors import Code, InvalidArgument, RaftKVError
+from raftkv.frontend.grpc.guard import abort, budget_of, caller
+from raftkv.frontend.grpc.users import first_user, is_local, users_command, users_message
+from raftkv.frontend.port import NODE, Caller, OpenDoor, answer_to
+from raftkv.log_limit import limited
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_state import MetaState
+from raftkv.store.users import NO_USERS, decode
 from raftkv.v1 import admin_pb2, admin_pb2_grpc
 from shards.map import META_GROUP, ShardMap
 from shards.slots import rule_refusal
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
     from grpc import aio
 
-    from raftkv.frontend.port import AdminPort
+    from raftkv.frontend.port import AdminPort, Door
 
     Context = aio.ServicerContext[Any, Any]
+
+log = logging.getLogger(__name__)
 
 _ONE_ARGUMENT: Final[dict[str, str]] = {
     "pause": "pause",
     "remove_group": "remove group",
     "undrain_node": "undrain",
     "remove_node": "remove node",
+    "add_join_token": "add join token",
 }
 _TOKEN_BYTES: Final = 16
 _SLOTS_AT_ONCE: Final = 512
 _CHECK_BITS: Final = 48
+_AUDIT_LINES: Final = 100
+
+
+NEEDS: Final[dict[str, Right | None]] = {
+    # What a client must know to find its way.
+    "GetMap": Right.NONE,
+    "GetStatus": Right.NONE,
+    "GetState": Right.NONE,
+    "ReadSnapshot": Right.BACKUP,
+    # It has a token for that.
+    "Join": None,
+    "Bootstrap": None,
+}
+"""The rights that the methods need, None: their callers need not be users. All others need ADMIN."""
+
+_SECRET: Final = frozenset({"token", "digest", "password", "incarnation", "add_join_token"})
+"""Fields that the audit trail does not hold."""
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
     """Any node answers for the whole cluster, but for GetStatus, GetSlots and GetDigests, which are its own."""
 
-    def __init__(self, node: AdminPort) -> None:
+    def __init__(self, node: AdminPort, door: Door | None = None) -> None:
         self._node = node
+        self._door = door or OpenDoor()
         self._map_answer = _MapAnswer()
         self._state_wire = b""
         self._state = MetaState()
@@ -90,7 +122,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             await abort(
                 context, Result(int(Code.INVALID_ARGUMENT), detail="a change and a token of 16 bytes are required")
             )
-        result = await self._ask(context, ChangeCluster(META_GROUP, token, arguments[0], pack(arguments[1:])))
+        command = ChangeCluster(META_GROUP, token, arguments[0], pack(arguments[1:]))
+        result = await self._do(context, request.WhichOneof("change") or "", request, command)
         return admin_pb2.ChangeResponse(id=result.number)
 
     async def Join(self, request: admin_pb2.JoinRequest, context: Context) -> admin_pb2.JoinResponse:
@@ -102,19 +135,30 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if not request.incarnation:
             await abort(context, Result(int(Code.INVALID_ARGUMENT), detail="the data folder's incarnation is missing"))
         # A folder joins once, however often it asks.
-        arguments = pack([request.address, request.peer_address, request.incarnation])
+        digest = sha256(request.token.encode()).digest() if request.token else b""
+        arguments = pack([request.address, request.peer_address, request.incarnation, digest])
         joining = ChangeCluster(META_GROUP, secrets.token_bytes(_TOKEN_BYTES), "add node", arguments)
-        result = await self._ask(context, joining)
-        _, state = await self._meta_state(context)
+        result = await self._note(context, "join", request, joining)
+        if result.code != Code.OK:
+            peer = context.peer()
+            log.warning(
+                "refused to let the node at %.200r join, asked by %s: %s",
+                request.address,
+                peer,
+                result.detail,
+                extra=limited(peer.rpartition(":")[0]),
+            )
+            await abort(context, result)
+        _, state = await self._meta_state(context, NODE)
         assert state.map is not None
         return admin_pb2.JoinResponse(
             node=result.number,
-            map=self._map_message(state.map),
+            map=map_message(state.map, self._node.leaders(), to_member=True),
             **fields_of(self._node.settings()),
         )
 
     async def Transfer(self, request: admin_pb2.TransferRequest, context: Context) -> admin_pb2.TransferResponse:
-        await self._ask(context, Transfer(request.group, request.node))
+        await self._do(context, "transfer", request, Transfer(request.group, request.node))
         return admin_pb2.TransferResponse()
 
     async def GetSlots(self, request: admin_pb2.GetSlotsRequest, context: Context) -> admin_pb2.GetSlotsResponse:
@@ -133,7 +177,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def StartCheck(self, request: admin_pb2.StartCheckRequest, context: Context) -> admin_pb2.StartCheckResponse:
         check = secrets.randbits(_CHECK_BITS) + 1
-        await self._ask(context, Check(request.group, check))
+        await self._do(context, "start_check", request, Check(request.group, check))
         return admin_pb2.StartCheckResponse(check=check)
 
     async def GetDigests(self, request: admin_pb2.GetDigestsRequest, context: Context) -> admin_pb2.GetDigestsResponse:
@@ -145,25 +189,95 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def ReadSnapshot(
         self, request: admin_pb2.ReadSnapshotRequest, context: Context
     ) -> AsyncIterator[admin_pb2.ReadSnapshotResponse]:
+        self._door.note(caller(), "read_snapshot", _arguments(request), "started")
         try:
             async for chunk in self._node.read_snapshot(request.group):
                 yield admin_pb2.ReadSnapshotResponse(chunk=chunk)
         except RaftKVError as problem:
             await abort(context, failure_of(problem))
 
-    async def _meta_state(self, context: Context) -> tuple[int, MetaState]:
-        result = await self._ask(context, ReadCluster(META_GROUP))
+    async def Bootstrap(self, request: admin_pb2.BootstrapRequest, context: Context) -> admin_pb2.BootstrapResponse:
+        if not is_local(context.peer()):
+            text = "the first user is made on a node's own machine, over a loopback address"
+            self._door.note(caller(), "bootstrap", _arguments(request), Code.PERMISSION_DENIED.name)
+            await abort(context, Result(int(Code.PERMISSION_DENIED), detail=text))
+        token = request.token or secrets.token_bytes(_TOKEN_BYTES)
+        await self._change_users(context, "bootstrap", request, lambda: first_user(request, token))
+        return admin_pb2.BootstrapResponse()
+
+    async def GetUsers(self, request: admin_pb2.GetUsersRequest, context: Context) -> admin_pb2.GetUsersResponse:
+        result = await self._ask(context, ReadUsers(META_GROUP, 0))
+        report = result.answer
+        assert isinstance(report, UsersReport)
+        return users_message(decode(report.users) if report.users else NO_USERS)
+
+    async def ChangeUsers(
+        self, request: admin_pb2.ChangeUsersRequest, context: Context
+    ) -> admin_pb2.ChangeUsersResponse:
+        token = request.token or secrets.token_bytes(_TOKEN_BYTES)
+        kind = request.WhichOneof("change") or "change_users"
+        await self._change_users(context, kind, request, lambda: users_command(request, token))
+        return admin_pb2.ChangeUsersResponse()
+
+    async def ReadAudit(self, request: admin_pb2.ReadAuditRequest, context: Context) -> admin_pb2.ReadAuditResponse:
+        try:
+            return admin_pb2.ReadAuditResponse(lines=await self._door.notes(request.lines or _AUDIT_LINES))
+        except OSError as problem:
+            text = f"the audit trail cannot be read: {problem.strerror or problem}"
+            await abort(context, Result(int(Code.INTERNAL), detail=text))
+
+    async def _change_users(
+        self, context: Context, action: str, request: Message, make: Callable[[], UserCommand]
+    ) -> None:
+        try:
+            command = make()
+            check(command)
+        except InvalidArgument as error:
+            await abort(context, failure_of(error))
+        await self._do(context, action, request, command)
+
+    async def _do(self, context: Context, action: str, request: Message, op: GroupCommand) -> Result:
+        """As :meth:`_ask`, for what changes something."""
+        result = await self._note(context, action, request, op)
+        if result.code != Code.OK:
+            await abort(context, result)
+        return result
+
+    async def _note(self, context: Context, action: str, request: Message, op: GroupCommand) -> Result:
+        """What becomes of a change, which is noted in any case."""
+        outcome = Code.UNKNOWN.name
+        try:
+            result = await answer_to(self._node.submit, op, budget_of(context), caller().operator())
+            outcome = known_code(result.code).name
+        finally:
+            self._door.note(caller(), action, _arguments(request), outcome)
+        return result
+
+    async def _meta_state(self, context: Context, asking: Caller | None = None) -> tuple[int, MetaState]:
+        result = await self._ask(context, ReadCluster(META_GROUP), asking)
         report = result.answer
         assert isinstance(report, ClusterReport)
         if report.state != self._state_wire:
             self._state, self._state_wire = MetaState.from_wire(unpack(report.state)), report.state
         return report.time, self._state
 
-    async def _ask(self, context: Context, op: GroupCommand) -> Result:
-        result = await answer_to(self._node.submit, op, budget_of(context))
+    async def _ask(self, context: Context, op: GroupCommand, asking: Caller | None = None) -> Result:
+        result = await answer_to(self._node.submit, op, budget_of(context), asking or caller().operator())
         if result.code != Code.OK:
             await abort(context, result)
         return result
+
+
+def _arguments(request: Message) -> dict[str, Any]:
+    """What a request asks for, without secrets."""
+    told: dict[str, Any] = _without_secrets(MessageToDict(request, preserving_proto_field_name=True))
+    return told
+
+
+def _without_secrets(fields: Any) -> Any:
+    if isinstance(fields, dict):
+        return {name: _without_secrets(value) for name, value in fields.items() if name not in _SECRET}
+    return [_without_secrets(one) for one in fields] if isinstance(fields, list) else fields
 
 
 async def _check_rule(

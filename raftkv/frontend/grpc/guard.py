@@ -1,29 +1,39 @@
-"""What every RPC passes before its service sees it: bad bytes, and shares of calls and of bytes for answers."""
+"""What every RPC passes before its service sees it: bad bytes, shares of calls and of bytes for answers, and who asks
+for it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc import aio
 
-from raftkv.api.failures import overloaded, with_retry
+from raftkv.api.credentials import METADATA
+from raftkv.api.failures import failure_of, overloaded, with_retry
 from raftkv.api.grpc_status import grpc_status_of
 from raftkv.commands.base import Write
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
-from raftkv.errors import Code
+from raftkv.commands.rights import Right
+from raftkv.errors import Code, RaftKVError
+from raftkv.frontend.port import Caller, OpenDoor
 from raftkv.limits import DEFAULT_TIMEOUT, LEAST_HELD_BYTES, MAX_TIMEOUT
+from raftkv.log_limit import limited
 
 if TYPE_CHECKING:
-    from grpc import aio
-
     from raftkv.clock import Clock
+    from raftkv.frontend.port import Door
     from raftkv.frontend.shares import Shares
 
     Context = aio.ServicerContext[Any, Any]
+
+log = logging.getLogger(__name__)
 
 _SMALL: Final = 16 * 1024
 """Bytes of an answer that are not counted."""
@@ -35,8 +45,17 @@ _UNKNOWN: Final = LEAST_HELD_BYTES
 """Bytes held for an answer with records until its size is known: so few are under way that large ones can be borne."""
 _REMEMBERED: Final = 1024
 """Connections whose sizes of answers are remembered."""
+_FAILED: Final = Result(int(Code.INTERNAL), detail="the call failed: see the node's log")
 _COPIES: Final = 3
 """How often an answer exists while it is sent: as a result, as a message, and as what gRPC sends."""
+
+
+_caller: Final[ContextVar[Caller]] = ContextVar("caller")
+
+
+def caller() -> Caller:
+    """Who asks for the RPC that this task serves, but for a Pipeline."""
+    return _caller.get(None) or Caller.at("")
 
 
 async def abort(context: Context, result: Result) -> NoReturn:
@@ -44,6 +63,24 @@ async def abort(context: Context, result: Result) -> NoReturn:
     status, text, metadata = grpc_status_of(with_retry(result))
     await context.abort(status, text, metadata)
     raise grpc.RpcError(text)  # never reached: abort raises
+
+
+async def enter(door: Door, context: Context) -> Caller:
+    """Who asks for the RPC, if the door lets it in."""
+    shown = (value for key, value in context.invocation_metadata() or () if key == METADATA and isinstance(value, str))
+    try:
+        return await door.enter(context.peer(), next(shown, None))
+    except RaftKVError as error:
+        await abort(context, failure_of(error))
+
+
+def request_id_of(request: Any) -> str:
+    """What names the request of a call, for the log: ``client id/sequence`` of a write, the token of a change."""
+    named = getattr(request, "request_id", None)
+    if named is not None and named.client_id:
+        return f"{named.client_id.hex()}/{named.sequence}"
+    token: bytes = getattr(request, "token", b"")
+    return token.hex()
 
 
 def budget_of(context: Context) -> float:
@@ -107,11 +144,24 @@ class Guard:
     ``calls`` and ``answers`` are shared by the connections; answers are counted until their RPC is over. A method that
     reads is called again when its answer was too large for what was free. A client's write is not: its answer is taken
     as it is. No other RPC that changes something may have a large one.
-    The Pipeline gets its requests as bytes and keeps to its shares by itself.
+    The Pipeline gets its requests as bytes, and looks at its shares and at who asks by itself. Watches have shares of
+    their own.
+    ``door`` knows who may call methods, by default everybody. ``needs``: the rights for those that need any; None:
+    nobody has to be a user.
     """
 
-    def __init__(self, server: Any, calls: Shares, answers: Shares, clock: Clock) -> None:
+    def __init__(
+        self,
+        server: Any,
+        calls: Shares,
+        answers: Shares,
+        clock: Clock,
+        door: Door | None = None,
+        needs: Callable[[str, str], Right | None] = lambda *_: Right.NONE,
+    ) -> None:
         self._server = server
+        self._door = door or OpenDoor()
+        self._needs = needs
         self._calls = calls
         self.answers = answers
         self._clock = clock
@@ -125,10 +175,11 @@ class Guard:
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """As of a server."""
         self._server.add_registered_method_handlers(
-            service, {name: self._guarded(name, handler) for name, handler in handlers.items()}
+            service, {name: self._guarded(service, name, handler) for name, handler in handlers.items()}
         )
 
-    def _guarded(self, name: str, handler: Any) -> Any:
+    def _guarded(self, service: str, name: str, handler: Any) -> Any:
+        need = self._needs(service, name)
         if name == "Pipeline":
             return handler._replace(request_deserializer=None)
         read = handler.request_deserializer
@@ -141,14 +192,25 @@ class Guard:
 
         changed: dict[str, Any] = {"request_deserializer": deserialize}
         if handler.unary_unary is not None:
-            changed["unary_unary"] = self._unary(
-                handler.unary_unary, _UNKNOWN if name in _SHOWING else 0, once=name in _WRITES
-            )
+            changed["unary_unary"] = self._unary(handler.unary_unary, name, need)
         elif handler.unary_stream is not None:
-            changed["unary_stream"] = self._streaming(handler.unary_stream)
+            changed["unary_stream"] = self._streaming(handler.unary_stream, name, need)
         elif handler.stream_stream is not None:
-            changed["stream_stream"] = self._both_streaming(handler.stream_stream)
+            changed["stream_stream"] = self._both_streaming(handler.stream_stream, name, need)
         return handler._replace(**changed)
+
+    async def _admit(self, context: Context, name: str, need: Right | None) -> None:
+        """Let the call in, if its caller may make it."""
+        if need is None or not self._door.closed:
+            _caller.set(Caller.at(context.peer()))
+            return
+        found = await enter(self._door, context)
+        _caller.set(found)
+        if need:
+            try:
+                self._door.check(found, need, name)
+            except RaftKVError as error:
+                await abort(context, failure_of(error))
 
     async def _enter(self, context: Context, size: int = 0) -> str:
         """Take a call, and ``size`` bytes of a request, as shares of the connection until the RPC is over."""
@@ -164,19 +226,29 @@ class Guard:
         return peer
 
     def _unary(
-        self, method: Callable[[Any, Context], Awaitable[Any]], least: int, *, once: bool
+        self, method: Callable[[Any, Context], Awaitable[Any]], name: str, need: Right | None
     ) -> Callable[[Any, Context], Awaitable[Any]]:
+        least, once = _UNKNOWN if name in _SHOWING else 0, name in _WRITES
+
         async def call(request: Any, context: Context) -> Any:
             if type(request) is _Malformed:
                 await abort(context, request.result())
             peer = await self._enter(context, request.ByteSize())
+            await self._admit(context, name, need)
             held = _Held(self.answers, peer)
             on_end(context, held.release)
             expected = max(least, self._expected.get(peer, 0))
             while True:
                 if expected > _SMALL and not await held.reserve(expected, budget_of(context)):
                     await abort(context, overloaded("too many unread responses on this connection"))
-                answer = await method(request, context)
+                try:
+                    answer = await method(request, context)
+                except aio.BaseError:
+                    raise
+                except Exception:
+                    source = limited(peer.rpartition(":")[0], request_id_of(request))
+                    log.exception("%s failed", name, extra=source)
+                    await abort(context, _FAILED)
                 size: int = answer.ByteSize() * _COPIES
                 if once or size <= max(_SMALL, held.size) or held.grow(size):
                     break
@@ -203,22 +275,29 @@ class Guard:
                 del self._expected[next(iter(self._expected))]
 
     def _streaming(
-        self, method: Callable[[Any, Context], AsyncIterator[Any]]
+        self, method: Callable[[Any, Context], AsyncGenerator[Any, None]], name: str, need: Right | None
     ) -> Callable[[Any, Context], AsyncIterator[Any]]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             if type(request) is _Malformed:
                 await abort(context, request.result())
-            await self._enter(context)
-            async for answer in method(request, context):
-                yield answer
+            if name != "Watch":
+                await self._enter(context)
+            await self._admit(context, name, need)
+            async with aclosing(method(request, context)) as answers:
+                async for answer in answers:
+                    yield answer
 
         return call
 
     def _both_streaming(
-        self, method: Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]
+        self,
+        method: Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]],
+        name: str,
+        need: Right | None,
     ) -> Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]:
         async def call(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
             await self._enter(context)
+            await self._admit(context, name, need)
 
             async def checked() -> AsyncIterator[Any]:
                 async for request in requests:

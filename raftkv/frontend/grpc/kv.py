@@ -15,9 +15,10 @@ from raftkv.commands.base import SlotCommand
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError
-from raftkv.frontend.grpc.guard import abort, budget_of, on_end
+from raftkv.frontend.grpc.guard import abort, budget_of, caller, enter, on_end
 from raftkv.frontend.grpc.pipeline import PipelineStream
-from raftkv.frontend.port import Caller, answer_to, slots_of
+from raftkv.frontend.grpc.watch import WatchStreams
+from raftkv.frontend.port import OpenDoor, answer_to, slots_of
 from raftkv.frontend.shares import Shares
 from raftkv.limits import MAX_STREAMS
 from raftkv.log_limit import limited
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from grpc import aio
 
-    from raftkv.frontend.port import NodePort
+    from raftkv.frontend.port import Door, NodePort
     from raftkv.frontend.resources import Resources
 
     Context = aio.ServicerContext[Any, Any]
@@ -41,11 +42,13 @@ _AGAIN = 0.01
 class KVService(kv_pb2_grpc.KVServicer):
     """Unary RPCs, one for each command that has one, and the Pipeline, whose requests come as bytes."""
 
-    def __init__(self, node: NodePort, resources: Resources) -> None:
+    def __init__(self, node: NodePort, resources: Resources, door: Door | None = None) -> None:
         self._node = node
+        self._door = door or OpenDoor()
         self.resources = resources
         self._clock = resources.clock
         self._counters = resources.counters
+        self.watches = WatchStreams(node, resources)
         self._shares = Shares(MAX_STREAMS, resources.clock)
         self._streams: dict[PipelineStream, None] = {}
         self._draining = False
@@ -56,6 +59,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         if self._draining:
             await abort(context, Result(int(Code.UNAVAILABLE), detail="the node is stopping"))
         peer = context.peer()
+        asking = await enter(self._door, context)
         if self._shares.room(peer) <= 0:
             await abort(context, overloaded("too many streams on this connection or on the node"))
         self._shares.take(peer, 1)
@@ -64,7 +68,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         # Sent before the first message is read: a client that has not seen it knows that nothing was executed.
         about = ((CLUSTER_KEY, status.cluster_id), (NODE_KEY, str(status.node)), (PACKED_KEY, PACKED_FORM))
         await context.send_initial_metadata(about)
-        stream = PipelineStream(self._node, self.resources, peer)
+        stream = PipelineStream(self._node, self.resources, peer, asking)
         self._streams[stream] = None
         reader = asyncio.create_task(stream.run(_requests(context)))
         try:
@@ -81,6 +85,9 @@ class KVService(kv_pb2_grpc.KVServicer):
             log.error("a pipeline of %s failed", peer, exc_info=stream.failure, extra=source)
             await abort(context, Result(int(Code.INTERNAL), detail="the stream failed: see the node's log"))
 
+    def Watch(self, request: kv_pb2.WatchRequest, context: Context) -> AsyncIterator[kv_pb2.WatchResponse]:
+        return self.watches.serve(request, context)
+
     def blocked(self) -> dict[str, float]:
         """Peers with streams that wait until an answer is read, and since when."""
         found: dict[str, float] = {}
@@ -90,8 +97,9 @@ class KVService(kv_pb2_grpc.KVServicer):
         return found
 
     def drain(self) -> None:
-        """Read nothing more from any Pipeline; each ends when what it has read is answered."""
+        """Read nothing more from any Pipeline; each ends when what it has read is answered. Watches end."""
         self._draining = True
+        self.watches.drain()
         for stream in tuple(self._streams):
             stream.stop_reading()
 
@@ -106,15 +114,15 @@ class KVService(kv_pb2_grpc.KVServicer):
         self._counters.take((op.number,))
         since, timeout = self._clock.now(), budget_of(context)
         until = since + timeout
-        caller = Caller.at(context.peer())
+        asking = caller()
         try:
-            result = await answer_to(self._node.submit, op, timeout, caller)
+            result = await answer_to(self._node.submit, op, timeout, asking)
             while result.code == _OVERLOADED and not result.retry_ms and (left := until - self._clock.now()) > _AGAIN:
                 # Another node had too many large answers for this one at that moment.
                 await sleep(self._clock, _AGAIN)
-                result = await answer_to(self._node.submit, op, left, caller)
+                result = await answer_to(self._node.submit, op, left, asking)
         except asyncio.CancelledError:
-            caller.gone = True
+            asking.gone = True
             raise
         if result.code:
             self._counters.failed[op.number, result.code] += 1

@@ -58,10 +58,10 @@ _TOO_LATE: Final = overloaded("the node was too busy to start the operation befo
 class PipelineStream:
     """State of one stream. ``run`` reads until the client ends, ``responses`` yields what is to be sent.
 
-    ``peer`` names the connection, which gets its shares of the node's ``resources``.
+    ``peer`` names the connection, which gets its shares of the node's ``resources``. ``caller`` is its client.
     """
 
-    def __init__(self, node: NodePort, resources: Resources, peer: str) -> None:
+    def __init__(self, node: NodePort, resources: Resources, peer: str, caller: Caller) -> None:
         self._node = node
         self._clock = clock = resources.clock
         self._counters = resources.counters
@@ -89,7 +89,7 @@ class PipelineStream:
         self._reading = True
         self._packed = False
         """Whether the client asks in packed messages, and so is answered in such."""
-        self._caller = Caller.at(peer)
+        self._caller = caller
         self.peer = peer
         self.blocked_since: float | None = None
         """When the answer that waits for its client to read was ready."""

@@ -10,12 +10,14 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import _async, reflection, reflection_pb2_grpc
 
+from raftkv.commands.rights import Right
 from raftkv.errors import ListenError
-from raftkv.frontend.grpc.admin import AdminService
+from raftkv.frontend.grpc.admin import NEEDS, AdminService
 from raftkv.frontend.grpc.guard import Guard
 from raftkv.frontend.grpc.health import HealthService
 from raftkv.frontend.grpc.kv import KVService
 from raftkv.frontend.grpc.sockets import shut_down
+from raftkv.frontend.port import OpenDoor
 from raftkv.frontend.shares import Shares
 from raftkv.limits import (
     MAX_CALLS,
@@ -29,7 +31,7 @@ from raftkv.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 
 if TYPE_CHECKING:
     from raftkv.clock import Timer
-    from raftkv.frontend.port import AdminPort
+    from raftkv.frontend.port import AdminPort, Door
     from raftkv.frontend.resources import Resources
 
 _HANDSHAKE: Final = 5.0
@@ -60,10 +62,16 @@ _OPTIONS: Final = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", _WINDOW),
 )
-_NAMES: Final = (
-    kv_pb2.DESCRIPTOR.services_by_name["KV"].full_name,
-    admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
-)
+_ADMIN: Final = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+_HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_NAMES: Final = (kv_pb2.DESCRIPTOR.services_by_name["KV"].full_name, _ADMIN)
+
+
+def _needs(service: str, method: str) -> Right | None:
+    """The rights that a method needs whatever it is asked for, None: its caller need not be a user."""
+    if service == _HEALTH:
+        return None
+    return NEEDS.get(method, Right.ADMIN) if service == _ADMIN else Right.NONE
 
 
 _LOOK: Final = 1.0
@@ -109,7 +117,8 @@ def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
 class GrpcServer:
     """Serves ``node`` at ``listen`` (host:port; port 0 = any free one), to so many ``connections`` at a time.
 
-    ``tls``: the certificates of each new connection, without it nothing is encrypted.
+    ``tls``: the certificates of each new connection, without it nothing is encrypted. ``door``: who may come in, by
+    default everybody.
     """
 
     def __init__(
@@ -120,16 +129,18 @@ class GrpcServer:
         *,
         connections: int = MAX_CONNECTIONS,
         tls: ServerTls | None = None,
+        door: Door | None = None,
     ) -> None:
         self._tls = tls
+        self._door = door or OpenDoor()
         self._connections = connections
         self._listen = listen
         self.resources = resources
         self._clock = clock = resources.clock
-        self._kv = KVService(node, resources)  # type: ignore[abstract]  # Its RPCs come from the registry.
+        self._kv = KVService(node, resources, self._door)  # type: ignore[abstract]  # Its RPCs come from the registry.
         self._guards: list[Guard] = []
         self._timer: Timer | None = None
-        self._admin = AdminService(node)
+        self._admin = AdminService(node, self._door)
         self._health = HealthService(node, clock, _NAMES)
         self._server: aio.Server | None = None
         self.port = 0
@@ -139,15 +150,15 @@ class GrpcServer:
         """Listen and serve. Raises ListenError if the address cannot be listened on."""
         logging.getLogger("grpc._cython.cygrpc").addFilter(_remarkable)
         server = aio.server(options=(*_OPTIONS, ("grpc.max_allowed_incoming_connections", self._connections)))
-        data = Guard(server, Shares(MAX_CALLS, self._clock), self.resources.held, self._clock)
+        clock, door = self._clock, self._door
+        data = Guard(server, Shares(MAX_CALLS, clock), self.resources.held, clock, door, _needs)
         # Shares of their own: whatever clients do with data, operators and probes are answered.
-        others = Guard(server, Shares(MAX_CALLS, self._clock), Shares(MAX_HELD_BYTES // 4, self._clock), self._clock)
+        others = Guard(server, Shares(MAX_CALLS, clock), Shares(MAX_HELD_BYTES // 4, clock), clock, door, _needs)
         self._guards = [data, others]
         kv_pb2_grpc.add_KVServicer_to_server(self._kv, data)  # type: ignore[arg-type]
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, others)  # type: ignore[arg-type]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, others)
-        health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        names = (*_NAMES, health, reflection.SERVICE_NAME)
+        names = (*_NAMES, _HEALTH, reflection.SERVICE_NAME)
         servicer = _async.ReflectionServicer(names)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, others)
         try:
@@ -186,6 +197,7 @@ class GrpcServer:
         if not any(guard.answers.waiting for guard in self._guards):
             return
         late = self._clock.now() - STALLED_READER
+        self._kv.watches.end_stalled(late)
         blocked = {peer for peer, since in self._kv.blocked().items() if since <= late}
         for guard in self._guards:
             blocked.update(peer for peer, since in guard.sending.values() if since <= late)

@@ -17,8 +17,9 @@ from aiohttp.http import HttpProcessingError
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from raftkv.addresses import Address
-from raftkv.errors import ListenError
+from raftkv.errors import ListenError, NotApplied, Unauthenticated
 from raftkv.frontend.http import metrics
+from raftkv.frontend.port import OpenDoor
 from raftkv.log_limit import limited
 from raftkv.tls import Arrivals
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from raftkv.api.status import ReplicaStatus
     from raftkv.clock import Clock, Timer
     from raftkv.frontend.counters import Counters
-    from raftkv.frontend.port import MonitoredNode, NodeStats
+    from raftkv.frontend.port import Door, MonitoredNode, NodeStats
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,8 @@ _http_log.addFilter(_no_fault_of_the_client)
 class Monitor:
     """Serves ``/metrics``, ``/livez`` and ``/readyz`` of ``node`` at ``host:port``; port 0 = any free one.
 
-    ``tls``: the context of the next connection, by default none. ``ask_clients``: metrics are for clients with a
-    certificate only.
+    ``door`` lets users in who want metrics; probes are for everybody. ``tls``: the context of the next connection, by
+    default none. ``ask_clients``: metrics are for clients with a certificate only.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Monitor:
         host: str,
         port: int,
         clock: Clock,
+        door: Door | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
         *,
         ask_clients: bool = False,
@@ -82,6 +84,7 @@ class Monitor:
         self._clock = clock
         self._host = host
         self._arrivals = None if tls is None else Arrivals(tls, self._visit, most=CONNECTIONS, patience=PATIENCE)
+        self._door = door or OpenDoor()
         self._ask_clients = ask_clients
         self._stopping = False
         self._scrapes_due = 0.0
@@ -151,8 +154,14 @@ class Monitor:
             response = await handler(request)
         except web.HTTPException as refusal:
             response = web.Response(status=refusal.status, text=f"{refusal.reason}\n")
+            if refusal.status == web.HTTPUnauthorized.status_code:
+                response.headers["WWW-Authenticate"] = 'Bearer realm="raftkv", Basic realm="raftkv"'
         except Exception:
-            log.exception("%s cannot be answered", request.path, extra=limited(request.path))
+            log.exception(
+                "%s cannot be answered",
+                request.path,
+                extra=limited(request.path, request.headers.get("X-Request-ID", "")),
+            )
             response = web.Response(status=500, text="internal error: see the node's log\n")
         response.force_close()
         return response
@@ -161,6 +170,8 @@ class Monitor:
         transport = request.transport
         if self._ask_clients and (transport is None or transport.get_extra_info("peercert") is None):
             raise web.HTTPForbidden
+        if self._door.closed:
+            await self._admit(request)
         since = self._clock.now()
         if self._scrapes_due > since:
             raise web.HTTPTooManyRequests
@@ -169,6 +180,17 @@ class Monitor:
         finally:
             took = self._clock.now() - since
             self._scrapes_due = max(self._scrapes_due, since - 1.0) + took / SHARE
+
+    async def _admit(self, request: web.Request) -> None:
+        """Raises what an answer without metrics is."""
+        name = request.transport and request.transport.get_extra_info("peername")
+        peer = str(Address(*name[:2])) if name else "unknown"
+        try:
+            await self._door.enter(peer, request.headers.get("Authorization"))
+        except Unauthenticated:
+            raise web.HTTPUnauthorized from None
+        except NotApplied:
+            raise web.HTTPServiceUnavailable from None
 
     async def _livez(self, _: web.Request) -> web.Response:
         # That this runs at all is most of the answer. Other nodes must not matter: who restarts a node because its

@@ -1,0 +1,197 @@
+"""The watches of this node's clients: when each is to look at its place in the history, and when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from raftkv.clock import Clock, wait
+from raftkv.commands.bounds import Mode
+from raftkv.commands.results import CursorAnswer, Result
+from raftkv.commands.watching import Cursor
+from raftkv.errors import Code
+from raftkv.frontend.port import Caller, Submit, answer_to
+from raftkv.limits import WATCH_HEARTBEAT
+from raftkv.store.watching import Part, Watch, WatchAsk
+
+if TYPE_CHECKING:
+    from raftkv.commands.base import Command
+    from raftkv.node.replicas import Replica
+    from raftkv.store.history import History
+    from shards.map import ShardMap
+
+_ARRIVAL: Final = 1.0
+"""Seconds for a replica to have what the group's leader had when the watch was opened."""
+_LOOK: Final = 0.02
+_WAKE_ALL: Final = 4096
+"""Events of one turn beyond which it is not looked whom they concern."""
+
+_SILENT = Result(Code.UNAVAILABLE, detail="this replica hears no leader of the group")
+
+
+class _Follower:
+    """One watch. ``slots``: that it follows."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.slots = watch.slots
+        self.wake: asyncio.Future[None] | None = None
+
+    def notify(self) -> None:
+        if self.wake is not None and not self.wake.done():
+            self.wake.set_result(None)
+
+
+class _Followed:
+    """A group with watches. ``history``, ``slots``, ``end``: of its store when these were told last."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.followers: dict[_Follower, None] = {}
+        self.note()
+
+    def note(self) -> None:
+        store = self.replica.store
+        self.history, self.slots, self.end = store.history, store.slot_count, store.history.end
+
+
+class Watches:
+    """Over the replicas in ``data``. ``submit`` executes reads, wherever their leader is. ``refusal``: why a caller may
+    not ask for one."""
+
+    def __init__(
+        self,
+        data: Mapping[int, Replica],
+        submit: Submit,
+        refusal: Callable[[Caller, Command], Result | None],
+        clock: Clock,
+    ) -> None:
+        self._data = data
+        self._submit = submit
+        self._refusal = refusal
+        self._clock = clock
+        self._groups: dict[int, _Followed] = {}
+
+    def __len__(self) -> int:
+        return sum(len(group.followers) for group in self._groups.values())
+
+    async def watch(
+        self, ask: WatchAsk, shard_map: ShardMap, leader: int, timeout: float, caller: Caller
+    ) -> AsyncGenerator[Part | Result, None]:
+        """See :meth:`raftkv.frontend.port.NodePort.watch`. ``leader``: believed to lead the group."""
+        first = min(ask.places)
+        group = shard_map.owners[first]
+        replica = self._data.get(group)
+        if replica is None:
+            yield Result(Code.NOT_LEADER, hint=leader, detail=f"this node has no replica of group {group}")
+            return
+        bits = sum(1 << slot for slot in ask.places).to_bytes(shard_map.slots // 8, "little")
+        cursor = Cursor(first, bits, ask.prefix if ask.key is None else ask.key, mode=Mode.QUORUM)
+        read = await answer_to(self._submit, cursor, timeout, caller)
+        if read.code not in (Code.OK, Code.MOVED, Code.SLOT_MOVING):
+            yield read
+            return
+        numbers = dict(_numbers(read))
+        for slot, after in ask.places.items():
+            if after is not None and slot in numbers and after > numbers[slot]:
+                detail = f"slot {slot} is at number {numbers[slot]}: the cursor {after} is of another history"
+                yield Result(Code.INVALID_ARGUMENT, detail=detail)
+                return
+        watch = Watch(replica.store, ask, numbers)
+        late = self._clock.now() + _ARRIVAL
+        while not watch.ready() and self._clock.now() < late:
+            await _pause(self._clock)
+        part = watch.open()
+        try:
+            yield part
+            if not part.compacted and part.opened:
+                refusal = partial(self._refusal, caller, cursor)
+                async for following in self._follow(group, replica, watch, refusal):
+                    yield following
+        finally:
+            watch.close()
+
+    async def _follow(
+        self, group: int, replica: Replica, watch: Watch, refusal: Callable[[], Result | None]
+    ) -> AsyncGenerator[Part | Result, None]:
+        one = _Follower(watch)
+        followed = self._groups.get(group)
+        if followed is None or followed.replica is not replica:
+            followed = self._groups[group] = _Followed(replica)
+        followed.followers[one] = None
+        try:
+            due = self._clock.now() + WATCH_HEARTBEAT
+            while True:
+                one.wake = asyncio.get_running_loop().create_future()
+                while part := watch.take():
+                    if (refused := refusal()) is not None:
+                        yield refused
+                        return
+                    yield part
+                    if part.compacted:
+                        return
+                    one.slots = watch.slots
+                    if not one.slots and not watch.behind:
+                        return
+                if watch.behind:
+                    await asyncio.sleep(0)
+                    continue
+                left = due - self._clock.now()
+                if left <= 0:
+                    refused = refusal()
+                    if self._data.get(group) is not replica or not replica.group.hears_leader():
+                        refused = _SILENT
+                    if refused is not None:
+                        yield refused
+                        return
+                    due = self._clock.now() + WATCH_HEARTBEAT
+                    yield watch.heartbeat()
+                else:
+                    await wait(self._clock, one.wake, left)
+        finally:
+            del followed.followers[one]
+            if not followed.followers and self._groups.get(group) is followed:
+                del self._groups[group]
+
+    def on_turn(self) -> None:
+        """Entries may have been applied: who may want to know is woken."""
+        for group in self._groups.values():
+            history, slots, end = group.history, group.slots, group.end
+            group.note()
+            if history is not group.history or slots != group.slots:
+                touched = None
+            elif end == group.end:
+                continue
+            else:
+                touched = _touched(history, end)
+            for one in group.followers:
+                if touched is None or not touched.isdisjoint(one.slots):
+                    one.notify()
+                else:
+                    one.watch.skip(end, group.end)
+
+
+def _touched(history: History, place: int) -> set[int] | None:
+    """Whose events stand from ``place`` on; None: too many to look."""
+    if history.end - place > _WAKE_ALL or place < history.first:
+        return None
+    found: set[int] = set()
+    while place < history.end:
+        items, place = history.read(place, _WAKE_ALL)
+        found.update(items[::3])
+    return found
+
+
+def _numbers(read: Result) -> list[tuple[int, int]]:
+    """(slot, number) of those that the answer has."""
+    answer = read.answer
+    if not isinstance(answer, CursorAnswer):
+        return []
+    bits = int.from_bytes(answer.slots, "little")
+    return list(zip((slot for slot in range(8 * len(answer.slots)) if bits >> slot & 1), answer.numbers, strict=True))
+
+
+async def _pause(clock: Clock) -> None:
+    await wait(clock, asyncio.get_running_loop().create_future(), _LOOK)
