@@ -102,11 +102,11 @@ _CALLS: Final = (
     ),
     ComparisonWorkload(
         "watch",
-        "10 writers and the watchers share one connection",
+        "10 writers, one connection",
         10,
         1,
         ("watch",),
-        "Writes until every watcher has the event",
+        "Writes until all watchers have the event",
         (1, 10, 100),
     ),
     ComparisonWorkload("scan", "one worker", 1, 1, ("scan",), "Scans in key order", (10_000, 100_000, 1_000_000)),
