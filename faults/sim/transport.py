@@ -403,6 +403,10 @@ class _ClientCall(_Wire):
         assert self._status is not None
         return self._status[1]
 
+    async def trailing_metadata(self) -> Metadata:
+        assert self._status is not None
+        return self._status[2]
+
     def done(self) -> bool:
         return self._status is not None
 

@@ -276,7 +276,7 @@ def test_an_image_ends_when_its_slot_goes(monkeypatch: pytest.MonkeyPatch) -> No
     source, target = make(0, 1, now=0), make(9, now=0)
     source.apply(1, puts(0, *(b"%03d" % number for number in range(300))))
     watch, _ = watch_of(source, s0=None, s1=0, initial=True)
-    assert [image.begins for image in watch.take().images][0]
+    assert next(image.begins for image in watch.take().images)
     home = source.slot(0)
     assert home is not None
     stage(source, target, (0,))
