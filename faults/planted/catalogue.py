@@ -100,6 +100,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         {"one way": 0.3},
         lambda storm: profiles.quick(storm, times=(0.15, 0.18, 0.03), delay=0.005, seconds=8.0),
         ((MemoryNetwork, "delay", raft.slow_to_the_first),),
+        first=6,
     ),
     PlantedFault(
         "the latest acknowledgement decides",
@@ -276,6 +277,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ("leader", "committed", "state"),
         ((RaftGroup, "__init__", raft.trusts_its_log),),
         {"kill": 0.4, "partition": 0.7},
+        first=4,
     ),
     PlantedFault(
         "starts empty",
@@ -319,6 +321,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((RaftGroup, "read", raft.read_without_round),),
         {"transfer": 0.15},
         lambda storm: profiles.busy(storm, sync=0.06, clients=4, pause=0.02, seconds=12.0, reads="quorum"),
+        first=4,
     ),
     PlantedFault(
         "any replica reads",

@@ -17,7 +17,7 @@ from raftkv.commands.results import Result, UsersReport
 from raftkv.commands.rights import DATA, Right, right_names
 from raftkv.commands.users import ReadUsers
 from raftkv.errors import Code
-from raftkv.store.users import NO_USERS, Permit, User, Users, decode
+from raftkv.store.users import NO_USERS, Permit, User, Users, begin_so, decode
 from shards.map import META_GROUP
 
 if TYPE_CHECKING:
@@ -225,13 +225,18 @@ def denied(permit: Permit, needs: Right, what: str) -> Result:
 
 def _refusals(permit: Permit | Result, ops: Sequence[Command]) -> Mapping[int, Result]:
     refused: dict[int, Result] = {}
+    known: Right | None = None
+    within: tuple[tuple[bytes, ...], ...] | None = ()
     for index, op in enumerate(ops):
         needs = op.needs
         if needs is None:
             continue
         if isinstance(permit, Result):
             refused[index] = permit
-        elif not permit.allows(needs, op.keys, op.span):
+            continue
+        if needs is not known:
+            known, within = needs, permit.within(needs)
+        if within is None or (within and not begin_so(within, op.keys, op.span)):
             refused[index] = denied(permit, needs, _what(op, needs))
     return refused
 

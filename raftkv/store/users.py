@@ -50,18 +50,34 @@ class Permit(Struct, frozen=True, gc=False):
     read: tuple[bytes, ...]
     write: tuple[bytes, ...]
 
+    def within(self, needs: Right) -> tuple[tuple[bytes, ...], ...] | None:
+        """For what ``needs`` these rights: keys must begin with one prefix of each of these; None = it is denied."""
+        missing = needs & ~self.everywhere
+        if not missing:
+            return ()
+        if missing & ~DATA:
+            return None
+        return tuple(of for right, of in ((Right.READ, self.read), (Right.WRITE, self.write)) if missing & right)
+
     def allows(self, needs: Right, keys: tuple[bytes, ...] | None, span: tuple[bytes, bytes] | None = None) -> bool:
         """Whether it may be done: to ``keys``; if they are None, to those of ``span``, as a command has it; if that is
         None too, to any keys."""
-        missing = needs & ~self.everywhere
-        if not missing:
-            return True
-        if missing & ~DATA:
-            return False
-        prefixes = [of for right, of in ((Right.READ, self.read), (Right.WRITE, self.write)) if missing & right]
+        prefixes = self.within(needs)
+        return prefixes is not None and begin_so(prefixes, keys, span)
+
+
+def begin_so(
+    prefixes: tuple[tuple[bytes, ...], ...], keys: tuple[bytes, ...] | None, span: tuple[bytes, bytes] | None
+) -> bool:
+    """Whether all ``keys``, or if they are None those of ``span``, begin with one of each of the ``prefixes``."""
+    for some in prefixes:
         if keys is not None:
-            return all(key.startswith(of) for of in prefixes for key in keys)
-        return span is not None and all(any(_covers(prefix, *span) for prefix in of) for of in prefixes)
+            for key in keys:
+                if not key.startswith(some):
+                    return False
+        elif span is None or not any(_covers(prefix, *span) for prefix in some):
+            return False
+    return True
 
 
 T = TypeVar("T", User, Role)

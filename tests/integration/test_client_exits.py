@@ -276,6 +276,10 @@ def test_a_close_that_is_cancelled_goes_on(endpoints: str) -> None:
             closing.cancel()
             await asyncio.wait([closing])
             await kv.close()
+            # gRPC's thread ends by itself once the last channel is gone.
+            until = time.monotonic() + 30
+            while any("_poll_wrapper" in thread.name for thread in threading.enumerate()) and time.monotonic() < until:
+                await asyncio.sleep(0.01)
             print(any("_poll_wrapper" in thread.name for thread in threading.enumerate()))
 
         asyncio.run(main())

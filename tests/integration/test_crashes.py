@@ -82,13 +82,16 @@ def test_a_load_survives_the_death_of_a_leader_and_every_record_is_there_once(
     source = tmp_path / "names.jsonl"
     source.write_text("".join(json.dumps({"key": key, "value": value}) + "\n" for key, value in records.items()))
     load = _cli("load", str(source), "--in-flight", "64", cluster=cluster, run=("-c", HALTING))
-    _, status = os.waitpid(load.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status), "the load ended before the kill"
-    victim = cluster.leader(1)
-    cluster.kill(victim)
-    load.send_signal(signal.SIGCONT)
-    cluster.restart(victim)
-    out, err = load.communicate(timeout=PATIENCE)
+    try:
+        _, status = os.waitpid(load.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), "the load ended before the kill"
+        victim = cluster.leader(1)
+        cluster.kill(victim)
+        load.send_signal(signal.SIGCONT)
+        cluster.restart(victim)
+        out, err = load.communicate(timeout=PATIENCE)
+    finally:
+        load.kill()
     assert load.returncode == 0, err
     assert b"3000" in out + err
     dumped = _dump(cluster)

@@ -11,6 +11,7 @@ import pytest
 
 from raftkv.cli.main import run
 from raftkv.commands.meta import ChangeCluster
+from raftkv.commands.users import Bootstrap
 from raftkv.errors import Code
 from raftkv.local.joining import JoinError, Places, join, join_token
 from raftkv.local.ports import free_ports
@@ -18,6 +19,7 @@ from raftkv.node.credentials import VARIABLE
 from raftkv.store.codec import pack, unpack
 from raftkv.store.meta_commands import JOIN_TOKEN_MS, MAX_JOIN_TOKENS
 from raftkv.store.meta_state import MetaState
+from shards.map import META_GROUP
 from tests.admin_world import World, world_of
 from tests.unit.test_store_meta_commands import Meta
 
@@ -132,6 +134,16 @@ def test_a_second_folder_and_one_without_a_token_are_refused_and_leave_nothing(w
         assert not (tmp_path / "b" / "join.json").exists()
     assert [node.id for node in world.map.nodes] == [1, 2, 3, 4]
     assert join(world.endpoints, tmp_path / "b", places(), token=join_token(world.endpoints, 30.0)).node.id == 5
+
+
+def test_a_folder_that_joins_a_cluster_with_users_knows_of_them_before_its_node_starts(
+    world: World, tmp_path: Path
+) -> None:
+    """Until it has heard who they are it serves nobody."""
+    join(world.endpoints, tmp_path / "a", places(), token=join_token(world.endpoints, 30.0))
+    world.meta.change_users(Bootstrap(META_GROUP, b"b" * 16, "admin", digest("rkv-first")))
+    join(world.endpoints, tmp_path / "b", places(), token=join_token(world.endpoints, 30.0))
+    assert [(tmp_path / name / "users").exists() for name in ("a", "b")] == [False, True]
 
 
 def test_the_command_takes_a_token_or_a_file_with_one(
