@@ -254,7 +254,7 @@ def test_a_slot_that_comes_back_without_events_that_a_watch_has_not_seen_says_so
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 5_000)
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 500)
+    monkeypatch.setattr(module, "_BLOCK_WEIGHT", 500)
     home, other = make(0, 1, now=0), make(9, now=0)
     watch, _ = watch_of(home, s0=None, s1=None)
     again, _ = watch_of(home, s0=0, initial=True)
