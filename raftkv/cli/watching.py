@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -12,6 +12,9 @@ import raftkv
 from raftkv.cli.common import Target, argument_bytes, field, output_option, run, targeted
 from raftkv.cli.common import timeout_option as timeout
 from raftkv.cli.ranges import printable
+
+_MARKS: Final = ("image", "whole", "live")
+"""Types of events that are of no key."""
 
 
 @click.command()
@@ -47,7 +50,7 @@ def watch(
     def line(event: raftkv.WatchEvent) -> str:
         if output == "json":
             shown: dict[str, Any] = {"type": event.type}
-            if event.type not in ("live", "whole"):
+            if event.type not in _MARKS:
                 shown.update(field("key", event.key))
             if event.value is not None:
                 shown.update(field("value", event.value))
@@ -68,10 +71,10 @@ def watch(
             ) as events,
         ):
             async for event in events:
-                if output == "json" or event.type not in ("live", "whole"):
+                if output == "json" or event.type not in _MARKS:
                     out.write(line(event).encode("utf-8", "backslashreplace") + b"\n")
                     out.flush()
-                if left is not None and event.type not in ("live", "whole"):
+                if left is not None and event.type not in _MARKS:
                     left -= 1
                     if not left:
                         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self
@@ -88,7 +88,7 @@ class AsyncElection(AsyncTurn, Generic[W, V]):
         while True:
             watch: AsyncWatch[V] = AsyncWatch(parts.engine, self._clock, keys, None, None, True, budget, parts.decode)
             try:
-                async with watch, aclosing(_leaders(watch)) as leaders:
+                async with watch, aclosing(leaders_of(watch)) as leaders:
                     async for leader in leaders:
                         token = 0 if leader is None else leader.version
                         if token != told:
@@ -103,13 +103,15 @@ class AsyncElection(AsyncTurn, Generic[W, V]):
         return await super()._enter(timeout)
 
 
-async def _leaders(watch: AsyncWatch[V]) -> AsyncGenerator[Record[V] | None, None]:
+async def leaders_of(watch: AsyncIterable[WatchEvent[V]]) -> AsyncGenerator[Record[V] | None, None]:
     """The first of the queue after each event, once all that is there was told."""
     there: dict[bytes, WatchEvent[V]] = {}
     whole = False
     async for event in watch:
         if event.type in ("initial", "put"):
             there[event.key] = event
+        elif event.type == "image":
+            there, whole = {}, False
         else:
             there.pop(event.key, None)
         whole = whole or event.type == "whole"

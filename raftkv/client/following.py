@@ -288,6 +288,7 @@ class Following:
         slot = image.slot
         if image.begins:
             self.cursor = self.cursor.at(slot, None)
+            steps.append(WatchEvent("image", b"", None, image.number, slot, False, self.cursor))
         for row in image.records:
             steps.append(WatchEvent("initial", row.key, row.value, row.version, slot, False, self.cursor))
         if image.whole:

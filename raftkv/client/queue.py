@@ -217,8 +217,8 @@ class AsyncTurn:
         try:
             async with watch:
                 async for event in watch:
-                    if event.type == "initial":
-                        there = True
+                    if event.type in ("image", "initial"):
+                        there = event.type == "initial"
                     elif event.type in ("delete", "expire") or (event.type == "whole" and not there):
                         return
         except (Compacted, SlowConsumer):

@@ -76,12 +76,12 @@ class TransactionResult(NamedTuple):
         return self.succeeded
 
 
-EventType: TypeAlias = Literal["put", "delete", "expire", "initial", "whole", "live"]
+EventType: TypeAlias = Literal["put", "delete", "expire", "image", "initial", "whole", "live"]
 """What an event of a watch tells.
 
-``put``, ``delete``, ``expire``: happened to the key's record. ``initial``: a record of a slot's image. ``whole``: the
-image of the event's slot is complete; what is not in it is not there. ``live``: all that was acknowledged before the
-watch was opened has come."""
+``put``, ``delete``, ``expire``: happened to the key's record. ``image``: an image of the event's slot begins; what came
+of an earlier one counts no more. ``initial``: a record of it. ``whole``: it is complete; what is not in it is not
+there. ``live``: all that was acknowledged before the watch was opened has come."""
 
 
 class WatchEvent(Struct, Generic[V], frozen=True):
@@ -108,7 +108,7 @@ class WatchEvent(Struct, Generic[V], frozen=True):
     @property
     def place(self) -> Cursor:
         """Where the watch is after the event."""
-        return self._cursor if self.type in ("initial", "live") else self._cursor.at(self.slot, self.version)
+        return self._cursor if self.type in ("image", "initial", "live") else self._cursor.at(self.slot, self.version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,7 +288,7 @@ class Program(RuleBasedStateMachine):
             for event in watch:
                 if event.type == "live":
                     break
-                assert event.type in ("initial", "whole")
+                assert event.type in ("image", "initial", "whole")
                 if event.type == "initial":
                     seen[event.key.decode().removeprefix(self.tag)] = event.value, event.version
         assert seen == {name: record[:2] for name, record in self.model.records.items()}

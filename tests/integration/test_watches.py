@@ -40,6 +40,7 @@ def test_changes_come_in_order_with_images_tokens_and_sync(cluster: LocalCluster
             async with kv.watch(prefix="{w}", initial=True) as watch:
                 found = await until_live(watch)
                 assert [(one.type, one.key, one.value) for one in found] == [
+                    ("image", b"", None),
                     ("initial", b"{w}a", b"1"),
                     ("whole", b"", None),
                 ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from raftkv import InvalidArgument, LockLost, Record, codecs
+from raftkv.client.cursors import Cursor
+from raftkv.client.election import leaders_of
+from raftkv.client.types import EventType, WatchEvent
 from raftkv.testing import FakeAsyncClient, FakeClient, FakeCluster
 from tests.waiting import PATIENCE
 
@@ -85,3 +89,27 @@ def test_without_await() -> None:
         assert again.campaign(timeout=0)
         again.resign()
         assert not again.held
+
+
+def test_an_image_that_begins_anew_leaves_no_leader_who_has_gone() -> None:
+    cursor = Cursor("", 256)
+    told: list[tuple[EventType, bytes, int]] = [
+        ("image", b"", 1),
+        ("initial", b"gone", 1),
+        ("image", b"", 5),
+        ("initial", b"first", 4),
+        ("initial", b"second", 5),
+        ("whole", b"", 5),
+        ("image", b"", 7),
+        ("initial", b"second", 5),
+        ("whole", b"", 7),
+    ]
+
+    async def events() -> AsyncGenerator[WatchEvent[bytes], None]:
+        for kind, key, version in told:
+            yield WatchEvent(kind, key, key if kind == "initial" else None, version, 0, False, cursor)
+
+    async def main() -> list[bytes | None]:
+        return [None if leader is None else leader.key async for leader in leaders_of(events())]
+
+    assert asyncio.run(main()) == [b"first", b"second"]

@@ -246,24 +246,30 @@ def test_images_come_before_events_and_their_mark() -> None:
     async def main() -> None:
         groups = Groups(image)
         async with watch_of(groups, prefix="{q}", initial=True) as watch:
-            reading = asyncio.create_task(some(watch, 4))
+            reading = asyncio.create_task(some(watch, 7))
             while not groups.streams:
                 await asyncio.sleep(0)
             assert groups.asked[0].initial
             slot = groups.asked[0].places[0].slot
+            message = kv_pb2.WatchResponse()
+            message.images.add(slot=slot, number=4, begins=True).records.add(key=b"gone", value=b"1", version=2)
+            groups.streams[0].messages.put_nowait(message)
             message = kv_pb2.WatchResponse()
             message.images.add(slot=slot, number=5, begins=True).records.add(key=b"a", value=b"1", version=3)
             message.images.add(slot=slot, number=5, whole=True).records.add(key=b"b", value=b"2", version=5)
             groups.streams[0].messages.put_nowait(message)
             found = await reading
             assert [(one.type, one.key, one.version) for one in found] == [
+                ("image", b"", 4),
+                ("initial", b"gone", 2),
+                ("image", b"", 5),
                 ("initial", b"a", 3),
                 ("initial", b"b", 5),
                 ("whole", b"", 5),
                 ("live", b"", 0),
             ]
-            assert Cursor.of(found[1].token).number(slot) is None, "an image in part is read anew"
-            assert Cursor.of(found[2].token).number(slot) == 5
+            assert Cursor.of(found[4].token).number(slot) is None, "an image in part is read anew"
+            assert Cursor.of(found[5].token).number(slot) == 5
 
     asyncio.run(main())
 
