@@ -32,8 +32,9 @@ _CALLS: Final = {
     "put_many": ("put_many of {:,}", "records"),
     "txn": ("txn", "transactions"),
     "scan": ("scan of {:,}", "records"),
+    "watch": ("watch by {:,}", "events"),
 }
-"""How many a call is of, and what its rate counts."""
+"""How many a call is of or for, and what its rate counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def compared(title: str, rows: list[dict[str, Any]], path: Path) -> Plot | None:
 
 
 def asked(row: dict[str, Any]) -> str:
-    """The operation of a row of a comparison, and how many records it is of."""
+    """The operation of a row of a comparison, and how many records or watchers it has."""
     return _CALLS[row["op"]][0].format(row["size"]) if is_call(row) else _OPS[row["op"]]
 
 

@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 
 import grpc
 
+from bench.audience import MARK_BYTES
 from bench.load import LoadPlan, prepared
 from bench.report import LoadStats, stats_of, together
 from bench.workload import MIXES
@@ -41,6 +42,8 @@ def check(plan: LoadPlan) -> None:
         raise ValueError(f"{processes} processes share {plan.clients} clients: each needs one")
     if plan.op == "put_many" and plan.batch > plan.keys:
         raise ValueError(f"a batch of {plan.batch} records needs as many keys: there are {plan.keys}")
+    if plan.op == "watch" and (plan.value_size < MARK_BYTES or processes > 1):
+        raise ValueError(f"a watch needs values of {MARK_BYTES} bytes, and one process")
     if MIXES[plan.op].calls and plan.api != "pipeline":
         raise ValueError(f"{plan.op} needs more calls than the API {plan.api} has")
 

@@ -22,6 +22,7 @@ from time import perf_counter, process_time
 import grpc
 
 from bench.arrivals import Arrivals, Spacing
+from bench.audience import Audience, watching
 from bench.keys import Distribution, make_keys
 from bench.targets import Api, Target, connect
 from bench.workload import MIXES, LoadWorkload, Operation
@@ -43,7 +44,7 @@ class LoadPlan:
     ``rate``: operations that arrive per second, 0 = a closed loop. ``distribution``: None = what the operation has by
     itself. ``fill``: write all keys beforehand; None = if the operation reads. ``part`` of ``parts``: number of this
     process among those that measure together; each has a plan of its own, with its share of workers and rate.
-    ``batch``: records of a put_many.
+    ``batch``: records of a put_many; ``watchers``: who have to have the event of a write.
     """
 
     endpoints: str
@@ -65,11 +66,12 @@ class LoadPlan:
     part: int = 0
     parts: int = 1
     batch: int = 100
+    watchers: int = 1
 
     @property
     def units(self) -> int:
-        """Records that one operation writes or reads, where these are what counts; else 1."""
-        return {"put_many": self.batch, "scan": self.keys}.get(self.op, 1)
+        """Records that one operation writes or reads, or its events, where these are what counts; else 1."""
+        return {"put_many": self.batch, "scan": self.keys, "watch": self.watchers}.get(self.op, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,12 @@ async def prepared(
         fill = MIXES[plan.op].reads if plan.fill is None else plan.fill
         if fill:
             await _fill(targets[0], keys, value)
-        yield lambda: _run(plan, targets, keys, value, clock)
+        async with contextlib.AsyncExitStack() as stack:
+            audience = None
+            if plan.op == "watch":
+                watched = watching(targets, plan.watchers, value, plan.timeout)
+                audience = await stack.enter_async_context(watched)
+            yield lambda: _run(plan, targets, keys, value, clock, audience)
     finally:
         for target in targets:
             await target.close()
@@ -145,9 +152,14 @@ async def _fill(target: Target, keys: Sequence[bytes], value: bytes, in_flight: 
 
 
 async def _run(
-    plan: LoadPlan, targets: Sequence[Target], keys: list[bytes], value: bytes, clock: Callable[[], float]
+    plan: LoadPlan,
+    targets: Sequence[Target],
+    keys: list[bytes],
+    value: bytes,
+    clock: Callable[[], float],
+    audience: Audience | None,
 ) -> Measured:
-    workload = LoadWorkload(plan.op, plan.distribution, keys, value, plan.part, plan.parts, plan.batch)
+    workload = LoadWorkload(plan.op, plan.distribution, keys, value, plan.part, plan.parts, plan.batch, audience)
     seed = (plan.seed * plan.parts + plan.part) * 1_000_003
     rngs = [random.Random(seed + number) for number in range(plan.workers)]
     starts = [workload.worker(targets[number % len(targets)], rng) for number, rng in enumerate(rngs)]

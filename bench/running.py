@@ -45,6 +45,7 @@ from raftkv.testing import LocalCluster
 @click.option("--value-size", type=click.IntRange(0, 1024 * 1024), default=128, help="Bytes.")
 @click.option("--keys", type=click.IntRange(1, 10_000_000), default=10_000, help="Number of distinct keys.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=100, help="Records of a put_many.")
+@click.option("--watchers", type=click.IntRange(1, 1_000), default=1, help="Who get each event of a watch.")
 @click.option(
     "--distribution", type=click.Choice(DISTRIBUTIONS), show_default="uniform, or that of the mix", help="Of keys."
 )
@@ -69,6 +70,7 @@ def load_command(
     value_size: int,
     keys: int,
     batch: int,
+    watchers: int,
     distribution: Distribution | None,
     seconds: float,
     warmup: float,
@@ -100,6 +102,7 @@ def load_command(
         distribution=distribution,
         parts=processes,
         batch=batch,
+        watchers=watchers,
     )
     with contextlib.ExitStack() as stack:
         try:

@@ -46,6 +46,9 @@ class Caller(Protocol):
     async def transact(self, absent: bytes, records: Mapping[bytes, bytes], /) -> bool:
         """Write them if ``absent``, a key of the same slot, has no record; whether that was done."""
 
+    async def watch(self, live: Callable[[], None], told: Callable[[bytes], None], /) -> None:
+        """Call ``live`` once, then ``told`` with each value that is written, whatever its key."""
+
 
 class PipelineTarget:
     """raftkv.AsyncClient."""
@@ -80,6 +83,14 @@ class PipelineTarget:
         for key, value in records.items():
             txn.put(key, value)
         return (await txn.commit()).succeeded
+
+    async def watch(self, live: Callable[[], None], told: Callable[[bytes], None]) -> None:
+        async with self._client.watch(prefix=b"") as watch:
+            async for event in watch:
+                if event.type == "live":
+                    live()
+                elif event.value is not None:
+                    told(event.value)
 
     async def close(self) -> None:
         await self._client.close()

@@ -24,6 +24,7 @@ call      one operation
 put_many  writes a batch of records
 txn       checks that one key of a slot has no record and writes two others of it
 scan      reads all records in the order of their keys
+watch     writes a record and waits until all watchers have its event
 ========  =========================================================================
 """
 
@@ -38,23 +39,24 @@ from dataclasses import dataclass
 from itertools import accumulate, count
 from typing import Final, Literal, TypeAlias, get_args
 
+from bench.audience import Audience
 from bench.keys import Distribution, chooser, make_key
 from bench.targets import Caller, Target
 from raftkv.errors import RaftKVError
 
 Operation: TypeAlias = Literal[
-    "get", "set", "ycsb-a", "ycsb-b", "ycsb-c", "ycsb-d", "ycsb-e", "ycsb-f", "put_many", "txn", "scan"
+    "get", "set", "ycsb-a", "ycsb-b", "ycsb-c", "ycsb-d", "ycsb-e", "ycsb-f", "put_many", "txn", "scan", "watch"
 ]
 OPERATIONS: Final[tuple[str, ...]] = get_args(Operation)
 Kind: TypeAlias = Literal[
-    "get", "set", "read", "update", "insert", "scan", "read_modify_write", "put_many", "txn", "read_all"
+    "get", "set", "read", "update", "insert", "scan", "read_modify_write", "put_many", "txn", "read_all", "tell"
 ]
 Start: TypeAlias = Callable[[], tuple[Callable[[float], None], Awaitable[object]]]
 """Begins an operation: where to record how long it took, and what to wait for."""
 
 LONGEST_SCAN: Final = 100
-_WRITES: Final[frozenset[Kind]] = frozenset(("set", "put_many", "txn"))
-_CALLS: Final[frozenset[Kind]] = frozenset(("scan", "put_many", "txn", "read_all"))
+_WRITES: Final[frozenset[Kind]] = frozenset(("set", "put_many", "txn", "tell"))
+_CALLS: Final[frozenset[Kind]] = frozenset(("scan", "put_many", "txn", "read_all", "tell"))
 """Kinds that need a :class:`bench.targets.Caller`."""
 
 
@@ -92,6 +94,7 @@ MIXES: Final[dict[Operation, Mix]] = {
     "put_many": Mix({"put_many": 1.0}, "uniform"),
     "txn": Mix({"txn": 1.0}, "uniform"),
     "scan": Mix({"read_all": 1.0}, "uniform"),
+    "watch": Mix({"tell": 1.0}, "uniform"),
 }
 
 
@@ -99,7 +102,8 @@ class LoadWorkload:
     """The operations of all workers of one process.
 
     ``part`` of ``parts``: number of this process, so that no two of them insert the same key. A key that was inserted
-    is read only once that was acknowledged, and by this process only. ``batch``: records of a put_many.
+    is read only once that was acknowledged, and by this process only. ``batch``: records of a put_many; ``audience``:
+    who watches.
     """
 
     def __init__(
@@ -111,9 +115,10 @@ class LoadWorkload:
         part: int = 0,
         parts: int = 1,
         batch: int = 100,
+        audience: Audience | None = None,
     ) -> None:
         mix = MIXES[op]
-        self._keys, self._value, self._batch = keys, value, batch
+        self._keys, self._value, self._batch, self._audience = keys, value, batch, audience
         self._numbers = count(len(keys) + part, parts)
         self._key_size = len(keys[0])
         # Latest keys are chosen from a list that grows, others from the keys that were filled in.
@@ -148,6 +153,10 @@ class LoadWorkload:
             return lambda: (record, self._insert(target))
         if kind == "read_modify_write":
             return lambda: (record, self._modify(target, choose()))
+        if kind == "tell":
+            assert self._audience is not None
+            tell = self._audience.tell
+            return lambda: (record, tell(target, choose()))
         if not isinstance(target, Caller):
             raise ValueError("this client can only get and set")  # noqa: TRY004 - the plan is wrong, not the code
         if kind == "put_many":

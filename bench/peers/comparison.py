@@ -25,14 +25,14 @@ field of a row   content
 ===============  =======================================================================================================
 ``contestant``   a name from ``contestants``; ``label``: the same for people
 ``workload``     a name from ``workloads``, or "" of a tool with a load of its own
-``op``           "get", "set", "put_many", "txn" or "scan"
-``size``         records of a put_many or a scan, or 0
+``op``           "get", "set", "put_many", "txn", "scan" or "watch"
+``size``         records of a put_many or a scan, watchers of a watch, or 0
 ``client``       with its version; ``kind``: "python", "go" or "tool"
 ``note``         what is special about it, or ""
 ``promise``      durability and consistency in a few words; ``worth``: where an acknowledged write is, or ""
 ``workers``      operations under way at a time; with ``connections``; both 0 of a tool
 ``problem``      why there are no numbers, or ""; ``absent``: because it is not installed. Then the row ends here
-``per_second``   median of the rounds; of put_many and scan, of records
+``per_second``   median of the rounds; of put_many and scan, of records; of watch, of events
 ``latency_ms``   ``p50``, ``p95``, ``p99``: medians of the rounds; ``max``: of all rounds; null if a tool does not tell
 ``operations``   that succeeded, in all rounds
 ``errors``       operations that failed, by kind
@@ -78,8 +78,8 @@ _MOST_SECONDS: Final = 5.0
 class ComparisonWorkload:
     """Workers, each with an operation under way, and the connections that they share.
 
-    ``ops``: what they ask; ``call``: the same for people, "" = gets and sets. ``sizes``: records of an operation, each
-    measured by itself.
+    ``ops``: what they ask; ``call``: the same for people, "" = gets and sets. ``sizes``: records or watchers of an
+    operation, each measured by itself.
     """
 
     name: str
@@ -99,6 +99,15 @@ _CALLS: Final = (
     ComparisonWorkload("put_many", "10 workers share one connection", 10, 1, ("put_many",), "put_many", (100,)),
     ComparisonWorkload(
         "txn", "50 workers share one connection", 50, 1, ("txn",), "Transactions that check one key and put two"
+    ),
+    ComparisonWorkload(
+        "watch",
+        "10 writers, one connection",
+        10,
+        1,
+        ("watch",),
+        "Writes until all watchers have the event",
+        (1, 10, 100),
     ),
     ComparisonWorkload("scan", "one worker", 1, 1, ("scan",), "Scans in key order", (10_000, 100_000, 1_000_000)),
 )
@@ -268,6 +277,8 @@ def _plan(row: _Row, options: ComparisonOptions, endpoints: str, fill: bool) -> 
     )
     if op == "put_many":
         return dataclasses.replace(plan, batch=row.size)
+    if op == "watch":
+        return dataclasses.replace(plan, watchers=row.size)
     if op == "scan":
         # A scan may take longer than it is measured for, and would not count if it began before.
         return dataclasses.replace(plan, keys=row.size, fill=True, warmup=0.0)

@@ -23,7 +23,7 @@ from bench.scenarios import BenchShape
 from bench.targets import Api
 from shards.map import LeadersOver
 
-ComparedOp: TypeAlias = Literal["get", "set", "put_many", "txn", "scan"]
+ComparedOp: TypeAlias = Literal["get", "set", "put_many", "txn", "scan", "watch"]
 
 
 class Servers(Protocol):
@@ -149,6 +149,7 @@ _CALLS: Final = (
     ComparisonCase("put_many", _own("stream"), promise=f"{_STRICT}; each record by itself, once"),
     ComparisonCase("txn", _own("stream"), promise=f"{_STRICT}; all or nothing, in one slot, once"),
     ComparisonCase("scan", _own("stream"), promise="each page linearizable, of its own moment"),
+    ComparisonCase("watch", _own("stream"), promise="each slot's writes once, in order, without a gap"),
 )
 _UNARY: Final = (ComparisonCase("get", _own("unary"), once=True), ComparisonCase("set", _own("unary"), once=True))
 
@@ -216,6 +217,7 @@ _ETCD: Final = Contestant(
         ComparisonCase("put_many", _go(), promise=f"{_STRICT}; all or nothing"),
         ComparisonCase("txn", _go(), promise=f"{_STRICT}; all or nothing, of any keys"),
         ComparisonCase("scan", _go(), promise="linearizable, all pages of one moment"),
+        ComparisonCase("watch", _go(), promise="all writes once, in order, without a gap"),
     ),
     ETCD.missing,
     ETCD.version,

@@ -83,8 +83,8 @@ def headline(result: dict[str, Any]) -> str:
     other = {charts.asked(row): row for row in go}
     said = []
     for op, row in own.items():
-        text = f"{row['per_second']:,.0f} {f'{charts.counted(row)}/s by {op}' if charts.is_call(row) else f'{op}/s'}"
-        text += f" (p99 {row['latency_ms']['p99']:.1f} ms)"
+        what, call = (charts.counted(row), f"{op}, ") if charts.is_call(row) else (op, "")
+        text = f"{row['per_second']:,.0f} {what}/s ({call}p99 {row['latency_ms']['p99']:.1f} ms)"
         if op in other:
             text += f", {row['per_second'] / other[op]['per_second']:.1f} times etcd's through its Go client"
         said.append(text)

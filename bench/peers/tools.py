@@ -61,6 +61,7 @@ def measure_go(plan: LoadPlan, serializable: bool) -> ToolResult:
             f"-key-size={plan.key_size}",
             f"-value-size={plan.value_size}",
             f"-batch={plan.batch}",
+            f"-watchers={plan.watchers}",
             f"-seconds={plan.seconds}s",
             f"-warmup={plan.warmup}s",
             f"-timeout={plan.timeout}s",

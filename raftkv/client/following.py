@@ -7,21 +7,20 @@ so whatever becomes of streams, groups and slots, no event is missed and none co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Coroutine
+from collections.abc import Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+from raftkv.client.cursors import Cursor
 from raftkv.client.transport import TransportError
 from raftkv.client.types import EventType, WatchEvent
-from raftkv.clock import Clock, sleep, wait
-from raftkv.commands.results import Result
-from raftkv.errors import Code, Compacted, SlowConsumer, Unavailable
+from raftkv.errors import Compacted, RaftKVError, SlowConsumer, Unavailable
 from raftkv.limits import WATCH_HEARTBEAT
 from raftkv.v1 import kv_pb2
 
 if TYPE_CHECKING:
-    from raftkv.client.cursors import Cursor
     from raftkv.client.engine import Engine
     from raftkv.client.transport import WatchStream
+    from raftkv.clock import Clock, Timer
 
 _SILENCE: Final = 10 * WATCH_HEARTBEAT
 """Seconds without a message after which a stream is taken for broken."""
@@ -33,8 +32,13 @@ _TYPES: Final[dict[int, EventType]] = {
     kv_pb2.CHANGE_EXPIRE: "expire",
 }
 
-Step = tuple["Cursor", WatchEvent[bytes] | None]
-"""Where the watch is, and the event that led there."""
+Step = WatchEvent[bytes] | Cursor
+"""An event, or where the watch is after some that it does not want."""
+
+
+def place_of(step: Step) -> Cursor:
+    """Where the watch is after it."""
+    return step if isinstance(step, Cursor) else step.place
 
 
 def fits(cursor: Cursor, slot: int, after: int) -> bool:
@@ -49,12 +53,16 @@ def heard(task: asyncio.Future[Any]) -> None:
 
 
 class _Source:
-    """The stream of one group, and the slots that are followed on it. ``fresh``: nothing has come since it opened."""
+    """The stream of one group, and the slots that are followed on it. ``fresh``: nothing has come since it opened.
+
+    ``since``: when its next message was first waited for.
+    """
 
     def __init__(self, slots: set[int]) -> None:
         self.slots = slots
         self.stream: WatchStream | None = None
         self.fresh = True
+        self.since = float("inf")
 
     def end(self) -> None:
         if self.stream is not None:
@@ -62,7 +70,10 @@ class _Source:
 
 
 class Following:
-    """One watch's work. ``cursor``: how far it is. ``key``: only this one, or None and ``prefix``."""
+    """One watch's work, in ``loop``. ``cursor``: how far it is. ``key``: only this one, or None and ``prefix``.
+
+    Close it.
+    """
 
     def __init__(
         self,
@@ -86,42 +97,61 @@ class Following:
         self._pending = set(slots)
         """Slots that are on no stream."""
         self._since = clock.now()
-        """When there were none of them last."""
+        """When all of them were on streams that had begun, last."""
         self.opened: dict[int, int] = {}
         """Numbers of the slots when they were opened first."""
         self._slots = len(self._pending)
         self._live = False
         self._sources: dict[int, _Source] = {}
         self._tasks: dict[asyncio.Task[kv_pb2.WatchResponse | None], tuple[int, _Source]] = {}
-        self._pause: asyncio.Task[None] | None = None
+        self._done: list[asyncio.Task[kv_pb2.WatchResponse | None]] = []
+        self._wake: asyncio.Future[None] | None = None
+        self._pause: Timer | None = None
+        self._silence: Timer | None = None
+        self._failure: RaftKVError | None = None
+        self._over = False
+        self.loop = asyncio.get_running_loop()
 
-    async def batches(self) -> AsyncGenerator[list[Step], None]:
-        """Steps, as messages bring them. Raises Compacted, SlowConsumer, Unavailable, and what the client raises."""
-        try:
-            while True:
+    async def steps(self) -> list[Step]:
+        """The next ones, as messages bring them; whoever gives up waiting misses none.
+
+        Nothing: it has ended. Raises Compacted, SlowConsumer, Unavailable, and what the client raises, once all steps
+        before were returned.
+        """
+        steps: list[Step] = []
+        while not (steps or self._over):
+            if self._failure is not None:
+                raise self._failure
+            try:
                 self._plan()
-                waiting = [*self._tasks, *([self._pause] if self._pause is not None else [])]
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if self._pause is not None and self._pause.done():
-                    self._pause = None
-                steps: list[Step] = []
-                for task in [task for task in self._tasks if task.done()]:
-                    group, source = self._tasks.pop(task)
-                    if self._sources.get(group) is source:
-                        self._hear(group, source, task, steps)
-                if len(self.opened) == self._slots:
-                    self._read_on()
-                if not self._pending:
-                    self._since = self._clock.now()
-                if steps:
-                    yield steps
-        finally:
-            tasks = [*self._tasks, *([self._pause] if self._pause is not None else [])]
-            for one in tasks:
-                one.cancel()
-            for source in self._sources.values():
-                source.end()
-            await asyncio.gather(*tasks, return_exceptions=True)
+                if not self._done:
+                    self._wake = self.loop.create_future()
+                    await self._wake
+                if not self._over:
+                    self._hear_all(steps)
+            except RaftKVError as error:
+                self._failure = error
+        return steps
+
+    def end(self) -> None:
+        """Break all streams: there are no further steps."""
+        self._over = True
+        for timer in (self._pause, self._silence):
+            if timer is not None:
+                timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for source in self._sources.values():
+            source.end()
+
+    async def close(self) -> None:
+        """Break all streams, and wait until they are."""
+        self.end()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     # -- streams
 
@@ -142,17 +172,52 @@ class Following:
             self._start(self.open(source), group, source)
         self._pending.clear()
 
+    def _hear_all(self, steps: list[Step]) -> None:
+        """What streams have brought. Then read on, once all slots were opened: so each token says where every slot
+        is."""
+        self._note_service()
+        done, self._done = self._done, []
+        for task in done:
+            group, source = self._tasks.pop(task)
+            if self._sources.get(group) is source:
+                self._hear(group, source, task, steps)
+        self._note_service()
+        if len(self.opened) == self._slots:
+            self._read_on()
+
+    def _note_service(self) -> None:
+        if not self._pending and not any(source.fresh for source in self._sources.values()):
+            self._since = self._clock.now()
+
     def _read_on(self) -> None:
-        """Read the next messages, once all slots were opened: so each token says where every slot is."""
-        busy = {id(source) for _, source in self._tasks.values()}
+        busy = {source for _, source in self._tasks.values()}
         for group, source in self._sources.items():
-            if id(source) not in busy:
-                self._start(self._read(source), group, source)
+            if source not in busy:
+                assert source.stream is not None
+                source.since = self._clock.now()
+                self._start(source.stream.read(), group, source)
+        if self._silence is None:
+            self._look_for_silence()
 
     def _start(self, work: Coroutine[Any, Any, kv_pb2.WatchResponse | None], group: int, source: _Source) -> None:
         task = asyncio.create_task(work)
-        task.add_done_callback(heard)
+        task.add_done_callback(self._on_done)
         self._tasks[task] = (group, source)
+
+    def _on_done(self, task: asyncio.Task[kv_pb2.WatchResponse | None]) -> None:
+        heard(task)
+        self._done.append(task)
+        self._notify()
+
+    def _look_for_silence(self) -> None:
+        """Give up streams that bring nothing, and look again when the next one may have to be."""
+        now = oldest = self._clock.now()
+        for task, (_, source) in self._tasks.items():
+            if now >= source.since + _SILENCE:
+                task.cancel()
+            elif not task.done():
+                oldest = min(oldest, source.since)
+        self._silence = self._clock.call_later(oldest + _SILENCE - now, self._look_for_silence)
 
     async def open(self, source: _Source) -> kv_pb2.WatchResponse | None:
         """Begin the stream, from where the watch is; its first message."""
@@ -162,18 +227,6 @@ class Following:
         source.stream, first = await self._engine.watch(request, self._timeout)
         return first
 
-    async def _read(self, source: _Source) -> kv_pb2.WatchResponse | None:
-        stream = source.stream
-        assert stream is not None
-        reading = asyncio.ensure_future(stream.read())
-        reading.add_done_callback(heard)
-        try:
-            if not await wait(self._clock, reading, _SILENCE):
-                raise TransportError(Result(int(Code.UNKNOWN), detail="the node is silent"))
-            return reading.result()
-        finally:
-            reading.cancel()
-
     def _hear(
         self, group: int, source: _Source, task: asyncio.Task[kv_pb2.WatchResponse | None], steps: list[Step]
     ) -> None:
@@ -181,7 +234,7 @@ class Following:
         try:
             message = task.result()
             taken = message is not None and self._take(source, message, steps)
-        except TransportError:
+        except (TransportError, asyncio.CancelledError):
             self._engine.check_usable()
             taken = False
         if taken and source.slots:
@@ -195,7 +248,11 @@ class Following:
         self._pending.update(slots)
         if slots and not at_once and self._pause is None:
             self._engine.refresh()
-            self._pause = asyncio.ensure_future(sleep(self._clock, _AGAIN))
+            self._pause = self._clock.call_later(_AGAIN, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self._notify()
 
     # -- messages
 
@@ -232,31 +289,26 @@ class Following:
         if image.begins:
             self.cursor = self.cursor.at(slot, None)
         for row in image.records:
-            steps.append(
-                (self.cursor, WatchEvent("initial", row.key, row.value, row.version, slot, False, self.cursor))
-            )
+            steps.append(WatchEvent("initial", row.key, row.value, row.version, slot, False, self.cursor))
         if image.whole:
-            self.cursor = cursor = self.cursor.at(slot, image.number)
-            steps.append((cursor, WatchEvent("whole", b"", None, image.number, slot, False, cursor)))
+            steps.append(WatchEvent("whole", b"", None, image.number, slot, False, self.cursor))
+            self.cursor = self.cursor.at(slot, image.number)
 
     def _take_span(self, span: kv_pb2.Span, steps: list[Step]) -> None:
-        slot, cursor = span.slot, self.cursor
+        slot, cursor, number = span.slot, self.cursor, -1
         for event in span.events:
-            cursor = cursor.at(slot, event.number)
-            kind = _TYPES[event.change]
+            kind, number = _TYPES[event.change], event.number
             value = event.value if kind == "put" else None
-            told = WatchEvent(kind, event.key, value, event.number, slot, event.more, cursor)
-            steps.append((cursor, told))
-        if not span.events or span.events[-1].number != span.upto:
-            cursor = cursor.at(slot, span.upto)
-            steps.append((cursor, None))
-        self.cursor = cursor
+            steps.append(WatchEvent(kind, event.key, value, number, slot, event.more, cursor))
+        self.cursor = cursor.at(slot, span.upto)
+        if number != span.upto:
+            steps.append(self.cursor)
 
     def _tell_live(self, steps: list[Step]) -> None:
         if self._live or len(self.opened) < self._slots or not self.cursor.reaches(self.opened):
             return
         self._live = True
-        steps.append((self.cursor, WatchEvent("live", b"", None, 0, -1, False, self.cursor)))
+        steps.append(WatchEvent("live", b"", None, 0, -1, False, self.cursor))
 
     def _lost(self, message: kv_pb2.WatchResponse, *, opening: bool) -> Compacted | SlowConsumer:
         floors = {one.slot: one.floor for one in message.compacted}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeAlias
 
+from msgspec import Struct
+
+from raftkv.client.cursors import Cursor
 from raftkv.codecs import V
 
 if TYPE_CHECKING:
     from raftkv.api.status import NodeStatus
-    from raftkv.client.cursors import Cursor
 
 Consistency: TypeAlias = Literal["linearizable", "quorum", "stale"]
 """How fresh a read is.
@@ -82,8 +84,7 @@ image of the event's slot is complete; what is not in it is not there. ``live``:
 watch was opened has come."""
 
 
-@dataclass(frozen=True, slots=True)
-class WatchEvent(Generic[V]):
+class WatchEvent(Struct, Generic[V], frozen=True):
     """``value``: that was written, of a put or an initial record; bytes, or what the client's codec makes of them.
 
     ``version``: of the record, or of its removal: it rises with each event of a slot. ``slot``: the key's, -1 of
@@ -97,11 +98,17 @@ class WatchEvent(Generic[V]):
     slot: int
     more: bool
     _cursor: Cursor
+    """Where the watch was before the event, or before others of its slot that came with it."""
 
     @property
     def token(self) -> str:
         """``watch(start=token)`` goes on behind this event. Made when it is asked for."""
-        return self._cursor.token()
+        return self.place.token()
+
+    @property
+    def place(self) -> Cursor:
+        """Where the watch is after the event."""
+        return self._cursor if self.type in ("initial", "live") else self._cursor.at(self.slot, self.version)
 
 
 @dataclass(frozen=True, slots=True)

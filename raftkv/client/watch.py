@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self
 
+from msgspec.structs import replace
+
 from raftkv.client.cursors import Cursor
-from raftkv.client.following import Following, Step, heard
+from raftkv.client.following import Following, Step, place_of
+from raftkv.client.types import WatchEvent
 from raftkv.clock import Clock, sleep, wait
 from raftkv.codecs import V
 from raftkv.errors import InvalidArgument, Unavailable, UsageError
@@ -21,7 +23,6 @@ from shards.slots import slot_of
 if TYPE_CHECKING:
     from raftkv.client.arguments import KeyRange
     from raftkv.client.engine import Engine
-    from raftkv.client.types import WatchEvent
     from raftkv.client.values import Decode
 
 _AGAIN: Final = 0.05
@@ -54,12 +55,11 @@ class AsyncWatch(Generic[V]):
         self._timeout = timeout
         self._decode = decode
         self._slots: list[int] = []
-        self._cursor: Cursor | None = self._start
-        self._seen: Cursor | None = None
+        self._step: Step | None = self._start
+        self._seen: Step | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._steps: deque[Step] = deque()
-        self._batches: AsyncGenerator[list[Step], None] | None = None
-        self._next: asyncio.Task[list[Step] | None] | None = None
+        self._following: Following | None = None
         self._busy = False
         self._closed = False
 
@@ -75,46 +75,33 @@ class AsyncWatch(Generic[V]):
         return self
 
     async def __anext__(self) -> WatchEvent[V]:
-        if self._closed:
-            raise StopAsyncIteration
-        if self._busy:
+        if self._busy and not self._closed:
             raise UsageError("another task waits for the next event of this watch")
         self._busy = True
         try:
             self._see()
-            while True:
+            while not self._closed:
                 while self._steps:
-                    self._cursor, event = self._steps.popleft()
-                    if event is not None:
-                        return self._decoded(event)
+                    step = self._step = self._steps.popleft()
+                    if isinstance(step, WatchEvent):
+                        event: WatchEvent[Any] = step
+                        return event if self._decode is None else _decoded(event, self._decode)
                     if not self._steps:
                         self._see()
                 await self._fetch()
+            raise StopAsyncIteration
         finally:
             self._busy = False
 
-    def _decoded(self, event: WatchEvent[bytes]) -> WatchEvent[V]:
-        told: WatchEvent[Any] = event
-        if self._decode is not None and event.value is not None:
-            told = replace(told, value=self._decode(event.key, event.value))
-        return told
-
     async def _fetch(self) -> None:
-        """The next steps. If the caller gives up, they are there for the next one."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._advance())
-            self._next.add_done_callback(heard)
-        await asyncio.wait([self._next])
-        done, self._next = self._next, None
-        steps = done.result()
-        if steps is None:
-            raise StopAsyncIteration
-        self._steps.extend(steps)
-
-    async def _advance(self) -> list[Step] | None:
-        if self._batches is None:
-            self._batches = (await self._begin()).batches()
-        return await anext(self._batches, None)
+        """The next steps."""
+        if self._following is None:
+            self._following = await self._begin()
+        try:
+            self._steps.extend(await self._following.steps())
+        except Exception:
+            await self.aclose()
+            raise
 
     async def _begin(self) -> Following:
         count = await self._engine.slots(self._timeout)
@@ -125,7 +112,7 @@ class AsyncWatch(Generic[V]):
             if (self._start.cluster_id, self._start.slots) != (cursor.cluster_id, count):
                 raise InvalidArgument("start is a token of another cluster")
             cursor = self._start.only(self._slots)
-        self._cursor = self._seen = cursor
+        self._step = self._seen = cursor
         return Following(
             self._engine,
             self._clock,
@@ -139,7 +126,7 @@ class AsyncWatch(Generic[V]):
 
     def _see(self) -> None:
         """Whoever reads the events is done with those that it has."""
-        self._seen = self._cursor
+        self._seen = self._step
         waiting, self._waiting = self._waiting, set()
         for one in waiting:
             if not one.done():
@@ -151,9 +138,9 @@ class AsyncWatch(Generic[V]):
 
         Raises UsageError before there is anything to go on from.
         """
-        if self._cursor is None:
+        if self._step is None:
             raise UsageError("the watch has not begun: read its first event")
-        return self._cursor.token()
+        return place_of(self._step).token()
 
     async def sync(self, *, timeout: float | None = None) -> None:
         """Return when all that was acknowledged before this call has been read here, and the task that reads has come
@@ -163,7 +150,7 @@ class AsyncWatch(Generic[V]):
         """
         deadline = self._clock.now() + (self._timeout if timeout is None else timeout)
         numbers = await self._numbers(deadline)
-        while self._seen is None or not self._seen.reaches(numbers):
+        while self._seen is None or not place_of(self._seen).reaches(numbers):
             reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.add(reached)
             if not await wait(self._clock, reached, deadline - self._clock.now()):
@@ -206,18 +193,18 @@ class AsyncWatch(Generic[V]):
     async def aclose(self) -> None:
         """End it. May be called again."""
         self._closed = True
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
-            self._next = None
-        if self._batches is not None:
-            await self._batches.aclose()
+        if self._following is not None:
+            await self._following.close()
 
     def __del__(self) -> None:
-        task = self.__dict__.get("_next")
-        if task is not None and not task.done():
+        following = self.__dict__.get("_following")
+        if following is not None:
             with suppress(RuntimeError):  # the loop has ended
-                task.get_loop().call_soon_threadsafe(task.cancel)
+                following.loop.call_soon_threadsafe(following.end)
+
+
+def _decoded(event: WatchEvent[Any], decode: Decode) -> WatchEvent[Any]:
+    return event if event.value is None else replace(event, value=decode(event.key, event.value))
 
 
 class Watch(Generic[V]):

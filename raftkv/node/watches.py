@@ -32,12 +32,22 @@ _SILENT = Result(Code.UNAVAILABLE, detail="this replica hears no leader of the g
 
 
 class _Follower:
-    """One watch. ``slots``: that it follows."""
+    """One watch. ``due``: it is time to tell that it lives."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, clock: Clock) -> None:
         self.watch = watch
-        self.slots = watch.slots
         self.wake: asyncio.Future[None] | None = None
+        self._clock = clock
+        self.rest()
+
+    def rest(self) -> None:
+        """From now on, for a while."""
+        self.due = False
+        self.timer = self._clock.call_later(WATCH_HEARTBEAT, self._ring)
+
+    def _ring(self) -> None:
+        self.due = True
+        self.notify()
 
     def notify(self) -> None:
         if self.wake is not None and not self.wake.done():
@@ -45,7 +55,7 @@ class _Follower:
 
 
 class _Followed:
-    """A group with watches. ``history``, ``slots``, ``end``: of its store when these were told last."""
+    """A group with watches. ``history``, ``changes``, ``end``: of its store when these were told last."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
@@ -54,7 +64,7 @@ class _Followed:
 
     def note(self) -> None:
         store = self.replica.store
-        self.history, self.slots, self.end = store.history, store.slot_count, store.history.end
+        self.history, self.changes, self.end = store.history, store.slot_changes, store.history.end
 
 
 class Watches:
@@ -116,15 +126,15 @@ class Watches:
     async def _follow(
         self, group: int, replica: Replica, watch: Watch, refusal: Callable[[], Result | None]
     ) -> AsyncGenerator[Part | Result, None]:
-        one = _Follower(watch)
+        one = _Follower(watch, self._clock)
         followed = self._groups.get(group)
         if followed is None or followed.replica is not replica:
             followed = self._groups[group] = _Followed(replica)
         followed.followers[one] = None
+        loop = asyncio.get_running_loop()
         try:
-            due = self._clock.now() + WATCH_HEARTBEAT
             while True:
-                one.wake = asyncio.get_running_loop().create_future()
+                one.wake = loop.create_future()
                 while part := watch.take():
                     if (refused := refusal()) is not None:
                         yield refused
@@ -132,25 +142,24 @@ class Watches:
                     yield part
                     if part.compacted:
                         return
-                    one.slots = watch.slots
-                    if not one.slots and not watch.behind:
+                    if not watch.slots and not watch.behind:
                         return
                 if watch.behind:
                     await asyncio.sleep(0)
                     continue
-                left = due - self._clock.now()
-                if left <= 0:
+                if one.due:
                     refused = refusal()
                     if self._data.get(group) is not replica or not replica.group.hears_leader():
                         refused = _SILENT
                     if refused is not None:
                         yield refused
                         return
-                    due = self._clock.now() + WATCH_HEARTBEAT
+                    one.rest()
                     yield watch.heartbeat()
                 else:
-                    await wait(self._clock, one.wake, left)
+                    await one.wake
         finally:
+            one.timer.cancel()
             del followed.followers[one]
             if not followed.followers and self._groups.get(group) is followed:
                 del self._groups[group]
@@ -158,16 +167,16 @@ class Watches:
     def on_turn(self) -> None:
         """Entries may have been applied: who may want to know is woken."""
         for group in self._groups.values():
-            history, slots, end = group.history, group.slots, group.end
+            history, changes, end = group.history, group.changes, group.end
             group.note()
-            if history is not group.history or slots != group.slots:
+            if history is not group.history or changes != group.changes:
                 touched = None
             elif end == group.end:
                 continue
             else:
                 touched = _touched(history, end)
             for one in group.followers:
-                if touched is None or not touched.isdisjoint(one.slots):
+                if touched is None or not touched.isdisjoint(one.watch.slots):
                     one.notify()
                 else:
                     one.watch.skip(end, group.end)

@@ -245,7 +245,7 @@ class Moves:
             self._drop(self.imports[older])
         self.imports[move] = Import(move, tuple(sorted(numbers)))
         for number in numbers:
-            self._slots[number] = Slot(number, _IMPORTING, move)
+            self._slots.add(Slot(number, _IMPORTING, move))
         return DONE
 
     def import_chunk(self, command: ImportChunk) -> Result:
@@ -294,7 +294,7 @@ class Moves:
         if self._digest_staged(one, slots, summary) != (summary.records, summary.digest):
             for slot in slots:
                 self.trash.append(slot)
-                self._slots[slot.number] = Slot(slot.number, _IMPORTING, move)
+                self._slots.add(Slot(slot.number, _IMPORTING, move))
             one.seq, one.cursor, one.events = 0, b"", []
             return _refused("digest differs")
         for slot, (_, counter, floor, forgotten) in zip(slots, summary.slots, strict=True):
@@ -349,7 +349,7 @@ class Moves:
     def _drop(self, one: Import) -> None:
         self._forget_digests()
         for number in one.slots:
-            self.trash.append(self._slots.pop(number))
+            self.trash.append(self._slots.take(number))
         self._end(one.move, one.slots, Ending.DROPPED)
         del self.imports[one.move]
 
@@ -395,7 +395,7 @@ class Moves:
         self._slots.history.forget({slot.number for slot in slots})
         for slot in slots:
             self._ageing.retire(slot)
-            self.trash.append(self._slots.pop(slot.number))
+            self.trash.append(self._slots.take(slot.number))
             self.ended[slot.number] = (move, Ending.RELEASED)
         return DONE
 

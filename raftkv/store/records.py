@@ -82,9 +82,9 @@ class Store:
         return self._slots.history
 
     @property
-    def slot_count(self) -> int:
-        """How many slots the group has, in whatever state."""
-        return len(self._slots)
+    def slot_changes(self) -> int:
+        """How often a slot has come to this replica, or gone."""
+        return self._slots.changes
 
     def slot(self, number: int) -> Slot | None:
         """A slot itself, to look at; None if the group does not have it."""
@@ -320,7 +320,8 @@ class Store:
         """Give the group its first slots."""
         if not self._genesis:
             self._genesis = True
-            self._slots.update((number, Slot(number)) for number in sorted(set(numbers)))
+            for number in sorted(set(numbers)):
+                self._slots.add(Slot(number))
         return DONE
 
     def check(self, check: int) -> Result:
@@ -377,10 +378,7 @@ class Store:
     def _install(self, state: StoreState) -> None:
         self.time = state.time
         self._genesis = state.genesis
-        self._slots.clear()
-        self._slots.update((slot.number, slot) for slot in state.slots)
-        self._slots.order = state.order
-        self._slots.history = state.history
+        self._slots.replace(state.slots, state.order, state.history)
         self._ageing.restart()
         self.moves.install(state.ended, state.imports)
         for check in self.checks.values():

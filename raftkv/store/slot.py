@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from operator import itemgetter
 from typing import Final, NamedTuple
@@ -246,12 +246,31 @@ class Slot:
 
 
 class Slots(dict[int, Slot]):
-    """The slots of a group, by number. ``order``: the keys of all of them; whoever adds or removes one tells it.
+    """The slots of a group, by number; they come and go by the methods here.
 
-    ``history``: their last events; whoever changes a record adds one.
+    ``order``: the keys of all of them; whoever adds or removes one tells it. ``history``: their last events; whoever
+    changes a record adds one. ``changes``: how often a slot has come or gone.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.order = new_index()
         self.history = History()
+        self.changes = 0
+
+    def add(self, slot: Slot) -> None:
+        """It comes, in place of the one that has its number, if there is one."""
+        self[slot.number] = slot
+        self.changes += 1
+
+    def take(self, number: int) -> Slot:
+        """It goes."""
+        self.changes += 1
+        return self.pop(number)
+
+    def replace(self, slots: Iterable[Slot], order: KeyIndex, history: History) -> None:
+        """These come in place of all that is here."""
+        self.clear()
+        self.update((slot.number, slot) for slot in slots)
+        self.order, self.history = order, history
+        self.changes += 1

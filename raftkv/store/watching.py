@@ -79,26 +79,24 @@ class Part:
 
 
 class Watch:
-    """Follows slots of ``store``. ``place``: in its history, from which on it has not looked."""
+    """Follows ``slots`` of ``store``. ``place``: in its history, from which on it has not looked."""
 
     def __init__(self, store: Store, ask: WatchAsk, numbers: Mapping[int, int]) -> None:
         """``numbers``: those of the slots at a linearizable read; :meth:`ready` says when they are here."""
         self._store = store
         self._ask = ask
         self._numbers = dict(numbers)
+        self.slots: set[int] = set()
+        self._changes = -1
         # By slot: the number up to which it was looked at, -1 = the slot is not followed.
         self._after = array("q", [-1]) * (max(ask.places) + 1)
         # Of slots that were looked at further than was told: up to where it was told.
         self._told: dict[int, int] = {}
         self._images: list[int] = []
         self._image: Iterator[Image] | None = None
+        self._imaged = -1
         self._pinned: SlotImage | None = None
         self.place = store.history.end
-
-    @property
-    def slots(self) -> set[int]:
-        """Those that are followed."""
-        return {slot for slot, after in enumerate(self._after) if after >= 0}
 
     @property
     def behind(self) -> bool:
@@ -134,7 +132,7 @@ class Watch:
             if after is None:
                 self._images.append(slot)
             else:
-                self._after[slot] = after
+                self._follow(slot, after)
                 missing += home.counter - after
         self.place = self._place_of(missing)
         return part
@@ -178,20 +176,23 @@ class Watch:
 
     def close(self) -> None:
         """Let go of what is held. May be called again."""
-        self._image = None
+        self._image, self._imaged = None, -1
         if self._pinned is not None:
             self._pinned.release()
             self._pinned = None
 
     def _look_at_slots(self, part: Part) -> None:
-        history = self._store.history
-        lost = self.place < history.first
-        for number in self.slots:
+        """What is followed may have gone, and a slot that went and came back may have lost events on its way."""
+        history, changes = self._store.history, self._store.slot_changes
+        if changes == self._changes and self.place >= history.first:
+            return
+        self._changes = changes
+        for number in sorted(self.slots):
             slot = self._store.slot(number)
             if slot is None or slot.state is SlotState.IMPORTING:
                 part.released.append(number)
                 self._let_go(number)
-            elif lost and slot.forgotten > self._after[number]:
+            elif slot.forgotten > self._after[number]:
                 if self._ask.initial:
                     self._let_go(number)
                     self._images.append(number)
@@ -199,9 +200,16 @@ class Watch:
                     part.compacted.append((number, slot.forgotten))
         self.place = max(self.place, history.first)
 
+    def _follow(self, number: int, after: int) -> None:
+        self._after[number] = after
+        self.slots.add(number)
+
     def _let_go(self, number: int) -> None:
         self._after[number] = -1
+        self.slots.discard(number)
         self._told.pop(number, None)
+        if number == self._imaged:
+            self.close()
 
     def _take_events(self, part: Part) -> None:
         history, followed, told = self._store.history, self._after, self._told
@@ -245,8 +253,8 @@ class Watch:
                 if slot is None or slot.state is SlotState.IMPORTING:
                     part.released.append(number)
                     continue
-                self._after[number] = slot.counter
-                self._image = self._records(slot)
+                self._follow(number, slot.counter)
+                self._image, self._imaged = self._records(slot), number
             image = next(self._image)
             looked_at += _PIECE
             part.images.append(image)

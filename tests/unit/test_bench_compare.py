@@ -265,9 +265,9 @@ def test_the_tables_say_what_was_measured_and_what_each_promises(tmp_path: Path)
 
 
 def calling(world: World) -> list[Contestant]:
-    python = [ComparisonCase(op, world.way(rate=9000)) for op in ("get", "put_many", "txn", "scan")]
+    python = [ComparisonCase(op, world.way(rate=9000)) for op in ("get", "put_many", "txn", "scan", "watch")]
     go = [
-        *(ComparisonCase(op, world.way("go", 3000)) for op in ("put_many", "txn")),
+        *(ComparisonCase(op, world.way("go", 3000)) for op in ("put_many", "txn", "watch")),
         ComparisonCase("scan", world.way("go", 18_000), promise="a snapshot"),
     ]
     return [
@@ -281,9 +281,10 @@ def calling(world: World) -> list[Contestant]:
 def test_calls_are_measured_at_each_of_their_sizes() -> None:
     world = World()
     result = compare(*calling(world), loads=CALLS)
-    mine = [(plan.op, plan.batch, plan.keys) for name, _, plan in world.log if name == "etcd"]
-    scans = [("scan", 100, keys) for keys in (10_000, 100_000, 1_000_000)]
-    assert mine == [("put_many", 100, 100), ("txn", 100, 100), *scans]
+    mine = [(plan.op, plan.batch, plan.watchers, plan.keys) for name, _, plan in world.log if name == "etcd"]
+    watches = [("watch", 100, watchers, 100) for watchers in (1, 10, 100)]
+    scans = [("scan", 100, 1, keys) for keys in (10_000, 100_000, 1_000_000)]
+    assert mine == [("put_many", 100, 1, 100), ("txn", 100, 1, 100), *watches, *scans]
     # A scan is not warmed up, and reads what was written for it; the others read nothing.
     assert {(plan.op == "scan", bool(plan.fill)) for _, _, plan in world.log} == {(True, True), (False, False)}
     assert {plan.warmup for _, _, plan in world.log if plan.op == "scan"} == {0.0}
@@ -304,7 +305,8 @@ def test_the_tables_of_calls_have_bytes_and_promises_in_place_of_a_ceiling(tmp_p
     assert "| who | through | transactions/s | MB/s |" in text
     assert re.search(r"\| etcd 9.9 scan of 1,000,000 \| go client \| 18,0\d\d \| 2.6 \| .* \| a snapshot \|", text)
     assert re.search(r"\| raftkv 9.9 txn \| python client \| 9,0\d\d \| - \|", text)
-    assert re.search(r"^\*\*9,0\d\d records/s by put_many of 100 \(p99 3.0 ms\), 3.0 times etcd's", text, re.MULTILINE)
+    assert re.search(r"^\*\*9,0\d\d records/s \(put_many of 100, p99 3.0 ms\), 3.0 times etcd's", text, re.MULTILINE)
+    assert re.search(r"\| raftkv 9.9 watch by 100 \| python client \| 9,0\d\d \| 1.3 \|", text)
     picture = (tmp_path / "compare-scan.svg").read_text()
     assert "records per second" in picture
     assert "scan of 10,000" in picture
@@ -314,9 +316,14 @@ def test_a_rate_counts_records_where_an_operation_is_of_many() -> None:
     said = json.dumps({"operations": 4, "seconds": 8.0, "errors": {}, "took_us": {"2000000": 4}})
     rates = [
         tools.of_stats(plan, tools.parse_go(plan, said)).per_second
-        for plan in (LoadPlan("", "scan", keys=1_000_000), LoadPlan("", "put_many", batch=7), LoadPlan("", "txn"))
+        for plan in (
+            LoadPlan("", "scan", keys=1_000_000),
+            LoadPlan("", "put_many", batch=7),
+            LoadPlan("", "txn"),
+            LoadPlan("", "watch", watchers=10),
+        )
     ]
-    assert rates == [500_000, 3.5, 0.5]
+    assert rates == [500_000, 3.5, 0.5, 5]
 
 
 def test_a_comparison_that_was_disturbed_says_so() -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 import pytest
 
 from bench import load
 from bench.keys import Distribution, chooser, make_keys, zipfian
-from bench.load import LoadPlan, measure
+from bench.load import LoadPlan, Measured, measure
 from bench.report import summarize
 from bench.workload import LONGEST_SCAN, MIXES, LoadWorkload, Operation, WrongAnswer
-from faults.sim.loop import simulate
+from faults.sim.loop import SimLoop, simulate
+from raftkv.errors import Unavailable
 
 
 class Store:
@@ -27,6 +28,8 @@ class Store:
         self.scanned: list[int] = []
         self.lost = 0
         """Records that a scan leaves out."""
+        self.watchers: list[asyncio.Queue[bytes]] = []
+        self.watching = 0
         self.service = 0.0
         """Seconds that each answer takes."""
 
@@ -39,6 +42,8 @@ class Store:
         await asyncio.sleep(self.service)
         self.asked.append(("set" if key in self.records else "insert", key))
         self.records[key] = value
+        for watcher in self.watchers:
+            watcher.put_nowait(value)
 
     async def scan(self, key: bytes, records: int) -> int:
         await asyncio.sleep(self.service)
@@ -58,6 +63,19 @@ class Store:
             return False
         self.records.update(records)
         return True
+
+    async def watch(self, live: Callable[[], None], told: Callable[[bytes], None]) -> None:
+        events: asyncio.Queue[bytes] = asyncio.Queue()
+        self.watchers.append(events)
+        self.watching += 1
+        live()
+        try:
+            while True:
+                # The later it came, the later it hears.
+                await asyncio.sleep(0.001 * len(self.watchers))
+                told(await events.get())
+        finally:
+            self.watching -= 1
 
     async def close(self) -> None:
         pass
@@ -165,6 +183,49 @@ def test_a_scan_of_everything_counts_its_records() -> None:
     store.lost = 1
     with pytest.raises(WrongAnswer, match="1000 records gave 999"):
         asyncio.run(once())
+
+
+async def measured(plan: LoadPlan, store: Store, monkeypatch: pytest.MonkeyPatch, loop: SimLoop) -> Measured:
+    async def connect(*_: object) -> Store:
+        return store
+
+    monkeypatch.setattr(load, "connect", connect)
+    return await measure(plan, loop.time)
+
+
+def test_a_write_lasts_until_every_watcher_has_its_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+    plan = LoadPlan("x", "watch", workers=1, keys=100, key_size=4, value_size=16, seconds=0.2, warmup=0.0, watchers=3)
+    found = simulate(lambda loop: measured(plan, store, monkeypatch, loop))
+    assert not found.errors
+    assert len(found.latencies) > 10
+    assert {len(value) for value in store.records.values()} == {16}
+    # All began before the first write, and have ended.
+    assert (len(store.watchers), store.watching) == (3, 0)
+    assert all(watcher.empty() for watcher in store.watchers)
+
+
+def test_an_event_that_does_not_come_is_a_write_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deaf(Store):
+        async def watch(self, live: Callable[[], None], told: Callable[[bytes], None]) -> None:
+            live()
+            await asyncio.Event().wait()
+
+    plan = LoadPlan("x", "watch", workers=2, keys=100, key_size=4, seconds=1.0, warmup=0.0, timeout=3.0)
+    found = simulate(lambda loop: measured(plan, Deaf(), monkeypatch, loop))
+    assert (len(found.latencies), found.errors) == (0, {"DeadlineExceeded": 2})
+
+
+def test_a_watch_that_fails_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Store):
+        async def watch(self, live: Callable[[], None], told: Callable[[bytes], None]) -> None:
+            live()
+            await asyncio.sleep(0.1)
+            raise Unavailable("it fell behind")
+
+    plan = LoadPlan("x", "watch", workers=2, keys=100, key_size=4, seconds=1.0, warmup=0.0)
+    with pytest.raises(Unavailable, match="fell behind"):
+        simulate(lambda loop: measured(plan, Broken(), monkeypatch, loop))
 
 
 def draws(distribution: Distribution, keys: list[bytes], number: int = 100_000) -> Counter[bytes]:

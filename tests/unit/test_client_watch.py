@@ -17,6 +17,7 @@ from raftkv.client.watch import AsyncWatch
 from raftkv.clock import SystemClock
 from raftkv.commands.results import Result
 from raftkv.errors import Code, Compacted, InvalidArgument, SlowConsumer, Unavailable, UsageError
+from raftkv.limits import WATCH_HEARTBEAT
 from raftkv.v1 import kv_pb2
 
 SLOTS = 256
@@ -97,7 +98,8 @@ def span(slot: int, after: int, upto: int, *numbers: int) -> kv_pb2.WatchRespons
 def watch_of(groups: Groups, *, prefix: str = "", start: str | None = None, **more: Any) -> AsyncWatch:
     timeout = more.pop("timeout", 60.0)
     initial = more.pop("initial", False)
-    return AsyncWatch(cast(Engine, groups), SystemClock(), key_range(prefix, None, None), None, start, initial, timeout)
+    clock = more.pop("clock", None) or SystemClock()
+    return AsyncWatch(cast(Engine, groups), clock, key_range(prefix, None, None), None, start, initial, timeout)
 
 
 def token(**numbers: int) -> str:
@@ -310,5 +312,105 @@ def test_sync_waits_until_the_reader_has_come_back_for_more() -> None:
                 await watch.sync(timeout=0.05)
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_an_error_comes_behind_the_events_that_came_with_it_and_its_token_misses_none() -> None:
+    async def main() -> None:
+        groups = Groups()
+        async with watch_of(groups) as watch:
+            await anext(watch)
+            gone = kv_pb2.WatchResponse()
+            gone.compacted.add(slot=1, floor=9)
+            groups.streams[0].messages.put_nowait(span(0, 5, 7, 6, 7))
+            groups.streams[1].messages.put_nowait(gone)
+            assert [one.version for one in await some(watch, 2)] == [6, 7]
+            with pytest.raises(SlowConsumer) as slow:
+                await anext(watch)
+            assert [Cursor.of(slow.value.token).number(slot) for slot in (0, 1)] == [7, 5]
+            with pytest.raises(StopAsyncIteration):
+                await anext(watch)
+        assert all(stream.cancelled for stream in groups.streams)
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
+
+
+class Hands:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self._timers: dict[object, tuple[float, Callable[[], None]]] = {}
+
+    def now(self) -> float:
+        return self.time
+
+    def wall(self) -> float:
+        return self.time
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Any:
+        timers = self._timers
+
+        class Timer:
+            def cancel(self) -> None:
+                timers.pop(self, None)
+
+        timer = Timer()
+        timers[timer] = (self.time + delay, callback)
+        return timer
+
+    def set(self, time: float) -> None:
+        self.time = time
+        for timer, (due, callback) in list(self._timers.items()):
+            if due <= time:
+                del self._timers[timer]
+                callback()
+
+
+def test_a_stream_that_brings_nothing_is_opened_anew_and_a_reader_that_was_away_for_long_harms_nothing() -> None:
+    async def main() -> None:
+        groups, clock = Groups(), Hands()
+        async with watch_of(groups, prefix="{q}", clock=clock, timeout=5.0) as watch:
+            await anext(watch)
+            slot = groups.asked[0].places[0].slot
+            reading = asyncio.create_task(some(watch, 1))
+            clock.set(9 * WATCH_HEARTBEAT)
+            groups.streams[0].messages.put_nowait(span(slot, 5, 5))
+            await asyncio.sleep(0.01)
+            clock.set(15 * WATCH_HEARTBEAT)
+            await asyncio.sleep(0.01)
+            assert len(groups.streams) == 1
+            clock.set(19 * WATCH_HEARTBEAT)
+            while len(groups.streams) == 1:
+                await asyncio.sleep(0)
+            groups.streams[1].messages.put_nowait(span(slot, 5, 6, 6))
+            assert (await reading)[0].version == 6
+            # Nobody reads for longer than the watch may be without a group; its stream breaks meanwhile.
+            clock.set(1000.0)
+            groups.streams[1].messages.put_nowait(BROKEN)
+            await asyncio.sleep(0.01)
+            reading = asyncio.create_task(some(watch, 1))
+            while len(groups.streams) == 2:
+                await asyncio.sleep(0)
+            groups.streams[2].messages.put_nowait(span(slot, 6, 7, 7))
+            assert (await reading)[0].version == 7
+
+    asyncio.run(main())
+
+
+def test_one_who_waits_hears_that_the_watch_was_closed() -> None:
+    async def main() -> None:
+        groups = Groups()
+        watch = watch_of(groups)
+        await anext(watch)
+        waiting = asyncio.create_task(some(watch, 1))
+        await asyncio.sleep(0)
+        await watch.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+        assert len(groups.streams) == 2, "no stream is opened in place of those that were ended"
+        assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())

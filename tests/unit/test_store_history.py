@@ -248,3 +248,41 @@ def test_a_slot_that_has_gone_is_told_and_the_watch_goes_on_where_it_is() -> Non
     there, part = watch_of(target, s0=1)
     assert part.opened == [(0, 1, 2)]
     assert told(there) == [(0, 2)]
+
+
+def test_a_slot_that_comes_back_without_events_that_a_watch_has_not_seen_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 5_000)
+    monkeypatch.setattr(module, "_BLOCK_WEIGHT", 500)
+    home, other = make(0, 1, now=0), make(9, now=0)
+    watch, _ = watch_of(home, s0=None, s1=None)
+    again, _ = watch_of(home, s0=0, initial=True)
+    stage(home, other, (0,))
+    assert one(other, Activate(GROUP, 7)) == DONE
+    assert one(home, Release(GROUP, 7)) == DONE
+    for number in range(80):
+        other.apply(1, [Put(0, b"%d" % (number % 7), b"v" * 100)])
+    stage(other, home, (0,), 8)
+    assert one(home, Activate(GROUP, 8)) == DONE
+    slot = home.slot(0)
+    assert slot is not None
+    assert watch.take().compacted == [(0, slot.forgotten)]
+    assert [image.number for image in again.take().images] == [80, 80]
+
+
+def test_an_image_ends_when_its_slot_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WATCH_BYTES", 2_000)
+    source, target = make(0, 1, now=0), make(9, now=0)
+    source.apply(1, puts(0, *(b"%03d" % number for number in range(300))))
+    watch, _ = watch_of(source, s0=None, s1=0, initial=True)
+    assert next(image.begins for image in watch.take().images)
+    home = source.slot(0)
+    assert home is not None
+    stage(source, target, (0,))
+    assert one(target, Activate(GROUP, 7)) == DONE
+    assert one(source, Release(GROUP, 7)) == DONE
+    part = watch.take()
+    assert (part.released, part.images, home.pins) == ([0], [], 0)
+    source.apply(1, puts(1, b"a"))
+    assert told(watch) == [(1, 1)]

@@ -149,7 +149,7 @@ func listen(ctx context.Context, one plan, clients []*clientv3.Client) ([]*telli
 	}
 	late := time.After(one.timeout)
 	for number := range one.watchers {
-		events := clients[number%len(clients)].Watch(ctx, prefix(one.keys), clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+		events := clients[number%len(clients)].Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
 		select {
 		case first := <-events:
 			if err := first.Err(); err != nil || !first.Created {
@@ -161,17 +161,6 @@ func listen(ctx context.Context, one plan, clients []*clientv3.Client) ([]*telli
 		go hear(events, workers)
 	}
 	return workers, nil
-}
-
-// How all keys begin, which stand in their order.
-func prefix(keys []string) string {
-	first, last := keys[0], keys[len(keys)-1]
-	for at := range first {
-		if first[at] != last[at] {
-			return first[:at]
-		}
-	}
-	return first
 }
 
 func hear(events clientv3.WatchChan, workers []*telling) {
