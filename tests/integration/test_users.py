@@ -8,6 +8,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
@@ -195,6 +196,31 @@ def test_a_range_does_not_leave_its_prefix(cluster: LocalCluster, admin: Admin) 
                 call()
         assert everything.count(start="r", end="s\0") == 5
     assert noted(cluster, action="scan", user="ranges", outcome="PERMISSION_DENIED")
+
+
+def test_a_prefix_of_names_gives_locks_and_elections(cluster: LocalCluster, admin: Admin) -> None:
+    admin("role add team")
+    admin("role grant team read write --prefix {lock:team.")
+    admin("role grant team read --prefix {election:team.")
+    with raftkv.Client(cluster.endpoints, token=admin.user("team", "team"), timeout=PATIENCE) as client:
+        with client.lock("team.report", ttl=60) as lock, ThreadPoolExecutor(1) as pool:
+            other = client.lock("team.report", ttl=60)
+            waiting = pool.submit(other.acquire)
+            until(lambda: client.count(prefix="{lock:team.report}queue:") == 2, "it waits")
+            assert client.txn().check(lock.key, version=lock.token).put("{lock:team.report}state", "x").commit()
+            lock.release()
+            assert waiting.result(PATIENCE)
+            other.release()
+        assert client.election("team.scheduler").leader() is None
+        calls: list[Any] = [
+            client.lock("team").acquire,
+            client.lock("teams.report").acquire,
+            client.election("team.scheduler", "me").campaign,
+            client.election("other").leader,
+        ]
+        for call in calls:
+            with refusal(Code.PERMISSION_DENIED):
+                call()
 
 
 def test_rights_are_the_same_at_every_node(cluster: LocalCluster, admin: Admin) -> None:
