@@ -70,7 +70,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((RaftConfig, "silence", 0.0),),
         {"bridge": 0.5, "kill": 0.15, "power loss": 0.15},
         lambda storm: profiles.quick(storm, groups=3, times=(0.3, 0.4, 0.09), aim=0.0, pause=1.0),
-        first=14,
+        first=108,
     ),
     PlantedFault(
         "installs over its own log",

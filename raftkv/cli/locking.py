@@ -29,7 +29,7 @@ _SIGNALLED: Final = 128
     "--ttl", type=Duration(MAX_TTL, least=0.1), default="10s", show_default=True, help="Free so long after it is lost."
 )
 @click.option("--wait", type=Duration(MAX_TTL, least=0.0), help="Give up after this time; 0: only try.")
-@click.option("--holder", metavar="TEXT", help="What the lock says of its holder; by default host and process.")
+@click.option("--holder", metavar="TEXT", show_default="host and process", help="What the lock says of its holder.")
 @click.option(
     "--grace",
     type=Duration(least=0.0),
