@@ -84,7 +84,7 @@ def load_command(
       python -m bench load --cluster 3 --op get --seconds 5
     """
     if secure and (cluster is None or api != "pipeline" or MIXES[op].calls):
-        raise click.UsageError("--secure goes with --cluster and pipelines, without scans")
+        raise click.UsageError("--secure goes with --cluster, pipelines, and operations on one record")
     plan = LoadPlan(
         endpoints,
         op,

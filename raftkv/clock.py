@@ -65,6 +65,12 @@ async def wait(clock: Clock, future: asyncio.Future[Any], timeout: float) -> boo
     return future.done()
 
 
+def heard(task: asyncio.Future[Any]) -> None:
+    """Whoever gives up waiting for ``task`` need not hear how it ends."""
+    if not task.cancelled():
+        task.exception()
+
+
 async def sleep(clock: Clock, delay: float) -> None:
     """Return in ``delay`` seconds."""
     await wait(clock, asyncio.get_running_loop().create_future(), delay)

@@ -116,6 +116,10 @@ class ShardMap:
             raise IndexError(f"no slot {slot}")
         return self.owners[slot]
 
+    def find(self, node_id: int) -> Node | None:
+        """A node, if it is a member."""
+        return self._node_index.get(node_id)
+
     def node(self, node_id: int) -> Node:
         """Raises KeyError for an unknown node."""
         return self._node_index[node_id]

@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 from typing import Any, Final, TypeVar
 
 from raftkv.client.process import keep_after_fork
+from raftkv.clock import heard
 from raftkv.errors import OutcomeUnknown, UsageError
 
 T = TypeVar("T")
@@ -72,8 +73,7 @@ class Background:
         """Run what ``make`` returns if the loop has not ended; nobody waits for it or hears how it went."""
 
         def begin() -> None:
-            task = asyncio.ensure_future(make())
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            asyncio.ensure_future(make()).add_done_callback(heard)
 
         with self._gate:
             if not self._over:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self
 
-from raftkv.client.arguments import check_timeout, check_wait, key_range
+from raftkv.client.arguments import check_wait, key_range
 from raftkv.client.queue import AsyncTurn, Turn
 from raftkv.client.types import Record, WatchEvent
 from raftkv.client.watch import AsyncWatch
@@ -83,7 +83,7 @@ class AsyncElection(AsyncTurn, Generic[W, V]):
         b'node-7'
         """
         parts = self._parts
-        budget, keys = parts.timeout if timeout is None else check_timeout(timeout), key_range(self._prefix, None, None)
+        budget, keys = parts.budget(timeout), key_range(self._prefix, None, None)
         told: int | None = None
         while True:
             watch: AsyncWatch[V] = AsyncWatch(parts.engine, self._clock, keys, None, None, True, budget, parts.decode)

@@ -22,7 +22,7 @@ from raftkv.client.routing import Routing, View
 from raftkv.client.session import Sessions
 from raftkv.client.transport import TransportError
 from raftkv.client.types import EndpointStatus
-from raftkv.clock import sleep, wait
+from raftkv.clock import heard, sleep, wait
 from raftkv.commands.bounds import Mode
 from raftkv.commands.registry import CLIENT_READS
 from raftkv.commands.results import Result
@@ -253,7 +253,7 @@ class Engine:
         async def ask(endpoint: Endpoint, budget: float) -> tuple[WatchStream, kv_pb2.WatchResponse | None]:
             stream = endpoint.watch(request)
             first = asyncio.ensure_future(stream.read())
-            first.add_done_callback(lambda task: task.cancelled() or task.exception())
+            first.add_done_callback(heard)
             try:
                 if not await wait(self._clock, first, budget):
                     raise TransportError(Result(int(Code.UNKNOWN), detail="the node did not answer"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from raftkv.client.cursors import Cursor
 from raftkv.client.transport import TransportError
 from raftkv.client.types import EventType, WatchEvent
+from raftkv.clock import heard
 from raftkv.errors import Compacted, RaftKVError, SlowConsumer, Unavailable
 from raftkv.limits import WATCH_HEARTBEAT
 from raftkv.v1 import kv_pb2
@@ -44,12 +45,6 @@ def place_of(step: Step) -> Cursor:
 def fits(cursor: Cursor, slot: int, after: int) -> bool:
     """Whether what follows ``after`` is what the watch has not had yet."""
     return cursor.number(slot) == after
-
-
-def heard(task: asyncio.Future[Any]) -> None:
-    """Whoever gives up waiting for ``task`` need not hear how it ends."""
-    if not task.cancelled():
-        task.exception()
 
 
 class _Source:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self
 
-from raftkv.client.arguments import check_timeout, encode_key, expect_of, ttl_ms_of
+from raftkv.client.arguments import encode_key, expect_of, ttl_ms_of
 from raftkv.client.call import Call
 from raftkv.client.process import forks
 from raftkv.client.types import WriteResult
@@ -175,7 +175,7 @@ class AsyncLease(Generic[W]):
         call = Call(kv_pb2.KIND_PUT, name)
         call.value, call.payload = data, len(data)
         call.ttl_ms, call.expect, call.resolve = self._ttl_ms, expect_of(if_version), resolve
-        budget = self._budget(timeout)
+        budget = self._parts.budget(timeout)
         before = self._holds.pop(name, None)
         sent = self._clock.now()
         try:
@@ -200,7 +200,7 @@ class AsyncLease(Generic[W]):
         WriteResult(version=1)
         True
         """
-        name, budget = encode_key(key), self._budget(timeout)
+        name, budget = encode_key(key), self._parts.budget(timeout)
         hold = self._holds.pop(name, None) or self._gone.pop(name, None)
         if hold is None:
             return False
@@ -220,7 +220,7 @@ class AsyncLease(Generic[W]):
         >>> await kv.get("service:web:1") is None
         True
         """
-        budget = self._budget(timeout)
+        budget = self._parts.budget(timeout)
         if self._closed:
             return
         self._closed = True
@@ -267,15 +267,12 @@ class AsyncLease(Generic[W]):
     def _loss(self) -> LeaseLost | None:
         if not self.lost:
             return None
-        gone = next((one for one in [*self._gone.values(), *self._holds.values()] if one.why and one.left <= 0), None)
+        gone = next((one for one in [*self._gone.values(), *self._holds.values()] if one.left <= 0), None)
         return LeaseLost("the lease is lost" if gone is None else f"key {shown(gone.key)} of the lease {gone.why}")
 
     def _check_open(self) -> None:
         if self._closed:
             raise UsageError("the lease is closed")
-
-    def _budget(self, timeout: float | None) -> float:
-        return self._parts.timeout if timeout is None else check_timeout(timeout)
 
     # Keeping
 

@@ -7,6 +7,9 @@ from collections.abc import Coroutine
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from raftkv.client.arguments import check_timeout
+from raftkv.clock import heard
+
 if TYPE_CHECKING:
     from raftkv.client.engine import Engine
     from raftkv.client.values import Decode, Encode
@@ -33,6 +36,10 @@ class Parts:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last: set[asyncio.Task[Any]] = set()
 
+    def budget(self, timeout: float | None) -> float:
+        """Seconds of a call that names ``timeout``. Raises InvalidArgument."""
+        return self.timeout if timeout is None else check_timeout(timeout)
+
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Go on with ``work`` whatever becomes of the caller. Nobody need hear how it ends."""
         task = asyncio.create_task(work)
@@ -49,8 +56,7 @@ class Parts:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         self._last.discard(task)
-        if not task.cancelled():
-            task.exception()
+        heard(task)
 
     async def settle(self) -> None:
         """Wait a while for what is to be removed."""

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from raftkv.client.arguments import check_timeout, encode_key, key_range
+from raftkv.client.arguments import encode_key, key_range
 from raftkv.client.call import Call
 from raftkv.client.lease import AsyncLease, Guard
 from raftkv.client.scan import Scan
@@ -226,18 +226,17 @@ class AsyncTurn:
 
     async def _go(self, lease: AsyncLease[Any], key: bytes) -> None:
         """Out of the queue, which nobody waits for: the record expires if it cannot be removed."""
-        if key in lease.keys or lease.lost:
-            await lease.close()
-        else:
+        known = key in lease.keys or lease.lost
+        await lease.close()
+        if not known:
             # Whether it was written is not known. The key was made for this place alone.
-            await lease.close()
             await self._parts.engine.run(Call.of(Delete(0, key)), self._parts.timeout)
 
     async def _leave(self, timeout: float | None) -> None:
         """Give the turn to the next one. Raises LockLost if it was not one's own until now."""
         self._check_held()
         lease, key, lost, there = self._lease, self._key, self._loss(), None
-        budget = min(self._parts.timeout if timeout is None else check_timeout(timeout), self._ttl)
+        budget = min(self._parts.budget(timeout), self._ttl)
         self._token, self._owner = 0, None
         try:
             there = await lease.delete(key, timeout=budget)

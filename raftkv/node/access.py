@@ -111,7 +111,7 @@ class Access:
                 # Its user may be newer than what this node knows.
                 permit = self._users.permit(caller) if await self._latest() else UNKNOWN
             if isinstance(permit, Result):
-                self._refuse(caller, "enter", {}, permit)
+                self._refuse(caller, "enter", permit)
         return caller
 
     async def _password_proof(self, peer: str, name: str, password: str) -> bytes:
@@ -121,7 +121,7 @@ class Access:
             latest = await self._latest()
             before, kept = kept, self._kept(name)
             if kept == before or not await self._is_right(password, kept):
-                self._refuse(Caller(Origin(user=name), peer), "enter", {}, STRANGER if latest else UNKNOWN)
+                self._refuse(Caller(Origin(user=name), peer), "enter", STRANGER if latest else UNKNOWN)
         return password_proof(name, kept)
 
     async def _latest(self) -> bool:
@@ -162,9 +162,9 @@ class Access:
             return
         permit = self._users.permit(caller)
         if isinstance(permit, Result):
-            self._refuse(caller, action, {}, permit)
+            self._refuse(caller, action, permit)
         elif not permit.allows(right, None):
-            self._refuse(caller, action, {}, denied(permit, right, action))
+            self._refuse(caller, action, denied(permit, right, action))
 
     # -- what is noted
 
@@ -180,10 +180,10 @@ class Access:
     async def notes(self, lines: int) -> list[str]:
         return await _done(self._reader, lambda: self._audit.tail(lines))
 
-    def _refuse(self, caller: Caller, action: str, arguments: Mapping[str, Any], result: Result) -> NoReturn:
+    def _refuse(self, caller: Caller, action: str, result: Result) -> NoReturn:
         """Raises what ``result`` says."""
         if result.code != Code.UNAVAILABLE:
-            self.note(caller, action, arguments, Code(result.code).name)
+            self.note(caller, action, {}, Code(result.code).name)
         raise error_of(result)
 
     def _on_refused(self, caller: Caller, op: Command, result: Result) -> None:

@@ -17,7 +17,7 @@ from raftkv.peer.frames import ProtocolViolation
 from raftkv.peer.hello import Hello, HelloRefused, Reason
 from raftkv.peer.links import Links
 from raftkv.storage.folder import DataFolder
-from shards.map import Node, ShardMap
+from shards.map import Node
 
 _FATAL: Final = (Reason.REMOVED, Reason.REPLACED_FOLDER)
 """Reasons for which a refused node can never get back into its cluster."""
@@ -73,11 +73,11 @@ class Neighbours:
             text = f"node {hello.node} has been removed from the cluster; a new node needs a new id"
             raise HelloRefused(Reason.REMOVED, text)
         if current is not None:
-            member = None if confirmed is None else _member(confirmed, hello.node)
+            member = None if confirmed is None else confirmed.find(hello.node)
             if member is not None:
                 known = member.incarnation
             # By a map that is not confirmed nobody is refused for good: who is refused so would end.
-            elif (newcomer := _member(current, hello.node)) is None or newcomer.incarnation != hello.incarnation:
+            elif (newcomer := current.find(hello.node)) is None or newcomer.incarnation != hello.incarnation:
                 raise HelloRefused(Reason.NOT_A_MEMBER, f"node {hello.node} is not a member of the cluster")
             else:
                 return
@@ -158,7 +158,3 @@ class Neighbours:
                 raise messages.Malformed(f"unknown message {kind!r:.40}")
         except messages.Malformed as problem:
             raise ProtocolViolation(str(problem)) from None
-
-
-def _member(shard_map: ShardMap, node: int) -> Node | None:
-    return next((one for one in shard_map.nodes if one.id == node), None)

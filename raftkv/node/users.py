@@ -225,8 +225,7 @@ def denied(permit: Permit, needs: Right, what: str) -> Result:
 
 def _refusals(permit: Permit | Result, ops: Sequence[Command]) -> Mapping[int, Result]:
     refused: dict[int, Result] = {}
-    known: Right | None = None
-    within: tuple[tuple[bytes, ...], ...] | None = ()
+    found: dict[Right, tuple[tuple[bytes, ...], ...] | None] = {}
     for index, op in enumerate(ops):
         needs = op.needs
         if needs is None:
@@ -234,8 +233,9 @@ def _refusals(permit: Permit | Result, ops: Sequence[Command]) -> Mapping[int, R
         if isinstance(permit, Result):
             refused[index] = permit
             continue
-        if needs is not known:
-            known, within = needs, permit.within(needs)
+        if needs not in found:
+            found[needs] = permit.within(needs)
+        within = found[needs]
         if within is None or (within and not begin_so(within, op.keys, op.span)):
             refused[index] = denied(permit, needs, _what(op, needs))
     return refused

@@ -7,6 +7,7 @@ An empty variable is one that is not set. ``RAFTKV_DIAL`` is ``2=HOST:PORT,3=HOS
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, Final, get_type_hints
 
 from msgspec.structs import fields
@@ -22,6 +23,7 @@ _INSTEAD: Final = {"secret": "secret_file", "secret_file": "secret"}
 """Keys of which one takes the place of the other."""
 
 
+@cache
 def names(kind: type[Section]) -> dict[str, tuple[str, str]]:
     """Each variable that sets a key of a section of ``kind`` -> section and key."""
     return {

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from raftkv.clock import Clock, wait
+from raftkv.clock import Clock, sleep
 from raftkv.commands.bounds import Mode
 from raftkv.commands.results import CursorAnswer, Result
 from raftkv.commands.watching import Cursor
@@ -84,9 +84,6 @@ class Watches:
         self._clock = clock
         self._groups: dict[int, _Followed] = {}
 
-    def __len__(self) -> int:
-        return sum(len(group.followers) for group in self._groups.values())
-
     async def watch(
         self, ask: WatchAsk, shard_map: ShardMap, leader: int, timeout: float, caller: Caller
     ) -> AsyncGenerator[Part | Result, None]:
@@ -112,7 +109,7 @@ class Watches:
         watch = Watch(replica.store, ask, numbers)
         late = self._clock.now() + _ARRIVAL
         while not watch.ready() and self._clock.now() < late:
-            await _pause(self._clock)
+            await sleep(self._clock, _LOOK)
         part = watch.open()
         try:
             yield part
@@ -200,7 +197,3 @@ def _numbers(read: Result) -> list[tuple[int, int]]:
         return []
     bits = int.from_bytes(answer.slots, "little")
     return list(zip((slot for slot in range(8 * len(answer.slots)) if bits >> slot & 1), answer.numbers, strict=True))
-
-
-async def _pause(clock: Clock) -> None:
-    await wait(clock, asyncio.get_running_loop().create_future(), _LOOK)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import Iterator
+from typing import Any, Final
 
 import click
 
@@ -13,8 +13,6 @@ from raftkv.cli.console import Section
 from raftkv.commands.rights import ALL, Right, check_name, parse_right, right_names
 from raftkv.text import shown
 from raftkv.v1 import admin_pb2
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _NAME: Final = click.argument("name", callback=checked(check_name))
 _RIGHTS: Final = click.argument("rights", type=click.Choice(right_names(ALL)), nargs=-1, required=True)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SMALL: Final = 16 * 1024
+SMALL: Final = 16 * 1024
 """Bytes of an answer that are not counted."""
 _WRITES: Final = frozenset(kind.rpc for kind in CLIENT_COMMANDS.values() if not kind.reads)
 _SHOWING: Final = frozenset(
@@ -45,8 +45,9 @@ _UNKNOWN: Final = LEAST_HELD_BYTES
 """Bytes held for an answer with records until its size is known: so few are under way that large ones can be borne."""
 _REMEMBERED: Final = 1024
 """Connections whose sizes of answers are remembered."""
+STOPPING: Final = Result(int(Code.UNAVAILABLE), detail="the node is stopping")
 _FAILED: Final = Result(int(Code.INTERNAL), detail="the call failed: see the node's log")
-_COPIES: Final = 3
+COPIES: Final = 3
 """How often an answer exists while it is sent: as a result, as a message, and as what gRPC sends."""
 
 
@@ -220,12 +221,12 @@ class Guard:
     async def _enter(self, context: Context, size: int = 0) -> str:
         """Take a call, and ``size`` bytes of a request, as shares of the connection until the RPC is over."""
         peer = context.peer()
-        if size > _SMALL and self.answers.room(peer) < size:
+        if size > SMALL and self.answers.room(peer) < size:
             await abort(context, overloaded("too many bytes in flight on this connection"))
         if not await self._calls.acquire(peer, 1, budget_of(context)):
             await abort(context, overloaded("too many calls in flight on this connection"))
         on_end(context, lambda: self._calls.take(peer, -1))
-        if size > _SMALL:
+        if size > SMALL:
             self.answers.take(peer, size)
             on_end(context, lambda: self.answers.take(peer, -size))
         return peer
@@ -244,7 +245,7 @@ class Guard:
             on_end(context, held.release)
             expected = max(least, self._expected.get(peer, 0))
             while True:
-                if expected > _SMALL and not await held.reserve(expected, budget_of(context)):
+                if expected > SMALL and not await held.reserve(expected, budget_of(context)):
                     await abort(context, overloaded("too many unread responses on this connection"))
                 try:
                     answer = await method(request, context)
@@ -254,14 +255,14 @@ class Guard:
                     source = limited(peer.rpartition(":")[0], request_id_of(request))
                     log.exception("%s failed", name, extra=source)
                     await abort(context, _FAILED)
-                size: int = answer.ByteSize() * _COPIES
-                if once or size <= max(_SMALL, held.size) or held.grow(size):
+                size: int = answer.ByteSize() * COPIES
+                if once or size <= max(SMALL, held.size) or held.grow(size):
                     break
                 # It is read again when there is room, so that none waits in memory that is not counted.
                 del answer
                 expected = size
             self._expect(peer, size)
-            if size > _SMALL:
+            if size > SMALL:
                 held.shrink(size)
                 self.sending[held] = (peer, self._clock.now())
                 on_end(context, partial(self.sending.__delitem__, held))
@@ -274,7 +275,7 @@ class Guard:
     def _expect(self, peer: str, size: int) -> None:
         """The next answer to ``peer`` may be as large: with many under way, it is too late to look when they come."""
         size = max(size, self._expected.pop(peer, 0) * 7 // 8)
-        if size > _SMALL:
+        if size > SMALL:
             self._expected[peer] = size
             if len(self._expected) > _REMEMBERED:
                 del self._expected[next(iter(self._expected))]

@@ -15,7 +15,7 @@ from raftkv.commands.base import SlotCommand
 from raftkv.commands.registry import CLIENT_COMMANDS
 from raftkv.commands.results import Result
 from raftkv.errors import Code, InvalidArgument, RaftKVError
-from raftkv.frontend.grpc.guard import abort, budget_of, caller, enter, on_end
+from raftkv.frontend.grpc.guard import STOPPING, abort, budget_of, caller, enter, on_end
 from raftkv.frontend.grpc.pipeline import PipelineStream
 from raftkv.frontend.grpc.watch import WatchStreams
 from raftkv.frontend.port import OpenDoor, answer_to, slots_of
@@ -57,7 +57,7 @@ class KVService(kv_pb2_grpc.KVServicer):
         self, request_iterator: AsyncIterator[kv_pb2.PipelineRequest], context: Context
     ) -> AsyncIterator[kv_pb2.PipelineResponse]:
         if self._draining:
-            await abort(context, Result(int(Code.UNAVAILABLE), detail="the node is stopping"))
+            await abort(context, STOPPING)
         peer = context.peer()
         asking = await enter(self._door, context)
         if self._shares.room(peer) <= 0:

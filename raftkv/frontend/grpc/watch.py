@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from raftkv.api.failures import failure_of, overloaded
 from raftkv.commands.bounds import MAX_COUNT, check_bound, check_key
 from raftkv.commands.results import Result
-from raftkv.errors import Code, InvalidArgument
-from raftkv.frontend.grpc.guard import abort, caller, on_end
+from raftkv.errors import InvalidArgument
+from raftkv.frontend.grpc.guard import COPIES, SMALL, STOPPING, abort, caller, on_end
 from raftkv.frontend.port import slots_of
 from raftkv.frontend.shares import Shares
 from raftkv.limits import DEFAULT_TIMEOUT, MAX_WATCHES, STALLED_READER
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
     Context = aio.ServicerContext[Any, Any]
 
-_COUNTED: Final = 16 * 1024
-"""Bytes of a message from which on they are counted."""
-_COPIES: Final = 3
-_STOPPING: Final = Result(int(Code.UNAVAILABLE), detail="the node is stopping")
 _STALLED: Final = overloaded("the watch did not read for long, and others need what its messages hold")
 
 
@@ -61,7 +57,7 @@ class WatchStreams:
         """End all, and take no further one."""
         self._draining = True
         for stream in self._streams:
-            stream.end(_STOPPING)
+            stream.end(STOPPING)
 
     def end_stalled(self, late: float) -> None:
         """End those that wait for their readers since ``late`` or longer."""
@@ -73,7 +69,7 @@ class WatchStreams:
         """One of them."""
         peer = context.peer()
         if self._draining:
-            await abort(context, _STOPPING)
+            await abort(context, STOPPING)
         if self._shares.room(peer) <= 0:
             await abort(context, overloaded("too many watches on this connection or on the node"))
         try:
@@ -90,15 +86,15 @@ class WatchStreams:
             async for part in parts:
                 if isinstance(part, Result):
                     await abort(context, part)
-                size = _COPIES * part.size
-                if size > _COUNTED and not await self._held.acquire(peer, size, STALLED_READER):
+                size = COPIES * part.size
+                if size > SMALL and not await self._held.acquire(peer, size, STALLED_READER):
                     await abort(context, _STALLED)
                 stream.since = self._clock.now()
                 try:
                     yield response_of(part)
                 finally:
                     stream.since = None
-                    if size > _COUNTED:
+                    if size > SMALL:
                         self._held.take(peer, -size)
         except asyncio.CancelledError:
             if stream.why is None:

@@ -115,7 +115,7 @@ class Addresses:
     def _entry(self, node: int, pair: Pair) -> Node | None:
         """What the map has of ``node``, if it has something else than ``pair``."""
         shard_map = self._current()
-        entry = next((one for one in shard_map.nodes if one.id == node), None) if shard_map is not None else None
+        entry = None if shard_map is None else shard_map.find(node)
         return None if entry is None or (entry.address, entry.peer_address) == pair else entry
 
     def _moved(self, entry: Node) -> str:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from raftkv.clock import Clock, sleep
+from raftkv.clock import Clock, heard, sleep
 from raftkv.commands.moving import Complete, Copy, Copying, ImportChunk, ImportFinal
 from raftkv.commands.results import CopyReport, ExportPage, MoveSummary, Result
 from raftkv.errors import Code
@@ -100,8 +100,7 @@ class Copier:
     async def _complete(self, op: Complete) -> CopyReport:
         """The source is frozen and clients wait: the summary is made meanwhile."""
         summarizing = asyncio.ensure_future(self._summary(op))
-        # Its exception counts as seen even if nobody awaits it.
-        summarizing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        summarizing.add_done_callback(heard)
         try:
             seq, cursor, copied = op.seq, op.cursor, 0
             while True:
