@@ -162,7 +162,7 @@ def events_in(store: Store, slot: int) -> list[Event]:
     image = store.history.image()
     found = [
         event_of(*items[at : at + 3])
-        for items, length in image.runs()
+        for items, length in image.runs({slot})
         for at in range(0, length, 3)
         if items[at] == slot
     ]

@@ -43,8 +43,8 @@ def finish(work: Work[T]) -> T:
             return end.value  # type: ignore[no-any-return]
 
 
-Events = Sequence[tuple[list[Any], int]]
-"""Lists of items of a history, and how much of each."""
+Events = Iterable[tuple[list[Any], int]]
+"""Lists of items of a history, and how much of each; read once."""
 
 
 def content_digest(
@@ -150,8 +150,14 @@ def digest_events(digest: blake2b, staged: Mapping[int, tuple[list[Any], int]], 
         digest.update(pack([move, length]))
         yield from _digest_items(digest, items, length)
     digest.update(pack([history.place, history.since, *((block.place, block.until) for block in history.blocks)]))
-    for items, length in history.runs():
-        yield from _digest_items(digest, items, length)
+    size = 0
+    for block in history.blocks:
+        digest.update(block.data)
+        size += len(block.data)
+        if size >= _PIECE_BYTES:
+            yield
+            size = 0
+    yield from _digest_items(digest, history.items, history.length)
 
 
 def _digest_items(digest: blake2b, items: list[Any], length: int) -> Work[None]:

@@ -1,24 +1,27 @@
 """The last events of a data group's slots: what watches read.
 
-They stand in the order in which they were applied, so a write only adds to the end of a list. What is too much or too
-old goes from the front, in blocks; a slot remembers the number of its last event that went (``Slot.forgotten``). Each
-number above it is there once, as every change of a record takes the next number of its slot. All of it is replicated,
-and events move with their slots.
+They stand in the order in which they were applied, so a write only adds to the end of a list. Some entries later the
+list is packed into a block, one object for all of its events: millions of records that live on for some seconds would
+cost each write a place in memory that no cache has. What is too much or too old goes from the front, by whole blocks; a
+slot remembers the number of its last event that went (``Slot.forgotten``). Each number above it is there once, as every
+change of a record takes the next number of its slot. All of it is replicated, and events move with their slots.
 
 An event is a slot, a key and a body: 16 bytes as of a record, then the value of a PUT. So the body of a PUT is the
-record itself, and takes no memory while the record stays as it is. Where a record says when it expires, other bodies
-have a negative number: what happened.
+record itself. Where a record says when it expires, other bodies have a negative number: what happened.
 """
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from msgspec.msgpack import Decoder, Encoder
 
 from raftkv import limits
 from raftkv.store.codec import binary, whole
@@ -48,15 +51,19 @@ NOBODY: Final = -1
 
 _GONE: Final = pack_head(0, 0)
 
-WEIGHT: Final = 256
+_WEIGHT: Final = 256
 """Added to the bytes of a body for what an event weighs in the open block: so that is no long list of small ones."""
-_BLOCK_WEIGHT: Final = limits.MAX_HISTORY_BYTES // 64
+_BLOCK_WEIGHT: Final = limits.MAX_HISTORY_BYTES // 1024
 """From which on a block is closed."""
+_RUN_BYTES: Final = 128 * 1024
 _SHARE: Final = 16
 """Once there is too much, a part of what may be kept goes at a time: slots are told of it rarely."""
 _AGE_MS: Final = limits.HISTORY_AGE * 1000
 _BLOCK_MS: Final = _AGE_MS // 8
 _PLACE: Final = attrgetter("place")
+
+_pack: Final = Encoder().encode
+_unpack: Final = cast(Callable[[bytes], list[Any]], Decoder().decode)
 
 
 class Event(NamedTuple):
@@ -102,19 +109,31 @@ def checked(items: list[Any]) -> list[Any]:
 
 
 class Block(NamedTuple):
-    """Events that go together. ``place``: of the first one. ``items``: slot, key, body, ...; never changed.
+    """Events that go together. ``place``: of the first one. ``slots``: of each. ``data``: all of them, packed.
 
     ``bytes``: what they count for. ``until``: group time (ms) by which all of them had happened.
     """
 
     place: int
-    items: list[Any]
+    slots: array[int]
+    data: bytes
     bytes: int
     until: int
 
+    @classmethod
+    def of(cls, place: int, items: list[Any], until: int) -> Block:
+        """Of events as they stand in ``items``: slot, key, body, ..."""
+        size = sum(map(len, items[1::_FIELDS])) + sum(map(len, items[2::_FIELDS]))
+        size += len(items) // _FIELDS * limits.EVENT_OVERHEAD
+        return cls(place, array("i", items[::_FIELDS]), _pack(items), size, until)
+
+    def items(self) -> list[Any]:
+        """The same again."""
+        return _unpack(self.data)
+
 
 class HistoryImage(NamedTuple):
-    """A history as of one moment: its blocks, and the first ``length`` of the ``items`` of the one that is open."""
+    """A history as of one moment: its blocks, and the first ``length`` of the ``items`` that are in none yet."""
 
     place: int
     blocks: tuple[Block, ...]
@@ -132,29 +151,39 @@ class HistoryImage(NamedTuple):
         """How many events there are."""
         return self.place - self.first + self.length // _FIELDS
 
-    def runs(self) -> Iterator[tuple[list[Any], int]]:
-        """All events, oldest first: lists, and how much of each."""
-        yield from ((block.items, len(block.items)) for block in self.blocks)
+    def runs(self, numbers: AbstractSet[int]) -> Iterator[tuple[list[Any], int]]:
+        """All events of these slots, among others, oldest first: lists, and how much of each."""
+        items: list[Any] = []
+        size = 0
+        for block in self.blocks:
+            if not numbers.isdisjoint(block.slots):
+                items += block.items()
+                size += block.bytes
+                if size >= _RUN_BYTES:
+                    yield items, len(items)
+                    items, size = [], 0
+        yield items, len(items)
         yield self.items, self.length
 
 
 class History:
     """Events of a group, oldest first, each at its place, which is the same on all replicas.
 
-    ``items``: those of the open block, from ``place`` on, which began at ``since`` (group time in ms) at the earliest;
-    ``weight``: of them. Whoever adds one counts it. ``bytes``: what the closed blocks count for. A block is closed only
-    between two entries, so commands stay whole.
+    ``items``: those that are in no block yet, from ``place`` on: slot, key, body, ... They began at ``since`` (group
+    time in ms) at the earliest. ``bytes``: what the blocks count for. A block is closed only between two entries, so
+    commands stay whole.
     """
 
     def __init__(self, place: int = 0) -> None:
         self.blocks: deque[Block] = deque()
         self.place = place
         self.items: list[Any] = []
-        self.weight = 0
         self.since = 0
         self.bytes = 0
         # When time has something closed, or go: no later.
         self._due = 0
+        # Place and items of the block that was read last: watches read the same one after the other.
+        self._read: tuple[int, list[Any]] = (-1, [])
 
     @property
     def first(self) -> int:
@@ -169,12 +198,6 @@ class History:
     def add(self, slot: int, key: bytes, number: int, change: Change) -> None:
         """Another event than a PUT, for which its record is added to ``items`` in line."""
         self.items += (slot, key, pack_head(number, -change))
-        self.weight += VALUE_AT + WEIGHT
-
-    def extend(self, items: list[Any]) -> None:
-        """Add events that stand in ``items`` as they do here."""
-        self.items += items
-        self.weight += _weight(items)
 
     def join(self, count: int) -> None:
         """The last ``count`` events are of one command. Call it within the entry that they are of."""
@@ -186,9 +209,10 @@ class History:
 
     def settle(self, now: int, slots: Mapping[int, Slot]) -> None:
         """An entry ends at ``now``, group time in ms: leave out what is too much or too old."""
-        if self.weight < _BLOCK_WEIGHT and now < self._due:
+        heavy = _weight(self.items) >= _BLOCK_WEIGHT
+        if not heavy and now < self._due:
             return
-        if self.items and (self.weight >= _BLOCK_WEIGHT or now >= self.since + _BLOCK_MS):
+        if heavy or (self.items and now >= self.since + _BLOCK_MS):
             self.close(now)
         elif now >= self.since + _BLOCK_MS:
             self.since = now
@@ -199,7 +223,7 @@ class History:
         while self.blocks and (self.bytes > most or self.blocks[0].until + _AGE_MS <= now):
             gone = self.blocks.popleft()
             self.bytes -= gone.bytes
-            told.update(gone.items[::_FIELDS])
+            told.update(gone.slots)
         for number, count in told.items():
             slot = slots.get(number)
             if slot is not None:
@@ -209,13 +233,11 @@ class History:
             self._due = min(self._due, self.blocks[0].until + _AGE_MS)
 
     def close(self, until: int) -> None:
-        """End the open block, at ``until``, group time in ms."""
-        # As _size() has it.
-        size = sum(map(len, self.items[1::_FIELDS])) + self.weight
-        size -= len(self.items) // _FIELDS * (WEIGHT - limits.EVENT_OVERHEAD)
-        self.blocks.append(Block(self.place, self.items, size, until))
-        self.bytes += size
-        self.place, self.items, self.weight, self.since = self.end, [], 0, until
+        """Pack what is in no block into one, at ``until``, group time in ms."""
+        block = Block.of(self.place, self.items, until)
+        self.blocks.append(block)
+        self.bytes += block.bytes
+        self.place, self.items, self.since = self.end, [], until
 
     def read(self, place: int, most: int) -> tuple[list[Any], int]:
         """Items from ``place`` on, of at most ``most`` events or to the end of a block; and the place behind them.
@@ -224,23 +246,29 @@ class History:
         """
         items, start = self.items, self.place
         if place < start:
-            block = self.blocks[bisect_right(self.blocks, place, key=_PLACE) - 1]
-            items, start = block.items, block.place
+            start, items = self._block(place)
         at = _FIELDS * (place - start)
         found = items[at : at + _FIELDS * most]
         return found, place + len(found) // _FIELDS
+
+    def _block(self, place: int) -> tuple[int, list[Any]]:
+        """Place and items of the block in which ``place`` is."""
+        start, items = self._read
+        if not start <= place < start + len(items) // _FIELDS:
+            block = self.blocks[bisect_right(self.blocks, place, key=_PLACE) - 1]
+            self._read = block.place, block.items()
+        return self._read
 
     # Slots come and go
 
     def forget(self, numbers: AbstractSet[int]) -> None:
         """The events of these slots go, as the slots have gone. Others keep their places."""
         for index, block in enumerate(self.blocks):
-            if not numbers.isdisjoint(block.items[::_FIELDS]):
-                items = _without(block.items, numbers)
-                self.blocks[index] = Block(block.place, items, _size(items), block.until)
+            if not numbers.isdisjoint(block.slots):
+                self.blocks[index] = Block.of(block.place, _without(block.items(), numbers), block.until)
                 self.bytes += self.blocks[index].bytes - block.bytes
         self.items = _without(self.items, numbers)
-        self.weight = _weight(self.items)
+        self._read = (-1, [])
 
     # All of it
 
@@ -278,10 +306,4 @@ def events_of(items: list[Any], forgotten: Mapping[int, int]) -> Iterator[tuple[
 
 def _weight(items: list[Any]) -> int:
     """What events weigh in the open block."""
-    return sum(map(len, items[2::_FIELDS])) + len(items) // _FIELDS * WEIGHT
-
-
-def _size(items: list[Any]) -> int:
-    """What events count for."""
-    size = sum(map(len, items[1::_FIELDS])) + sum(map(len, items[2::_FIELDS]))
-    return size + len(items) // _FIELDS * limits.EVENT_OVERHEAD
+    return sum(map(len, items[2::_FIELDS])) + len(items) // _FIELDS * _WEIGHT

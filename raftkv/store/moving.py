@@ -170,7 +170,7 @@ class Moves:
         if self._summary is None or self._summary[0] != move:
             if self._summary is not None:
                 self._summary[1].close()
-            events = list(self._slots.history.image().runs())
+            events = self._slots.history.image().runs({slot.number for slot in slots})
             self._summary = (move, ContentDigest(slots, events, [slot.forgotten for slot in slots], slots[0].frozen))
         digest = self._summary[1]
         content = digest.advance(_PIECES)
@@ -309,7 +309,7 @@ class Moves:
             return DONE if self._has_ended(move, Ending.ACTIVATED) else _refused("not the target of the move")
         if one.frozen is None:
             return _refused("not staged")
-        self._slots.history.extend(one.events)
+        self._slots.history.items += one.events
         for number in one.slots:
             self._serve(self._slots[number], now - one.frozen)
             self.ended[number] = (move, Ending.ACTIVATED)

@@ -20,7 +20,7 @@ from raftkv.commands.watching import Cursor
 from raftkv.errors import Code
 from raftkv.store.ageing import Ageing
 from raftkv.store.digest import CheckDigest
-from raftkv.store.history import WEIGHT, Change, History
+from raftkv.store.history import Change, History
 from raftkv.store.moving import Moves
 from raftkv.store.packed import VALUE_AT, Record, fields, head, pack_head
 from raftkv.store.scanning import scan_page, served
@@ -283,9 +283,7 @@ class Store:
         if slot.dirty is not None:
             slot.dirty.pop(key, None)
             slot.dirty[key] = version
-        history = self._slots.history
-        history.items += (slot.number, key, record)
-        history.weight += len(record) + WEIGHT
+        self._slots.history.items += (slot.number, key, record)
         return version
 
     def touch(self, slot: Slot, key: bytes, old: Record, expires: int) -> None:

@@ -149,7 +149,8 @@ class StoreSnapshot:
         history = self._history
         yield [_HISTORY, history.first, history.since]
         for block in history.blocks:
-            yield from ([_EVENTS, *part] for part in parts(block.items, len(block.items), _ITEM_BYTES))
+            items = block.items()
+            yield from ([_EVENTS, *part] for part in parts(items, len(items), _ITEM_BYTES))
             yield [_BLOCK, block.until]
         yield from ([_EVENTS, *part] for part in parts(history.items, history.length, _ITEM_BYTES))
         yield [_END, slots, records, sessions, dirty, history.total]
@@ -274,7 +275,7 @@ class StoreRestore:
             state.history = History(whole(place))
             self._since = whole(since)
         elif kind == _EVENTS:
-            state.history.extend(checked(fields))
+            state.history.items += checked(fields)
             self._events += len(fields) // 3
         else:
             (until,) = fields
