@@ -201,8 +201,8 @@ MAX_HISTORY_BYTES: Final = 16 * 1024 * 1024
 """Of a group: events that it keeps for watches, with EVENT_OVERHEAD for each; the oldest go first. Some seconds of as
 many small writes as a group takes, so that watches outlast a failover; all of it is in each snapshot."""
 
-EVENT_OVERHEAD: Final = 32
-"""Bytes that an event counts for besides its key and what it wrote."""
+EVENT_OVERHEAD: Final = 16
+"""Bytes that an event counts for besides itself, packed."""
 
 HISTORY_AGE: Final = 300
 """An event goes after so much group time, or up to a quarter more: a watch that was away for less goes on."""

@@ -37,7 +37,7 @@ class GroupMachine(Machine):
     def prepare(self, commands: Sequence[Command]) -> bool:
         return True
 
-    def apply(self, now: int, commands: Sequence[Command]) -> list[Result]:
+    def apply(self, now: int, commands: Sequence[Command], _entry: memoryview | None = None) -> list[Result]:
         if self.poison in [getattr(command, "value", b"") for command in commands]:
             raise ValueError(f"cannot apply {self.poison!r}")
         return super().apply(now, commands)

@@ -30,6 +30,11 @@ def one(store: Store, op: Command, now: int = 0) -> Result:
     return result
 
 
+def logged(now: int, ops: Sequence[Command]) -> tuple[int, Sequence[Command], memoryview]:
+    """An entry of the log, as replicas apply it."""
+    return now, ops, memoryview(encode_entry(now, ops))
+
+
 def restored(chunks: Iterable[bytes]) -> Store:
     """A new store with the state of a snapshot."""
     store = Store()

@@ -21,7 +21,7 @@ from raftkv.commands.records import Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code, RaftKVError
 from raftkv.raft.consensus import Consensus
-from raftkv.raft.entries import is_batch, unpack_batch
+from raftkv.raft.entries import encoded, is_batch, unpack_batch
 from raftkv.raft.leadership import Leadership
 from raftkv.raft.log import FIRST_INDEX
 from raftkv.raft.membership import MembersView
@@ -93,7 +93,7 @@ class Machine:
         self.applied = list(applied)
         self.values = {key: value for _, key, value in self.applied}
 
-    def apply(self, now: int, commands: Sequence[Command]) -> list[Result]:
+    def apply(self, now: int, commands: Sequence[Command], _entry: memoryview | None = None) -> list[Result]:
         if now < self.time:
             raise RaftKVError(f"group time goes back from {self.time} to {now}")
         self.time = now
@@ -314,9 +314,10 @@ class LabReplica:
         for entry in committed:
             self._bytes_since += len(entry.command)
             if entry.opened is not None:
-                entry.opened.answer(self.machine.apply(entry.opened.time, entry.opened.ops))
+                answers = self.machine.apply(entry.opened.time, entry.opened.ops, encoded(entry.command))
+                entry.opened.answer(answers)
             elif is_batch(entry.command):
-                self.machine.apply(*unpack_batch(entry.command))
+                self.machine.apply(*unpack_batch(entry.command), encoded(entry.command))
         if committed and self.raft.applied(committed[-1].index, self.machine.time, self.now()):
             self.wake()
 

@@ -15,6 +15,7 @@ from typing import Final, Literal
 from unittest import mock
 
 import raftkv.store.ageing as ageing_module
+import raftkv.store.history as history_module
 import raftkv.store.records as records_module
 import raftkv.store.snapshot as snapshot_module
 from faults.sim.cluster import SimSettings
@@ -104,6 +105,7 @@ class Bounds:
             (limits, "MAX_EXPIRED_PER_ENTRY", self.expired),
             (limits, "MAX_KEPT_BYTES", self.kept),
             (limits, "MAX_SCAN_KEYS", self.scan),
+            (history_module, "_BLOCK_EVENTS", 2),
         )
         with contextlib.ExitStack() as stack:
             for module, name, value in changes:

@@ -25,7 +25,12 @@ def pack_batch(time: int, ops: Sequence[Command]) -> bytes:
 
 def unpack_batch(command: bytes) -> tuple[int, Sequence[Command]]:
     """Time and operations. Raises ValueError if there are none."""
-    return decode_entry(memoryview(command)[1:])
+    return decode_entry(encoded(command))
+
+
+def encoded(command: bytes) -> memoryview:
+    """The same as the command holds them."""
+    return memoryview(command)[1:]
 
 
 def is_readable(command: bytes) -> bool:

@@ -19,7 +19,7 @@ from raftkv.errors import Code
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.configurations import Voters
 from raftkv.raft.consensus import Consensus
-from raftkv.raft.entries import is_batch, prepared, unpack_batch
+from raftkv.raft.entries import encoded, is_batch, prepared, unpack_batch
 from raftkv.raft.log import BrokenInvariant
 from raftkv.raft.membership import ChangeDone, MembersView
 from raftkv.raft.messages import ANSWERS, OF_SNAPSHOTS, check
@@ -324,9 +324,9 @@ class RaftGroup:
         try:
             if opened is None:
                 if is_batch(command):
-                    self.machine.apply(*unpack_batch(command))
+                    self.machine.apply(*unpack_batch(command), encoded(command))
                 return
-            results = self.machine.apply(opened.time, opened.ops)
+            results = self.machine.apply(opened.time, opened.ops, encoded(command))
         except Exception as error:
             self._applying.clear()
             self._fatal(error)

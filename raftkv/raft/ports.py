@@ -38,7 +38,8 @@ class StateMachine(Protocol):
     def prepare(self, commands: Sequence[Command]) -> bool:
         """Do a part of the work that applying these takes; True when the rest is done at once. Changes nothing."""
 
-    def apply(self, now: int, commands: Sequence[Command]) -> list[Result]: ...
+    def apply(self, now: int, commands: Sequence[Command], entry: memoryview, /) -> list[Result]:
+        """Apply an entry of the log. ``entry``: the same, encoded."""
 
     def snapshot(self) -> Snapshot: ...
 

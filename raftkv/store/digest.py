@@ -149,11 +149,13 @@ def digest_events(digest: blake2b, staged: Mapping[int, tuple[list[Any], int]], 
     for move, (items, length) in sorted(staged.items()):
         digest.update(pack([move, length]))
         yield from _digest_items(digest, items, length)
-    digest.update(pack([history.place, history.since, *((block.place, block.until) for block in history.blocks)]))
+    digest.update(
+        pack([history.place, history.since, *((block.place, block.until, block.size) for block in history.blocks)])
+    )
     size = 0
     for block in history.blocks:
-        digest.update(block.data)
-        size += len(block.data)
+        digest.update(block.pack())
+        size += block.size
         if size >= _PIECE_BYTES:
             yield
             size = 0

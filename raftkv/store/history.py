@@ -1,10 +1,11 @@
 """The last events of a data group's slots: what watches read.
 
-They stand in the order in which they were applied, so a write only adds to the end of a list. Some entries later the
-list is packed into a block, one object for all of its events: millions of records that live on for some seconds would
-cost each write a place in memory that no cache has. What is too much or too old goes from the front, by whole blocks; a
-slot remembers the number of its last event that went (``Slot.forgotten``). Each number above it is there once, as every
-change of a record takes the next number of its slot. All of it is replicated, and events move with their slots.
+They stand in the order in which they were applied, so a write only adds to the end of a list. At the end of an entry
+the list becomes a block, which is made into events again for who reads it. An entry of nothing but puts, as under load,
+is its own block: it is in memory anyway, as the log's. Others are packed. Records that live on for seconds would cost
+each write memory that no cache has. What is too much or too old goes from the front, by whole blocks; a slot remembers
+the number of its last event that went (``Slot.forgotten``). Each number above it is there once, as every change of a
+record takes the next number of its slot. All of it is replicated, and events move with their slots.
 
 An event is a slot, a key and a body: 16 bytes as of a record, then the value of a PUT. So the body of a PUT is the
 record itself. Where a record says when it expires, other bodies have a negative number: what happened.
@@ -15,7 +16,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
 from operator import attrgetter
@@ -24,6 +25,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from msgspec.msgpack import Decoder, Encoder
 
 from raftkv import limits
+from raftkv.commands.base import Command
+from raftkv.commands.records import Put
+from raftkv.commands.registry import decode_entry
 from raftkv.store.codec import binary, whole
 from raftkv.store.packed import VALUE_AT, head, pack_head
 
@@ -51,10 +55,12 @@ NOBODY: Final = -1
 
 _GONE: Final = pack_head(0, 0)
 
-_WEIGHT: Final = 256
-"""Added to the bytes of a body for what an event weighs in the open block: so that is no long list of small ones."""
-_BLOCK_WEIGHT: Final = limits.MAX_HISTORY_BYTES // 1024
-"""From which on a block is closed."""
+_BLOCK_EVENTS: Final = 32
+_BLOCK_BYTES: Final = 16 * 1024
+"""From so many events, or bytes of bodies, on a block is closed."""
+_PUTS: Final = {Put}
+_READ: Final = 4
+"""Blocks that are kept as events, for watches that read the same one after the other."""
 _RUN_BYTES: Final = 128 * 1024
 _SHARE: Final = 16
 """Once there is too much, a part of what may be kept goes at a time: slots are told of it rarely."""
@@ -63,7 +69,7 @@ _BLOCK_MS: Final = _AGE_MS // 8
 _PLACE: Final = attrgetter("place")
 
 _pack: Final = Encoder().encode
-_unpack: Final = cast(Callable[[bytes], list[Any]], Decoder().decode)
+_unpack: Final = cast(Callable[[bytes | memoryview], list[Any]], Decoder().decode)
 
 
 class Event(NamedTuple):
@@ -109,27 +115,40 @@ def checked(items: list[Any]) -> list[Any]:
 
 
 class Block(NamedTuple):
-    """Events that go together. ``place``: of the first one. ``slots``: of each. ``data``: all of them, packed.
+    """Events that go together. ``place``: of the first one. ``slots``: of each.
 
-    ``bytes``: what they count for. ``until``: group time (ms) by which all of them had happened.
+    ``data``: all of them, packed; with ``numbers``, of each, an entry of the log, encoded, whose commands they are.
+    ``size``: what they count for, in bytes. ``until``: group time (ms) by which all of them had happened.
     """
 
     place: int
     slots: array[int]
-    data: bytes
-    bytes: int
+    numbers: array[int] | None
+    data: bytes | memoryview
+    size: int
     until: int
 
     @classmethod
-    def of(cls, place: int, items: list[Any], until: int) -> Block:
-        """Of events as they stand in ``items``: slot, key, body, ..."""
-        size = sum(map(len, items[1::_FIELDS])) + sum(map(len, items[2::_FIELDS]))
-        size += len(items) // _FIELDS * limits.EVENT_OVERHEAD
-        return cls(place, array("i", items[::_FIELDS]), _pack(items), size, until)
+    def packed(cls, place: int, items: list[Any], until: int, size: int | None = None) -> Block:
+        """Of events as they stand in ``items``: slot, key, body, ... ``size``: what they count for, if it is known."""
+        data = _pack(items)
+        if size is None:
+            size = _size(data, len(items) // _FIELDS)
+        return cls(place, array("i", items[::_FIELDS]), None, data, size, until)
 
     def items(self) -> list[Any]:
-        """The same again."""
-        return _unpack(self.data)
+        """The events."""
+        if self.numbers is None:
+            return _unpack(self.data)
+        items: list[Any] = []
+        for put, number in zip(decode_entry(self.data)[1], self.numbers, strict=True):
+            assert isinstance(put, Put)
+            items += (put.slot, put.key, pack_head(number, put.ttl and self.until + put.ttl) + put.value)
+        return items
+
+    def pack(self) -> bytes | memoryview:
+        """The events, packed."""
+        return self.data if self.numbers is None else _pack(self.items())
 
 
 class HistoryImage(NamedTuple):
@@ -158,7 +177,7 @@ class HistoryImage(NamedTuple):
         for block in self.blocks:
             if not numbers.isdisjoint(block.slots):
                 items += block.items()
-                size += block.bytes
+                size += block.size
                 if size >= _RUN_BYTES:
                     yield items, len(items)
                     items, size = [], 0
@@ -182,8 +201,11 @@ class History:
         self.bytes = 0
         # When time has something closed, or go: no later.
         self._due = 0
-        # Place and items of the block that was read last: watches read the same one after the other.
-        self._read: tuple[int, list[Any]] = (-1, [])
+        # Of the present entry: how many items there were before it, and whether all it added are PUTs.
+        self._before = 0
+        self._only_puts = True
+        # By place, the items of blocks that were read.
+        self._read: dict[int, list[Any]] = {}
 
     @property
     def first(self) -> int:
@@ -198,6 +220,7 @@ class History:
     def add(self, slot: int, key: bytes, number: int, change: Change) -> None:
         """Another event than a PUT, for which its record is added to ``items`` in line."""
         self.items += (slot, key, pack_head(number, -change))
+        self._only_puts = False
 
     def join(self, count: int) -> None:
         """The last ``count`` events are of one command. Call it within the entry that they are of."""
@@ -207,12 +230,38 @@ class History:
             code = -code if code < 0 else int(Change.PUT)
             items[at] = pack_head(number, -(code | _MORE)) + items[at][VALUE_AT:]
 
+    def is_block(self, commands: Sequence[Command], size: int) -> bool:
+        """Whether the events of the present entry are those of its commands, one of each, and enough for a block.
+
+        ``size``: of the entry, in bytes.
+        """
+        return (
+            self._only_puts
+            and len(self.items) - self._before == _FIELDS * len(commands)
+            and (len(commands) >= _BLOCK_EVENTS or size >= _BLOCK_BYTES)
+            and {*map(type, commands)} == _PUTS
+        )
+
+    def close_entry(self, entry: memoryview, numbers: list[int], until: int) -> None:
+        """The events of the present entry become a block. ``numbers``: of each."""
+        items = self.items[self._before :]
+        del self.items[self._before :]
+        if self.items:
+            self.close(until)
+        size = _size(entry, len(numbers))
+        self._add(Block(self.place, array("i", items[::_FIELDS]), array("q", numbers), entry, size, until))
+
     def settle(self, now: int, slots: Mapping[int, Slot]) -> None:
         """An entry ends at ``now``, group time in ms: leave out what is too much or too old."""
-        heavy = _weight(self.items) >= _BLOCK_WEIGHT
-        if not heavy and now < self._due:
+        self._settle(now, slots)
+        self._before, self._only_puts = len(self.items), True
+
+    def _settle(self, now: int, slots: Mapping[int, Slot]) -> None:
+        items = self.items
+        full = len(items) >= _FIELDS * _BLOCK_EVENTS or sum(map(len, items[2::_FIELDS])) >= _BLOCK_BYTES
+        if not full and now < self._due and self.bytes <= limits.MAX_HISTORY_BYTES:
             return
-        if heavy or (self.items and now >= self.since + _BLOCK_MS):
+        if full or (items and now >= self.since + _BLOCK_MS):
             self.close(now)
         elif now >= self.since + _BLOCK_MS:
             self.since = now
@@ -222,7 +271,7 @@ class History:
         told: Counter[int] = Counter()
         while self.blocks and (self.bytes > most or self.blocks[0].until + _AGE_MS <= now):
             gone = self.blocks.popleft()
-            self.bytes -= gone.bytes
+            self.bytes -= gone.size
             told.update(gone.slots)
         for number, count in told.items():
             slot = slots.get(number)
@@ -232,12 +281,16 @@ class History:
         if self.blocks:
             self._due = min(self._due, self.blocks[0].until + _AGE_MS)
 
-    def close(self, until: int) -> None:
-        """Pack what is in no block into one, at ``until``, group time in ms."""
-        block = Block.of(self.place, self.items, until)
+    def close(self, until: int, size: int | None = None) -> None:
+        """Pack what is in no block into one, at ``until``, group time in ms. ``size``: as :meth:`Block.packed`."""
+        self._add(Block.packed(self.place, self.items, until, size))
+        self.items = []
+
+    def _add(self, block: Block) -> None:
         self.blocks.append(block)
-        self.bytes += block.bytes
-        self.place, self.items, self.since = self.end, [], until
+        self.bytes += block.size
+        self.place += len(block.slots)
+        self.since = block.until
 
     def read(self, place: int, most: int) -> tuple[list[Any], int]:
         """Items from ``place`` on, of at most ``most`` events or to the end of a block; and the place behind them.
@@ -246,18 +299,19 @@ class History:
         """
         items, start = self.items, self.place
         if place < start:
-            start, items = self._block(place)
+            block = self.blocks[bisect_right(self.blocks, place, key=_PLACE) - 1]
+            start, items = block.place, self._items(block)
         at = _FIELDS * (place - start)
         found = items[at : at + _FIELDS * most]
         return found, place + len(found) // _FIELDS
 
-    def _block(self, place: int) -> tuple[int, list[Any]]:
-        """Place and items of the block in which ``place`` is."""
-        start, items = self._read
-        if not start <= place < start + len(items) // _FIELDS:
-            block = self.blocks[bisect_right(self.blocks, place, key=_PLACE) - 1]
-            self._read = block.place, block.items()
-        return self._read
+    def _items(self, block: Block) -> list[Any]:
+        items = self._read.get(block.place)
+        if items is None:
+            if len(self._read) == _READ:
+                del self._read[next(iter(self._read))]
+            items = self._read[block.place] = block.items()
+        return items
 
     # Slots come and go
 
@@ -265,10 +319,11 @@ class History:
         """The events of these slots go, as the slots have gone. Others keep their places."""
         for index, block in enumerate(self.blocks):
             if not numbers.isdisjoint(block.slots):
-                self.blocks[index] = Block.of(block.place, _without(block.items(), numbers), block.until)
-                self.bytes += self.blocks[index].bytes - block.bytes
+                self.blocks[index] = Block.packed(block.place, _without(block.items(), numbers), block.until)
+                self.bytes += self.blocks[index].size - block.size
         self.items = _without(self.items, numbers)
-        self._read = (-1, [])
+        self._before = len(self.items)
+        self._read.clear()
 
     # All of it
 
@@ -304,6 +359,6 @@ def events_of(items: list[Any], forgotten: Mapping[int, int]) -> Iterator[tuple[
             yield items[at], items[at + 1], items[at + 2]
 
 
-def _weight(items: list[Any]) -> int:
-    """What events weigh in the open block."""
-    return sum(map(len, items[2::_FIELDS])) + len(items) // _FIELDS * _WEIGHT
+def _size(data: bytes | memoryview, events: int) -> int:
+    """What so many events count for."""
+    return len(data) + events * limits.EVENT_OVERHEAD

@@ -82,7 +82,7 @@ class MetaStore:
         """No entry takes long."""
         return True
 
-    def apply(self, now: int, commands: Sequence[Command]) -> list[Result]:
+    def apply(self, now: int, commands: Sequence[Command], _entry: memoryview | None = None) -> list[Result]:
         """Apply one log entry: its time in ms and its commands. Never raises.
 
         A malformed command gives INVALID_ARGUMENT and changes nothing.

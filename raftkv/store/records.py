@@ -186,10 +186,10 @@ class Store:
         """
         return self.moves.prepare(commands)
 
-    def apply(self, now: int, commands: Sequence[Command]) -> list[Result]:
+    def apply(self, now: int, commands: Sequence[Command], entry: memoryview | None = None) -> list[Result]:
         """Apply one log entry: its time in ms and its commands. Call it once for each entry, with all its commands.
 
-        Never raises.
+        ``entry``: the same, encoded, which all replicas have or none. Never raises.
         """
         if self.time < now <= MAX_GROUP_TIME:
             self.time = now
@@ -197,7 +197,10 @@ class Store:
         self._ageing.run(self.time)
         if self.moves.trash:
             self.moves.free()
-        self._slots.history.settle(self.time, self._slots)
+        history = self._slots.history
+        if entry is not None and history.is_block(commands, len(entry)):
+            history.close_entry(entry, [result.version for result in results], self.time)
+        history.settle(self.time, self._slots)
         return results
 
     def write(self, command: Write) -> Result:

@@ -151,7 +151,7 @@ class StoreSnapshot:
         for block in history.blocks:
             items = block.items()
             yield from ([_EVENTS, *part] for part in parts(items, len(items), _ITEM_BYTES))
-            yield [_BLOCK, block.until]
+            yield [_BLOCK, block.until, block.size]
         yield from ([_EVENTS, *part] for part in parts(history.items, history.length, _ITEM_BYTES))
         yield [_END, slots, records, sessions, dirty, history.total]
 
@@ -278,8 +278,8 @@ class StoreRestore:
             state.history.items += checked(fields)
             self._events += len(fields) // 3
         else:
-            (until,) = fields
-            state.history.close(whole(until))
+            until, size = fields
+            state.history.close(whole(until), whole(size))
 
     def _check_moves(self) -> None:
         """Imports and the slots that are imported must be each other's."""

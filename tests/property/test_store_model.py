@@ -5,10 +5,12 @@ The model knows the rules only: a dict of records, a dict of outcomes per (slot,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -29,16 +31,25 @@ from raftkv.commands.transactions import (
 )
 from raftkv.commands.updates import Append, CompareAndDelete, GetAndDelete, Increment, Touch
 from raftkv.errors import Code
+from raftkv.store import history as history_module
 from raftkv.store.history import Change, Event
 from raftkv.store.records import Store
 from raftkv.store.snapshot import StoreSnapshot
-from tests.store_helpers import again, events_in, in_order, restored
+from tests.store_helpers import again, events_in, in_order, logged, restored
 
 SLOTS = 3
 IDLE = limits.SESSION_IDLE * 1000
 RETRIED = limits.MAX_TIMEOUT * 1000
 KEYS = [b"a", b"b", b"c"]
 VALUES = [b"", b"1", b"-9"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_blocks() -> Iterator[None]:
+    """Entries of two puts are blocks of the history."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history_module, "_BLOCK_EVENTS", 2)
+        yield
 
 
 @dataclass
@@ -279,10 +290,10 @@ def test_store_does_what_the_model_does(history: list[Step]) -> None:
     for action, number, ops in history:
         if action == "entry":
             now = model.time + number
-            results = store.apply(now, ops)
+            results = store.apply(*logged(now, ops))
             wanted = model.entry(now, ops)
             assert all(matches(*pair) for pair in zip(results, wanted, strict=True)), (results, wanted)
-            assert replica.apply(now, again(ops)) == results
+            assert replica.apply(*logged(now, again(ops))) == results
         elif action == "snapshot":
             open_ones.append((store.snapshot(), store.digest()))
         elif action == "close" and number < len(open_ones):

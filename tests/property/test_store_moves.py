@@ -7,7 +7,7 @@ So all answers are known exactly. The meta group is the one boolean that it deci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -34,9 +34,10 @@ from raftkv.commands.results import ExportPage, MoveReport, Result
 from raftkv.commands.transactions import Check, DeleteStep, GetStep, IncrementStep, PutStep, Transact
 from raftkv.commands.updates import Append, CompareAndDelete, GetAndDelete, Increment, Touch
 from raftkv.errors import Code
+from raftkv.store import history as history_module
 from raftkv.store.records import Store
 from raftkv.store.slot import SlotState
-from tests.store_helpers import GROUP, again, events_in, final, in_order, restored, scan_of, state
+from tests.store_helpers import GROUP, again, events_in, final, in_order, logged, restored, scan_of, state
 
 SLOTS = 3
 IDLE = limits.SESSION_IDLE * 1000
@@ -44,6 +45,14 @@ KEYS = [b"a", b"b", b"c", b"d"]
 VALUES = [b"", b"1", b"x" * 30]
 KINDS = [Put, Put, Put, Delete, Cas, Increment, Append, Touch, GetAndDelete, CompareAndDelete, Transact, Transact]
 NOT_HERE = (Code.MOVED, Code.SLOT_MOVING)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_blocks() -> Iterator[None]:
+    """Entries of two puts are blocks of the history."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history_module, "_BLOCK_EVENTS", 2)
+        yield
 
 
 @dataclass
@@ -64,8 +73,8 @@ class Group:
     lagging: Store
 
     def apply(self, now: int, ops: list[Command]) -> list[Result]:
-        results = self.store.apply(now, ops)
-        assert self.replica.apply(now, again(ops)) == results
+        results = self.store.apply(*logged(now, ops))
+        assert self.replica.apply(*logged(now, again(ops))) == results
         assert self.store.digest() == self.replica.digest()
         return results
 

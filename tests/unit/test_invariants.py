@@ -21,6 +21,7 @@ from raftkv.commands.records import Put
 from raftkv.commands.results import Result
 from raftkv.errors import Code
 from raftkv.raft import RaftGroup
+from raftkv.raft.entries import encoded, pack_batch
 from raftkv.raft.log import NO_OP
 from raftkv.raft.messages import Type
 from raftkv.storage.wal_format import segment_name
@@ -220,7 +221,7 @@ def test_state_machines_that_applied_the_same_entries_must_be_equal() -> None:
         broken = world.followers()[1]
         await world.settled()
         op = Put(slot_of(b"stray", SLOTS), b"stray", b"1", client=bytes(16), seq=1)
-        await world.breaks(broken, lambda group: group.machine.apply(0, [op]))
+        await world.breaks(broken, lambda group: group.machine.apply(0, [op], encoded(pack_batch(0, [op]))))
         await world.write(16)
         found = await world.reported("state")
         assert f"n{broken}" in found

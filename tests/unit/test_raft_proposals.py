@@ -163,9 +163,9 @@ def test_h10_entry_that_cannot_be_applied_stops_the_node(monkeypatch: pytest.Mon
     attempts: list[bytes] = []
     plain_apply = GroupMachine.apply
 
-    def apply(machine: GroupMachine, now: int, commands: Any) -> list[Result]:
+    def apply(machine: GroupMachine, now: int, commands: Any, entry: memoryview) -> list[Result]:
         attempts.extend(command.value for command in commands)
-        return plain_apply(machine, now, commands)
+        return plain_apply(machine, now, commands, entry)
 
     monkeypatch.setattr(GroupMachine, "apply", apply)
     if mutant:

@@ -329,7 +329,7 @@ def test_a_node_needs_no_more_disk_than_stated(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(limits, "MAX_ENTRY_BYTES", 512)
     monkeypatch.setattr(limits, "MAX_INFLIGHT_APPENDS", 1)
     monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 4096)
-    monkeypatch.setattr(history, "_BLOCK_WEIGHT", 512)
+    monkeypatch.setattr(history, "_BLOCK_EVENTS", 2)
 
     async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
         await fill(client, 20)

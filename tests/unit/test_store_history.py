@@ -10,12 +10,12 @@ from raftkv.commands.group import Tick
 from raftkv.commands.moving import Activate, Freeze, Release, Untrack
 from raftkv.commands.records import Delete, Put
 from raftkv.commands.transactions import DeleteStep, PutStep, Transact
-from raftkv.commands.updates import Touch
+from raftkv.commands.updates import Increment, Touch
 from raftkv.store import history as module
 from raftkv.store.history import Change, Event
 from raftkv.store.records import Store
 from raftkv.store.watching import Part, Watch, WatchAsk
-from tests.store_helpers import DONE, GROUP, begin, copy, events_in, final, make, one, restored, stage
+from tests.store_helpers import DONE, GROUP, begin, copy, events_in, final, logged, make, one, restored, stage
 
 
 def test_a_transaction_is_one_whole_and_an_expired_record_goes_first() -> None:
@@ -34,7 +34,7 @@ def test_a_transaction_is_one_whole_and_an_expired_record_goes_first() -> None:
 
 def test_events_go_by_bytes_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 20_000)
-    monkeypatch.setattr(module, "_BLOCK_WEIGHT", 1_000)
+    monkeypatch.setattr(module, "_BLOCK_EVENTS", 3)
     store = make(0, 1, now=0)
     twin = make(0, 1, now=0)
     for number in range(300):
@@ -48,6 +48,36 @@ def test_events_go_by_bytes_oldest_first(monkeypatch: pytest.MonkeyPatch) -> Non
     room = 20_000 // (limits.EVENT_OVERHEAD + 16 + 100 + 4)
     assert 0.8 * room < sum(kept) < 1.2 * room
     assert abs(kept[0] - kept[1]) <= 6
+
+
+def test_an_entry_of_puts_is_a_block_that_tells_the_same_as_a_packed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK_EVENTS", 2)
+    client = b"c" * 16
+    entries: list[list[Command]] = [
+        [Put(0, b"a", b"1"), Put(1, b"a", b"2", ttl=5), Put(0, b"a", b"3")],
+        [Put(0, b"b", b"1"), Delete(0, b"a")],
+        # One that is refused and one that has expired: as many events as commands.
+        [Put(1, b"a", b"4", expect=7), Put(1, b"a", b"5")],
+        [Put(0, b"s", b"1", client=client, seq=1, first=1), Put(0, b"s", b"2", client=client, seq=2, first=1)],
+        # Executed before, and new.
+        [Put(0, b"s", b"2", client=client, seq=2, first=1), Put(0, b"s", b"3", client=client, seq=3, first=1)],
+        [Put(9, b"elsewhere", b"1"), Put(1, b"c", b"1"), Put(1, b"d", b"1")],
+        [Put(1, b"alone", b"1")],
+        [Put(1, b"c", b"2"), Put(0, b"c", b"", ttl=30)],
+        [Increment(0, b"n", 2), Put(0, b"n", b"1")],
+    ]
+    store, packed = make(0, 1, now=0), make(0, 1, now=0)
+    for number, ops in enumerate(entries):
+        now = 10 * number
+        assert store.apply(*logged(now, ops)) == packed.apply(now, ops)
+        for slot in (0, 1):
+            assert events_in(store, slot) == events_in(packed, slot)
+        assert restored(store.snapshot().chunks()).digest() == store.digest()
+    assert [block.numbers is not None for block in store.history.blocks] == [
+        True, False, False, True, False, False, True, False,
+    ]  # fmt: skip
+    assert store.history.blocks[0].items() == packed.history.blocks[0].items()
+    assert store.history.end == packed.history.end
 
 
 def test_events_go_by_age_also_where_nothing_happens_any_more() -> None:
@@ -110,7 +140,7 @@ def test_two_moves_at_once_are_in_a_snapshot_with_their_events() -> None:
 
 def test_what_goes_during_a_copy_is_not_missed_at_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 5_000)
-    monkeypatch.setattr(module, "_BLOCK_WEIGHT", 500)
+    monkeypatch.setattr(module, "_BLOCK_EVENTS", 2)
     source, target = make(0, 1, now=0), make(9, now=0)
     source.apply(1, [Put(slot, b"k", b"v") for slot in (0, 1)])
     begin(source, target)
@@ -189,7 +219,7 @@ def test_messages_are_bounded_and_commands_whole(monkeypatch: pytest.MonkeyPatch
 
 def test_a_slow_watch_learns_what_has_gone_and_nobody_else_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 5_000)
-    monkeypatch.setattr(module, "_BLOCK_WEIGHT", 500)
+    monkeypatch.setattr(module, "_BLOCK_EVENTS", 2)
     store = make(0, 1, now=0)
     slow, _ = watch_of(store, s0=None, s1=None)
     again, _ = watch_of(store, s0=0, s1=0, initial=True)
@@ -255,7 +285,7 @@ def test_a_slot_that_comes_back_without_events_that_a_watch_has_not_seen_says_so
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "MAX_HISTORY_BYTES", 5_000)
-    monkeypatch.setattr(module, "_BLOCK_WEIGHT", 500)
+    monkeypatch.setattr(module, "_BLOCK_EVENTS", 2)
     home, other = make(0, 1, now=0), make(9, now=0)
     watch, _ = watch_of(home, s0=None, s1=None)
     again, _ = watch_of(home, s0=0, initial=True)
