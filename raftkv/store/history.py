@@ -327,6 +327,11 @@ class History:
 
     # All of it
 
+    def begin(self, since: int) -> None:
+        """All events of a snapshot have come: go on as whoever took it. ``since``: as there."""
+        self.since = since
+        self._before = len(self.items)
+
     def image(self) -> HistoryImage:
         return HistoryImage(self.place, tuple(self.blocks), self.since, self.items, len(self.items))
 

@@ -257,7 +257,7 @@ class StoreRestore:
             if item[1:] != (counts[:-1] if self._former else counts):
                 raise ValueError("parts are missing")
             self._check_moves()
-            self._state.history.since = self._since
+            self._state.history.begin(self._since)
             self._ended = True
         else:
             raise ValueError("unknown item")
