@@ -40,8 +40,9 @@ _FULL: Final = 32
 """Operations over which a message is hardly cheaper for each of them."""
 _DIVISIBLE: Final = 32
 """Reads under way on a client's only channel from which on they travel in two messages."""
-_DIVISIBLE_WRITES: Final = 128
-"""The same with writes among them: each message costs an entry and a sync too."""
+_DIVISIBLE_WRITES: Final = 257
+"""The same with writes among them: each message costs an entry and a sync too, which takes the nodes longer than the
+work of some hundred writes. 256 are what a node executes in one turn."""
 _SPACING: Final = 1.2
 """Of the time that answers take, between two messages with fewer operations than would be enough."""
 _NOT_SENT: Final = int(Code.UNAVAILABLE)

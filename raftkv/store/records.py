@@ -222,17 +222,27 @@ class Store:
                 return Result(Code.SESSION_EXPIRED, detail=_GONE, new_id_ms=drawn_at(slot.floor) + 1)
             session = self._open_session(slot, client, first)
         else:
+            # In line, here and below, what the methods of an ordinary session do: of one outcome, and no kept one.
+            more = session.more
             if first > session.first:
-                session.raise_first(first)
+                if more is None:
+                    session.first = first
+                else:
+                    session.raise_first(first)
             if seq < session.first:
                 return _EXPIRED_SESSION
             session.last = self.time
-            recorded = session.find(seq)
-            if recorded is not None:
-                return result_of(recorded)
+            if seq == session.seq:
+                return result_of(session.outcome)
+            if more is not None and seq in more:
+                return result_of(more[seq])
         outcome = command.execute(self, slot)
         if isinstance(outcome, int):
-            session.record(seq, outcome)
+            if session.seq < session.first and session.keeps is None:
+                session.seq = seq
+                session.outcome = outcome
+            else:
+                session.record(seq, outcome)
             return plain_result(outcome)
         self._ageing.keep(slot, client, session, seq, Kept.of(self.time, outcome))
         return outcome

@@ -106,4 +106,5 @@ def test_reads_travel_together_while_other_channels_are_at_work_too() -> None:
 
 def test_writes_travel_together_unless_there_are_many() -> None:
     assert sizes(50, share=50, writes=True, rounds=2) == [50, 50]
-    assert sizes(128, share=128, writes=True) == [64, 64]
+    assert sizes(256, share=256, writes=True, rounds=2) == [256, 256]
+    assert sizes(257, share=257, writes=True) == [129, 128]
