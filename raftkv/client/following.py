@@ -7,10 +7,10 @@ so whatever becomes of streams, groups and slots, no event is missed and none co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from raftkv.client.cursors import Cursor
+from raftkv.client.cursors import Cursor, Trail
 from raftkv.client.transport import TransportError
 from raftkv.client.types import EventType, WatchEvent
 from raftkv.clock import heard
@@ -267,10 +267,8 @@ class Following:
                 self.cursor = self.cursor.at(place.slot, None)
         for image in message.images:
             self._take_image(image, steps)
-        for span in message.spans:
-            if not fits(self.cursor, span.slot, span.after):
-                return False
-            self._take_span(span, steps)
+        if message.spans and not self._take_spans(message.spans, steps):
+            return False
         if message.released:
             gone = source.slots.intersection(message.released)
             source.slots -= gone
@@ -290,15 +288,24 @@ class Following:
             steps.append(WatchEvent("whole", b"", None, image.number, slot, False, self.cursor))
             self.cursor = self.cursor.at(slot, image.number)
 
-    def _take_span(self, span: kv_pb2.Span, steps: list[Step]) -> None:
-        slot, cursor, number = span.slot, self.cursor, -1
-        for event in span.events:
-            kind, number = _TYPES[event.change], event.number
-            value = event.value if kind == "put" else None
-            steps.append(WatchEvent(kind, event.key, value, number, slot, event.more, cursor))
-        self.cursor = cursor.at(slot, span.upto)
-        if number != span.upto:
+    def _take_spans(self, spans: Iterable[kv_pb2.Span], steps: list[Step]) -> bool:
+        cursor, trail = self.cursor, Trail(self.cursor)
+        fitting, silent = True, False
+        for span in spans:
+            slot, upto, number = span.slot, span.upto, -1
+            fitting = fits(cursor, slot, span.after)
+            if not fitting:
+                break
+            for event in span.events:
+                kind, number = _TYPES[event.change], event.number
+                value = event.value if kind == "put" else None
+                steps.append(WatchEvent(kind, event.key, value, number, slot, event.more, trail))
+            trail.move(slot, upto)
+            silent = silent or number != upto
+        self.cursor = trail.end()
+        if silent:
             steps.append(self.cursor)
+        return fitting
 
     def _tell_live(self, steps: list[Step]) -> None:
         if self._live or len(self.opened) < self._slots or not self.cursor.reaches(self.opened):

@@ -127,8 +127,8 @@ class AsyncWatch(Generic[V]):
     def _see(self) -> None:
         """Whoever reads the events is done with those that it has."""
         self._seen = self._step
-        waiting, self._waiting = self._waiting, set()
-        for one in waiting:
+        while self._waiting:
+            one = self._waiting.pop()
             if not one.done():
                 one.set_result(None)
 

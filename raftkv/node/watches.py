@@ -14,6 +14,7 @@ from raftkv.commands.watching import Cursor
 from raftkv.errors import Code
 from raftkv.frontend.port import Caller, Submit, answer_to
 from raftkv.limits import WATCH_HEARTBEAT
+from raftkv.store.steps import Steps
 from raftkv.store.watching import Part, Watch, WatchAsk
 
 if TYPE_CHECKING:
@@ -34,32 +35,56 @@ _SILENT = Result(Code.UNAVAILABLE, detail="this replica hears no leader of the g
 class _Follower:
     """One watch. ``due``: it is time to tell that it lives."""
 
-    def __init__(self, watch: Watch, clock: Clock) -> None:
+    def __init__(self, watch: Watch) -> None:
         self.watch = watch
-        self.wake: asyncio.Future[None] | None = None
-        self._clock = clock
-        self.rest()
-
-    def rest(self) -> None:
-        """From now on, for a while."""
         self.due = False
-        self.timer = self._clock.call_later(WATCH_HEARTBEAT, self._ring)
-
-    def _ring(self) -> None:
-        self.due = True
-        self.notify()
+        self.wake: asyncio.Future[None] | None = None
 
     def notify(self) -> None:
         if self.wake is not None and not self.wake.done():
             self.wake.set_result(None)
 
 
+class _Alike:
+    """The watches of a group that want the same keys. Those that stand alike are told the same, taken once. All tell at
+    the same time that they live, so that they go on to stand alike."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.followers: dict[_Follower, None] = {}
+        self._steps = Steps()
+        self._clock = clock
+        self._rest()
+
+    def take(self, watch: Watch) -> Part:
+        return watch.take() if len(self.followers) == 1 else self._steps.take(watch)
+
+    def heartbeat(self, watch: Watch) -> Part:
+        return watch.heartbeat() if len(self.followers) == 1 else self._steps.heartbeat(watch)
+
+    def remove(self, one: _Follower) -> None:
+        del self.followers[one]
+        if len(self.followers) == 1:
+            self._steps = Steps()
+        elif not self.followers:
+            self._timer.cancel()
+
+    def _rest(self) -> None:
+        self._timer = self._clock.call_later(WATCH_HEARTBEAT, self._ring)
+
+    def _ring(self) -> None:
+        for one in self.followers:
+            one.due = True
+            one.notify()
+        self._rest()
+
+
 class _Followed:
-    """A group with watches. ``history``, ``changes``, ``end``: of its store when these were told last."""
+    """A group with watches, by the keys that they want. ``history``, ``changes``, ``end``: of its store when these were
+    told last."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self.followers: dict[_Follower, None] = {}
+        self.wanted: dict[tuple[bytes | None, bytes], _Alike] = {}
         self.note()
 
     def note(self) -> None:
@@ -115,24 +140,32 @@ class Watches:
             yield part
             if not part.compacted and part.opened:
                 refusal = partial(self._refusal, caller, cursor)
-                async for following in self._follow(group, replica, watch, refusal):
+                async for following in self._follow(group, replica, watch, (ask.key, ask.prefix), refusal):
                     yield following
         finally:
             watch.close()
 
     async def _follow(
-        self, group: int, replica: Replica, watch: Watch, refusal: Callable[[], Result | None]
+        self,
+        group: int,
+        replica: Replica,
+        watch: Watch,
+        wanted: tuple[bytes | None, bytes],
+        refusal: Callable[[], Result | None],
     ) -> AsyncGenerator[Part | Result, None]:
-        one = _Follower(watch, self._clock)
+        one = _Follower(watch)
         followed = self._groups.get(group)
         if followed is None or followed.replica is not replica:
             followed = self._groups[group] = _Followed(replica)
-        followed.followers[one] = None
+        alike = followed.wanted.get(wanted)
+        if alike is None:
+            alike = followed.wanted[wanted] = _Alike(self._clock)
+        alike.followers[one] = None
         loop = asyncio.get_running_loop()
         try:
             while True:
                 one.wake = loop.create_future()
-                while part := watch.take():
+                while part := alike.take(watch):
                     if (refused := refusal()) is not None:
                         yield refused
                         return
@@ -151,14 +184,15 @@ class Watches:
                     if refused is not None:
                         yield refused
                         return
-                    one.rest()
-                    yield watch.heartbeat()
+                    one.due = False
+                    yield alike.heartbeat(watch)
                 else:
                     await one.wake
         finally:
-            one.timer.cancel()
-            del followed.followers[one]
-            if not followed.followers and self._groups.get(group) is followed:
+            alike.remove(one)
+            if not alike.followers:
+                del followed.wanted[wanted]
+            if not followed.wanted and self._groups.get(group) is followed:
                 del self._groups[group]
 
     def on_turn(self) -> None:
@@ -172,7 +206,7 @@ class Watches:
                 continue
             else:
                 touched = _touched(history, end)
-            for one in group.followers:
+            for one in (one for alike in group.wanted.values() for one in alike.followers):
                 if touched is None or not touched.isdisjoint(one.watch.slots):
                     one.notify()
                 else:
