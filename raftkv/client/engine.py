@@ -139,12 +139,19 @@ class Engine:
         sent: list[Call] = []
         timer = self._clock.call_later(deadline - now, lambda: self._expire_all(sent))
         results: list[Result | RaftKVError] = []
+        span = None if self._patience.needed else attempt_span(timeout, deadline - now, 0)
         try:
             for call in calls:
                 call.deadline = deadline
                 if call.kind not in CLIENT_READS:
                     self._begin(call)
-                self._attempt(call, now, timeout, first)
+                slot = call.slot = slot_of(call.key, self._routing.slots)
+                channel = self._channels.get(self._routing.route(slot))
+                # As of run(): what is not ordinary takes the general way.
+                if channel is not None and span is not None and call.mode != _STALE:
+                    channel.send(call, span[0], now, span[1])
+                else:
+                    self._attempt(call, now, timeout, first)
                 sent.append(call)
             for call in sent:
                 results.append(await call.future)
