@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import get_running_loop
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -309,6 +309,13 @@ class Engine:
         """By slot, the group that has it as far as is known; needs :meth:`slots`."""
         assert self._routing.view is not None
         return self._routing.view.owners
+
+    def by_group(self, slots: Iterable[int]) -> dict[int, list[int]]:
+        """These slots by group, both ascending."""
+        owners, found = self.owners(), dict[int, list[int]]()
+        for slot in sorted(slots):
+            found.setdefault(owners[slot], []).append(slot)
+        return dict(sorted(found.items()))
 
     async def slots(self, timeout: float) -> int:
         """Number of slots of the cluster."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SILENCE: Final = 10 * WATCH_HEARTBEAT
 """Seconds without a message after which a stream is taken for broken."""
-_AGAIN: Final = 0.05
+AGAIN: Final = 0.05
 """Seconds before slots that a group did not serve are asked for again."""
 _TYPES: Final[dict[int, EventType]] = {
     kv_pb2.CHANGE_PUT: "put",
@@ -156,9 +156,8 @@ class Following:
             return
         if self._clock.now() > self._since + self._timeout:
             raise Unavailable(f"no group has served slot {min(self._pending)} for {self._timeout:g} s")
-        owners = self._engine.owners()
-        for group in sorted({owners[slot] for slot in self._pending}):
-            slots = {slot for slot in self._pending if owners[slot] == group}
+        for group, pending in self._engine.by_group(self._pending).items():
+            slots = set(pending)
             former = self._sources.pop(group, None)
             if former is not None:
                 former.end()
@@ -243,7 +242,7 @@ class Following:
         self._pending.update(slots)
         if slots and not at_once and self._pause is None:
             self._engine.refresh()
-            self._pause = self._clock.call_later(_AGAIN, self._go_on)
+            self._pause = self._clock.call_later(AGAIN, self._go_on)
 
     def _go_on(self) -> None:
         self._pause = None

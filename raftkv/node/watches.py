@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from raftkv.frontend.port import Caller, Submit, answer_to
 from raftkv.limits import WATCH_HEARTBEAT
 from raftkv.store.steps import Steps
 from raftkv.store.watching import Part, Watch, WatchAsk
+from shards.slots import slot_bits, slots_in
 
 if TYPE_CHECKING:
     from raftkv.commands.base import Command
@@ -94,32 +96,38 @@ class _Followed:
 
 class Watches:
     """Over the replicas in ``data``. ``submit`` executes reads, wherever their leader is. ``refusal``: why a caller may
-    not ask for one."""
+    not ask for one. ``leader_of``: who is believed to lead a group."""
 
     def __init__(
         self,
         data: Mapping[int, Replica],
         submit: Submit,
         refusal: Callable[[Caller, Command], Result | None],
+        leader_of: Callable[[int], int],
         clock: Clock,
     ) -> None:
         self._data = data
         self._submit = submit
         self._refusal = refusal
+        self._leader_of = leader_of
         self._clock = clock
         self._groups: dict[int, _Followed] = {}
 
     async def watch(
-        self, ask: WatchAsk, shard_map: ShardMap, leader: int, timeout: float, caller: Caller
+        self, ask: WatchAsk, shard_map: ShardMap | None, timeout: float, caller: Caller
     ) -> AsyncGenerator[Part | Result, None]:
-        """See :meth:`raftkv.frontend.port.NodePort.watch`. ``leader``: believed to lead the group."""
+        """See :meth:`raftkv.frontend.port.NodePort.watch`."""
+        if shard_map is None:
+            yield Result(Code.UNAVAILABLE, detail="the cluster is not formed yet")
+            return
         first = min(ask.places)
         group = shard_map.owners[first]
         replica = self._data.get(group)
         if replica is None:
+            leader = self._leader_of(group)
             yield Result(Code.NOT_LEADER, hint=leader, detail=f"this node has no replica of group {group}")
             return
-        bits = sum(1 << slot for slot in ask.places).to_bytes(shard_map.slots // 8, "little")
+        bits = slot_bits(ask.places, shard_map.slots)
         cursor = Cursor(first, bits, ask.prefix if ask.key is None else ask.key, mode=Mode.QUORUM)
         read = await answer_to(self._submit, cursor, timeout, caller)
         if read.code not in (Code.OK, Code.MOVED, Code.SLOT_MOVING):
@@ -140,8 +148,10 @@ class Watches:
             yield part
             if not part.compacted and part.opened:
                 refusal = partial(self._refusal, caller, cursor)
-                async for following in self._follow(group, replica, watch, (ask.key, ask.prefix), refusal):
-                    yield following
+                wanted = ask.key, ask.prefix
+                async with aclosing(self._follow(group, replica, watch, wanted, refusal)) as parts:
+                    async for following in parts:
+                        yield following
         finally:
             watch.close()
 
@@ -229,5 +239,4 @@ def _numbers(read: Result) -> list[tuple[int, int]]:
     answer = read.answer
     if not isinstance(answer, CursorAnswer):
         return []
-    bits = int.from_bytes(answer.slots, "little")
-    return list(zip((slot for slot in range(8 * len(answer.slots)) if bits >> slot & 1), answer.numbers, strict=True))
+    return list(zip(slots_in(answer.slots), answer.numbers, strict=True))
