@@ -220,7 +220,7 @@ class Transact(Write, frozen=True, tag=65):
 
     def placed(self, slots: int) -> bool:
         """Whether its slot is that of all its keys."""
-        return {slot_of(part.key, slots) for part in self.parts} == {self.slot}
+        return {slot_of(part.key, slots) for part in self.parts} <= {self.slot}
 
     @property
     def grows(self) -> bool:
