@@ -15,7 +15,7 @@ from raftkv.commands.watching import Cursor
 from raftkv.errors import Code
 from raftkv.frontend.port import Caller, Submit, answer_to
 from raftkv.limits import WATCH_HEARTBEAT
-from raftkv.store.steps import Steps
+from raftkv.store.steps import Recent, Steps
 from raftkv.store.watching import Part, Watch, WatchAsk
 from shards.slots import slot_bits, slots_in
 
@@ -51,9 +51,10 @@ class _Alike:
     """The watches of a group that want the same keys. Those that stand alike are told the same, taken once. All tell at
     the same time that they live, so that they go on to stand alike."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, recent: Recent, clock: Clock) -> None:
         self.followers: dict[_Follower, None] = {}
-        self._steps = Steps()
+        self._recent = recent
+        self._steps = Steps(recent)
         self._clock = clock
         self._rest()
 
@@ -66,7 +67,7 @@ class _Alike:
     def remove(self, one: _Follower) -> None:
         del self.followers[one]
         if len(self.followers) == 1:
-            self._steps = Steps()
+            self._steps = Steps(self._recent)
         elif not self.followers:
             self._timer.cancel()
 
@@ -111,6 +112,7 @@ class Watches:
         self._refusal = refusal
         self._leader_of = leader_of
         self._clock = clock
+        self._recent = Recent()
         self._groups: dict[int, _Followed] = {}
 
     async def watch(
@@ -169,7 +171,7 @@ class Watches:
             followed = self._groups[group] = _Followed(replica)
         alike = followed.wanted.get(wanted)
         if alike is None:
-            alike = followed.wanted[wanted] = _Alike(self._clock)
+            alike = followed.wanted[wanted] = _Alike(self._recent, self._clock)
         alike.followers[one] = None
         loop = asyncio.get_running_loop()
         try:

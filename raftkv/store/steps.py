@@ -7,14 +7,15 @@ itself.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from raftkv import limits
 from raftkv.store.watching import Part, Stand, Watch
 
-_OVERHEAD: Final = 512
-"""Bytes that a step counts for besides what it tells and where it ends."""
+_OVERHEAD: Final = 256
+"""Bytes that a step counts for besides what it tells and where it ends, and as many for each of its spans."""
 
 
 class _Step(NamedTuple):
@@ -27,16 +28,37 @@ class _Step(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that it takes, about: what it tells is there a second time as a message."""
-        return 2 * self.part.size + self.ended.after.itemsize * len(self.ended.after) + _OVERHEAD
+        numbers = self.ended.after
+        return 2 * self.part.size + numbers.itemsize * len(numbers) + _OVERHEAD * (1 + len(self.part.spans))
+
+
+_At = tuple[int, int, int, bool]
+"""Where a step began, and whether it only told how far slots were looked at."""
+
+
+class Recent:
+    """The steps that a node keeps, of all its watches; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[dict[_At, _Step], _At]] = deque()
+        self.bytes = 0
+
+    def add(self, steps: dict[_At, _Step], at: _At, step: _Step) -> None:
+        """It is one of ``steps``, until it goes."""
+        steps[at] = step
+        self._steps.append((steps, at))
+        self.bytes += step.size
+        while self.bytes > limits.MAX_TOLD_BYTES:
+            steps, at = self._steps.popleft()
+            self.bytes -= steps.pop(at).size
 
 
 class Steps:
-    """What such watches were told last."""
+    """What the watches of a group were lately told that want the same keys."""
 
-    def __init__(self) -> None:
-        # By where they began, and whether they only told how far slots were looked at.
-        self._steps: dict[tuple[int, int, int, bool], _Step] = {}
-        self._bytes = 0
+    def __init__(self, recent: Recent) -> None:
+        self._recent = recent
+        self._steps: dict[_At, _Step] = {}
         self._latest: Stand | None = None
 
     def take(self, watch: Watch) -> Part:
@@ -62,11 +84,5 @@ class Steps:
                 # It has come to where others are: from here on it goes with them.
                 watch.stand = self._latest
             self._latest = watch.stand
-            self._keep(at, _Step(begun, part, watch.stand))
+            self._recent.add(self._steps, at, _Step(begun, part, watch.stand))
         return part
-
-    def _keep(self, at: tuple[int, int, int, bool], step: _Step) -> None:
-        self._steps[at] = step
-        self._bytes += step.size
-        while self._bytes > limits.WATCH_BYTES and len(self._steps) > 1:
-            self._bytes -= self._steps.pop(next(iter(self._steps))).size

@@ -13,7 +13,7 @@ from raftkv.commands.records import Delete, Put
 from raftkv.commands.transactions import PutStep, Transact
 from raftkv.store.history import Event
 from raftkv.store.records import Store
-from raftkv.store.steps import Steps
+from raftkv.store.steps import Recent, Steps
 from raftkv.store.watching import Part, Watch, WatchAsk
 from tests.store_helpers import DONE, GROUP, make, one, stage
 
@@ -64,10 +64,12 @@ def something(rng: Random) -> Command:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_all_are_told_the_same_as_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "WATCH_BYTES", 3000)
+    monkeypatch.setattr(limits, "WATCH_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_TOLD_BYTES", 5000)
     rng = Random(seed)
     store, prefix = make(*SLOTS, now=0), rng.choice((b"", b"a"))
-    steps = Steps()
+    recent = Recent()
+    steps = Steps(recent)
     readers: list[tuple[Reader, Reader]] = []
     for now in range(300):
         store.apply(now, [something(rng) for _ in range(rng.randrange(4))])
@@ -79,6 +81,7 @@ def test_all_are_told_the_same_as_alone(seed: int, monkeypatch: pytest.MonkeyPat
                 together.take()
             if rng.random() < 0.1:
                 together.heartbeat()
+        assert recent.bytes <= limits.MAX_TOLD_BYTES
     assert len(readers) > 3
     for together, alone in readers:
         together.catch_up()
@@ -90,7 +93,7 @@ def test_all_are_told_the_same_as_alone(seed: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_several_are_told_is_taken_once_also_by_one_that_came_later() -> None:
-    store, steps = make(*SLOTS, now=0), Steps()
+    store, steps = make(*SLOTS, now=0), Steps(Recent())
     readers = [Reader(store, steps, b"a") for _ in range(3)]
     store.apply(1, [Put(0, b"a", b"1"), Put(1, b"b", b"2")])
     readers.append(Reader(store, steps, b"a"))
@@ -105,7 +108,7 @@ def test_what_several_are_told_is_taken_once_also_by_one_that_came_later() -> No
 
 
 def test_a_slot_that_goes_is_told_to_each() -> None:
-    store, steps = make(*SLOTS, now=0), Steps()
+    store, steps = make(*SLOTS, now=0), Steps(Recent())
     readers = [Reader(store, steps, b"") for _ in range(2)]
     for number in range(3):
         store.apply(1, [Put(0, b"a", b"%d" % number)])
