@@ -213,6 +213,9 @@ WATCH_BYTES: Final = 64 * 1024
 MAX_WATCHES: Final = 1024
 """Watches of a node, shared between connections: each takes some kilobytes, and 8 bytes for each slot."""
 
+MAX_TOLD_BYTES: Final = 8 * 1024 * 1024
+"""What a node keeps of what it told watches last, for others of the same keys that come to the same place."""
+
 WATCH_HEARTBEAT: Final = 0.5
 """Seconds after which a watch is told how far it is, also if there was nothing for it."""
 

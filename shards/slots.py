@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binascii import crc_hqx
+from collections.abc import Iterable
 from typing import Final
 
 SLOT_RULE: Final = 2
@@ -63,6 +64,19 @@ def slot_of(key: bytes, slots: int = DEFAULT_SLOTS) -> int:
     if _TAG_OPENS in key:
         key = hash_tag(key)
     return (crc_hqx(key, 0) & (REDIS_SLOTS - 1)) * slots // REDIS_SLOTS
+
+
+def slot_bits(slots: Iterable[int], count: int) -> bytes:
+    """Some of ``count`` slots, as they travel: a bit for each, that of slot s being bit s % 8 of byte s // 8."""
+    bits = bytearray(count // 8)
+    for slot in slots:
+        bits[slot >> 3] |= 1 << (slot & 7)
+    return bytes(bits)
+
+
+def slots_in(bits: bytes) -> list[int]:
+    """The slots that :func:`slot_bits` was given, ascending."""
+    return [8 * at + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1]
 
 
 def redis_range(slot: int, slots: int) -> tuple[int, int]:

@@ -217,8 +217,8 @@ class _ServerCall(_Wire):
         """The next message of a stream as it came."""
         return await self._inbox.get()
 
-    async def _answer(self, response: Message) -> None:
-        self.send(_Kind.MESSAGE, _serialize(response))
+    async def _answer(self, response: Message | bytes) -> None:
+        self.send(_Kind.MESSAGE, response if isinstance(response, bytes) else _serialize(response))
         await self.flowing()
 
     # What a handler uses of the ServicerContext.

@@ -11,18 +11,13 @@ from typing import Any, Final, TypeVar
 from raftkv.cli.common import argument_bytes
 from raftkv.cli.parameters import parse_duration
 from raftkv.client.transaction import TransactionBuilder
+from raftkv.commands.transactions import DeleteStep, GetStep, IncrementStep, PutStep, Step
 from raftkv.errors import InvalidArgument
 from raftkv.text import shown
-from raftkv.v1 import kv_pb2
 
 T = TypeVar("T")
 
-WORDS: Final[dict[int, str]] = {
-    kv_pb2.KIND_GET: "get",
-    kv_pb2.KIND_PUT: "put",
-    kv_pb2.KIND_DELETE: "delete",
-    kv_pb2.KIND_INCREMENT: "incr",
-}
+WORDS: Final[dict[type[Step], str]] = {GetStep: "get", PutStep: "put", DeleteStep: "delete", IncrementStep: "incr"}
 """The word for each operation."""
 
 

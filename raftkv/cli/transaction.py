@@ -13,8 +13,8 @@ from raftkv.cli.common import Exit, Target, complain, field, output_option, prin
 from raftkv.cli.files import STANDARD
 from raftkv.cli.parameters import FilePath
 from raftkv.cli.script import WORDS, fill
+from raftkv.commands.transactions import Step
 from raftkv.limits import MAX_TXN_BYTES
-from raftkv.v1 import kv_pb2
 
 _LONGEST = 4 * MAX_TXN_BYTES
 """Bytes of a script: JSON may need two characters for a byte."""
@@ -57,7 +57,7 @@ def txn(lines: tuple[str, ...], file: str | None, target: Target, timeout: float
             return asked, await asked.commit()
 
     asked, result = run(commit())
-    steps = asked.request.transaction.steps if result else asked.request.transaction.otherwise
+    steps = asked.steps if result else asked.instead
     rows = [_row(step, told) for step, told in zip(steps, result.results, strict=True)]
     if output == "json":
         print_json({"succeeded": result.succeeded, "number": result.number, "results": rows})
@@ -85,9 +85,9 @@ def _read(file: str) -> str:
         raise raftkv.InvalidArgument(f"{file}: {error.strerror}") from None
 
 
-def _row(step: kv_pb2.Step, told: Any) -> dict[str, Any]:
+def _row(step: Step, told: Any) -> dict[str, Any]:
     """What one operation came to, for programs."""
-    word = WORDS[step.kind]
+    word = WORDS[type(step)]
     shown = field(word, step.key)
     match told:
         case raftkv.WriteResult():

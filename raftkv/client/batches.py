@@ -19,19 +19,21 @@ def results_of(
     keys: Sequence[bytes], results: Sequence[Result | RaftKVError], made: Callable[[bytes, Result], T]
 ) -> list[T]:
     """What ``made`` makes of the results, in the order of the keys. Raises BatchError if some are errors."""
-    told = [_made(key, one, made) for key, one in zip(keys, results, strict=True)]
-    errors = {key: one for key, one in zip(keys, told, strict=True) if isinstance(one, RaftKVError)}
+    told: list[T | RaftKVError] = []
+    errors: dict[bytes, RaftKVError] = {}
+    for key, result in zip(keys, results, strict=True):
+        if isinstance(result, Result):
+            try:
+                told.append(made(key, result))
+                continue
+            except CodecError as error:
+                failure: RaftKVError = error
+        else:
+            failure = result
+        told.append(failure)
+        errors[key] = failure
     if errors:
         first = [f"{shown(key)}: {type(error).__name__}: {error}" for key, error in list(errors.items())[:_SHOWN]]
         more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
         raise BatchError(f"{len(errors)} of {len(keys)} operations failed: {'; '.join(first)}{more}", told, errors)
     return told  # type: ignore[return-value]  # no error is among them
-
-
-def _made(key: bytes, result: Result | RaftKVError, made: Callable[[bytes, Result], T]) -> T | RaftKVError:
-    if isinstance(result, RaftKVError):
-        return result
-    try:
-        return made(key, result)
-    except CodecError as error:
-        return error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Annotated, Final, Self
 
 from msgspec import Meta, MsgspecError
@@ -47,6 +48,20 @@ class Cursor:
         page = pages[index]
         page = (*page[:place], number, *page[place + 1 :])
         return Cursor(self.cluster_id, self.slots, (*pages[:index], page, *pages[index + 1 :]))
+
+    def moved(self, numbers: Mapping[int, int]) -> Cursor:
+        """The same, with other numbers of these slots."""
+        pages: dict[int, list[int | None]] = {}
+        for slot, number in numbers.items():
+            index, place = divmod(slot, _PAGE)
+            page = pages.get(index)
+            if page is None:
+                page = pages[index] = list(self._pages[index])
+            page[place] = number
+        merged = list(self._pages)
+        for index, page in pages.items():
+            merged[index] = tuple(page)
+        return Cursor(self.cluster_id, self.slots, tuple(merged))
 
     def reaches(self, numbers: Mapping[int, int]) -> bool:
         """Whether it is that far, in all these slots."""
@@ -92,3 +107,27 @@ class Cursor:
             for slot, one in enumerate(numbers, first):
                 pages[slot // _PAGE][slot % _PAGE] = one
         return cls(cluster_id, slots, tuple(tuple(page) for page in pages))
+
+
+class Trail:
+    """How a message moves a cursor on from ``start``, one slot after the other. Its events share it: where the watch is
+    at one follows from its slot, and is worked out if somebody asks."""
+
+    __slots__ = ("_moves", "start")
+
+    def __init__(self, start: Cursor) -> None:
+        self.start = start
+        self._moves: dict[int, int] = {}
+
+    def move(self, slot: int, number: int) -> None:
+        """This slot comes next, up to the number."""
+        self._moves[slot] = number
+
+    def at(self, slot: int, number: int) -> Cursor:
+        """The cursor at this number of a slot, as the message tells it."""
+        before = takewhile(lambda move: move[0] != slot, self._moves.items())
+        return self.start.moved({**dict(before), slot: number})
+
+    def end(self) -> Cursor:
+        """The cursor behind the message."""
+        return self.start.moved(self._moves)

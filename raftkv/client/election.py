@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterator
 from contextlib import aclosing
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from raftkv.client.arguments import check_wait, key_range
 from raftkv.client.queue import AsyncTurn, Turn
@@ -13,7 +12,7 @@ from raftkv.client.types import Record, WatchEvent
 from raftkv.client.watch import AsyncWatch
 from raftkv.codecs import V, W
 from raftkv.commands.ranges import Content
-from raftkv.errors import Compacted, InvalidArgument, SlowConsumer
+from raftkv.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from raftkv.client.parts import Parts
@@ -85,17 +84,13 @@ class AsyncElection(AsyncTurn, Generic[W, V]):
         parts = self._parts
         budget, keys = parts.budget(timeout), key_range(self._prefix, None, None)
         told: int | None = None
-        while True:
-            watch: AsyncWatch[V] = AsyncWatch(parts.engine, self._clock, keys, None, None, True, budget, parts.decode)
-            try:
-                async with watch, aclosing(leaders_of(watch)) as leaders:
-                    async for leader in leaders:
-                        token = 0 if leader is None else leader.version
-                        if token != told:
-                            told = token
-                            yield leader
-            except (Compacted, SlowConsumer):
-                continue  # what is there now says enough
+        watch: AsyncWatch[V] = AsyncWatch(parts.engine, self._clock, keys, None, None, True, budget, parts.decode)
+        async with watch, aclosing(leaders_of(watch)) as leaders:
+            async for leader in leaders:
+                token = 0 if leader is None else leader.version
+                if token != told:
+                    told = token
+                    yield leader
 
     async def _enter(self, timeout: float | None) -> bool:
         if not self._candidate:
@@ -132,27 +127,16 @@ class Election(Turn, Generic[W, V]):
         run: Callable[[Coroutine[Any, Any, Any]], Any],
         start: Callable[[Callable[[], Coroutine[Any, Any, object]]], None],
     ) -> None:
-        super().__init__(election, run, start)
+        super().__init__(election, election.campaign, election.resign, run, start)
         self._election = election
-
-    def __enter__(self) -> Self:
-        if not self._owned():
-            self.campaign()
-            self._owned()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end(self._election.resign, kind)
 
     def campaign(self, *, timeout: float | None = None) -> bool:
         """See AsyncElection.campaign."""
-        return self._begin(self._election.campaign(timeout=timeout), self._election.resign)
+        return self._enter(timeout)
 
     def resign(self, *, timeout: float | None = None) -> None:
         """See AsyncElection.resign."""
-        self._run(self._election.resign(timeout=timeout))
+        self._leave(timeout)
 
     def leader(self) -> Record[V] | None:
         """See AsyncElection.leader."""

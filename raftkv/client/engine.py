@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import get_running_loop
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -139,12 +139,19 @@ class Engine:
         sent: list[Call] = []
         timer = self._clock.call_later(deadline - now, lambda: self._expire_all(sent))
         results: list[Result | RaftKVError] = []
+        span = None if self._patience.needed else attempt_span(timeout, deadline - now, 0)
         try:
             for call in calls:
                 call.deadline = deadline
                 if call.kind not in CLIENT_READS:
                     self._begin(call)
-                self._attempt(call, now, timeout, first)
+                slot = call.slot = slot_of(call.key, self._routing.slots)
+                channel = self._channels.get(self._routing.route(slot))
+                # As of run(): what is not ordinary takes the general way.
+                if channel is not None and span is not None and call.mode != _STALE:
+                    channel.send(call, span[0], now, span[1])
+                else:
+                    self._attempt(call, now, timeout, first)
                 sent.append(call)
             for call in sent:
                 results.append(await call.future)
@@ -302,6 +309,13 @@ class Engine:
         """By slot, the group that has it as far as is known; needs :meth:`slots`."""
         assert self._routing.view is not None
         return self._routing.view.owners
+
+    def by_group(self, slots: Iterable[int]) -> dict[int, list[int]]:
+        """These slots by group, both ascending."""
+        owners, found = self.owners(), dict[int, list[int]]()
+        for slot in sorted(slots):
+            found.setdefault(owners[slot], []).append(slot)
+        return dict(sorted(found.items()))
 
     async def slots(self, timeout: float) -> int:
         """Number of slots of the cluster."""

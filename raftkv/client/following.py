@@ -7,10 +7,10 @@ so whatever becomes of streams, groups and slots, no event is missed and none co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from raftkv.client.cursors import Cursor
+from raftkv.client.cursors import Cursor, Trail
 from raftkv.client.transport import TransportError
 from raftkv.client.types import EventType, WatchEvent
 from raftkv.clock import heard
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SILENCE: Final = 10 * WATCH_HEARTBEAT
 """Seconds without a message after which a stream is taken for broken."""
-_AGAIN: Final = 0.05
+AGAIN: Final = 0.05
 """Seconds before slots that a group did not serve are asked for again."""
 _TYPES: Final[dict[int, EventType]] = {
     kv_pb2.CHANGE_PUT: "put",
@@ -156,9 +156,8 @@ class Following:
             return
         if self._clock.now() > self._since + self._timeout:
             raise Unavailable(f"no group has served slot {min(self._pending)} for {self._timeout:g} s")
-        owners = self._engine.owners()
-        for group in sorted({owners[slot] for slot in self._pending}):
-            slots = {slot for slot in self._pending if owners[slot] == group}
+        for group, pending in self._engine.by_group(self._pending).items():
+            slots = set(pending)
             former = self._sources.pop(group, None)
             if former is not None:
                 former.end()
@@ -243,7 +242,7 @@ class Following:
         self._pending.update(slots)
         if slots and not at_once and self._pause is None:
             self._engine.refresh()
-            self._pause = self._clock.call_later(_AGAIN, self._go_on)
+            self._pause = self._clock.call_later(AGAIN, self._go_on)
 
     def _go_on(self) -> None:
         self._pause = None
@@ -267,10 +266,8 @@ class Following:
                 self.cursor = self.cursor.at(place.slot, None)
         for image in message.images:
             self._take_image(image, steps)
-        for span in message.spans:
-            if not fits(self.cursor, span.slot, span.after):
-                return False
-            self._take_span(span, steps)
+        if message.spans and not self._take_spans(message.spans, steps):
+            return False
         if message.released:
             gone = source.slots.intersection(message.released)
             source.slots -= gone
@@ -290,15 +287,24 @@ class Following:
             steps.append(WatchEvent("whole", b"", None, image.number, slot, False, self.cursor))
             self.cursor = self.cursor.at(slot, image.number)
 
-    def _take_span(self, span: kv_pb2.Span, steps: list[Step]) -> None:
-        slot, cursor, number = span.slot, self.cursor, -1
-        for event in span.events:
-            kind, number = _TYPES[event.change], event.number
-            value = event.value if kind == "put" else None
-            steps.append(WatchEvent(kind, event.key, value, number, slot, event.more, cursor))
-        self.cursor = cursor.at(slot, span.upto)
-        if number != span.upto:
+    def _take_spans(self, spans: Iterable[kv_pb2.Span], steps: list[Step]) -> bool:
+        cursor, trail = self.cursor, Trail(self.cursor)
+        fitting, silent = True, False
+        for span in spans:
+            slot, upto, number = span.slot, span.upto, -1
+            fitting = fits(cursor, slot, span.after)
+            if not fitting:
+                break
+            for event in span.events:
+                kind, number = _TYPES[event.change], event.number
+                value = event.value if kind == "put" else None
+                steps.append(WatchEvent(kind, event.key, value, number, slot, event.more, trail))
+            trail.move(slot, upto)
+            silent = silent or number != upto
+        self.cursor = trail.end()
+        if silent:
             steps.append(self.cursor)
+        return fitting
 
     def _tell_live(self, steps: list[Step]) -> None:
         if self._live or len(self.opened) < self._slots or not self.cursor.reaches(self.opened):

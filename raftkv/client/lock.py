@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Coroutine
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from raftkv.client.arguments import check_wait, encode_value
 from raftkv.client.queue import AsyncTurn, Turn
@@ -82,24 +81,12 @@ class Lock(Turn):
         run: Callable[[Coroutine[Any, Any, Any]], Any],
         start: Callable[[Callable[[], Coroutine[Any, Any, object]]], None],
     ) -> None:
-        super().__init__(lock, run, start)
-        self._lock = lock
-
-    def __enter__(self) -> Self:
-        if not self._owned():
-            self.acquire()
-            self._owned()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end(self._lock.release, kind)
+        super().__init__(lock, lock.acquire, lock.release, run, start)
 
     def acquire(self, *, timeout: float | None = None) -> bool:
         """See AsyncLock.acquire."""
-        return self._begin(self._lock.acquire(timeout=timeout), self._lock.release)
+        return self._enter(timeout)
 
     def release(self, *, timeout: float | None = None) -> None:
         """See AsyncLock.release."""
-        self._run(self._lock.release(timeout=timeout))
+        self._leave(timeout)

@@ -23,7 +23,7 @@ from raftkv.clock import wait
 from raftkv.commands.bounds import Mode
 from raftkv.commands.ranges import Content
 from raftkv.commands.records import Delete
-from raftkv.errors import Compacted, InvalidArgument, LockLost, RaftKVError, SlowConsumer, UsageError
+from raftkv.errors import InvalidArgument, LockLost, RaftKVError, UsageError
 from raftkv.text import shown
 
 if TYPE_CHECKING:
@@ -214,15 +214,12 @@ class AsyncTurn:
         watch: AsyncWatch[bytes] = AsyncWatch(
             parts.engine, self._clock, key_range(None, None, None), key, None, True, parts.timeout
         )
-        try:
-            async with watch:
-                async for event in watch:
-                    if event.type in ("image", "initial"):
-                        there = event.type == "initial"
-                    elif event.type in ("delete", "expire") or (event.type == "whole" and not there):
-                        return
-        except (Compacted, SlowConsumer):
-            return  # the queue says more
+        async with watch:
+            async for event in watch:
+                if event.type in ("image", "initial"):
+                    there = event.type == "initial"
+                elif event.type in ("delete", "expire") or (event.type == "whole" and not there):
+                    return
 
     async def _go(self, lease: AsyncLease[Any], key: bytes) -> None:
         """Out of the queue, which nobody waits for: the record expires if it cannot be removed."""
@@ -251,47 +248,56 @@ class AsyncTurn:
 
 
 class Turn:
-    """What :class:`Lock` and :class:`Election` share."""
+    """What :class:`Lock` and :class:`Election` share. ``enter``, ``leave``: what its turn calls to begin and to end."""
 
     def __init__(
         self,
         turn: AsyncTurn,
+        enter: Callable[..., Coroutine[Any, Any, bool]],
+        leave: Callable[..., Coroutine[Any, Any, None]],
         run: Callable[[Coroutine[Any, Any, Any]], Any],
         start: Callable[[Callable[[], Coroutine[Any, Any, object]]], None],
     ) -> None:
         self._turn = turn
+        self._begin = enter
+        self._end = leave
         self._run = run
         self._start = start
         self._owner = 0
         """The thread that acquired it and has not begun a block yet."""
 
-    def _owned(self) -> bool:
-        """Whether a block begins with what this thread has acquired before."""
-        owned = self._turn.held and self._owner == threading.get_ident()
+    def __enter__(self) -> Self:
+        if not (self._turn.held and self._owner == threading.get_ident()):
+            self._enter(None)
         self._owner = 0
-        return owned
+        return self
 
-    def _begin(self, enter: Coroutine[Any, Any, bool], leave: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._turn.held:
+            return
         try:
-            entered: bool = self._run(enter)
+            self._leave(None)
+        except LockLost:
+            # What has ended the block goes first.
+            if kind is None:
+                raise
+
+    def _enter(self, timeout: float | None) -> bool:
+        try:
+            entered: bool = self._run(self._begin(timeout=timeout))
             self._owner = threading.get_ident() if entered else 0
         except Exception:
             raise
         except BaseException:
             # Interrupted, perhaps just after it was entered: nobody would give it back.
-            self._start(leave)
+            self._start(self._end)
             raise
         return entered
 
-    def _end(self, leave: Callable[[], Coroutine[Any, Any, None]], kind: type[BaseException] | None) -> None:
-        """A block has ended, with such an exception, which goes first."""
-        if not self._turn.held:
-            return
-        try:
-            self._run(leave())
-        except LockLost:
-            if kind is None:
-                raise
+    def _leave(self, timeout: float | None) -> None:
+        self._run(self._end(timeout=timeout))
 
     @property
     def token(self) -> int:

@@ -19,7 +19,7 @@ from raftkv.client.types import Record
 from raftkv.commands.ranges import Content
 from raftkv.limits import SCAN_PAGE_BYTES
 from raftkv.v1 import kv_pb2
-from shards.slots import slot_of
+from shards.slots import slot_bits, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -127,11 +127,11 @@ class Merge:
 
 def _by_group(owners: Iterable[int]) -> dict[int, int]:
     """The slots of each group, a bit for each."""
-    found: dict[int, bytearray] = {}
+    found: dict[int, list[int]] = {}
     owners = tuple(owners)
     for slot, group in enumerate(owners):
-        found.setdefault(group, bytearray(len(owners) // 8))[slot >> 3] |= 1 << (slot & 7)
-    return {group: int.from_bytes(bits, "little") for group, bits in sorted(found.items())}
+        found.setdefault(group, []).append(slot)
+    return {group: int.from_bytes(slot_bits(slots, len(owners)), "little") for group, slots in sorted(found.items())}
 
 
 class Scan:

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import Any, Generic, Self
 
 from raftkv.client.arguments import delta_of, encode_key, expect_of, ttl_ms_of
 from raftkv.client.types import Record, TransactionResult, WriteResult
 from raftkv.client.values import Decode, Encode
 from raftkv.codecs import W
 from raftkv.commands.results import Result, TransactionAnswer
-from raftkv.commands.transactions import Transact
+from raftkv.commands.transactions import AnyStep, Check, DeleteStep, GetStep, IncrementStep, PutStep, Transact
 from raftkv.errors import InvalidArgument, UsageError
-from raftkv.v1 import kv_pb2
-
-if TYPE_CHECKING:
-    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 
 class TransactionBuilder(Generic[W]):
-    """What :class:`AsyncTransaction` and :class:`Transaction` share. Methods return the transaction itself."""
+    """What :class:`AsyncTransaction` and :class:`Transaction` share. Methods return the transaction itself.
+
+    ``checks``, ``steps``, ``instead``: what was asked for; the last is done if a check does not hold.
+    """
 
     def __init__(self, encode: Encode) -> None:
         self.encode = encode
-        self.request = kv_pb2.TransactRequest()
-        self._steps: RepeatedCompositeFieldContainer[kv_pb2.Step] = self.request.transaction.steps
-        self._otherwise = False
+        self.checks: list[Check] = []
+        self.steps: list[AnyStep] = []
+        self.instead: list[AnyStep] = []
+        self._steps = self.steps
         self._sent = False
 
     def check(
@@ -47,13 +47,13 @@ class TransactionBuilder(Generic[W]):
         """
         if (version is not None) + (value is not None) + bool(absent) != 1:
             raise InvalidArgument("a check names a version, a value or absent=True: one of them")
-        if self._otherwise:
+        if self._steps is self.instead:
             raise InvalidArgument("checks stand before otherwise()")
         name = encode_key(key)
         if value is not None:
-            self.request.transaction.checks.add(key=name, value=self.encode(value))
+            self.checks.append(Check(name, 0, self.encode(value)))
         else:
-            self.request.transaction.checks.add(key=name, version=expect_of(0 if absent else version))
+            self.checks.append(Check(name, expect_of(0 if absent else version)))
         return self
 
     def put(self, key: bytes | str, value: W, *, ttl: float | None = None) -> Self:
@@ -62,7 +62,8 @@ class TransactionBuilder(Generic[W]):
         >>> await kv.txn().put("{order}state", "open").put("{order}by", "Ada", ttl=3600).commit()
         TransactionResult(succeeded=True, results=(WriteResult(version=1), WriteResult(version=2)), number=2)
         """
-        return self._add(kv_pb2.KIND_PUT, key, value=self.encode(value), ttl_ms=ttl_ms_of(ttl))
+        self._steps.append(PutStep(encode_key(key), self.encode(value), ttl_ms_of(ttl)))
+        return self
 
     def delete(self, key: bytes | str) -> Self:
         """Remove a record, if there is one; its result says whether there was.
@@ -70,7 +71,8 @@ class TransactionBuilder(Generic[W]):
         >>> (await kv.txn().put("{order}state", "open").delete("{order}by").commit()).results
         (WriteResult(version=1), False)
         """
-        return self._add(kv_pb2.KIND_DELETE, key)
+        self._steps.append(DeleteStep(encode_key(key)))
+        return self
 
     def incr(self, key: bytes | str, delta: int = 1, *, ttl: float | None = None) -> Self:
         """Add to a counter, as :meth:`raftkv.AsyncClient.incr`; its result is the counter.
@@ -78,7 +80,8 @@ class TransactionBuilder(Generic[W]):
         >>> (await kv.txn().incr("{order}items").incr("{order}cents", 995).commit()).results
         (1, 995)
         """
-        return self._add(kv_pb2.KIND_INCREMENT, key, delta=delta_of(delta), ttl_ms=ttl_ms_of(ttl))
+        self._steps.append(IncrementStep(encode_key(key), delta_of(delta), ttl_ms_of(ttl)))
+        return self
 
     def get(self, key: bytes | str) -> Self:
         """Read a record, as it is after the operations that stand before this one.
@@ -86,7 +89,8 @@ class TransactionBuilder(Generic[W]):
         >>> (await kv.txn().incr("{order}items").get("{order}items").get("{order}by").commit()).results
         (1, Record(key=b'{order}items', value=b'1', version=1, expires_at=None), None)
         """
-        return self._add(kv_pb2.KIND_GET, key)
+        self._steps.append(GetStep(encode_key(key)))
+        return self
 
     def otherwise(self) -> Self:
         """What is added from here on is done instead if a check does not hold.
@@ -95,21 +99,16 @@ class TransactionBuilder(Generic[W]):
         >>> await txn.commit()
         TransactionResult(succeeded=True, results=(WriteResult(version=1),), number=1)
         """
-        if self._otherwise:
+        if self._steps is self.instead:
             raise InvalidArgument("otherwise() stands once in a transaction")
-        self._otherwise = True
-        self._steps = self.request.transaction.otherwise
-        return self
-
-    def _add(self, kind: kv_pb2.Kind.ValueType, key: bytes | str, **fields: Any) -> Self:
-        self._steps.add(kind=kind, key=encode_key(key), **fields)
+        self._steps = self.instead
         return self
 
     def take(self, slots: int) -> Transact:
         """The command, once: it is to be sent. Raises what a node would refuse it with."""
         if self._sent:
             raise UsageError("the transaction was committed already: make another one")
-        command = Transact.of(self.request, slots, b"", 0, 0)
+        command = Transact.made(self.checks, self.steps, self.instead, slots)
         self._sent = True
         return command
 
@@ -117,20 +116,19 @@ class TransactionBuilder(Generic[W]):
         """What the caller gets; ``wall``: Unix time in seconds. Raises CodecError."""
         answer = result.answer
         assert isinstance(answer, TransactionAnswer)
-        txn = self.request.transaction
-        steps = txn.steps if answer.succeeded else txn.otherwise
-        told = tuple(_told(step, *row, wall, decode) for step, row in zip(steps, answer.results, strict=True))
-        return TransactionResult(answer.succeeded, told, answer.number)
+        steps = self.steps if answer.succeeded else self.instead
+        told = [_told(step, *row, wall, decode) for step, row in zip(steps, answer.results, strict=True)]
+        return TransactionResult(answer.succeeded, tuple(told), answer.number)
 
 
-def _told(step: kv_pb2.Step, version: int, value: bytes | None, ttl: int, wall: float, decode: Decode | None) -> Any:
-    match step.kind:
-        case kv_pb2.KIND_PUT:
-            return WriteResult(version)
-        case kv_pb2.KIND_DELETE:
-            return version > 0
-        case kv_pb2.KIND_INCREMENT:
-            return int(value or b"0")
+def _told(step: AnyStep, version: int, value: bytes | None, ttl: int, wall: float, decode: Decode | None) -> Any:
+    kind = type(step)
+    if kind is PutStep:
+        return WriteResult(version)
+    if kind is DeleteStep:
+        return version > 0
+    if kind is IncrementStep:
+        return int(value or b"0")
     if not version:
         return None
     read = value or b""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Type
 
 from msgspec import Struct
 
-from raftkv.client.cursors import Cursor
+from raftkv.client.cursors import Cursor, Trail
 from raftkv.codecs import V
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ class WatchEvent(Struct, Generic[V], frozen=True):
     version: int
     slot: int
     more: bool
-    _cursor: Cursor
-    """Where the watch was before the event, or before others of its slot that came with it."""
+    _cursor: Cursor | Trail
+    """Where the watch was before the event, or before others that came with it."""
 
     @property
     def token(self) -> str:
@@ -108,7 +108,9 @@ class WatchEvent(Struct, Generic[V], frozen=True):
     @property
     def place(self) -> Cursor:
         """Where the watch is after the event."""
-        return self._cursor if self.type in ("image", "initial", "live") else self._cursor.at(self.slot, self.version)
+        if isinstance(self._cursor, Cursor) and self.type in ("image", "initial", "live"):
+            return self._cursor
+        return self._cursor.at(self.slot, self.version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,25 +7,23 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 from msgspec.structs import replace
 
 from raftkv.client.cursors import Cursor
-from raftkv.client.following import Following, Step, place_of
+from raftkv.client.following import AGAIN, Following, Step, place_of
 from raftkv.client.types import WatchEvent
 from raftkv.clock import Clock, sleep, wait
 from raftkv.codecs import V
 from raftkv.errors import InvalidArgument, Unavailable, UsageError
 from raftkv.v1 import kv_pb2
-from shards.slots import slot_of
+from shards.slots import slot_bits, slot_of, slots_in
 
 if TYPE_CHECKING:
     from raftkv.client.arguments import KeyRange
     from raftkv.client.engine import Engine
     from raftkv.client.values import Decode
-
-_AGAIN: Final = 0.05
 
 
 class AsyncWatch(Generic[V]):
@@ -127,8 +125,8 @@ class AsyncWatch(Generic[V]):
     def _see(self) -> None:
         """Whoever reads the events is done with those that it has."""
         self._seen = self._step
-        waiting, self._waiting = self._waiting, set()
-        for one in waiting:
+        while self._waiting:
+            one = self._waiting.pop()
             if not one.done():
                 one.set_result(None)
 
@@ -167,24 +165,20 @@ class AsyncWatch(Generic[V]):
             budget = deadline - self._clock.now()
             if budget <= 0:
                 raise Unavailable("not all slots were served in time")
-            owners = self._engine.owners()
-            groups = sorted({owners[slot] for slot in left})
-            asked = [[slot for slot in left if owners[slot] == group] for group in groups]
+            asked = self._engine.by_group(left).values()
             answers = await asyncio.gather(*(self._cursor_of(slots, count, budget) for slots in asked))
             for answer in answers:
-                bits = int.from_bytes(answer.slots, "little")
-                served = [slot for slot in range(count) if bits >> slot & 1]
-                found.update(zip(served, answer.numbers, strict=True))
+                found.update(zip(slots_in(answer.slots), answer.numbers, strict=True))
             if any(slot not in found for slot in left):
                 self._engine.refresh()
-                await sleep(self._clock, _AGAIN)
+                await sleep(self._clock, AGAIN)
         return found
 
     async def _cursor_of(self, slots: list[int], count: int, timeout: float) -> kv_pb2.CursorResponse:
         """Of ``slots`` of one group, of ``count`` in the cluster, by a read that a majority confirms."""
         request = kv_pb2.CursorRequest(
             slot=slots[0],
-            slots=sum(1 << slot for slot in slots).to_bytes(count // 8, "little"),
+            slots=slot_bits(slots, count),
             consistency=kv_pb2.CONSISTENCY_QUORUM,
             prefix=self._span.start if self._key is None else self._key,
         )

@@ -146,7 +146,11 @@ class TransactionAnswer(Answer, frozen=True, tag=20):
     number: int
 
     def size(self) -> int:
-        return sum(len(value or b"") for _, value, _ in self.results) + 16 * len(self.results)
+        size = 16 * len(self.results)
+        for _, value, _ in self.results:
+            if value is not None:
+                size += len(value)
+        return size
 
 
 class CursorAnswer(Answer, frozen=True, tag=21):

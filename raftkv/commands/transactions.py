@@ -7,7 +7,7 @@ whole, and what is recorded for retries is the whole result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from raftkv.store.slot import Slot
     from raftkv.v1 import kv_pb2
 
-T = TypeVar("T")
-
 _Found = tuple[bytes | None, int, int]
 """(value, version, expires)"""
 _Told = tuple[int, bytes | None, int]
@@ -58,6 +56,8 @@ class Plan:
     Each takes the next number of the slot, a removal too.
     """
 
+    __slots__ = ("_slot", "changes", "store")
+
     def __init__(self, store: Store, slot: Slot) -> None:
         self.store = store
         self.changes: dict[bytes, _Found] = {}
@@ -66,6 +66,10 @@ class Plan:
     def found(self, key: bytes) -> _Found:
         change = self.changes.get(key)
         return self.store.found(self._slot, key) if change is None else change
+
+    def version(self, key: bytes) -> int:
+        """Of what was there before."""
+        return self.store.live_version(self._slot.records.get(key))
 
     def write(self, key: bytes, value: bytes, expires: int) -> int:
         """Returns the version."""
@@ -91,12 +95,13 @@ class Plan:
 class _Part(Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     key: Key
 
-    def size(self) -> int:
-        return STEP_OVERHEAD + len(self.key)
+    def payload(self) -> int:
+        """Bytes of key and value."""
+        return len(self.key)
 
     def fits(self) -> bool:
         """Whether it keeps the bounds that its type does not tell."""
-        return len(self.key) <= MAX_KEY_BYTES
+        return len(self.key) <= MAX_KEY_BYTES and self.payload() - len(self.key) <= MAX_VALUE_BYTES
 
 
 class Check(_Part, frozen=True):
@@ -105,11 +110,8 @@ class Check(_Part, frozen=True):
     expect: Annotated[int, Meta(ge=0, le=MAX_VERSION)] = 0
     value: bytes | None = None
 
-    def size(self) -> int:
-        return super().size() + len(self.value or b"")
-
-    def fits(self) -> bool:
-        return super().fits() and len(self.value or b"") <= MAX_VALUE_BYTES
+    def payload(self) -> int:
+        return len(self.key) if self.value is None else len(self.key) + len(self.value)
 
     def fill(self, message: kv_pb2.Check) -> None:
         message.key = self.key
@@ -119,8 +121,9 @@ class Check(_Part, frozen=True):
             message.value = self.value
 
     def holds(self, plan: Plan) -> bool:
-        value, version, _ = plan.found(self.key)
-        return version == self.expect if self.value is None else value == self.value
+        if self.value is None:
+            return plan.version(self.key) == self.expect
+        return plan.found(self.key)[0] == self.value
 
 
 class Step(_Part, frozen=True):
@@ -149,18 +152,15 @@ class PutStep(Step, frozen=True, tag=1):
     value: bytes
     ttl: Ttl = 0
 
-    def size(self) -> int:
-        return super().size() + len(self.value)
-
-    def fits(self) -> bool:
-        return super().fits() and len(self.value) <= MAX_VALUE_BYTES
+    def payload(self) -> int:
+        return len(self.key) + len(self.value)
 
     def fill(self, message: kv_pb2.Step) -> None:
         super().fill(message)
         message.value, message.ttl_ms = self.value, self.ttl
 
     def plan(self, plan: Plan) -> _Told:
-        return plan.write(self.key, self.value, plan.store.expires(self.ttl)), None, -1
+        return plan.write(self.key, self.value, self.ttl and plan.store.time + self.ttl), None, -1
 
 
 class DeleteStep(Step, frozen=True, tag=2):
@@ -187,7 +187,8 @@ class IncrementStep(Step, frozen=True, tag=60):
         return plan.write(self.key, after, expires if version else plan.store.expires(self.ttl)), after, -1
 
 
-Steps = Annotated[tuple[GetStep | PutStep | DeleteStep | IncrementStep, ...], Meta(max_length=MAX_TXN_STEPS)]
+AnyStep: TypeAlias = GetStep | PutStep | DeleteStep | IncrementStep
+Steps = Annotated[tuple[AnyStep, ...], Meta(max_length=MAX_TXN_STEPS)]
 
 
 class Transact(Write, frozen=True, tag=65):
@@ -201,40 +202,45 @@ class Transact(Write, frozen=True, tag=65):
     steps: Steps
     otherwise: Steps = ()
 
-    def _parts(self) -> Iterable[_Part]:
-        yield from self.checks
-        yield from self.steps
-        yield from self.otherwise
+    @property
+    def parts(self) -> tuple[_Part, ...]:
+        return (*self.checks, *self.steps, *self.otherwise)
 
     @property
     def key(self) -> bytes:
         """One of its keys, written if any is: for messages, and to find its slot by."""
-        written = [step.key for step in (*self.steps, *self.otherwise) if step.writes]
-        return written[0] if written else next(iter(self._parts())).key
+        for step in (*self.steps, *self.otherwise):
+            if step.writes:
+                return step.key
+        return self.parts[0].key
 
     @property
     def keys(self) -> tuple[bytes, ...] | None:
-        return tuple({part.key: None for part in self._parts()})
+        return tuple({part.key: None for part in self.parts})
 
     def placed(self, slots: int) -> bool:
         """Whether its slot is that of all its keys."""
-        return all(self.slot == slot_of(part.key, slots) for part in self._parts())
+        return {slot_of(part.key, slots) for part in self.parts} <= {self.slot}
 
     @property
     def grows(self) -> bool:
         return any(isinstance(step, PutStep | IncrementStep) for step in (*self.steps, *self.otherwise))
 
     def size(self) -> int:
-        return sum(part.size() for part in self._parts())
+        parts = self.parts
+        return STEP_OVERHEAD * len(parts) + _payload(parts)
 
     def refusal(self) -> Result | None:
-        if not (self.checks or self.steps or self.otherwise):
+        parts = self.parts
+        if not parts:
             return MALFORMED
-        if not all(part.fits() for part in self._parts()) or _payload(self._parts()) > MAX_TXN_BYTES:
+        payload = _payload(parts)
+        # None of them is larger than all.
+        if payload > MAX_KEY_BYTES and (payload > MAX_TXN_BYTES or not all(part.fits() for part in parts)):
             return TOO_LARGE
-        if any(written_twice(steps) is not None for steps in (self.steps, self.otherwise)):
+        if written_twice(self.steps) is not None or written_twice(self.otherwise) is not None:
             return MALFORMED
-        return super().refusal()
+        return Write.refusal(self)
 
     def shown_bytes(self, store: Store) -> int:
         slot = store.slot(self.slot)
@@ -244,8 +250,9 @@ class Transact(Write, frozen=True, tag=65):
         return min(sum(len(slot.records.get(key, b"")) for key in read), MAX_TXN_RESULT_BYTES)
 
     def execute(self, store: Store, slot: Slot) -> Result:
-        for step in (*self.steps, *self.otherwise) if slot.expiring else ():
-            store.bury(slot, step.key)
+        if slot.expiring:
+            for step in (*self.steps, *self.otherwise):
+                store.bury(slot, step.key)
         plan = Plan(store, slot)
         succeeded = all(check.holds(plan) for check in self.checks)
         told: list[_Told] = []
@@ -262,13 +269,18 @@ class Transact(Write, frozen=True, tag=65):
         return Result(0, answer=answer)
 
     @classmethod
-    def of(
-        cls, asked: kv_pb2.Operation | kv_pb2.TransactRequest, slots: int, client: bytes, seq: int, first: int
+    def made(
+        cls,
+        checks: Sequence[Check],
+        steps: Sequence[AnyStep],
+        otherwise: Sequence[AnyStep],
+        slots: int,
+        client: bytes = b"",
+        seq: int = 0,
+        first: int = 0,
     ) -> Self:
-        txn = asked.transaction
-        checks = tuple(_check(check) for check in _bounded(txn.checks, "checks"))
-        steps = tuple(_step(step) for step in _bounded(txn.steps, "operations"))
-        otherwise = tuple(_step(step) for step in _bounded(txn.otherwise, "operations otherwise"))
+        """The transaction of these, each of which is in order. Raises InvalidArgument, CrossSlot or TooLarge."""
+        check_counts(checks, steps, otherwise)
         for each in (steps, otherwise):
             if (key := written_twice(each)) is not None:
                 raise InvalidArgument(f"the transaction writes key {shown(key)} twice")
@@ -276,7 +288,17 @@ class Transact(Write, frozen=True, tag=65):
         if (size := _payload(parts)) > MAX_TXN_BYTES:
             raise TooLarge(f"a transaction of {size} bytes; the maximum is {MAX_TXN_BYTES}")
         slot = one_slot([part.key for part in parts], slots)
-        return cls(slot, checks, steps, otherwise, client=client, seq=seq, first=first)
+        return cls(slot, tuple(checks), tuple(steps), tuple(otherwise), client=client, seq=seq, first=first)
+
+    @classmethod
+    def of(
+        cls, asked: kv_pb2.Operation | kv_pb2.TransactRequest, slots: int, client: bytes, seq: int, first: int
+    ) -> Self:
+        txn = asked.transaction
+        # Before each of too many is looked at.
+        check_counts(txn.checks, txn.steps, txn.otherwise)
+        checks, steps, otherwise = map(_check, txn.checks), map(_step, txn.steps), map(_step, txn.otherwise)
+        return cls.made(tuple(checks), tuple(steps), tuple(otherwise), slots, client, seq, first)
 
     def fill(self, message: kv_pb2.Operation) -> None:
         super().fill(message)
@@ -294,18 +316,15 @@ class Transact(Write, frozen=True, tag=65):
 
 
 def _payload(parts: Iterable[_Part]) -> int:
-    return sum(part.size() - STEP_OVERHEAD for part in parts)
+    return sum([part.payload() for part in parts])
 
 
 def written_twice(steps: Sequence[Step]) -> bytes | None:
     """A key that a list of steps writes twice, None = there is none."""
-    seen: set[bytes] = set()
-    for step in steps:
-        if step.writes:
-            if step.key in seen:
-                return step.key
-            seen.add(step.key)
-    return None
+    written = [step.key for step in steps if step.writes]
+    if len(set(written)) == len(written):
+        return None
+    return next(key for at, key in enumerate(written) if key in written[:at])
 
 
 def one_slot(keys: Sequence[bytes], slots: int) -> int:
@@ -325,10 +344,11 @@ def one_slot(keys: Sequence[bytes], slots: int) -> int:
     return next(iter(homes))
 
 
-def _bounded(parts: Sequence[T], name: str) -> Sequence[T]:
-    if len(parts) > MAX_TXN_STEPS:
-        raise TooLarge(f"a transaction with {len(parts)} {name}; the maximum is {MAX_TXN_STEPS}")
-    return parts
+def check_counts(*lists: Sequence[object]) -> None:
+    """Raises TooLarge for too many checks, operations, or operations otherwise."""
+    for parts, name in zip(lists, ("checks", "operations", "operations otherwise"), strict=True):
+        if len(parts) > MAX_TXN_STEPS:
+            raise TooLarge(f"a transaction with {len(parts)} {name}; the maximum is {MAX_TXN_STEPS}")
 
 
 def _check(asked: kv_pb2.Check) -> Check:
@@ -361,7 +381,7 @@ def _increment(asked: kv_pb2.Step) -> IncrementStep:
     return IncrementStep(asked.key, asked.delta, asked.ttl_ms)
 
 
-_STEPS: Final[dict[int, Callable[[kv_pb2.Step], GetStep | PutStep | DeleteStep | IncrementStep]]] = {
+_STEPS: Final[dict[int, Callable[[kv_pb2.Step], AnyStep]]] = {
     0: _get,
     1: _put,
     2: _delete,
@@ -369,7 +389,7 @@ _STEPS: Final[dict[int, Callable[[kv_pb2.Step], GetStep | PutStep | DeleteStep |
 }
 
 
-def _step(asked: kv_pb2.Step) -> GetStep | PutStep | DeleteStep | IncrementStep:
+def _step(asked: kv_pb2.Step) -> AnyStep:
     check_key(asked.key)
     make = _STEPS.get(asked.kind)
     if make is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +19,7 @@ from raftkv.api.status import ClusterSettings, Digests, NodeStatus, SlotStats
 from raftkv.clock import Clock, Timer
 from raftkv.commands.base import Command, Sender
 from raftkv.commands.results import Result
-from raftkv.errors import Code, RaftKVError
+from raftkv.errors import RaftKVError
 from raftkv.frontend.port import NODE, Caller, NodeStats
 from raftkv.log_limit import limited
 from raftkv.node.client_ids import ClientIds
@@ -205,7 +204,7 @@ class RaftNode:
             leaderless=max(_LEADERLESS, _ELECTIONS * config.raft.election_max),
         )
         self._replicas.on_turn.append(self._router.look_for_leaders)
-        self._watches = Watches(self._replicas.data, self.submit, self._refusal, self._clock)
+        self._watches = Watches(self._replicas.data, self.submit, self._refusal, self._router.leader_of, self._clock)
         self._replicas.on_turn.append(self._watches.on_turn)
         self._room = Room(self.id, lambda: self._links.peers, self._links.send)
         maps = Maps(self._clock.now)
@@ -415,15 +414,8 @@ class RaftNode:
     def _refusal(self, caller: Caller, op: Command) -> Result | None:
         return self.users.refusals(caller, (op,)).get(0) if self.users.on else None
 
-    async def watch(self, ask: WatchAsk, timeout: float, caller: Caller) -> AsyncGenerator[Part | Result, None]:
-        shard_map = self._router.map
-        if shard_map is None:
-            yield Result(Code.UNAVAILABLE, detail="the cluster is not formed yet")
-            return
-        leader = self._router.leader_of(shard_map.owners[min(ask.places)])
-        async with aclosing(self._watches.watch(ask, shard_map, leader, timeout, caller)) as parts:
-            async for part in parts:
-                yield part
+    def watch(self, ask: WatchAsk, timeout: float, caller: Caller) -> AsyncGenerator[Part | Result, None]:
+        return self._watches.watch(ask, self._router.map, timeout, caller)
 
     def cluster_map(self) -> ShardMap | None:
         # Clients keep the latest map that they were told.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,9 @@ from raftkv.commands.watching import Cursor
 from raftkv.errors import Code
 from raftkv.frontend.port import Caller, Submit, answer_to
 from raftkv.limits import WATCH_HEARTBEAT
+from raftkv.store.steps import Recent, Steps
 from raftkv.store.watching import Part, Watch, WatchAsk
+from shards.slots import slot_bits, slots_in
 
 if TYPE_CHECKING:
     from raftkv.commands.base import Command
@@ -34,32 +37,57 @@ _SILENT = Result(Code.UNAVAILABLE, detail="this replica hears no leader of the g
 class _Follower:
     """One watch. ``due``: it is time to tell that it lives."""
 
-    def __init__(self, watch: Watch, clock: Clock) -> None:
+    def __init__(self, watch: Watch) -> None:
         self.watch = watch
-        self.wake: asyncio.Future[None] | None = None
-        self._clock = clock
-        self.rest()
-
-    def rest(self) -> None:
-        """From now on, for a while."""
         self.due = False
-        self.timer = self._clock.call_later(WATCH_HEARTBEAT, self._ring)
-
-    def _ring(self) -> None:
-        self.due = True
-        self.notify()
+        self.wake: asyncio.Future[None] | None = None
 
     def notify(self) -> None:
         if self.wake is not None and not self.wake.done():
             self.wake.set_result(None)
 
 
+class _Alike:
+    """The watches of a group that want the same keys. Those that stand alike are told the same, taken once. All tell at
+    the same time that they live, so that they go on to stand alike."""
+
+    def __init__(self, recent: Recent, clock: Clock) -> None:
+        self.followers: dict[_Follower, None] = {}
+        self._recent = recent
+        self._steps = Steps(recent)
+        self._clock = clock
+        self._rest()
+
+    def take(self, watch: Watch) -> Part:
+        return watch.take() if len(self.followers) == 1 else self._steps.take(watch)
+
+    def heartbeat(self, watch: Watch) -> Part:
+        return watch.heartbeat() if len(self.followers) == 1 else self._steps.heartbeat(watch)
+
+    def remove(self, one: _Follower) -> None:
+        del self.followers[one]
+        if len(self.followers) == 1:
+            self._steps = Steps(self._recent)
+        elif not self.followers:
+            self._timer.cancel()
+
+    def _rest(self) -> None:
+        self._timer = self._clock.call_later(WATCH_HEARTBEAT, self._ring)
+
+    def _ring(self) -> None:
+        for one in self.followers:
+            one.due = True
+            one.notify()
+        self._rest()
+
+
 class _Followed:
-    """A group with watches. ``history``, ``changes``, ``end``: of its store when these were told last."""
+    """A group with watches, by the keys that they want. ``history``, ``changes``, ``end``: of its store when these were
+    told last."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self.followers: dict[_Follower, None] = {}
+        self.wanted: dict[tuple[bytes | None, bytes], _Alike] = {}
         self.note()
 
     def note(self) -> None:
@@ -69,32 +97,39 @@ class _Followed:
 
 class Watches:
     """Over the replicas in ``data``. ``submit`` executes reads, wherever their leader is. ``refusal``: why a caller may
-    not ask for one."""
+    not ask for one. ``leader_of``: who is believed to lead a group."""
 
     def __init__(
         self,
         data: Mapping[int, Replica],
         submit: Submit,
         refusal: Callable[[Caller, Command], Result | None],
+        leader_of: Callable[[int], int],
         clock: Clock,
     ) -> None:
         self._data = data
         self._submit = submit
         self._refusal = refusal
+        self._leader_of = leader_of
         self._clock = clock
+        self._recent = Recent()
         self._groups: dict[int, _Followed] = {}
 
     async def watch(
-        self, ask: WatchAsk, shard_map: ShardMap, leader: int, timeout: float, caller: Caller
+        self, ask: WatchAsk, shard_map: ShardMap | None, timeout: float, caller: Caller
     ) -> AsyncGenerator[Part | Result, None]:
-        """See :meth:`raftkv.frontend.port.NodePort.watch`. ``leader``: believed to lead the group."""
+        """See :meth:`raftkv.frontend.port.NodePort.watch`."""
+        if shard_map is None:
+            yield Result(Code.UNAVAILABLE, detail="the cluster is not formed yet")
+            return
         first = min(ask.places)
         group = shard_map.owners[first]
         replica = self._data.get(group)
         if replica is None:
+            leader = self._leader_of(group)
             yield Result(Code.NOT_LEADER, hint=leader, detail=f"this node has no replica of group {group}")
             return
-        bits = sum(1 << slot for slot in ask.places).to_bytes(shard_map.slots // 8, "little")
+        bits = slot_bits(ask.places, shard_map.slots)
         cursor = Cursor(first, bits, ask.prefix if ask.key is None else ask.key, mode=Mode.QUORUM)
         read = await answer_to(self._submit, cursor, timeout, caller)
         if read.code not in (Code.OK, Code.MOVED, Code.SLOT_MOVING):
@@ -115,24 +150,34 @@ class Watches:
             yield part
             if not part.compacted and part.opened:
                 refusal = partial(self._refusal, caller, cursor)
-                async for following in self._follow(group, replica, watch, refusal):
-                    yield following
+                wanted = ask.key, ask.prefix
+                async with aclosing(self._follow(group, replica, watch, wanted, refusal)) as parts:
+                    async for following in parts:
+                        yield following
         finally:
             watch.close()
 
     async def _follow(
-        self, group: int, replica: Replica, watch: Watch, refusal: Callable[[], Result | None]
+        self,
+        group: int,
+        replica: Replica,
+        watch: Watch,
+        wanted: tuple[bytes | None, bytes],
+        refusal: Callable[[], Result | None],
     ) -> AsyncGenerator[Part | Result, None]:
-        one = _Follower(watch, self._clock)
+        one = _Follower(watch)
         followed = self._groups.get(group)
         if followed is None or followed.replica is not replica:
             followed = self._groups[group] = _Followed(replica)
-        followed.followers[one] = None
+        alike = followed.wanted.get(wanted)
+        if alike is None:
+            alike = followed.wanted[wanted] = _Alike(self._recent, self._clock)
+        alike.followers[one] = None
         loop = asyncio.get_running_loop()
         try:
             while True:
                 one.wake = loop.create_future()
-                while part := watch.take():
+                while part := alike.take(watch):
                     if (refused := refusal()) is not None:
                         yield refused
                         return
@@ -151,14 +196,15 @@ class Watches:
                     if refused is not None:
                         yield refused
                         return
-                    one.rest()
-                    yield watch.heartbeat()
+                    one.due = False
+                    yield alike.heartbeat(watch)
                 else:
                     await one.wake
         finally:
-            one.timer.cancel()
-            del followed.followers[one]
-            if not followed.followers and self._groups.get(group) is followed:
+            alike.remove(one)
+            if not alike.followers:
+                del followed.wanted[wanted]
+            if not followed.wanted and self._groups.get(group) is followed:
                 del self._groups[group]
 
     def on_turn(self) -> None:
@@ -172,7 +218,7 @@ class Watches:
                 continue
             else:
                 touched = _touched(history, end)
-            for one in group.followers:
+            for one in (one for alike in group.wanted.values() for one in alike.followers):
                 if touched is None or not touched.isdisjoint(one.watch.slots):
                     one.notify()
                 else:
@@ -195,5 +241,4 @@ def _numbers(read: Result) -> list[tuple[int, int]]:
     answer = read.answer
     if not isinstance(answer, CursorAnswer):
         return []
-    bits = int.from_bytes(answer.slots, "little")
-    return list(zip((slot for slot in range(8 * len(answer.slots)) if bits >> slot & 1), answer.numbers, strict=True))
+    return list(zip(slots_in(answer.slots), answer.numbers, strict=True))

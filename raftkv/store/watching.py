@@ -64,7 +64,8 @@ class Image(NamedTuple):
 class Part:
     """What a message of a watch tells. ``opened``: (slot, number after which events come, None = an image comes; number
     when the watch was opened). ``released``: slots that the group serves no more. ``compacted``: (slot, floor), as
-    events above the watch's number and up to the floor are kept no more: the end. ``size``: bytes, about.
+    events above the watch's number and up to the floor are kept no more: the end. ``size``: bytes, about. ``message``:
+    what a front end has made of it, for all watches that are told the same.
     """
 
     opened: list[tuple[int, int | None, int]] = field(default_factory=list)
@@ -73,9 +74,19 @@ class Part:
     images: list[Image] = field(default_factory=list)
     compacted: list[tuple[int, int]] = field(default_factory=list)
     size: int = 0
+    message: bytes | None = None
 
     def __bool__(self) -> bool:
         return bool(self.opened or self.released or self.spans or self.images or self.compacted)
+
+
+class Stand(NamedTuple):
+    """Where a watch is: its place in the history; by slot, the number up to which it was looked at, -1 = it is not
+    followed; and up to which it was told, of slots where that is less."""
+
+    place: int
+    after: array[int]
+    told: dict[int, int]
 
 
 class Watch:
@@ -102,6 +113,21 @@ class Watch:
     def behind(self) -> bool:
         """Whether there is more to look at."""
         return bool(self._images or self._image) or self.place < self._store.history.end
+
+    @property
+    def stand(self) -> Stand:
+        return Stand(self.place, self._after, self._told)
+
+    @stand.setter
+    def stand(self, stand: Stand) -> None:
+        self.place, self._after, self._told = stand
+
+    @property
+    def plain(self) -> bool:
+        """Whether what it is told next follows from where it stands, and the history: no slot has come or gone, and no
+        image is to be told."""
+        unchanged = self._changes == self._store.slot_changes and self.place >= self._store.history.first
+        return unchanged and not self._images and self._image is None
 
     def ready(self) -> bool:
         """Whether all slots are here as they were at the read."""

@@ -15,8 +15,8 @@ from raftkv.cli.main import run
 from raftkv.cli.script import fill
 from raftkv.client.arguments import encode_value
 from raftkv.client.transaction import TransactionBuilder
+from raftkv.commands.transactions import Check, GetStep, PutStep
 from raftkv.errors import InvalidArgument
-from raftkv.v1 import kv_pb2
 from tests.admin_world import World, world_of
 
 
@@ -108,10 +108,7 @@ def test_what_is_wrong_is_told(said: Any, arguments: list[str], why: str) -> Non
 def test_only_line_ends_end_lines() -> None:
     txn = TransactionBuilder(encode_value)
     fill(txn, "put a '1\u2028\x0c2'\r\nget a\n\n")
-    assert [(step.kind, step.value) for step in txn.request.transaction.steps] == [
-        (kv_pb2.KIND_PUT, "1\u2028\x0c2".encode()),
-        (kv_pb2.KIND_GET, b""),
-    ]
+    assert txn.steps == [PutStep(b"a", "1\u2028\x0c2".encode()), GetStep(b"a")]
 
 
 def test_json_has_bytes_of_any_kind() -> None:
@@ -121,10 +118,8 @@ def test_json_has_bytes_of_any_kind() -> None:
         '{"checks": [{"key_b64": "/w==", "value_b64": "AA=="}],'
         ' "otherwise": [{"put_b64": "/w==", "value": "x", "ttl": 2.5}]}',
     )
-    assert txn.request.transaction == kv_pb2.Transaction(
-        checks=[kv_pb2.Check(key=b"\xff", value=b"\0")],
-        otherwise=[kv_pb2.Step(kind=kv_pb2.KIND_PUT, key=b"\xff", value=b"x", ttl_ms=2500)],
-    )
+    assert (txn.checks, txn.steps) == ([Check(b"\xff", value=b"\0")], [])
+    assert txn.instead == [PutStep(b"\xff", b"x", 2500)]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import pytest
@@ -58,8 +58,8 @@ class Groups:
     async def slots(self, timeout: float) -> int:
         return SLOTS
 
-    def owners(self) -> tuple[int, ...]:
-        return tuple(self.of)
+    def by_group(self, slots: Iterable[int]) -> dict[int, list[int]]:
+        return {group: found for group in (0, 1) if (found := [one for one in sorted(slots) if self.of[one] == group])}
 
     def refresh(self) -> None:
         self.refreshed += 1
@@ -146,6 +146,29 @@ def test_all_groups_are_followed_and_live_is_told_once() -> None:
             assert (await anext(watch)).version == 10
         assert all(stream.cancelled for stream in groups.streams)
         assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
+
+
+def test_events_of_one_message_say_where_each_of_them_is() -> None:
+    async def main() -> None:
+        groups = Groups()
+        async with watch_of(groups) as watch:
+            await anext(watch)
+            message = span(0, 5, 7, 6, 7)
+            for more in (span(4, 5, 9, 8), span(2, 5, 6), span(6, 5, 6, 6)):
+                message.spans.extend(more.spans)
+            groups.streams[0].messages.put_nowait(message)
+            places = [Cursor.of(event.token) for event in await some(watch, 4)]
+            assert [[place.number(slot) for slot in (0, 4, 2, 6)] for place in places] == [
+                [6, 5, 5, 5],
+                [7, 5, 5, 5],
+                [7, 8, 5, 5],
+                [7, 9, 6, 6],
+            ]
+            groups.streams[0].messages.put_nowait(span(6, 6, 7, 7))
+            last = Cursor.of((await anext(watch)).token)
+            assert [last.number(slot) for slot in (0, 4, 2, 6)] == [7, 9, 6, 7]
 
     asyncio.run(main())
 

@@ -15,6 +15,7 @@ from raftkv import AsyncClient
 from raftkv.client.arguments import encode_value
 from raftkv.client.transaction import AsyncTransaction
 from raftkv.client.types import CasResult, Record, TransactionResult, WriteResult
+from raftkv.commands.transactions import Check, DeleteStep, GetStep, IncrementStep, PutStep
 from raftkv.errors import (
     ConditionFailed,
     ConfigError,
@@ -30,7 +31,6 @@ from raftkv.errors import (
     UsageError,
     WrongCluster,
 )
-from raftkv.v1 import kv_pb2
 
 BEGAN = 10.0
 TOOK = 2.5
@@ -78,7 +78,7 @@ class Scripted:
         return await self._end("incr", key)
 
     def txn(self) -> AsyncTransaction:
-        return AsyncTransaction(lambda txn, *_: self._end("txn", txn.request.transaction), encode_value)
+        return AsyncTransaction(lambda txn, *_: self._end("txn", txn.checks, txn.steps, txn.instead), encode_value)
 
     async def scan(self, **call: Any) -> AsyncGenerator[Record, None]:
         for record in await self._end("scan", *call.items()):
@@ -182,16 +182,9 @@ def test_a_transaction_says_what_was_asked_and_told() -> None:
     done = desk.run(CALLS[Kind.TXN])
     assert done == asked(Kind.TXN, steps=TXN.text(), done=True, found='[null, -3, "1"]', version=9)
     assert Asked.of(done) == TXN
-    sent = kv_pb2.Transaction(
-        checks=[kv_pb2.Check(key=b"ka", value=b"1"), kv_pb2.Check(key=b"kb", version=0)],
-        steps=[
-            kv_pb2.Step(kind=kv_pb2.KIND_PUT, key=b"kc", value=b"2"),
-            kv_pb2.Step(kind=kv_pb2.KIND_INCREMENT, key=b"kn", delta=-3),
-            kv_pb2.Step(kind=kv_pb2.KIND_GET, key=b"ka"),
-        ],
-        otherwise=[kv_pb2.Step(kind=kv_pb2.KIND_DELETE, key=b"kc")],
-    )
-    assert desk.client.calls == [("txn", sent)]
+    checks = [Check(b"ka", value=b"1"), Check(b"kb")]
+    steps = [PutStep(b"kc", b"2"), IncrementStep(b"kn", -3), GetStep(b"ka")]
+    assert desk.client.calls == [("txn", checks, steps, [DeleteStep(b"kc")])]
     desk = Desk(Scripted(TransactionResult(False, (True,), 9)))
     assert desk.run(CALLS[Kind.TXN]) == asked(Kind.TXN, steps=TXN.text(), found="[true]", version=9)
 

@@ -5,7 +5,17 @@ from itertools import pairwise
 
 import pytest
 
-from shards.slots import MAX_SLOTS, hash_tag, is_slot_count, redis_range, redis_slot_of, rule_refusal, slot_of
+from shards.slots import (
+    MAX_SLOTS,
+    hash_tag,
+    is_slot_count,
+    redis_range,
+    redis_slot_of,
+    rule_refusal,
+    slot_bits,
+    slot_of,
+    slots_in,
+)
 
 
 def test_checksum_is_xmodem() -> None:
@@ -53,6 +63,12 @@ def test_each_slot_is_one_range_of_redis_slots(slots: int) -> None:
     for key in (b"%d" % number for number in range(2000)):
         first, last = ranges[slot_of(key, slots)]
         assert first <= redis_slot_of(key) <= last
+
+
+def test_slots_travel_as_bits() -> None:
+    assert slot_bits([0, 9, 255], 256) == bytes([1, 2, *[0] * 29, 128])
+    for some in ([], [0], [7, 8], [3, 200, 255], list(range(256))):
+        assert slots_in(slot_bits(reversed(some), 256)) == some
 
 
 def test_known_slots() -> None:

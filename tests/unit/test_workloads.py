@@ -23,8 +23,8 @@ from raftkv.client.arguments import encode_value
 from raftkv.client.cursors import Cursor
 from raftkv.client.transaction import AsyncTransaction, TransactionBuilder
 from raftkv.client.types import CasResult, Record, TransactionResult, WatchEvent, WriteResult
+from raftkv.commands.transactions import GetStep, IncrementStep, PutStep, Step
 from raftkv.errors import ConditionFailed
-from raftkv.v1 import kv_pb2
 
 
 class Past:
@@ -352,24 +352,22 @@ class GoodStore:
         return AsyncTransaction(self._commit, encode_value)
 
     async def _commit(self, txn: TransactionBuilder, *_: object) -> TransactionResult:
-        asked = txn.request.transaction
         done = all(
-            (None if (was := self._live(check.key.decode())) is None else was.value)
-            == (check.value if check.HasField("value") else None)
-            for check in asked.checks
+            (None if (was := self._live(check.key.decode())) is None else was.value) == check.value
+            for check in txn.checks
         )
-        told = [self._do(step) for step in (asked.steps if done else asked.otherwise)]
+        told = [self._do(step) for step in (txn.steps if done else txn.instead)]
         return TransactionResult(done, tuple(told), self._versions)
 
-    def _do(self, step: kv_pb2.Step) -> Any:
+    def _do(self, step: Step) -> Any:
         key = step.key.decode()
         was = self._live(key)
-        match step.kind:
-            case kv_pb2.KIND_GET:
+        match step:
+            case GetStep():
                 return was
-            case kv_pb2.KIND_PUT:
+            case PutStep():
                 return self._write(key, step.value.decode(), None)
-            case kv_pb2.KIND_INCREMENT:
+            case IncrementStep():
                 after = int((was.value if was is not None else b"0").decode()) + step.delta
                 self._write(key, str(after), None)
                 return after

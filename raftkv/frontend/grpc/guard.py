@@ -147,7 +147,7 @@ class Guard:
     reads is called again when its answer was too large for what was free. A client's write is not: its answer is taken
     as it is. No other RPC that changes something may have a large one.
     The Pipeline gets its requests as bytes, and looks at its shares and at who asks by itself. Watches have shares of
-    their own.
+    their own. Messages of a stream of answers may come serialized.
     ``door`` knows who may call methods, by default everybody. ``needs``: the rights for those that need any; None:
     nobody has to be a user.
     """
@@ -196,7 +196,9 @@ class Guard:
         if handler.unary_unary is not None:
             changed["unary_unary"] = self._unary(handler.unary_unary, name, need)
         elif handler.unary_stream is not None:
+            write = handler.response_serializer
             changed["unary_stream"] = self._streaming(handler.unary_stream, name, need)
+            changed["response_serializer"] = lambda answer: answer if type(answer) is bytes else write(answer)
         elif handler.stream_stream is not None:
             changed["stream_stream"] = self._both_streaming(handler.stream_stream, name, need)
         return handler._replace(**changed)

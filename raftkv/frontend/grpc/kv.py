@@ -85,7 +85,9 @@ class KVService(kv_pb2_grpc.KVServicer):
             log.error("a pipeline of %s failed", peer, exc_info=stream.failure, extra=source)
             await abort(context, Result(int(Code.INTERNAL), detail="the stream failed: see the node's log"))
 
-    def Watch(self, request: kv_pb2.WatchRequest, context: Context) -> AsyncIterator[kv_pb2.WatchResponse]:
+    def Watch(  # type: ignore[override]  # serialized, see Guard
+        self, request: kv_pb2.WatchRequest, context: Context
+    ) -> AsyncIterator[bytes]:
         return self.watches.serve(request, context)
 
     def blocked(self) -> dict[str, float]:

@@ -65,8 +65,8 @@ class WatchStreams:
             if stream.since is not None and stream.since <= late:
                 stream.end(_STALLED)
 
-    async def serve(self, request: kv_pb2.WatchRequest, context: Context) -> AsyncIterator[kv_pb2.WatchResponse]:
-        """One of them."""
+    async def serve(self, request: kv_pb2.WatchRequest, context: Context) -> AsyncIterator[bytes]:
+        """One of them, as serialized messages."""
         peer = context.peer()
         if self._draining:
             await abort(context, STOPPING)
@@ -90,8 +90,10 @@ class WatchStreams:
                 if size > SMALL and not await self._held.acquire(peer, size, STALLED_READER):
                     await abort(context, _STALLED)
                 stream.since = self._clock.now()
+                if part.message is None:
+                    part.message = response_of(part).SerializeToString()
                 try:
-                    yield response_of(part)
+                    yield part.message
                 finally:
                     stream.since = None
                     if size > SMALL:
