@@ -5,13 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+from raftkv.local import node
+from tests.forking import Forks
 
 # The same examples on every run: a failure in CI is a failure at the desk.
 hypothesis.settings.register_profile("raftkv", derandomize=True, deadline=None, database=None)
@@ -77,6 +81,15 @@ def modules_are_no_garbage() -> None:
     if not gc.get_freeze_count():
         gc.collect()
         gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nodes_are_forked() -> Iterator[None]:
+    """Hundreds of nodes are started, and each would import the same for longer than it takes until it serves."""
+    forks = Forks()
+    with mock.patch.object(node, "spawn", forks.spawn):
+        yield
+    forks.close()
 
 
 @pytest.hookimpl(wrapper=True)

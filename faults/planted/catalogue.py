@@ -90,6 +90,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((RaftGroup, "__init__", raft.acknowledges_failure),),
         {"failing sync": 0.2, "partition": 0.5, "pause": 0.3},
         lambda storm: profiles.small_snapshots(profiles.busy(storm, pause=0.02, aim=0.0)),
+        first=2,
     ),
     PlantedFault(
         "lease from the receipt",
@@ -100,7 +101,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         {"one way": 0.3},
         lambda storm: profiles.quick(storm, times=(0.15, 0.18, 0.03), delay=0.005, seconds=8.0),
         ((MemoryNetwork, "delay", raft.slow_to_the_first),),
-        first=6,
+        first=7,
     ),
     PlantedFault(
         "the latest acknowledgement decides",
@@ -169,6 +170,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((DurableOutbox, "send_when_durable", raft.votes_at_once),),
         {"power loss": 0.2},
         lambda storm: profiles.quick(storm, sync=0.03, pause=0.3),
+        first=4,
     ),
     PlantedFault(
         "no fsync",
@@ -202,6 +204,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((replication, "committable", raft.commits_older_terms),),
         {"transfer": 0.5, "kill": 1.0},
         lambda storm: profiles.busy(storm, sync=0.03),
+        first=2,
     ),
     PlantedFault(
         "no refusal of votes",
@@ -229,7 +232,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Elections, "hear_leader", raft.keeps_prevotes),),
         {"bridge": 0.5, "flapping": 0.3},
         lambda storm: profiles.quick(storm, delay=0.015, pause=0.5),
-        first=8,
+        first=27,
     ),
     PlantedFault(
         "offers commit",
@@ -239,6 +242,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         (messages_in(raft.offer_commits),),
         {"partition": 0.7},
         lambda storm: profiles.small_snapshots(profiles.busy(storm, pause=0.02)),
+        first=2,
     ),
     PlantedFault(
         "tail dropped at start",
@@ -248,6 +252,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((RaftGroup, "__init__", raft.drops_the_tail),),
         {"kill": 0.2, "power loss": 0.3},
         lambda storm: profiles.small_snapshots(profiles.busy(storm, sync=0.02, pause=0.02)),
+        first=2,
     ),
     PlantedFault(
         "refused although it happened",
@@ -268,7 +273,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         lambda storm: profiles.again(
             profiles.quick(storm, nodes=5, times=(0.5, 1.0, 0.1), sync=0.1, clients=2, seconds=12.0), 0.9
         ),
-        first=5,
+        first=6,
     ),
     PlantedFault(
         "trusts its log's end",
@@ -304,6 +309,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Leadership, "lease_holds", raft.lease_before_the_term_is_open),),
         {"transfer": 0.15},
         lambda storm: profiles.busy(storm, sync=0.06, clients=4, pause=0.02, seconds=12.0),
+        first=4,
     ),
     PlantedFault(
         "lease outlives a transfer",
@@ -312,6 +318,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ("lease",),
         ((Leadership, "lease_holds", raft.lease_outlives_a_transfer),),
         {"stop": 1.0},
+        first=2,
     ),
     PlantedFault(
         "quorum reads without a round",
@@ -331,6 +338,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Router, "submit", raft.any_replica_reads),),
         {"partition": 0.7, "transfer": 0.5},
         lambda storm: profiles.busy(storm, times=(0.15, 1.0, 0.03), clients=4),
+        first=2,
     ),
     PlantedFault(
         "no dedupe",
@@ -384,6 +392,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((Store, "write", moves.writes_while_frozen),),
         {},
         profiles.moving("unique-set", seconds=5.0),
+        first=2,
     ),
     PlantedFault(
         "committed and cancelled",
@@ -430,6 +439,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         ((moving, "load", moves.leaves_sessions), (Summary, "decode", moves.BELIEVED)),
         {"drop replies": 0.15},
         profiles.moving("retry", seconds=5.0, moves=0.1, tasks=4),
+        first=2,
     ),
     PlantedFault(
         "the source's time at the target",
@@ -440,6 +450,7 @@ PLANTED: Final[tuple[PlantedFault, ...]] = (
         {"kill": 1.0},
         profiles.moving("ttl", seconds=6.0),
         ((Consensus, "applied", moves.times_apart),),
+        first=3,
     ),
     PlantedFault(
         "a scan misses a moved slot",

@@ -36,6 +36,27 @@ class Launch:
     main: str = MAIN
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    def variables(self) -> dict[str, str]:
+        """All that a node's process has."""
+        package_root = str(Path(raftkv.__file__).resolve().parent.parent)
+        found = {**os.environ, **self.environment}
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, found.get("PYTHONPATH")]))
+        found["PYTHONUNBUFFERED"] = "1"
+        return found
+
+
+def spawn(command: Sequence[str], folder: Path, environment: Mapping[str, str], log: int) -> subprocess.Popen[bytes]:
+    """A process of its own session; what it prints goes to the file ``log``."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+    )
+
 
 class LocalNode:
     """One node's folder and its process."""
@@ -68,23 +89,11 @@ class LocalNode:
 
     def start(self) -> Process:
         """Start the process, detached from this one's terminal. Raises LocalError if it cannot be started."""
-        package_root = str(Path(raftkv.__file__).resolve().parent.parent)
-        environment = {**os.environ, **self._launch.environment}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
-        environment["PYTHONUNBUFFERED"] = "1"
         command = [sys.executable, "-P", "-m", self._launch.main, "serve", "--config", str(self.config)]
         # What is not logged goes to the same file, and follows the node when that rotates.
         command += ["--log-file", str(self.log)]
         with self.log.open("ab") as log:
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                env=environment,
-                start_new_session=True,
-            )
+            self._child = spawn(command, self.folder, self._launch.variables(), log.fileno())
         process = Process.of(self._child.pid)
         if process is None:
             raise LocalError(f"node {self.id} ended at once:\n{self.log_tail()}")

@@ -22,6 +22,7 @@ from raftkv.local.process import Process
 from raftkv.local.shape import new_shape
 from raftkv.local.status import probe
 from raftkv.testing import LocalCluster
+from tests import forking
 from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +78,11 @@ def test_signals_that_do_not_mean_to_end_a_node_do_not(cluster: LocalCluster, no
     assert cluster.pid(1) == pid
 
 
-def test_strays_at_the_start_do_not_end_a_node_either(cluster: LocalCluster, node: LocalNode) -> None:
+def test_strays_at_the_start_do_not_end_a_node_either(
+    cluster: LocalCluster, node: LocalNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it imports what it needs."""
+    monkeypatch.setattr("raftkv.local.node.spawn", forking.fresh)
     cluster.stop_node(1)
     process = node.start()
     strays = sum(1 << getattr(signal, name) - 1 for name in STRAYS)
