@@ -232,10 +232,9 @@ class Store:
             if seq < session.first:
                 return _EXPIRED_SESSION
             session.last = self.time
-            if seq == session.seq:
-                return result_of(session.outcome)
-            if more is not None and seq in more:
-                return result_of(more[seq])
+            recorded = session.find(seq)
+            if recorded is not None:
+                return result_of(recorded)
         outcome = command.execute(self, slot)
         if isinstance(outcome, int):
             if session.seq < session.first and session.keeps is None:
