@@ -17,7 +17,7 @@ from raftkv.peer.frames import ProtocolViolation
 from shards.slots import SLOT_RULE, rule_refusal
 
 MAGIC: Final = "raftkv"
-PROTOCOL_VERSION: Final = 7
+PROTOCOL_VERSION: Final = 8
 NONCE_BYTES: Final = 16
 MAX_HANDSHAKE_BYTES: Final = 4096
 """Longest frame before a link is welcomed: a stranger cannot make a node buffer more."""

@@ -6,12 +6,12 @@ from typing import Final
 
 from raftkv.errors import StorageError
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Of all that a data folder holds: identity, shard map, WAL, log entries, snapshot files and the states in them.
 
 1 was that of version 0.1, with keys on slots by another rule and log entries of other commands; in 2 all recorded
 outcomes of writes were numbers; 3 knew no users, no join tokens, no index of a shard map, no events, and no numbers of
-expiries.
+expiries; in 4 events went by larger blocks, so that replicas would not agree on which are kept.
 """
 
 _CARRY_OVER: Final = (

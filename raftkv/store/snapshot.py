@@ -27,7 +27,7 @@ from raftkv.store.packed import head, value_bytes
 from raftkv.store.sessions import row_bytes, session_from_row, session_row
 from raftkv.store.slot import Slot, SlotImage, SlotState
 
-FORMAT: Final = "raftkv store 5"
+FORMAT: Final = "raftkv store 6"
 """The first item's, which backups begin with too."""
 
 _FORMER: Final = "raftkv store 3"
