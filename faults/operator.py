@@ -16,6 +16,8 @@ from shards.map import Group, ShardMap
 
 _MOST_GROUPS: Final = 5
 _AGAIN: Final = 0.2
+_AT_ONCE: Final = (1, 3, 8)
+"""Moves of a plan that are under way at a time."""
 USUAL: Final[Mapping[str, int]] = {
     "plan": 6,
     "cancel": 1,
@@ -38,6 +40,8 @@ class JobView(Protocol):
 
     @property
     def paused(self) -> bool: ...
+    @property
+    def open(self) -> bool: ...
 
 
 class MetaView(Protocol):
@@ -122,14 +126,18 @@ class Operator:
                 await self._rng.choice(self._actions)(state.map, state)
 
     async def settle(self) -> None:
-        """He lets go of what he has not got yet: jobs go on by themselves, groups keep the voters they have."""
+        """He lets go of what he has not got yet: jobs go on by themselves, at full speed, groups keep their voters."""
         # What he asked for last may still be on its way.
         await asyncio.sleep(self._admin.timeout)
         while True:
             state = await self._admin.look()
             if state is not None and state.map is not None:
-                if state.job is not None and state.job.paused and not await self.tell("pause", False):
-                    continue
+                if state.job is not None and state.job.open:
+                    # A plan of hundreds of moves, one at a time, takes longer than anybody waits for it.
+                    if not await self.tell("tune", max(_AT_ONCE), 0):
+                        continue
+                    if state.job.paused and not await self.tell("pause", False):
+                        continue
                 desired = [[group, state.map.group(group).voters] for group in state.wanted]
                 if not desired or await self.tell("want", state.map.epoch, desired):
                     return
@@ -175,7 +183,7 @@ class Operator:
         await self.tell("pause", state.job is None or not state.job.paused)
 
     async def _tune(self, _map: ShardMap, _: MetaView) -> None:
-        await self.tell("tune", self._rng.choice((1, 3, 8)), self._rng.choice((0, 100_000)))
+        await self.tell("tune", self._rng.choice(_AT_ONCE), self._rng.choice((0, 100_000)))
 
     async def _add_group(self, shard_map: ShardMap, _: MetaView) -> None:
         if len(shard_map.groups) <= _MOST_GROUPS:

@@ -66,6 +66,7 @@ EFFECTS: Final = {
 def catalogue(storm: Storm) -> dict[str, Maker[SimDriver]]:
     """Every kind of fault, as it is in this storm."""
     anyone: Choose[SimDriver] = aimed(storm.aim)
+    expendable = _expendable(storm, anyone)
     down = _at_once_or(3.0)
     # Where the others must go on meanwhile, long enough to show it.
     away = between(1.0, 12.0) if storm.gentle else spread(0.1, 6.0)
@@ -88,8 +89,8 @@ def catalogue(storm: Storm) -> dict[str, Maker[SimDriver]]:
         "slow sync": on_nodes("slow disk of", anyone, slow_disk(spread(0.01, 1.0)), spread(0.2, 4.0)),
         "full disk": on_nodes("full disk of", anyone, fill_disk, spread(0.5, 5.0)),
         "failing sync": on_nodes("failing syncs of", anyone, _failing_sync, _at_once_or(2.0)),
-        "flipped bit": on_nodes("flipped bit of", _who_may_go(anyone), _flip_bit, between(0.0, 0.0)),
-        "wiped disk": on_nodes("wiped disk of", _who_may_go(anyone), _wipe, between(0.0, 0.0)),
+        "flipped bit": on_nodes("flipped bit of", expendable, _flip_bit, between(0.0, 0.0)),
+        "wiped disk": on_nodes("wiped disk of", expendable, _wipe, between(0.0, 0.0)),
         "drift": _clock(0.005, lambda rng: 1.0 + rng.uniform(-DRIFT, DRIFT), wall=0.3),
         "wild clock": _clock(0.05, lambda rng: rng.choice((rng.uniform(0.2, 0.8), rng.uniform(1.25, FASTEST_WILD)))),
     }
@@ -255,8 +256,11 @@ async def _failing_sync(driver: SimDriver, nodes: Sequence[int], rng: random.Ran
     return Effect(lambda: proof, lambda: driver.revive(node))
 
 
-def _who_may_go(choose: Choose[SimDriver]) -> Choose[SimDriver]:
-    """Nobody if a group would lose its majority, counting the nodes that are ruined already."""
+def _expendable(storm: Storm, choose: Choose[SimDriver]) -> Choose[SimDriver]:
+    """Nobody if a group would lose its majority, counting the nodes that are ruined already.
+
+    Where groups are added, one that no map has yet may be made of any nodes.
+    """
 
     def chosen(driver: SimDriver, rng: random.Random) -> tuple[list[int], int | None]:
         nodes, group = choose(driver, rng)
@@ -264,7 +268,10 @@ def _who_may_go(choose: Choose[SimDriver]) -> Choose[SimDriver]:
         if shard_map is None:
             return [], None
         gone = {*driver.ruined, *nodes}
-        kept = all(len(gone.intersection(one.voters)) <= minority(len(one.voters)) for one in shard_map.groups)
+        if storm.moves:
+            kept = len(gone) <= minority(storm.replicas)
+        else:
+            kept = all(len(gone.intersection(one.voters)) <= minority(len(one.voters)) for one in shard_map.groups)
         return (nodes if kept else []), group
 
     return chosen
