@@ -46,7 +46,7 @@ from bench.clusters import cluster
 from bench.disturbance import Disturbance, Watch
 from bench.footprint import memory, written
 from bench.load import LoadPlan
-from bench.processors import Computed, Processors
+from bench.processors import Computed, Processors, each
 from bench.progress import ProgressBar
 from bench.report import LoadStats, summary_of
 from bench.scenarios import BenchShape
@@ -275,7 +275,6 @@ def _point(
     disturbance: Disturbance,
 ) -> dict[str, Any]:
     summary = summary_of(plan, stats)
-    each = 1e6 / max(1, summary["operations"])
     return {
         "value": value,
         "op": plan.op,
@@ -284,9 +283,7 @@ def _point(
         "leaders": str(shape.leaders),
         **{name: getattr(plan, name) for name in ("workers", "clients", "keys", "value_size")},
         **{name: summary[name] for name in ("per_second", "latency_ms", "errors")},
-        "nodes_us": round(sum(computed.processes) * each, 2),
-        "busiest_us": round(max(computed.processes, default=0.0) * each, 2),
-        "client_us": round(stats.computed * each, 2),
+        **each(computed, stats.computed, summary["operations"]),
         "node_bytes": bytes_of_nodes,
         **disturbance.told(),
     }

@@ -150,6 +150,9 @@ def as_text(summary: dict[str, Any]) -> str:
     )
     what = f"{summary['op'].upper()} {summary['api']}, {summary['workers']} workers, {summary['clients']} client(s)"
     line = f"{what}: {summary['per_second']:,.0f}/s  {latency}"
+    if "nodes_us" in summary:
+        line += f"\nprocessor time of an operation: client {summary['client_us']:.1f} us, "
+        line += f"nodes {summary['nodes_us']:.1f} us, the busiest {summary['busiest_us']:.1f} us"
     if summary.get("rate"):
         line += f"\narriving: {summary['rate']:,.0f}/s, {summary['waited']:,} found all workers busy"
     if summary["errors"]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import signal
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bench.folders import data_option, out_option
 from bench.keys import DISTRIBUTIONS, Distribution
 from bench.load import LoadPlan
 from bench.machine import facts
+from bench.processors import Processors, each
 from bench.progress import ProgressBar
 from bench.report import as_text, summary_of
 from bench.scenarios import SCENARIOS, Reads, Scenario
@@ -79,6 +81,9 @@ def load_command(
 ) -> None:
     """One measurement: keep WORKERS operations in flight for SECONDS, or let RATE arrive; print rate and latencies.
 
+    Of a cluster that it starts, also the processor time of the client, of all nodes, and of the one that used most, for
+    each operation.
+
     \b
     Example:
       python -m bench load --cluster 3 --op get --seconds 5
@@ -114,10 +119,20 @@ def load_command(
                 LocalCluster(cluster, groups, node={"reads": reads}, secure=secure, users=secure)
             )
             plan = dataclasses.replace(plan, endpoints=local.url if secure else local.endpoints)
-        summary: dict[str, Any] = summary_of(plan, generators.measure(plan))
-    if cluster is not None:
-        summary.update(cluster=cluster, groups=groups, reads=reads, secure=secure)
+            summary = _costs(plan, [pid for node in local.nodes if (pid := local.pid(node)) is not None])
+            summary.update(cluster=cluster, groups=groups, reads=reads, secure=secure)
+        else:
+            summary = summary_of(plan, generators.measure(plan))
     click.echo(json.dumps(summary) if output == "json" else as_text(summary))
+
+
+def _costs(plan: LoadPlan, nodes: Sequence[int]) -> dict[str, Any]:
+    """The measurement, with the processor time of node processes."""
+    with Processors(nodes) as processors:
+        stats = generators.measure(plan)
+    summary = summary_of(plan, stats)
+    computed = processors.between(stats.began, stats.began + stats.seconds)
+    return {**summary, **each(computed, stats.computed, summary["operations"])}
 
 
 @click.command("run")

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from bench.echo import measure
 from bench.load import LoadPlan
 from bench.rebalance import measure as measure_rebalance
+from bench.running import load_command
 from bench.targets import Api
 from raftkv.testing import LocalCluster
 from tests.waiting import PATIENCE
@@ -22,6 +24,17 @@ from tests.waiting import PATIENCE
 def test_the_echo_measures_both_operations_in_both_ways(api: Api) -> None:
     for op, workers, clients in (("get", 5, 1), ("set", 5, 3), ("get", 2, 2)):
         assert measure(LoadPlan("", op, api, workers, clients, seconds=0.1, warmup=0.05)) > 0  # type: ignore[arg-type]
+
+
+def test_a_load_on_a_cluster_of_its_own_tells_the_processor_time_of_client_and_nodes() -> None:
+    options = ["--cluster", "1", "--groups", "1", "--workers", "8", "--keys", "50", "--seconds", "0.3", "--warmup", "0"]
+    done = CliRunner().invoke(load_command, [*options, "-o", "json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["operations"] > 0
+    assert found["errors"] == {}
+    assert found["client_us"] > 1
+    assert found["busiest_us"] == found["nodes_us"] > 1
 
 
 def test_a_scenario_is_measured_by_two_processes_and_its_report_written(tmp_path: Path) -> None:

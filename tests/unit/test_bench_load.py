@@ -10,6 +10,7 @@ import pytest
 
 from bench import load
 from bench.load import LoadPlan, Measured, make_keys, measure
+from bench.processors import Computed, each
 from bench.report import as_text, summarize
 from faults.sim.loop import simulate
 from raftkv.errors import Unavailable
@@ -50,6 +51,17 @@ def test_percentiles_and_rate() -> None:
         assert summary["latency_ms"][name] == pytest.approx(expected, rel=0.01)
     assert "50/s" in as_text(summary)
     assert "3 Unavailable" in as_text(summary)
+
+
+def test_processor_time_is_told_for_each_operation() -> None:
+    cost = each(Computed((0.002, 0.004, 0.001), others=9.0), 0.003, 100)
+    assert cost == {"nodes_us": 70.0, "busiest_us": 40.0, "client_us": 30.0}
+    assert each(Computed((), others=0.0), 0.0, 0) == {"nodes_us": 0.0, "busiest_us": 0.0, "client_us": 0.0}
+    summary = summarize(LoadPlan("x", "get"), Measured(array("d", [0.01]), 1.0, Counter()))
+    assert "processor time" not in as_text(summary)
+    assert as_text({**summary, **cost}).endswith(
+        "\nprocessor time of an operation: client 30.0 us, nodes 70.0 us, the busiest 40.0 us"
+    )
 
 
 def test_no_percentile_exceeds_the_longest_latency() -> None:

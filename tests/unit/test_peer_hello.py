@@ -43,7 +43,11 @@ def test_a_hello_says_who_dials() -> None:
         (["raftkv"], Reason.MALFORMED, "malformed hello"),
         (["raftkv", "1", "cluster", 1, 2, "i", "b", b""], Reason.MALFORMED, "malformed hello"),
         (["raftkv", True, "cluster", 1, 2, "i", "b", b""], Reason.MALFORMED, "malformed hello"),
-        (["raftkv", 3, "cluster", 1, 2, "i", "b", b""], Reason.VERSION, f"protocol version 3 is not supported, only {PROTOCOL_VERSION}"),
+        (
+            ["raftkv", 3, "cluster", 1, 2, "i", "b", b""],
+            Reason.VERSION,
+            f"protocol version 3 is not supported, only {PROTOCOL_VERSION}",
+        ),
         (["raftkv", PROTOCOL_VERSION, "cluster", 1, 2, "i", "b", b""], Reason.MALFORMED, "malformed hello"),
         (
             ["raftkv", PROTOCOL_VERSION, 1, "cluster", 1, 2, "i", "b", b""],
