@@ -22,6 +22,7 @@ from enum import IntEnum
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from msgspec import MsgspecError
 from msgspec.msgpack import Decoder, Encoder
 
 from raftkv import limits
@@ -129,12 +130,30 @@ class Block(NamedTuple):
     until: int
 
     @classmethod
-    def packed(cls, place: int, items: list[Any], until: int, size: int | None = None) -> Block:
-        """Of events as they stand in ``items``: slot, key, body, ... ``size``: what they count for, if it is known."""
+    def packed(cls, place: int, items: list[Any], until: int) -> Block:
+        """Of events as they stand in ``items``: slot, key, body, ..."""
         data = _pack(items)
-        if size is None:
-            size = _size(data, len(items) // _FIELDS)
+        size = _size(data, len(items) // _FIELDS)
         return cls(place, array("i", items[::_FIELDS]), None, data, size, until)
+
+    @classmethod
+    def from_wire(cls, place: int, data: bytes, wire: Sequence[Any]) -> Block:
+        """That with this ``data`` whose :meth:`to_wire` this is.
+
+        Raises ValueError, TypeError or OverflowError if there is none.
+        """
+        numbers, size, until = wire
+        numbers = None if numbers is None else array("q", map(whole, numbers))
+        block = cls(place, array("i"), numbers, data, whole(size), whole(until))
+        try:
+            items = checked(block.items())
+        except MsgspecError as problem:
+            raise ValueError(str(problem)) from problem
+        return block._replace(slots=array("i", items[::_FIELDS]))
+
+    def to_wire(self) -> tuple[list[int] | None, int, int]:
+        """Plain values that make the block, with its place and its data."""
+        return None if self.numbers is None else self.numbers.tolist(), self.size, self.until
 
     def items(self) -> list[Any]:
         """The events."""
@@ -142,7 +161,8 @@ class Block(NamedTuple):
             return _unpack(self.data)
         items: list[Any] = []
         for put, number in zip(decode_entry(self.data)[1], self.numbers, strict=True):
-            assert isinstance(put, Put)
+            if not isinstance(put, Put):
+                raise TypeError("not an entry of puts")
             items += (put.slot, put.key, pack_head(number, put.ttl and self.until + put.ttl) + put.value)
         return items
 
@@ -249,7 +269,7 @@ class History:
         if self.items:
             self.close(until)
         size = _size(entry, len(numbers))
-        self._add(Block(self.place, array("i", items[::_FIELDS]), array("q", numbers), entry, size, until))
+        self.append(Block(self.place, array("i", items[::_FIELDS]), array("q", numbers), entry, size, until))
 
     def settle(self, now: int, slots: Mapping[int, Slot]) -> None:
         """An entry ends at ``now``, group time in ms: leave out what is too much or too old."""
@@ -281,12 +301,13 @@ class History:
         if self.blocks:
             self._due = min(self._due, self.blocks[0].until + _AGE_MS)
 
-    def close(self, until: int, size: int | None = None) -> None:
-        """Pack what is in no block into one, at ``until``, group time in ms. ``size``: as :meth:`Block.packed`."""
-        self._add(Block.packed(self.place, self.items, until, size))
+    def close(self, until: int) -> None:
+        """Pack what is in no block into one, at ``until``, group time in ms."""
+        self.append(Block.packed(self.place, self.items, until))
         self.items = []
 
-    def _add(self, block: Block) -> None:
+    def append(self, block: Block) -> None:
+        """Its events are the next ones."""
         self.blocks.append(block)
         self.bytes += block.size
         self.place += len(block.slots)

@@ -2,9 +2,9 @@
 
 The stream: a header, ENDED items (slots and the moves that ended last for them), an IMPORT item for each move towards
 this group, and its STAGED events; then for each slot, ascending, one SLOT item, its RECORDS, SESSIONS and DIRTY items;
-then the HISTORY: its EVENTS, with a BLOCK item behind those of each block; then END with the numbers of slots, records,
-sessions, dirty keys and events. A chunk holds whole items. Damage is found by whoever stores chunks
-(they carry no checksum); here only what does not fit together is refused.
+then the HISTORY, for each of its blocks a BLOCK item behind its DATA, and the EVENTS that are in none; then END with
+the numbers of slots, records, sessions, dirty keys and events. A chunk holds whole items. Damage is found by whoever
+stores chunks (they carry no checksum); here only what does not fit together is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raftkv.commands.bounds import MAX_COUNT, MAX_GROUP_TIME
 from raftkv.errors import StorageError
 from raftkv.store.codec import binary, pack, unpack_all, whole
 from raftkv.store.digest import DIGEST_BYTES, digest_events, finish
-from raftkv.store.history import History, HistoryImage, checked, parts
+from raftkv.store.history import Block, History, HistoryImage, checked, parts
 from raftkv.store.index import KeyIndex, new_index
 from raftkv.store.moving import Ending, Import
 from raftkv.store.packed import head, value_bytes
@@ -44,7 +44,8 @@ _STAGED: Final = 8
 _HISTORY: Final = 9
 _EVENTS: Final = 10
 _BLOCK: Final = 11
-_OF_EVENTS: Final = (_STAGED, _HISTORY, _EVENTS, _BLOCK)
+_DATA: Final = 12
+_OF_EVENTS: Final = (_STAGED, _HISTORY, _EVENTS, _BLOCK, _DATA)
 # Items are small beside a chunk, so that chunks come out even.
 _ITEM_BYTES: Final = limits.SNAPSHOT_CHUNK_BYTES // 8
 _RECORD_OVERHEAD: Final = 8
@@ -149,9 +150,10 @@ class StoreSnapshot:
         history = self._history
         yield [_HISTORY, history.first, history.since]
         for block in history.blocks:
-            items = block.items()
-            yield from ([_EVENTS, *part] for part in parts(items, len(items), _ITEM_BYTES))
-            yield [_BLOCK, block.until, block.size]
+            # As it is: to look at what is inside would cost more than all the rest.
+            for at in range(0, len(block.data), _ITEM_BYTES):
+                yield [_DATA, block.data[at : at + _ITEM_BYTES]]
+            yield [_BLOCK, *block.to_wire()]
         yield from ([_EVENTS, *part] for part in parts(history.items, history.length, _ITEM_BYTES))
         yield [_END, slots, records, sessions, dirty, history.total]
 
@@ -207,6 +209,7 @@ class StoreRestore:
         self._events = 0
         self._former = False
         self._since = 0
+        self._data: list[bytes] = []
         self._clients: dict[bytes, bytes] = {}
 
     def feed(self, chunk: bytes) -> None:
@@ -214,7 +217,7 @@ class StoreRestore:
         try:
             for item in unpack_all(chunk):
                 self._take(item)
-        except (ValueError, TypeError, IndexError, KeyError, struct.error) as problem:
+        except (ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error) as problem:
             raise StorageError(f"not a snapshot of a store: {problem}") from problem
 
     def finish(self) -> None:
@@ -254,7 +257,7 @@ class StoreRestore:
             self._take_events(item)
         elif item[0] == _END:
             counts = [len(self._state.slots), self._records, self._sessions, self._dirty, self._events]
-            if item[1:] != (counts[:-1] if self._former else counts):
+            if self._data or item[1:] != (counts[:-1] if self._former else counts):
                 raise ValueError("parts are missing")
             self._check_moves()
             self._state.history.begin(self._since)
@@ -274,12 +277,19 @@ class StoreRestore:
             place, since = fields
             state.history = History(whole(place))
             self._since = whole(since)
+        elif kind == _DATA:
+            (data,) = fields
+            self._data.append(binary(data))
         elif kind == _EVENTS:
             state.history.items += checked(fields)
             self._events += len(fields) // 3
         else:
-            until, size = fields
-            state.history.close(whole(until), whole(size))
+            if state.history.items:
+                raise ValueError("a block behind events that are in none")
+            block = Block.from_wire(state.history.place, b"".join(self._data), fields)
+            self._data.clear()
+            state.history.append(block)
+            self._events += len(block.slots)
 
     def _check_moves(self) -> None:
         """Imports and the slots that are imported must be each other's."""

@@ -77,6 +77,7 @@ def test_an_entry_of_puts_is_a_block_that_tells_the_same_as_a_packed_one(monkeyp
         assert twin.digest() == store.digest()
         twin = restored(twin.snapshot().chunks())
         assert twin.digest() == store.digest()
+        assert twin.history.blocks == store.history.blocks
     assert [block.numbers is not None for block in store.history.blocks] == [
         True, False, False, True, False, False, True, False,
     ]  # fmt: skip

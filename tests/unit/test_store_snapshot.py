@@ -29,7 +29,7 @@ from raftkv.store.packed import packed
 from raftkv.store.records import Store
 from raftkv.store.slot import SlotState
 from raftkv.store.snapshot import StoreRestore
-from tests.store_helpers import GROUP, content, in_order, one, restored
+from tests.store_helpers import GROUP, content, in_order, logged, make, one, restored
 
 ROOT = Path(__file__).parents[2]
 SLOTS = 8
@@ -195,6 +195,55 @@ def test_what_is_no_whole_snapshot_is_refused_and_changes_nothing(monkeypatch: p
         with pytest.raises(StorageError):
             feed_and_finish(restore, bad)
         assert store.digest() == before
+
+
+def test_blocks_that_hold_no_events_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftkv.store.history._BLOCK_EVENTS", 2)
+    monkeypatch.setattr(limits, "SNAPSHOT_CHUNK_BYTES", 1 << 20)
+    store = filled()
+    before = store.digest()
+    source = make(0, now=0)
+    now, puts, entry = logged(1, [Put(0, b"a", b"1"), Put(0, b"b", b"2")])
+    source.apply(now, puts, entry)
+    source.apply(2, [Put(0, b"c", b"3"), Delete(0, b"a")])
+    one(source, Put(0, b"d", b"4"), now=3)
+    (chunk,) = source.snapshot().chunks()
+    items = items_of(chunk)
+    data, first, more, second, last = (at for at, item in enumerate(items) if item[0] in (10, 11, 12))
+    assert (items[data][1], items[first][1], items[second][1]) == (entry, [1, 2], None)
+    _, numbers, size, until = items[first]
+    other = logged(1, [Put(0, b"a", b"1"), Delete(0, b"b")])[2].tobytes()
+    for at, change in (
+        (first, [11, numbers, size]),
+        (first, [11, numbers, size, until, 1]),
+        (first, [11, None, size, until]),
+        (first, [11, [1], size, until]),
+        (first, [11, [1, 2, 3], size, until]),
+        (first, [11, [1, "2"], size, until]),
+        (first, [11, [1, -2], size, until]),
+        (first, [11, [1, 1 << 63], size, until]),
+        (first, [11, 2, size, until]),
+        (first, [11, numbers, None, until]),
+        (first, [11, numbers, size, b""]),
+        (first, items[data]),
+        (data, [12]),
+        (data, [12, entry[:-1].tobytes()]),
+        (data, [12, "entry"]),
+        (data, [12, b""]),
+        (data, [12, other]),
+        (more, [12, items[more][1][:-1]]),
+        (more, [12, msgpack.packb([0, b"k"])]),
+        (more, [12, msgpack.packb([1 << 40, b"k", b"x" * 16])]),
+        (more, [12, msgpack.packb(3)]),
+        (more, items[last]),
+        (last, items[data]),
+        (last, items[first]),
+    ):
+        changed = [*items[:at], change, *items[at + 1 :]]
+        with pytest.raises(StorageError):
+            feed_and_finish(store.begin_restore(), b"".join(msgpack.packb(item) for item in changed))
+        assert store.digest() == before
+    assert restored([chunk]).digest() == source.digest()
 
 
 def moving() -> Store:
