@@ -98,7 +98,7 @@ def _measured(result: dict[str, Any], workload: str, contestant: str) -> list[di
 
 def _anchor(title: str) -> str:
     """As GitHub makes one of a heading."""
-    return re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

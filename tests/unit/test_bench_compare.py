@@ -303,6 +303,7 @@ def test_the_tables_of_calls_have_bytes_and_promises_in_place_of_a_ceiling(tmp_p
     text = (tmp_path / tables.MARKDOWN).read_text()
     assert "| who | through | records/s | MB/s | p50 ms | p99 ms | raftkv is | promises |" in text
     assert "| who | through | transactions/s | MB/s |" in text
+    assert "](#put_many-10-workers-share-one-connection)" in text
     assert re.search(r"\| etcd 9.9 scan of 1,000,000 \| go client \| 18,0\d\d \| 2.6 \| .* \| a snapshot \|", text)
     assert re.search(r"\| raftkv 9.9 txn \| python client \| 9,0\d\d \| - \|", text)
     assert re.search(r"^\*\*9,0\d\d records/s \(put_many of 100, p99 3.0 ms\), 3.0 times etcd's", text, re.MULTILINE)
