@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-
 from faults.check.history import Kind, Outcome
 from faults.sim.run import run
 from faults.sim.storm import LOCKING, Storm
 
 
-@pytest.mark.parametrize("seed", [LOCKING + 2, LOCKING + 3])
-def test_locks_in_a_storm(seed: int) -> None:
-    report = run(Storm.draw(seed))
-    assert report.problems == []
-    counted = [one for one in report.history.operations if one.kind is Kind.INCR and one.outcome is Outcome.OK]
-    assert len(counted) > 15, "so often it was held"
+def test_locks_in_storms() -> None:
+    held = 0
+    for seed in (LOCKING + 1, LOCKING + 2, LOCKING + 3):
+        report = run(Storm.draw(seed))
+        assert report.problems == [], seed
+        held += sum(one.kind is Kind.INCR and one.outcome is Outcome.OK for one in report.history.operations)
+    # How often by each depends on the bytes that nodes write, and so on every change of a format.
+    assert held > 45
