@@ -7,7 +7,7 @@ import hashlib
 import logging
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self, cast
 
@@ -506,26 +506,31 @@ class SimCluster:
         disk = self.nodes[node].disk
         disk.capacity = disk.used() + left if full else _ROOMY
 
-    def flip_bit(self, node: int) -> bool:
-        """Flip one bit in a closed WAL segment or the latest snapshots of a node; False if it has none."""
-        disk = self.nodes[node].disk
-        files = disk.files()
-        closed = sorted(path for path in files if path.startswith(f"{WAL_FOLDER}/") and path.endswith(".log"))[:-1]
-        if self._rng.random() < 0.3:
-            closed = self._latest_snapshots(node) or closed
-        if not closed:
+    def flip_bit(self, node: int, groups: Container[int]) -> bool:
+        """Flip one bit in a file of :meth:`closed_files` of a node that does not run; False if there is none."""
+        segments, snapshots = self.closed_files(node, groups)
+        chosen = (snapshots or segments) if self._rng.random() < 0.3 else segments
+        if not chosen:
             return False
-        path = closed[self._rng.randrange(len(closed))]
-        written = len(files[path].rstrip(b"\0"))
+        path = chosen[self._rng.randrange(len(chosen))]
+        disk = self.nodes[node].disk
+        written = len(disk.files()[path].rstrip(b"\0"))
         offset, bit = self._rng.randrange(written), self._rng.randrange(8)
         self.trace.note(f"n{node} has a flipped bit in {path} at {offset}")
         disk.flip(path, offset, 1 << bit)
         return True
 
-    def _latest_snapshots(self, node: int) -> list[str]:
-        latest = {(group.group, group.snapshots.index) for group in self.nodes[node].replicas()}
-        named = {path: NAME.fullmatch(path.rpartition("/")[2]) for path in self.nodes[node].disk.files()}
-        return [path for path, name in named.items() if name and (int(name[1]), int(name[2])) in latest]
+    def closed_files(self, node: int, groups: Container[int]) -> tuple[list[str], list[str]]:
+        """Paths of the WAL's closed segments, and of the latest snapshot of each of the node's ``groups``."""
+        files = self.nodes[node].disk.files()
+        segments = sorted(path for path in files if path.startswith(f"{WAL_FOLDER}/") and path.endswith(".log"))[:-1]
+        latest: dict[int, tuple[int, str]] = {}
+        for path in files:
+            if name := NAME.fullmatch(path.rpartition("/")[2]):
+                group, index = int(name[1]), int(name[2])
+                latest[group] = max(latest.get(group, (0, "")), (index, path))
+        snapshots = [path for group, (_, path) in sorted(latest.items()) if group in groups]
+        return [path for path in segments if files[path].rstrip(b"\0")], snapshots
 
     # -- clients and views
 

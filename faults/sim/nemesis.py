@@ -279,10 +279,13 @@ def _expendable(storm: Storm, choose: Choose[SimDriver]) -> Choose[SimDriver]:
 
 async def _flip_bit(driver: SimDriver, nodes: Sequence[int], rng: random.Random) -> Effect | None:
     node = driver.cluster.nodes[nodes[0]]
-    if not driver.cluster.flip_bit(node.id):
+    groups = {replica.group for replica in node.replicas()}
+    if not any(driver.cluster.closed_files(node.id, groups)):
         return None
-    driver.ruin(node.id, "flipped bit")
-    driver.cluster.kill(node.id, power_loss=rng.random() < 0.5)
+    # First, as what the disk was at when the process ended may yet happen, and replace a file.
+    driver.end(node, power_loss=rng.random() < 0.5)
+    if driver.cluster.flip_bit(node.id, groups):
+        driver.ruin(node.id, "flipped bit")
     driver.cluster.restart(node.id)
     return _refused(node)
 

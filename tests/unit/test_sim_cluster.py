@@ -354,10 +354,10 @@ def test_a_node_needs_no_more_disk_than_stated(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_flipped_bit_in_a_closed_segment_is_named_at_the_next_start() -> None:
     async def scenario(cluster: SimCluster, client: AsyncClient) -> None:
-        assert not cluster.flip_bit(2), "there is no closed segment yet"
+        assert not cluster.flip_bit(2, (0, 1)), "there is no closed segment yet"
         await fill(client, 60)
-        assert cluster.flip_bit(2)
         cluster.kill(2, power_loss=False)
+        assert cluster.flip_bit(2, (0, 1))
         cluster.restart(2)
         assert cluster.nodes[2].state == "refused"
         assert isinstance(cluster.nodes[2].fatal, CorruptData)
