@@ -46,7 +46,7 @@ from bench.clusters import cluster
 from bench.disturbance import Disturbance, Watch
 from bench.footprint import memory, written
 from bench.load import LoadPlan
-from bench.processors import Computed, Processors, each
+from bench.processors import Computed, Nodes, Processors, per_operation, pids_of
 from bench.progress import ProgressBar
 from bench.report import LoadStats, summary_of
 from bench.scenarios import BenchShape
@@ -167,16 +167,11 @@ class GrowOptions:
     data: Path | None = None
 
 
-class Grown(Protocol):
+class Grown(Nodes, Protocol):
     """What is needed of a cluster."""
 
     @property
     def endpoints(self) -> str: ...
-
-    @property
-    def nodes(self) -> list[int]: ...
-
-    def pid(self, node: int) -> int | None: ...
 
     def data_dir(self, node: int) -> Path: ...
 
@@ -244,7 +239,7 @@ def _at(value: int, point: GrowPoint, options: GrowOptions, run: Measure, start:
             seed=options.seed,
             fill=False,
         )
-        pids = [pid for node in made.nodes if (pid := made.pid(node)) is not None]
+        pids = pids_of(made)
         # By itself: nodes are busy with it for a while.
         _check(run(dataclasses.replace(plan, fill=True, clients=1, seconds=min(0.2, options.seconds), warmup=0.0)))
         while point.log and max(written(made.data_dir(node) / "wal") for node in made.nodes) < point.log:
@@ -283,7 +278,7 @@ def _point(
         "leaders": str(shape.leaders),
         **{name: getattr(plan, name) for name in ("workers", "clients", "keys", "value_size")},
         **{name: summary[name] for name in ("per_second", "latency_ms", "errors")},
-        **each(computed, stats.computed, summary["operations"]),
+        **per_operation(computed, stats.computed, summary["operations"]),
         "node_bytes": bytes_of_nodes,
         **disturbance.told(),
     }

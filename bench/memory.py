@@ -19,7 +19,7 @@ from bench import generators, histogram
 from bench.footprint import Taken, memory, on_disk, snapshots, written
 from bench.keys import make_keys
 from bench.load import LoadPlan
-from bench.processors import Processors
+from bench.processors import Processors, pids_of
 from bench.state import StateCosts
 from bench.state import measure as measure_state
 from bench.steady import Timed, steady
@@ -307,7 +307,7 @@ class _Run:
             # Connected beforehand.
             await client.get(self._keys[0])
             began = perf_counter()
-            with Processors([pid for node in cluster.nodes if (pid := cluster.pid(node)) is not None]) as processors:
+            with Processors(pids_of(cluster)) as processors:
                 writes = await steady(lambda key: client.put(key, self._value), self._keys, plan.rate, plan.seconds)
             ended = perf_counter()
         # The last ones tell of themselves when they are over.

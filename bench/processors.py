@@ -9,13 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import clock_gettime, perf_counter  # noqa: TID251 - not to tell the time
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 _PERIOD: Final = 0.005
 """Seconds between two samples."""
 
 _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
 _STAT: Final = Path("/proc/stat")
+
+
+class Nodes(Protocol):
+    """A cluster of processes on this machine."""
+
+    @property
+    def nodes(self) -> list[int]: ...
+
+    def pid(self, node: int) -> int | None: ...
+
+
+def pids_of(cluster: Nodes) -> list[int]:
+    """Of the nodes that run."""
+    return [pid for node in cluster.nodes if (pid := cluster.pid(node)) is not None]
 
 
 def used(pid: int) -> float:
@@ -38,8 +52,8 @@ class Computed:
     others: float
 
 
-def each(computed: Computed, generators: float, operations: int) -> dict[str, float]:
-    """Microseconds of processor time for each operation.
+def per_operation(computed: Computed, generators: float, operations: int) -> dict[str, float]:
+    """Microseconds of processor time.
 
     ``nodes_us``: of all ``computed`` processes; ``busiest_us``: of the one that used most; ``client_us``: of the
     generators, which used so many seconds.

@@ -19,7 +19,7 @@ from bench.folders import data_option, out_option
 from bench.keys import DISTRIBUTIONS, Distribution
 from bench.load import LoadPlan
 from bench.machine import facts
-from bench.processors import Processors, each
+from bench.processors import Processors, per_operation, pids_of
 from bench.progress import ProgressBar
 from bench.report import as_text, summary_of
 from bench.scenarios import SCENARIOS, Reads, Scenario
@@ -119,7 +119,7 @@ def load_command(
                 LocalCluster(cluster, groups, node={"reads": reads}, secure=secure, users=secure)
             )
             plan = dataclasses.replace(plan, endpoints=local.url if secure else local.endpoints)
-            summary = _costs(plan, [pid for node in local.nodes if (pid := local.pid(node)) is not None])
+            summary = _costs(plan, pids_of(local))
             summary.update(cluster=cluster, groups=groups, reads=reads, secure=secure)
         else:
             summary = summary_of(plan, generators.measure(plan))
@@ -132,7 +132,7 @@ def _costs(plan: LoadPlan, nodes: Sequence[int]) -> dict[str, Any]:
         stats = generators.measure(plan)
     summary = summary_of(plan, stats)
     computed = processors.between(stats.began, stats.began + stats.seconds)
-    return {**summary, **each(computed, stats.computed, summary["operations"])}
+    return {**summary, **per_operation(computed, stats.computed, summary["operations"])}
 
 
 @click.command("run")

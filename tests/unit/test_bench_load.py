@@ -10,7 +10,7 @@ import pytest
 
 from bench import load
 from bench.load import LoadPlan, Measured, make_keys, measure
-from bench.processors import Computed, each
+from bench.processors import Computed, per_operation
 from bench.report import as_text, summarize
 from faults.sim.loop import simulate
 from raftkv.errors import Unavailable
@@ -54,9 +54,9 @@ def test_percentiles_and_rate() -> None:
 
 
 def test_processor_time_is_told_for_each_operation() -> None:
-    cost = each(Computed((0.002, 0.004, 0.001), others=9.0), 0.003, 100)
+    cost = per_operation(Computed((0.002, 0.004, 0.001), others=9.0), 0.003, 100)
     assert cost == {"nodes_us": 70.0, "busiest_us": 40.0, "client_us": 30.0}
-    assert each(Computed((), others=0.0), 0.0, 0) == {"nodes_us": 0.0, "busiest_us": 0.0, "client_us": 0.0}
+    assert per_operation(Computed((), others=0.0), 0.0, 0) == {"nodes_us": 0.0, "busiest_us": 0.0, "client_us": 0.0}
     summary = summarize(LoadPlan("x", "get"), Measured(array("d", [0.01]), 1.0, Counter()))
     assert "processor time" not in as_text(summary)
     assert as_text({**summary, **cost}).endswith(

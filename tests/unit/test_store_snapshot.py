@@ -244,6 +244,9 @@ def test_blocks_that_hold_no_events_are_refused(monkeypatch: pytest.MonkeyPatch)
             feed_and_finish(store.begin_restore(), b"".join(msgpack.packb(item) for item in changed))
         assert store.digest() == before
     assert restored([chunk]).digest() == source.digest()
+    late = [*items[:more], items[last], *items[more:last], *items[last + 1 :]]
+    with pytest.raises(StorageError, match="behind events"):
+        feed_and_finish(store.begin_restore(), b"".join(msgpack.packb(item) for item in late))
 
 
 def moving() -> Store:
