@@ -509,7 +509,7 @@ class SimCluster:
     def flip_bit(self, node: int, groups: Container[int]) -> bool:
         """Flip one bit in a file of :meth:`closed_files` of a node that does not run; False if there is none."""
         segments, snapshots = self.closed_files(node, groups)
-        chosen = (snapshots or segments) if self._rng.random() < 0.3 else segments
+        chosen = (snapshots or segments) if self._rng.random() < 0.3 else (segments or snapshots)
         if not chosen:
             return False
         path = chosen[self._rng.randrange(len(chosen))]
