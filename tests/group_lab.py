@@ -208,6 +208,7 @@ class GroupReplica(LabReplica):
 
     def step(self) -> None:
         self.group.step()
+        self.group.apply()
         self._begin_sync()
 
     def tick(self) -> None:

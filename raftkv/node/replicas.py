@@ -2,7 +2,8 @@
 
 Everything that happens to a group (a message, a proposal, a sync) only marks it. At the end of the loop's turn each
 marked group takes one step, then the links send what was queued and the WAL syncs what was appended: all groups share
-both.
+both. While the disk and the other nodes are at work, what is committed is applied; by a follower that has something to
+acknowledge after that, as its leader waits for it.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class Replicas:
         self._fatal = fatal
         self._outbox = DurableOutbox(wal, links)
         self._awake: dict[int, None] = {}
+        self._unapplied: dict[RaftGroup, None] = {}
+        """Those that have stepped and are to apply what that led to."""
         self._turn_due = False
         self._held_up_since: float | None = None
         self._groups: dict[int, RaftGroup] = {}
@@ -131,6 +134,7 @@ class Replicas:
         if replica is None:
             return
         self._sort()
+        self._unapplied.pop(replica, None)
         self.data.pop(group, None)
         if group == META_GROUP:
             self.meta = MetaStore(self.meta.on_change)
@@ -243,6 +247,10 @@ class Replicas:
         """Called every few milliseconds."""
         for group in list(self._groups.values()):
             group.tick()
+        for group in list(self._unapplied):
+            # A slow disk holds up what needs it, and nothing else.
+            self._apply(group)
+            self._schedule()
         # A message may wait for the WAL although its group had nothing to do.
         if self._wal.durable < self._wal.appended:
             self._schedule()
@@ -255,6 +263,8 @@ class Replicas:
             if dropping.lsn <= lsn and not dropping.removing:
                 self._remove_files(number)
         self._links.flush()
+        if self._unapplied:
+            self._schedule()
 
     def _wake(self, group: int) -> None:
         self._awake[group] = None
@@ -273,13 +283,26 @@ class Replicas:
                 group = self._groups.get(number)
                 if group is not None:
                     group.step()
+                    self._unapplied[group] = None
+            self._links.flush()
+            self._wal.flush()
+            for group in list(self._unapplied):
+                if not group.acknowledging:
+                    self._apply(group)
             for called in self.on_turn:
                 called()
+            # What was answered to other nodes; and a group that has come or gone leaves records.
             self._links.flush()
             self._wal.flush()
         except Exception as error:
             self._fatal(error)
             raise
+
+    def _apply(self, group: RaftGroup) -> None:
+        # Another group's entry may have it dropped meanwhile.
+        if group in self._unapplied:
+            del self._unapplied[group]
+            group.apply()
 
     # -- space
 

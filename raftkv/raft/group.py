@@ -2,7 +2,8 @@
 
 Events come in by ``receive``, ``propose``, ``read``, ``tick`` and ``on_durable``; each only changes memory and asks for
 a ``step``. The node calls ``step`` once at the end of the loop's turn for every group that asked, so that everything
-that arrived in a turn shares one log entry, one message to each follower and one sync of the WAL.
+that arrived in a turn shares one log entry, one message to each follower and one sync of the WAL. Then it calls
+``apply``: the disk and the other nodes are at work meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from raftkv.raft.messages import ANSWERS, OF_SNAPSHOTS, check
 from raftkv.raft.ports import LogWriter, Outbox, StateMachine
 from raftkv.raft.proposals import Done, OpenEntry, Proposal
 from raftkv.raft.reads import ReadDone
-from raftkv.raft.ready import Committed, Entry, Ready
+from raftkv.raft.ready import Committed, Entry, Offer
 from raftkv.raft.snapshots import GroupSnapshots, SnapshotFiles, align
 from raftkv.raft.status import GroupStatus, status_of
 
@@ -97,8 +98,12 @@ class RaftGroup:
         self._recorded = 0
         self._syncing = deque([(wal.appended, 0)])
         """Records that are not durable yet: (LSN, number of the record among this group's)."""
+        # What steps have led to and :meth:`apply` is still to do.
+        self._more = False
         self._applying: deque[Committed] = deque()
         self._reading: list[ReadDone] = []
+        self._answers: list[tuple[Callable[[Any], None], Any]] = []
+        self._fetch: Offer | None = None
 
     # -- views
 
@@ -257,19 +262,19 @@ class RaftGroup:
         """The node hosts this replica no more: answer everything that waits. Nothing may be asked of it again."""
         self.snapshots.close()
         self.consensus.close()
-        self._execute(self.consensus.step(self._clock.now()))
+        self.step()
+        self.apply()
         for done in self._reading:
             done(Code.UNAVAILABLE)
 
     # -- the turn's end
 
     def step(self) -> None:
-        """Take one step with all events of this turn, and execute its result."""
-        self._execute(self.consensus.step(self._clock.now()))
-        self.snapshots.maybe_take()
+        """Take one step with all events of this turn, and persist and send what it leads to.
 
-    def _execute(self, ready: Ready) -> None:
-        """Persist, send, apply, answer: the only place that executes a step's result."""
+        With :meth:`apply`, the only place that executes a step's result.
+        """
+        ready = self.consensus.step(self._clock.now())
         wal, outbox = self._wal, self._outbox
         if ready.records:
             for record in ready.records:
@@ -285,24 +290,38 @@ class RaftGroup:
                 send(node, message)
         for level, text in ready.notes:
             log.log(level, "group %d: %s", self.group, text)
-        if ready.committed or self._applying:
-            self._applying += ready.committed
-            self._apply()
+        self._applying += ready.committed
         self._reading += ready.reads
+        self._answers += ready.answers
+        self._fetch = ready.fetch or self._fetch
+        self._more = ready.more
+
+    @property
+    def acknowledging(self) -> bool:
+        """Whether an acknowledgement waits for the disk: the leader waits for it, and nobody for what is applied here."""
+        return bool(self._syncing) and self.consensus.lead is None
+
+    def apply(self) -> None:
+        """Apply, serve and answer what steps have led to since the last call."""
+        if self._applying:
+            self._apply()
         if self._reading and not self._applying:
             reading, self._reading = self._reading, []
             for done in reading:
                 done(Code.OK)
-        for to, what in ready.answers:
+        answers, self._answers = self._answers, []
+        for to, what in answers:
             try:
                 to(what)
             except Exception:
                 # An exception in one caller's callback must not keep the others from their answers.
                 log.exception("the receiver of results failed")
-        if ready.fetch is not None:
-            self.snapshots.fetch(ready.fetch)
-        if ready.more:
+        fetch, self._fetch = self._fetch, None
+        if fetch is not None:
+            self.snapshots.fetch(fetch)
+        if self._applying or self._more:
             self._wake()
+        self.snapshots.maybe_take()
 
     def _apply(self) -> None:
         applying, machine, held = self._applying, self.machine, self.core.applied_index()
