@@ -43,11 +43,14 @@ class Batcher:
         """Number of the operation whose answer is timed, 0 = none."""
         self._since = 0.0
 
-    def waits(self, gathered: int, enough: int) -> bool:
-        """Whether ``gathered`` operations, fewer than ``enough``, wait: until ``resume`` or :attr:`enough`."""
+    def waits(self, gathered: int, enough: int, longest: float = LONGEST) -> bool:
+        """Whether ``gathered`` operations, fewer than ``enough``, wait: until ``resume`` or :attr:`enough`.
+
+        At most ``longest`` seconds after the latest message.
+        """
         if gathered < enough:
             now = self._clock.now()
-            until = self._last + min(self._share * self._answer_time, LONGEST)
+            until = self._last + min(self._share * self._answer_time, longest)
             if now < until:
                 self.enough, self._until = enough, until
                 # One timer at a time, and none is cancelled: it is set anew when it comes too early.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec.structs import replace
 
-from raftkv.api.batcher import Batcher
+from raftkv.api.batcher import LONGEST, Batcher
 from raftkv.api.patience import SLOW, TELLING
 from raftkv.api.pipeline import Batch
 from raftkv.client.transport import TransportError
@@ -36,7 +36,7 @@ _SILENCE: Final = 2.0
 """Seconds over the node's budget after which a stream without any answer is taken for broken."""
 _LAST_WORD: Final = 1.0
 """Seconds for a stream that was broken to end."""
-_FULL: Final = 32
+_FULL: Final = 64
 """Operations over which a message is hardly cheaper for each of them."""
 _DIVISIBLE: Final = 32
 """Reads under way on a client's only channel from which on they travel in two messages."""
@@ -45,6 +45,9 @@ _DIVISIBLE_WRITES: Final = 257
 work of some hundred writes. 256 are what a node executes in one turn."""
 _SPACING: Final = 1.2
 """Of the time that answers take, between two messages with fewer operations than would be enough."""
+_LONGEST_WRITES: Final = 3 * LONGEST
+"""Seconds between those at most, while all are writes: nodes that are busy have an entry less to make and to sync for
+each message less. Reads do not wait so long beside writes that a slow disk holds up."""
 _NOT_SENT: Final = int(Code.UNAVAILABLE)
 _UNKNOWN: Final = int(Code.UNKNOWN)
 _NEVER: Final = 1 << 63
@@ -59,8 +62,8 @@ class Observer(Protocol):
     def on_slow(self, call: Call, seconds: float) -> None:
         """An attempt of ``call`` was executed, or begun, but took long."""
 
-    def share(self) -> int:
-        """How many attempts a channel that has some has on average."""
+    def load(self) -> tuple[int, int]:
+        """How many channels have attempts under way, and how many those have together."""
 
     def on_state(self, address: str, ok: bool) -> None:
         """Whether the node at ``address`` answers."""
@@ -106,8 +109,8 @@ class Channel:
         self._due = 0.0
         self._epoch = 0
         self._closed = False
-        self._wrote = False
-        """Whether the latest message carried writes."""
+        self._wrote = self._read = False
+        """Whether the latest message carried writes, and whether reads."""
         self._writer: asyncio.Task[None] | None = asyncio.create_task(self._write_all())
         self._writer.add_done_callback(self._on_written)
 
@@ -248,9 +251,8 @@ class Channel:
             if not self._out:
                 await self._sleep()
                 continue
-            share = self._observer.share()
-            most = self._most(share)
-            if self._batcher.waits(len(self._out), min(share, most, _FULL)):
+            enough, most, longest = self._bounds()
+            if self._batcher.waits(len(self._out), enough, longest):
                 await self._sleep()
                 continue
             batch = self._batch(most)
@@ -310,18 +312,21 @@ class Channel:
         if self._heard - started > SLOW:
             self._observer.on_slow(call, self._heard - started)
 
-    def _most(self, share: int) -> int:
-        """Operations that a message takes at most.
+    def _bounds(self) -> tuple[int, int, float]:
+        """Operations that make a message worth sending, those that it takes at most, and seconds that fewer wait at
+        most.
 
-        If all that is under way went in one message, client and node would wait for each other: with two halves both
-        are at work.
+        If all that is under way went in one message to one node, client and node would wait for each other: with two
+        halves both are at work. With several nodes, others are at work meanwhile.
         """
-        under_way = len(self._pending)
+        channels, attempts = self._observer.load()
+        under_way, most = len(self._pending), MAX_BATCH_OPS
         first = self._pending.get(self._out[0])
         writes = self._wrote or (first is not None and first.kind not in CLIENT_READS)
-        if under_way < (_DIVISIBLE_WRITES if writes else _DIVISIBLE) or under_way > share:
-            return MAX_BATCH_OPS
-        return min((under_way + 1) // 2, MAX_BATCH_OPS)
+        reads = self._read or (first is not None and first.kind in CLIENT_READS)
+        if channels == 1 and under_way >= (_DIVISIBLE_WRITES if writes else _DIVISIBLE):
+            most = min((under_way + 1) // 2, most)
+        return min(attempts // max(channels, 1), most, _FULL), most, LONGEST if reads else _LONGEST_WRITES
 
     def _batch(self, most: int) -> Batch | None:
         """The next message from what has gathered: bounded in bytes and operations, writes of one session only."""
@@ -331,6 +336,7 @@ class Channel:
         commands: list[Piped] = []
         session: ClientSession | None = None
         size = first = 0
+        reads = False
         budget = 0.0
         while out and len(ids) < most:
             number = out[0]
@@ -343,7 +349,9 @@ class Channel:
             size += len(call.key) + call.payload
             if size > MAX_BATCH_BYTES and ids:
                 break
-            if call.session is not session and call.session is not None:
+            if call.session is None:
+                reads = True
+            elif call.session is not session:
                 if session is not None:
                     break
                 session = call.session
@@ -355,7 +363,7 @@ class Channel:
                 budget = call.budget
         if not ids:
             return None
-        self._wrote = session is not None
+        self._wrote, self._read = session is not None, reads
         self._budget = budget
         if not self._due:
             self._due = self._clock.now() + budget + _SILENCE

@@ -423,10 +423,10 @@ class Engine:
             self._channels[address] = channel
         return channel
 
-    def share(self) -> int:
-        """How many attempts a channel that has some has on average."""
+    def load(self) -> tuple[int, int]:
+        """See :class:`raftkv.client.channel.Observer`."""
         busy = [channel.under_way for channel in self._channels.values() if not channel.idle]
-        return sum(busy) // len(busy) if busy else 0
+        return len(busy), sum(busy)
 
     def on_busy(self) -> None:
         """A channel without attempts under way got one."""

@@ -298,7 +298,7 @@ class RaftGroup:
 
     @property
     def acknowledging(self) -> bool:
-        """Whether an acknowledgement waits for the disk: the leader waits for it, and nobody for what is applied here."""
+        """Whether an acknowledgement waits for the disk: a leader waits for it, and nobody for what is applied."""
         return bool(self._syncing) and self.consensus.lead is None
 
     def apply(self) -> None:

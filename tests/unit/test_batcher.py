@@ -104,6 +104,16 @@ def test_the_wait_is_bounded_however_slow_answers_are() -> None:
     assert not world.batcher.waits(1, 25)
 
 
+def test_a_caller_may_set_another_bound() -> None:
+    world = _World()
+    world.settle(3.0)
+    assert world.batcher.waits(1, 25, 4 * LONGEST)
+    world.clock.pass_by(3 * LONGEST)
+    assert world.resumed == 0
+    world.clock.pass_by(LONGEST + 1e-6)
+    assert world.resumed == 1
+
+
 def test_only_one_operation_is_timed_and_a_lost_one_makes_way() -> None:
     world = _World()
     world.batcher.follow(1)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from typing import TYPE_CHECKING, cast
 
+from raftkv.api.batcher import LONGEST
 from raftkv.api.pipeline import Answers, Batch
 from raftkv.client.call import Call
 from raftkv.client.channel import Channel
@@ -25,7 +26,7 @@ class Node:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
-        self._answers: asyncio.Queue[Answers] = asyncio.Queue()
+        self._answers: asyncio.Queue[Answers | None] = asyncio.Queue()
 
     async def open(self) -> Node:
         return self
@@ -38,20 +39,20 @@ class Node:
         return await self._answers.get()
 
     def cancel(self) -> None:
-        pass
+        self._answers.put_nowait(None)
 
     async def close(self) -> None:
         pass
 
 
 class Client:
-    """An observer with ``share`` attempts on each channel."""
+    """An observer with so many ``attempts`` under way on so many ``channels``."""
 
-    def __init__(self, share: int) -> None:
-        self._share = share
+    def __init__(self, channels: int, attempts: int) -> None:
+        self._load = channels, attempts
 
-    def share(self) -> int:
-        return self._share
+    def load(self) -> tuple[int, int]:
+        return self._load
 
     def on_busy(self) -> None:
         pass
@@ -69,12 +70,12 @@ class Client:
         return None
 
 
-def sizes(calls: int, share: int, *, writes: bool = False, rounds: int = 1) -> list[int]:
-    """Operations of each message, if ``calls`` attempts start together, ``rounds`` times."""
+def sizes(calls: int, *, channels: int = 1, writes: bool = False, rounds: int = 1) -> list[int]:
+    """Operations of each message, if ``calls`` attempts start together on each channel, ``rounds`` times."""
 
     async def go() -> list[int]:
         node, clock = Node(), SystemClock()
-        channel = Channel("a", cast("Endpoint", node), clock, itertools.count(1), Client(share))
+        channel = Channel("a", cast("Endpoint", node), clock, itertools.count(1), Client(channels, channels * calls))
         session = ClientSession(b"s" * 16)
         for _ in range(rounds):
             futures = []
@@ -92,19 +93,58 @@ def sizes(calls: int, share: int, *, writes: bool = False, rounds: int = 1) -> l
 
 
 def test_reads_of_an_only_channel_travel_in_two_halves() -> None:
-    assert sizes(50, share=50) == [25, 25]
-    assert sizes(33, share=33) == [17, 16]
+    assert sizes(50) == [25, 25]
+    assert sizes(33) == [17, 16]
 
 
 def test_few_reads_travel_together() -> None:
-    assert sizes(31, share=31) == [31]
+    assert sizes(31) == [31]
 
 
 def test_reads_travel_together_while_other_channels_are_at_work_too() -> None:
-    assert sizes(50, share=49) == [50]
+    assert sizes(50, channels=2) == [50]
+    assert sizes(300, channels=3, writes=True) == [300]
 
 
 def test_writes_travel_together_unless_there_are_many() -> None:
-    assert sizes(50, share=50, writes=True, rounds=2) == [50, 50]
-    assert sizes(256, share=256, writes=True, rounds=2) == [256, 256]
-    assert sizes(257, share=257, writes=True) == [129, 128]
+    assert sizes(50, writes=True, rounds=2) == [50, 50]
+    assert sizes(256, writes=True, rounds=2) == [256, 256]
+    assert sizes(257, writes=True) == [129, 128]
+
+
+def test_only_writes_wait_longer_for_others() -> None:
+    """Not beside reads, neither those that wait with them nor those of the latest message."""
+
+    def call(kind: kv_pb2.Kind.ValueType, session: ClientSession) -> Call:
+        made = Call(kind, b"k")
+        made.slot = 0
+        if kind == kv_pb2.KIND_PUT:
+            made.value, made.session, made.seq = b"v", session, session.begin()
+        return made
+
+    async def go(*messages: str) -> float:
+        node, clock = Node(), SystemClock()
+        channel = Channel("a", cast("Endpoint", node), clock, itertools.count(1), Client(1, 1))
+        session = ClientSession(b"s" * 16)
+        *sent, waiting = [
+            [call(kv_pb2.KIND_PUT if one == "w" else kv_pb2.KIND_GET, session) for one in message]
+            for message in messages
+        ]
+        for calls in sent:
+            await asyncio.gather(*(channel.send(one, 1.0, clock.now(), 5.0) for one in calls))
+        for one in waiting:
+            channel.send(one, 1.0, clock.now(), 5.0)
+        _, _, longest = channel._bounds()
+        await channel.close()
+        return longest
+
+    for messages, longer in (
+        (("w",), True),
+        (("ww", "w"), True),
+        (("rw", "ww", "w"), True),
+        (("r",), False),
+        (("r", "w"), False),
+        (("wr", "w"), False),
+        (("w", "r"), False),
+    ):
+        assert (asyncio.run(go(*messages)) > LONGEST) is longer, messages
