@@ -182,6 +182,7 @@ class _BelievedIncoming(_Port):
         if problem is not None and (leader := self._group.leader()):
             self._group.consensus.snapshot_kept(leader, self._index)
             self._group.step()
+            self._group.apply()
 
 
 # -- elections: messages

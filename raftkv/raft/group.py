@@ -99,7 +99,7 @@ class RaftGroup:
         self._syncing = deque([(wal.appended, 0)])
         """Records that are not durable yet: (LSN, number of the record among this group's)."""
         # What steps have led to and :meth:`apply` is still to do.
-        self._more = False
+        self._more = self._behind = False
         self._applying: deque[Committed] = deque()
         self._reading: list[ReadDone] = []
         self._answers: list[tuple[Callable[[Any], None], Any]] = []
@@ -290,7 +290,9 @@ class RaftGroup:
                 send(node, message)
         for level, text in ready.notes:
             log.log(level, "group %d: %s", self.group, text)
-        self._applying += ready.committed
+        if ready.committed:
+            self._applying += ready.committed
+            self._behind = ready.more
         self._reading += ready.reads
         self._answers += ready.answers
         self._fetch = ready.fetch or self._fetch
@@ -298,8 +300,11 @@ class RaftGroup:
 
     @property
     def acknowledging(self) -> bool:
-        """Whether an acknowledgement waits for the disk: a leader waits for it, and nobody for what is applied."""
-        return bool(self._syncing) and self.consensus.lead is None
+        """Whether an acknowledgement waits for the disk: a leader waits for it, and nobody for what is applied.
+
+        Unless there is more to apply than one step hands out.
+        """
+        return bool(self._syncing) and self.consensus.lead is None and not self._behind
 
     def apply(self) -> None:
         """Apply, serve and answer what steps have led to since the last call."""

@@ -18,6 +18,8 @@ from raftkv.limits import MAX_VALUE_BYTES, WAL_SEGMENT_BYTES
 from raftkv.node.replicas import Replicas
 from raftkv.peer.links import Links
 from raftkv.raft import RaftConfig, RaftGroup
+from raftkv.raft.entries import pack_batch
+from raftkv.raft.log import FIRST_INDEX
 from raftkv.raft.messages import Type
 from raftkv.storage.snapshots import SnapshotStore
 from raftkv.storage.wal import Wal
@@ -176,6 +178,81 @@ def test_what_waits_for_a_dropped_group_is_answered() -> None:
     assert [answer.code for answer in answers] == [Code.UNKNOWN, Code.UNAVAILABLE]
     host.run(1.0)
     assert len(answers) == 2
+
+
+class Following:
+    """A replica that follows node 2, with one entry that is stored, acknowledged and not committed."""
+
+    def __init__(self) -> None:
+        self.host = Host()
+        self.host.replicas.ensure(GROUP, (NODE, 2, 3))
+        self.host.run()
+        self.seq = 0
+        self.take(commit=FIRST_INDEX)
+        self.host.run()
+        assert self.acknowledged == FIRST_INDEX + 1
+
+    def take(self, *, commit: int, size: int = 0) -> None:
+        """An append of one entry, with a value of ``size`` bytes, arrives, and the loop's turn ends."""
+        last, self.seq = FIRST_INDEX + self.seq, self.seq + 1
+        entry = (1, pack_batch(self.seq, [Put(0, b"k", bytes(size))]))
+        append = [GROUP, int(Type.APPEND), 1, self.seq, 1, last, 1 if last > FIRST_INDEX else 0, commit, [entry]]
+        assert self.host.replicas.receive(2, append)
+        self.host.world.run(0.0)
+
+    @property
+    def acknowledged(self) -> int:
+        """The last entry that was."""
+        return max(message[6] - 1 for _, message in self.host.links.sent if message[1] == Type.ACK)
+
+    @property
+    def applied(self) -> int:
+        return self.host.group().core.applied_index()
+
+
+def test_a_follower_acknowledges_before_it_applies() -> None:
+    """Its leader waits for the acknowledgement, and nobody for what is applied."""
+    one = Following()
+    one.take(commit=FIRST_INDEX + 1)
+    assert (one.acknowledged, one.applied) == (FIRST_INDEX + 1, FIRST_INDEX), "the disk is at work"
+    one.host.worker.complete()
+    assert (one.acknowledged, one.applied) == (FIRST_INDEX + 2, FIRST_INDEX)
+    one.host.world.run(0.0)
+    assert one.applied == FIRST_INDEX + 1
+
+
+def test_a_follower_that_is_behind_does_not_wait_for_its_disk() -> None:
+    """It may get more with each sync than one step hands out."""
+    one = Following()
+    for _ in range(6):
+        one.take(commit=FIRST_INDEX, size=MAX_VALUE_BYTES // 2)
+    one.take(commit=FIRST_INDEX + 7)
+    one.host.world.run(0.0)
+    assert one.applied > FIRST_INDEX + 4
+    assert one.acknowledged == FIRST_INDEX + 1, "nothing is synced yet"
+
+
+def test_a_slow_disk_does_not_hold_up_what_is_committed() -> None:
+    one = Following()
+    for ahead in (1, 2, 3):
+        one.take(commit=FIRST_INDEX + ahead)
+    assert one.applied == FIRST_INDEX
+    for _ in range(3):
+        one.host.replicas.tick()
+        one.host.world.run(0.0)
+    assert (one.acknowledged, one.applied) == (FIRST_INDEX + 1, FIRST_INDEX + 3)
+    one.host.run()
+    assert one.acknowledged == FIRST_INDEX + 4
+
+
+def test_a_group_that_is_dropped_before_it_applies_is_done_with() -> None:
+    one = Following()
+    one.take(commit=FIRST_INDEX + 1)
+    group = one.host.group()
+    one.host.replicas.drop(GROUP)
+    assert group.core.applied_index() == FIRST_INDEX + 1
+    one.host.run(1.0)
+    assert not one.host.replicas._unapplied
 
 
 def test_a_group_comes_back_empty_and_keeps_its_promises() -> None:
