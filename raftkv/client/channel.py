@@ -45,7 +45,7 @@ _DIVISIBLE_WRITES: Final = 257
 work of some hundred writes. 256 are what a node executes in one turn."""
 _SPACING: Final = 1.2
 """Of the time that answers take, between two messages with fewer operations than would be enough."""
-_LONGEST_WRITES: Final = 3 * LONGEST
+_LONGEST_WRITES: Final = 2 * LONGEST
 """Seconds between those at most, while all are writes: nodes that are busy have an entry less to make and to sync for
 each message less. Reads do not wait so long beside writes that a slow disk holds up."""
 _NOT_SENT: Final = int(Code.UNAVAILABLE)
