@@ -203,7 +203,7 @@ class Following:
     @property
     def acknowledged(self) -> int:
         """The last entry that was."""
-        return max(message[6] - 1 for _, message in self.host.links.sent if message[1] == Type.ACK)
+        return max(int(message[6]) - 1 for _, message in self.host.links.sent if message[1] == Type.ACK)
 
     @property
     def applied(self) -> int:
