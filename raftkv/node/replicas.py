@@ -134,7 +134,6 @@ class Replicas:
         if replica is None:
             return
         self._sort()
-        self._unapplied.pop(replica, None)
         self.data.pop(group, None)
         if group == META_GROUP:
             self.meta = MetaStore(self.meta.on_change)
@@ -299,10 +298,8 @@ class Replicas:
             raise
 
     def _apply(self, group: RaftGroup) -> None:
-        # Another group's entry may have it dropped meanwhile.
-        if group in self._unapplied:
-            del self._unapplied[group]
-            group.apply()
+        del self._unapplied[group]
+        group.apply()
 
     # -- space
 
