@@ -135,6 +135,85 @@ def _out_of_time(placed: Sequence[_Placed]) -> tuple[Operation, Operation] | Non
     return None
 
 
+_Counters: TypeAlias = tuple[int, ...]
+
+
+_COUNTED_GAP: Final = 60
+_COUNTED_STEPS: Final = 500_000
+"""More would take longer than it saves."""
+
+
+class _Counting:
+    """Whether counters can come to what was told of them, by operations without an answer.
+
+    That is asked of a gap before its operations are chosen one by one, which takes long where many will not do. Here
+    each may count any number of times, and checks of other records may have been met or not: so what is left out is
+    surely impossible. ``asked``: by those that may stand in the gap. ``told``: what each of ``counters`` was behind it,
+    None if nobody says.
+    """
+
+    def __init__(self, counters: Sequence[str], asked: Sequence[Asked], told: Sequence[int | None]) -> None:
+        self._counters = counters
+        self._asked = asked
+        self._told = told
+        self._known: dict[tuple[int, _Counters], bool] = {}
+
+    def allows(self, gap: int, records: Records) -> bool:
+        """Whether up to ``gap`` mutations may lead from ``records`` to what was told."""
+        return self._reaches(gap, tuple(int(records.get(key, "0")) for key in self._counters))
+
+    def _reaches(self, gap: int, at: _Counters) -> bool:
+        if gap > _COUNTED_GAP or len(self._known) * len(self._asked) > _COUNTED_STEPS:
+            return True
+        if all(value is None or value == found for found, value in zip(at, self._told, strict=True)):
+            return True
+        known = self._known.get((gap, at))
+        if known is None:
+            after = {(gap - writes, counters) for writes, counters in self._after(at) if writes <= gap}
+            known = self._known[gap, at] = any(self._reaches(left, counters) for left, counters in after)
+        return known
+
+    def _after(self, at: _Counters) -> Iterator[tuple[int, _Counters]]:
+        """(mutations, counters) behind each operation that changes something."""
+        values = dict(zip(self._counters, at, strict=True))
+        for one in self._asked:
+            met = all(str(values[key]) == (value or "0") for key, value in one.checks if key in values)
+            for steps in (one.steps, one.otherwise) if met else (one.otherwise,):
+                counted = dict(values)
+                for verb, key, argument in steps:
+                    if verb == "incr":
+                        counted[key] += argument
+                writes = sum(verb in ("put", "incr") for verb, _, _ in steps)
+                for deleted in range(sum(verb == "delete" for verb, _, _ in steps) + 1):
+                    if writes + deleted:
+                        yield writes + deleted, tuple(counted.values())
+
+
+def _counters_of(asked: Sequence[Asked]) -> list[str]:
+    """Keys that are counted and never written otherwise."""
+    steps = [step for one in asked for step in (*one.steps, *one.otherwise)]
+    others = {key for verb, key, _ in steps if verb not in ("incr", "get")}
+    return sorted({key for verb, key, _ in steps if verb == "incr"} - others)
+
+
+def _told_of(counters: Sequence[str], placed: Sequence[_Placed]) -> tuple[int | None, ...]:
+    """What each counter must be before the first of these, up to the next missing number; None if nobody says."""
+    found: dict[str, int] = {}
+    counted: set[str] = set()
+    floor = placed[0].before
+    for one in placed:
+        if one.before > floor or one.asked is None:
+            break
+        floor = one.after
+        steps = one.asked.steps if one.operation.done else one.asked.otherwise
+        for (verb, key, argument), told in zip(steps, one.told, strict=True):
+            if key in counters and key not in counted and str(told or "0").lstrip("-").isdecimal():
+                found.setdefault(key, int(told or "0") - (argument if verb == "incr" else 0))
+            if verb == "incr":
+                counted.add(key)
+    return tuple(found.get(key) for key in counters)
+
+
 class _Step(NamedTuple):
     """Where the search is: ``floor``: the slot's count. ``used``: unanswered operations that have a place."""
 
@@ -161,6 +240,9 @@ class _Search:
         self._until = [*accumulate((one.operation.ended for one in reversed(placed)), min)][::-1]
         # It was done after all before it began.
         self._since = [-inf, *accumulate((one.operation.began for one in placed), max)]
+        known = [one for one in (*self._asked, *(one.asked for one in placed)) if one is not None]
+        self._counters = _counters_of(known)
+        self._counting: dict[int, _Counting] = {}
 
     def run(self) -> Finding:
         best = (0, _Step({}, 0, frozenset(), ()))
@@ -193,7 +275,12 @@ class _Search:
             for number, other in enumerate(self._unanswered)
             if other.began <= self._until[index] and other.answered >= since
         ]
-        for filled, left in self._filled(at, one.before - at.floor, candidates, set()):
+        counting = self._counting.get(index)
+        if counting is None:
+            asked = [asked for number in candidates if (asked := self._asked[number]) is not None]
+            counting = _Counting(self._counters, asked, _told_of(self._counters, self._placed[index:]))
+            self._counting[index] = counting
+        for filled, left in self._filled(at, one.before - at.floor, candidates, counting, set()):
             if self._steps > self._budget:
                 return
             # A counter counts nothing else.
@@ -204,13 +291,17 @@ class _Search:
                 yield _Step(records, one.after, filled.used, (*filled.order, one.operation.number))
         self._failed.add(seen)
 
-    def _filled(self, at: _Step, gap: int, candidates: list[int], met: _Met) -> Iterator[tuple[_Step, int]]:
+    def _filled(
+        self, at: _Step, gap: int, candidates: list[int], counting: _Counting, met: _Met
+    ) -> Iterator[tuple[_Step, int]]:
         """Unanswered operations take the missing numbers, as many as possible first; and how many are left.
 
         ``met``: what another order of the same operations has come to, with the same records.
         """
         this = (gap, frozenset(at.records.items()), at.used)
         if gap < 0 or this in met:
+            return
+        if gap and not counting.allows(gap, at.records):
             return
         met.add(this)
         self._steps += 1
@@ -223,7 +314,7 @@ class _Search:
                 if 0 < writes <= gap:
                     order = (*at.order, self._unanswered[number].number)
                     after = _Step(records, at.floor, at.used | {number}, order)
-                    yield from self._filled(after, gap - writes, candidates, met)
+                    yield from self._filled(after, gap - writes, candidates, counting, met)
                 if self._steps > self._budget:
                     return
         yield at, gap

@@ -211,3 +211,16 @@ def test_what_a_store_does_passes_and_a_lie_does_not(seed: int) -> None:
     lie = rng.choice([one for one in reads if json.loads(one.found or "[]")[0]])
     lie.found = json.dumps([str(int(json.loads(lie.found or "")[0]) + 1000), None])
     assert past.verdict() is Verdict.VIOLATION
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(-3071, Verdict.LINEARIZABLE), (2, Verdict.VIOLATION)])
+def test_counters_tell_which_of_many_without_an_answer_have_happened(past: Past, last: int, verdict: Verdict) -> None:
+    """Two of twelve transfers and six of 24 writes: too many choices to try, but the sums leave few of them."""
+    past.txn(0, 1, [["incr", "a", 1], ["incr", "n", 1]], [1, 1], 2)
+    for at in range(12):
+        past.txn(2, OPEN_END, [["incr", "a", -(2**at)], ["incr", "b", 2**at], ["incr", "n", 1]])
+    for at in range(24):
+        past.txn(2, OPEN_END, [["put", "p", str(at)], ["incr", "n", 1]])
+    told = [str(last), str(1 - last), "9", "7"]
+    past.txn(50, 51, [["get", key, None] for key in "abnp"], told, 20)
+    assert past.verdict() is verdict
