@@ -137,7 +137,6 @@ def _out_of_time(placed: Sequence[_Placed]) -> tuple[Operation, Operation] | Non
 
 _Counters: TypeAlias = tuple[int, ...]
 
-
 _COUNTED_GAP: Final = 60
 _COUNTED_STEPS: Final = 500_000
 """More would take longer than it saves."""
@@ -207,7 +206,7 @@ def _told_of(counters: Sequence[str], placed: Sequence[_Placed]) -> tuple[int | 
         floor = one.after
         steps = one.asked.steps if one.operation.done else one.asked.otherwise
         for (verb, key, argument), told in zip(steps, one.told, strict=True):
-            if key in counters and key not in counted and str(told or "0").lstrip("-").isdecimal():
+            if key in counters and key not in counted and str(told or "0").removeprefix("-").isdecimal():
                 found.setdefault(key, int(told or "0") - (argument if verb == "incr" else 0))
             if verb == "incr":
                 counted.add(key)
@@ -275,12 +274,7 @@ class _Search:
             for number, other in enumerate(self._unanswered)
             if other.began <= self._until[index] and other.answered >= since
         ]
-        counting = self._counting.get(index)
-        if counting is None:
-            asked = [asked for number in candidates if (asked := self._asked[number]) is not None]
-            counting = _Counting(self._counters, asked, _told_of(self._counters, self._placed[index:]))
-            self._counting[index] = counting
-        for filled, left in self._filled(at, one.before - at.floor, candidates, counting, set()):
+        for filled, left in self._filled(index, at, one.before - at.floor, candidates, set()):
             if self._steps > self._budget:
                 return
             # A counter counts nothing else.
@@ -291,17 +285,24 @@ class _Search:
                 yield _Step(records, one.after, filled.used, (*filled.order, one.operation.number))
         self._failed.add(seen)
 
-    def _filled(
-        self, at: _Step, gap: int, candidates: list[int], counting: _Counting, met: _Met
-    ) -> Iterator[tuple[_Step, int]]:
-        """Unanswered operations take the missing numbers, as many as possible first; and how many are left.
+    def _counting_before(self, index: int, candidates: list[int]) -> _Counting:
+        counting = self._counting.get(index)
+        if counting is None:
+            asked = [asked for number in candidates if (asked := self._asked[number]) is not None]
+            counting = _Counting(self._counters, asked, _told_of(self._counters, self._placed[index:]))
+            self._counting[index] = counting
+        return counting
+
+    def _filled(self, index: int, at: _Step, gap: int, candidates: list[int], met: _Met) -> Iterator[tuple[_Step, int]]:
+        """Unanswered operations take the numbers that are missing before the one of that index, as many as possible
+        first; and how many are left.
 
         ``met``: what another order of the same operations has come to, with the same records.
         """
         this = (gap, frozenset(at.records.items()), at.used)
         if gap < 0 or this in met:
             return
-        if gap and not counting.allows(gap, at.records):
+        if gap and not self._counting_before(index, candidates).allows(gap, at.records):
             return
         met.add(this)
         self._steps += 1
@@ -314,7 +315,7 @@ class _Search:
                 if 0 < writes <= gap:
                     order = (*at.order, self._unanswered[number].number)
                     after = _Step(records, at.floor, at.used | {number}, order)
-                    yield from self._filled(after, gap - writes, candidates, counting, met)
+                    yield from self._filled(index, after, gap - writes, candidates, met)
                 if self._steps > self._budget:
                     return
         yield at, gap

@@ -313,8 +313,7 @@ class Channel:
             self._observer.on_slow(call, self._heard - started)
 
     def _bounds(self) -> tuple[int, int, float]:
-        """Operations that make a message worth sending, those that it takes at most, and seconds that fewer wait at
-        most.
+        """Operations that are enough for a message, those that it takes at most, and seconds that fewer may wait.
 
         If all that is under way went in one message to one node, client and node would wait for each other: with two
         halves both are at work. With several nodes, others are at work meanwhile.

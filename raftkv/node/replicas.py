@@ -2,8 +2,8 @@
 
 Everything that happens to a group (a message, a proposal, a sync) only marks it. At the end of the loop's turn each
 marked group takes one step, then the links send what was queued and the WAL syncs what was appended: all groups share
-both. While the disk and the other nodes are at work, what is committed is applied; by a follower that has something to
-acknowledge after that, as its leader waits for it.
+both. While the disk and the other nodes are at work, what is committed is applied. A follower that has something to
+acknowledge does that first, as its leader waits for it.
 """
 
 from __future__ import annotations

@@ -309,7 +309,7 @@ class RaftGroup:
     def apply(self) -> None:
         """Apply, serve and answer what steps have led to since the last call."""
         if self._applying:
-            self._apply()
+            self._apply_entries()
         if self._reading and not self._applying:
             reading, self._reading = self._reading, []
             for done in reading:
@@ -328,7 +328,7 @@ class RaftGroup:
             self._wake()
         self.snapshots.maybe_take()
 
-    def _apply(self) -> None:
+    def _apply_entries(self) -> None:
         applying, machine, held = self._applying, self.machine, self.core.applied_index()
         index = 0
         while applying:
