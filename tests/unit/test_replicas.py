@@ -180,6 +180,24 @@ def test_what_waits_for_a_dropped_group_is_answered() -> None:
     assert len(answers) == 2
 
 
+def test_a_read_sees_all_that_was_committed_before_it() -> None:
+    """Also in the step that hands out the last of it."""
+    host = Host()
+    host.lead()
+    for _ in range(4):
+        host.group().propose([Put(0, b"k", bytes(MAX_VALUE_BYTES // 2))], MAX_VALUE_BYTES // 2, lambda _: None)
+        host.run()
+    host.start()
+    group = host.group()
+    while not group.leads():
+        host.world.run(0.02)
+        host.replicas.tick()
+    seen: list[tuple[Code, int]] = []
+    group.read(False, lambda code: seen.append((code, group.core.applied_index())))
+    host.run()
+    assert seen == [(Code.OK, group.core.no_op_index())]
+
+
 class Following:
     """A replica that follows node 2, with one entry that is stored, acknowledged and not committed."""
 
